@@ -1,0 +1,1 @@
+//! From arguments and environment to [`Config`](crate::config::Config).

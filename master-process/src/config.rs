@@ -1,0 +1,186 @@
+//! What a run of the supervisor was asked to do: plain, validated data, no text left to parse.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything that the command line and the environment decide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The worker's command and its arguments; never empty.
+    pub command: Vec<OsString>,
+    /// How many workers run, 1 to [`MAX_WORKERS`].
+    pub workers: u32,
+    /// A worker that dies sooner than this after its start is replaced only when this has passed.
+    pub throttle: Duration,
+    /// The largest delay that consecutive early deaths of a slot can double to; at least `throttle`.
+    pub throttle_max: Duration,
+    /// So many early deaths within a time end the supervisor; `None`: never.
+    pub give_up: Option<GiveUp>,
+    /// From the stop signal to SIGKILL.
+    pub kill_timeout: Duration,
+    /// What asks a worker to drain and leave.
+    pub stop_signal: Signal,
+    /// When a worker counts as ready.
+    pub ready: ReadyMode,
+    /// A worker that is not ready by then is stopped and counted as an early death.
+    pub ready_timeout: Duration,
+    /// How many slots a reload replaces at a time.
+    pub reload_batch: Batch,
+    /// How many failed starts of one slot give a reload up; at least 1.
+    pub reload_attempts: u32,
+    /// Sockets that the supervisor opens and hands to every worker.
+    pub listen: Vec<Listen>,
+    /// How the workers' own addresses are shared.
+    pub share: Share,
+    /// Permission bits of every Unix socket that we hold.
+    pub socket_mode: u32,
+    /// Owner of every Unix socket that we hold; `None` leaves it unchanged.
+    pub socket_owner: Option<Owner>,
+    /// Who the workers run as; `None`: as the supervisor does.
+    pub identity: Option<Identity>,
+    /// The workers' working directory, resolved again at every start; `None`: the supervisor's.
+    pub chdir: Option<PathBuf>,
+    /// The workers' umask; `None`: the supervisor's.
+    pub umask: Option<u32>,
+    /// What the workers read as standard input.
+    pub stdin: Stdin,
+    /// How the supervisor writes its log.
+    pub log_format: LogFormat,
+    /// How much the supervisor says.
+    pub verbosity: Verbosity,
+}
+
+/// The largest worker count that is accepted: three times what the busiest hosts run, far below where a
+/// mistyped number exhausts a machine's pids.
+pub const MAX_WORKERS: u32 = 100_000;
+
+/// A signal's number, 1 to 64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal(pub i32);
+
+/// `--give-up N/DUR`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GiveUp {
+    /// So many early deaths over all slots; at least 1.
+    pub deaths: u32,
+    /// Within this time.
+    pub within: Duration,
+}
+
+/// `--ready MODE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadyMode {
+    /// Whichever comes first of `Listen` and `Notify`; ten seconds of life where the program never does either.
+    Auto,
+    /// The worker has called `listen(2)` on a stream socket.
+    Listen,
+    /// `READY=1` on `NOTIFY_SOCKET`.
+    Notify,
+    /// A newline on this descriptor of the worker, 3 or higher.
+    NotifyFd(i32),
+    /// The worker has lived that long.
+    Alive(Duration),
+    /// At once.
+    None,
+}
+
+/// `--reload-batch N|N%|all`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batch {
+    /// Every slot at once.
+    All,
+    /// So many slots; at least 1.
+    Slots(u32),
+    /// So many percent of the slots, 1 to 100, rounded up.
+    Percent(u32),
+}
+
+/// `--listen [NAME=]ADDR`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// What `LISTEN_FDNAMES` calls it.
+    pub name: Option<String>,
+    /// Where it listens.
+    pub addr: ListenAddr,
+    /// What the user wrote, for messages.
+    pub text: String,
+}
+
+/// An address of `--listen`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddr {
+    /// A port on every address, IPv6 and IPv4 on one socket where the host has IPv6.
+    Port(u16),
+    /// One address and port.
+    Inet(SocketAddr),
+    /// A Unix stream socket at an absolute path.
+    Unix(PathBuf),
+}
+
+/// `--share MODE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// The best that this host and version have: `Shared`.
+    Auto,
+    /// One socket for all workers.
+    Shared,
+    /// Every worker binds for itself.
+    Off,
+}
+
+/// Who owns a socket file; `None` leaves that half unchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: Option<u32>,
+    /// Group id.
+    pub gid: Option<u32>,
+}
+
+/// Who a worker runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// User id; `None`: unchanged.
+    pub uid: Option<u32>,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// `--stdin MODE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdin {
+    /// `/dev/null`.
+    Null,
+    /// The supervisor's own.
+    Inherit,
+}
+
+/// `--log-format FORMAT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// By what standard error is: journal, terminal, or something else.
+    Auto,
+    /// For people.
+    Pretty,
+    /// One JSON object a line.
+    Json,
+    /// For people, with the journal's priority in front.
+    Journald,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verbosity {
+    /// `-q`: warnings and errors.
+    Quiet,
+    /// What a person wants to read.
+    Normal,
+    /// `-v` or `DEBUG=master-process`: what a person who looks for a fault wants to read.
+    Verbose,
+    /// `RUST_LOG`: its text, `target=level` directives separated by commas, already validated.
+    Filter(String),
+}

@@ -1,0 +1,2 @@
+//! The `master-process` binary.
+fn main() {}

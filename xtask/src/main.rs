@@ -1,0 +1,2 @@
+//! What CI and contributors run.
+fn main() {}

@@ -1,0 +1,198 @@
+//! What can happen, and what can be done about it: both closed.
+
+use std::time::Duration;
+
+/// One start of one worker: never used again, unlike a pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorkerId {
+    /// The slot that it fills, from 0 on.
+    pub slot: u32,
+    /// Counts every start of this supervisor.
+    pub serial: u64,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The worker of an [`Action::Launch`] runs.
+    Launched(WorkerId),
+    /// The worker of an [`Action::Launch`] could not be started.
+    LaunchFailed(WorkerId, LaunchFailure),
+    /// A worker said in its own way that it is ready.
+    Signed(WorkerId, Sign),
+    /// A worker's process is gone.
+    Died(WorkerId),
+    /// The user wants every worker replaced.
+    Reload,
+    /// The user wants the end; said twice, at once.
+    Stop,
+    /// One worker more.
+    ScaleUp,
+    /// One worker fewer.
+    ScaleDown,
+}
+
+/// Why a worker could not be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaunchFailure {
+    /// The kernel lacks something just now (EAGAIN, ENOMEM, EMFILE, ETXTBSY): nobody's fault.
+    Passing,
+    /// It will fail again until somebody changes something: no such file, not executable.
+    Lasting,
+}
+
+/// How a worker says that it is ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// It called `listen(2)` on a stream socket.
+    Listen,
+    /// It sent `READY=1`, or the newline of `notify:fd=N`.
+    Notify,
+}
+
+/// Something to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "an action that nobody carries out is a worker that never starts or never stops"]
+pub enum Action {
+    /// Start this worker; answered by `Launched` or `LaunchFailed`.
+    Launch {
+        /// Which.
+        worker: WorkerId,
+        /// Of which generation: its `RELOAD_INDEX`.
+        generation: u32,
+    },
+    /// Ask this worker to leave.
+    Stop(WorkerId),
+    /// Kill this worker and its process group.
+    Kill(WorkerId),
+    /// Tell the user.
+    Report(Note),
+}
+
+/// Something that the user may want to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// A worker counts as ready.
+    Ready {
+        /// Which.
+        worker: WorkerId,
+        /// How long after its start.
+        after: Duration,
+        /// Why it counts.
+        by: ReadyBy,
+        /// The worker of an earlier generation that it takes over from.
+        replaces: Option<WorkerId>,
+    },
+    /// A worker ended that nobody had asked to.
+    Died {
+        /// Which.
+        worker: WorkerId,
+        /// How long it had lived.
+        uptime: Duration,
+        /// What follows.
+        next: Next,
+    },
+    /// A worker that was asked to leave is gone.
+    Left {
+        /// Which.
+        worker: WorkerId,
+        /// How long it had lived.
+        uptime: Duration,
+    },
+    /// A worker was not ready in time and is being stopped.
+    Late {
+        /// Which.
+        worker: WorkerId,
+        /// How long it had been given.
+        after: Duration,
+        /// What follows.
+        next: Next,
+    },
+    /// A worker could not be started.
+    LaunchFailed {
+        /// Which.
+        worker: WorkerId,
+        /// What follows.
+        next: Next,
+    },
+    /// A worker did not leave in time and is killed.
+    Overdue {
+        /// Which.
+        worker: WorkerId,
+        /// How long after the stop signal.
+        after: Duration,
+    },
+    /// A reload began.
+    ReloadStarted {
+        /// The new generation.
+        generation: u32,
+        /// How many slots it concerns.
+        slots: usize,
+    },
+    /// Every slot has a ready worker of this generation.
+    ReloadDone {
+        /// The generation.
+        generation: u32,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A reload was given up.
+    ReloadFailed {
+        /// The generation.
+        generation: u32,
+        /// The slot whose workers failed.
+        slot: u32,
+        /// How many did.
+        attempts: u32,
+        /// How many workers of earlier generations serve on.
+        kept: usize,
+    },
+    /// The number of workers changed.
+    Scaled {
+        /// From.
+        from: u32,
+        /// To.
+        to: u32,
+    },
+    /// Every worker is asked to leave.
+    Stopping {
+        /// How many there are.
+        workers: usize,
+    },
+    /// Every worker that is left is killed, because the user said so twice.
+    Killing {
+        /// How many there are.
+        workers: usize,
+    },
+    /// Too many early deaths: everything is stopped.
+    GaveUp {
+        /// How many.
+        deaths: u32,
+        /// Within which time.
+        within: Duration,
+    },
+}
+
+/// Why a worker counts as ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadyBy {
+    /// It said so.
+    Sign(Sign),
+    /// It has lived long enough.
+    Age,
+    /// Nothing is asked of it.
+    Launch,
+}
+
+/// What follows a worker's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// A replacement after this delay.
+    Restart(Duration),
+    /// Its successor is on its way already.
+    Successor,
+    /// The worker that it was to replace serves on.
+    Predecessor,
+    /// Nothing: everything stops, or its slot is gone.
+    Nothing,
+}

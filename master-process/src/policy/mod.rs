@@ -1,0 +1,23 @@
+//! What to do about the workers, decided without doing it.
+//!
+//! [`Supervisor`] is a state machine: an [`Event`] and the time go in, [`Action`]s and one deadline come
+//! out. It has no clock, descriptor, pid or I/O, so every history can be played in virtual time. Handlers
+//! record what happened; one function, `settle`, compares a slot with what it should be and pushes the
+//! difference.
+
+mod event;
+mod rollout;
+mod settings;
+mod slot;
+mod supervisor;
+mod throttle;
+mod time;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+pub use event::{Action, Event, LaunchFailure, Next, Note, ReadyBy, Sign, WorkerId};
+pub use settings::Settings;
+pub use supervisor::{Outcome, Supervisor};
+pub use time::Time;

@@ -1,0 +1,57 @@
+//! The part of the configuration that decides.
+
+use std::time::Duration;
+
+use crate::config::{Batch, Config, GiveUp, ReadyMode};
+
+/// What the policy needs to know of the configuration; each field as in [`Config`].
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How many workers are wanted at the start.
+    pub workers: u32,
+    /// See [`Config::throttle`].
+    pub throttle: Duration,
+    /// See [`Config::throttle_max`].
+    pub throttle_max: Duration,
+    /// See [`Config::give_up`].
+    pub give_up: Option<GiveUp>,
+    /// See [`Config::kill_timeout`].
+    pub kill_timeout: Duration,
+    /// See [`Config::ready`].
+    pub ready: ReadyMode,
+    /// See [`Config::ready_timeout`].
+    pub ready_timeout: Duration,
+    /// See [`Config::reload_batch`].
+    pub reload_batch: Batch,
+    /// See [`Config::reload_attempts`].
+    pub reload_attempts: u32,
+}
+
+impl From<&Config> for Settings {
+    fn from(config: &Config) -> Settings {
+        Settings {
+            workers: config.workers,
+            throttle: config.throttle,
+            throttle_max: config.throttle_max,
+            give_up: config.give_up,
+            kill_timeout: config.kill_timeout,
+            ready: config.ready,
+            ready_timeout: config.ready_timeout,
+            reload_batch: config.reload_batch,
+            reload_attempts: config.reload_attempts,
+        }
+    }
+}
+
+impl Settings {
+    /// How many of `slots` slots a reload replaces at a time; at least 1.
+    pub(super) fn batch_of(&self, slots: usize) -> usize {
+        match self.reload_batch {
+            Batch::All => slots.max(1),
+            Batch::Slots(n) => usize::try_from(n).unwrap_or(usize::MAX).max(1),
+            Batch::Percent(p) => (slots.saturating_mul(usize::try_from(p).unwrap_or(100)))
+                .div_ceil(100)
+                .max(1),
+        }
+    }
+}

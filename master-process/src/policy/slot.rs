@@ -1,0 +1,135 @@
+//! One slot: at most one worker that serves, at most one that starts, and those that are on their way out.
+
+use std::time::Duration;
+
+use super::throttle::Throttle;
+use super::{Time, WorkerId};
+
+/// A slot and everything in it.
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Slot {
+    /// The worker that is to serve next.
+    pub(super) starting: Option<Starting>,
+    /// The worker that serves.
+    pub(super) serving: Option<Serving>,
+    /// Workers that were asked to leave and are not gone yet.
+    pub(super) leaving: Vec<Leaving>,
+    /// How long the next start has to wait.
+    pub(super) throttle: Throttle,
+    /// How many starts have failed in the reload that is under way.
+    pub(super) failed: u32,
+    /// What the slot's timer is set to.
+    pub(super) timer: Option<Time>,
+}
+
+/// A worker that is not ready yet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Starting {
+    pub(super) worker: WorkerId,
+    pub(super) generation: u32,
+    pub(super) phase: StartPhase,
+}
+
+/// How far a start has come.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum StartPhase {
+    /// The driver has not answered yet.
+    Launching,
+    /// It runs; `deadline` is the ready time-out, and it counts as ready by its age from `ready_at` on.
+    Waiting {
+        since: Time,
+        deadline: Time,
+        ready_at: Option<Time>,
+    },
+}
+
+/// A worker that is ready.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Serving {
+    pub(super) worker: WorkerId,
+    pub(super) generation: u32,
+    pub(super) since: Time,
+    pub(super) ready_at: Time,
+}
+
+/// A worker that nobody counts on any more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leaving {
+    pub(super) worker: WorkerId,
+    pub(super) phase: LeavePhase,
+}
+
+/// How far a leave has come.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum LeavePhase {
+    /// Its start was under way when it became unwanted; the driver's answer decides.
+    Launching,
+    /// It has the stop signal and until `kill_at` to heed it.
+    Asked {
+        since: Time,
+        asked_at: Time,
+        kill_at: Time,
+    },
+    /// It has SIGKILL; only its death is left to wait for.
+    Killed { since: Time },
+}
+
+impl LeavePhase {
+    /// When the worker was started, where it was.
+    pub(super) fn since(self) -> Option<Time> {
+        match self {
+            LeavePhase::Launching => None,
+            LeavePhase::Asked { since, .. } | LeavePhase::Killed { since } => Some(since),
+        }
+    }
+}
+
+impl Starting {
+    /// How long it has been running.
+    pub(super) fn uptime(&self, now: Time) -> Duration {
+        match self.phase {
+            StartPhase::Launching => Duration::ZERO,
+            StartPhase::Waiting { since, .. } => now.since(since),
+        }
+    }
+}
+
+impl Slot {
+    /// Whether nothing is left in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.workers() == 0
+    }
+
+    /// How many processes it stands for.
+    pub(super) fn workers(&self) -> usize {
+        usize::from(self.starting.is_some()) + usize::from(self.serving.is_some()) + self.leaving.len()
+    }
+
+    /// Takes `worker` out of those that leave.
+    pub(super) fn take_leaving(&mut self, worker: WorkerId) -> Option<Leaving> {
+        let at = self.leaving.iter().position(|leaving| leaving.worker == worker)?;
+        Some(self.leaving.swap_remove(at))
+    }
+
+    /// The next moment at which something in here is due. `known_to_sign` says that age proves nothing;
+    /// `wants_launch` that only the throttle holds the next start back.
+    pub(super) fn next_due(&self, known_to_sign: bool, wants_launch: bool) -> Option<Time> {
+        let starting = self.starting.iter().filter_map(|starting| match starting.phase {
+            StartPhase::Launching => None,
+            StartPhase::Waiting {
+                deadline, ready_at, ..
+            } => Some(
+                ready_at
+                    .filter(|_| !known_to_sign)
+                    .map_or(deadline, |at| at.min(deadline)),
+            ),
+        });
+        let leaving = self.leaving.iter().filter_map(|leaving| match leaving.phase {
+            LeavePhase::Launching | LeavePhase::Killed { .. } => None,
+            LeavePhase::Asked { kill_at, .. } => Some(kill_at),
+        });
+        let launch = self.throttle.not_before().filter(|_| wants_launch);
+        starting.chain(leaving).chain(launch).min()
+    }
+}

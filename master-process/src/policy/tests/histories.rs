@@ -1,0 +1,115 @@
+//! Every short history.
+
+use std::time::Duration;
+
+use super::sim::{Sim, settings};
+use crate::config::Batch;
+use crate::policy::{Event, LaunchFailure, Settings};
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Launch,
+    LaunchFails,
+    ReadyOldest,
+    ReadyNewest,
+    DieOldest,
+    DieNewest,
+    Leave,
+    Reload,
+    Stop,
+    ScaleUp,
+    ScaleDown,
+    UntilDue,
+    LongTime,
+}
+
+const STEPS: [Step; 13] = [
+    Step::Launch,
+    Step::LaunchFails,
+    Step::ReadyOldest,
+    Step::ReadyNewest,
+    Step::DieOldest,
+    Step::DieNewest,
+    Step::Leave,
+    Step::Reload,
+    Step::Stop,
+    Step::ScaleUp,
+    Step::ScaleDown,
+    Step::UntilDue,
+    Step::LongTime,
+];
+
+/// Plays a step where it is possible; whether it was.
+fn play(sim: &mut Sim, step: Step) -> bool {
+    let launching = sim.find(|process| !process.running);
+    let unready = sim.find(|process| process.running && !process.ready);
+    let running = sim.find(|process| process.running);
+    let leaving = sim.find(|process| process.running && process.stopped);
+    match step {
+        Step::Launch => launching.first().map(|worker| sim.launch(*worker)),
+        Step::LaunchFails => launching
+            .last()
+            .map(|worker| sim.fail_launch(*worker, LaunchFailure::Passing)),
+        Step::ReadyOldest => unready.first().map(|worker| sim.sign(*worker)),
+        Step::ReadyNewest if unready.len() > 1 => unready.last().map(|worker| sim.sign(*worker)),
+        Step::DieOldest => running.first().map(|worker| sim.die(*worker)),
+        Step::DieNewest if running.len() > 1 => running.last().map(|worker| sim.die(*worker)),
+        Step::ReadyNewest | Step::DieNewest => None,
+        Step::Leave => leaving.first().map(|worker| sim.die(*worker)),
+        Step::Reload => Some(sim.event(Event::Reload)),
+        Step::Stop => Some(sim.event(Event::Stop)),
+        Step::ScaleUp => Some(sim.event(Event::ScaleUp)),
+        Step::ScaleDown => Some(sim.event(Event::ScaleDown)),
+        Step::UntilDue => sim.policy.deadline().map(|at| sim.pass(at.since(sim.now))),
+        Step::LongTime => Some(sim.pass(Duration::from_secs(20))),
+    }
+    .is_some()
+}
+
+/// Walks every history of up to `depth` steps from `sim` on; each must come to a clean end.
+fn walk(sim: &Sim, depth: usize, walked: &mut u64) {
+    *walked += 1;
+    if depth == 0 {
+        sim.clone().finish();
+        return;
+    }
+    for step in STEPS {
+        let mut next = sim.clone();
+        if play(&mut next, step) {
+            walk(&next, depth - 1, walked);
+        }
+    }
+}
+
+fn walk_all(settings: Settings, warm: bool, depth: usize) {
+    let mut sim = Sim::new(settings);
+    if warm {
+        sim.run_smoothly();
+    }
+    let mut walked = 0;
+    walk(&sim, depth, &mut walked);
+    assert!(walked > 10_000, "only {walked} histories: the walk does not walk");
+}
+
+#[test]
+fn every_short_history_from_the_first_start_keeps_the_invariants() {
+    walk_all(settings(1), false, 6);
+}
+
+#[test]
+fn every_short_history_of_two_serving_slots_keeps_the_invariants() {
+    walk_all(settings(2), true, 6);
+}
+
+#[test]
+fn every_short_history_of_a_reload_slot_by_slot_keeps_the_invariants() {
+    let mut settings = settings(2);
+    settings.reload_batch = Batch::Slots(1);
+    settings.reload_attempts = 1;
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.event(Event::Reload);
+    let mut walked = 0;
+    walk(&sim, 5, &mut walked);
+    assert!(walked > 10_000, "only {walked} histories");
+}

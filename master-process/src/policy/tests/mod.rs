@@ -1,0 +1,6 @@
+//! The policy, played in virtual time against a kernel that is slow and bounded.
+
+mod histories;
+mod lifecycle;
+mod reload;
+mod sim;

@@ -1,0 +1,272 @@
+//! Generations.
+
+use std::time::Duration;
+
+use super::sim::{Sim, settings};
+use crate::config::Batch;
+use crate::policy::{Event, LaunchFailure, Next, Note};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn generations(sim: &Sim) -> Vec<u32> {
+    sim.alive()
+        .iter()
+        .map(|worker| sim.processes[worker].generation)
+        .collect()
+}
+
+#[test]
+fn an_old_worker_is_asked_to_leave_only_when_its_own_successor_is_ready() {
+    let mut sim = Sim::new(settings(2));
+    sim.run_smoothly();
+    let old = sim.alive();
+    sim.event(Event::Reload);
+    sim.launch_all();
+    let new = sim.find(|process| process.generation == 1);
+    assert_eq!(new.len(), 2, "all start at once");
+    assert!(!sim.processes[&old[0]].stopped && !sim.processes[&old[1]].stopped);
+    sim.sign(new[1]);
+    assert!(!sim.processes[&old[0]].stopped, "the other slot's");
+    assert!(sim.processes[&old[1]].stopped, "its own");
+    sim.finish();
+}
+
+#[test]
+fn a_reload_in_batches_waits_for_the_whole_batch() {
+    let mut settings = settings(5);
+    settings.reload_batch = Batch::Percent(30);
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.event(Event::Reload);
+    for expected in [2, 2, 1] {
+        let starting = sim.find(|process| !process.running);
+        assert_eq!(starting.len(), expected);
+        sim.launch_all();
+        sim.sign(starting[0]);
+        if expected > 1 {
+            assert!(
+                sim.find(|process| !process.running).is_empty(),
+                "half a batch is no batch"
+            );
+            sim.sign(starting[1]);
+        }
+    }
+    assert!(
+        matches!(sim.notes.last(), Some(Note::ReloadDone { generation: 1, .. })),
+        "{:?}",
+        sim.notes.last()
+    );
+    sim.finish();
+}
+
+#[test]
+fn a_reload_whose_workers_die_is_given_up_and_the_old_ones_serve_on() {
+    let mut sim = Sim::new(settings(2));
+    sim.run_smoothly();
+    sim.pass(5 * SECOND);
+    sim.event(Event::Reload);
+    for _ in 0..3 {
+        sim.launch_all();
+        let new = sim.find(|process| process.generation == 1 && process.running && !process.stopped);
+        sim.die(
+            new.into_iter()
+                .find(|worker| worker.slot == 0)
+                .expect("slot 0 tries again"),
+        );
+        sim.pass(30 * SECOND);
+    }
+    sim.leave_all();
+    let failed = Note::ReloadFailed {
+        generation: 1,
+        slot: 0,
+        attempts: 3,
+        kept: 2,
+    };
+    assert!(sim.notes.contains(&failed), "{:?}", sim.notes);
+    assert_eq!(generations(&sim), [0, 0]);
+    assert_eq!(sim.policy.deadline(), None, "nothing is tried any more");
+    sim.finish();
+}
+
+#[test]
+fn a_reload_whose_workers_are_late_is_given_up() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.event(Event::Reload);
+    for _ in 0..3 {
+        sim.launch_all();
+        sim.pass(60 * SECOND);
+        sim.leave_all();
+    }
+    assert!(sim.notes.iter().any(|note| matches!(
+        note,
+        Note::ReloadFailed {
+            attempts: 3,
+            kept: 1,
+            ..
+        }
+    )));
+    assert!(sim.notes.iter().any(|note| matches!(
+        note,
+        Note::Late {
+            next: Next::Predecessor,
+            ..
+        }
+    )));
+    assert_eq!(generations(&sim), [0]);
+    sim.finish();
+}
+
+#[test]
+fn a_reload_whose_command_is_gone_is_given_up() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.event(Event::Reload);
+    for _ in 0..3 {
+        let worker = sim.find(|process| !process.running)[0];
+        sim.fail_launch(worker, LaunchFailure::Lasting);
+        sim.pass(30 * SECOND);
+    }
+    assert!(
+        sim.notes
+            .iter()
+            .any(|note| matches!(note, Note::ReloadFailed { .. }))
+    );
+    assert_eq!(generations(&sim), [0]);
+    sim.finish();
+}
+
+#[test]
+fn an_old_worker_that_dies_after_a_failed_reload_is_replaced_in_the_current_generation() {
+    let mut settings = settings(1);
+    settings.reload_attempts = 1;
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.pass(5 * SECOND);
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.die(sim.find(|process| process.generation == 1)[0]);
+    sim.die(sim.alive()[0]);
+    sim.pass(SECOND);
+    sim.run_smoothly();
+    assert_eq!(generations(&sim), [1]);
+    sim.finish();
+}
+
+#[test]
+fn a_reload_during_a_throttle_delay_leaves_one_worker_and_starts_it_at_once() {
+    let mut sim = Sim::new(settings(1));
+    sim.launch_all();
+    sim.die(sim.alive()[0]);
+    sim.event(Event::Reload);
+    sim.run_smoothly();
+    sim.pass(60 * SECOND);
+    assert_eq!(generations(&sim), [1]);
+    sim.finish();
+}
+
+#[test]
+fn an_old_worker_that_crashes_while_its_successor_starts_leaves_no_duplicate() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    let old = sim.alive()[0];
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.die(old);
+    sim.pass(30 * SECOND);
+    assert_eq!(sim.processes.len(), 1);
+    sim.run_smoothly();
+    assert_eq!(generations(&sim), [1]);
+    sim.finish();
+}
+
+#[test]
+fn a_reload_during_a_reload_stops_the_starting_workers_of_the_one_in_between_at_once() {
+    let mut sim = Sim::new(settings(2));
+    sim.run_smoothly();
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.event(Event::Reload);
+    let between = sim.find(|process| process.generation == 1);
+    assert!(between.iter().all(|worker| sim.processes[worker].stopped));
+    sim.run_smoothly();
+    assert_eq!(generations(&sim), [2, 2]);
+    sim.finish();
+}
+
+#[test]
+fn workers_that_never_get_ready_do_not_pile_up() {
+    let mut sim = Sim::new(settings(1));
+    sim.launch_all();
+    for _ in 0..10 {
+        sim.event(Event::Reload);
+        sim.launch_all();
+        sim.leave_all();
+        assert_eq!(sim.processes.len(), 1);
+    }
+    sim.finish();
+}
+
+#[test]
+fn a_stop_during_a_reload_stops_old_and_new() {
+    let mut sim = Sim::new(settings(2));
+    sim.run_smoothly();
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.event(Event::Stop);
+    assert!(sim.alive().is_empty());
+    sim.finish();
+}
+
+#[test]
+fn a_new_worker_that_is_ready_and_dies_early_counts_as_a_failed_start() {
+    let mut settings = settings(3);
+    settings.reload_batch = Batch::Slots(1);
+    settings.reload_attempts = 1;
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.pass(5 * SECOND);
+    sim.event(Event::Reload);
+    sim.launch_all();
+    let new = sim.find(|process| process.generation == 1)[0];
+    sim.sign(new);
+    sim.launch_all();
+    sim.die(new);
+    assert!(sim.notes.contains(&Note::ReloadFailed {
+        generation: 1,
+        slot: 0,
+        attempts: 1,
+        kept: 2
+    }));
+    sim.leave_all();
+    sim.pass(SECOND);
+    sim.run_smoothly();
+    let mut left = generations(&sim);
+    left.sort_unstable();
+    assert_eq!(left, [0, 0, 1], "two old ones serve on, the lost one is replaced");
+    sim.finish();
+}
+
+#[test]
+fn scaling_down_a_slot_whose_turn_it_is_lets_the_reload_go_on() {
+    let mut settings = settings(3);
+    settings.reload_batch = Batch::Slots(2);
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.event(Event::ScaleDown);
+    sim.event(Event::ScaleDown);
+    sim.run_smoothly();
+    assert_eq!(generations(&sim), [1]);
+    assert!(matches!(
+        sim.notes.last(),
+        Some(Note::Left { .. } | Note::ReloadDone { .. })
+    ));
+    assert!(
+        sim.notes
+            .iter()
+            .any(|note| matches!(note, Note::ReloadDone { .. }))
+    );
+    sim.finish();
+}

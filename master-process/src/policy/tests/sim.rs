@@ -1,0 +1,299 @@
+//! A kernel for the policy: effects come later than their causes, and a spin is a failure.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::config::{Batch, ReadyMode};
+use crate::policy::{
+    Action, Event, LaunchFailure, Note, Outcome, ReadyBy, Settings, Sign, Supervisor, Time, WorkerId,
+};
+
+/// More actions than this for one event of a handful of slots is a spin.
+const MOST_ACTIONS: usize = 64;
+
+/// Settings that the tests change where they care.
+pub(super) fn settings(workers: u32) -> Settings {
+    Settings {
+        workers,
+        throttle: Duration::from_secs(1),
+        throttle_max: Duration::from_secs(30),
+        give_up: None,
+        kill_timeout: Duration::from_secs(5),
+        ready: ReadyMode::Listen,
+        ready_timeout: Duration::from_secs(60),
+        reload_batch: Batch::All,
+        reload_attempts: 3,
+    }
+}
+
+/// A process as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) generation: u32,
+    pub(super) running: bool,
+    pub(super) ready: bool,
+    pub(super) stopped: bool,
+    pub(super) killed: bool,
+}
+
+/// The policy and its kernel.
+#[derive(Clone)]
+pub(super) struct Sim {
+    pub(super) policy: Supervisor,
+    pub(super) now: Time,
+    pub(super) processes: BTreeMap<WorkerId, Process>,
+    pub(super) notes: Vec<Note>,
+    /// Slots from here on were scaled away: whoever is in them may be stopped without a successor.
+    wanted: u32,
+    stopping: bool,
+}
+
+impl Sim {
+    pub(super) fn new(settings: Settings) -> Sim {
+        let now = Time::new(Duration::from_secs(1000));
+        let wanted = settings.workers;
+        let mut sim = Sim {
+            policy: Supervisor::new(settings, now),
+            now,
+            processes: BTreeMap::new(),
+            notes: Vec::new(),
+            wanted,
+            stopping: false,
+        };
+        sim.carry_out();
+        sim
+    }
+
+    /// Hands an event to the policy and starts what it wants done.
+    pub(super) fn event(&mut self, event: Event) {
+        match event {
+            Event::Stop => self.stopping = true,
+            Event::ScaleUp => self.wanted += 1,
+            Event::ScaleDown if self.wanted > 1 => self.wanted -= 1,
+            Event::ScaleDown
+            | Event::Reload
+            | Event::Launched(_)
+            | Event::LaunchFailed(..)
+            | Event::Signed(..)
+            | Event::Died(_) => {}
+        }
+        self.policy.handle(self.now, event);
+        self.carry_out();
+    }
+
+    /// Lets time pass, stopping at every deadline on the way.
+    pub(super) fn pass(&mut self, span: Duration) {
+        let until = self.now.after(span);
+        while let Some(at) = self.policy.deadline().filter(|at| *at <= until) {
+            self.now = self.now.max(at);
+            self.policy.advance(self.now);
+            self.carry_out();
+            assert!(
+                self.policy.deadline().is_none_or(|next| next > self.now),
+                "a spin: due again at once"
+            );
+        }
+        self.now = until;
+    }
+
+    fn carry_out(&mut self) {
+        let mut actions = 0;
+        while let Some(action) = self.policy.next_action(self.now) {
+            actions += 1;
+            assert!(
+                actions <= MOST_ACTIONS,
+                "a spin: no end of actions, last {action:?}"
+            );
+            match action {
+                Action::Launch { worker, generation } => {
+                    assert!(!self.stopping, "a start after the stop: {worker:?}");
+                    let process = Process {
+                        generation,
+                        running: false,
+                        ready: false,
+                        stopped: false,
+                        killed: false,
+                    };
+                    assert!(
+                        self.processes.insert(worker, process).is_none(),
+                        "{worker:?} started twice"
+                    );
+                }
+                Action::Stop(worker) => {
+                    self.check_not_missed(worker);
+                    let process = self
+                        .processes
+                        .get_mut(&worker)
+                        .expect("only a process can be stopped");
+                    assert!(process.running && !process.stopped, "{worker:?} stopped in vain");
+                    process.stopped = true;
+                }
+                Action::Kill(worker) => {
+                    let process = self
+                        .processes
+                        .get_mut(&worker)
+                        .expect("only a process can be killed");
+                    assert!(process.stopped && !process.killed, "{worker:?} killed in vain");
+                    process.killed = true;
+                }
+                Action::Report(note) => {
+                    if matches!(
+                        note,
+                        Note::GaveUp { .. }
+                            | Note::LaunchFailed {
+                                next: super::super::Next::Nothing,
+                                ..
+                            }
+                    ) {
+                        self.stopping = true;
+                    }
+                    if let Note::Ready {
+                        worker,
+                        by: ReadyBy::Age | ReadyBy::Launch,
+                        ..
+                    } = note
+                    {
+                        self.processes.get_mut(&worker).expect("it runs").ready = true;
+                    }
+                    self.notes.push(note);
+                }
+            }
+        }
+        self.check_slots();
+    }
+
+    /// A ready worker may be stopped only when its slot has another that is ready.
+    fn check_not_missed(&self, worker: WorkerId) {
+        if self.stopping || worker.slot >= self.wanted || !self.processes[&worker].ready {
+            return;
+        }
+        let relieved = self.processes.iter().any(|(other, process)| {
+            *other != worker && other.slot == worker.slot && process.ready && !process.stopped
+        });
+        assert!(
+            relieved,
+            "{worker:?} was ready and is stopped with nobody in its place"
+        );
+    }
+
+    fn check_slots(&self) {
+        let mut counts = BTreeMap::<u32, (u32, u32)>::new();
+        for (worker, process) in self.processes.iter().filter(|(_, process)| !process.stopped) {
+            let (serving, starting) = counts.entry(worker.slot).or_default();
+            *if process.ready { serving } else { starting } += 1;
+        }
+        for (slot, (serving, starting)) in counts {
+            // A start that became unwanted in mid-air is stopped as soon as the kernel answers.
+            let unwanted = self.processes.iter().filter(|(worker, process)| {
+                worker.slot == slot && !process.running && !self.is_newest(**worker)
+            });
+            assert!(serving <= 1, "slot {slot} has {serving} serving workers");
+            let unwanted = u32::try_from(unwanted.count()).expect("few");
+            assert!(
+                starting <= 1 + unwanted,
+                "slot {slot} has {starting} starting workers"
+            );
+        }
+    }
+
+    fn is_newest(&self, worker: WorkerId) -> bool {
+        self.processes
+            .keys()
+            .filter(|other| other.slot == worker.slot)
+            .max()
+            == Some(&worker)
+    }
+
+    // What the kernel and the programs do.
+
+    pub(super) fn find(&self, filter: impl Fn(&Process) -> bool) -> Vec<WorkerId> {
+        let mut found: Vec<_> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| filter(process))
+            .map(|(id, _)| *id)
+            .collect();
+        found.sort_by_key(|worker| worker.serial);
+        found
+    }
+
+    /// Processes that run and were not asked to leave.
+    pub(super) fn alive(&self) -> Vec<WorkerId> {
+        self.find(|process| process.running && !process.stopped)
+    }
+
+    pub(super) fn launch(&mut self, worker: WorkerId) {
+        self.processes
+            .get_mut(&worker)
+            .expect("a launch was asked for")
+            .running = true;
+        self.event(Event::Launched(worker));
+    }
+
+    pub(super) fn fail_launch(&mut self, worker: WorkerId, failure: LaunchFailure) {
+        self.processes.remove(&worker);
+        self.event(Event::LaunchFailed(worker, failure));
+    }
+
+    pub(super) fn launch_all(&mut self) {
+        for worker in self.find(|process| !process.running) {
+            self.launch(worker);
+        }
+    }
+
+    pub(super) fn sign(&mut self, worker: WorkerId) {
+        self.processes
+            .get_mut(&worker)
+            .expect("only a process can be ready")
+            .ready = true;
+        self.event(Event::Signed(worker, Sign::Listen));
+    }
+
+    pub(super) fn sign_all(&mut self) {
+        for worker in self.find(|process| process.running && !process.ready && !process.stopped) {
+            self.sign(worker);
+        }
+    }
+
+    pub(super) fn die(&mut self, worker: WorkerId) {
+        self.processes.remove(&worker).expect("only a process can die");
+        self.event(Event::Died(worker));
+    }
+
+    /// Everybody who was asked to leave does.
+    pub(super) fn leave_all(&mut self) {
+        for worker in self.find(|process| process.running && process.stopped) {
+            self.die(worker);
+        }
+    }
+
+    /// All start, all become ready, all who should leave do.
+    pub(super) fn run_smoothly(&mut self) {
+        for _ in 0..100 {
+            let before = self.processes.clone();
+            self.launch_all();
+            self.sign_all();
+            self.leave_all();
+            if self.processes == before {
+                return;
+            }
+        }
+        panic!("does not come to rest: {:?}", self.processes);
+    }
+
+    /// Stops, obeys, and checks that nothing at all is left.
+    pub(super) fn finish(mut self) -> Outcome {
+        if !self.stopping {
+            self.event(Event::Stop);
+        }
+        for _ in 0..100 {
+            self.launch_all();
+            self.leave_all();
+            if self.processes.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(self.policy.deadline(), None, "a timer is left");
+        self.policy.outcome().expect("nothing is left to wait for")
+    }
+}

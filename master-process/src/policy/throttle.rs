@@ -1,0 +1,119 @@
+//! How long a slot waits before its next start, and when the whole program gives up.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Settings, Time};
+use crate::config::GiveUp;
+
+/// The shortest wait after a start that failed: with `--throttle 0` a missing file would otherwise be tried
+/// as fast as the CPU goes. Longer would be felt by who repairs it.
+const FAILED_LAUNCH_WAIT: Duration = Duration::from_millis(100);
+
+/// A slot's memory of early deaths.
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Throttle {
+    early: u32,
+    not_before: Option<Time>,
+}
+
+impl Throttle {
+    /// When the next start is allowed; `None`: at once.
+    pub(super) fn not_before(&self) -> Option<Time> {
+        self.not_before
+    }
+
+    /// Forgets everything: a reload is a new program.
+    pub(super) fn reset(&mut self) {
+        *self = Throttle::default();
+    }
+
+    /// A start is under way: its wait is over.
+    pub(super) fn launched(&mut self) {
+        self.not_before = None;
+    }
+
+    /// A worker lived for `uptime` and, if it was ever ready, for `ready_for` after that. Returns the wait
+    /// before its replacement, and whether the death was an early one.
+    pub(super) fn died(
+        &mut self,
+        now: Time,
+        uptime: Duration,
+        ready_for: Option<Duration>,
+        settings: &Settings,
+    ) -> (Duration, bool) {
+        if ready_for.is_some_and(|lived| lived > settings.throttle) {
+            self.early = 0;
+        }
+        let early = uptime < settings.throttle;
+        if !early {
+            self.not_before = None;
+            return (Duration::ZERO, false);
+        }
+        (self.count_early(now, uptime, settings), true)
+    }
+
+    /// A worker was not ready in time: an early death, however late.
+    pub(super) fn late(&mut self, now: Time, uptime: Duration, settings: &Settings) -> Duration {
+        self.count_early(now, uptime, settings)
+    }
+
+    /// A start failed for good: an early death of a worker that lived for no time at all.
+    pub(super) fn launch_failed(&mut self, now: Time, settings: &Settings) -> Duration {
+        let wait = self
+            .count_early(now, Duration::ZERO, settings)
+            .max(FAILED_LAUNCH_WAIT);
+        self.wait(now, wait)
+    }
+
+    /// A start failed for a cause that passes: the slot waits, and nothing is counted against the program.
+    pub(super) fn launch_delayed(&mut self, now: Time, settings: &Settings) -> Duration {
+        self.wait(now, settings.throttle.max(FAILED_LAUNCH_WAIT))
+    }
+
+    fn count_early(&mut self, now: Time, uptime: Duration, settings: &Settings) -> Duration {
+        self.early = self.early.saturating_add(1);
+        let doubled = settings
+            .throttle
+            .saturating_mul(2u32.saturating_pow(self.early - 1));
+        let span = doubled.min(settings.throttle_max.max(settings.throttle));
+        self.wait(now, span.saturating_sub(uptime))
+    }
+
+    fn wait(&mut self, now: Time, wait: Duration) -> Duration {
+        self.not_before = (wait > Duration::ZERO).then(|| now.after(wait));
+        wait
+    }
+}
+
+/// The early deaths of all slots within `--give-up`'s time.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Patience {
+    limit: Option<GiveUp>,
+    deaths: VecDeque<Time>,
+}
+
+impl Patience {
+    pub(super) fn new(limit: Option<GiveUp>) -> Patience {
+        Patience {
+            limit,
+            deaths: VecDeque::new(),
+        }
+    }
+
+    /// Counts one early death; says the limit when it is reached.
+    pub(super) fn early_death(&mut self, now: Time) -> Option<GiveUp> {
+        let limit = self.limit?;
+        self.deaths.push_back(now);
+        while self
+            .deaths
+            .front()
+            .is_some_and(|first| now.since(*first) > limit.within)
+        {
+            self.deaths.pop_front();
+        }
+        (self.deaths.len() >= usize::try_from(limit.deaths).unwrap_or(usize::MAX)).then_some(limit)
+    }
+}

@@ -2,4 +2,9 @@
 
 pub mod cli;
 pub mod config;
+pub mod driver;
+pub mod notify;
 pub mod policy;
+pub mod report;
+pub mod share;
+pub mod sys;

@@ -1,2 +1,88 @@
-//! The `master-process` binary.
-fn main() {}
+//! The `master-process` binary: reads what is wanted, takes everything in place, and tells how it ended.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+use master_process::cli::{self, Command};
+use master_process::config::{Config, Share};
+use master_process::driver::{Driver, Ending};
+use master_process::report;
+use master_process::share::{Access, Broker, HandedOver};
+use master_process::sys::fds;
+use master_process::sys::signals::Signals;
+use master_process::sys::spawn::{SpawnError, Step};
+
+/// The supervisor's exit codes: the contract with service managers and scripts.
+mod code {
+    pub(super) const FATAL: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
+    pub(super) const GAVE_UP: u8 = 70;
+    pub(super) const NOT_EXECUTABLE: u8 = 126;
+    pub(super) const NOT_FOUND: u8 = 127;
+}
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os(), &cli::ProcessEnv) {
+        Ok(Command::Run(config)) => run(&config),
+        Ok(Command::Help(text) | Command::Version(text)) => {
+            // Whoever closed standard output did not want to read it.
+            let _closed = std::io::stdout().write_all(text.as_bytes());
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(code::USAGE, &error),
+    }
+}
+
+fn run(config: &Config) -> ExitCode {
+    report::start_logging(config.log_format, &config.verbosity);
+    let driver = match prepare(config) {
+        Ok(driver) => driver,
+        Err(error) => return fail(code::FATAL, &format_args!("{error:#}")),
+    };
+    match driver.run() {
+        Ending::Stopped => ExitCode::SUCCESS,
+        Ending::GaveUp => ExitCode::from(code::GAVE_UP),
+        Ending::CannotStart(failure) => cannot_start(config, &failure),
+    }
+}
+
+/// Everything that can fail before the first worker; from then on, nothing ends the supervisor.
+fn prepare(config: &Config) -> anyhow::Result<Driver> {
+    use anyhow::Context;
+    let signals = Signals::new().context("signalfd")?;
+    let mut handed_over =
+        HandedOver::from_service_manager(|name| std::env::var_os(name)).context("LISTEN_FDS")?;
+    fds::close_on_exec_from(3).context("close_range")?;
+    let access = Access {
+        mode: config.socket_mode,
+        owner: config.socket_owner,
+    };
+    handed_over.open(&config.listen, access)?;
+    let broker = Broker::new(config.share != Share::Off, access, &mut handed_over);
+    Driver::new(config, signals, broker, handed_over)
+}
+
+fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {
+    let why = std::io::Error::from_raw_os_error(failure.errno);
+    let command = config
+        .command
+        .first()
+        .map(|command| command.to_string_lossy())
+        .unwrap_or_default();
+    let (code, subject) = match (failure.step, failure.errno) {
+        (Step::Exec, libc::ENOENT | libc::ENOTDIR) => (code::NOT_FOUND, command),
+        (Step::Exec, _other) => (code::NOT_EXECUTABLE, command),
+        (_before, _other) => (code::FATAL, command),
+    };
+    fail(
+        code,
+        &format_args!("{subject} cannot be started: {}: {why}", failure.call()),
+    )
+}
+
+fn fail(code: u8, why: &dyn Display) -> ExitCode {
+    // Nothing is left to do for one who has closed standard error.
+    let _closed = writeln!(std::io::stderr(), "master-process: {why}");
+    ExitCode::from(code)
+}

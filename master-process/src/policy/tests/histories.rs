@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, LaunchFailure, Settings};
+use crate::policy::{Event, LaunchFailure, Settings, WorkerId};
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
@@ -45,25 +45,40 @@ fn play(sim: &mut Sim, step: Step) -> bool {
     let unready = sim.find(|process| process.running && !process.ready);
     let running = sim.find(|process| process.running);
     let leaving = sim.find(|process| process.running && process.stopped);
+    let several = |of: &[WorkerId]| if of.len() > 1 { of.last().copied() } else { None };
+    let to = |sim: &mut Sim, worker: Option<WorkerId>, what: fn(&mut Sim, WorkerId)| {
+        worker.inspect(|worker| what(sim, *worker)).is_some()
+    };
     match step {
-        Step::Launch => launching.first().map(|worker| sim.launch(*worker)),
-        Step::LaunchFails => launching
-            .last()
-            .map(|worker| sim.fail_launch(*worker, LaunchFailure::Passing)),
-        Step::ReadyOldest => unready.first().map(|worker| sim.sign(*worker)),
-        Step::ReadyNewest if unready.len() > 1 => unready.last().map(|worker| sim.sign(*worker)),
-        Step::DieOldest => running.first().map(|worker| sim.die(*worker)),
-        Step::DieNewest if running.len() > 1 => running.last().map(|worker| sim.die(*worker)),
-        Step::ReadyNewest | Step::DieNewest => None,
-        Step::Leave => leaving.first().map(|worker| sim.die(*worker)),
-        Step::Reload => Some(sim.event(Event::Reload)),
-        Step::Stop => Some(sim.event(Event::Stop)),
-        Step::ScaleUp => Some(sim.event(Event::ScaleUp)),
-        Step::ScaleDown => Some(sim.event(Event::ScaleDown)),
-        Step::UntilDue => sim.policy.deadline().map(|at| sim.pass(at.since(sim.now))),
-        Step::LongTime => Some(sim.pass(Duration::from_secs(20))),
+        Step::Launch => to(sim, launching.first().copied(), Sim::launch),
+        Step::LaunchFails => to(sim, launching.last().copied(), |sim, worker| {
+            sim.fail_launch(worker, LaunchFailure::Passing);
+        }),
+        Step::ReadyOldest => to(sim, unready.first().copied(), Sim::sign),
+        Step::ReadyNewest => to(sim, several(&unready), Sim::sign),
+        Step::DieOldest => to(sim, running.first().copied(), Sim::die),
+        Step::DieNewest => to(sim, several(&running), Sim::die),
+        Step::Leave => to(sim, leaving.first().copied(), Sim::die),
+        Step::Reload => happens(sim, Event::Reload),
+        Step::Stop => happens(sim, Event::Stop),
+        Step::ScaleUp => happens(sim, Event::ScaleUp),
+        Step::ScaleDown => happens(sim, Event::ScaleDown),
+        Step::UntilDue => sim
+            .policy
+            .deadline()
+            .is_some_and(|at| passes(sim, at.since(sim.now))),
+        Step::LongTime => passes(sim, Duration::from_secs(20)),
     }
-    .is_some()
+}
+
+fn happens(sim: &mut Sim, event: Event) -> bool {
+    sim.event(event);
+    true
+}
+
+fn passes(sim: &mut Sim, span: Duration) -> bool {
+    sim.pass(span);
+    true
 }
 
 /// Walks every history of up to `depth` steps from `sim` on; each must come to a clean end.

@@ -1,0 +1,305 @@
+//! How many CPUs this process may use.
+//!
+//! `std::thread::available_parallelism` knows affinity and cgroup quotas too, but rounds a quota down: with 2.5 CPUs it
+//! says 2, and half a CPU stays unused for ever. It also looks for cgroup v2 at one place only, and not at all where a
+//! v1 hierarchy has the name `cpu`. It is asked only where the kernel does not tell us the affinity.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// CPU time that a cgroup may use, in microseconds of each period.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Quota {
+    time: u64,
+    period: u64,
+}
+
+/// The two generations of cgroups keep their quotas in different files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+/// Where this process is in a hierarchy: `dir` is `mount` or below it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    version: Version,
+    mount: PathBuf,
+    dir: PathBuf,
+}
+
+/// The CPUs that this process may use, at least 1.
+pub(super) fn of_this_process() -> u32 {
+    usable(affinity(), &quotas(&|path| fs::read_to_string(path).ok()))
+}
+
+/// As many as the affinity has, fewer where a quota is worth fewer; a part of a CPU counts as one.
+fn usable(affinity: u32, quotas: &[Quota]) -> u32 {
+    let whole = |quota: &Quota| u32::try_from(quota.time.div_ceil(quota.period)).unwrap_or(u32::MAX);
+    quotas
+        .iter()
+        .map(whole)
+        .min()
+        .unwrap_or(u32::MAX)
+        .min(affinity)
+        .max(1)
+}
+
+fn affinity() -> u32 {
+    // The set has a fixed size: on a host with more than 1024 CPUs the kernel says EINVAL.
+    let told = rustix::thread::sched_getaffinity(None).map(|set| set.count());
+    let guessed = || {
+        std::thread::available_parallelism()
+            .ok()
+            .and_then(|count| u32::try_from(count.get()).ok())
+    };
+    told.ok().or_else(guessed).unwrap_or(1)
+}
+
+/// Every quota on the way from this process's cgroups up to their roots; a parent's binds its children.
+fn quotas(read: &dyn Fn(&Path) -> Option<String>) -> Vec<Quota> {
+    let cgroup = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let mountinfo = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
+    let mut quotas = Vec::new();
+    for place in places(&cgroup, &mountinfo) {
+        let upwards = place
+            .dir
+            .ancestors()
+            .take_while(|dir| dir.starts_with(&place.mount));
+        quotas.extend(upwards.filter_map(|dir| quota(place.version, dir, read)));
+    }
+    quotas
+}
+
+fn quota(version: Version, dir: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<Quota> {
+    let (time, period) = match version {
+        Version::V2 => {
+            let max = read(&dir.join("cpu.max"))?;
+            let (time, period) = max.trim().split_once(' ')?;
+            (time.parse(), period.parse())
+        }
+        Version::V1 => (
+            read(&dir.join("cpu.cfs_quota_us"))?.trim().parse(),
+            read(&dir.join("cpu.cfs_period_us"))?.trim().parse(),
+        ),
+    };
+    // Without a limit the time is `max` in v2 and `-1` in v1: no number, so no quota.
+    let quota = Quota {
+        time: time.ok()?,
+        period: period.ok()?,
+    };
+    (quota.period > 0).then_some(quota)
+}
+
+/// Where this process is, in each hierarchy that can limit CPU time and whose part with us in it is mounted.
+fn places(cgroup: &str, mountinfo: &str) -> Vec<Place> {
+    let mounts = || mountinfo.lines().filter_map(mount);
+    let memberships = cgroup.lines().filter_map(membership);
+    memberships
+        .flat_map(|(version, path)| {
+            mounts()
+                .filter(move |mount| mount.version == version)
+                .filter_map(move |mount| mount.place(path))
+        })
+        .collect()
+}
+
+/// A line of /proc/self/cgroup, `id:controllers:path`; v2 has no controllers there.
+fn membership(line: &str) -> Option<(Version, &str)> {
+    let mut fields = line.splitn(3, ':').skip(1);
+    match (fields.next()?, fields.next()?) {
+        ("", path) => Some((Version::V2, path)),
+        (controllers, path) if has_cpu(controllers) => Some((Version::V1, path)),
+        _ => None,
+    }
+}
+
+/// A mounted hierarchy: what is `root` in the hierarchy is seen at `point`.
+struct Mount {
+    version: Version,
+    root: String,
+    point: String,
+}
+
+impl Mount {
+    /// Where the cgroup of this path is to be seen, if it is.
+    fn place(&self, path: &str) -> Option<Place> {
+        let below = Path::new(path).strip_prefix(&self.root).ok()?;
+        let mount = PathBuf::from(&self.point);
+        Some(Place {
+            version: self.version,
+            dir: mount.join(below),
+            mount,
+        })
+    }
+}
+
+/// A line of /proc/self/mountinfo, proc_pid_mountinfo(5): root and mount point are the fourth and the fifth field;
+/// behind a lone `-` are type, source and options of the file system.
+fn mount(line: &str) -> Option<Mount> {
+    let (about_mount, about_type) = line.split_once(" - ")?;
+    let mut of_mount = about_mount.split(' ').skip(3);
+    let (root, point) = (of_mount.next()?, of_mount.next()?);
+    let mut of_type = about_type.split(' ');
+    let version = match (of_type.next()?, of_type.nth(1)?) {
+        ("cgroup2", _) => Version::V2,
+        ("cgroup", options) if has_cpu(options) => Version::V1,
+        _ => return None,
+    };
+    Some(Mount {
+        version,
+        root: unescaped(root),
+        point: unescaped(point),
+    })
+}
+
+fn has_cpu(list: &str) -> bool {
+    list.split(',').any(|item| item == "cpu")
+}
+
+/// The kernel writes what would break the line apart in octal.
+fn unescaped(field: &str) -> String {
+    field
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V2_MOUNT: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+
+    /// The quotas on a host with these files.
+    fn on_host(files: &[(&str, &str)]) -> Vec<Quota> {
+        quotas(&|path| {
+            files
+                .iter()
+                .find(|(name, _)| Path::new(name) == path)
+                .map(|(_, content)| (*content).to_owned())
+        })
+    }
+
+    fn quota_of(time: u64, period: u64) -> Quota {
+        Quota { time, period }
+    }
+
+    #[test]
+    fn the_smaller_of_affinity_and_quota_counts() {
+        assert_eq!(usable(8, &[]), 8);
+        assert_eq!(usable(8, &[quota_of(200_000, 100_000)]), 2);
+        assert_eq!(usable(2, &[quota_of(400_000, 100_000)]), 2);
+        assert_eq!(
+            usable(8, &[quota_of(400_000, 100_000), quota_of(300_000, 100_000)]),
+            3
+        );
+    }
+
+    #[test]
+    fn a_part_of_a_cpu_counts_as_one() {
+        assert_eq!(usable(8, &[quota_of(250_000, 100_000)]), 3);
+        assert_eq!(usable(8, &[quota_of(1_000, 100_000)]), 1);
+        assert_eq!(usable(8, &[quota_of(0, 100_000)]), 1);
+        assert_eq!(usable(0, &[]), 1);
+        assert_eq!(usable(8, &[quota_of(u64::MAX, 1)]), 8);
+    }
+
+    #[test]
+    fn v2_quotas_are_found_up_to_the_root() {
+        let files = [
+            ("/proc/self/cgroup", "0::/system.slice/app.service\n"),
+            ("/proc/self/mountinfo", V2_MOUNT),
+            ("/sys/fs/cgroup/system.slice/app.service/cpu.max", "max 100000\n"),
+            ("/sys/fs/cgroup/system.slice/cpu.max", "250000 100000\n"),
+        ];
+        assert_eq!(on_host(&files), [quota_of(250_000, 100_000)]);
+    }
+
+    #[test]
+    fn v2_is_found_wherever_it_is_mounted() {
+        let files = [
+            ("/proc/self/cgroup", "1:name=systemd:/\n0::/app\n"),
+            (
+                "/proc/self/mountinfo",
+                "41 31 0:38 / /mnt/my\\040groups rw - cgroup2 none rw\n",
+            ),
+            ("/mnt/my groups/app/cpu.max", "50000 100000"),
+        ];
+        assert_eq!(on_host(&files), [quota_of(50_000, 100_000)]);
+    }
+
+    #[test]
+    fn a_container_sees_its_own_cgroup_as_the_mount() {
+        let files = [
+            (
+                "/proc/self/cgroup",
+                "4:cpu,cpuacct:/docker/abc\n2:cpuset:/docker/abc\n",
+            ),
+            (
+                "/proc/self/mountinfo",
+                "32 31 0:29 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct\n",
+            ),
+            ("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "150000\n"),
+            ("/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n"),
+        ];
+        assert_eq!(on_host(&files), [quota_of(150_000, 100_000)]);
+    }
+
+    #[test]
+    fn a_part_of_the_hierarchy_without_us_says_nothing() {
+        let files = [
+            ("/proc/self/cgroup", "0::/mine\n"),
+            (
+                "/proc/self/mountinfo",
+                "30 23 0:26 /other /mnt/other rw - cgroup2 cgroup2 rw\n",
+            ),
+            ("/mnt/other/cpu.max", "100000 100000"),
+            ("/mnt/other/mine/cpu.max", "100000 100000"),
+        ];
+        assert_eq!(on_host(&files), []);
+    }
+
+    #[test]
+    fn no_limit_is_no_quota() {
+        let v1 = [
+            ("/proc/self/cgroup", "4:cpu:/\n0::/\n"),
+            (
+                "/proc/self/mountinfo",
+                "32 31 0:29 / /cpu rw - cgroup cgroup rw,cpu\n",
+            ),
+            ("/cpu/cpu.cfs_quota_us", "-1\n"),
+            ("/cpu/cpu.cfs_period_us", "100000\n"),
+        ];
+        assert_eq!(on_host(&v1), []);
+        assert_eq!(on_host(&[]), []);
+    }
+
+    #[test]
+    fn garbage_is_no_quota() {
+        for garbage in [
+            "",
+            "max",
+            "100000",
+            "100000 0",
+            "-1 100000",
+            "x y",
+            "1 2 3",
+            "100000  100000",
+        ] {
+            let files = [
+                ("/proc/self/cgroup", "0::/\n:\n\nx:y\n7:cpu"),
+                ("/proc/self/mountinfo", &format!("x - y\n - \n{V2_MOUNT}")),
+                ("/sys/fs/cgroup/cpu.max", garbage),
+            ];
+            assert_eq!(on_host(&files), [], "{garbage:?}");
+        }
+    }
+
+    #[test]
+    fn this_process_may_use_at_least_one() {
+        assert!(of_this_process() >= 1);
+    }
+}

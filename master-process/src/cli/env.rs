@@ -1,0 +1,91 @@
+//! What reading the command line asks of the host. Tests answer with a host of their own.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use super::accounts::{self, User, UserKey};
+use super::cpus;
+
+/// The host's answers.
+pub trait Env {
+    /// The variable of this name.
+    fn var(&self, name: &str) -> Option<OsString>;
+    /// The CPUs that this process may use, at least 1.
+    fn cpus(&self) -> u32;
+    /// What relative paths are relative to.
+    ///
+    /// # Errors
+    ///
+    /// The directory has been removed or may not be read.
+    fn current_dir(&self) -> io::Result<PathBuf>;
+    /// Whether there is a directory at this path, symlinks followed.
+    ///
+    /// # Errors
+    ///
+    /// There is nothing there, or nothing that we may look at.
+    fn is_dir(&self, path: &Path) -> io::Result<bool>;
+    /// The addresses of a host's name, at this port; may wait for the network.
+    ///
+    /// # Errors
+    ///
+    /// The name is unknown or nobody could be asked.
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+    /// A user's entry; `None`: there is none.
+    ///
+    /// # Errors
+    ///
+    /// The user database cannot be read.
+    fn user(&self, key: UserKey<'_>) -> io::Result<Option<User>>;
+    /// A group's id by its name; `None`: there is none.
+    ///
+    /// # Errors
+    ///
+    /// The group database cannot be read.
+    fn group(&self, name: &str) -> io::Result<Option<u32>>;
+    /// Every group that the user of this name is in, and `gid`.
+    ///
+    /// # Errors
+    ///
+    /// The group database cannot be read.
+    fn groups_of(&self, user: &str, gid: u32) -> io::Result<Vec<u32>>;
+}
+
+/// This process and its host.
+#[derive(Debug, Clone, Copy)]
+pub struct ProcessEnv;
+
+impl Env for ProcessEnv {
+    fn var(&self, name: &str) -> Option<OsString> {
+        std::env::var_os(name)
+    }
+
+    fn cpus(&self) -> u32 {
+        cpus::of_this_process()
+    }
+
+    fn current_dir(&self) -> io::Result<PathBuf> {
+        std::env::current_dir()
+    }
+
+    fn is_dir(&self, path: &Path) -> io::Result<bool> {
+        std::fs::metadata(path).map(|found| found.is_dir())
+    }
+
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        (host, port).to_socket_addrs().map(Iterator::collect)
+    }
+
+    fn user(&self, key: UserKey<'_>) -> io::Result<Option<User>> {
+        accounts::user(key)
+    }
+
+    fn group(&self, name: &str) -> io::Result<Option<u32>> {
+        accounts::group(name)
+    }
+
+    fn groups_of(&self, user: &str, gid: u32) -> io::Result<Vec<u32>> {
+        accounts::groups_of(user, gid)
+    }
+}

@@ -1,0 +1,308 @@
+//! The one table of options: clap, the resolver, `--help` and the README all follow it.
+
+/// One option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opt {
+    /// The flag, without its dashes.
+    pub long: &'static str,
+    /// The flag's one letter, where it has one.
+    pub short: Option<char>,
+    /// What stands behind the flag.
+    pub kind: Kind,
+    /// Variables that are looked at after our own, the first that is set wins.
+    pub variables: &'static [&'static str],
+    /// What holds where nobody says anything.
+    pub unset: Unset,
+    /// For people, in Markdown.
+    pub meaning: &'static str,
+}
+
+/// What stands behind a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One value of this form.
+    Value(&'static str),
+    /// Any number of values of this form: the flag is repeated, the variable separates by commas.
+    Values(&'static str),
+    /// Nothing.
+    Switch,
+    /// Nothing: prints the help.
+    Help,
+    /// Nothing: prints the version.
+    Version,
+}
+
+/// What holds where nobody says anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unset {
+    /// This text, parsed like a user's.
+    Default(&'static str),
+    /// No value; the text says to people what that means, and may be empty.
+    Nothing(&'static str),
+}
+
+impl Opt {
+    /// The form of the value, for the options that take one.
+    #[must_use]
+    pub fn value(&self) -> Option<&'static str> {
+        match self.kind {
+            Kind::Value(form) | Kind::Values(form) => Some(form),
+            Kind::Switch | Kind::Help | Kind::Version => None,
+        }
+    }
+
+    /// Our own variable, for the options that take a value.
+    #[must_use]
+    pub fn own_variable(&self) -> Option<String> {
+        let name = self.long.replace('-', "_").to_ascii_uppercase();
+        self.value().map(|_| format!("MASTER_PROCESS_{name}"))
+    }
+
+    /// Every variable that is looked at, in the order of precedence.
+    #[must_use]
+    pub fn all_variables(&self) -> Vec<String> {
+        self.own_variable()
+            .into_iter()
+            .chain(self.variables.iter().map(|name| (*name).to_owned()))
+            .collect()
+    }
+}
+
+/// The option of this name.
+pub(super) fn find(long: &str) -> Option<&'static Opt> {
+    OPTIONS.iter().find(|opt| opt.long == long)
+}
+
+/// Every option of this version, in the order of the help.
+pub const OPTIONS: &[Opt] = &[
+    Opt {
+        long: "workers",
+        short: Some('w'),
+        kind: Kind::Value("N|max|auto"),
+        variables: &["WORKERS"],
+        unset: Unset::Default("1"),
+        meaning: "How many workers run. `max`: the CPUs this process may use (affinity and the cgroup's quota count); \
+                  `auto`: one fewer, at least 1",
+    },
+    Opt {
+        long: "throttle",
+        short: None,
+        kind: Kind::Value("DUR"),
+        variables: &["WORKER_THROTTLE"],
+        unset: Unset::Default("1s"),
+        meaning: "A worker that dies sooner than this after its start is replaced only when this has passed; one that \
+                  lived longer, at once",
+    },
+    Opt {
+        long: "throttle-max",
+        short: None,
+        kind: Kind::Value("DUR"),
+        variables: &[],
+        unset: Unset::Default("30s"),
+        meaning: "Consecutive early deaths in a slot double the delay up to this. Set it equal to the throttle for a \
+                  constant delay; a longer throttle raises the default",
+    },
+    Opt {
+        long: "give-up",
+        short: None,
+        kind: Kind::Value("N/DUR|off"),
+        variables: &[],
+        unset: Unset::Default("off"),
+        meaning: "N early deaths within DUR, over all slots: stop everything and exit 70, for containers and CI",
+    },
+    Opt {
+        long: "kill-timeout",
+        short: None,
+        kind: Kind::Value("DUR"),
+        variables: &["MAX_KILL_TIMEOUT"],
+        unset: Unset::Default("5s"),
+        meaning: "From the stop signal to SIGKILL",
+    },
+    Opt {
+        long: "stop-signal",
+        short: None,
+        kind: Kind::Value("SIG"),
+        variables: &[],
+        unset: Unset::Default("TERM"),
+        meaning: "What asks a worker to drain and leave: a name with or without SIG, or a number",
+    },
+    Opt {
+        long: "ready",
+        short: None,
+        kind: Kind::Value("MODE"),
+        variables: &[],
+        unset: Unset::Default("auto"),
+        meaning: "When a worker counts as ready: `auto`, `listen`, `notify`, `notify:fd=N`, `alive:DUR` or `none`",
+    },
+    Opt {
+        long: "ready-timeout",
+        short: None,
+        kind: Kind::Value("DUR"),
+        variables: &[],
+        unset: Unset::Default("60s"),
+        meaning: "A worker that is not ready by then is stopped and counted as an early death; in a reload its \
+                  predecessor stays. With `alive:DUR` the default counts from the end of DUR",
+    },
+    Opt {
+        long: "reload-batch",
+        short: None,
+        kind: Kind::Value("N|N%|all"),
+        variables: &[],
+        unset: Unset::Default("all"),
+        meaning: "How many slots a reload replaces at a time",
+    },
+    Opt {
+        long: "reload-attempts",
+        short: None,
+        kind: Kind::Value("N"),
+        variables: &[],
+        unset: Unset::Default("3"),
+        meaning: "A slot whose new worker failed this often gives the reload up: what is old stays and serves",
+    },
+    Opt {
+        long: "listen",
+        short: None,
+        kind: Kind::Values("ADDR"),
+        variables: &[],
+        unset: Unset::Nothing("none"),
+        meaning: "A socket that the supervisor opens and hands to every worker as `LISTEN_FDS` from fd 3 on: `3000`, \
+                  `HOST:PORT`, `[::]:PORT`, `unix:/path`, or `NAME=ADDR` to name it. Repeat it for more; the variable \
+                  separates by commas",
+    },
+    Opt {
+        long: "share",
+        short: None,
+        kind: Kind::Value("auto|shared|off"),
+        variables: &[],
+        unset: Unset::Default("auto"),
+        meaning: "Workers that bind the same address share it without knowing. `shared`: one socket for all; `off`: \
+                  every worker binds for itself",
+    },
+    Opt {
+        long: "socket-mode",
+        short: None,
+        kind: Kind::Value("MODE"),
+        variables: &[],
+        unset: Unset::Default("664"),
+        meaning: "Permissions of every Unix socket that the supervisor holds, in octal",
+    },
+    Opt {
+        long: "socket-owner",
+        short: None,
+        kind: Kind::Value("USER[:GROUP]"),
+        variables: &[],
+        unset: Unset::Nothing("unchanged"),
+        meaning: "Owner of every Unix socket that the supervisor holds, names or ids; `:GROUP` changes the group alone",
+    },
+    Opt {
+        long: "user",
+        short: None,
+        kind: Kind::Value("USER"),
+        variables: &[],
+        unset: Unset::Nothing("unchanged"),
+        meaning: "Who the workers run as, a name or an id, with the user's own groups",
+    },
+    Opt {
+        long: "group",
+        short: None,
+        kind: Kind::Value("GROUP"),
+        variables: &[],
+        unset: Unset::Nothing("unchanged"),
+        meaning: "The workers' group, a name or an id, instead of the user's first. Without a user: this group and no \
+                  other",
+    },
+    Opt {
+        long: "chdir",
+        short: None,
+        kind: Kind::Value("DIR"),
+        variables: &[],
+        unset: Unset::Nothing("unchanged"),
+        meaning: "The workers' directory, resolved again at every start, so that a `current` symlink is followed",
+    },
+    Opt {
+        long: "umask",
+        short: None,
+        kind: Kind::Value("MODE"),
+        variables: &[],
+        unset: Unset::Nothing("unchanged"),
+        meaning: "The workers' umask, in octal",
+    },
+    Opt {
+        long: "stdin",
+        short: None,
+        kind: Kind::Value("null|inherit"),
+        variables: &[],
+        unset: Unset::Default("null"),
+        meaning: "What the workers read: nothing, or the supervisor's own input",
+    },
+    Opt {
+        long: "log-format",
+        short: None,
+        kind: Kind::Value("auto|pretty|json|journald"),
+        variables: &[],
+        unset: Unset::Default("auto"),
+        meaning: "How the supervisor writes its log; `auto` goes by what standard error is",
+    },
+    Opt {
+        long: "verbose",
+        short: Some('v'),
+        kind: Kind::Switch,
+        variables: &["RUST_LOG", "DEBUG"],
+        unset: Unset::Nothing(""),
+        meaning: "Say more. So does `DEBUG=master-process` (or `*`); `RUST_LOG` takes `target=level` directives",
+    },
+    Opt {
+        long: "quiet",
+        short: Some('q'),
+        kind: Kind::Switch,
+        variables: &[],
+        unset: Unset::Nothing(""),
+        meaning: "Say only warnings and errors",
+    },
+    Opt {
+        long: "help",
+        short: Some('h'),
+        kind: Kind::Help,
+        variables: &[],
+        unset: Unset::Nothing(""),
+        meaning: "Print this help",
+    },
+    Opt {
+        long: "version",
+        short: Some('V'),
+        kind: Kind::Version,
+        variables: &[],
+        unset: Unset::Nothing(""),
+        meaning: "Print the version",
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_flag_letter_or_variable_is_used_twice() {
+        let mut names: Vec<String> = Vec::new();
+        for opt in OPTIONS {
+            names.push(format!("--{}", opt.long));
+            names.extend(opt.short.map(|short| format!("-{short}")));
+            names.extend(opt.all_variables());
+        }
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count, "{names:?}");
+    }
+
+    #[test]
+    fn own_variable_is_the_flag_in_capitals() {
+        let name = find("ready-timeout").and_then(Opt::own_variable);
+        assert_eq!(name.as_deref(), Some("MASTER_PROCESS_READY_TIMEOUT"));
+    }
+
+    #[test]
+    fn a_switch_has_no_variable_of_its_own() {
+        assert_eq!(find("quiet").and_then(Opt::own_variable), None);
+    }
+}

@@ -1,0 +1,552 @@
+//! Whole command lines.
+
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::testing::Host;
+use super::*;
+use crate::config::{Batch, Identity, LogFormat, Owner, ReadyMode, Share, Signal, Stdin, Verbosity};
+
+fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
+    let vars = vars
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
+        .collect();
+    let args = ["master-process"].iter().chain(args).map(OsString::from);
+    parse(
+        args,
+        &Host {
+            vars,
+            ..Host::default()
+        },
+    )
+}
+
+/// The configuration of `master-process ARGS -- ./app`.
+fn config(vars: &[(&str, &str)], args: &[&str]) -> Config {
+    match parsed(vars, &[args, &["--", "./app"]].concat()) {
+        Ok(Command::Run(config)) => *config,
+        other => unreachable!("{args:?} gives {other:?}"),
+    }
+}
+
+/// The error of `master-process ARGS -- ./app`.
+fn error(vars: &[(&str, &str)], args: &[&str]) -> String {
+    error_of_line(vars, &[args, &["--", "./app"]].concat())
+}
+
+fn error_of_line(vars: &[(&str, &str)], args: &[&str]) -> String {
+    let line = parsed(vars, args).expect_err("a usage error").to_string();
+    assert!(!line.is_empty() && !line.contains('\n'), "{line:?}");
+    line
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    assert_eq!(
+        config(&[], &[]),
+        Config {
+            command: vec!["./app".into()],
+            workers: 1,
+            throttle: Duration::from_secs(1),
+            throttle_max: Duration::from_secs(30),
+            give_up: None,
+            kill_timeout: Duration::from_secs(5),
+            stop_signal: Signal(libc::SIGTERM),
+            ready: ReadyMode::Auto,
+            ready_timeout: Duration::from_secs(60),
+            reload_batch: Batch::All,
+            reload_attempts: 3,
+            listen: vec![],
+            share: Share::Auto,
+            socket_mode: 0o664,
+            socket_owner: None,
+            identity: None,
+            chdir: None,
+            umask: None,
+            stdin: Stdin::Null,
+            log_format: LogFormat::Auto,
+            verbosity: Verbosity::Normal,
+        }
+    );
+}
+
+#[test]
+fn every_flag_reaches_the_configuration() {
+    let config = config(
+        &[],
+        &[
+            "-w4",
+            "--throttle=2s",
+            "--throttle-max",
+            "3s",
+            "--give-up",
+            "5/1min",
+            "--kill-timeout",
+            "0",
+            "--stop-signal",
+            "QUIT",
+            "--ready",
+            "notify:fd=5",
+            "--ready-timeout",
+            "9s",
+            "--reload-batch",
+            "25%",
+            "--reload-attempts",
+            "1",
+            "--listen",
+            "3000",
+            "--listen",
+            "web=unix:/run/a,b",
+            "--share",
+            "off",
+            "--socket-mode",
+            "600",
+            "--socket-owner",
+            "deploy:www-data",
+            "--user",
+            "deploy",
+            "--group",
+            "www-data",
+            "--chdir",
+            "app",
+            "--umask",
+            "027",
+            "--stdin",
+            "inherit",
+            "--log-format",
+            "json",
+            "-q",
+        ],
+    );
+    assert_eq!(config.workers, 4);
+    assert_eq!(
+        (config.throttle, config.throttle_max),
+        (Duration::from_secs(2), Duration::from_secs(3))
+    );
+    assert_eq!(config.give_up.map(|give_up| give_up.deaths), Some(5));
+    assert_eq!(config.kill_timeout, Duration::ZERO);
+    assert_eq!(config.stop_signal, Signal(libc::SIGQUIT));
+    assert_eq!(
+        (config.ready, config.ready_timeout),
+        (ReadyMode::NotifyFd(5), Duration::from_secs(9))
+    );
+    assert_eq!(
+        (config.reload_batch, config.reload_attempts),
+        (Batch::Percent(25), 1)
+    );
+    assert_eq!(
+        config
+            .listen
+            .iter()
+            .map(|listen| listen.name.as_deref())
+            .collect::<Vec<_>>(),
+        [None, Some("web")]
+    );
+    assert_eq!((config.share, config.socket_mode), (Share::Off, 0o600));
+    assert_eq!(
+        config.socket_owner,
+        Some(Owner {
+            uid: Some(1000),
+            gid: Some(33)
+        })
+    );
+    assert_eq!(
+        config.identity,
+        Some(Identity {
+            uid: Some(1000),
+            gid: 33,
+            groups: vec![33, 27]
+        })
+    );
+    assert_eq!(
+        (config.chdir, config.umask),
+        (Some(PathBuf::from("/srv/app")), Some(0o027))
+    );
+    assert_eq!(
+        (config.stdin, config.log_format),
+        (Stdin::Inherit, LogFormat::Json)
+    );
+    assert_eq!(config.verbosity, Verbosity::Quiet);
+}
+
+/// A value of each form, for the tests that go through all options.
+fn sample(opt: &Opt) -> &'static str {
+    match opt.long {
+        "workers" | "reload-batch" | "reload-attempts" => "2",
+        "throttle" | "throttle-max" | "kill-timeout" | "ready-timeout" => "7s",
+        "give-up" => "5/1min",
+        "stop-signal" => "INT",
+        "ready" => "none",
+        "listen" => "3000",
+        "share" => "off",
+        "socket-mode" | "umask" => "077",
+        "socket-owner" | "user" => "deploy",
+        "group" => "www-data",
+        "chdir" => "/srv/app",
+        "stdin" => "inherit",
+        "log-format" => "json",
+        other => unreachable!("no sample for --{other}"),
+    }
+}
+
+#[test]
+fn every_flag_with_a_value_has_its_variable() {
+    for opt in OPTIONS {
+        let Some(variable) = opt.own_variable() else {
+            continue;
+        };
+        let flag = format!("--{}", opt.long);
+        let by_flag = config(&[], &[&flag, sample(opt)]);
+        assert_ne!(by_flag, config(&[], &[]), "{flag} has no effect");
+        assert_eq!(config(&[(&variable, sample(opt))], &[]), by_flag, "{variable}");
+        assert_eq!(
+            config(&[(&variable, "")], &[]),
+            config(&[], &[]),
+            "{variable} is empty"
+        );
+        for ancestor in opt.variables {
+            assert_eq!(config(&[(ancestor, sample(opt))], &[]), by_flag, "{ancestor}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_value_is_blamed_on_what_gave_it() {
+    for opt in OPTIONS {
+        let Some(variable) = opt.own_variable() else {
+            continue;
+        };
+        let garbage = "gar\nbage";
+        let flag = format!("--{}", opt.long);
+        assert!(
+            error(&[], &[&flag, garbage]).starts_with(&format!(r#"{flag}: "gar\nbage" "#)),
+            "{flag}"
+        );
+        for variable in std::iter::once(variable.as_str()).chain(opt.variables.iter().copied()) {
+            let line = error(&[(variable, garbage)], &[]);
+            assert!(
+                line.starts_with(&format!(r#"{variable}: "gar\nbage" "#)),
+                "{line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn flag_then_own_variable_then_the_ancestors() {
+    let both = [("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "3")];
+    assert_eq!(config(&both, &["-w", "4"]).workers, 4);
+    assert_eq!(config(&both, &[]).workers, 3);
+    assert_eq!(
+        config(&[("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "")], &[]).workers,
+        2
+    );
+    // What is not used is not looked at.
+    assert_eq!(config(&[("WORKERS", "garbage")], &["-w", "4"]).workers, 4);
+}
+
+#[test]
+fn the_message_is_the_contracts() {
+    assert_eq!(
+        error(&[], &["--throttle", "5 parsecs"]),
+        r#"--throttle: "5 parsecs" is not a duration; give a number with a unit (300ms, 5s, 2min), a bare number is milliseconds"#
+    );
+    assert_eq!(
+        error(&[("WORKERS", "-1")], &[]),
+        r#"WORKERS: "-1" is not a number of workers; give 1 to 100000, max or auto"#
+    );
+}
+
+#[test]
+fn negative_numbers_are_wrong_values() {
+    for flag in ["-w", "--workers"] {
+        assert!(error(&[], &[flag, "-1"]).starts_with(r#"--workers: "-1" is not"#));
+    }
+    assert!(error(&[], &["--kill-timeout", "-5"]).starts_with(r#"--kill-timeout: "-5" is not"#));
+    assert!(error(&[], &["--kill-timeout=-5s"]).starts_with(r#"--kill-timeout: "-5s" is not"#));
+}
+
+#[test]
+fn an_empty_flag_is_not_unset() {
+    assert!(error(&[], &["--workers="]).starts_with(r#"--workers: "" is not"#));
+    assert!(error(&[], &["--chdir", ""]).starts_with(r#"--chdir: "" is not"#));
+}
+
+#[test]
+fn the_command_is_kept_byte_for_byte() {
+    let raw = OsString::from_vec(vec![b'a', 0xff, b'\n']);
+    let args = ["master-process", "--", "-v", "--"]
+        .map(OsString::from)
+        .into_iter()
+        .chain([raw.clone()]);
+    let Ok(Command::Run(config)) = parse(args, &Host::default()) else {
+        unreachable!("a valid line")
+    };
+    assert_eq!(config.command, ["-v".into(), "--".into(), raw]);
+}
+
+#[test]
+fn a_command_without_the_dashes_is_told_where_it_belongs() {
+    for args in [
+        &["./app"] as &[&str],
+        &["-w", "2", "./app", "--port", "1"],
+        &["status"],
+    ] {
+        assert!(
+            error_of_line(&[], args)
+                .contains("put the command behind --, as in master-process [OPTIONS] -- COMMAND")
+        );
+    }
+}
+
+#[test]
+fn no_command_is_told_the_form() {
+    for args in [&[] as &[&str], &["--"], &["-w", "2"], &["--", ""]] {
+        assert!(
+            error_of_line(&[], args).ends_with("the form is master-process [OPTIONS] -- COMMAND [ARG]...")
+        );
+    }
+    let nothing = parse(std::iter::empty(), &Host::default());
+    assert!(nothing.is_err());
+}
+
+#[test]
+fn values_must_be_utf8() {
+    let raw = || OsString::from_vec(vec![b'/', 0xff]);
+    let args = [
+        "master-process".into(),
+        "--chdir".into(),
+        raw(),
+        "--".into(),
+        "./app".into(),
+    ];
+    let line = parse(args.into_iter(), &Host::default())
+        .expect_err("not UTF-8")
+        .to_string();
+    assert_eq!(line, "--chdir: \"/\u{fffd}\" is not UTF-8; give plain text");
+
+    for name in [
+        "MASTER_PROCESS_LISTEN",
+        "MASTER_PROCESS_UMASK",
+        "WORKERS",
+        "RUST_LOG",
+    ] {
+        let host = Host {
+            vars: vec![(name.to_owned(), raw())],
+            ..Host::default()
+        };
+        let args = ["master-process", "--", "./app"].map(OsString::from);
+        let line = parse(args.into_iter(), &host).expect_err("not UTF-8").to_string();
+        assert!(
+            line.starts_with(&format!("{name}: ")) && line.contains("is not UTF-8"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn unknown_flags_are_told_with_a_suggestion() {
+    assert_eq!(
+        error(&[], &["--thottle", "5s"]),
+        r#""--thottle" is not a flag of master-process; did you mean --throttle?"#
+    );
+    assert!(error(&[], &["-x"]).starts_with(r#""-x" is not a flag of master-process; "#));
+}
+
+#[test]
+fn options_of_later_versions_are_unknown() {
+    for flag in [
+        "--drain",
+        "--orphans",
+        "--max-memory",
+        "--monitor",
+        "--name",
+        "--control",
+        "--metrics",
+        "--on-upgrade",
+    ] {
+        assert!(
+            error(&[], &[flag, "1"]).contains("is not a flag of master-process"),
+            "{flag}"
+        );
+    }
+    assert!(error(&[], &["--share", "slots"]).ends_with("give auto, shared or off"));
+}
+
+#[test]
+fn misuse_of_flags_is_one_line() {
+    assert_eq!(
+        error(&[], &["-w", "1", "--workers", "2"]),
+        "--workers is given more than once; give it once"
+    );
+    assert_eq!(
+        error(&[], &["-v", "--verbose"]),
+        "--verbose is given more than once; give it once"
+    );
+    assert_eq!(
+        error(&[], &["--workers"]),
+        "--workers needs a value; the form is --workers N|max|auto"
+    );
+    assert_eq!(
+        error_of_line(&[], &["-w"]),
+        "--workers needs a value; the form is --workers N|max|auto"
+    );
+    assert_eq!(
+        error(&[], &["--user", "--group", "0"]),
+        "--user needs a value; the form is --user USER"
+    );
+    assert_eq!(
+        error(&[], &["--quiet=yes"]),
+        r#"--quiet: "yes" is one too much; the flag takes no value"#
+    );
+    for both in [["-v", "-q"], ["-q", "-v"]] {
+        assert!(error(&[], &both).ends_with("exclude each other; give one"));
+    }
+}
+
+#[test]
+fn help_and_version_are_texts() {
+    for flag in ["-h", "--help"] {
+        let Ok(Command::Help(text)) = parsed(&[], &[flag]) else {
+            unreachable!("help is asked for")
+        };
+        assert!(
+            text.contains("Usage: master-process [OPTIONS] -- COMMAND [ARG]...\n"),
+            "{text}"
+        );
+        for opt in OPTIONS {
+            assert!(
+                text.contains(&format!("--{}", opt.long)),
+                "--{} in {text}",
+                opt.long
+            );
+        }
+        assert!(
+            text.ends_with('\n') && text.lines().all(|line| line.chars().count() <= 80),
+            "{text}"
+        );
+        assert!(!text.contains(['`', '\u{1b}']), "{text}");
+    }
+    let version = concat!("master-process ", env!("CARGO_PKG_VERSION"), "\n").to_owned();
+    assert_eq!(parsed(&[], &["-V"]), Ok(Command::Version(version.clone())));
+    assert_eq!(parsed(&[], &["--version"]), Ok(Command::Version(version)));
+}
+
+#[test]
+fn a_throttle_raises_the_default_of_its_maximum() {
+    let config = config(&[], &["--throttle", "1min"]);
+    assert_eq!(config.throttle_max, Duration::from_secs(60));
+}
+
+#[test]
+fn a_maximum_below_the_throttle_names_both() {
+    assert_eq!(
+        error(&[("WORKER_THROTTLE", "5000")], &["--throttle-max", "2s"]),
+        r#"--throttle-max: "2s" is shorter than WORKER_THROTTLE, "5000"; give at least that"#
+    );
+    assert_eq!(
+        error(&[("MASTER_PROCESS_THROTTLE_MAX", "0")], &[]),
+        r#"MASTER_PROCESS_THROTTLE_MAX: "0" is shorter than the default of --throttle, "1s"; give at least that"#
+    );
+    assert_eq!(
+        config(&[], &["--throttle", "0", "--throttle-max", "0"]).throttle_max,
+        Duration::ZERO
+    );
+}
+
+#[test]
+fn zero_is_no_time_to_become_ready() {
+    assert!(error(&[], &["--ready-timeout", "0"]).starts_with(r#"--ready-timeout: "0" is zero"#));
+}
+
+#[test]
+fn the_notify_descriptor_is_not_one_of_the_sockets() {
+    let sockets = ["--listen", "80", "--listen", "81"];
+    let line = |fd| error(&[], &[&sockets as &[&str], &["--ready", fd]].concat());
+    assert_eq!(
+        line("notify:fd=4"),
+        r#"--ready: "notify:fd=4" collides with the sockets of --listen on descriptors 3 to 4; give 5 or higher"#
+    );
+    assert!(line("notify:fd=3").contains("give 5 or higher"));
+    assert_eq!(
+        config(&[], &[&sockets as &[&str], &["--ready", "notify:fd=5"]].concat()).ready,
+        ReadyMode::NotifyFd(5)
+    );
+    assert_eq!(
+        config(&[], &["--ready", "notify:fd=3"]).ready,
+        ReadyMode::NotifyFd(3)
+    );
+}
+
+#[test]
+fn alive_can_be_reached_before_the_time_out() {
+    let defaulted = config(&[], &["--ready", "alive:2min"]);
+    assert_eq!(defaulted.ready_timeout, Duration::from_secs(180));
+    let line = error(&[], &["--ready", "alive:2min", "--ready-timeout", "1min"]);
+    assert_eq!(
+        line,
+        r#"--ready-timeout: "1min" ends before --ready, "alive:2min", can be reached; give more than that"#
+    );
+    let explicit = config(&[], &["--ready", "alive:2s", "--ready-timeout", "3s"]);
+    assert_eq!(explicit.ready_timeout, Duration::from_secs(3));
+}
+
+#[test]
+fn a_variable_lists_sockets_by_commas() {
+    let config = config(&[("MASTER_PROCESS_LISTEN", "80, web=localhost:81,unix:/a")], &[]);
+    assert_eq!(
+        config
+            .listen
+            .iter()
+            .map(|listen| listen.text.as_str())
+            .collect::<Vec<_>>(),
+        ["80", "web=localhost:81", "unix:/a"]
+    );
+    assert!(
+        error(&[("MASTER_PROCESS_LISTEN", "80,")], &[])
+            .starts_with(r#"MASTER_PROCESS_LISTEN: "" is not an address"#)
+    );
+}
+
+#[test]
+fn flags_replace_the_list_of_the_variable() {
+    assert_eq!(
+        config(&[("MASTER_PROCESS_LISTEN", "80,81")], &["--listen", "82"])
+            .listen
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn verbosity_by_flag_then_rust_log_then_debug() {
+    let vars = [("RUST_LOG", "debug,x=off"), ("DEBUG", "*")];
+    assert_eq!(config(&vars, &["-q"]).verbosity, Verbosity::Quiet);
+    assert_eq!(config(&vars, &["-v"]).verbosity, Verbosity::Verbose);
+    assert_eq!(
+        config(&vars, &[]).verbosity,
+        Verbosity::Filter("debug,x=off".to_owned())
+    );
+    assert_eq!(
+        config(&[("RUST_LOG", ""), ("DEBUG", "*")], &[]).verbosity,
+        Verbosity::Verbose
+    );
+    assert_eq!(
+        config(&[("DEBUG", "express:*")], &[]).verbosity,
+        Verbosity::Normal
+    );
+    assert!(error(&[("RUST_LOG", "a=b=c")], &[]).starts_with(r#"RUST_LOG: "a=b=c" is not a filter"#));
+}
+
+#[test]
+fn an_unknown_user_is_an_error() {
+    assert!(error(&[], &["--user", "nope"]).starts_with(r#"--user: "nope" is not a user of this host"#));
+    assert!(error(&[], &["--user", "4242"]).ends_with("give --group too"));
+    assert!(
+        config(&[], &["--user", "4242", "--group", "4242"])
+            .identity
+            .is_some()
+    );
+}

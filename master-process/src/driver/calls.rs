@@ -1,0 +1,90 @@
+//! The calls that workers wait in: their filters' notifications.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tracing::{debug, info, warn};
+
+use super::{Driver, Token};
+use crate::policy::{Event, Sign, WorkerId};
+use crate::share::Remark;
+use crate::sys::seccomp;
+
+/// Where notifications arrive. One outlives its worker for as long as a descendant of that is left: without
+/// it, their `bind` would fail with ENOSYS.
+#[derive(Debug, Default)]
+pub(super) struct Listeners {
+    open: HashMap<u64, (WorkerId, OwnedFd)>,
+    /// Whether the remark that a call could not be looked into was made: it would be made for each call.
+    warned: bool,
+}
+
+impl Listeners {
+    pub(super) fn insert(&mut self, worker: WorkerId, listener: OwnedFd) {
+        self.open.insert(worker.serial, (worker, listener));
+    }
+}
+
+impl Driver {
+    /// One call for each readiness: the watch is then set again, and tells at once whether there is another.
+    pub(super) fn answer_call(&mut self, serial: u64) {
+        let Some((worker, listener)) = self.listeners.open.get(&serial) else {
+            return;
+        };
+        let (worker, listener) = (*worker, listener.as_fd());
+        let mut state = [PollFd::new(&listener, PollFlags::IN)];
+        let _count = poll(
+            &mut state,
+            Some(&Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }),
+        );
+        let state = state[0].revents();
+        if !state.contains(PollFlags::IN) {
+            if state.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+                // Nobody of the worker's whole tree is left.
+                self.broker.forget(serial);
+                self.listeners.open.remove(&serial);
+                return;
+            }
+        } else if let Ok(call) = seccomp::receive(listener) {
+            let reply = self.broker.reply(listener, &call, serial);
+            debug!("{}: {:?}: {:?}", self.name(worker), call.call, reply.answer);
+            // Who is not there any more needs no answer.
+            let _gone = seccomp::answer(listener, &call, reply.answer);
+            if let Some(remark) = reply.remark {
+                self.remark(worker, &remark);
+            }
+            if reply.listens {
+                self.policy
+                    .handle(self.now(), Event::Signed(worker, Sign::Listen));
+            }
+        }
+        if let Some((_, listener)) = self.listeners.open.get(&serial)
+            && let Err(error) = self.ring.watch(listener.as_fd(), Token::Calls(serial).encode())
+        {
+            warn!(
+                "io_uring_enter: {error}: the calls of {} are not answered",
+                self.name(worker)
+            );
+        }
+    }
+
+    fn remark(&mut self, worker: WorkerId, remark: &Remark) {
+        let worker = self.name(worker);
+        match remark {
+            Remark::Holds(address) => info!(address, "{remark}"),
+            Remark::Refused(address, _) => warn!(worker = worker.slot, address, "{worker} {remark}"),
+            Remark::Unseen(..) if self.listeners.warned => debug!("{worker}: {remark}"),
+            Remark::Unseen(..) => {
+                self.listeners.warned = true;
+                warn!(
+                    worker = worker.slot,
+                    "{worker}: {remark}; the next such calls are let go on without a word"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Deaths: of workers, through their pidfds, and of orphans that were handed to us.
+
+use std::os::fd::AsFd;
+
+use tracing::{debug, warn};
+
+use super::{Driver, Token};
+use crate::policy::Event;
+use crate::sys::pidfd;
+
+impl Driver {
+    /// A worker's pidfd says that it is gone: nobody of its group survives it.
+    pub(super) fn worker_ended(&mut self, serial: u64) {
+        let Some(entry) = self.workers.get(serial).filter(|entry| entry.exit.is_none()) else {
+            return;
+        };
+        let (id, pid, pidfd) = (entry.id, entry.pid, entry.pidfd.as_fd());
+        match pidfd::peek(pidfd) {
+            Ok(Some(_exit)) => {}
+            Ok(None) => return self.watch_again(serial),
+            Err(error) => warn!("{}: waitid: {error}; it counts as ended", self.name(id)),
+        }
+        // Before it is reaped: the zombie keeps the group's number from being anybody else's.
+        if let Err(error) = pidfd::kill_group(pidfd, pid)
+            && error.raw_os_error() != Some(libc::ESRCH)
+        {
+            warn!("{}: killing what is left of its group: {error}", self.name(id));
+        }
+        let exit = pidfd::reap(pidfd).ok().flatten();
+        if entry.ready_pipe.is_some() {
+            // A descendant may hold the other end for ever; the ring must not.
+            let _not_submitted = self.ring.forget(Token::ReadyPipe(serial).encode());
+        }
+        self.workers.ended(serial, exit);
+        self.event(Event::Died(id));
+    }
+
+    fn watch_again(&mut self, serial: u64) {
+        if let Some(entry) = self.workers.get(serial)
+            && let Err(error) = self.ring.watch(entry.pidfd.as_fd(), Token::Exit(serial).encode())
+        {
+            warn!(
+                "io_uring_enter: {error}: the end of {} is not watched",
+                self.name(entry.id)
+            );
+        }
+    }
+
+    /// Reaps what nobody else will. A worker among the dead is dealt with on the way: it would otherwise
+    /// stand before the orphans behind it.
+    pub(super) fn reap_orphans(&mut self) {
+        while let Ok(Some(pid)) = pidfd::any_zombie() {
+            if let Some(serial) = self.workers.serial_of(pid) {
+                self.worker_ended(serial);
+            } else if let Err(error) = pidfd::reap_orphan(pid) {
+                warn!("waitid of the orphan {}: {error}", pid.as_raw_pid());
+                return;
+            } else {
+                debug!(
+                    pid = pid.as_raw_pid(),
+                    "an orphan (pid {}) was reaped",
+                    pid.as_raw_pid()
+                );
+            }
+        }
+    }
+}

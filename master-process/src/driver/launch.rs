@@ -1,0 +1,253 @@
+//! From configuration to a running worker.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use anyhow::Context;
+use rustix::fs::{Mode, OFlags};
+
+use crate::config::{Config, ReadyMode, Share, Stdin};
+use crate::policy::WorkerId;
+use crate::share::HandedOver;
+use crate::sys::fds;
+use crate::sys::notify::NotifySocket;
+use crate::sys::seccomp::{self, Calls, Filter};
+use crate::sys::spawn::{Directory, Particulars, SpawnError, Spawned, Spawner, Step, Template};
+
+/// Where a command without a slash is looked for when there is no `PATH`; execvp(3).
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
+/// Variables that were meant for us, or that we set ourselves. A worker that saw the outer ones would speak
+/// to our service manager in our name.
+const NOT_PASSED_ON: [&str; 11] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "PPID",
+    "RELOAD_INDEX",
+    "WORKER_INDEX",
+    "MAINPID",
+];
+
+/// Starts workers after one template.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    template: Template,
+    spawner: Spawner,
+    command: String,
+    directory: String,
+    ready_fd: Option<i32>,
+    /// What the template's filter asks for; `None`: no worker gets one.
+    calls: Option<Calls>,
+    /// Whether workers get a filter at all.
+    filters: bool,
+}
+
+/// A worker that runs, and what is its own.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) spawned: Spawned,
+    pub(super) ready_pipe: Option<OwnedFd>,
+}
+
+impl Launcher {
+    pub(super) fn new(
+        config: &Config,
+        handed_over: HandedOver,
+        notify: &NotifySocket,
+    ) -> anyhow::Result<Launcher> {
+        let ready_fd = match config.ready {
+            ReadyMode::NotifyFd(fd) => Some(fd),
+            ReadyMode::Auto
+            | ReadyMode::Listen
+            | ReadyMode::Notify
+            | ReadyMode::Alive(_)
+            | ReadyMode::None => None,
+        };
+        if let Some(fd) = ready_fd.filter(|fd| *fd < 3 + handed_over.count()) {
+            anyhow::bail!(
+                "--ready notify:fd={fd}: descriptors 3 to {} are sockets handed over",
+                2 + handed_over.count()
+            );
+        }
+        // Above every number that a worker finds something under: none is overwritten while it is copied.
+        let lowest = (3 + handed_over.count()).max(ready_fd.map_or(0, |fd| fd + 1));
+        let environment = environment(&handed_over, notify)?;
+        let command = config.command.first().context("no command")?;
+        let directory = directory(config)?;
+        let template = Template {
+            candidates: candidates(command, std::env::var_os("PATH").as_deref())?,
+            argv: config
+                .command
+                .iter()
+                .map(|argument| c_string(argument))
+                .collect::<Result<_, _>>()?,
+            environment,
+            directory,
+            umask: config.umask,
+            identity: config.identity.clone(),
+            nofile: Some(fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?),
+            stdin: match config.stdin {
+                Stdin::Null => Some(open_null(lowest)?),
+                Stdin::Inherit => None,
+            },
+            handed_over: handed_over.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
+            filter: None,
+            no_new_privs: !seccomp::may_filter_with_privileges(),
+            dies_with_us: true,
+        };
+        let watches_listen = matches!(config.ready, ReadyMode::Auto | ReadyMode::Listen);
+        Ok(Launcher {
+            template,
+            spawner: Spawner::new().context("mmap")?,
+            command: command.to_string_lossy().into_owned(),
+            directory: config
+                .chdir
+                .as_ref()
+                .map_or_else(String::new, |path| path.display().to_string()),
+            ready_fd,
+            calls: None,
+            filters: config.share != Share::Off || watches_listen,
+        })
+    }
+
+    /// The command as messages name it.
+    pub(super) fn command(&self) -> &str {
+        &self.command
+    }
+
+    /// The working directory as messages name it.
+    pub(super) fn directory(&self) -> &str {
+        &self.directory
+    }
+
+    /// What the filters of the next workers ask for.
+    pub(super) fn set_filter(&mut self, calls: Calls) {
+        if self.filters && self.calls != Some(calls) {
+            self.calls = Some(calls);
+            self.template.filter = Some(Filter::new(calls));
+        }
+    }
+
+    /// Starts a worker.
+    pub(super) fn launch(&mut self, worker: WorkerId, generation: u32) -> Result<Launched, SpawnError> {
+        let (ready_pipe, extra) = match self.ready_fd {
+            None => (None, None),
+            Some(at) => {
+                let (reader, writer) = self.pipe(at)?;
+                (Some(reader), Some((writer, at)))
+            }
+        };
+        let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).unwrap_or_default();
+        let environment = vec![
+            variable("RELOAD_INDEX", generation),
+            variable("WORKER_INDEX", worker.slot),
+        ];
+        let spawned = self
+            .spawner
+            .spawn(&self.template, &Particulars { environment, extra })?;
+        Ok(Launched { spawned, ready_pipe })
+    }
+
+    fn pipe(&self, at: i32) -> Result<(OwnedFd, OwnedFd), SpawnError> {
+        let failed = |errno: i32| SpawnError {
+            step: Step::Descriptor,
+            errno,
+        };
+        let flags = rustix::pipe::PipeFlags::CLOEXEC;
+        let (reader, writer) =
+            rustix::pipe::pipe_with(flags).map_err(|error| failed(error.raw_os_error()))?;
+        // The reader alone must not wait: the writer's mode is the worker's to choose.
+        let made = crate::sys::sockets::set_nonblocking(std::os::fd::AsFd::as_fd(&reader), true)
+            .and_then(|()| fds::move_from(writer, at + 1))
+            .map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
+        Ok((reader, made))
+    }
+}
+
+fn open_null(lowest: i32) -> anyhow::Result<OwnedFd> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    fds::move_from(null.context("open /dev/null")?, lowest).context("fcntl(F_DUPFD)")
+}
+
+fn c_string(text: &OsStr) -> anyhow::Result<CString> {
+    Ok(CString::new(text.as_bytes())?)
+}
+
+/// The paths that `execvp(3)` would try.
+fn candidates(command: &OsStr, path: Option<&OsStr>) -> anyhow::Result<Vec<CString>> {
+    if command.as_bytes().contains(&b'/') {
+        return Ok(vec![c_string(command)?]);
+    }
+    std::env::split_paths(path.unwrap_or(OsStr::new(DEFAULT_PATH)))
+        .map(|folder| {
+            if folder.as_os_str().is_empty() {
+                ".".into()
+            } else {
+                folder
+            }
+        })
+        .map(|folder| c_string(folder.join(command).as_os_str()))
+        .collect()
+}
+
+/// `--chdir`, or where we were started, by its path: a deploy may put another directory there.
+fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
+    if let Some(path) = &config.chdir {
+        return Ok(Some(Directory {
+            path: c_string(path.as_os_str())?,
+            optional: false,
+        }));
+    }
+    let Ok(path) = std::env::current_dir() else {
+        return Ok(None);
+    };
+    Ok(Some(Directory {
+        path: c_string(path.as_os_str())?,
+        optional: true,
+    }))
+}
+
+fn environment(handed_over: &HandedOver, notify: &NotifySocket) -> anyhow::Result<Vec<CString>> {
+    let kept = std::env::vars_os().filter(|(name, _)| !NOT_PASSED_ON.iter().any(|ours| name == ours));
+    let mut environment: Vec<OsString> = kept.map(|(name, value)| pair(&name, &value)).collect();
+    environment.push(format!("PPID={}", std::process::id()).into());
+    environment.push(pair(
+        OsStr::new("NOTIFY_SOCKET"),
+        OsStr::from_bytes(&notify.address()),
+    ));
+    if handed_over.count() > 0 {
+        environment.push(format!("LISTEN_FDS={}", handed_over.count()).into());
+        environment.push(format!("LISTEN_FDNAMES={}", handed_over.names()).into());
+    }
+    environment.iter().map(|text| c_string(text)).collect()
+}
+
+fn pair(name: &OsStr, value: &OsStr) -> OsString {
+    OsString::from_vec([name.as_bytes(), b"=", value.as_bytes()].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_with_a_slash_is_taken_as_it_is_and_others_are_looked_for() {
+        let paths = |command: &str, path: Option<&str>| {
+            let found = candidates(OsStr::new(command), path.map(OsStr::new)).expect("no zero bytes");
+            found
+                .into_iter()
+                .map(|path| path.into_string().expect("ASCII"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(paths("./app", Some("/usr/bin")), ["./app"]);
+        assert_eq!(paths("app", Some("/a:/b")), ["/a/app", "/b/app"]);
+        assert_eq!(paths("app", Some("/a::/b")), ["/a/app", "./app", "/b/app"]);
+        assert_eq!(paths("app", None), ["/bin/app", "/usr/bin/app"]);
+    }
+}

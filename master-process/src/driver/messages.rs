@@ -1,0 +1,101 @@
+//! What workers say: on the notify socket, and on the pipe of `notify:fd=N`.
+
+use std::os::fd::AsFd;
+
+use rustix::process::{Pid, getpgid};
+use tracing::{debug, warn};
+
+use super::{Driver, Token};
+use crate::notify;
+use crate::policy::{Event, Sign};
+
+/// So many messages are read before the loop looks elsewhere: a worker that floods us must not hold it up.
+const AT_ONCE: usize = 64;
+
+/// How far up we look for the worker that a sender descends from.
+const GENERATIONS: usize = 16;
+
+impl Driver {
+    pub(super) fn read_messages(&mut self) {
+        for _ in 0..AT_ONCE {
+            let Some(message) = self.notify.receive() else {
+                break;
+            };
+            let Some(serial) = message.sender.and_then(|sender| self.worker_of(sender)) else {
+                debug!(
+                    "a notification of process {:?}, which belongs to no worker, is passed over",
+                    message.sender
+                );
+                continue;
+            };
+            let said = notify::parse(&message.text);
+            let Some(id) = self.workers.get(serial).map(|entry| entry.id) else {
+                continue;
+            };
+            if let Some(status) = said.status {
+                debug!(worker = id.slot, status, "{} says: {status}", self.name(id));
+            }
+            if said.ready {
+                self.event(Event::Signed(id, Sign::Notify));
+            }
+        }
+        if let Err(error) = self.ring.watch(self.notify.as_fd(), Token::Messages.encode()) {
+            warn!("io_uring_enter: {error}: notifications are not watched");
+        }
+    }
+
+    /// The worker that a process is, or descends from: a shell script's `systemd-notify` speaks for it.
+    fn worker_of(&self, sender: Pid) -> Option<u64> {
+        let group = getpgid(Some(sender)).ok();
+        if let Some(serial) = [Some(sender), group]
+            .into_iter()
+            .flatten()
+            .find_map(|pid| self.workers.serial_of(pid))
+        {
+            return Some(serial);
+        }
+        let mut pid = sender;
+        for _ in 0..GENERATIONS {
+            pid = parent_of(pid)?;
+            if let Some(serial) = self.workers.serial_of(pid) {
+                return Some(serial);
+            }
+        }
+        None
+    }
+
+    pub(super) fn read_ready_pipe(&mut self, serial: u64) {
+        let Some(entry) = self.workers.get_mut(serial) else {
+            return;
+        };
+        let Some(pipe) = &entry.ready_pipe else { return };
+        let id = entry.id;
+        let mut text = [0u8; 256];
+        match rustix::io::read(pipe, &mut text) {
+            Ok(0) => entry.ready_pipe = None,
+            Ok(length) if text[..length].contains(&b'\n') => {
+                entry.ready_pipe = None;
+                self.event(Event::Signed(id, Sign::Notify));
+            }
+            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
+                if let Err(error) = self.ring.watch(pipe.as_fd(), Token::ReadyPipe(serial).encode()) {
+                    warn!(
+                        "io_uring_enter: {error}: the readiness of {} is not watched",
+                        self.name(id)
+                    );
+                }
+            }
+            Err(error) => {
+                entry.ready_pipe = None;
+                warn!("{}: reading its readiness: {error}", self.name(id));
+            }
+        }
+    }
+}
+
+/// The fourth field of `/proc/PID/stat`, after a name in parentheses that may hold anything: proc_pid_stat(5).
+fn parent_of(pid: Pid) -> Option<Pid> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
+    let after_name = stat.rsplit_once(')')?.1;
+    Pid::from_raw(after_name.split_whitespace().nth(1)?.parse().ok()?)
+}

@@ -1,0 +1,323 @@
+//! The one loop: it waits, tells the policy what happened, and does what the policy wants.
+//!
+//! From [`Driver::run`] on, nothing that a worker, a client or the kernel does ends the supervisor: what may
+//! pass is tried again, what will not is reported.
+
+mod calls;
+mod exits;
+mod launch;
+mod messages;
+mod token;
+mod workers;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use tracing::{info, warn};
+
+use crate::config::{Config, Share};
+use crate::policy::{
+    Action, Event, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
+};
+use crate::report::{self, Named};
+use crate::share::{Broker, HandedOver};
+use crate::sys::notify::NotifySocket;
+use crate::sys::pidfd;
+use crate::sys::ring::Ring;
+use crate::sys::signals::Signals;
+use crate::sys::spawn::{SpawnError, Step};
+use calls::Listeners;
+use launch::Launcher;
+use token::Token;
+use workers::Workers;
+
+/// So many starts are made before the loop looks what else has happened: a start takes a fraction of a
+/// millisecond, and the workers that run already must not wait for ten thousand others.
+const STARTS_AT_ONCE: u32 = 8;
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// The user wanted it so.
+    Stopped,
+    /// Too many early deaths.
+    GaveUp,
+    /// The very first start failed.
+    CannotStart(SpawnError),
+}
+
+/// The supervisor at work.
+pub struct Driver {
+    policy: Supervisor,
+    epoch: Instant,
+    ring: Ring,
+    signals: Signals,
+    notify: NotifySocket,
+    launcher: Launcher,
+    workers: Workers,
+    listeners: Listeners,
+    broker: Broker,
+    stop_signal: i32,
+    greeting: Option<Greeting>,
+    last_failure: Option<SpawnError>,
+}
+
+struct Greeting {
+    workers: u32,
+    shares: bool,
+}
+
+impl Driver {
+    /// Takes everything in place; nothing runs yet.
+    ///
+    /// # Errors
+    /// What the kernel refuses of the few things that nothing works without, with the call's name.
+    pub fn new(
+        config: &Config,
+        signals: Signals,
+        broker: Broker,
+        handed_over: HandedOver,
+    ) -> anyhow::Result<Driver> {
+        use anyhow::Context;
+        let mut ring = Ring::new().context("io_uring_setup")?;
+        let notify = NotifySocket::new().context("the notify socket")?;
+        let launcher = Launcher::new(config, handed_over, &notify)?;
+        pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
+        ring.watch(signals.as_fd(), Token::Signals.encode())
+            .context("io_uring_enter")?;
+        ring.watch(notify.as_fd(), Token::Messages.encode())
+            .context("io_uring_enter")?;
+        let settings = Settings::from(config);
+        Ok(Driver {
+            policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
+            epoch: Instant::now(),
+            ring,
+            signals,
+            notify,
+            launcher,
+            workers: Workers::default(),
+            listeners: Listeners::default(),
+            broker,
+            stop_signal: config.stop_signal.0,
+            greeting: Some(Greeting {
+                workers: config.workers,
+                shares: config.share != Share::Off,
+            }),
+            last_failure: None,
+        })
+    }
+
+    /// Runs until the policy has come to an end and no worker is left.
+    pub fn run(mut self) -> Ending {
+        let mut ready = Vec::new();
+        loop {
+            let unfinished = self.carry_out();
+            if let Some(outcome) = self.policy.outcome() {
+                return match (outcome, self.last_failure) {
+                    (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
+                    (Outcome::GaveUp, _) => Ending::GaveUp,
+                    (Outcome::Stopped | Outcome::CannotStart, _) => Ending::Stopped,
+                };
+            }
+            let limit = if unfinished {
+                Some(Duration::ZERO)
+            } else {
+                self.until_deadline()
+            };
+            if let Err(error) = self.ring.wait(limit, &mut ready) {
+                warn!("io_uring_enter: {error}; trying again");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            // What a worker said before it died is heard before its death: tokens sort by kind.
+            ready.sort_unstable();
+            for token in ready.drain(..) {
+                self.dispatch(Token::decode(token));
+            }
+            self.policy.advance(self.now());
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time::new(self.epoch.elapsed())
+    }
+
+    fn until_deadline(&self) -> Option<Duration> {
+        self.policy.deadline().map(|at| at.since(self.now()))
+    }
+
+    fn dispatch(&mut self, token: Token) {
+        match token {
+            Token::Messages => self.read_messages(),
+            Token::Calls(serial) => self.answer_call(serial),
+            Token::ReadyPipe(serial) => self.read_ready_pipe(serial),
+            Token::Signals => self.read_signals(),
+            Token::Exit(serial) => self.worker_ended(serial),
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.policy.handle(self.now(), event);
+    }
+
+    /// Watches a descriptor; a failure is the ring's, and the next wait reports it.
+    fn watch(&mut self, fd: std::os::fd::BorrowedFd<'_>, token: Token) {
+        if let Err(error) = self.ring.watch(fd, token.encode()) {
+            warn!("io_uring_enter: {error}: {token:?} is not watched");
+        }
+    }
+
+    fn read_signals(&mut self) {
+        while let Some(number) = self.signals.next() {
+            match number {
+                libc::SIGHUP => self.event(Event::Reload),
+                libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => self.event(Event::Stop),
+                libc::SIGTTIN => self.event(Event::ScaleUp),
+                libc::SIGTTOU => self.event(Event::ScaleDown),
+                libc::SIGCHLD => self.reap_orphans(),
+                libc::SIGUSR1 => {
+                    info!("SIGUSR1: taking over in place is not in this version yet; nothing was done")
+                }
+                libc::SIGUSR2 => {
+                    info!("SIGUSR2: pausing the monitoring is not in this version yet; nothing was done")
+                }
+                _unasked => {}
+            }
+        }
+        if let Err(error) = self.ring.watch(self.signals.as_fd(), Token::Signals.encode()) {
+            warn!("io_uring_enter: {error}: signals are not watched");
+        }
+    }
+
+    /// Does what the policy wants; true when some of it is left for the next round.
+    fn carry_out(&mut self) -> bool {
+        let mut starts = 0;
+        while starts < STARTS_AT_ONCE {
+            let now = self.now();
+            let Some(action) = self.policy.next_action(now) else {
+                return false;
+            };
+            match action {
+                Action::Launch { worker, generation } => {
+                    starts += 1;
+                    self.launch(worker, generation);
+                }
+                Action::Stop(worker) => self.signal(worker, self.stop_signal),
+                Action::Kill(worker) => self.kill(worker),
+                Action::Report(note) => self.report(&note),
+            }
+        }
+        true
+    }
+
+    fn launch(&mut self, worker: WorkerId, generation: u32) {
+        self.launcher.set_filter(self.broker.calls());
+        match self.launcher.launch(worker, generation) {
+            Ok(launched) => {
+                self.greet();
+                let serial = worker.serial;
+                self.watch(launched.spawned.pidfd.as_fd(), Token::Exit(serial));
+                if let Some(pipe) = &launched.ready_pipe {
+                    self.watch(pipe.as_fd(), Token::ReadyPipe(serial));
+                }
+                if let Some(listener) = launched.spawned.listener {
+                    self.watch(listener.as_fd(), Token::Calls(serial));
+                    self.listeners.insert(worker, listener);
+                }
+                self.workers.insert(
+                    worker,
+                    launched.spawned.pid,
+                    launched.spawned.pidfd,
+                    launched.ready_pipe,
+                );
+                self.event(Event::Launched(worker));
+            }
+            Err(failure) => {
+                let passing = failure.is_passing();
+                self.last_failure = Some(failure);
+                let kind = if passing {
+                    LaunchFailure::Passing
+                } else {
+                    LaunchFailure::Lasting
+                };
+                self.event(Event::LaunchFailed(worker, kind));
+            }
+        }
+    }
+
+    fn greet(&mut self) {
+        if let Some(greeting) = self.greeting.take() {
+            report::banner(self.launcher.command(), greeting.workers, greeting.shares);
+        }
+    }
+
+    fn signal(&self, worker: WorkerId, number: i32) {
+        let Some(entry) = self.workers.get(worker.serial) else {
+            return;
+        };
+        if let Err(error) = pidfd::signal(entry.pidfd.as_fd(), number) {
+            self.failed_to_signal(worker, "pidfd_send_signal", &error);
+        }
+    }
+
+    fn kill(&self, worker: WorkerId) {
+        let Some(entry) = self.workers.get(worker.serial) else {
+            return;
+        };
+        if let Err(error) = pidfd::kill_group(entry.pidfd.as_fd(), entry.pid) {
+            self.failed_to_signal(worker, "pidfd_send_signal", &error);
+            // It may have left its group; then it can at least be killed alone.
+            self.signal(worker, libc::SIGKILL);
+        }
+    }
+
+    fn failed_to_signal(&self, worker: WorkerId, call: &str, error: &io::Error) {
+        // Gone already: its death is on its way to us.
+        if error.raw_os_error() != Some(libc::ESRCH) {
+            warn!("{}: {call}: {error}", self.name(worker));
+        }
+    }
+
+    fn report(&mut self, note: &Note) {
+        if let Note::LaunchFailed { worker, next } = *note {
+            return self.report_launch_failure(worker, next);
+        }
+        if let Note::Died { worker, .. } | Note::Left { worker, .. } = *note {
+            let Some(entry) = self.workers.take_ended(worker.serial) else {
+                return;
+            };
+            let ended = Named {
+                slot: worker.slot,
+                pid: Some(entry.pid.as_raw_pid()),
+            };
+            return report::note(note, |_| ended, entry.exit);
+        }
+        report::note(note, |id| self.name(id), None);
+    }
+
+    fn report_launch_failure(&self, worker: WorkerId, next: Next) {
+        // The very first start is main's to explain, with the exit code that goes with it.
+        if let Some(failure) = &self.last_failure
+            && next != Next::Nothing
+        {
+            let in_directory = failure.step == Step::Directory;
+            let subject = if in_directory {
+                self.launcher.directory()
+            } else {
+                self.launcher.command()
+            };
+            report::launch_failed(self.name(worker), subject, failure, next);
+        }
+    }
+
+    fn name(&self, worker: WorkerId) -> Named {
+        let pid = self
+            .workers
+            .get(worker.serial)
+            .map(|entry| entry.pid.as_raw_pid());
+        Named {
+            slot: worker.slot,
+            pid,
+        }
+    }
+}

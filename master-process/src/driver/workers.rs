@@ -1,0 +1,68 @@
+//! The processes behind the policy's workers.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+use rustix::process::Pid;
+
+use crate::policy::WorkerId;
+use crate::sys::pidfd::Exit;
+
+/// A worker's process.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) id: WorkerId,
+    pub(super) pid: Pid,
+    pub(super) pidfd: OwnedFd,
+    pub(super) ready_pipe: Option<OwnedFd>,
+    /// Set once it is reaped: from then on its pid may be somebody else's.
+    pub(super) exit: Option<Exit>,
+}
+
+/// All of them, by serial; and by pid while they are not reaped.
+#[derive(Debug, Default)]
+pub(super) struct Workers {
+    entries: HashMap<u64, Entry>,
+    by_pid: HashMap<Pid, u64>,
+}
+
+impl Workers {
+    pub(super) fn insert(&mut self, id: WorkerId, pid: Pid, pidfd: OwnedFd, ready_pipe: Option<OwnedFd>) {
+        self.by_pid.insert(pid, id.serial);
+        self.entries.insert(
+            id.serial,
+            Entry {
+                id,
+                pid,
+                pidfd,
+                ready_pipe,
+                exit: None,
+            },
+        );
+    }
+
+    pub(super) fn get(&self, serial: u64) -> Option<&Entry> {
+        self.entries.get(&serial)
+    }
+
+    pub(super) fn get_mut(&mut self, serial: u64) -> Option<&mut Entry> {
+        self.entries.get_mut(&serial)
+    }
+
+    pub(super) fn serial_of(&self, pid: Pid) -> Option<u64> {
+        self.by_pid.get(&pid).copied()
+    }
+
+    /// A process was reaped: its pid is free.
+    pub(super) fn ended(&mut self, serial: u64, exit: Option<Exit>) {
+        if let Some(entry) = self.entries.get_mut(&serial) {
+            self.by_pid.remove(&entry.pid);
+            entry.exit = exit.or(Some(Exit::Code(0)));
+        }
+    }
+
+    /// Forgets a worker whose end is being reported.
+    pub(super) fn take_ended(&mut self, serial: u64) -> Option<Entry> {
+        self.entries.remove(&serial)
+    }
+}

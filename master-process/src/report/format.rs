@@ -1,0 +1,84 @@
+//! A line for people: when, how bad, what. The fields are for machines and stay in the JSON format.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// How a line begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ForPeople {
+    /// Time and level, in colour where the writer has it.
+    Plain,
+    /// The journal's priority; the journal knows the time. See sd-daemon(3).
+    Journal,
+}
+
+impl<S, N> FormatEvent<S, N> for ForPeople
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let level = *event.metadata().level();
+        match self {
+            ForPeople::Plain => write_head(&mut writer, level)?,
+            ForPeople::Journal => write!(writer, "<{}>", priority(level))?,
+        }
+        let mut message = Message {
+            writer: &mut writer,
+            result: Ok(()),
+        };
+        event.record(&mut message);
+        message.result?;
+        writeln!(writer)
+    }
+}
+
+fn write_head(writer: &mut Writer<'_>, level: Level) -> fmt::Result {
+    let now = humantime::format_rfc3339_millis(SystemTime::now());
+    match colour(level).filter(|_| writer.has_ansi_escapes()) {
+        Some(colour) => write!(writer, "\x1b[2m{now}\x1b[0m \x1b[{colour}m{level:>5}\x1b[0m "),
+        None => write!(writer, "{now} {level:>5} "),
+    }
+}
+
+fn colour(level: Level) -> Option<u8> {
+    match level {
+        Level::ERROR => Some(31),
+        Level::WARN => Some(33),
+        Level::INFO => Some(32),
+        _finer => Some(36),
+    }
+}
+
+/// syslog(3)'s numbers.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _finer => 7,
+    }
+}
+
+struct Message<'a, 'b> {
+    writer: &'a mut Writer<'b>,
+    result: fmt::Result,
+}
+
+impl tracing::field::Visit for Message<'_, '_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.result = write!(self.writer, "{value:?}");
+        }
+    }
+}

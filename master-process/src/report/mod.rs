@@ -1,0 +1,11 @@
+//! What the user reads.
+
+mod format;
+mod lines;
+mod setup;
+mod span;
+mod writer;
+
+pub use lines::{Named, banner, launch_failed, note};
+pub use setup::start_logging;
+pub use span::Span;

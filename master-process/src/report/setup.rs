@@ -1,0 +1,70 @@
+//! Choosing the log's form and starting it.
+
+use std::io::IsTerminal;
+use std::str::FromStr;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::Registry;
+
+use super::format::ForPeople;
+use super::writer::Stderr;
+use crate::config::{LogFormat, Verbosity};
+
+/// Starts the log on standard error. Called once; a second call changes nothing.
+pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
+    let filter = filter(verbosity);
+    let layer = tracing_subscriber::fmt::layer().with_writer(Stderr);
+    let terminal = std::io::stderr().is_terminal();
+    let subscriber: Box<dyn tracing::Subscriber + Send + Sync> = match resolve(format) {
+        LogFormat::Json => {
+            let layer = layer
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false);
+            Box::new(Registry::default().with(layer.with_filter(filter)))
+        }
+        LogFormat::Journald => {
+            let layer = layer.with_ansi(false).event_format(ForPeople::Journal);
+            Box::new(Registry::default().with(layer.with_filter(filter)))
+        }
+        LogFormat::Pretty | LogFormat::Auto => {
+            let layer = layer.with_ansi(terminal).event_format(ForPeople::Plain);
+            Box::new(Registry::default().with(layer.with_filter(filter)))
+        }
+    };
+    // The only failure is that a log was started before, which is what was wanted.
+    let _started_before = tracing::subscriber::set_global_default(subscriber);
+}
+
+fn filter(verbosity: &Verbosity) -> Targets {
+    let level = match verbosity {
+        Verbosity::Quiet => LevelFilter::WARN,
+        Verbosity::Normal => LevelFilter::INFO,
+        Verbosity::Verbose => LevelFilter::DEBUG,
+        Verbosity::Filter(text) => {
+            // The text was validated when it was read.
+            return Targets::from_str(text).unwrap_or_default();
+        }
+    };
+    Targets::new().with_default(level)
+}
+
+fn resolve(format: LogFormat) -> LogFormat {
+    if format != LogFormat::Auto {
+        return format;
+    }
+    if is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref()) {
+        LogFormat::Journald
+    } else {
+        LogFormat::Pretty
+    }
+}
+
+/// Whether standard error is the stream that `JOURNAL_STREAM` names, as systemd.exec(5) tells to check.
+fn is_journal(named: Option<&str>) -> bool {
+    let actual = rustix::fs::fstat(std::io::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
+    actual.is_ok_and(|actual| named == Some(actual.as_str()))
+}

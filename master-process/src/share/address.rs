@@ -1,0 +1,179 @@
+//! What a worker's `bind` named.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+/// A socket address as a program wrote it, decoded from a copy of its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Address {
+    /// An IP address and a port that is not 0.
+    Inet(SocketAddr),
+    /// A path, as relative as the program wrote it.
+    Path(PathBuf),
+    /// A name in the abstract name space, without its leading zero.
+    Abstract(Vec<u8>),
+    /// What we leave to the program: port 0, unnamed, another family, nonsense.
+    Private,
+}
+
+impl Address {
+    /// Decodes a `sockaddr` of whatever family; see ip(7), ipv6(7) and unix(7).
+    pub(super) fn decode(bytes: &[u8]) -> Address {
+        let Some((family, rest)) = bytes.split_first_chunk::<2>() else {
+            return Address::Private;
+        };
+        match i32::from(u16::from_ne_bytes(*family)) {
+            libc::AF_INET => decode_v4(rest),
+            libc::AF_INET6 => decode_v6(rest),
+            libc::AF_UNIX => decode_unix(rest),
+            _other => Address::Private,
+        }
+    }
+}
+
+fn decode_v4(rest: &[u8]) -> Address {
+    let Some((port, ip)) = port_and(rest) else {
+        return Address::Private;
+    };
+    let Some(ip) = ip.first_chunk::<4>() else {
+        return Address::Private;
+    };
+    Address::Inet(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::from(*ip), port)))
+}
+
+fn decode_v6(rest: &[u8]) -> Address {
+    let Some((port, rest)) = port_and(rest) else {
+        return Address::Private;
+    };
+    let Some((_flow, rest)) = rest.split_first_chunk::<4>() else {
+        return Address::Private;
+    };
+    let Some((ip, rest)) = rest.split_first_chunk::<16>() else {
+        return Address::Private;
+    };
+    // Programs that know the older, shorter structure leave the scope out.
+    let scope = rest
+        .first_chunk::<4>()
+        .map_or(0, |scope| u32::from_ne_bytes(*scope));
+    Address::Inet(SocketAddr::V6(SocketAddrV6::new(
+        Ipv6Addr::from(*ip),
+        port,
+        0,
+        scope,
+    )))
+}
+
+fn port_and(rest: &[u8]) -> Option<(u16, &[u8])> {
+    let (port, rest) = rest.split_first_chunk::<2>()?;
+    let port = u16::from_be_bytes(*port);
+    (port != 0).then_some((port, rest))
+}
+
+fn decode_unix(path: &[u8]) -> Address {
+    match path {
+        [] | [0] => Address::Private,
+        [0, name @ ..] => Address::Abstract(name.to_vec()),
+        path => {
+            let end = path.iter().position(|byte| *byte == 0).unwrap_or(path.len());
+            Address::Path(OsString::from_vec(path[..end].to_vec()).into())
+        }
+    }
+}
+
+/// What tells one held socket from another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Key {
+    /// An IP address; an IPv6 socket that leaves IPv4 to others is not the same as one that does not.
+    Inet { address: SocketAddr, v6only: bool },
+    /// A name in a folder, whatever path leads there.
+    Unix {
+        folder: (u64, u64),
+        name: OsString,
+        shown: PathBuf,
+    },
+    /// A name in the abstract name space.
+    Abstract(Vec<u8>),
+}
+
+impl Key {
+    /// Whether both mean the same socket: how a path is written is not part of it.
+    pub(super) fn matches(&self, other: &Key) -> bool {
+        match (self, other) {
+            (
+                Key::Unix { folder, name, .. },
+                Key::Unix {
+                    folder: other_folder,
+                    name: other_name,
+                    ..
+                },
+            ) => folder == other_folder && name == other_name,
+            (one, other) => one == other,
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Inet { address, .. } => write!(f, "{address}"),
+            Key::Unix { shown, .. } => write!(f, "{}", shown.display()),
+            Key::Abstract(name) => write!(f, "@{}", name.escape_ascii()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sockaddr(family: i32, rest: &[u8]) -> Vec<u8> {
+        let family = u16::try_from(family).expect("small").to_ne_bytes();
+        [&family, rest].concat()
+    }
+
+    #[test]
+    fn ip_addresses_are_decoded_with_their_port() {
+        let v4 = sockaddr(libc::AF_INET, &[0x1f, 0x90, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(
+            Address::decode(&v4),
+            Address::Inet("127.0.0.1:8080".parse().expect("an address"))
+        );
+        let v6 = sockaddr(
+            libc::AF_INET6,
+            &[[0x1f, 0x90].as_slice(), &[0; 4], &[0; 16], &[0; 4]].concat(),
+        );
+        assert_eq!(
+            Address::decode(&v6),
+            Address::Inet("[::]:8080".parse().expect("an address"))
+        );
+        assert_eq!(
+            Address::decode(&v6[..24]),
+            Address::decode(&v6),
+            "without the scope, as RFC 2133 had it"
+        );
+    }
+
+    #[test]
+    fn port_zero_and_nonsense_are_the_programs_own() {
+        let port_zero = sockaddr(libc::AF_INET, &[0, 0, 127, 0, 0, 1]);
+        let cut = sockaddr(libc::AF_INET6, &[0x1f, 0x90, 0, 0]);
+        let netlink = sockaddr(libc::AF_NETLINK, &[0; 10]);
+        let autobind = sockaddr(libc::AF_UNIX, &[]);
+        for bytes in [port_zero, cut, netlink, autobind, vec![], vec![2]] {
+            assert_eq!(Address::decode(&bytes), Address::Private, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn unix_paths_end_at_the_first_zero_and_abstract_names_do_not() {
+        let path = sockaddr(libc::AF_UNIX, b"run/app.sock\0garbage");
+        assert_eq!(Address::decode(&path), Address::Path("run/app.sock".into()));
+        let unterminated = sockaddr(libc::AF_UNIX, b"/x");
+        assert_eq!(Address::decode(&unterminated), Address::Path("/x".into()));
+        let name = sockaddr(libc::AF_UNIX, b"\0a\0b");
+        assert_eq!(Address::decode(&name), Address::Abstract(b"a\0b".to_vec()));
+    }
+}

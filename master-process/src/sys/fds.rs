@@ -1,0 +1,85 @@
+//! The supervisor's own descriptor table: who inherits what, and how large it may grow.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Marks every descriptor from `first` on close-on-exec: whatever our own parent left open is not a worker's.
+///
+/// # Errors
+/// `close_range(2)` fails with ENOSYS before Linux 5.9 and with EINVAL for its flag before 5.11.
+pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
+    let first = libc::c_uint::try_from(first).unwrap_or(3);
+    // SAFETY: the call changes flags of descriptors and touches no memory of ours.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// The descriptors `3` to `3 + count - 1`, which our own parent left open for us to own: sd_listen_fds(3).
+///
+/// Call it once, before anything else opens a descriptor.
+///
+/// # Errors
+/// EBADF where one of them is not open: whoever set `LISTEN_FDS` did not mean us.
+pub fn take_inherited(count: RawFd) -> io::Result<Vec<OwnedFd>> {
+    for number in 3..3 + count {
+        // SAFETY: the call only asks whether the number is in use.
+        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: all of them are open, and no code of ours has opened or taken them: this runs first.
+    Ok((3..3 + count)
+        .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
+        .collect())
+}
+
+/// A close-on-exec copy of `fd` with a number of at least `lowest`.
+///
+/// # Errors
+/// EMFILE, and EINVAL where `lowest` lies beyond `RLIMIT_NOFILE`; see fcntl(2).
+pub fn copy_from(fd: BorrowedFd<'_>, lowest: RawFd) -> io::Result<OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, lowest)?)
+}
+
+/// The same descriptor, with a number of at least `lowest`.
+///
+/// # Errors
+/// As [`copy_from`].
+pub fn move_from(fd: OwnedFd, lowest: RawFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() >= lowest {
+        Ok(fd)
+    } else {
+        copy_from(fd.as_fd(), lowest)
+    }
+}
+
+/// Raises the soft limit of open files to the hard one, and returns what it was: the workers get that back.
+///
+/// A supervisor holds two descriptors for a worker, three with `notify:fd`.
+///
+/// # Errors
+/// None on a sane kernel: a process may always raise its soft limit so far; see setrlimit(2).
+pub fn raise_limit() -> io::Result<Rlimit> {
+    let given = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: given.maximum,
+            maximum: given.maximum,
+        },
+    )?;
+    Ok(given)
+}

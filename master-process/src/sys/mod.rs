@@ -1,0 +1,11 @@
+//! One file per kernel facility: typed in both directions, no policy, no logging.
+
+pub mod fds;
+pub mod notify;
+pub mod peer;
+pub mod pidfd;
+pub mod ring;
+pub mod seccomp;
+pub mod signals;
+pub mod sockets;
+pub mod spawn;

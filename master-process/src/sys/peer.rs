@@ -1,0 +1,194 @@
+//! A look into another process, through `/proc`: what a waiting call's arguments mean.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+/// The thread that made a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    thread: Pid,
+}
+
+/// A path that is longer does not exist.
+const PATH_MAX: usize = 4096;
+/// `/proc/PID/mem` is read in pieces that end with a page: the next page may not be mapped.
+const PAGE: u64 = 4096;
+
+/// Who a thread's file-system calls are made as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FsIdentity {
+    /// Its file-system user id.
+    pub uid: u32,
+    /// Its file-system group id.
+    pub gid: u32,
+}
+
+impl Peer {
+    /// The thread `thread`, which must wait for our answer for as long as this is used.
+    pub fn new(thread: Pid) -> Peer {
+        Peer { thread }
+    }
+
+    fn path(&self, what: &str) -> String {
+        format!("/proc/{}/{what}", self.thread.as_raw_pid())
+    }
+
+    /// The inode number of the file behind a descriptor; for a socket, of the socket.
+    ///
+    /// # Errors
+    /// ENOENT where the descriptor is not open, EACCES where we may not look.
+    pub fn inode(&self, fd: RawFd) -> io::Result<u64> {
+        Ok(std::fs::metadata(self.path(&format!("fd/{fd}")))?.ino())
+    }
+
+    /// Whether any descriptor of this process is the socket with this inode number.
+    ///
+    /// # Errors
+    /// As [`inode`](Self::inode).
+    pub fn holds(&self, inode: u64) -> io::Result<bool> {
+        let link = format!("socket:[{inode}]");
+        for entry in std::fs::read_dir(self.path("fd"))? {
+            if std::fs::read_link(entry?.path()).is_ok_and(|target| target.as_os_str() == link.as_str()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What kind of socket a descriptor is, as the kernel names its protocol: `TCP`, `TCPv6`, `MPTCP`, `UDP`,
+    /// `UNIX-STREAM` (`UNIX` before Linux 5.15, and for datagrams).
+    ///
+    /// # Errors
+    /// EOPNOTSUPP where it is no socket, and as [`inode`](Self::inode).
+    pub fn protocol(&self, fd: RawFd) -> io::Result<String> {
+        let mut value = [0u8; 64];
+        let length = rustix::fs::getxattr(
+            self.path(&format!("fd/{fd}")),
+            "system.sockprotoname",
+            &mut value[..],
+        )?;
+        let name = value[..length]
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default();
+        Ok(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// A copy of a descriptor: the same open file, in our table.
+    ///
+    /// # Errors
+    /// EPERM and ENOSYS where pidfd_getfd(2) is denied, as container engines do; EBADF.
+    pub fn copy(&self, fd: RawFd) -> io::Result<OwnedFd> {
+        let pidfd = match pidfd_open(self.thread, PidfdFlags::empty()) {
+            // Only the thread that a process began with gives a pidfd everywhere.
+            Err(_) => pidfd_open(self.process()?, PidfdFlags::empty())?,
+            Ok(pidfd) => pidfd,
+        };
+        Ok(pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty())?)
+    }
+
+    fn process(&self) -> io::Result<Pid> {
+        let status = std::fs::read_to_string(self.path("status"))?;
+        field(&status, "Tgid:")
+            .and_then(|number| Pid::from_raw(number.trim().parse().ok()?))
+            .ok_or_else(|| io::Error::other("no Tgid in status"))
+    }
+
+    /// The `O_` flags of a descriptor, `O_CLOEXEC` among them.
+    ///
+    /// # Errors
+    /// As [`inode`](Self::inode).
+    pub fn flags(&self, fd: RawFd) -> io::Result<i32> {
+        let info = std::fs::read_to_string(self.path(&format!("fdinfo/{fd}")))?;
+        field(&info, "flags:")
+            .and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok())
+            .ok_or_else(|| io::Error::other("no flags in fdinfo"))
+    }
+
+    /// `length` bytes of its memory.
+    ///
+    /// # Errors
+    /// EIO where that is not mapped, EACCES where we may not look (a process that is not dumpable).
+    pub fn memory(&self, at: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        File::open(self.path("mem"))?.read_exact_at(&mut bytes, at)?;
+        Ok(bytes)
+    }
+
+    /// The C string at an address.
+    ///
+    /// # Errors
+    /// ENAMETOOLONG, and as [`memory`](Self::memory).
+    pub fn string(&self, mut at: u64) -> io::Result<CString> {
+        let memory = File::open(self.path("mem"))?;
+        let mut bytes = Vec::new();
+        while bytes.len() < PATH_MAX {
+            let mut piece = vec![0; usize::try_from(PAGE - at % PAGE).unwrap_or(PATH_MAX)];
+            memory.read_exact_at(&mut piece, at)?;
+            at += piece.len() as u64;
+            if let Some(end) = piece.iter().position(|byte| *byte == 0) {
+                bytes.extend_from_slice(&piece[..end]);
+                return CString::new(bytes).map_err(io::Error::other);
+            }
+            bytes.append(&mut piece);
+        }
+        Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG))
+    }
+
+    /// Whether it lives in our network namespace.
+    ///
+    /// # Errors
+    /// EACCES where we may not look.
+    pub fn shares_network(&self) -> io::Result<bool> {
+        let ours = std::fs::metadata("/proc/self/ns/net")?;
+        let theirs = std::fs::metadata(self.path("ns/net"))?;
+        Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+    }
+
+    /// A path that leads us where `path` would lead it: by its own root and working directory, or, where
+    /// `dir` is a descriptor, from there.
+    pub fn resolve(&self, dir: RawFd, path: &std::path::Path) -> PathBuf {
+        match path.strip_prefix("/") {
+            Ok(below_root) => PathBuf::from(self.path("root")).join(below_root),
+            Err(_relative) if dir == libc::AT_FDCWD => PathBuf::from(self.path("cwd")).join(path),
+            Err(_relative) => PathBuf::from(self.path(&format!("fd/{dir}"))).join(path),
+        }
+    }
+
+    /// Who it opens and creates files as.
+    ///
+    /// # Errors
+    /// EACCES where we may not look.
+    pub fn fs_identity(&self) -> io::Result<FsIdentity> {
+        let status = std::fs::read_to_string(self.path("status"))?;
+        // Four numbers: real, effective, saved, file system; see proc_pid_status(5).
+        let fourth = |name| field(&status, name)?.split_whitespace().nth(3)?.parse().ok();
+        match (fourth("Uid:"), fourth("Gid:")) {
+            (Some(uid), Some(gid)) => Ok(FsIdentity { uid, gid }),
+            _missing => Err(io::Error::other("no Uid or Gid in status")),
+        }
+    }
+}
+
+/// Whether sockets of other processes can be copied here at all.
+pub fn can_copy() -> bool {
+    let own = || -> io::Result<OwnedFd> {
+        let pidfd = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+        Ok(pidfd_getfd(
+            &pidfd,
+            std::os::fd::AsRawFd::as_raw_fd(&pidfd.as_fd()),
+            PidfdGetfdFlags::empty(),
+        )?)
+    };
+    own().is_ok()
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name))
+}

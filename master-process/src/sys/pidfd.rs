@@ -1,0 +1,129 @@
+//! The one handle of a child, and how it ended.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, waitid};
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It called `exit` with this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal {
+        /// The signal's number.
+        number: i32,
+        /// Whether it left a core dump.
+        dumped: bool,
+    },
+}
+
+impl Exit {
+    fn of(status: &WaitIdStatus) -> Option<Exit> {
+        if let Some(code) = status.exit_status() {
+            return Some(Exit::Code(code));
+        }
+        let number = status.terminating_signal()?;
+        Some(Exit::Signal {
+            number,
+            dumped: status.dumped(),
+        })
+    }
+}
+
+/// Sends a signal to the process behind `pidfd`: never to another one, whatever became of its pid.
+///
+/// # Errors
+/// ESRCH where it is gone, EPERM where it runs as somebody whom we may not signal; see pidfd_send_signal(2).
+pub fn signal(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    send(pidfd, number, 0)
+}
+
+/// Sends SIGKILL to the process group that the process behind `pidfd` leads. The process must not have been
+/// reaped yet: until then the group's number is its own.
+///
+/// # Errors
+/// ESRCH where nobody is left in the group.
+pub fn kill_group(pidfd: BorrowedFd<'_>, pid: Pid) -> io::Result<()> {
+    match send(pidfd, libc::SIGKILL, libc::PIDFD_SIGNAL_PROCESS_GROUP) {
+        // Before Linux 6.9 there is no such flag. The unreaped process keeps the number from being reused, so
+        // the group can be named by it without a window.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(rustix::process::kill_process_group(
+            pid,
+            rustix::process::Signal::KILL,
+        )?),
+        result => result,
+    }
+}
+
+fn send(pidfd: BorrowedFd<'_>, number: i32, flags: libc::c_uint) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is borrowed for the call, and a null siginfo is allowed: the kernel makes one.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            number,
+            info,
+            flags,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// How the child behind `pidfd` ended, leaving it a zombie; `None` while it lives.
+///
+/// # Errors
+/// ECHILD where it was reaped already or is no child of ours.
+pub fn peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(waitid(WaitId::PidFd(pidfd), options)?.and_then(|status| Exit::of(&status)))
+}
+
+/// Reaps the child behind `pidfd`, waiting for its end if need be.
+///
+/// # Errors
+/// As [`peek`].
+pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
+    Ok(waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?.and_then(|status| Exit::of(&status)))
+}
+
+/// Any child of ours that has ended and was not reaped, left as it is.
+///
+/// # Errors
+/// ECHILD where we have no child at all.
+pub fn any_zombie() -> io::Result<Option<Pid>> {
+    // SAFETY: an all-zero siginfo_t is a valid value of that plain C structure.
+    let mut info = unsafe { std::mem::zeroed::<libc::siginfo_t>() };
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` is a siginfo_t of our own that outlives the call.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid filled the structure for SIGCHLD, or left it zeroed: si_pid is set in both cases.
+    Ok(Pid::from_raw(unsafe { info.si_pid() }))
+}
+
+/// Reaps a zombie that nobody holds a pidfd of: an orphan that was handed to us.
+///
+/// # Errors
+/// ECHILD where there is none of that number.
+pub fn reap_orphan(pid: Pid) -> io::Result<()> {
+    waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?;
+    Ok(())
+}
+
+/// Makes orphaned descendants ours, as they are pid 1's.
+///
+/// # Errors
+/// None since Linux 3.4; see PR_SET_CHILD_SUBREAPER(2const).
+pub fn become_subreaper() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(
+        rustix::process::Pid::from_raw(1),
+    )?)
+}

@@ -1,0 +1,110 @@
+//! Waiting: one io_uring that carries readiness.
+//!
+//! Only `POLL_ADD` is used, so the kernel never owns a buffer of ours: that is the whole safety argument. A
+//! watch is for once; who wants more asks again, which costs an entry in the next submission and no call.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, opcode};
+
+/// Completions of our own cancellations carry this and are of no interest.
+const CANCELLED: u64 = u64::MAX;
+
+/// Entries of the submission queue. A start of many workers fills it more than once, and each time is one
+/// call; larger would cost resident memory for that one moment.
+const ENTRIES: u32 = 64;
+
+/// The ring.
+pub struct Ring {
+    ring: IoUring,
+}
+
+impl Ring {
+    /// Sets the ring up, with completions run only when we wait where the kernel can (6.1): then nothing
+    /// interrupts anything else that we do.
+    ///
+    /// # Errors
+    /// ENOSYS or EPERM where io_uring is not to be had, ENOMEM; see io_uring_setup(2).
+    pub fn new() -> io::Result<Ring> {
+        let modern = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(ENTRIES);
+        let ring = match modern {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
+            result => result?,
+        };
+        if !ring.params().is_feature_ext_arg() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "no waiting with a time-out before Linux 5.11",
+            ));
+        }
+        Ok(Ring { ring })
+    }
+
+    /// Watches `fd` until it is readable or hung up, once; `token` comes back from [`wait`](Self::wait).
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2), where the submission queue had to be emptied first.
+    pub fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let events = u32::from(libc::POLLIN.cast_unsigned());
+        self.push(
+            &opcode::PollAdd::new(Fd(fd.as_raw_fd()), events)
+                .build()
+                .user_data(token),
+        )
+    }
+
+    /// Ends the watch of `token`: until then the ring would hold the file open.
+    ///
+    /// # Errors
+    /// As [`watch`](Self::watch).
+    pub fn forget(&mut self, token: u64) -> io::Result<()> {
+        self.push(&opcode::PollRemove::new(token).build().user_data(CANCELLED))
+    }
+
+    fn push(&mut self, entry: &io_uring::squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: the entry points to no memory, and the kernel takes its own reference to the file when it
+            // is submitted. A descriptor that is closed before that gives EBADF, or polls a newer file under
+            // that number, which costs one look in vain: readiness is always checked by a call.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+            self.ring.submit()?;
+        }
+    }
+
+    /// Submits, waits until something is ready or `limit` has passed (`None`: for ever), and appends the
+    /// tokens of what is.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter(2) but EINTR, ETIME, EBUSY and EAGAIN, which are no failure.
+    pub fn wait(&mut self, limit: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<()> {
+        let timeout = limit.map(Timespec::from);
+        let mut args = SubmitArgs::new();
+        if let Some(timeout) = &timeout {
+            args = args.timespec(timeout);
+        }
+        match self.ring.submitter().submit_with_args(1, &args) {
+            Ok(_submitted) => {}
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN) => {}
+                Some(_) | None => return Err(error),
+            },
+        }
+        // Which of time-out and event ended the wait shows in the queue alone: the call's result does not say.
+        let cancelled = -libc::ECANCELED;
+        ready.extend(
+            self.ring
+                .completion()
+                .filter(|entry| entry.user_data() != CANCELLED && entry.result() != cancelled)
+                .map(|entry| entry.user_data()),
+        );
+        Ok(())
+    }
+}

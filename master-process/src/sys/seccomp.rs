@@ -1,0 +1,494 @@
+//! Seccomp user notifications: a worker's call waits until we have answered it.
+//!
+//! See seccomp_unotify(2). No security rests on this filter; a call that is let go on reads its arguments
+//! anew, a call that we answer used our own copy of them.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use rustix::process::Pid;
+
+/// Which calls a worker's filter sends to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Calls {
+    /// `bind`.
+    pub bind: bool,
+    /// The two options before `bind` that decide what an address means; needed only where a worker's socket
+    /// cannot be looked at.
+    pub options: bool,
+    /// `listen`.
+    pub listen: bool,
+    /// `shutdown` of more than the writing half.
+    pub shutdown: bool,
+    /// `unlink` and `unlinkat` of what is not a directory.
+    pub unlink: bool,
+}
+
+/// A program for a worker's `seccomp(2)`.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    program: Vec<libc::sock_filter>,
+}
+
+#[cfg(target_arch = "x86_64")]
+const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
+#[cfg(target_arch = "aarch64")]
+const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
+
+/// x86-64 calls from here on are the x32 ABI's: other numbers, other structures.
+const FIRST_X32: u32 = 0x4000_0000;
+
+// Offsets in struct seccomp_data; the low half of an argument comes first on a little-endian machine.
+const NR_AT: u32 = 0;
+const ARCH_AT: u32 = 4;
+const fn low_half_at(argument: u32) -> u32 {
+    16 + 8 * argument
+}
+
+impl Filter {
+    /// The program that notifies us of `calls` and allows everything else.
+    pub fn new(calls: Calls) -> Filter {
+        let mut program = vec![load(ARCH_AT), jump_if_equal(ARCH, 1, 0), allow(), load(NR_AT)];
+        if cfg!(target_arch = "x86_64") {
+            program.extend([jump_if_at_least(FIRST_X32, 0, 1), allow()]);
+        }
+        if calls.bind {
+            program.extend(notify_on(libc::SYS_bind));
+        }
+        if calls.options {
+            program.extend(notify_on_option(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
+            program.extend(notify_on_option(libc::SOL_SOCKET, libc::SO_REUSEPORT));
+        }
+        if calls.listen {
+            program.extend(notify_on(libc::SYS_listen));
+        }
+        if calls.shutdown {
+            program.extend(notify_on_shutdown());
+        }
+        if calls.unlink {
+            #[cfg(target_arch = "x86_64")]
+            program.extend(notify_on(libc::SYS_unlink));
+            program.extend(notify_on_unlinkat());
+        }
+        program.push(allow());
+        Filter { program }
+    }
+
+    /// The program as `seccomp(2)` takes it: valid for as long as the filter is.
+    pub(super) fn as_fprog(&self) -> libc::sock_fprog {
+        let len = u16::try_from(self.program.len()).unwrap_or(0);
+        libc::sock_fprog {
+            len,
+            filter: self.program.as_ptr().cast_mut(),
+        }
+    }
+}
+
+fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter {
+        code: u16::try_from(code).unwrap_or(0),
+        jt,
+        jf,
+        k,
+    }
+}
+
+fn load(at: u32) -> libc::sock_filter {
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, at)
+}
+
+fn jump_if_equal(value: u32, then: u8, otherwise: u8) -> libc::sock_filter {
+    instruction(
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        then,
+        otherwise,
+        value,
+    )
+}
+
+fn jump_if_at_least(value: u32, then: u8, otherwise: u8) -> libc::sock_filter {
+    instruction(
+        libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
+        then,
+        otherwise,
+        value,
+    )
+}
+
+fn jump_if_any_bit(bits: u32, then: u8, otherwise: u8) -> libc::sock_filter {
+    instruction(
+        libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K,
+        then,
+        otherwise,
+        bits,
+    )
+}
+
+fn allow() -> libc::sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW)
+}
+
+fn notify() -> libc::sock_filter {
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_USER_NOTIF)
+}
+
+fn number(call: libc::c_long) -> u32 {
+    u32::try_from(call).unwrap_or(u32::MAX)
+}
+
+fn bits(value: libc::c_int) -> u32 {
+    value.cast_unsigned()
+}
+
+// Each of the following starts and, where it does not return, ends with the call's number in the accumulator.
+
+fn notify_on(call: libc::c_long) -> [libc::sock_filter; 2] {
+    [jump_if_equal(number(call), 0, 1), notify()]
+}
+
+fn notify_on_option(level: libc::c_int, option: libc::c_int) -> [libc::sock_filter; 7] {
+    [
+        jump_if_equal(number(libc::SYS_setsockopt), 0, 6),
+        load(low_half_at(1)),
+        jump_if_equal(bits(level), 0, 3),
+        load(low_half_at(2)),
+        jump_if_equal(bits(option), 0, 1),
+        notify(),
+        load(NR_AT),
+    ]
+}
+
+fn notify_on_shutdown() -> [libc::sock_filter; 5] {
+    [
+        jump_if_equal(number(libc::SYS_shutdown), 0, 4),
+        load(low_half_at(1)),
+        jump_if_equal(bits(libc::SHUT_WR), 1, 0),
+        notify(),
+        allow(),
+    ]
+}
+
+fn notify_on_unlinkat() -> [libc::sock_filter; 5] {
+    [
+        jump_if_equal(number(libc::SYS_unlinkat), 0, 4),
+        load(low_half_at(2)),
+        jump_if_any_bit(bits(libc::AT_REMOVEDIR), 1, 0),
+        notify(),
+        allow(),
+    ]
+}
+
+/// Whether a filter may be installed without `NO_NEW_PRIVS`, which takes setuid programs their power.
+pub fn may_filter_with_privileges() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
+}
+
+/// A call that waits for our answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notification {
+    id: u64,
+    /// The thread that made the call, as our PID namespace counts.
+    pub thread: Pid,
+    /// What it called.
+    pub call: Call,
+}
+
+/// A call and its arguments; addresses are the caller's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// `bind(fd, address, length)`.
+    Bind {
+        /// The socket.
+        fd: RawFd,
+        /// Where its address stands.
+        address: u64,
+        /// How long that is.
+        length: u32,
+    },
+    /// `listen(fd, backlog)`.
+    Listen {
+        /// The socket.
+        fd: RawFd,
+        /// The queue's length.
+        backlog: i32,
+    },
+    /// `setsockopt` of `IPV6_V6ONLY` or `SO_REUSEPORT`.
+    SetOption {
+        /// The socket.
+        fd: RawFd,
+        /// Which of the two.
+        option: SocketOption,
+        /// Where the value, an int, stands.
+        value: u64,
+    },
+    /// `shutdown` of at least the reading half.
+    Shutdown {
+        /// The socket.
+        fd: RawFd,
+    },
+    /// `unlink` or `unlinkat`.
+    Unlink {
+        /// What a relative path is relative to; `AT_FDCWD` as the kernel has it.
+        dir: RawFd,
+        /// Where the path stands.
+        path: u64,
+    },
+    /// A call that we did not ask for.
+    Other,
+}
+
+/// The options that decide what an address means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SocketOption {
+    /// `IPV6_V6ONLY`.
+    V6Only,
+    /// `SO_REUSEPORT`.
+    ReusePort,
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a call without an answer hangs its worker"]
+pub enum Answer {
+    /// The kernel carries it out as if we were not there.
+    Continue,
+    /// It returns 0 without having been carried out.
+    Done,
+    /// It fails with this errno without having been carried out.
+    Fail(i32),
+}
+
+/// Takes the next waiting call. Ask for readiness first: this would wait, whatever the descriptor's flags.
+///
+/// # Errors
+/// ENOENT where the caller was killed meanwhile.
+pub fn receive(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+    // SAFETY: the kernel demands an all-zero structure, which is a valid value of it.
+    let mut raw = unsafe { std::mem::zeroed::<libc::seccomp_notif>() };
+    ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_RECV, &mut raw)?;
+    let thread = Pid::from_raw(raw.pid.cast_signed())
+        .ok_or_else(|| io::Error::other("the caller lives outside of our PID namespace"));
+    match thread {
+        Ok(thread) => Ok(Notification {
+            id: raw.id,
+            thread,
+            call: Call::of(&raw.data),
+        }),
+        Err(error) => {
+            let unknown = Notification {
+                id: raw.id,
+                thread: Pid::INIT,
+                call: Call::Other,
+            };
+            answer(listener, &unknown, Answer::Continue)?;
+            Err(error)
+        }
+    }
+}
+
+impl Call {
+    fn of(data: &libc::seccomp_data) -> Call {
+        let fd = |argument: usize| low(data.args[argument]).cast_signed();
+        match libc::c_long::from(data.nr) {
+            libc::SYS_bind => Call::Bind {
+                fd: fd(0),
+                address: data.args[1],
+                length: low(data.args[2]),
+            },
+            libc::SYS_listen => Call::Listen {
+                fd: fd(0),
+                backlog: fd(1),
+            },
+            libc::SYS_setsockopt => {
+                let v6only = fd(1) == libc::IPPROTO_IPV6;
+                let option = if v6only {
+                    SocketOption::V6Only
+                } else {
+                    SocketOption::ReusePort
+                };
+                Call::SetOption {
+                    fd: fd(0),
+                    option,
+                    value: data.args[3],
+                }
+            }
+            libc::SYS_shutdown => Call::Shutdown { fd: fd(0) },
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_unlink => Call::Unlink {
+                dir: libc::AT_FDCWD,
+                path: data.args[0],
+            },
+            libc::SYS_unlinkat => Call::Unlink {
+                dir: fd(0),
+                path: data.args[1],
+            },
+            _unasked => Call::Other,
+        }
+    }
+}
+
+fn low(argument: u64) -> u32 {
+    u32::try_from(argument & u64::from(u32::MAX)).unwrap_or(0)
+}
+
+/// Whether the call still waits: what was read of its process since then was read of the right one.
+pub fn is_waiting(listener: BorrowedFd<'_>, notification: &Notification) -> bool {
+    let mut id = notification.id;
+    ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &mut id).is_ok()
+}
+
+/// Puts a copy of `fd` in the place of the caller's descriptor `at`.
+///
+/// # Errors
+/// ENOENT where the caller was killed meanwhile, EBADF, EMFILE for its own limits.
+pub fn put_descriptor(
+    listener: BorrowedFd<'_>,
+    notification: &Notification,
+    fd: BorrowedFd<'_>,
+    at: RawFd,
+    close_on_exec: bool,
+) -> io::Result<()> {
+    let mut request = libc::seccomp_notif_addfd {
+        id: notification.id,
+        flags: u32::try_from(libc::SECCOMP_ADDFD_FLAG_SETFD).unwrap_or(1),
+        srcfd: fd.as_raw_fd().cast_unsigned(),
+        newfd: at.cast_unsigned(),
+        newfd_flags: if close_on_exec { bits(libc::O_CLOEXEC) } else { 0 },
+    };
+    ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ADDFD, &mut request)
+}
+
+/// Lets the caller go on.
+///
+/// # Errors
+/// ENOENT where the caller was killed meanwhile: nobody is left to answer.
+pub fn answer(listener: BorrowedFd<'_>, notification: &Notification, answer: Answer) -> io::Result<()> {
+    let mut response = libc::seccomp_notif_resp {
+        id: notification.id,
+        val: 0,
+        error: 0,
+        flags: 0,
+    };
+    match answer {
+        Answer::Continue => {
+            response.flags = u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap_or(1);
+        }
+        Answer::Done => {}
+        Answer::Fail(errno) => response.error = -errno,
+    }
+    ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_SEND, &mut response)
+}
+
+fn ioctl<T>(listener: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
+    // SAFETY: each request above is paired with the structure that seccomp_unotify(2) names for it, and the
+    // kernel reads and writes no more than its size, which is part of the request's number.
+    let result = unsafe { libc::ioctl(listener.as_raw_fd(), request, std::ptr::from_mut(argument)) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the program as the kernel would; true: it notifies.
+    fn notifies(filter: &Filter, arch: u32, nr: libc::c_long, args: [u32; 3]) -> bool {
+        let (mut at, mut a) = (0, 0);
+        loop {
+            let op = filter.program[at];
+            at += 1;
+            let jump = |yes: bool| usize::from(if yes { op.jt } else { op.jf });
+            match u32::from(op.code) & 0x07 {
+                libc::BPF_LD => {
+                    a = match op.k {
+                        NR_AT => number(nr),
+                        ARCH_AT => arch,
+                        k => args[usize::try_from((k - 16) / 8).expect("small")],
+                    }
+                }
+                libc::BPF_JMP => {
+                    at += match u32::from(op.code) & 0xf0 {
+                        libc::BPF_JEQ => jump(a == op.k),
+                        libc::BPF_JGE => jump(a >= op.k),
+                        libc::BPF_JSET => jump(a & op.k != 0),
+                        other => panic!("unknown jump {other:#x}"),
+                    }
+                }
+                libc::BPF_RET => return op.k == libc::SECCOMP_RET_USER_NOTIF,
+                other => panic!("unknown class {other:#x}"),
+            }
+        }
+    }
+
+    const ALL: Calls = Calls {
+        bind: true,
+        options: true,
+        listen: true,
+        shutdown: true,
+        unlink: true,
+    };
+
+    #[test]
+    fn what_was_asked_for_is_notified_and_nothing_else() {
+        let filter = Filter::new(ALL);
+        let check = |nr, args| notifies(&filter, ARCH, nr, args);
+        assert!(check(libc::SYS_bind, [0; 3]));
+        assert!(check(libc::SYS_listen, [0; 3]));
+        assert!(check(
+            libc::SYS_setsockopt,
+            [3, bits(libc::IPPROTO_IPV6), bits(libc::IPV6_V6ONLY)]
+        ));
+        assert!(check(
+            libc::SYS_setsockopt,
+            [3, bits(libc::SOL_SOCKET), bits(libc::SO_REUSEPORT)]
+        ));
+        assert!(!check(
+            libc::SYS_setsockopt,
+            [3, bits(libc::SOL_SOCKET), bits(libc::SO_REUSEADDR)]
+        ));
+        assert!(!check(
+            libc::SYS_setsockopt,
+            [3, bits(libc::IPPROTO_TCP), bits(libc::TCP_NODELAY)]
+        ));
+        assert!(check(libc::SYS_shutdown, [3, bits(libc::SHUT_RDWR), 0]));
+        assert!(
+            !check(libc::SYS_shutdown, [3, bits(libc::SHUT_WR), 0]),
+            "the usual half-close stays cheap"
+        );
+        assert!(check(libc::SYS_unlinkat, [0, 0, 0]));
+        assert!(!check(libc::SYS_unlinkat, [0, 0, bits(libc::AT_REMOVEDIR)]));
+        assert!(!check(libc::SYS_read, [0; 3]));
+        assert!(!check(libc::SYS_accept4, [0; 3]));
+    }
+
+    #[test]
+    fn other_architectures_and_x32_are_let_alone() {
+        let filter = Filter::new(ALL);
+        assert!(!notifies(&filter, 0x4000_0003, libc::SYS_bind, [0; 3]));
+        assert!(!notifies(
+            &filter,
+            ARCH,
+            libc::SYS_bind | libc::c_long::from(FIRST_X32),
+            [0; 3]
+        ));
+    }
+
+    #[test]
+    fn a_filter_for_listen_alone_lets_bind_pass() {
+        let filter = Filter::new(Calls {
+            bind: false,
+            options: false,
+            listen: true,
+            shutdown: false,
+            unlink: false,
+        });
+        assert!(notifies(&filter, ARCH, libc::SYS_listen, [0; 3]));
+        for nr in [libc::SYS_bind, libc::SYS_shutdown, libc::SYS_unlinkat] {
+            assert!(!notifies(&filter, ARCH, nr, [0; 3]));
+        }
+    }
+}

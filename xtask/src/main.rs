@@ -1,2 +1,105 @@
-//! What CI and contributors run.
-fn main() {}
+//! What CI and contributors run: `cargo xtask ci | ebpf | bench`.
+
+mod bench;
+mod ci;
+mod ebpf;
+mod run;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+
+fn main() -> ExitCode {
+    let result = match cli().get_matches().subcommand() {
+        Some(("ci", _)) => ci::run(),
+        Some(("ebpf", _)) => tools::install(&tools::for_ebpf()).and_then(|()| ebpf::build()),
+        Some(("bench", matches)) => bench::run(&bench_options(matches)),
+        // clap has refused everything else.
+        _ => Ok(()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn cli() -> Command {
+    let number = |name: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name("N")
+            .default_value(default)
+            .value_parser(value_parser!(u32).range(1..))
+            .help(help)
+    };
+    let flag = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+    };
+    Command::new("cargo xtask")
+        .about("What CI and contributors run")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(Command::new("ci").about("Everything that CI checks; installs what the machine lacks"))
+        .subcommand(Command::new("ebpf").about("Builds the eBPF program from source; installs its tools"))
+        .subcommand(
+            Command::new("bench")
+                .about("The supervisor beside the bare floor, in one run")
+                .arg(
+                    Arg::new("what")
+                        .num_args(0..)
+                        .value_parser(["start", "respawn", "memory"])
+                        .help("What is measured [default: all]"),
+                )
+                .arg(number("workers", "100", "Workers that each subject runs"))
+                .arg(number(
+                    "rounds",
+                    "15",
+                    "Rounds; every subject is started once in each",
+                ))
+                .arg(number("kills", "20", "Single kills in each round"))
+                .arg(number(
+                    "bursts",
+                    "3",
+                    "Times that all workers are killed at once in each round",
+                ))
+                .arg(flag("check", "Fail when a promise is broken"))
+                .arg(flag(
+                    "noise",
+                    "The floor beside itself: how much of a ratio is noise",
+                )),
+        )
+}
+
+fn bench_options(matches: &ArgMatches) -> bench::Options {
+    let number = |name| matches.get_one::<u32>(name).copied().unwrap_or(1);
+    let named: Vec<&str> = matches
+        .get_many::<String>("what")
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    let wanted = |name| named.is_empty() || named.contains(&name);
+    bench::Options {
+        start: wanted("start"),
+        respawn: wanted("respawn"),
+        memory: wanted("memory"),
+        workers: number("workers"),
+        rounds: number("rounds"),
+        kills: number("kills"),
+        bursts: number("bursts"),
+        check: matches.get_flag("check"),
+        noise: matches.get_flag("noise"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::cli().debug_assert();
+    }
+}

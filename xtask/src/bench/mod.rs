@@ -1,0 +1,242 @@
+//! The supervisor beside the bare floor, in one run on one machine: only the ratio means anything elsewhere.
+
+mod memory;
+mod running;
+mod stats;
+mod subject;
+mod timing;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, Rlimit, getpid, getrlimit, set_child_subreaper, setrlimit};
+
+use crate::run;
+use subject::{Floor, Subject, Supervisor};
+
+/// What is measured, and how often.
+pub(crate) struct Options {
+    pub(crate) start: bool,
+    pub(crate) respawn: bool,
+    pub(crate) memory: bool,
+    pub(crate) workers: u32,
+    pub(crate) rounds: u32,
+    pub(crate) kills: u32,
+    pub(crate) bursts: u32,
+    /// A broken promise is a failure.
+    pub(crate) check: bool,
+    /// The floor in place of the supervisor.
+    pub(crate) noise: bool,
+}
+
+/// Measures, prints the tables, and with `check` fails when a promise is broken.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    // Before the build of what is measured, which is no other program's load.
+    let load = load_average();
+    let (subjects, worker) = prepare(options.noise)?;
+    // Workers that a subject leaves behind become children of this process, which ends them.
+    set_child_subreaper(Some(getpid())).context("becoming a subreaper")?;
+    // One descriptor for each worker, here and in the floor.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    )
+    .context("raising RLIMIT_NOFILE")?;
+
+    if let Some(load) = load.filter(|load| *load > BUSY) {
+        println!("the machine is busy (load {load:.1}): believe no ratio, see the spreads");
+    }
+
+    let mut broken = Vec::new();
+    if options.start || options.respawn {
+        broken.extend(timing::measure(&subjects, &worker, options)?);
+    }
+    if options.memory {
+        broken.extend(memory::measure(&subjects, &worker, options.workers)?);
+    }
+    for promise in &broken {
+        println!("BROKEN: {promise}");
+    }
+    if broken.is_empty() {
+        println!("bench: every promise that was measured is kept");
+    } else if options.check {
+        bail!("{} promises are broken", broken.len());
+    }
+    Ok(())
+}
+
+/// Above this load other programs are what the benchmark measures: with two busy ones on two CPUs the floor was seen
+/// at 0.7 times itself.
+const BUSY: f64 = 1.5;
+
+/// How many threads wanted to run, over the last minute.
+fn load_average() -> Option<f64> {
+    std::fs::read_to_string("/proc/loadavg")
+        .ok()?
+        .split(' ')
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// Builds everything that will run. The first subject is what the others are compared with.
+fn prepare(noise: bool) -> Result<(Vec<Box<dyn Subject>>, PathBuf)> {
+    let target = run::target_dir()?;
+    let (worker, floor) = build(&target.join("bench"))?;
+    let mut subjects: Vec<Box<dyn Subject>> = vec![Box::new(Floor {
+        name: "floor",
+        program: floor.clone(),
+    })];
+    if noise {
+        subjects.push(Box::new(Floor {
+            name: "floor again",
+            program: floor,
+        }));
+    } else {
+        run::run(&mut run::cargo([
+            "build",
+            "--release",
+            "--package",
+            "master-process",
+        ]))?;
+        let program = target.join("release/master-process");
+        subjects.push(Box::new(Supervisor {
+            name: "master-process",
+            program: program.clone(),
+            options: &[],
+        }));
+        subjects.push(Box::new(Supervisor {
+            name: "  --share off",
+            program,
+            options: &["--share", "off"],
+        }));
+    }
+    Ok((subjects, worker))
+}
+
+/// Builds the worker and the floor in a directory.
+fn build(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    let (worker, floor) = (dir.join("worker"), dir.join("floor"));
+    // Stack protectors need the libc that is not there.
+    compile(
+        "worker.c",
+        &worker,
+        &["-nostdlib", "-fno-stack-protector", "-fno-pie", "-no-pie"],
+    )?;
+    // Static, so that its own start is not that of a loader.
+    compile("floor.c", &floor, &[])?;
+    Ok((worker, floor))
+}
+
+fn compile(source: &str, program: &Path, flags: &[&str]) -> Result<()> {
+    let source = run::root().join("xtask/src/bench").join(source);
+    run::run(
+        Command::new("cc")
+            .args(["-O2", "-static", "-Wall", "-Wextra", "-Werror"])
+            .args(flags)
+            .arg("-o")
+            .arg(program)
+            .arg(source),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::running::Running;
+    use super::*;
+
+    /// The floor, under a name and with a claim of the test's choice.
+    struct Claims {
+        floor: Floor,
+        ends_its_workers: bool,
+    }
+
+    impl Subject for Claims {
+        fn name(&self) -> &str {
+            self.floor.name()
+        }
+
+        fn command(&self, workers: u32, worker: &Path) -> Command {
+            self.floor.command(workers, worker)
+        }
+
+        fn ends_its_workers(&self) -> bool {
+            self.ends_its_workers
+        }
+
+        fn is_ours(&self) -> bool {
+            false
+        }
+    }
+
+    /// A directory of its own for each test: they run at the same time, and one must not run what another writes.
+    fn prepared(test: &str) -> Result<(Floor, PathBuf)> {
+        let dir = std::env::temp_dir().join(format!("xtask-bench-{}-{test}", std::process::id()));
+        let (worker, program) = build(&dir)?;
+        set_child_subreaper(Some(getpid()))?;
+        Ok((
+            Floor {
+                name: "floor",
+                program,
+            },
+            worker,
+        ))
+    }
+
+    fn cleaned(worker: &Path) -> Result<()> {
+        Ok(std::fs::remove_dir_all(
+            worker.parent().context("the worker lies in no directory")?,
+        )?)
+    }
+
+    #[test]
+    fn the_floor_starts_replaces_and_is_ended_with_its_workers() -> Result<()> {
+        let (floor, worker) = prepared("floor")?;
+        let (mut running, start) = Running::start(&floor, 5, &worker)?;
+        assert!(start > 0);
+        for _ in 0..7 {
+            assert!(running.kill_one()? > 0);
+        }
+        assert!(running.kill_all()? > 0);
+        assert!(running.pss_kib()? > 0);
+        // It succeeds only when nobody holds the workers' output any more.
+        running.end()?;
+        cleaned(&worker)
+    }
+
+    #[test]
+    fn a_subject_that_leaves_its_workers_behind_is_found_out() -> Result<()> {
+        let (floor, worker) = prepared("leaves")?;
+        let (running, _) = Running::start(
+            &Claims {
+                floor,
+                ends_its_workers: true,
+            },
+            3,
+            &worker,
+        )?;
+        let error = running.end().err().context("nobody noticed")?;
+        assert_eq!(error.to_string(), "floor left 3 workers behind");
+        cleaned(&worker)
+    }
+
+    #[test]
+    fn a_subject_that_ends_early_is_an_error_and_not_a_hang() -> Result<()> {
+        let (_, worker) = prepared("early")?;
+        let early = Floor {
+            name: "early",
+            program: "/bin/true".into(),
+        };
+        let error = Running::start(&early, 2, &worker)
+            .err()
+            .context("nobody noticed")?;
+        assert_eq!(error.to_string(), "early ended with 0 of 2 workers started");
+        cleaned(&worker)
+    }
+}

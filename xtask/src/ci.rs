@@ -1,0 +1,105 @@
+//! Everything that CI checks, in one command.
+
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::{ebpf, run, tools};
+
+type Work = Box<dyn Fn() -> Result<()>>;
+
+/// Runs every step, also after one that failed: whoever reads the result wants to know all of it.
+pub(crate) fn run() -> Result<()> {
+    let mut done = Vec::new();
+    for (name, work) in steps()? {
+        println!("==> {name}");
+        let begun = Instant::now();
+        let result = work();
+        let took = begun.elapsed();
+        match &result {
+            Ok(()) => println!("<== {name}: ok in {}\n", seconds(took)),
+            Err(error) => println!("<== {name}: FAILED after {}: {error:#}\n", seconds(took)),
+        }
+        let failed = result.is_err();
+        done.push((name, took, failed));
+        // Without its tools nothing after it says anything about the code.
+        if failed && name == TOOLS {
+            break;
+        }
+    }
+    summary(&done)
+}
+
+const TOOLS: &str = "tools";
+
+fn steps() -> Result<Vec<(&'static str, Work)>> {
+    let binary = run::target_dir()?.join("release/master-process");
+    let cargo = |words: &'static str| -> Work {
+        Box::new(move || run::run(&mut run::cargo(words.split_whitespace())))
+    };
+    Ok(vec![
+        (
+            TOOLS,
+            Box::new(|| tools::install(&[tools::for_tests(), tools::for_ebpf()].concat())),
+        ),
+        ("format", cargo("fmt --all --check")),
+        (
+            "format of the eBPF program",
+            cargo("fmt --check --manifest-path master-process-ebpf/Cargo.toml"),
+        ),
+        ("clippy", cargo("clippy --workspace --all-targets -- -D warnings")),
+        ("build", cargo("build --workspace --all-targets")),
+        ("release build", cargo("build --workspace --release")),
+        (
+            "tests",
+            Box::new(move || {
+                let runner = match run::find("cargo-nextest") {
+                    Some(_) => "nextest run --workspace",
+                    // The doc tests have a step of their own.
+                    None => "test --workspace --lib --bins --tests --examples",
+                };
+                run::run(
+                    run::cargo(runner.split_whitespace())
+                        .env("MASTER_PROCESS_BIN", &binary)
+                        // A test that cannot run where everything was installed for it is a failure.
+                        .env("MASTER_PROCESS_NO_SKIP", "1"),
+                )
+            }),
+        ),
+        ("doc tests", cargo("test --workspace --doc")),
+        (
+            "documentation",
+            Box::new(|| {
+                run::run(run::cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
+            }),
+        ),
+        ("eBPF build", Box::new(ebpf::build)),
+    ])
+}
+
+fn summary(done: &[(&str, Duration, bool)]) -> Result<()> {
+    let total = done.iter().map(|(_, took, _)| *took).sum();
+    let mut failed = String::new();
+    for (name, took, is_failed) in done {
+        println!(
+            "{:<8}{name:<28}{:>10}",
+            if *is_failed { "FAILED" } else { "ok" },
+            seconds(*took)
+        );
+        if *is_failed {
+            let comma = if failed.is_empty() { "" } else { ", " };
+            write!(failed, "{comma}{name}")?;
+        }
+    }
+    if !failed.is_empty() {
+        println!("ci: FAILED in {}: {failed}", seconds(total));
+        bail!("ci failed");
+    }
+    println!("ci: all {} steps passed in {}", done.len(), seconds(total));
+    Ok(())
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}

@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod config;
 pub mod driver;
+pub mod exit_code;
 pub mod notify;
 pub mod policy;
 pub mod report;

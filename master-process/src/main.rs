@@ -7,20 +7,12 @@ use std::process::ExitCode;
 use master_process::cli::{self, Command};
 use master_process::config::{Config, Share};
 use master_process::driver::{Driver, Ending};
+use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, HandedOver};
 use master_process::sys::fds;
 use master_process::sys::signals::Signals;
 use master_process::sys::spawn::{SpawnError, Step};
-
-/// The supervisor's exit codes: the contract with service managers and scripts.
-mod code {
-    pub(super) const FATAL: u8 = 1;
-    pub(super) const USAGE: u8 = 2;
-    pub(super) const GAVE_UP: u8 = 70;
-    pub(super) const NOT_EXECUTABLE: u8 = 126;
-    pub(super) const NOT_FOUND: u8 = 127;
-}
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os(), &cli::ProcessEnv) {
@@ -41,7 +33,7 @@ fn run(config: &Config) -> ExitCode {
         Err(error) => return fail(code::FATAL, &format_args!("{error:#}")),
     };
     match driver.run() {
-        Ending::Stopped => ExitCode::SUCCESS,
+        Ending::Stopped => ExitCode::from(code::STOPPED),
         Ending::GaveUp => ExitCode::from(code::GAVE_UP),
         Ending::CannotStart(failure) => cannot_start(config, &failure),
     }

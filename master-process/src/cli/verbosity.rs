@@ -1,13 +1,17 @@
 //! How much is said: `-q`, `-v`, `RUST_LOG`, `DEBUG`, in this order.
 
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 
 use super::error::UsageError;
-use super::resolver::{Resolver, Source, utf8};
+use super::resolver::{Resolver, Source};
 use crate::config::Verbosity;
 
 /// Our name in `DEBUG`.
 const NAME: &str = "master-process";
+
+/// Our name in `RUST_LOG`.
+const CRATE: &str = "master_process";
 
 /// How much the supervisor says.
 pub(super) fn resolve(from: &Resolver<'_>) -> Result<Verbosity, UsageError> {
@@ -17,9 +21,12 @@ pub(super) fn resolve(from: &Resolver<'_>) -> Result<Verbosity, UsageError> {
     if from.switch("verbose") {
         return Ok(Verbosity::Verbose);
     }
-    if let Some(filter) = from.variable_named("RUST_LOG") {
-        let source = Source::Variable("RUST_LOG".to_owned());
-        let filter = utf8(&source, filter)?;
+    // `RUST_LOG` is the workers' as well: only what is said to us can be wrong, or change what we say.
+    let source = Source::Variable("RUST_LOG".to_owned());
+    let filter = from
+        .variable_named("RUST_LOG")
+        .map(|filter| our_directives(&filter.to_string_lossy()));
+    if let Some(filter) = filter.filter(|filter| !filter.is_empty()) {
         return directives(&source, filter).map(Verbosity::Filter);
     }
     // `DEBUG` belongs to everybody: whatever is not about us, garbage included, is not our business.
@@ -29,6 +36,16 @@ pub(super) fn resolve(from: &Resolver<'_>) -> Result<Verbosity, UsageError> {
     } else {
         Verbosity::Normal
     })
+}
+
+/// The directives of a filter that are for everybody, or for our crate by name.
+fn our_directives(filter: &str) -> String {
+    let ours = |directive: &&str| {
+        let target = directive.split(['=', '[']).next().unwrap_or_default().trim();
+        let for_everybody = target.parse::<LevelFilter>().is_ok();
+        for_everybody || target == CRATE || target.starts_with(&format!("{CRATE}::"))
+    };
+    filter.split(',').filter(ours).collect::<Vec<_>>().join(",")
 }
 
 fn directives(source: &Source, text: String) -> Result<String, UsageError> {
@@ -94,6 +111,18 @@ mod tests {
         ] {
             assert!(!is_debugged(list), "{list}");
         }
+    }
+
+    #[test]
+    fn only_what_is_said_to_us_of_a_filter_counts() {
+        assert_eq!(our_directives("debug,hyper=off"), "debug");
+        assert_eq!(our_directives("hyper=off,a[{x}]=info,info/regex"), "");
+        assert_eq!(
+            our_directives("master_process::share=trace,app=loud"),
+            "master_process::share=trace"
+        );
+        assert_eq!(our_directives("master_process=loud"), "master_process=loud");
+        assert_eq!(our_directives("master_processor=debug"), "");
     }
 
     #[test]

@@ -134,6 +134,21 @@ impl Launcher {
         }
     }
 
+    /// Goes on without filters where the kernel refuses one: sharing costs, the program runs.
+    pub(super) fn do_without_filter(&mut self, refusal: &SpawnError) {
+        self.filters = false;
+        self.template.filter = None;
+        let why = match refusal.errno {
+            libc::EBUSY => {
+                "this supervisor runs under another one's filter, which shares addresses already".to_owned()
+            }
+            errno => std::io::Error::from_raw_os_error(errno).to_string(),
+        };
+        tracing::warn!(
+            "seccomp: {why}; the workers bind and listen by themselves, only sockets of --listen are shared"
+        );
+    }
+
     /// Starts a worker.
     pub(super) fn launch(&mut self, worker: WorkerId, generation: u32) -> Result<Launched, SpawnError> {
         let (ready_pipe, extra) = match self.ready_fd {

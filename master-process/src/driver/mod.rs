@@ -7,6 +7,7 @@ mod calls;
 mod exits;
 mod launch;
 mod messages;
+pub mod orders;
 mod token;
 mod workers;
 
@@ -14,7 +15,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::config::{Config, Share};
 use crate::policy::{
@@ -167,23 +168,7 @@ impl Driver {
         }
     }
 
-    fn read_signals(&mut self) {
-        while let Some(number) = self.signals.next() {
-            match number {
-                libc::SIGHUP => self.event(Event::Reload),
-                libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => self.event(Event::Stop),
-                libc::SIGTTIN => self.event(Event::ScaleUp),
-                libc::SIGTTOU => self.event(Event::ScaleDown),
-                libc::SIGCHLD => self.reap_orphans(),
-                libc::SIGUSR1 => {
-                    info!("SIGUSR1: taking over in place is not in this version yet; nothing was done")
-                }
-                libc::SIGUSR2 => {
-                    info!("SIGUSR2: pausing the monitoring is not in this version yet; nothing was done")
-                }
-                _unasked => {}
-            }
-        }
+    fn watch_signals(&mut self) {
         if let Err(error) = self.ring.watch(self.signals.as_fd(), Token::Signals.encode()) {
             warn!("io_uring_enter: {error}: signals are not watched");
         }
@@ -231,6 +216,10 @@ impl Driver {
                     launched.ready_pipe,
                 );
                 self.event(Event::Launched(worker));
+            }
+            Err(failure) if failure.step == Step::Seccomp && !failure.is_passing() => {
+                self.launcher.do_without_filter(&failure);
+                self.launch(worker, generation);
             }
             Err(failure) => {
                 let passing = failure.is_passing();

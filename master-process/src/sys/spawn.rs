@@ -144,7 +144,6 @@ impl SpawnError {
                 | libc::ENFILE
                 | libc::ENOBUFS
                 | libc::EINTR
-                | libc::EBUSY
                 | libc::ETXTBSY
         )
     }

@@ -4,32 +4,14 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::{GiveUp, ReadyMode};
-use crate::policy::{Event, LaunchFailure, Next, Note, Outcome, ReadyBy, Sign};
+use crate::policy::{Event, LaunchFailure, Note, Outcome, ReadyBy, Sign};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
+/// How long the last announced restart waits.
 fn last_wait(sim: &Sim) -> Duration {
-    let wait = |note: &Note| match note {
-        Note::Died {
-            next: Next::Restart(wait),
-            ..
-        }
-        | Note::Late {
-            next: Next::Restart(wait),
-            ..
-        }
-        | Note::LaunchFailed {
-            next: Next::Restart(wait),
-            ..
-        } => Some(*wait),
-        _other => None,
-    };
-    sim.notes
-        .iter()
-        .rev()
-        .find_map(wait)
-        .expect("a restart was announced")
+    sim.last_wait.expect("a restart was announced")
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{Batch, ReadyMode};
 use crate::policy::{
-    Action, Event, LaunchFailure, Note, Outcome, ReadyBy, Settings, Sign, Supervisor, Time, WorkerId,
+    Action, Event, LaunchFailure, Next, Note, Outcome, ReadyBy, Settings, Sign, Supervisor, Time, WorkerId,
 };
 
 /// More actions than this for one event of a handful of slots is a spin.
@@ -43,6 +43,8 @@ pub(super) struct Sim {
     pub(super) now: Time,
     pub(super) processes: BTreeMap<WorkerId, Process>,
     pub(super) notes: Vec<Note>,
+    /// Of the last restart that was announced.
+    pub(super) last_wait: Option<Duration>,
     /// Slots from here on were scaled away: whoever is in them may be stopped without a successor.
     wanted: u32,
     stopping: bool,
@@ -57,6 +59,7 @@ impl Sim {
             now,
             processes: BTreeMap::new(),
             notes: Vec::new(),
+            last_wait: None,
             wanted,
             stopping: false,
         };
@@ -141,7 +144,7 @@ impl Sim {
                         note,
                         Note::GaveUp { .. }
                             | Note::LaunchFailed {
-                                next: super::super::Next::Nothing,
+                                next: Next::Nothing,
                                 ..
                             }
                     ) {
@@ -154,6 +157,12 @@ impl Sim {
                     } = note
                     {
                         self.processes.get_mut(&worker).expect("it runs").ready = true;
+                    }
+                    if let Note::Died { next, .. } | Note::Late { next, .. } | Note::LaunchFailed { next, .. } =
+                        note
+                        && let Next::Restart(wait) = next
+                    {
+                        self.last_wait = Some(wait);
                     }
                     self.notes.push(note);
                 }

@@ -1,0 +1,58 @@
+//! What the supervisor does on a signal.
+
+use super::Driver;
+use crate::policy::Event;
+
+/// Signals, and what they do, in the order of the README's table.
+pub const TABLE: [(&str, &str); 6] = [
+    (
+        "HUP",
+        "reload: new workers start, and each old one is asked to leave when its own successor is ready",
+    ),
+    (
+        "TERM, INT, QUIT",
+        "stop every worker, clean the sockets up, exit 0; the second one kills what is left at once",
+    ),
+    ("TTIN", "one worker more"),
+    ("TTOU", "one worker fewer, never below 1"),
+    ("CHLD", "orphans that were handed to the supervisor are reaped"),
+    ("USR1, USR2", "nothing yet: logged, and harmless"),
+];
+
+/// What a signal asks for.
+enum Order {
+    Tell(Event),
+    Reap,
+    NotYet(&'static str),
+    Nothing,
+}
+
+impl Order {
+    fn of(number: i32) -> Order {
+        match number {
+            libc::SIGHUP => Order::Tell(Event::Reload),
+            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => Order::Tell(Event::Stop),
+            libc::SIGTTIN => Order::Tell(Event::ScaleUp),
+            libc::SIGTTOU => Order::Tell(Event::ScaleDown),
+            libc::SIGCHLD => Order::Reap,
+            libc::SIGUSR1 => Order::NotYet("SIGUSR1: taking over in place is not in this version"),
+            libc::SIGUSR2 => Order::NotYet("SIGUSR2: pausing the monitoring is not in this version"),
+            _unasked => Order::Nothing,
+        }
+    }
+}
+
+impl Driver {
+    /// Does what the signals that have come ask for.
+    pub(super) fn read_signals(&mut self) {
+        while let Some(number) = self.signals.next() {
+            match Order::of(number) {
+                Order::Tell(event) => self.event(event),
+                Order::Reap => self.reap_orphans(),
+                Order::NotYet(what) => tracing::info!("{what}; nothing was done"),
+                Order::Nothing => {}
+            }
+        }
+        self.watch_signals();
+    }
+}

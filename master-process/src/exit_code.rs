@@ -1,0 +1,36 @@
+//! The supervisor's exit codes: the contract with service managers and scripts.
+
+/// What each code says, in the order of the README's table.
+pub const TABLE: [(u8, &str); 6] = [
+    (STOPPED, "stopped as asked"),
+    (
+        FATAL,
+        "it could not start for a reason that is not below; nothing was left running",
+    ),
+    (
+        USAGE,
+        "wrong usage: one line names the flag or variable, the value, and what would be accepted",
+    ),
+    (GAVE_UP, "gave up, as `--give-up` says"),
+    (
+        NOT_EXECUTABLE,
+        "the command cannot be executed (only if the very first start fails so)",
+    ),
+    (
+        NOT_FOUND,
+        "the command was not found (only if the very first start fails so)",
+    ),
+];
+
+/// Stopped as asked.
+pub const STOPPED: u8 = 0;
+/// Something that the supervisor cannot do without was refused.
+pub const FATAL: u8 = 1;
+/// Wrong usage.
+pub const USAGE: u8 = 2;
+/// `--give-up`'s limit was reached; sysexits' EX_SOFTWARE.
+pub const GAVE_UP: u8 = 70;
+/// As a shell has it for a command that it may not execute.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// As a shell has it for a command that it does not find.
+pub const NOT_FOUND: u8 = 127;

@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::accounts::{self, User, UserKey};
-use super::cpus;
+use super::{cpus, name_service};
 
 /// The host's answers.
 pub trait Env {
@@ -74,7 +74,18 @@ impl Env for ProcessEnv {
     }
 
     fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-        (host, port).to_socket_addrs().map(Iterator::collect)
+        let lines = name_service::lines("ahosts", host)?;
+        // Each address comes once for each kind of socket that it can serve.
+        let mut addresses = Vec::new();
+        for line in &lines {
+            let address = line
+                .split_whitespace()
+                .next()
+                .and_then(|word| word.parse::<IpAddr>().ok());
+            let address = address.map(|ip| SocketAddr::new(ip, port));
+            addresses.extend(address.filter(|address| !addresses.contains(address)));
+        }
+        Ok(addresses)
     }
 
     fn user(&self, key: UserKey<'_>) -> io::Result<Option<User>> {

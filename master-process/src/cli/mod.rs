@@ -17,6 +17,7 @@ mod error;
 mod give_up;
 mod identity;
 mod listen;
+mod name_service;
 mod octal;
 mod options;
 mod owner;

@@ -1,4 +1,4 @@
-//! Signals as a descriptor: blocked before `main`, read in the loop.
+//! Signals as a descriptor: blocked by the first instruction, read in the loop.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,25 +29,67 @@ const LEFT_ALONE: [i32; 8] = [
     libc::SIGTSTP,
 ];
 
-// The loader runs this before `main`, the runtime's own start included: a signal that comes from then on
-// waits until the loop reads it. (Tests keep their signals: Ctrl-C should end them.)
-#[cfg(not(test))]
-#[used]
-// SAFETY: `.init_array` holds pointers to functions that the C runtime calls one by one with (argc, argv,
-// envp); one that takes no argument ignores them, which the C calling convention allows.
-#[unsafe(link_section = ".init_array")]
-static BLOCK_BEFORE_MAIN: extern "C" fn() = block;
+// The program's entry, before the C runtime's: it blocks what can be blocked, so that a signal waits until the
+// loop reads it from the very first instruction on, and goes on as if nothing had been. It keeps the register
+// that the C runtime looks at besides the stack.
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    ".globl master_process_entry",
+    "master_process_entry:",
+    "push rdx",
+    "mov eax, {rt_sigprocmask}",
+    "mov edi, {setmask}",
+    "lea rsi, [rip + {mask}]",
+    "xor edx, edx",
+    "mov r10d, 8",
+    "syscall",
+    "pop rdx",
+    "jmp _start",
+    rt_sigprocmask = const libc::SYS_rt_sigprocmask,
+    setmask = const libc::SIG_SETMASK,
+    mask = sym MASK,
+);
+#[cfg(target_arch = "aarch64")]
+std::arch::global_asm!(
+    ".globl master_process_entry",
+    "master_process_entry:",
+    "mov x19, x0",
+    "mov x8, {rt_sigprocmask}",
+    "mov x0, {setmask}",
+    "adrp x1, {mask}",
+    "add x1, x1, :lo12:{mask}",
+    "mov x2, xzr",
+    "mov x3, 8",
+    "svc #0",
+    "mov x0, x19",
+    "b _start",
+    rt_sigprocmask = const libc::SYS_rt_sigprocmask,
+    setmask = const libc::SIG_SETMASK,
+    mask = sym MASK,
+);
 
-extern "C" fn block() {
-    // SAFETY: the set is a plain value that these calls fill and read; they take no lock and allocate nothing,
-    // so they may run before the runtime is up.
+/// The kernel's signal set of all signals but those that stay as they are.
+static MASK: u64 = {
+    let (mut mask, mut at) = (u64::MAX, 0);
+    while at < LEFT_ALONE.len() {
+        mask &= !(1 << (LEFT_ALONE[at] - 1));
+        at += 1;
+    }
+    mask
+};
+
+/// What the entry did, for programs that do not begin there.
+fn block() {
+    // SAFETY: the kernel reads the eight bytes of its signal set, and writes nothing.
     unsafe {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        libc::sigfillset(set.as_mut_ptr());
-        for number in LEFT_ALONE {
-            libc::sigdelset(set.as_mut_ptr(), number);
-        }
-        libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut());
+        let old = std::ptr::null_mut::<u64>();
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const MASK,
+            old,
+            size_of::<u64>(),
+        );
     }
 }
 

@@ -1,0 +1,65 @@
+//! Links the binary without a dynamic loader, where the C library can be linked so.
+//!
+//! Two reasons. A signal must never meet the kernel's default, and in a dynamic program the loader runs for a
+//! millisecond before any instruction of ours can block one. And what need not be loaded need not be resident.
+//!
+//! The usual way, `-C target-feature=+crt-static`, cannot be chosen by a package, and breaks procedural macros
+//! unless the user names a target. So the shared libraries that rustc asks the linker for are answered with
+//! the static ones, through linker scripts of their names. Where those are not installed (some distributions
+//! package them apart), the binary is dynamic, and everything but the first millisecond is the same.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What rustc links a dynamic program of this target with.
+const LIBRARIES: [&str; 7] = ["c", "m", "rt", "pthread", "dl", "util", "gcc_s"];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
+    let plain = !std::env::var("CARGO_CFG_TARGET_FEATURE")
+        .unwrap_or_default()
+        .contains("crt-static");
+    let native = std::env::var("HOST") == std::env::var("TARGET");
+    if is("CARGO_CFG_TARGET_ENV", "gnu") && is("CARGO_CFG_TARGET_OS", "linux") && plain && native {
+        link_statically();
+    }
+    // The entry blocks the signals before the C runtime starts; see `sys/signals.rs`.
+    println!("cargo::rustc-link-arg-bin=master-process=-Wl,-e,master_process_entry");
+}
+
+fn link_statically() {
+    let needed = ["rcrt1.o", "libc.a", "libm.a", "libgcc_eh.a"];
+    if needed.iter().any(|file| installed(file).is_none()) {
+        println!("cargo::warning=no static C library: the binary is linked dynamically");
+        return;
+    }
+    let scripts = PathBuf::from(std::env::var("OUT_DIR").unwrap_or_default()).join("static");
+    if std::fs::create_dir_all(&scripts).is_err() || LIBRARIES.iter().any(|name| !write(&scripts, name)) {
+        println!("cargo::warning=cannot write linker scripts: the binary is linked dynamically");
+        return;
+    }
+    println!("cargo::rustc-link-arg-bin=master-process=-L{}", scripts.display());
+    println!("cargo::rustc-link-arg-bin=master-process=-static-pie");
+}
+
+/// A script that answers for the shared library with the static one.
+fn write(folder: &Path, name: &str) -> bool {
+    let script = match name {
+        "gcc_s" => "INPUT(-l:libgcc_eh.a -l:libgcc.a)".to_owned(),
+        "c" => "GROUP(-l:libc.a -l:libgcc_eh.a -l:libgcc.a)".to_owned(),
+        other => format!("INPUT(-l:lib{other}.a)"),
+    };
+    std::fs::write(folder.join(format!("lib{name}.so")), script).is_ok()
+}
+
+/// Where the compiler driver that rustc links with finds a file.
+fn installed(file: &str) -> Option<PathBuf> {
+    let output = Command::new("cc")
+        .arg(format!("-print-file-name={file}"))
+        .output()
+        .ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    // A file that it does not find is printed as it was asked for.
+    (path.is_absolute() && path.exists()).then_some(path)
+}

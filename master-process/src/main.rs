@@ -45,7 +45,7 @@ fn prepare(config: &Config) -> anyhow::Result<Driver> {
     let signals = Signals::new().context("signalfd")?;
     let mut handed_over =
         HandedOver::from_service_manager(|name| std::env::var_os(name)).context("LISTEN_FDS")?;
-    fds::close_on_exec_from(3).context("close_range")?;
+    fds::close_on_exec().context("close_range")?;
     let access = Access {
         mode: config.socket_mode,
         owner: config.socket_owner,

@@ -63,10 +63,10 @@ impl Driver {
             }
         }
         if let Some((_, listener)) = self.listeners.open.get(&serial)
-            && let Err(error) = self.ring.watch(listener.as_fd(), Token::Calls(serial).encode())
+            && let Err(error) = self.poller.watch(listener.as_fd(), Token::Calls(serial).encode())
         {
             warn!(
-                "io_uring_enter: {error}: the calls of {} are not answered",
+                "watching: {error}: the calls of {} are not answered",
                 self.name(worker)
             );
         }

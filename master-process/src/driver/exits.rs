@@ -29,7 +29,7 @@ impl Driver {
         let exit = pidfd::reap(pidfd).ok().flatten();
         if entry.ready_pipe.is_some() {
             // A descendant may hold the other end for ever; the ring must not.
-            let _not_submitted = self.ring.forget(Token::ReadyPipe(serial).encode());
+            let _not_submitted = self.poller.forget(Token::ReadyPipe(serial).encode());
         }
         self.workers.ended(serial, exit);
         self.event(Event::Died(id));
@@ -37,10 +37,12 @@ impl Driver {
 
     fn watch_again(&mut self, serial: u64) {
         if let Some(entry) = self.workers.get(serial)
-            && let Err(error) = self.ring.watch(entry.pidfd.as_fd(), Token::Exit(serial).encode())
+            && let Err(error) = self
+                .poller
+                .watch(entry.pidfd.as_fd(), Token::Exit(serial).encode())
         {
             warn!(
-                "io_uring_enter: {error}: the end of {} is not watched",
+                "watching: {error}: the end of {} is not watched",
                 self.name(entry.id)
             );
         }

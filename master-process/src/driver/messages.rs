@@ -39,8 +39,8 @@ impl Driver {
                 self.event(Event::Signed(id, Sign::Notify));
             }
         }
-        if let Err(error) = self.ring.watch(self.notify.as_fd(), Token::Messages.encode()) {
-            warn!("io_uring_enter: {error}: notifications are not watched");
+        if let Err(error) = self.poller.watch(self.notify.as_fd(), Token::Messages.encode()) {
+            warn!("watching: {error}: notifications are not watched");
         }
     }
 
@@ -78,9 +78,9 @@ impl Driver {
                 self.event(Event::Signed(id, Sign::Notify));
             }
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
-                if let Err(error) = self.ring.watch(pipe.as_fd(), Token::ReadyPipe(serial).encode()) {
+                if let Err(error) = self.poller.watch(pipe.as_fd(), Token::ReadyPipe(serial).encode()) {
                     warn!(
-                        "io_uring_enter: {error}: the readiness of {} is not watched",
+                        "watching: {error}: the readiness of {} is not watched",
                         self.name(id)
                     );
                 }

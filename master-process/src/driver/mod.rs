@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::config::{Config, Share};
 use crate::policy::{
@@ -25,7 +25,7 @@ use crate::report::{self, Named};
 use crate::share::{Broker, HandedOver};
 use crate::sys::notify::NotifySocket;
 use crate::sys::pidfd;
-use crate::sys::ring::Ring;
+use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::spawn::{SpawnError, Step};
 use calls::Listeners;
@@ -52,7 +52,7 @@ pub enum Ending {
 pub struct Driver {
     policy: Supervisor,
     epoch: Instant,
-    ring: Ring,
+    poller: Poller,
     signals: Signals,
     notify: NotifySocket,
     launcher: Launcher,
@@ -81,19 +81,21 @@ impl Driver {
         handed_over: HandedOver,
     ) -> anyhow::Result<Driver> {
         use anyhow::Context;
-        let mut ring = Ring::new().context("io_uring_setup")?;
+        let mut poller = choose_poller(std::env::var("MASTER_PROCESS_LOOP").ok().as_deref())?;
         let notify = NotifySocket::new().context("the notify socket")?;
         let launcher = Launcher::new(config, handed_over, &notify)?;
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
-        ring.watch(signals.as_fd(), Token::Signals.encode())
-            .context("io_uring_enter")?;
-        ring.watch(notify.as_fd(), Token::Messages.encode())
-            .context("io_uring_enter")?;
+        poller
+            .watch(signals.as_fd(), Token::Signals.encode())
+            .context("watching")?;
+        poller
+            .watch(notify.as_fd(), Token::Messages.encode())
+            .context("watching")?;
         let settings = Settings::from(config);
         Ok(Driver {
             policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
             epoch: Instant::now(),
-            ring,
+            poller,
             signals,
             notify,
             launcher,
@@ -126,8 +128,8 @@ impl Driver {
             } else {
                 self.until_deadline()
             };
-            if let Err(error) = self.ring.wait(limit, &mut ready) {
-                warn!("io_uring_enter: {error}; trying again");
+            if let Err(error) = self.poller.wait(limit, &mut ready) {
+                warn!("waiting: {error}; trying again");
                 std::thread::sleep(Duration::from_millis(10));
             }
             // What a worker said before it died is heard before its death: tokens sort by kind.
@@ -163,14 +165,14 @@ impl Driver {
 
     /// Watches a descriptor; a failure is the ring's, and the next wait reports it.
     fn watch(&mut self, fd: std::os::fd::BorrowedFd<'_>, token: Token) {
-        if let Err(error) = self.ring.watch(fd, token.encode()) {
-            warn!("io_uring_enter: {error}: {token:?} is not watched");
+        if let Err(error) = self.poller.watch(fd, token.encode()) {
+            warn!("watching: {error}: {token:?} is not watched");
         }
     }
 
     fn watch_signals(&mut self) {
-        if let Err(error) = self.ring.watch(self.signals.as_fd(), Token::Signals.encode()) {
-            warn!("io_uring_enter: {error}: signals are not watched");
+        if let Err(error) = self.poller.watch(self.signals.as_fd(), Token::Signals.encode()) {
+            warn!("watching: {error}: signals are not watched");
         }
     }
 
@@ -309,4 +311,19 @@ impl Driver {
             pid,
         }
     }
+}
+
+/// io_uring, or epoll where that is not to be had or the user wants it so.
+fn choose_poller(wish: Option<&str>) -> anyhow::Result<Poller> {
+    use anyhow::Context;
+    match wish {
+        Some("epoll") => return Poller::epoll().context("epoll_create1"),
+        Some("io_uring") => return Poller::uring().context("MASTER_PROCESS_LOOP=io_uring: io_uring_setup"),
+        None | Some("") => {}
+        Some(other) => anyhow::bail!("MASTER_PROCESS_LOOP: {other:?} is neither io_uring nor epoll"),
+    }
+    Poller::uring().or_else(|error| {
+        info!("waiting with epoll: io_uring is not to be had here ({error})");
+        Poller::epoll().context("epoll_create1")
+    })
 }

@@ -5,26 +5,35 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Marks every descriptor from `first` on close-on-exec: whatever our own parent left open is not a worker's.
+/// Marks every descriptor from 3 on close-on-exec: whatever our own parent left open is not a worker's.
 ///
 /// # Errors
-/// `close_range(2)` fails with ENOSYS before Linux 5.9 and with EINVAL for its flag before 5.11.
-pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
-    let first = libc::c_uint::try_from(first).unwrap_or(3);
+/// Those of close_range(2); before Linux 5.11, which has no flag for this, of reading `/proc/self/fd`.
+pub fn close_on_exec() -> io::Result<()> {
+    let (first, last): (libc::c_uint, libc::c_uint) = (3, libc::c_uint::MAX);
     // SAFETY: the call changes flags of descriptors and touches no memory of ours.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
+    match io::Error::last_os_error() {
+        _stale if result == 0 => Ok(()),
+        error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+            close_on_exec_one_by_one()
+        }
+        error => Err(error),
     }
+}
+
+fn close_on_exec_one_by_one() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok());
+        if let Some(number) = number.filter(|number| *number >= 3) {
+            // SAFETY: the call changes a flag; a number that is not open any more (the directory's own) is refused.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+    Ok(())
 }
 
 /// The descriptors `3` to `3 + count - 1`, which our own parent left open for us to own: sd_listen_fds(3).

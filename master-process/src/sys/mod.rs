@@ -4,7 +4,7 @@ pub mod fds;
 pub mod notify;
 pub mod peer;
 pub mod pidfd;
-pub mod ring;
+pub mod poller;
 pub mod seccomp;
 pub mod signals;
 pub mod sockets;

@@ -1,7 +1,6 @@
-//! Waiting: one io_uring that carries readiness.
+//! Waiting by one io_uring.
 //!
-//! Only `POLL_ADD` is used, so the kernel never owns a buffer of ours: that is the whole safety argument. A
-//! watch is for once; who wants more asks again, which costs an entry in the next submission and no call.
+//! Only `POLL_ADD` is used, so the kernel never owns a buffer of ours: that is the whole safety argument.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -25,10 +24,7 @@ pub struct Ring {
 impl Ring {
     /// Sets the ring up, with completions run only when we wait where the kernel can (6.1): then nothing
     /// interrupts anything else that we do.
-    ///
-    /// # Errors
-    /// ENOSYS or EPERM where io_uring is not to be had, ENOMEM; see io_uring_setup(2).
-    pub fn new() -> io::Result<Ring> {
+    pub(super) fn new() -> io::Result<Ring> {
         let modern = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -40,17 +36,13 @@ impl Ring {
         if !ring.params().is_feature_ext_arg() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "no waiting with a time-out before Linux 5.11",
+                "it cannot wait with a time-out before Linux 5.11",
             ));
         }
         Ok(Ring { ring })
     }
 
-    /// Watches `fd` until it is readable or hung up, once; `token` comes back from [`wait`](Self::wait).
-    ///
-    /// # Errors
-    /// Those of io_uring_enter(2), where the submission queue had to be emptied first.
-    pub fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+    pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         let events = u32::from(libc::POLLIN.cast_unsigned());
         self.push(
             &opcode::PollAdd::new(Fd(fd.as_raw_fd()), events)
@@ -59,11 +51,7 @@ impl Ring {
         )
     }
 
-    /// Ends the watch of `token`: until then the ring would hold the file open.
-    ///
-    /// # Errors
-    /// As [`watch`](Self::watch).
-    pub fn forget(&mut self, token: u64) -> io::Result<()> {
+    pub(super) fn forget(&mut self, token: u64) -> io::Result<()> {
         self.push(&opcode::PollRemove::new(token).build().user_data(CANCELLED))
     }
 
@@ -79,12 +67,8 @@ impl Ring {
         }
     }
 
-    /// Submits, waits until something is ready or `limit` has passed (`None`: for ever), and appends the
-    /// tokens of what is.
-    ///
-    /// # Errors
-    /// Those of io_uring_enter(2) but EINTR, ETIME, EBUSY and EAGAIN, which are no failure.
-    pub fn wait(&mut self, limit: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<()> {
+    /// Submits what was pushed and waits. EINTR, ETIME, EBUSY and EAGAIN of io_uring_enter(2) are no failure.
+    pub(super) fn wait(&mut self, limit: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<()> {
         let timeout = limit.map(Timespec::from);
         let mut args = SubmitArgs::new();
         if let Some(timeout) = &timeout {

@@ -17,9 +17,7 @@ const LIBRARIES: [&str; 7] = ["c", "m", "rt", "pthread", "dl", "util", "gcc_s"];
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
-    let plain = !std::env::var("CARGO_CFG_TARGET_FEATURE")
-        .unwrap_or_default()
-        .contains("crt-static");
+    let plain = !std::env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default().contains("crt-static");
     let native = std::env::var("HOST") == std::env::var("TARGET");
     if is("CARGO_CFG_TARGET_ENV", "gnu") && is("CARGO_CFG_TARGET_OS", "linux") && plain && native {
         link_statically();
@@ -55,10 +53,7 @@ fn write(folder: &Path, name: &str) -> bool {
 
 /// Where the compiler driver that rustc links with finds a file.
 fn installed(file: &str) -> Option<PathBuf> {
-    let output = Command::new("cc")
-        .arg(format!("-print-file-name={file}"))
-        .output()
-        .ok()?;
+    let output = Command::new("cc").arg(format!("-print-file-name={file}")).output().ok()?;
     let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
     // A file that it does not find is printed as it was asked for.
     (path.is_absolute() && path.exists()).then_some(path)

@@ -20,6 +20,8 @@ pub struct Config {
     pub give_up: Option<GiveUp>,
     /// From the stop signal to SIGKILL.
     pub kill_timeout: Duration,
+    /// How long a worker that is out of rotation, its queue empty, still serves before the stop signal.
+    pub drain: Duration,
     /// What asks a worker to drain and leave.
     pub stop_signal: Signal,
     /// When a worker counts as ready.
@@ -122,8 +124,10 @@ pub enum ListenAddr {
 /// `--share MODE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// The best that this host and version have: `Shared`.
+    /// The best that this host has: `Slots` for TCP.
     Auto,
+    /// A socket for each slot, kept over its workers.
+    Slots,
     /// One socket for all workers.
     Shared,
     /// Every worker binds for itself.

@@ -3,23 +3,11 @@
 /// What each code says, in the order of the README's table.
 pub const TABLE: [(u8, &str); 6] = [
     (STOPPED, "stopped as asked"),
-    (
-        FATAL,
-        "it could not start for a reason that is not below; nothing was left running",
-    ),
-    (
-        USAGE,
-        "wrong usage: one line names the flag or variable, the value, and what would be accepted",
-    ),
+    (FATAL, "it could not start for a reason that is not below; nothing was left running"),
+    (USAGE, "wrong usage: one line names the flag or variable, the value, and what would be accepted"),
     (GAVE_UP, "gave up, as `--give-up` says"),
-    (
-        NOT_EXECUTABLE,
-        "the command cannot be executed (only if the very first start fails so)",
-    ),
-    (
-        NOT_FOUND,
-        "the command was not found (only if the very first start fails so)",
-    ),
+    (NOT_EXECUTABLE, "the command cannot be executed (only if the very first start fails so)"),
+    (NOT_FOUND, "the command was not found (only if the very first start fails so)"),
 ];
 
 /// Stopped as asked.

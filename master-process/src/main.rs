@@ -5,7 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use master_process::cli::{self, Command};
-use master_process::config::{Config, Share};
+use master_process::config::Config;
 use master_process::driver::{Driver, Ending};
 use master_process::exit_code as code;
 use master_process::report;
@@ -46,31 +46,21 @@ fn prepare(config: &Config) -> anyhow::Result<Driver> {
     let mut handed_over =
         HandedOver::from_service_manager(|name| std::env::var_os(name)).context("LISTEN_FDS")?;
     fds::close_on_exec().context("close_range")?;
-    let access = Access {
-        mode: config.socket_mode,
-        owner: config.socket_owner,
-    };
+    let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     handed_over.open(&config.listen, access)?;
-    let broker = Broker::new(config.share != Share::Off, access, &mut handed_over);
+    let broker = Broker::new(config.share, access, &mut handed_over);
     Driver::new(config, signals, broker, handed_over)
 }
 
 fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {
     let why = std::io::Error::from_raw_os_error(failure.errno);
-    let command = config
-        .command
-        .first()
-        .map(|command| command.to_string_lossy())
-        .unwrap_or_default();
+    let command = config.command.first().map(|command| command.to_string_lossy()).unwrap_or_default();
     let (code, subject) = match (failure.step, failure.errno) {
         (Step::Exec, libc::ENOENT | libc::ENOTDIR) => (code::NOT_FOUND, command),
         (Step::Exec, _other) => (code::NOT_EXECUTABLE, command),
         (_before, _other) => (code::FATAL, command),
     };
-    fail(
-        code,
-        &format_args!("{subject} cannot be started: {}: {why}", failure.call()),
-    )
+    fail(code, &format_args!("{subject} cannot be started: {}: {why}", failure.call()))
 }
 
 fn fail(code: u8, why: &dyn Display) -> ExitCode {

@@ -9,27 +9,18 @@ const README: &str = include_str!("../../README.md");
 
 /// The cells of the table between `<!-- name -->` and `<!-- /name -->`, without its head.
 fn table(name: &str) -> Vec<(String, String)> {
-    let (_, from) = README
-        .split_once(&format!("<!-- {name} -->"))
-        .expect("the table begins");
-    let (table, _) = from
-        .split_once(&format!("<!-- /{name} -->"))
-        .expect("the table ends");
+    let (_, from) = README.split_once(&format!("<!-- {name} -->")).expect("the table begins");
+    let (table, _) = from.split_once(&format!("<!-- /{name} -->")).expect("the table ends");
     let rows = table.lines().filter(|line| line.starts_with('|')).skip(2);
     rows.map(|row| {
-        let mut cells = row
-            .trim_matches('|')
-            .splitn(2, '|')
-            .map(|cell| cell.trim().to_owned());
+        let mut cells = row.trim_matches('|').splitn(2, '|').map(|cell| cell.trim().to_owned());
         (cells.next().unwrap_or_default(), cells.next().unwrap_or_default())
     })
     .collect()
 }
 
 fn expected<T: Display>(rows: &[(T, &str)]) -> Vec<(String, String)> {
-    rows.iter()
-        .map(|(key, meaning)| (format!("`{key}`"), (*meaning).to_owned()))
-        .collect()
+    rows.iter().map(|(key, meaning)| (format!("`{key}`"), (*meaning).to_owned())).collect()
 }
 
 #[test]

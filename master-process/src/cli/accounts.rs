@@ -62,11 +62,7 @@ pub(super) fn groups_of(user: &str, gid: u32) -> io::Result<Vec<u32>> {
     // The user's name comes first, and is no number of a group whatever it looks like.
     let listed = lines.iter().flat_map(|line| line.split_whitespace().skip(1));
     let mut groups = vec![gid];
-    groups.extend(
-        listed
-            .filter_map(|id| id.parse::<u32>().ok())
-            .filter(|id| *id != gid),
-    );
+    groups.extend(listed.filter_map(|id| id.parse::<u32>().ok()).filter(|id| *id != gid));
     Ok(groups)
 }
 

@@ -30,14 +30,9 @@ mod tests {
 
     #[test]
     fn garbage_is_told_what_is_accepted() {
-        for garbage in [
-            "", "0", "0%", "101%", "%", "50 %", "50%%", "-1", "1.5%", "ALL", "half", "100001",
-        ] {
+        for garbage in ["", "0", "0%", "101%", "%", "50 %", "50%%", "-1", "1.5%", "ALL", "half", "100001"] {
             let reason = parse(garbage).expect_err(garbage);
-            assert!(
-                reason.ends_with("give 1 to 100000, 1% to 100%, or all"),
-                "{garbage}: {reason}"
-            );
+            assert!(reason.ends_with("give 1 to 100000, 1% to 100%, or all"), "{garbage}: {reason}");
         }
     }
 }

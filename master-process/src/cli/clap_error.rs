@@ -48,9 +48,7 @@ fn conflict(flag: &str, prior: Option<&str>) -> UsageError {
 }
 
 fn missing(flag: &str) -> UsageError {
-    let form = options::find(flag.trim_start_matches('-'))
-        .and_then(|opt| opt.value())
-        .unwrap_or("VALUE");
+    let form = options::find(flag.trim_start_matches('-')).and_then(|opt| opt.value()).unwrap_or("VALUE");
     UsageError::new(format!("{flag} needs a value; the form is {flag} {form}"))
 }
 

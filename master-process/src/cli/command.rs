@@ -26,11 +26,8 @@ Durations take units (300ms, 5s, 2min); a bare number is milliseconds.";
 
 /// The command line as clap is to read it.
 pub(super) fn build() -> Command {
-    let worker = Arg::new(WORKER)
-        .last(true)
-        .num_args(0..)
-        .value_parser(OsStringValueParser::new())
-        .hide(true);
+    let worker =
+        Arg::new(WORKER).last(true).num_args(0..).value_parser(OsStringValueParser::new()).hide(true);
     Command::new("master-process")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Runs COMMAND as N supervised workers")
@@ -48,13 +45,11 @@ pub(super) fn build() -> Command {
 pub(super) fn worker(matches: &mut ArgMatches) -> Result<Vec<OsString>, UsageError> {
     let worker: Vec<OsString> = matches.remove_many(WORKER).into_iter().flatten().collect();
     match worker.first() {
-        None => Err(UsageError::new(format!(
-            "there is no command to run; the form is {USAGE}"
-        ))),
+        None => Err(UsageError::new(format!("there is no command to run; the form is {USAGE}"))),
         // `-- "$APP"` with APP unset; the kernel's own "not found" would not say what is missing.
-        Some(program) if program.is_empty() => Err(UsageError::new(format!(
-            "the command to run is empty; the form is {USAGE}"
-        ))),
+        Some(program) if program.is_empty() => {
+            Err(UsageError::new(format!("the command to run is empty; the form is {USAGE}")))
+        }
         Some(_) => Ok(worker),
     }
 }
@@ -76,9 +71,7 @@ fn flag(opt: &'static Opt) -> Arg {
 
 fn value(arg: Arg, form: &'static str) -> Arg {
     // A negative number is a wrong value that deserves its own message, not an unknown flag.
-    arg.value_name(form)
-        .value_parser(OsStringValueParser::new())
-        .allow_negative_numbers(true)
+    arg.value_name(form).value_parser(OsStringValueParser::new()).allow_negative_numbers(true)
 }
 
 fn help(opt: &Opt) -> String {

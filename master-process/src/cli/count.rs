@@ -39,28 +39,14 @@ mod tests {
 
     #[test]
     fn only_digits_are_a_number() {
-        for garbage in [
-            "",
-            " ",
-            "+5",
-            "-5",
-            "5 ",
-            "1e1",
-            "0x5",
-            "5.0",
-            "٣",
-            "99999999999999999999",
-        ] {
+        for garbage in ["", " ", "+5", "-5", "5 ", "1e1", "0x5", "5.0", "٣", "99999999999999999999"] {
             assert_eq!(within(garbage, &(0..=u32::MAX)), None, "{garbage:?}");
         }
     }
 
     #[test]
     fn the_message_has_the_bounds() {
-        assert_eq!(
-            at_least_one("0").expect_err("too small"),
-            "is not a count; give 1 to 100000"
-        );
+        assert_eq!(at_least_one("0").expect_err("too small"), "is not a count; give 1 to 100000");
         assert_eq!(at_least_one("3"), Ok(3));
     }
 }

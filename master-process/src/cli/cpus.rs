@@ -37,23 +37,14 @@ pub(super) fn of_this_process() -> u32 {
 /// As many as the affinity has, fewer where a quota is worth fewer; a part of a CPU counts as one.
 fn usable(affinity: u32, quotas: &[Quota]) -> u32 {
     let whole = |quota: &Quota| u32::try_from(quota.time.div_ceil(quota.period)).unwrap_or(u32::MAX);
-    quotas
-        .iter()
-        .map(whole)
-        .min()
-        .unwrap_or(u32::MAX)
-        .min(affinity)
-        .max(1)
+    quotas.iter().map(whole).min().unwrap_or(u32::MAX).min(affinity).max(1)
 }
 
 fn affinity() -> u32 {
     // The set has a fixed size: on a host with more than 1024 CPUs the kernel says EINVAL.
     let told = rustix::thread::sched_getaffinity(None).map(|set| set.count());
-    let guessed = || {
-        std::thread::available_parallelism()
-            .ok()
-            .and_then(|count| u32::try_from(count.get()).ok())
-    };
+    let guessed =
+        || std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok());
     told.ok().or_else(guessed).unwrap_or(1)
 }
 
@@ -63,10 +54,7 @@ fn quotas(read: &dyn Fn(&Path) -> Option<String>) -> Vec<Quota> {
     let mountinfo = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
     let mut quotas = Vec::new();
     for place in places(&cgroup, &mountinfo) {
-        let upwards = place
-            .dir
-            .ancestors()
-            .take_while(|dir| dir.starts_with(&place.mount));
+        let upwards = place.dir.ancestors().take_while(|dir| dir.starts_with(&place.mount));
         quotas.extend(upwards.filter_map(|dir| quota(place.version, dir, read)));
     }
     quotas
@@ -85,10 +73,7 @@ fn quota(version: Version, dir: &Path, read: &dyn Fn(&Path) -> Option<String>) -
         ),
     };
     // Without a limit the time is `max` in v2 and `-1` in v1: no number, so no quota.
-    let quota = Quota {
-        time: time.ok()?,
-        period: period.ok()?,
-    };
+    let quota = Quota { time: time.ok()?, period: period.ok()? };
     (quota.period > 0).then_some(quota)
 }
 
@@ -98,9 +83,7 @@ fn places(cgroup: &str, mountinfo: &str) -> Vec<Place> {
     let memberships = cgroup.lines().filter_map(membership);
     memberships
         .flat_map(|(version, path)| {
-            mounts()
-                .filter(move |mount| mount.version == version)
-                .filter_map(move |mount| mount.place(path))
+            mounts().filter(move |mount| mount.version == version).filter_map(move |mount| mount.place(path))
         })
         .collect()
 }
@@ -127,11 +110,7 @@ impl Mount {
     fn place(&self, path: &str) -> Option<Place> {
         let below = Path::new(path).strip_prefix(&self.root).ok()?;
         let mount = PathBuf::from(&self.point);
-        Some(Place {
-            version: self.version,
-            dir: mount.join(below),
-            mount,
-        })
+        Some(Place { version: self.version, dir: mount.join(below), mount })
     }
 }
 
@@ -147,11 +126,7 @@ fn mount(line: &str) -> Option<Mount> {
         ("cgroup", options) if has_cpu(options) => Version::V1,
         _ => return None,
     };
-    Some(Mount {
-        version,
-        root: unescaped(root),
-        point: unescaped(point),
-    })
+    Some(Mount { version, root: unescaped(root), point: unescaped(point) })
 }
 
 fn has_cpu(list: &str) -> bool {
@@ -160,11 +135,7 @@ fn has_cpu(list: &str) -> bool {
 
 /// The kernel writes what would break the line apart in octal.
 fn unescaped(field: &str) -> String {
-    field
-        .replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 #[cfg(test)]
@@ -176,10 +147,7 @@ mod tests {
     /// The quotas on a host with these files.
     fn on_host(files: &[(&str, &str)]) -> Vec<Quota> {
         quotas(&|path| {
-            files
-                .iter()
-                .find(|(name, _)| Path::new(name) == path)
-                .map(|(_, content)| (*content).to_owned())
+            files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, content)| (*content).to_owned())
         })
     }
 
@@ -192,10 +160,7 @@ mod tests {
         assert_eq!(usable(8, &[]), 8);
         assert_eq!(usable(8, &[quota_of(200_000, 100_000)]), 2);
         assert_eq!(usable(2, &[quota_of(400_000, 100_000)]), 2);
-        assert_eq!(
-            usable(8, &[quota_of(400_000, 100_000), quota_of(300_000, 100_000)]),
-            3
-        );
+        assert_eq!(usable(8, &[quota_of(400_000, 100_000), quota_of(300_000, 100_000)]), 3);
     }
 
     #[test]
@@ -222,10 +187,7 @@ mod tests {
     fn v2_is_found_wherever_it_is_mounted() {
         let files = [
             ("/proc/self/cgroup", "1:name=systemd:/\n0::/app\n"),
-            (
-                "/proc/self/mountinfo",
-                "41 31 0:38 / /mnt/my\\040groups rw - cgroup2 none rw\n",
-            ),
+            ("/proc/self/mountinfo", "41 31 0:38 / /mnt/my\\040groups rw - cgroup2 none rw\n"),
             ("/mnt/my groups/app/cpu.max", "50000 100000"),
         ];
         assert_eq!(on_host(&files), [quota_of(50_000, 100_000)]);
@@ -234,10 +196,7 @@ mod tests {
     #[test]
     fn a_container_sees_its_own_cgroup_as_the_mount() {
         let files = [
-            (
-                "/proc/self/cgroup",
-                "4:cpu,cpuacct:/docker/abc\n2:cpuset:/docker/abc\n",
-            ),
+            ("/proc/self/cgroup", "4:cpu,cpuacct:/docker/abc\n2:cpuset:/docker/abc\n"),
             (
                 "/proc/self/mountinfo",
                 "32 31 0:29 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct\n",
@@ -252,10 +211,7 @@ mod tests {
     fn a_part_of_the_hierarchy_without_us_says_nothing() {
         let files = [
             ("/proc/self/cgroup", "0::/mine\n"),
-            (
-                "/proc/self/mountinfo",
-                "30 23 0:26 /other /mnt/other rw - cgroup2 cgroup2 rw\n",
-            ),
+            ("/proc/self/mountinfo", "30 23 0:26 /other /mnt/other rw - cgroup2 cgroup2 rw\n"),
             ("/mnt/other/cpu.max", "100000 100000"),
             ("/mnt/other/mine/cpu.max", "100000 100000"),
         ];
@@ -266,10 +222,7 @@ mod tests {
     fn no_limit_is_no_quota() {
         let v1 = [
             ("/proc/self/cgroup", "4:cpu:/\n0::/\n"),
-            (
-                "/proc/self/mountinfo",
-                "32 31 0:29 / /cpu rw - cgroup cgroup rw,cpu\n",
-            ),
+            ("/proc/self/mountinfo", "32 31 0:29 / /cpu rw - cgroup cgroup rw,cpu\n"),
             ("/cpu/cpu.cfs_quota_us", "-1\n"),
             ("/cpu/cpu.cfs_period_us", "100000\n"),
         ];
@@ -279,16 +232,7 @@ mod tests {
 
     #[test]
     fn garbage_is_no_quota() {
-        for garbage in [
-            "",
-            "max",
-            "100000",
-            "100000 0",
-            "-1 100000",
-            "x y",
-            "1 2 3",
-            "100000  100000",
-        ] {
+        for garbage in ["", "max", "100000", "100000 0", "-1 100000", "x y", "1 2 3", "100000  100000"] {
             let files = [
                 ("/proc/self/cgroup", "0::/\n:\n\nx:y\n7:cpu"),
                 ("/proc/self/mountinfo", &format!("x - y\n - \n{V2_MOUNT}")),

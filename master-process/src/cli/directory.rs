@@ -56,25 +56,14 @@ mod tests {
         for garbage in ["", "/srv/file", "/nope", "nope", " ", "/srv/app\0"] {
             assert!(dir(garbage).is_err(), "{garbage:?}");
         }
-        assert!(
-            dir("/srv/file")
-                .expect_err("a file")
-                .starts_with("is not a directory")
-        );
+        assert!(dir("/srv/file").expect_err("a file").starts_with("is not a directory"));
         assert!(dir("/nope").expect_err("nothing").starts_with("cannot be used ("));
     }
 
     #[test]
     fn a_removed_current_directory_is_told() {
-        let host = Host {
-            removed_dir: true,
-            ..Host::default()
-        };
-        assert!(
-            absolute("app", &host)
-                .expect_err("no base")
-                .contains("give an absolute path")
-        );
+        let host = Host { removed_dir: true, ..Host::default() };
+        assert!(absolute("app", &host).expect_err("no base").contains("give an absolute path"));
         assert!(absolute("/srv/app", &host).is_ok());
     }
 }

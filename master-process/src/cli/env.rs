@@ -78,10 +78,7 @@ impl Env for ProcessEnv {
         // Each address comes once for each kind of socket that it can serve.
         let mut addresses = Vec::new();
         for line in &lines {
-            let address = line
-                .split_whitespace()
-                .next()
-                .and_then(|word| word.parse::<IpAddr>().ok());
+            let address = line.split_whitespace().next().and_then(|word| word.parse::<IpAddr>().ok());
             let address = address.map(|ip| SocketAddr::new(ip, port));
             addresses.extend(address.filter(|address| !addresses.contains(address)));
         }

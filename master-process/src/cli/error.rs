@@ -20,12 +20,7 @@ impl UsageError {
     /// An error that is not about one value.
     pub(super) fn new(line: impl AsRef<str>) -> Self {
         // What clap or the host's own messages bring along may be of several lines or colour the terminal.
-        Self(
-            line.as_ref()
-                .split(|c: char| c.is_control())
-                .collect::<Vec<_>>()
-                .join(" "),
-        )
+        Self(line.as_ref().split(|c: char| c.is_control()).collect::<Vec<_>>().join(" "))
     }
 
     /// The value that `source` gave, and why it is none.

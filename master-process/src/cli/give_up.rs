@@ -21,11 +21,7 @@ pub(super) fn parse(text: &str) -> Parsed<Option<GiveUp>> {
 }
 
 fn form() -> Reason {
-    format!(
-        "is not N/DUR; give 1 to {} deaths and a time, such as 5/1min, or off",
-        count::MAX_COUNT
-    )
-    .into()
+    format!("is not N/DUR; give 1 to {} deaths and a time, such as 5/1min, or off", count::MAX_COUNT).into()
 }
 
 #[cfg(test)]
@@ -37,36 +33,14 @@ mod tests {
     #[test]
     fn deaths_within_a_time() {
         let minute = Duration::from_secs(60);
-        assert_eq!(
-            parse("5/1min"),
-            Ok(Some(GiveUp {
-                deaths: 5,
-                within: minute
-            }))
-        );
-        assert_eq!(
-            parse("1/60000"),
-            Ok(Some(GiveUp {
-                deaths: 1,
-                within: minute
-            }))
-        );
+        assert_eq!(parse("5/1min"), Ok(Some(GiveUp { deaths: 5, within: minute })));
+        assert_eq!(parse("1/60000"), Ok(Some(GiveUp { deaths: 1, within: minute })));
         assert_eq!(parse("off"), Ok(None));
     }
 
     #[test]
     fn garbage_is_told_the_form() {
-        for garbage in [
-            "",
-            "5",
-            "/",
-            "0/1min",
-            "-1/1min",
-            "/1min",
-            "1e3/1min",
-            "OFF",
-            "4294967296/1s",
-        ] {
+        for garbage in ["", "5", "/", "0/1min", "-1/1min", "/1min", "1e3/1min", "OFF", "4294967296/1s"] {
             let reason = parse(garbage).expect_err(garbage);
             assert!(reason.contains("such as 5/1min, or off"), "{garbage}: {reason}");
         }

@@ -27,25 +27,15 @@ pub(super) fn user(text: &str, env: &dyn Env) -> Parsed<Account> {
     if !count::is_digits(text) {
         let entry = looked_up(env.user(UserKey::Name(text)))?;
         let entry = entry.ok_or("is not a user of this host; give a user's name or id")?;
-        return Ok(Account {
-            uid: entry.uid,
-            entry: Some(entry),
-        });
+        return Ok(Account { uid: entry.uid, entry: Some(entry) });
     }
     let uid = id(text)?;
-    Ok(Account {
-        uid,
-        entry: looked_up(env.user(UserKey::Id(uid)))?,
-    })
+    Ok(Account { uid, entry: looked_up(env.user(UserKey::Id(uid)))? })
 }
 
 /// A user's id by name or id; an id needs no entry.
 pub(super) fn user_id(text: &str, env: &dyn Env) -> Parsed<u32> {
-    if count::is_digits(text) {
-        id(text)
-    } else {
-        user(text, env).map(|account| account.uid)
-    }
+    if count::is_digits(text) { id(text) } else { user(text, env).map(|account| account.uid) }
 }
 
 /// A group's id by name or id.
@@ -67,11 +57,7 @@ pub(super) fn workers(
 ) -> Result<Option<Identity>, UsageError> {
     let group = group.map(|group| group.value);
     let Some(user) = user else {
-        return Ok(group.map(|gid| Identity {
-            uid: None,
-            gid,
-            groups: vec![gid],
-        }));
+        return Ok(group.map(|gid| Identity { uid: None, gid, groups: vec![gid] }));
     };
     let uid = Some(user.value.uid);
     match (&user.value.entry, group) {
@@ -80,11 +66,7 @@ pub(super) fn workers(
             let groups = looked_up(env.groups_of(&entry.name, gid)).map_err(|reason| user.misfit(&reason))?;
             Ok(Some(Identity { uid, gid, groups }))
         }
-        (None, Some(gid)) => Ok(Some(Identity {
-            uid,
-            gid,
-            groups: vec![gid],
-        })),
+        (None, Some(gid)) => Ok(Some(Identity { uid, gid, groups: vec![gid] })),
         (None, None) => Err(user.misfit("has no entry on this host that names its group; give --group too")),
     }
 }
@@ -96,9 +78,7 @@ fn id(text: &str) -> Parsed<u32> {
 
 fn looked_up<T>(answer: io::Result<T>) -> Parsed<T> {
     answer.map_err(|error| {
-        Reason::from(format!(
-            "cannot be looked up on this host ({error}); give a numeric id"
-        ))
+        Reason::from(format!("cannot be looked up on this host ({error}); give a numeric id"))
     })
 }
 
@@ -109,11 +89,7 @@ mod tests {
     use super::*;
 
     fn given<T>(value: T) -> Option<Resolved<T>> {
-        Some(Resolved {
-            value,
-            source: Source::Flag("user"),
-            text: "4242".to_owned(),
-        })
+        Some(Resolved { value, source: Source::Flag("user"), text: "4242".to_owned() })
     }
 
     fn as_user(text: &str, group: Option<u32>) -> Result<Option<Identity>, UsageError> {
@@ -123,32 +99,20 @@ mod tests {
 
     #[test]
     fn a_user_brings_its_groups() {
-        let deploy = Identity {
-            uid: Some(1000),
-            gid: 1000,
-            groups: vec![1000, 27],
-        };
+        let deploy = Identity { uid: Some(1000), gid: 1000, groups: vec![1000, 27] };
         assert_eq!(as_user("deploy", None), Ok(Some(deploy.clone())));
         assert_eq!(as_user("1000", None), Ok(Some(deploy)));
     }
 
     #[test]
     fn a_group_replaces_the_users_first() {
-        let identity = Identity {
-            uid: Some(1000),
-            gid: 33,
-            groups: vec![33, 27],
-        };
+        let identity = Identity { uid: Some(1000), gid: 33, groups: vec![33, 27] };
         assert_eq!(as_user("deploy", Some(33)), Ok(Some(identity)));
     }
 
     #[test]
     fn an_id_without_an_entry_needs_a_group() {
-        let identity = Identity {
-            uid: Some(4242),
-            gid: 33,
-            groups: vec![33],
-        };
+        let identity = Identity { uid: Some(4242), gid: 33, groups: vec![33] };
         assert_eq!(as_user("4242", Some(33)), Ok(Some(identity)));
         let error = as_user("4242", None).expect_err("no group is known");
         assert_eq!(
@@ -159,11 +123,7 @@ mod tests {
 
     #[test]
     fn a_group_alone_drops_all_others() {
-        let identity = Identity {
-            uid: None,
-            gid: 33,
-            groups: vec![33],
-        };
+        let identity = Identity { uid: None, gid: 33, groups: vec![33] };
         assert_eq!(workers(None, given(33), &Host::default()), Ok(Some(identity)));
         assert_eq!(workers(None, None, &Host::default()), Ok(None));
     }
@@ -171,17 +131,9 @@ mod tests {
     #[test]
     fn garbage_is_nobody() {
         let host = Host::default();
-        for garbage in [
-            "",
-            " ",
-            "nobody-here",
-            "-1",
-            "1000 ",
-            "0x3e8",
-            "deploy:www-data",
-            "4294967295",
-            "99999999999",
-        ] {
+        for garbage in
+            ["", " ", "nobody-here", "-1", "1000 ", "0x3e8", "deploy:www-data", "4294967295", "99999999999"]
+        {
             assert!(user(garbage, &host).is_err(), "{garbage:?}");
             assert!(user_id(garbage, &host).is_err(), "{garbage:?}");
             assert!(group_id(garbage, &host).is_err(), "{garbage:?}");

@@ -18,25 +18,17 @@ const MAX_NAME: usize = 255;
 /// One socket.
 pub(super) fn parse(text: &str, env: &dyn Env) -> Parsed<Listen> {
     let (name, addr) = split_name(text)?;
-    Ok(Listen {
-        name: name.map(str::to_owned),
-        addr: address(addr, env)?,
-        text: text.to_owned(),
-    })
+    Ok(Listen { name: name.map(str::to_owned), addr: address(addr, env)?, text: text.to_owned() })
 }
 
 /// All of them, provided that no address is there twice.
 pub(super) fn distinct(sockets: Vec<Resolved<Listen>>) -> Result<Vec<Listen>, UsageError> {
     for (index, socket) in sockets.iter().enumerate() {
-        let twin = sockets
-            .iter()
-            .take(index)
-            .find(|earlier| same(&earlier.value.addr, &socket.value.addr));
+        let twin = sockets.iter().take(index).find(|earlier| same(&earlier.value.addr, &socket.value.addr));
         if let Some(twin) = twin {
-            return Err(socket.misfit(&format!(
-                "is the same address as {:?}; give each address once",
-                twin.text
-            )));
+            return Err(
+                socket.misfit(&format!("is the same address as {:?}; give each address once", twin.text))
+            );
         }
     }
     Ok(sockets.into_iter().map(|socket| socket.value).collect())
@@ -105,26 +97,20 @@ fn unix(path: &str, env: &dyn Env) -> Parsed<ListenAddr> {
 
 fn port(text: &str) -> Parsed<u16> {
     let number = count::within(text, &(0..=u32::from(u16::MAX)));
-    number
-        .and_then(|number| u16::try_from(number).ok())
-        .ok_or("has no valid port; give 0 to 65535".into())
+    number.and_then(|number| u16::try_from(number).ok()).ok_or("has no valid port; give 0 to 65535".into())
 }
 
 /// Whether it is worth asking the network. Numbers that are no address are not: the C library would take `10.1` for
 /// 10.0.0.1.
 fn is_name(host: &str) -> bool {
-    let plain = host
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+    let plain = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
     let last_label = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
     plain && !last_label.is_empty() && !count::is_digits(last_label)
 }
 
 /// IPv4 first: a name such as `localhost` is then the same address on every host.
 fn first_address(host: &str, port: u16, env: &dyn Env) -> Parsed<SocketAddr> {
-    let found = env
-        .resolve(host, port)
-        .map_err(|error| unresolved(&error.to_string()))?;
+    let found = env.resolve(host, port).map_err(|error| unresolved(&error.to_string()))?;
     let chosen = found.iter().find(|addr| addr.is_ipv4()).or(found.first());
     chosen.copied().ok_or_else(|| unresolved("it has no address"))
 }
@@ -168,18 +154,9 @@ mod tests {
         assert_eq!(addr("0"), Ok(ListenAddr::Port(0)));
         assert_eq!(addr("127.0.0.1:80"), Ok(inet("127.0.0.1:80")));
         assert_eq!(addr("[::]:80"), Ok(inet("[::]:80")));
-        assert_eq!(
-            addr("unix:/run/a.sock"),
-            Ok(ListenAddr::Unix(PathBuf::from("/run/a.sock")))
-        );
-        assert_eq!(
-            addr("unix:a.sock"),
-            Ok(ListenAddr::Unix(PathBuf::from("/srv/a.sock")))
-        );
-        assert_eq!(
-            addr("unix:./a=b:c,d"),
-            Ok(ListenAddr::Unix(PathBuf::from("/srv/a=b:c,d")))
-        );
+        assert_eq!(addr("unix:/run/a.sock"), Ok(ListenAddr::Unix(PathBuf::from("/run/a.sock"))));
+        assert_eq!(addr("unix:a.sock"), Ok(ListenAddr::Unix(PathBuf::from("/srv/a.sock"))));
+        assert_eq!(addr("unix:./a=b:c,d"), Ok(ListenAddr::Unix(PathBuf::from("/srv/a=b:c,d"))));
     }
 
     #[test]
@@ -187,15 +164,8 @@ mod tests {
         assert_eq!(addr("localhost:80"), Ok(inet("127.0.0.1:80")));
         assert_eq!(addr("six.example:80"), Ok(inet("[2001:db8::1]:80")));
         let reason = addr("nowhere.example:80").expect_err("unknown");
-        assert!(
-            reason.starts_with("has a host that cannot be resolved ("),
-            "{reason}"
-        );
-        assert!(
-            addr("empty.example:80")
-                .expect_err("no address")
-                .contains("it has no address")
-        );
+        assert!(reason.starts_with("has a host that cannot be resolved ("), "{reason}");
+        assert!(addr("empty.example:80").expect_err("no address").contains("it has no address"));
     }
 
     #[test]
@@ -214,12 +184,7 @@ mod tests {
     fn a_name_is_short_printable_ascii() {
         let long = format!("{}=80", "x".repeat(256));
         for garbage in ["=80", "a b=80", "a,b=80", "ä=80", "a\t=80", long.as_str()] {
-            assert!(
-                addr(garbage)
-                    .expect_err(garbage)
-                    .starts_with("has no proper name"),
-                "{garbage}"
-            );
+            assert!(addr(garbage).expect_err(garbage).starts_with("has no proper name"), "{garbage}");
         }
         assert!(addr(&long[1..]).is_ok());
     }
@@ -249,29 +214,16 @@ mod tests {
             ".:80",
         ];
         for text in garbage {
-            assert!(
-                addr(text)
-                    .expect_err(text)
-                    .starts_with("is not an address; give PORT"),
-                "{text}"
-            );
+            assert!(addr(text).expect_err(text).starts_with("is not an address; give PORT"), "{text}");
         }
     }
 
     #[test]
     fn a_port_is_at_most_65535() {
-        for garbage in [
-            "65536",
-            "99999999999",
-            "localhost:65536",
-            "localhost:",
-            "localhost:http",
-            "localhost:-1",
-        ] {
-            assert_eq!(
-                addr(garbage).expect_err(garbage),
-                "has no valid port; give 0 to 65535"
-            );
+        for garbage in
+            ["65536", "99999999999", "localhost:65536", "localhost:", "localhost:http", "localhost:-1"]
+        {
+            assert_eq!(addr(garbage).expect_err(garbage), "has no valid port; give 0 to 65535");
         }
         assert!(addr("127.0.0.1:65536").is_err());
     }
@@ -286,16 +238,9 @@ mod tests {
                 .contains("108 bytes; give one of at most 107")
         );
         let relative = format!("unix:{}", "x".repeat(103));
-        assert!(
-            addr(&relative)
-                .expect_err("too long once absolute")
-                .contains("108 bytes")
-        );
+        assert!(addr(&relative).expect_err("too long once absolute").contains("108 bytes"));
         for garbage in ["unix:", "unix:/", "unix:/run/", "unix:@name", "unix:/a\0b"] {
-            assert!(
-                addr(garbage).expect_err(garbage).ends_with("give unix:/path"),
-                "{garbage}"
-            );
+            assert!(addr(garbage).expect_err(garbage).ends_with("give unix:/path"), "{garbage}");
         }
     }
 
@@ -313,9 +258,6 @@ mod tests {
 
     #[test]
     fn port_0_is_another_one_each_time() {
-        assert_eq!(
-            all(&["0", "0", "127.0.0.1:0", "127.0.0.1:0"]).map(|sockets| sockets.len()),
-            Ok(4)
-        );
+        assert_eq!(all(&["0", "0", "127.0.0.1:0", "127.0.0.1:0"]).map(|sockets| sockets.len()), Ok(4));
     }
 }

@@ -15,22 +15,15 @@ const NOT_FOUND: i32 = 2;
 /// # Errors
 /// Nobody could be asked, or the answer failed.
 pub(super) fn lines(database: &str, key: &str) -> io::Result<Vec<String>> {
-    let output = Command::new("getent")
-        .args([database, "--", key])
-        .stdin(Stdio::null())
-        .output();
+    let output = Command::new("getent").args([database, "--", key]).stdin(Stdio::null()).output();
     match output {
         Err(error) if error.kind() == io::ErrorKind::NotFound => lines_of_file(database, key),
         Err(error) => Err(error),
         Ok(output) if output.status.code() == Some(NOT_FOUND) => Ok(Vec::new()),
-        Ok(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .map(str::to_owned)
-            .collect()),
-        Ok(output) => Err(io::Error::other(format!(
-            "getent {database} ended with {}",
-            output.status
-        ))),
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+        }
+        Ok(output) => Err(io::Error::other(format!("getent {database} ended with {}", output.status))),
     }
 }
 
@@ -57,10 +50,7 @@ fn entry_of(line: &str, key: &str) -> Option<String> {
 fn address_of(line: &str, key: &str) -> Option<String> {
     let line = line.split('#').next()?;
     let (address, names) = line.trim().split_once(char::is_whitespace)?;
-    names
-        .split_whitespace()
-        .any(|name| name.eq_ignore_ascii_case(key))
-        .then(|| address.to_owned())
+    names.split_whitespace().any(|name| name.eq_ignore_ascii_case(key)).then(|| address.to_owned())
 }
 
 /// As `getent initgroups` prints it: the user's name and the groups that list it.
@@ -71,18 +61,9 @@ fn groups_of_file(user: &str) -> io::Result<Vec<String>> {
         let [_name, _password, id, members] = fields[..] else {
             return None;
         };
-        members
-            .split(',')
-            .any(|member| member == user)
-            .then(|| id.to_owned())
+        members.split(',').any(|member| member == user).then(|| id.to_owned())
     });
-    Ok(vec![
-        [user.to_owned()]
-            .into_iter()
-            .chain(ids)
-            .collect::<Vec<_>>()
-            .join(" "),
-    ])
+    Ok(vec![[user.to_owned()].into_iter().chain(ids).collect::<Vec<_>>().join(" ")])
 }
 
 /// An image without the file has no entries, which is no failure.
@@ -101,11 +82,7 @@ mod tests {
     fn getent_and_the_files_say_the_same_of_root() {
         for (database, key) in [("passwd", "root"), ("passwd", "0"), ("group", "root")] {
             let asked = lines(database, key).expect("somebody answers");
-            assert_eq!(
-                asked,
-                lines_of_file(database, key).expect("readable"),
-                "{database} {key}"
-            );
+            assert_eq!(asked, lines_of_file(database, key).expect("readable"), "{database} {key}");
             assert_eq!(asked.len(), 1);
         }
     }
@@ -113,25 +90,14 @@ mod tests {
     #[test]
     fn who_is_not_there_is_nobody() {
         for database in ["passwd", "group"] {
-            assert!(
-                lines(database, "no-such-entry")
-                    .expect("somebody answers")
-                    .is_empty()
-            );
-            assert!(
-                lines_of_file(database, "no-such-entry")
-                    .expect("readable")
-                    .is_empty()
-            );
+            assert!(lines(database, "no-such-entry").expect("somebody answers").is_empty());
+            assert!(lines_of_file(database, "no-such-entry").expect("readable").is_empty());
         }
     }
 
     #[test]
     fn a_line_of_hosts_names_an_address() {
-        assert_eq!(
-            address_of("127.0.0.1\tlocalhost me # x", "ME").as_deref(),
-            Some("127.0.0.1")
-        );
+        assert_eq!(address_of("127.0.0.1\tlocalhost me # x", "ME").as_deref(), Some("127.0.0.1"));
         assert_eq!(address_of("# 127.0.0.1 localhost", "localhost"), None);
         assert_eq!(address_of("127.0.0.1 localhost.example", "localhost"), None);
     }

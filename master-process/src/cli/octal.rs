@@ -10,13 +10,8 @@ pub(super) fn parse(text: &str) -> Parsed<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     // `from_str_radix` alone would take `+7`.
     let plain = digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
-    let mode = if plain {
-        u32::from_str_radix(digits, 8).ok()
-    } else {
-        None
-    };
-    mode.filter(|mode| *mode <= ALL)
-        .ok_or("is not a mode; give octal digits up to 777, such as 664".into())
+    let mode = if plain { u32::from_str_radix(digits, 8).ok() } else { None };
+    mode.filter(|mode| *mode <= ALL).ok_or("is not a mode; give octal digits up to 777, such as 664".into())
 }
 
 #[cfg(test)]
@@ -34,25 +29,10 @@ mod tests {
 
     #[test]
     fn garbage_is_told_what_is_accepted() {
-        for garbage in [
-            "",
-            "0o",
-            "0x1b4",
-            "8",
-            "668",
-            "1777",
-            "-7",
-            "+7",
-            " 664",
-            "rw-rw-r--",
-            "u+rw",
-            "99999999999",
-        ] {
-            assert!(
-                parse(garbage)
-                    .expect_err(garbage)
-                    .contains("octal digits up to 777")
-            );
+        for garbage in
+            ["", "0o", "0x1b4", "8", "668", "1777", "-7", "+7", " 664", "rw-rw-r--", "u+rw", "99999999999"]
+        {
+            assert!(parse(garbage).expect_err(garbage).contains("octal digits up to 777"));
         }
     }
 }

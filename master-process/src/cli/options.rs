@@ -61,10 +61,7 @@ impl Opt {
     /// Every variable that is looked at, in the order of precedence.
     #[must_use]
     pub fn all_variables(&self) -> Vec<String> {
-        self.own_variable()
-            .into_iter()
-            .chain(self.variables.iter().map(|name| (*name).to_owned()))
-            .collect()
+        self.own_variable().into_iter().chain(self.variables.iter().map(|name| (*name).to_owned())).collect()
     }
 }
 
@@ -172,11 +169,21 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "share",
         short: None,
-        kind: Kind::Value("auto|shared|off"),
+        kind: Kind::Value("auto|slots|shared|off"),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "Workers that bind the same address share it without knowing. `shared`: one socket for all; `off`: \
-                  every worker binds for itself",
+        meaning: "Workers that bind the same address share it without knowing. `slots`: each has a queue of its own, which a \
+                  reload empties before the worker goes; `shared`: one queue for all; `off`: every worker binds for itself; \
+                  `auto` is `slots`",
+    },
+    Opt {
+        long: "drain",
+        short: None,
+        kind: Kind::Value("DUR"),
+        variables: &[],
+        unset: Unset::Default("200ms"),
+        meaning: "How long an old worker, already out of rotation and its queue empty, still serves before the stop \
+                  signal",
     },
     Opt {
         long: "socket-mode",

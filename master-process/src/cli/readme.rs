@@ -22,12 +22,7 @@ fn line(cells: &[String; 4]) -> String {
 }
 
 fn row(opt: &Opt) -> [String; 4] {
-    [
-        flag(opt),
-        code_list(&opt.all_variables()),
-        default(opt),
-        opt.meaning.to_owned(),
-    ]
+    [flag(opt), code_list(&opt.all_variables()), default(opt), opt.meaning.to_owned()]
 }
 
 fn flag(opt: &Opt) -> String {
@@ -41,11 +36,7 @@ fn flag(opt: &Opt) -> String {
 }
 
 fn code_list(names: &[String]) -> String {
-    names
-        .iter()
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 fn default(opt: &Opt) -> String {
@@ -65,23 +56,14 @@ mod tests {
     fn rows(markdown: &str) -> Option<Vec<Vec<String>>> {
         let (_, from) = markdown.split_once("<!-- options -->")?;
         let (table, _) = from.split_once("<!-- /options -->")?;
-        Some(
-            table
-                .lines()
-                .filter(|line| line.starts_with('|'))
-                .skip(2)
-                .map(cells)
-                .collect(),
-        )
+        Some(table.lines().filter(|line| line.starts_with('|')).skip(2).map(cells).collect())
     }
 
     fn cells(line: &str) -> Vec<String> {
         // No text of ours has a NUL, so it can stand for the escaped bar while the others are split at.
         let line = line.trim().trim_start_matches('|').replace("\\|", "\0");
         let line = line.strip_suffix('|').unwrap_or(&line);
-        line.split('|')
-            .map(|cell| cell.trim().replace('\0', "|"))
-            .collect()
+        line.split('|').map(|cell| cell.trim().replace('\0', "|")).collect()
     }
 
     #[test]
@@ -97,10 +79,8 @@ mod tests {
 
     #[test]
     fn a_table_that_is_read_back_is_the_same() {
-        let markdown = format!(
-            "# x\n<!-- options -->\n\n{}\n<!-- /options -->\n| no | option |",
-            option_table()
-        );
+        let markdown =
+            format!("# x\n<!-- options -->\n\n{}\n<!-- /options -->\n| no | option |", option_table());
         let expected: Vec<Vec<String>> = OPTIONS.iter().map(|opt| row(opt).to_vec()).collect();
         assert_eq!(rows(&markdown), Some(expected));
     }

@@ -29,16 +29,14 @@ pub(super) fn parse(text: &str) -> Parsed<ReadyMode> {
 }
 
 fn descriptor(number: &str) -> Parsed<i32> {
-    count::within(number, &DESCRIPTORS)
-        .and_then(|fd| i32::try_from(fd).ok())
-        .ok_or_else(|| {
-            format!(
-                "names no free descriptor; give notify:fd=N with N from {} to {}",
-                DESCRIPTORS.start(),
-                DESCRIPTORS.end()
-            )
-            .into()
-        })
+    count::within(number, &DESCRIPTORS).and_then(|fd| i32::try_from(fd).ok()).ok_or_else(|| {
+        format!(
+            "names no free descriptor; give notify:fd=N with N from {} to {}",
+            DESCRIPTORS.start(),
+            DESCRIPTORS.end()
+        )
+        .into()
+    })
 }
 
 #[cfg(test)]
@@ -59,9 +57,7 @@ mod tests {
 
     #[test]
     fn garbage_is_told_the_modes() {
-        for garbage in [
-            "", "Auto", "notify:", "notify:3", "notify=3", "alive", "listen ", "off",
-        ] {
+        for garbage in ["", "Auto", "notify:", "notify:3", "notify=3", "alive", "listen ", "off"] {
             let reason = parse(garbage).expect_err(garbage);
             assert!(
                 reason.ends_with("give auto, listen, notify, notify:fd=N, alive:DUR or none"),
@@ -72,31 +68,15 @@ mod tests {
 
     #[test]
     fn a_descriptor_is_3_or_higher() {
-        for garbage in [
-            "notify:fd=",
-            "notify:fd=2",
-            "notify:fd=-1",
-            "notify:fd=x",
-            "notify:fd=2147483648",
-        ] {
-            assert!(
-                parse(garbage)
-                    .expect_err(garbage)
-                    .contains("notify:fd=N with N from 3"),
-                "{garbage}"
-            );
+        for garbage in ["notify:fd=", "notify:fd=2", "notify:fd=-1", "notify:fd=x", "notify:fd=2147483648"] {
+            assert!(parse(garbage).expect_err(garbage).contains("notify:fd=N with N from 3"), "{garbage}");
         }
     }
 
     #[test]
     fn a_wrong_time_is_told_as_such() {
         for garbage in ["alive:", "alive:soon", "alive:-1s", "alive:200years"] {
-            assert!(
-                parse(garbage)
-                    .expect_err(garbage)
-                    .starts_with("has a time that is "),
-                "{garbage}"
-            );
+            assert!(parse(garbage).expect_err(garbage).starts_with("has a time that is "), "{garbage}");
         }
     }
 }

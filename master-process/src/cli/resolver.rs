@@ -101,13 +101,8 @@ impl<'a> Resolver<'a> {
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> Result<Option<Resolved<T>>, UsageError> {
         let opt = option(long);
-        let flag = self
-            .matches
-            .get_one::<OsString>(long)
-            .map(|text| (Source::Flag(opt.long), text.clone()));
-        flag.or_else(|| self.variable(opt))
-            .map(|(source, text)| read(source, text, parse))
-            .transpose()
+        let flag = self.matches.get_one::<OsString>(long).map(|text| (Source::Flag(opt.long), text.clone()));
+        flag.or_else(|| self.variable(opt)).map(|(source, text)| read(source, text, parse)).transpose()
     }
 
     /// The values of a repeatable option.
@@ -118,17 +113,13 @@ impl<'a> Resolver<'a> {
     ) -> Result<Vec<Resolved<T>>, UsageError> {
         let opt = option(long);
         if let Some(texts) = self.matches.get_many::<OsString>(long) {
-            return texts
-                .map(|text| read(Source::Flag(opt.long), text.clone(), &parse))
-                .collect();
+            return texts.map(|text| read(Source::Flag(opt.long), text.clone(), &parse)).collect();
         }
         let Some((source, list)) = self.variable(opt) else {
             return Ok(Vec::new());
         };
         let list = utf8(&source, list)?;
-        list.split(',')
-            .map(|text| read(source.clone(), OsString::from(text.trim()), &parse))
-            .collect()
+        list.split(',').map(|text| read(source.clone(), OsString::from(text.trim()), &parse)).collect()
     }
 
     /// A variable that is not empty.
@@ -137,10 +128,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn variable(&self, opt: &Opt) -> Option<(Source, OsString)> {
-        let found = |name: String| {
-            self.variable_named(&name)
-                .map(|text| (Source::Variable(name), text))
-        };
+        let found = |name: String| self.variable_named(&name).map(|text| (Source::Variable(name), text));
         opt.all_variables().into_iter().find_map(found)
     }
 }

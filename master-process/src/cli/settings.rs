@@ -11,11 +11,8 @@ use super::{
 };
 use crate::config::{Config, Identity, Listen, LogFormat, ReadyMode, Share, Stdin};
 
-const SHARE: &[(&str, Share)] = &[
-    ("auto", Share::Auto),
-    ("shared", Share::Shared),
-    ("off", Share::Off),
-];
+const SHARE: &[(&str, Share)] =
+    &[("auto", Share::Auto), ("slots", Share::Slots), ("shared", Share::Shared), ("off", Share::Off)];
 
 const STDIN: &[(&str, Stdin)] = &[("null", Stdin::Null), ("inherit", Stdin::Inherit)];
 
@@ -42,6 +39,7 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         throttle_max,
         give_up: from.one("give-up", give_up::parse)?,
         kill_timeout: from.one("kill-timeout", duration::parse)?,
+        drain: from.one("drain", duration::parse)?,
         stop_signal: from.one("stop-signal", signal::parse_stop)?,
         ready,
         ready_timeout,
@@ -50,13 +48,9 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         listen,
         share: from.one("share", |text| choice::parse(text, SHARE))?,
         socket_mode: from.one("socket-mode", octal::parse)?,
-        socket_owner: from
-            .optional("socket-owner", |text| owner::parse(text, env))?
-            .map(|owner| owner.value),
+        socket_owner: from.optional("socket-owner", |text| owner::parse(text, env))?.map(|owner| owner.value),
         identity: workers_identity(from)?,
-        chdir: from
-            .optional("chdir", |text| directory::parse(text, env))?
-            .map(|dir| dir.value),
+        chdir: from.optional("chdir", |text| directory::parse(text, env))?.map(|dir| dir.value),
         umask: from.optional("umask", octal::parse)?.map(|umask| umask.value),
         stdin: from.one("stdin", |text| choice::parse(text, STDIN))?,
         log_format: from.one("log-format", |text| choice::parse(text, LOG_FORMAT))?,
@@ -69,10 +63,7 @@ fn throttle(from: &Resolver<'_>) -> Result<(Duration, Duration), UsageError> {
     let throttle = from.resolve("throttle", duration::parse)?;
     let max = from.resolve("throttle-max", duration::parse)?;
     if max.is_explicit() && max.value < throttle.value {
-        let reason = format!(
-            "is shorter than {}, {:?}; give at least that",
-            throttle.source, throttle.text
-        );
+        let reason = format!("is shorter than {}, {:?}; give at least that", throttle.source, throttle.text);
         return Err(max.misfit(&reason));
     }
     Ok((throttle.value, max.value.max(throttle.value)))
@@ -94,10 +85,8 @@ fn ready(from: &Resolver<'_>, listen: &[Listen]) -> Result<(ReadyMode, Duration)
             _ => Ok((mode.value, timeout.value)),
         },
         ReadyMode::Alive(time) if timeout.is_explicit() && timeout.value <= time => {
-            let reason = format!(
-                "ends before {}, {:?}, can be reached; give more than that",
-                mode.source, mode.text
-            );
+            let reason =
+                format!("ends before {}, {:?}, can be reached; give more than that", mode.source, mode.text);
             Err(timeout.misfit(&reason))
         }
         ReadyMode::Alive(time) if !timeout.is_explicit() => Ok((mode.value, time + timeout.value)),

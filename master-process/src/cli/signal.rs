@@ -59,10 +59,7 @@ fn parse(text: &str) -> Parsed<Signal> {
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let named = NAMES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, number)| *number);
+    let named = NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number);
     named.or_else(|| realtime(name)).map(Signal).ok_or_else(unknown)
 }
 
@@ -88,15 +85,8 @@ fn steps(offset: &str, sign: char) -> Option<i32> {
 
 /// Whether the default action is to stop, to resume, or the bookkeeping of both.
 fn ends_nothing(signal: Signal) -> bool {
-    [
-        libc::SIGSTOP,
-        libc::SIGTSTP,
-        libc::SIGTTIN,
-        libc::SIGTTOU,
-        libc::SIGCONT,
-        libc::SIGCHLD,
-    ]
-    .contains(&signal.0)
+    [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU, libc::SIGCONT, libc::SIGCHLD]
+        .contains(&signal.0)
 }
 
 fn unknown() -> Reason {
@@ -140,10 +130,7 @@ mod tests {
     #[test]
     fn what_ends_nothing_is_refused_by_name_and_number() {
         for name in ["STOP", "SIGTSTP", "ttin", "TTOU", "CONT", "CHLD", "19"] {
-            assert!(
-                parse_stop(name).expect_err(name).starts_with("ends no process"),
-                "{name}"
-            );
+            assert!(parse_stop(name).expect_err(name).starts_with("ends no process"), "{name}");
         }
     }
 
@@ -170,10 +157,7 @@ mod tests {
             "ЅIGTERM",
         ];
         for text in garbage {
-            assert!(
-                parse_stop(text).expect_err(text).starts_with("is not a signal"),
-                "{text}"
-            );
+            assert!(parse_stop(text).expect_err(text).starts_with("is not a signal"), "{text}");
         }
     }
 }

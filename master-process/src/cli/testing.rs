@@ -19,10 +19,7 @@ pub(super) struct Host {
 
 impl Env for Host {
     fn var(&self, name: &str) -> Option<OsString> {
-        self.vars
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.clone())
+        self.vars.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
     }
 
     fn cpus(&self) -> u32 {
@@ -30,11 +27,7 @@ impl Env for Host {
     }
 
     fn current_dir(&self) -> io::Result<PathBuf> {
-        if self.removed_dir {
-            Err(io::ErrorKind::NotFound.into())
-        } else {
-            Ok(PathBuf::from("/srv"))
-        }
+        if self.removed_dir { Err(io::ErrorKind::NotFound.into()) } else { Ok(PathBuf::from("/srv")) }
     }
 
     fn is_dir(&self, path: &Path) -> io::Result<bool> {
@@ -57,11 +50,7 @@ impl Env for Host {
 
     fn user(&self, key: UserKey<'_>) -> io::Result<Option<User>> {
         let known = matches!(key, UserKey::Name("deploy") | UserKey::Id(1000));
-        Ok(known.then(|| User {
-            name: "deploy".to_owned(),
-            uid: 1000,
-            gid: 1000,
-        }))
+        Ok(known.then(|| User { name: "deploy".to_owned(), uid: 1000, gid: 1000 }))
     }
 
     fn group(&self, name: &str) -> io::Result<Option<u32>> {

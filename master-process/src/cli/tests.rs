@@ -9,18 +9,9 @@ use super::*;
 use crate::config::{Batch, Identity, LogFormat, Owner, ReadyMode, Share, Signal, Stdin, Verbosity};
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
-    let vars = vars
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), OsString::from(value)))
-        .collect();
+    let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
     let args = ["master-process"].iter().chain(args).map(OsString::from);
-    parse(
-        args,
-        &Host {
-            vars,
-            ..Host::default()
-        },
-    )
+    parse(args, &Host { vars, ..Host::default() })
 }
 
 /// The configuration of `master-process ARGS -- ./app`.
@@ -53,6 +44,7 @@ fn defaults_are_those_of_the_contract() {
             throttle_max: Duration::from_secs(30),
             give_up: None,
             kill_timeout: Duration::from_secs(5),
+            drain: Duration::from_millis(200),
             stop_signal: Signal(libc::SIGTERM),
             ready: ReadyMode::Auto,
             ready_timeout: Duration::from_secs(60),
@@ -121,53 +113,21 @@ fn every_flag_reaches_the_configuration() {
         ],
     );
     assert_eq!(config.workers, 4);
-    assert_eq!(
-        (config.throttle, config.throttle_max),
-        (Duration::from_secs(2), Duration::from_secs(3))
-    );
+    assert_eq!((config.throttle, config.throttle_max), (Duration::from_secs(2), Duration::from_secs(3)));
     assert_eq!(config.give_up.map(|give_up| give_up.deaths), Some(5));
     assert_eq!(config.kill_timeout, Duration::ZERO);
     assert_eq!(config.stop_signal, Signal(libc::SIGQUIT));
+    assert_eq!((config.ready, config.ready_timeout), (ReadyMode::NotifyFd(5), Duration::from_secs(9)));
+    assert_eq!((config.reload_batch, config.reload_attempts), (Batch::Percent(25), 1));
     assert_eq!(
-        (config.ready, config.ready_timeout),
-        (ReadyMode::NotifyFd(5), Duration::from_secs(9))
-    );
-    assert_eq!(
-        (config.reload_batch, config.reload_attempts),
-        (Batch::Percent(25), 1)
-    );
-    assert_eq!(
-        config
-            .listen
-            .iter()
-            .map(|listen| listen.name.as_deref())
-            .collect::<Vec<_>>(),
+        config.listen.iter().map(|listen| listen.name.as_deref()).collect::<Vec<_>>(),
         [None, Some("web")]
     );
     assert_eq!((config.share, config.socket_mode), (Share::Off, 0o600));
-    assert_eq!(
-        config.socket_owner,
-        Some(Owner {
-            uid: Some(1000),
-            gid: Some(33)
-        })
-    );
-    assert_eq!(
-        config.identity,
-        Some(Identity {
-            uid: Some(1000),
-            gid: 33,
-            groups: vec![33, 27]
-        })
-    );
-    assert_eq!(
-        (config.chdir, config.umask),
-        (Some(PathBuf::from("/srv/app")), Some(0o027))
-    );
-    assert_eq!(
-        (config.stdin, config.log_format),
-        (Stdin::Inherit, LogFormat::Json)
-    );
+    assert_eq!(config.socket_owner, Some(Owner { uid: Some(1000), gid: Some(33) }));
+    assert_eq!(config.identity, Some(Identity { uid: Some(1000), gid: 33, groups: vec![33, 27] }));
+    assert_eq!((config.chdir, config.umask), (Some(PathBuf::from("/srv/app")), Some(0o027)));
+    assert_eq!((config.stdin, config.log_format), (Stdin::Inherit, LogFormat::Json));
     assert_eq!(config.verbosity, Verbosity::Quiet);
 }
 
@@ -175,7 +135,7 @@ fn every_flag_reaches_the_configuration() {
 fn sample(opt: &Opt) -> &'static str {
     match opt.long {
         "workers" | "reload-batch" | "reload-attempts" => "2",
-        "throttle" | "throttle-max" | "kill-timeout" | "ready-timeout" => "7s",
+        "throttle" | "throttle-max" | "kill-timeout" | "drain" | "ready-timeout" => "7s",
         "give-up" => "5/1min",
         "stop-signal" => "INT",
         "ready" => "none",
@@ -201,11 +161,7 @@ fn every_flag_with_a_value_has_its_variable() {
         let by_flag = config(&[], &[&flag, sample(opt)]);
         assert_ne!(by_flag, config(&[], &[]), "{flag} has no effect");
         assert_eq!(config(&[(&variable, sample(opt))], &[]), by_flag, "{variable}");
-        assert_eq!(
-            config(&[(&variable, "")], &[]),
-            config(&[], &[]),
-            "{variable} is empty"
-        );
+        assert_eq!(config(&[(&variable, "")], &[]), config(&[], &[]), "{variable} is empty");
         for ancestor in opt.variables {
             assert_eq!(config(&[(ancestor, sample(opt))], &[]), by_flag, "{ancestor}");
         }
@@ -220,16 +176,10 @@ fn a_wrong_value_is_blamed_on_what_gave_it() {
         };
         let garbage = "gar\nbage";
         let flag = format!("--{}", opt.long);
-        assert!(
-            error(&[], &[&flag, garbage]).starts_with(&format!(r#"{flag}: "gar\nbage" "#)),
-            "{flag}"
-        );
+        assert!(error(&[], &[&flag, garbage]).starts_with(&format!(r#"{flag}: "gar\nbage" "#)), "{flag}");
         for variable in std::iter::once(variable.as_str()).chain(opt.variables.iter().copied()) {
             let line = error(&[(variable, garbage)], &[]);
-            assert!(
-                line.starts_with(&format!(r#"{variable}: "gar\nbage" "#)),
-                "{line}"
-            );
+            assert!(line.starts_with(&format!(r#"{variable}: "gar\nbage" "#)), "{line}");
         }
     }
 }
@@ -239,10 +189,7 @@ fn flag_then_own_variable_then_the_ancestors() {
     let both = [("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "3")];
     assert_eq!(config(&both, &["-w", "4"]).workers, 4);
     assert_eq!(config(&both, &[]).workers, 3);
-    assert_eq!(
-        config(&[("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "")], &[]).workers,
-        2
-    );
+    assert_eq!(config(&[("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "")], &[]).workers, 2);
     // What is not used is not looked at.
     assert_eq!(config(&[("WORKERS", "garbage")], &["-w", "4"]).workers, 4);
 }
@@ -277,23 +224,14 @@ fn an_empty_flag_is_not_unset() {
 #[test]
 fn the_command_is_kept_byte_for_byte() {
     let raw = OsString::from_vec(vec![b'a', 0xff, b'\n']);
-    let args = ["master-process", "--", "-v", "--"]
-        .map(OsString::from)
-        .into_iter()
-        .chain([raw.clone()]);
-    let Ok(Command::Run(config)) = parse(args, &Host::default()) else {
-        unreachable!("a valid line")
-    };
+    let args = ["master-process", "--", "-v", "--"].map(OsString::from).into_iter().chain([raw.clone()]);
+    let Ok(Command::Run(config)) = parse(args, &Host::default()) else { unreachable!("a valid line") };
     assert_eq!(config.command, ["-v".into(), "--".into(), raw]);
 }
 
 #[test]
 fn a_command_without_the_dashes_is_told_where_it_belongs() {
-    for args in [
-        &["./app"] as &[&str],
-        &["-w", "2", "./app", "--port", "1"],
-        &["status"],
-    ] {
+    for args in [&["./app"] as &[&str], &["-w", "2", "./app", "--port", "1"], &["status"]] {
         assert!(
             error_of_line(&[], args)
                 .contains("put the command behind --, as in master-process [OPTIONS] -- COMMAND")
@@ -315,29 +253,15 @@ fn no_command_is_told_the_form() {
 #[test]
 fn values_must_be_utf8() {
     let raw = || OsString::from_vec(vec![b'/', 0xff]);
-    let args = [
-        "master-process".into(),
-        "--chdir".into(),
-        raw(),
-        "--".into(),
-        "./app".into(),
-    ];
-    let line = parse(args.into_iter(), &Host::default())
-        .expect_err("not UTF-8")
-        .to_string();
+    let args = ["master-process".into(), "--chdir".into(), raw(), "--".into(), "./app".into()];
+    let line = parse(args.into_iter(), &Host::default()).expect_err("not UTF-8").to_string();
     assert_eq!(line, "--chdir: \"/\u{fffd}\" is not UTF-8; give plain text");
 
     for name in ["MASTER_PROCESS_LISTEN", "MASTER_PROCESS_UMASK", "WORKERS"] {
-        let host = Host {
-            vars: vec![(name.to_owned(), raw())],
-            ..Host::default()
-        };
+        let host = Host { vars: vec![(name.to_owned(), raw())], ..Host::default() };
         let args = ["master-process", "--", "./app"].map(OsString::from);
         let line = parse(args.into_iter(), &host).expect_err("not UTF-8").to_string();
-        assert!(
-            line.starts_with(&format!("{name}: ")) && line.contains("is not UTF-8"),
-            "{line}"
-        );
+        assert!(line.starts_with(&format!("{name}: ")) && line.contains("is not UTF-8"), "{line}");
     }
 }
 
@@ -352,50 +276,21 @@ fn unknown_flags_are_told_with_a_suggestion() {
 
 #[test]
 fn options_of_later_versions_are_unknown() {
-    for flag in [
-        "--drain",
-        "--orphans",
-        "--max-memory",
-        "--monitor",
-        "--name",
-        "--control",
-        "--metrics",
-        "--on-upgrade",
-    ] {
-        assert!(
-            error(&[], &[flag, "1"]).contains("is not a flag of master-process"),
-            "{flag}"
-        );
+    for flag in ["--orphans", "--max-memory", "--monitor", "--name", "--control", "--metrics", "--on-upgrade"]
+    {
+        assert!(error(&[], &[flag, "1"]).contains("is not a flag of master-process"), "{flag}");
     }
-    assert!(error(&[], &["--share", "slots"]).ends_with("give auto, shared or off"));
+    assert!(error(&[], &["--share", "none"]).ends_with("give auto, slots, shared or off"));
 }
 
 #[test]
 fn misuse_of_flags_is_one_line() {
-    assert_eq!(
-        error(&[], &["-w", "1", "--workers", "2"]),
-        "--workers is given more than once; give it once"
-    );
-    assert_eq!(
-        error(&[], &["-v", "--verbose"]),
-        "--verbose is given more than once; give it once"
-    );
-    assert_eq!(
-        error(&[], &["--workers"]),
-        "--workers needs a value; the form is --workers N|max|auto"
-    );
-    assert_eq!(
-        error_of_line(&[], &["-w"]),
-        "--workers needs a value; the form is --workers N|max|auto"
-    );
-    assert_eq!(
-        error(&[], &["--user", "--group", "0"]),
-        "--user needs a value; the form is --user USER"
-    );
-    assert_eq!(
-        error(&[], &["--quiet=yes"]),
-        r#"--quiet: "yes" is one too much; the flag takes no value"#
-    );
+    assert_eq!(error(&[], &["-w", "1", "--workers", "2"]), "--workers is given more than once; give it once");
+    assert_eq!(error(&[], &["-v", "--verbose"]), "--verbose is given more than once; give it once");
+    assert_eq!(error(&[], &["--workers"]), "--workers needs a value; the form is --workers N|max|auto");
+    assert_eq!(error_of_line(&[], &["-w"]), "--workers needs a value; the form is --workers N|max|auto");
+    assert_eq!(error(&[], &["--user", "--group", "0"]), "--user needs a value; the form is --user USER");
+    assert_eq!(error(&[], &["--quiet=yes"]), r#"--quiet: "yes" is one too much; the flag takes no value"#);
     for both in [["-v", "-q"], ["-q", "-v"]] {
         assert!(error(&[], &both).ends_with("exclude each other; give one"));
     }
@@ -404,24 +299,12 @@ fn misuse_of_flags_is_one_line() {
 #[test]
 fn help_and_version_are_texts() {
     for flag in ["-h", "--help"] {
-        let Ok(Command::Help(text)) = parsed(&[], &[flag]) else {
-            unreachable!("help is asked for")
-        };
-        assert!(
-            text.contains("Usage: master-process [OPTIONS] -- COMMAND [ARG]...\n"),
-            "{text}"
-        );
+        let Ok(Command::Help(text)) = parsed(&[], &[flag]) else { unreachable!("help is asked for") };
+        assert!(text.contains("Usage: master-process [OPTIONS] -- COMMAND [ARG]...\n"), "{text}");
         for opt in OPTIONS {
-            assert!(
-                text.contains(&format!("--{}", opt.long)),
-                "--{} in {text}",
-                opt.long
-            );
+            assert!(text.contains(&format!("--{}", opt.long)), "--{} in {text}", opt.long);
         }
-        assert!(
-            text.ends_with('\n') && text.lines().all(|line| line.chars().count() <= 80),
-            "{text}"
-        );
+        assert!(text.ends_with('\n') && text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(!text.contains(['`', '\u{1b}']), "{text}");
     }
     let version = concat!("master-process ", env!("CARGO_PKG_VERSION"), "\n").to_owned();
@@ -445,10 +328,7 @@ fn a_maximum_below_the_throttle_names_both() {
         error(&[("MASTER_PROCESS_THROTTLE_MAX", "0")], &[]),
         r#"MASTER_PROCESS_THROTTLE_MAX: "0" is shorter than the default of --throttle, "1s"; give at least that"#
     );
-    assert_eq!(
-        config(&[], &["--throttle", "0", "--throttle-max", "0"]).throttle_max,
-        Duration::ZERO
-    );
+    assert_eq!(config(&[], &["--throttle", "0", "--throttle-max", "0"]).throttle_max, Duration::ZERO);
 }
 
 #[test]
@@ -469,10 +349,7 @@ fn the_notify_descriptor_is_not_one_of_the_sockets() {
         config(&[], &[&sockets as &[&str], &["--ready", "notify:fd=5"]].concat()).ready,
         ReadyMode::NotifyFd(5)
     );
-    assert_eq!(
-        config(&[], &["--ready", "notify:fd=3"]).ready,
-        ReadyMode::NotifyFd(3)
-    );
+    assert_eq!(config(&[], &["--ready", "notify:fd=3"]).ready, ReadyMode::NotifyFd(3));
 }
 
 #[test]
@@ -492,11 +369,7 @@ fn alive_can_be_reached_before_the_time_out() {
 fn a_variable_lists_sockets_by_commas() {
     let config = config(&[("MASTER_PROCESS_LISTEN", "80, web=localhost:81,unix:/a")], &[]);
     assert_eq!(
-        config
-            .listen
-            .iter()
-            .map(|listen| listen.text.as_str())
-            .collect::<Vec<_>>(),
+        config.listen.iter().map(|listen| listen.text.as_str()).collect::<Vec<_>>(),
         ["80", "web=localhost:81", "unix:/a"]
     );
     assert!(
@@ -507,12 +380,7 @@ fn a_variable_lists_sockets_by_commas() {
 
 #[test]
 fn flags_replace_the_list_of_the_variable() {
-    assert_eq!(
-        config(&[("MASTER_PROCESS_LISTEN", "80,81")], &["--listen", "82"])
-            .listen
-            .len(),
-        1
-    );
+    assert_eq!(config(&[("MASTER_PROCESS_LISTEN", "80,81")], &["--listen", "82"]).listen.len(), 1);
 }
 
 #[test]
@@ -520,38 +388,18 @@ fn verbosity_by_flag_then_rust_log_then_debug() {
     let vars = [("RUST_LOG", "debug,x=off"), ("DEBUG", "*")];
     assert_eq!(config(&vars, &["-q"]).verbosity, Verbosity::Quiet);
     assert_eq!(config(&vars, &["-v"]).verbosity, Verbosity::Verbose);
-    assert_eq!(
-        config(&vars, &[]).verbosity,
-        Verbosity::Filter("debug".to_owned())
-    );
-    assert_eq!(
-        config(&[("RUST_LOG", ""), ("DEBUG", "*")], &[]).verbosity,
-        Verbosity::Verbose
-    );
-    assert_eq!(
-        config(&[("DEBUG", "express:*")], &[]).verbosity,
-        Verbosity::Normal
-    );
+    assert_eq!(config(&vars, &[]).verbosity, Verbosity::Filter("debug".to_owned()));
+    assert_eq!(config(&[("RUST_LOG", ""), ("DEBUG", "*")], &[]).verbosity, Verbosity::Verbose);
+    assert_eq!(config(&[("DEBUG", "express:*")], &[]).verbosity, Verbosity::Normal);
     let loud = error(&[("RUST_LOG", "master_process=loud")], &[]);
-    assert!(
-        loud.starts_with(r#"RUST_LOG: "master_process=loud" is not a filter"#),
-        "{loud}"
-    );
+    assert!(loud.starts_with(r#"RUST_LOG: "master_process=loud" is not a filter"#), "{loud}");
     let theirs = config(&[("RUST_LOG", "a[{x=info/b")], &[]).verbosity;
-    assert_eq!(
-        theirs,
-        Verbosity::Normal,
-        "what is not said to us is no error of ours"
-    );
+    assert_eq!(theirs, Verbosity::Normal, "what is not said to us is no error of ours");
 }
 
 #[test]
 fn an_unknown_user_is_an_error() {
     assert!(error(&[], &["--user", "nope"]).starts_with(r#"--user: "nope" is not a user of this host"#));
     assert!(error(&[], &["--user", "4242"]).ends_with("give --group too"));
-    assert!(
-        config(&[], &["--user", "4242", "--group", "4242"])
-            .identity
-            .is_some()
-    );
+    assert!(config(&[], &["--user", "4242", "--group", "4242"]).identity.is_some());
 }

@@ -23,19 +23,13 @@ pub(super) fn resolve(from: &Resolver<'_>) -> Result<Verbosity, UsageError> {
     }
     // `RUST_LOG` is the workers' as well: only what is said to us can be wrong, or change what we say.
     let source = Source::Variable("RUST_LOG".to_owned());
-    let filter = from
-        .variable_named("RUST_LOG")
-        .map(|filter| our_directives(&filter.to_string_lossy()));
+    let filter = from.variable_named("RUST_LOG").map(|filter| our_directives(&filter.to_string_lossy()));
     if let Some(filter) = filter.filter(|filter| !filter.is_empty()) {
         return directives(&source, filter).map(Verbosity::Filter);
     }
     // `DEBUG` belongs to everybody: whatever is not about us, garbage included, is not our business.
     let debug = from.variable_named("DEBUG").unwrap_or_default();
-    Ok(if is_debugged(&debug.to_string_lossy()) {
-        Verbosity::Verbose
-    } else {
-        Verbosity::Normal
-    })
+    Ok(if is_debugged(&debug.to_string_lossy()) { Verbosity::Verbose } else { Verbosity::Normal })
 }
 
 /// The directives of a filter that are for everybody, or for our crate by name.
@@ -63,9 +57,7 @@ fn directives(source: &Source, text: String) -> Result<String, UsageError> {
 /// Whether a list in the form of Node's `debug` package means us; an exclusion wins wherever it stands.
 fn is_debugged(list: &str) -> bool {
     let entries = || list.split(|c: char| c == ',' || c.is_whitespace());
-    let excluded = entries()
-        .filter_map(|entry| entry.strip_prefix('-'))
-        .any(means_us);
+    let excluded = entries().filter_map(|entry| entry.strip_prefix('-')).any(means_us);
     !excluded && entries().any(means_us)
 }
 
@@ -83,14 +75,9 @@ mod tests {
 
     #[test]
     fn debug_means_us_by_name_or_star() {
-        for list in [
-            "master-process",
-            "*",
-            "http,master-process",
-            "http master-process",
-            "http, *",
-            "master-*",
-        ] {
+        for list in
+            ["master-process", "*", "http,master-process", "http master-process", "http, *", "master-*"]
+        {
             assert!(is_debugged(list), "{list}");
         }
     }
@@ -117,10 +104,7 @@ mod tests {
     fn only_what_is_said_to_us_of_a_filter_counts() {
         assert_eq!(our_directives("debug,hyper=off"), "debug");
         assert_eq!(our_directives("hyper=off,a[{x}]=info,info/regex"), "");
-        assert_eq!(
-            our_directives("master_process::share=trace,app=loud"),
-            "master_process::share=trace"
-        );
+        assert_eq!(our_directives("master_process::share=trace,app=loud"), "master_process::share=trace");
         assert_eq!(our_directives("master_process=loud"), "master_process=loud");
         assert_eq!(our_directives("master_processor=debug"), "");
     }
@@ -128,22 +112,12 @@ mod tests {
     #[test]
     fn filters_are_validated() {
         let source = Source::Variable("RUST_LOG".to_owned());
-        for good in [
-            "info",
-            "debug,hyper=off",
-            "master_process=trace",
-            "a::b[{x}]=info",
-        ] {
+        for good in ["info", "debug,hyper=off", "master_process=trace", "a::b[{x}]=info"] {
             assert_eq!(directives(&source, good.to_owned()).as_deref(), Ok(good));
         }
         for garbage in ["master_process=loud", "a=b=c", "a[{x=info"] {
-            let error = directives(&source, garbage.to_owned())
-                .expect_err(garbage)
-                .to_string();
-            assert!(
-                error.starts_with(&format!("RUST_LOG: {garbage:?} is not a filter (")),
-                "{error}"
-            );
+            let error = directives(&source, garbage.to_owned()).expect_err(garbage).to_string();
+            assert!(error.starts_with(&format!("RUST_LOG: {garbage:?} is not a filter (")), "{error}");
         }
     }
 }

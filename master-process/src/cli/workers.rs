@@ -47,18 +47,7 @@ mod tests {
 
     #[test]
     fn garbage_is_told_what_is_accepted() {
-        for garbage in [
-            "0",
-            "-1",
-            "100001",
-            "1e9",
-            "1000000000",
-            "",
-            " ",
-            "1.5",
-            "maximum",
-            "+1",
-        ] {
+        for garbage in ["0", "-1", "100001", "1e9", "1000000000", "", " ", "1.5", "maximum", "+1"] {
             let reason = on_8_cpus(garbage).expect_err(garbage);
             assert!(reason.ends_with("give 1 to 100000, max or auto"), "{reason}");
         }

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{Driver, Token};
 use crate::policy::{Event, Sign, WorkerId};
-use crate::share::Remark;
+use crate::share::Listens;
 use crate::sys::seccomp;
 
 /// Where notifications arrive. One outlives its worker for as long as a descendant of that is left: without
@@ -21,6 +21,16 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
+    /// Whether anybody of a worker's tree may still call.
+    pub(super) fn has(&self, serial: u64) -> bool {
+        self.open.contains_key(&serial)
+    }
+
+    /// True the first time.
+    pub(super) fn warn_once(&mut self) -> bool {
+        !std::mem::replace(&mut self.warned, true)
+    }
+
     pub(super) fn insert(&mut self, worker: WorkerId, listener: OwnedFd) {
         self.open.insert(worker.serial, (worker, listener));
     }
@@ -34,13 +44,7 @@ impl Driver {
         };
         let (worker, listener) = (*worker, listener.as_fd());
         let mut state = [PollFd::new(&listener, PollFlags::IN)];
-        let _count = poll(
-            &mut state,
-            Some(&Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            }),
-        );
+        let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let state = state[0].revents();
         if !state.contains(PollFlags::IN) {
             if state.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
@@ -50,41 +54,22 @@ impl Driver {
                 return;
             }
         } else if let Ok(call) = seccomp::receive(listener) {
-            let reply = self.broker.reply(listener, &call, serial);
+            let reply = self.broker.reply(listener, &call, worker);
             debug!("{}: {:?}: {:?}", self.name(worker), call.call, reply.answer);
             // Who is not there any more needs no answer.
             let _gone = seccomp::answer(listener, &call, reply.answer);
-            if let Some(remark) = reply.remark {
-                self.remark(worker, &remark);
-            }
-            if reply.listens {
-                self.policy
-                    .handle(self.now(), Event::Signed(worker, Sign::Listen));
+            let sign = reply.listens.map(|listens| match listens {
+                Listens::All => Sign::Listen,
+                Listens::Some => Sign::ListenFirst,
+            });
+            if let Some(sign) = sign {
+                self.policy.handle(self.now(), Event::Signed(worker, sign));
             }
         }
         if let Some((_, listener)) = self.listeners.open.get(&serial)
             && let Err(error) = self.poller.watch(listener.as_fd(), Token::Calls(serial).encode())
         {
-            warn!(
-                "watching: {error}: the calls of {} are not answered",
-                self.name(worker)
-            );
-        }
-    }
-
-    fn remark(&mut self, worker: WorkerId, remark: &Remark) {
-        let worker = self.name(worker);
-        match remark {
-            Remark::Holds(address) => info!(address, "{remark}"),
-            Remark::Refused(address, _) => warn!(worker = worker.slot, address, "{worker} {remark}"),
-            Remark::Unseen(..) if self.listeners.warned => debug!("{worker}: {remark}"),
-            Remark::Unseen(..) => {
-                self.listeners.warned = true;
-                warn!(
-                    worker = worker.slot,
-                    "{worker}: {remark}; the next such calls are let go on without a word"
-                );
-            }
+            warn!("watching: {error}: the calls of {} are not answered", self.name(worker));
         }
     }
 }

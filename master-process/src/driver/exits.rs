@@ -32,19 +32,18 @@ impl Driver {
             let _not_submitted = self.poller.forget(Token::ReadyPipe(serial).encode());
         }
         self.workers.ended(serial, exit);
+        self.broker.leave(serial, self.policy.expects_end(id));
+        if !self.listeners.has(serial) {
+            self.broker.forget(serial);
+        }
         self.event(Event::Died(id));
     }
 
     fn watch_again(&mut self, serial: u64) {
         if let Some(entry) = self.workers.get(serial)
-            && let Err(error) = self
-                .poller
-                .watch(entry.pidfd.as_fd(), Token::Exit(serial).encode())
+            && let Err(error) = self.poller.watch(entry.pidfd.as_fd(), Token::Exit(serial).encode())
         {
-            warn!(
-                "watching: {error}: the end of {} is not watched",
-                self.name(entry.id)
-            );
+            warn!("watching: {error}: the end of {} is not watched", self.name(entry.id));
         }
     }
 
@@ -58,11 +57,7 @@ impl Driver {
                 warn!("waitid of the orphan {}: {error}", pid.as_raw_pid());
                 return;
             } else {
-                debug!(
-                    pid = pid.as_raw_pid(),
-                    "an orphan (pid {}) was reaped",
-                    pid.as_raw_pid()
-                );
+                debug!(pid = pid.as_raw_pid(), "an orphan (pid {}) was reaped", pid.as_raw_pid());
             }
         }
     }

@@ -82,11 +82,7 @@ impl Launcher {
         let directory = directory(config)?;
         let template = Template {
             candidates: candidates(command, std::env::var_os("PATH").as_deref())?,
-            argv: config
-                .command
-                .iter()
-                .map(|argument| c_string(argument))
-                .collect::<Result<_, _>>()?,
+            argv: config.command.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
             environment,
             directory,
             umask: config.umask,
@@ -106,10 +102,7 @@ impl Launcher {
             template,
             spawner: Spawner::new().context("mmap")?,
             command: command.to_string_lossy().into_owned(),
-            directory: config
-                .chdir
-                .as_ref()
-                .map_or_else(String::new, |path| path.display().to_string()),
+            directory: config.chdir.as_ref().map_or_else(String::new, |path| path.display().to_string()),
             ready_fd,
             calls: None,
             filters: config.share != Share::Off || watches_listen,
@@ -159,21 +152,13 @@ impl Launcher {
             }
         };
         let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).unwrap_or_default();
-        let environment = vec![
-            variable("RELOAD_INDEX", generation),
-            variable("WORKER_INDEX", worker.slot),
-        ];
-        let spawned = self
-            .spawner
-            .spawn(&self.template, &Particulars { environment, extra })?;
+        let environment = vec![variable("RELOAD_INDEX", generation), variable("WORKER_INDEX", worker.slot)];
+        let spawned = self.spawner.spawn(&self.template, &Particulars { environment, extra })?;
         Ok(Launched { spawned, ready_pipe })
     }
 
     fn pipe(&self, at: i32) -> Result<(OwnedFd, OwnedFd), SpawnError> {
-        let failed = |errno: i32| SpawnError {
-            step: Step::Descriptor,
-            errno,
-        };
+        let failed = |errno: i32| SpawnError { step: Step::Descriptor, errno };
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (reader, writer) =
             rustix::pipe::pipe_with(flags).map_err(|error| failed(error.raw_os_error()))?;
@@ -200,13 +185,7 @@ fn candidates(command: &OsStr, path: Option<&OsStr>) -> anyhow::Result<Vec<CStri
         return Ok(vec![c_string(command)?]);
     }
     std::env::split_paths(path.unwrap_or(OsStr::new(DEFAULT_PATH)))
-        .map(|folder| {
-            if folder.as_os_str().is_empty() {
-                ".".into()
-            } else {
-                folder
-            }
-        })
+        .map(|folder| if folder.as_os_str().is_empty() { ".".into() } else { folder })
         .map(|folder| c_string(folder.join(command).as_os_str()))
         .collect()
 }
@@ -214,28 +193,19 @@ fn candidates(command: &OsStr, path: Option<&OsStr>) -> anyhow::Result<Vec<CStri
 /// `--chdir`, or where we were started, by its path: a deploy may put another directory there.
 fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
     if let Some(path) = &config.chdir {
-        return Ok(Some(Directory {
-            path: c_string(path.as_os_str())?,
-            optional: false,
-        }));
+        return Ok(Some(Directory { path: c_string(path.as_os_str())?, optional: false }));
     }
     let Ok(path) = std::env::current_dir() else {
         return Ok(None);
     };
-    Ok(Some(Directory {
-        path: c_string(path.as_os_str())?,
-        optional: true,
-    }))
+    Ok(Some(Directory { path: c_string(path.as_os_str())?, optional: true }))
 }
 
 fn environment(handed_over: &HandedOver, notify: &NotifySocket) -> anyhow::Result<Vec<CString>> {
     let kept = std::env::vars_os().filter(|(name, _)| !NOT_PASSED_ON.iter().any(|ours| name == ours));
     let mut environment: Vec<OsString> = kept.map(|(name, value)| pair(&name, &value)).collect();
     environment.push(format!("PPID={}", std::process::id()).into());
-    environment.push(pair(
-        OsStr::new("NOTIFY_SOCKET"),
-        OsStr::from_bytes(&notify.address()),
-    ));
+    environment.push(pair(OsStr::new("NOTIFY_SOCKET"), OsStr::from_bytes(&notify.address())));
     if handed_over.count() > 0 {
         environment.push(format!("LISTEN_FDS={}", handed_over.count()).into());
         environment.push(format!("LISTEN_FDNAMES={}", handed_over.names()).into());
@@ -255,10 +225,7 @@ mod tests {
     fn a_command_with_a_slash_is_taken_as_it_is_and_others_are_looked_for() {
         let paths = |command: &str, path: Option<&str>| {
             let found = candidates(OsStr::new(command), path.map(OsStr::new)).expect("no zero bytes");
-            found
-                .into_iter()
-                .map(|path| path.into_string().expect("ASCII"))
-                .collect::<Vec<_>>()
+            found.into_iter().map(|path| path.into_string().expect("ASCII")).collect::<Vec<_>>()
         };
         assert_eq!(paths("./app", Some("/usr/bin")), ["./app"]);
         assert_eq!(paths("app", Some("/a:/b")), ["/a/app", "/b/app"]);

@@ -47,10 +47,8 @@ impl Driver {
     /// The worker that a process is, or descends from: a shell script's `systemd-notify` speaks for it.
     fn worker_of(&self, sender: Pid) -> Option<u64> {
         let group = getpgid(Some(sender)).ok();
-        if let Some(serial) = [Some(sender), group]
-            .into_iter()
-            .flatten()
-            .find_map(|pid| self.workers.serial_of(pid))
+        if let Some(serial) =
+            [Some(sender), group].into_iter().flatten().find_map(|pid| self.workers.serial_of(pid))
         {
             return Some(serial);
         }
@@ -79,10 +77,7 @@ impl Driver {
             }
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
                 if let Err(error) = self.poller.watch(pipe.as_fd(), Token::ReadyPipe(serial).encode()) {
-                    warn!(
-                        "watching: {error}: the readiness of {} is not watched",
-                        self.name(id)
-                    );
+                    warn!("watching: {error}: the readiness of {} is not watched", self.name(id));
                 }
             }
             Err(error) => {

@@ -4,6 +4,7 @@
 //! pass is tried again, what will not is reported.
 
 mod calls;
+mod chores;
 mod exits;
 mod launch;
 mod messages;
@@ -29,6 +30,7 @@ use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::spawn::{SpawnError, Step};
 use calls::Listeners;
+use chores::Chores;
 use launch::Launcher;
 use token::Token;
 use workers::Workers;
@@ -59,6 +61,7 @@ pub struct Driver {
     workers: Workers,
     listeners: Listeners,
     broker: Broker,
+    chores: Chores,
     stop_signal: i32,
     greeting: Option<Greeting>,
     last_failure: Option<SpawnError>,
@@ -85,12 +88,8 @@ impl Driver {
         let notify = NotifySocket::new().context("the notify socket")?;
         let launcher = Launcher::new(config, handed_over, &notify)?;
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
-        poller
-            .watch(signals.as_fd(), Token::Signals.encode())
-            .context("watching")?;
-        poller
-            .watch(notify.as_fd(), Token::Messages.encode())
-            .context("watching")?;
+        poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
+        poller.watch(notify.as_fd(), Token::Messages.encode()).context("watching")?;
         let settings = Settings::from(config);
         Ok(Driver {
             policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
@@ -102,11 +101,9 @@ impl Driver {
             workers: Workers::default(),
             listeners: Listeners::default(),
             broker,
+            chores: Chores::default(),
             stop_signal: config.stop_signal.0,
-            greeting: Some(Greeting {
-                workers: config.workers,
-                shares: config.share != Share::Off,
-            }),
+            greeting: Some(Greeting { workers: config.workers, shares: config.share != Share::Off }),
             last_failure: None,
         })
     }
@@ -116,6 +113,7 @@ impl Driver {
         let mut ready = Vec::new();
         loop {
             let unfinished = self.carry_out();
+            self.after_sharing();
             if let Some(outcome) = self.policy.outcome() {
                 return match (outcome, self.last_failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
@@ -123,11 +121,7 @@ impl Driver {
                     (Outcome::Stopped | Outcome::CannotStart, _) => Ending::Stopped,
                 };
             }
-            let limit = if unfinished {
-                Some(Duration::ZERO)
-            } else {
-                self.until_deadline()
-            };
+            let limit = if unfinished { Some(Duration::ZERO) } else { self.until_deadline() };
             if let Err(error) = self.poller.wait(limit, &mut ready) {
                 warn!("waiting: {error}; trying again");
                 std::thread::sleep(Duration::from_millis(10));
@@ -138,6 +132,7 @@ impl Driver {
                 self.dispatch(Token::decode(token));
             }
             self.policy.advance(self.now());
+            self.do_chores();
         }
     }
 
@@ -146,7 +141,8 @@ impl Driver {
     }
 
     fn until_deadline(&self) -> Option<Duration> {
-        self.policy.deadline().map(|at| at.since(self.now()))
+        let first = [self.policy.deadline(), self.chores.first()].into_iter().flatten().min();
+        first.map(|at| at.since(self.now()))
     }
 
     fn dispatch(&mut self, token: Token) {
@@ -154,6 +150,7 @@ impl Driver {
             Token::Messages => self.read_messages(),
             Token::Calls(serial) => self.answer_call(serial),
             Token::ReadyPipe(serial) => self.read_ready_pipe(serial),
+            Token::Queue(inode) => self.somebody_came(inode),
             Token::Signals => self.read_signals(),
             Token::Exit(serial) => self.worker_ended(serial),
         }
@@ -189,6 +186,12 @@ impl Driver {
                     starts += 1;
                     self.launch(worker, generation);
                 }
+                Action::Serve(worker) => self.broker.serve(worker.serial),
+                Action::Retire(worker) => self.broker.retire(worker.serial),
+                Action::Look(worker) => {
+                    let queue = self.broker.queue(worker.serial);
+                    self.event(Event::Queue(worker, queue));
+                }
                 Action::Stop(worker) => self.signal(worker, self.stop_signal),
                 Action::Kill(worker) => self.kill(worker),
                 Action::Report(note) => self.report(&note),
@@ -199,6 +202,7 @@ impl Driver {
 
     fn launch(&mut self, worker: WorkerId, generation: u32) {
         self.launcher.set_filter(self.broker.calls());
+        self.broker.enter(worker, generation);
         match self.launcher.launch(worker, generation) {
             Ok(launched) => {
                 self.greet();
@@ -221,16 +225,15 @@ impl Driver {
             }
             Err(failure) if failure.step == Step::Seccomp && !failure.is_passing() => {
                 self.launcher.do_without_filter(&failure);
+                self.broker.leave(worker.serial, false);
                 self.launch(worker, generation);
             }
             Err(failure) => {
+                self.broker.leave(worker.serial, false);
+                self.broker.forget(worker.serial);
                 let passing = failure.is_passing();
                 self.last_failure = Some(failure);
-                let kind = if passing {
-                    LaunchFailure::Passing
-                } else {
-                    LaunchFailure::Lasting
-                };
+                let kind = if passing { LaunchFailure::Passing } else { LaunchFailure::Lasting };
                 self.event(Event::LaunchFailed(worker, kind));
             }
         }
@@ -277,10 +280,7 @@ impl Driver {
             let Some(entry) = self.workers.take_ended(worker.serial) else {
                 return;
             };
-            let ended = Named {
-                slot: worker.slot,
-                pid: Some(entry.pid.as_raw_pid()),
-            };
+            let ended = Named { slot: worker.slot, pid: Some(entry.pid.as_raw_pid()) };
             return report::note(note, |_| ended, entry.exit);
         }
         report::note(note, |id| self.name(id), None);
@@ -292,24 +292,14 @@ impl Driver {
             && next != Next::Nothing
         {
             let in_directory = failure.step == Step::Directory;
-            let subject = if in_directory {
-                self.launcher.directory()
-            } else {
-                self.launcher.command()
-            };
+            let subject = if in_directory { self.launcher.directory() } else { self.launcher.command() };
             report::launch_failed(self.name(worker), subject, failure, next);
         }
     }
 
     fn name(&self, worker: WorkerId) -> Named {
-        let pid = self
-            .workers
-            .get(worker.serial)
-            .map(|entry| entry.pid.as_raw_pid());
-        Named {
-            slot: worker.slot,
-            pid,
-        }
+        let pid = self.workers.get(worker.serial).map(|entry| entry.pid.as_raw_pid());
+        Named { slot: worker.slot, pid }
     }
 }
 

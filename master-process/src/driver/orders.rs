@@ -5,10 +5,7 @@ use crate::policy::Event;
 
 /// Signals, and what they do, in the order of the README's table.
 pub const TABLE: [(&str, &str); 6] = [
-    (
-        "HUP",
-        "reload: new workers start, and each old one is asked to leave when its own successor is ready",
-    ),
+    ("HUP", "reload: new workers start, and each old one is asked to leave when its own successor is ready"),
     (
         "TERM, INT, QUIT",
         "stop every worker, clean the sockets up, exit 0; the second one kills what is left at once",

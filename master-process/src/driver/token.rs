@@ -9,6 +9,8 @@ pub(super) enum Token {
     Calls(u64),
     /// The pipe on which it says that it is ready.
     ReadyPipe(u64),
+    /// The queue of the socket with this inode number.
+    Queue(u64),
     /// The signalfd.
     Signals,
     /// Its pidfd.
@@ -25,8 +27,9 @@ impl Token {
             Token::Messages => 0,
             Token::Calls(serial) => 1 << KIND_AT | serial,
             Token::ReadyPipe(serial) => 2 << KIND_AT | serial,
-            Token::Signals => 3 << KIND_AT,
-            Token::Exit(serial) => 4 << KIND_AT | serial,
+            Token::Queue(inode) => 3 << KIND_AT | inode,
+            Token::Signals => 4 << KIND_AT,
+            Token::Exit(serial) => 5 << KIND_AT | serial,
         }
     }
 
@@ -36,7 +39,8 @@ impl Token {
             0 => Token::Messages,
             1 => Token::Calls(serial),
             2 => Token::ReadyPipe(serial),
-            3 => Token::Signals,
+            3 => Token::Queue(serial),
+            4 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -52,6 +56,7 @@ mod tests {
             Token::Messages,
             Token::Calls(7),
             Token::ReadyPipe(7),
+            Token::Queue(7),
             Token::Signals,
             Token::Exit(SERIAL),
         ];

@@ -29,16 +29,7 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn insert(&mut self, id: WorkerId, pid: Pid, pidfd: OwnedFd, ready_pipe: Option<OwnedFd>) {
         self.by_pid.insert(pid, id.serial);
-        self.entries.insert(
-            id.serial,
-            Entry {
-                id,
-                pid,
-                pidfd,
-                ready_pipe,
-                exit: None,
-            },
-        );
+        self.entries.insert(id.serial, Entry { id, pid, pidfd, ready_pipe, exit: None });
     }
 
     pub(super) fn get(&self, serial: u64) -> Option<&Entry> {

@@ -20,6 +20,8 @@ pub enum Event {
     LaunchFailed(WorkerId, LaunchFailure),
     /// A worker said in its own way that it is ready.
     Signed(WorkerId, Sign),
+    /// What an [`Action::Look`] saw.
+    Queue(WorkerId, Queue),
     /// A worker's process is gone.
     Died(WorkerId),
     /// The user wants every worker replaced.
@@ -41,11 +43,24 @@ pub enum LaunchFailure {
     Lasting,
 }
 
+/// The connections that wait for one worker alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queue {
+    /// It has no queue of its own: nothing is lost when it goes.
+    None,
+    /// Nobody waits.
+    Empty,
+    /// Somebody does.
+    Waiting,
+}
+
 /// How a worker says that it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
-    /// It called `listen(2)` on a stream socket.
+    /// It called `listen(2)` on a stream socket, and listens on all that its predecessor did.
     Listen,
+    /// It called `listen(2)`, and its predecessor had more addresses: they may be about to follow.
+    ListenFirst,
     /// It sent `READY=1`, or the newline of `notify:fd=N`.
     Notify,
 }
@@ -61,6 +76,12 @@ pub enum Action {
         /// Of which generation: its `RELOAD_INDEX`.
         generation: u32,
     },
+    /// Let connections come to this worker.
+    Serve(WorkerId),
+    /// Let no new connection come to this worker.
+    Retire(WorkerId),
+    /// See who waits for this worker; answered by [`Event::Queue`].
+    Look(WorkerId),
     /// Ask this worker to leave.
     Stop(WorkerId),
     /// Kill this worker and its process group.

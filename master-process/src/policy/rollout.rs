@@ -19,12 +19,7 @@ impl Rollout {
     /// A reload of the slots in `serving`, `batch` at a time. Those in `empty` have nobody who serves: they
     /// need not wait for their turn.
     pub(super) fn new(since: Time, batch: usize, serving: VecDeque<u32>, empty: BTreeSet<u32>) -> Rollout {
-        let mut rollout = Rollout {
-            since,
-            batch,
-            waiting: serving,
-            active: empty,
-        };
+        let mut rollout = Rollout { since, batch, waiting: serving, active: empty };
         rollout.fill();
         rollout
     }

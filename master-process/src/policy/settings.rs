@@ -17,6 +17,8 @@ pub struct Settings {
     pub give_up: Option<GiveUp>,
     /// See [`Config::kill_timeout`].
     pub kill_timeout: Duration,
+    /// See [`Config::drain`].
+    pub drain: Duration,
     /// See [`Config::ready`].
     pub ready: ReadyMode,
     /// See [`Config::ready_timeout`].
@@ -35,6 +37,7 @@ impl From<&Config> for Settings {
             throttle_max: config.throttle_max,
             give_up: config.give_up,
             kill_timeout: config.kill_timeout,
+            drain: config.drain,
             ready: config.ready,
             ready_timeout: config.ready_timeout,
             reload_batch: config.reload_batch,
@@ -49,9 +52,9 @@ impl Settings {
         match self.reload_batch {
             Batch::All => slots.max(1),
             Batch::Slots(n) => usize::try_from(n).unwrap_or(usize::MAX).max(1),
-            Batch::Percent(p) => (slots.saturating_mul(usize::try_from(p).unwrap_or(100)))
-                .div_ceil(100)
-                .max(1),
+            Batch::Percent(p) => {
+                (slots.saturating_mul(usize::try_from(p).unwrap_or(100))).div_ceil(100).max(1)
+            }
         }
     }
 }

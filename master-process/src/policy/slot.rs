@@ -36,12 +36,9 @@ pub(super) struct Starting {
 pub(super) enum StartPhase {
     /// The driver has not answered yet.
     Launching,
-    /// It runs; `deadline` is the ready time-out, and it counts as ready by its age from `ready_at` on.
-    Waiting {
-        since: Time,
-        deadline: Time,
-        ready_at: Option<Time>,
-    },
+    /// It runs; `deadline` is the ready time-out. It counts as ready by its age from `ready_at` on, and by what
+    /// it listens on already from `listened` on.
+    Waiting { since: Time, deadline: Time, ready_at: Option<Time>, listened: Option<Time> },
 }
 
 /// A worker that is ready.
@@ -65,12 +62,11 @@ pub(super) struct Leaving {
 pub(super) enum LeavePhase {
     /// Its start was under way when it became unwanted; the driver's answer decides.
     Launching,
+    /// It is out of rotation and works off what waits for it: until its queue has been empty for a while, or
+    /// `until`. `look_at` is when its queue is looked at next; `None`: a look is under way.
+    Draining { since: Time, empty_since: Option<Time>, look_at: Option<Time>, until: Time },
     /// It has the stop signal and until `kill_at` to heed it.
-    Asked {
-        since: Time,
-        asked_at: Time,
-        kill_at: Time,
-    },
+    Asked { since: Time, asked_at: Time, kill_at: Time },
     /// It has SIGKILL; only its death is left to wait for.
     Killed { since: Time },
 }
@@ -80,7 +76,9 @@ impl LeavePhase {
     pub(super) fn since(self) -> Option<Time> {
         match self {
             LeavePhase::Launching => None,
-            LeavePhase::Asked { since, .. } | LeavePhase::Killed { since } => Some(since),
+            LeavePhase::Draining { since, .. }
+            | LeavePhase::Asked { since, .. }
+            | LeavePhase::Killed { since } => Some(since),
         }
     }
 }
@@ -117,16 +115,14 @@ impl Slot {
     pub(super) fn next_due(&self, known_to_sign: bool, wants_launch: bool) -> Option<Time> {
         let starting = self.starting.iter().filter_map(|starting| match starting.phase {
             StartPhase::Launching => None,
-            StartPhase::Waiting {
-                deadline, ready_at, ..
-            } => Some(
-                ready_at
-                    .filter(|_| !known_to_sign)
-                    .map_or(deadline, |at| at.min(deadline)),
-            ),
+            StartPhase::Waiting { deadline, ready_at, listened, .. } => {
+                let aged = ready_at.filter(|_| !known_to_sign);
+                [Some(deadline), aged, listened].into_iter().flatten().min()
+            }
         });
         let leaving = self.leaving.iter().filter_map(|leaving| match leaving.phase {
             LeavePhase::Launching | LeavePhase::Killed { .. } => None,
+            LeavePhase::Draining { look_at, .. } => look_at,
             LeavePhase::Asked { kill_at, .. } => Some(kill_at),
         });
         let launch = self.throttle.not_before().filter(|_| wants_launch);

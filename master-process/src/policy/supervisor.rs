@@ -7,12 +7,19 @@ use super::rollout::Rollout;
 use super::slot::{LeavePhase, Leaving, Serving, Slot, StartPhase, Starting};
 use super::throttle::Patience;
 use super::timers::Timers;
-use super::{Action, Event, LaunchFailure, Next, Note, ReadyBy, Settings, Sign, Time, WorkerId};
+use super::{Action, Event, LaunchFailure, Next, Note, Queue, ReadyBy, Settings, Sign, Time, WorkerId};
 use crate::config::{MAX_WORKERS, ReadyMode};
 
 /// In `auto`, a program that neither listens nor notifies counts as ready at this age: a queue consumer.
 /// Shorter would take a slow server's first start for one; longer would hold every reload of a consumer up.
 const AUTO_AGE: Duration = Duration::from_secs(10);
+
+/// A program of several listeners is ready at its last `listen`: so long it may take for those that its
+/// predecessor had. One that has dropped an address in its new release is held up by this once.
+const NEXT_LISTEN: Duration = Duration::from_secs(1);
+
+/// How often a draining worker's queue is looked at. Shorter costs calls, longer costs a reload time.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How a supervisor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +76,7 @@ impl Supervisor {
             known_to_sign: false,
             settings,
         };
-        supervisor
-            .slots
-            .resize_with(index(supervisor.wanted), Slot::default);
+        supervisor.slots.resize_with(index(supervisor.wanted), Slot::default);
         supervisor.settle_all(now);
         supervisor
     }
@@ -82,6 +87,7 @@ impl Supervisor {
             Event::Launched(worker) => self.launched(now, worker),
             Event::LaunchFailed(worker, failure) => self.launch_failed(now, worker, failure),
             Event::Signed(worker, sign) => self.signed(now, worker, sign),
+            Event::Queue(worker, queue) => self.looked(now, worker, queue),
             Event::Died(worker) => self.died(now, worker),
             Event::Reload => self.reload(now),
             Event::Stop => self.stop(now),
@@ -126,27 +132,25 @@ impl Supervisor {
         }
     }
 
+    /// Whether a worker was asked to leave, or is about to be: its end loses nobody who waits for it.
+    pub fn expects_end(&self, worker: WorkerId) -> bool {
+        let slot = self.slots.get(index(worker.slot));
+        slot.is_some_and(|slot| slot.leaving.iter().any(|leaving| leaving.worker == worker))
+    }
+
     fn launched(&mut self, now: Time, worker: WorkerId) {
         self.launched_once = true;
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
             return;
         };
-        if let Some(starting) = slot
-            .starting
-            .as_mut()
-            .filter(|starting| starting.worker == worker)
-        {
+        if let Some(starting) = slot.starting.as_mut().filter(|starting| starting.worker == worker) {
             let ready_at = match self.settings.ready {
                 ReadyMode::Auto => Some(now.after(AUTO_AGE)),
                 ReadyMode::Alive(age) => Some(now.after(age)),
                 ReadyMode::None | ReadyMode::Listen | ReadyMode::Notify | ReadyMode::NotifyFd(_) => None,
             };
             let deadline = now.after(self.settings.ready_timeout);
-            starting.phase = StartPhase::Waiting {
-                since: now,
-                deadline,
-                ready_at,
-            };
+            starting.phase = StartPhase::Waiting { since: now, deadline, ready_at, listened: None };
             if self.settings.ready == ReadyMode::None {
                 self.become_ready(worker.slot, now, ReadyBy::Launch);
             }
@@ -160,21 +164,14 @@ impl Supervisor {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
             return;
         };
-        if slot
-            .starting
-            .take_if(|starting| starting.worker == worker)
-            .is_none()
-        {
+        if slot.starting.take_if(|starting| starting.worker == worker).is_none() {
             slot.take_leaving(worker);
             return self.settle(worker.slot, now);
         }
         let wait = match failure {
             LaunchFailure::Passing => slot.throttle.launch_delayed(now, &self.settings),
             LaunchFailure::Lasting if !self.launched_once => {
-                self.push(Note::LaunchFailed {
-                    worker,
-                    next: Next::Nothing,
-                });
+                self.push(Note::LaunchFailed { worker, next: Next::Nothing });
                 return self.shut_down(now, Outcome::CannotStart);
             }
             LaunchFailure::Lasting => {
@@ -191,26 +188,34 @@ impl Supervisor {
 
     fn signed(&mut self, now: Time, worker: WorkerId, sign: Sign) {
         let counts = match (self.settings.ready, sign) {
-            (ReadyMode::Auto, Sign::Listen | Sign::Notify)
-            | (ReadyMode::Listen, Sign::Listen)
+            (ReadyMode::Auto, Sign::Listen | Sign::ListenFirst | Sign::Notify)
+            | (ReadyMode::Listen, Sign::Listen | Sign::ListenFirst)
             | (ReadyMode::Notify | ReadyMode::NotifyFd(_), Sign::Notify) => true,
             (ReadyMode::Listen, Sign::Notify)
-            | (ReadyMode::Notify | ReadyMode::NotifyFd(_), Sign::Listen)
-            | (ReadyMode::Alive(_) | ReadyMode::None, Sign::Listen | Sign::Notify) => false,
+            | (ReadyMode::Notify | ReadyMode::NotifyFd(_), Sign::Listen | Sign::ListenFirst)
+            | (ReadyMode::Alive(_) | ReadyMode::None, Sign::Listen | Sign::ListenFirst | Sign::Notify) => {
+                false
+            }
         };
         if !counts {
             return;
         }
         self.known_to_sign = true;
-        let starts = self
-            .slots
-            .get(index(worker.slot))
-            .and_then(|slot| slot.starting)
-            .is_some_and(|starting| starting.worker == worker);
-        if starts && self.mode == Mode::Running {
-            self.become_ready(worker.slot, now, ReadyBy::Sign(sign));
-            self.settle(worker.slot, now);
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
+            return;
+        };
+        let Some(starting) = slot.starting.as_mut().filter(|starting| starting.worker == worker) else {
+            return;
+        };
+        match (sign, &mut starting.phase) {
+            (Sign::ListenFirst, StartPhase::Waiting { listened, .. }) => {
+                listened.get_or_insert(now.after(NEXT_LISTEN));
+            }
+            (Sign::Listen | Sign::Notify | Sign::ListenFirst, _phase) => {
+                self.become_ready(worker.slot, now, ReadyBy::Sign(sign));
+            }
         }
+        self.settle(worker.slot, now);
     }
 
     fn died(&mut self, now: Time, worker: WorkerId) {
@@ -218,22 +223,13 @@ impl Supervisor {
             return;
         };
         if let Some(left) = slot.take_leaving(worker) {
-            let uptime = left
-                .phase
-                .since()
-                .map_or(Duration::ZERO, |since| now.since(since));
+            let uptime = left.phase.since().map_or(Duration::ZERO, |since| now.since(since));
             self.push(Note::Left { worker, uptime });
         } else if let Some(starting) = slot.starting.take_if(|starting| starting.worker == worker) {
             self.died_unasked(now, worker, starting.uptime(now), None, starting.generation);
         } else if let Some(serving) = slot.serving.take_if(|serving| serving.worker == worker) {
             let ready_for = Some(now.since(serving.ready_at));
-            self.died_unasked(
-                now,
-                worker,
-                now.since(serving.since),
-                ready_for,
-                serving.generation,
-            );
+            self.died_unasked(now, worker, now.since(serving.since), ready_for, serving.generation);
         }
         self.settle(worker.slot, now);
     }
@@ -289,10 +285,7 @@ impl Supervisor {
         }
         let slots = index(self.wanted);
         self.rollout = Some(Rollout::new(now, self.settings.batch_of(slots), serving, empty));
-        self.push(Note::ReloadStarted {
-            generation: self.generation,
-            slots,
-        });
+        self.push(Note::ReloadStarted { generation: self.generation, slots });
         self.settle_all(now);
     }
 
@@ -330,10 +323,7 @@ impl Supervisor {
             }
             None => self.slots.push(Slot::default()),
         }
-        self.push(Note::Scaled {
-            from: id,
-            to: self.wanted,
-        });
+        self.push(Note::Scaled { from: id, to: self.wanted });
         self.settle(id, now);
     }
 
@@ -343,10 +333,7 @@ impl Supervisor {
         }
         let from = self.wanted;
         self.wanted -= 1;
-        self.push(Note::Scaled {
-            from,
-            to: self.wanted,
-        });
+        self.push(Note::Scaled { from, to: self.wanted });
         self.settle(self.wanted, now);
         self.finish_rollout(self.wanted, now);
     }
@@ -355,10 +342,7 @@ impl Supervisor {
         if self.mode == Mode::Running
             && let Some(limit) = self.patience.early_death(now)
         {
-            self.push(Note::GaveUp {
-                deaths: limit.deaths,
-                within: limit.within,
-            });
+            self.push(Note::GaveUp { deaths: limit.deaths, within: limit.within });
             self.shut_down(now, Outcome::GaveUp);
         }
     }
@@ -375,17 +359,9 @@ impl Supervisor {
             return;
         }
         self.rollout = None;
-        let outdated = |slot: &Slot| {
-            slot.serving
-                .is_some_and(|serving| serving.generation < self.generation)
-        };
+        let outdated = |slot: &Slot| slot.serving.is_some_and(|serving| serving.generation < self.generation);
         let kept = self.slots.iter().filter(|slot| outdated(slot)).count();
-        self.push(Note::ReloadFailed {
-            generation: self.generation,
-            slot,
-            attempts,
-            kept,
-        });
+        self.push(Note::ReloadFailed { generation: self.generation, slot, attempts, kept });
         self.settle_all(now);
     }
 
@@ -396,10 +372,7 @@ impl Supervisor {
         if rollout.is_done() {
             let took = now.since(rollout.since);
             self.rollout = None;
-            self.push(Note::ReloadDone {
-                generation: self.generation,
-                took,
-            });
+            self.push(Note::ReloadDone { generation: self.generation, took });
         }
         for slot in next {
             self.settle(slot, now);
@@ -424,6 +397,7 @@ impl Supervisor {
         } else {
             self.retire_all(id, now);
         }
+        self.look_at_draining(id, now);
         self.kill_overdue(id, now);
         let wants_launch = self.wants_launch(id);
         let slot = &mut self.slots[index(id)];
@@ -442,15 +416,12 @@ impl Supervisor {
             slot.starting = None;
             return self.retire(now, starting.worker, starting.phase);
         }
-        let StartPhase::Waiting {
-            since,
-            deadline,
-            ready_at,
-        } = starting.phase
-        else {
+        let StartPhase::Waiting { since, deadline, ready_at, listened } = starting.phase else {
             return;
         };
-        if !self.known_to_sign && ready_at.is_some_and(|at| at <= now) {
+        if listened.is_some_and(|at| at <= now) {
+            self.become_ready(id, now, ReadyBy::Sign(Sign::Listen));
+        } else if !self.known_to_sign && ready_at.is_some_and(|at| at <= now) {
             self.become_ready(id, now, ReadyBy::Age);
         } else if deadline <= now {
             slot.starting = None;
@@ -460,40 +431,24 @@ impl Supervisor {
             self.count_early_death(now);
             self.count_failed_start(now, id);
             let next = self.next_of(id, wait);
-            self.push(Note::Late {
-                worker: starting.worker,
-                after: uptime,
-                next,
-            });
+            self.push(Note::Late { worker: starting.worker, after: uptime, next });
         }
     }
 
     fn become_ready(&mut self, id: u32, now: Time, by: ReadyBy) {
         let slot = &mut self.slots[index(id)];
-        let Some(Starting {
-            worker,
-            generation,
-            phase: StartPhase::Waiting { since, .. },
-        }) = slot.starting
+        let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, .. } }) = slot.starting
         else {
             return;
         };
         slot.starting = None;
-        let old = slot.serving.replace(Serving {
-            worker,
-            generation,
-            since,
-            ready_at: now,
-        });
+        let old = slot.serving.replace(Serving { worker, generation, since, ready_at: now });
         let replaces = old.map(|old| old.worker);
-        self.push(Note::Ready {
-            worker,
-            after: now.since(since),
-            by,
-            replaces,
-        });
+        self.push(Note::Ready { worker, after: now.since(since), by, replaces });
+        // In this order: at no moment is nobody there.
+        self.actions.push_back(Action::Serve(worker));
         if let Some(old) = old {
-            self.ask_to_leave(now, old.worker, old.since);
+            self.relieve(now, old);
         }
         if generation == self.generation {
             self.finish_rollout(id, now);
@@ -507,9 +462,7 @@ impl Supervisor {
         self.mode == Mode::Running
             && id < self.wanted
             && slot.starting.is_none()
-            && slot
-                .serving
-                .is_none_or(|serving| serving.generation < self.generation && replace())
+            && slot.serving.is_none_or(|serving| serving.generation < self.generation && replace())
     }
 
     fn launch_if_wanted(&mut self, id: u32, now: Time) {
@@ -522,52 +475,100 @@ impl Supervisor {
         }
         slot.throttle.launched();
         self.serial += 1;
-        let worker = WorkerId {
-            slot: id,
-            serial: self.serial,
-        };
-        slot.starting = Some(Starting {
-            worker,
-            generation: self.generation,
-            phase: StartPhase::Launching,
-        });
-        self.actions.push_back(Action::Launch {
-            worker,
-            generation: self.generation,
-        });
+        let worker = WorkerId { slot: id, serial: self.serial };
+        slot.starting = Some(Starting { worker, generation: self.generation, phase: StartPhase::Launching });
+        self.actions.push_back(Action::Launch { worker, generation: self.generation });
     }
 
+    /// The slot is given up, or everything is. Only in the latter case does nobody else take over: then those
+    /// that drain are asked to leave at once as well.
     fn retire_all(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
         let (starting, serving) = (slot.starting.take(), slot.serving.take());
         if let Some(starting) = starting {
             self.retire(now, starting.worker, starting.phase);
         }
-        if let Some(serving) = serving {
-            self.ask_to_leave(now, serving.worker, serving.since);
+        let Some(serving) = serving else { return };
+        match self.mode {
+            Mode::Running => self.relieve(now, serving),
+            Mode::Stopping { .. } => self.ask_to_leave(now, serving.worker, serving.since),
+        }
+    }
+
+    /// A worker whose place others have taken works off what waits for it, and is asked to leave then.
+    fn relieve(&mut self, now: Time, old: Serving) {
+        let until = now.after(self.settings.kill_timeout.max(self.settings.drain));
+        let phase = LeavePhase::Draining { since: old.since, empty_since: None, look_at: None, until };
+        self.slots[index(old.worker.slot)].leaving.push(Leaving { worker: old.worker, phase });
+        self.actions.push_back(Action::Retire(old.worker));
+        self.actions.push_back(Action::Look(old.worker));
+    }
+
+    fn looked(&mut self, now: Time, worker: WorkerId, queue: Queue) {
+        let drain = self.settings.drain;
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
+            return;
+        };
+        let Some(leaving) = slot.leaving.iter_mut().find(|leaving| leaving.worker == worker) else {
+            return;
+        };
+        let LeavePhase::Draining { since, empty_since, look_at, until } = &mut leaving.phase else {
+            return;
+        };
+        let (since, over) = (*since, *until <= now);
+        let done = match queue {
+            Queue::None => true,
+            Queue::Empty => {
+                let empty_at = *empty_since.get_or_insert(now);
+                *look_at = Some(empty_at.after(drain));
+                empty_at.after(drain) <= now
+            }
+            Queue::Waiting => {
+                *empty_since = None;
+                *look_at = Some(now.after(LOOK_AGAIN));
+                false
+            }
+        };
+        if done || over {
+            slot.take_leaving(worker);
+            self.ask_to_leave(now, worker, since);
+        }
+        self.settle(worker.slot, now);
+    }
+
+    fn look_at_draining(&mut self, id: u32, now: Time) {
+        let stopping = self.mode != Mode::Running;
+        let mut asked = Vec::new();
+        for leaving in &mut self.slots[index(id)].leaving {
+            let LeavePhase::Draining { since, look_at, .. } = &mut leaving.phase else {
+                continue;
+            };
+            if stopping {
+                asked.push((leaving.worker, *since));
+            } else if look_at.is_some_and(|at| at <= now) {
+                *look_at = None;
+                self.actions.push_back(Action::Look(leaving.worker));
+            }
+        }
+        for (worker, since) in asked {
+            self.slots[index(id)].take_leaving(worker);
+            self.ask_to_leave(now, worker, since);
         }
     }
 
     fn retire(&mut self, now: Time, worker: WorkerId, phase: StartPhase) {
         match phase {
-            StartPhase::Launching => self.slots[index(worker.slot)].leaving.push(Leaving {
-                worker,
-                phase: LeavePhase::Launching,
-            }),
+            StartPhase::Launching => {
+                self.slots[index(worker.slot)].leaving.push(Leaving { worker, phase: LeavePhase::Launching })
+            }
             StartPhase::Waiting { since, .. } => self.ask_to_leave(now, worker, since),
         }
     }
 
     fn ask_to_leave(&mut self, now: Time, worker: WorkerId, since: Time) {
         let kill_at = now.after(self.settings.kill_timeout);
-        let phase = LeavePhase::Asked {
-            since,
-            asked_at: now,
-            kill_at,
-        };
-        self.slots[index(worker.slot)]
-            .leaving
-            .push(Leaving { worker, phase });
+        let phase = LeavePhase::Asked { since, asked_at: now, kill_at };
+        self.slots[index(worker.slot)].leaving.push(Leaving { worker, phase });
         self.actions.push_back(Action::Stop(worker));
     }
 
@@ -575,12 +576,7 @@ impl Supervisor {
         let kill_now = matches!(self.mode, Mode::Stopping { kill: true, .. });
         for at in 0..self.slots[index(id)].leaving.len() {
             let leaving = &mut self.slots[index(id)].leaving[at];
-            let LeavePhase::Asked {
-                since,
-                asked_at,
-                kill_at,
-            } = leaving.phase
-            else {
+            let LeavePhase::Asked { since, asked_at, kill_at } = leaving.phase else {
                 continue;
             };
             if !kill_now && kill_at > now {
@@ -589,10 +585,7 @@ impl Supervisor {
             let worker = leaving.worker;
             leaving.phase = LeavePhase::Killed { since };
             if !kill_now {
-                self.push(Note::Overdue {
-                    worker,
-                    after: now.since(asked_at),
-                });
+                self.push(Note::Overdue { worker, after: now.since(asked_at) });
             }
             self.actions.push_back(Action::Kill(worker));
         }

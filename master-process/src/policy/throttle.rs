@@ -61,9 +61,7 @@ impl Throttle {
 
     /// A start failed for good: an early death of a worker that lived for no time at all.
     pub(super) fn launch_failed(&mut self, now: Time, settings: &Settings) -> Duration {
-        let wait = self
-            .count_early(now, Duration::ZERO, settings)
-            .max(FAILED_LAUNCH_WAIT);
+        let wait = self.count_early(now, Duration::ZERO, settings).max(FAILED_LAUNCH_WAIT);
         self.wait(now, wait)
     }
 
@@ -74,9 +72,7 @@ impl Throttle {
 
     fn count_early(&mut self, now: Time, uptime: Duration, settings: &Settings) -> Duration {
         self.early = self.early.saturating_add(1);
-        let doubled = settings
-            .throttle
-            .saturating_mul(2u32.saturating_pow(self.early - 1));
+        let doubled = settings.throttle.saturating_mul(2u32.saturating_pow(self.early - 1));
         let span = doubled.min(settings.throttle_max.max(settings.throttle));
         self.wait(now, span.saturating_sub(uptime))
     }
@@ -97,21 +93,14 @@ pub(super) struct Patience {
 
 impl Patience {
     pub(super) fn new(limit: Option<GiveUp>) -> Patience {
-        Patience {
-            limit,
-            deaths: VecDeque::new(),
-        }
+        Patience { limit, deaths: VecDeque::new() }
     }
 
     /// Counts one early death; says the limit when it is reached.
     pub(super) fn early_death(&mut self, now: Time) -> Option<GiveUp> {
         let limit = self.limit?;
         self.deaths.push_back(now);
-        while self
-            .deaths
-            .front()
-            .is_some_and(|first| now.since(*first) > limit.within)
-        {
+        while self.deaths.front().is_some_and(|first| now.since(*first) > limit.within) {
             self.deaths.pop_front();
         }
         (self.deaths.len() >= usize::try_from(limit.deaths).unwrap_or(usize::MAX)).then_some(limit)

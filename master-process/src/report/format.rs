@@ -33,10 +33,7 @@ where
             ForPeople::Plain => write_head(&mut writer, level)?,
             ForPeople::Journal => write!(writer, "<{}>", priority(level))?,
         }
-        let mut message = Message {
-            writer: &mut writer,
-            result: Ok(()),
-        };
+        let mut message = Message { writer: &mut writer, result: Ok(()) };
         event.record(&mut message);
         message.result?;
         writeln!(writer)

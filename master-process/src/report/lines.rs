@@ -33,16 +33,8 @@ impl fmt::Display for Named {
 pub fn banner(command: &str, workers: u32, shares: bool) {
     let pid = std::process::id();
     let version = env!("CARGO_PKG_VERSION");
-    let copies = if workers == 1 {
-        "1 worker"
-    } else {
-        &format!("{workers} workers")
-    };
-    let addresses = if shares {
-        "sharing its addresses"
-    } else {
-        "each with addresses of its own"
-    };
+    let copies = if workers == 1 { "1 worker" } else { &format!("{workers} workers") };
+    let addresses = if shares { "sharing its addresses" } else { "each with addresses of its own" };
     info!(
         pid,
         workers,
@@ -68,12 +60,7 @@ pub fn launch_failed(worker: Named, command: &str, failure: &SpawnError, next: N
 /// Writes what the policy noted; `named` knows the pids, `exit` how a dead worker ended.
 pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, exit: Option<Exit>) {
     match *note {
-        Note::Ready {
-            worker,
-            after,
-            by,
-            replaces,
-        } => ready(named(worker), after, by, replaces.map(&named)),
+        Note::Ready { worker, after, by, replaces } => ready(named(worker), after, by, replaces.map(&named)),
         Note::Died { worker, uptime, next } => died(named(worker), uptime, exit, next),
         Note::Left { worker, uptime } => left(named(worker), uptime, exit),
         Note::Late { worker, after, next } => {
@@ -95,25 +82,12 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, exit: Option<Exit>) 
             );
         }
         Note::ReloadStarted { generation, slots } => {
-            info!(
-                generation,
-                slots, "reload {generation} begins: {slots} to replace"
-            );
+            info!(generation, slots, "reload {generation} begins: {slots} to replace");
         }
         Note::ReloadDone { generation, took } => {
-            info!(
-                generation,
-                took_ms = millis(took),
-                "reload {generation} is complete after {}",
-                Span(took)
-            );
+            info!(generation, took_ms = millis(took), "reload {generation} is complete after {}", Span(took));
         }
-        Note::ReloadFailed {
-            generation,
-            slot,
-            attempts,
-            kept,
-        } => error!(
+        Note::ReloadFailed { generation, slot, attempts, kept } => error!(
             generation,
             worker = slot,
             attempts,
@@ -122,10 +96,9 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, exit: Option<Exit>) 
         ),
         Note::Scaled { from, to } => info!(from, to, "workers: {from} before, {to} from now on"),
         Note::Stopping { workers } => info!(workers, "stopping {workers} workers"),
-        Note::Killing { workers } => warn!(
-            workers,
-            "asked to stop again: killing the {workers} workers that are left"
-        ),
+        Note::Killing { workers } => {
+            warn!(workers, "asked to stop again: killing the {workers} workers that are left")
+        }
         Note::GaveUp { deaths, within } => error!(
             deaths,
             within_ms = millis(within),
@@ -137,23 +110,15 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, exit: Option<Exit>) 
 
 fn ready(worker: Named, after: Duration, by: ReadyBy, replaces: Option<Named>) {
     let by = match by {
-        ReadyBy::Sign(Sign::Listen) => "listens",
+        ReadyBy::Sign(Sign::Listen | Sign::ListenFirst) => "listens",
         ReadyBy::Sign(Sign::Notify) => "says that it is ready",
         ReadyBy::Age => "has lived long enough to count as ready",
         ReadyBy::Launch => "runs",
     };
-    let instead = replaces
-        .and_then(|old| old.pid)
-        .map(|old| format!(", pid {old} is asked to leave"));
+    let instead = replaces.and_then(|old| old.pid).map(|old| format!(", in the place of pid {old}"));
     let instead = instead.unwrap_or_default();
     let after_ms = millis(after);
-    info!(
-        worker = worker.slot,
-        pid = worker.pid,
-        after_ms,
-        "{worker} {by} after {}{instead}",
-        Span(after)
-    );
+    info!(worker = worker.slot, pid = worker.pid, after_ms, "{worker} {by} after {}{instead}", Span(after));
 }
 
 fn died(worker: Named, uptime: Duration, exit: Option<Exit>, next: Next) {
@@ -180,10 +145,7 @@ fn left(worker: Named, uptime: Duration, exit: Option<Exit>) {
     let (code, signal) = parts(exit);
     let (slot, pid, uptime_ms) = (worker.slot, worker.pid, millis(uptime));
     let (ended, uptime) = (Ended(exit), Span(uptime));
-    debug!(
-        worker = slot,
-        pid, code, signal, uptime_ms, "{worker} left as asked: it {ended} after {uptime}"
-    );
+    debug!(worker = slot, pid, code, signal, uptime_ms, "{worker} left as asked: it {ended} after {uptime}");
 }
 
 fn parts(exit: Option<Exit>) -> (Option<i32>, Option<i32>) {
@@ -207,11 +169,7 @@ impl fmt::Display for Ended {
             Some(Exit::Code(code)) => write!(f, "exited with code {code}"),
             Some(Exit::Signal { number, dumped }) => {
                 write!(f, "was killed by {}", signals::name(number))?;
-                if dumped {
-                    f.write_str(" (core dumped)")
-                } else {
-                    Ok(())
-                }
+                if dumped { f.write_str(" (core dumped)") } else { Ok(()) }
             }
             None => f.write_str("ended"),
         }

@@ -19,11 +19,7 @@ pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
     let terminal = std::io::stderr().is_terminal();
     let subscriber: Box<dyn tracing::Subscriber + Send + Sync> = match resolve(format) {
         LogFormat::Json => {
-            let layer = layer
-                .json()
-                .flatten_event(true)
-                .with_current_span(false)
-                .with_span_list(false);
+            let layer = layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
             Box::new(Registry::default().with(layer.with_filter(filter)))
         }
         LogFormat::Journald => {

@@ -15,11 +15,7 @@ impl fmt::Display for Span {
         } else if span < Duration::from_secs(100) {
             write!(f, "{:.1}s", span.as_secs_f64())
         } else {
-            write!(
-                f,
-                "{}",
-                humantime::format_duration(Duration::from_secs(span.as_secs()))
-            )
+            write!(f, "{}", humantime::format_duration(Duration::from_secs(span.as_secs())))
         }
     }
 }

@@ -27,10 +27,7 @@ impl Stderr {
     fn has_room(&self) -> bool {
         let stderr = io::stderr();
         let mut wish = [PollFd::new(&stderr, PollFlags::OUT)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         poll(&mut wish, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 }

@@ -55,15 +55,8 @@ fn decode_v6(rest: &[u8]) -> Address {
         return Address::Private;
     };
     // Programs that know the older, shorter structure leave the scope out.
-    let scope = rest
-        .first_chunk::<4>()
-        .map_or(0, |scope| u32::from_ne_bytes(*scope));
-    Address::Inet(SocketAddr::V6(SocketAddrV6::new(
-        Ipv6Addr::from(*ip),
-        port,
-        0,
-        scope,
-    )))
+    let scope = rest.first_chunk::<4>().map_or(0, |scope| u32::from_ne_bytes(*scope));
+    Address::Inet(SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::from(*ip), port, 0, scope)))
 }
 
 fn port_and(rest: &[u8]) -> Option<(u16, &[u8])> {
@@ -89,11 +82,7 @@ pub(super) enum Key {
     /// An IP address; an IPv6 socket that leaves IPv4 to others is not the same as one that does not.
     Inet { address: SocketAddr, v6only: bool },
     /// A name in a folder, whatever path leads there.
-    Unix {
-        folder: (u64, u64),
-        name: OsString,
-        shown: PathBuf,
-    },
+    Unix { folder: (u64, u64), name: OsString, shown: PathBuf },
     /// A name in the abstract name space.
     Abstract(Vec<u8>),
 }
@@ -102,14 +91,9 @@ impl Key {
     /// Whether both mean the same socket: how a path is written is not part of it.
     pub(super) fn matches(&self, other: &Key) -> bool {
         match (self, other) {
-            (
-                Key::Unix { folder, name, .. },
-                Key::Unix {
-                    folder: other_folder,
-                    name: other_name,
-                    ..
-                },
-            ) => folder == other_folder && name == other_name,
+            (Key::Unix { folder, name, .. }, Key::Unix { folder: other_folder, name: other_name, .. }) => {
+                folder == other_folder && name == other_name
+            }
             (one, other) => one == other,
         }
     }
@@ -137,23 +121,10 @@ mod tests {
     #[test]
     fn ip_addresses_are_decoded_with_their_port() {
         let v4 = sockaddr(libc::AF_INET, &[0x1f, 0x90, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(
-            Address::decode(&v4),
-            Address::Inet("127.0.0.1:8080".parse().expect("an address"))
-        );
-        let v6 = sockaddr(
-            libc::AF_INET6,
-            &[[0x1f, 0x90].as_slice(), &[0; 4], &[0; 16], &[0; 4]].concat(),
-        );
-        assert_eq!(
-            Address::decode(&v6),
-            Address::Inet("[::]:8080".parse().expect("an address"))
-        );
-        assert_eq!(
-            Address::decode(&v6[..24]),
-            Address::decode(&v6),
-            "without the scope, as RFC 2133 had it"
-        );
+        assert_eq!(Address::decode(&v4), Address::Inet("127.0.0.1:8080".parse().expect("an address")));
+        let v6 = sockaddr(libc::AF_INET6, &[[0x1f, 0x90].as_slice(), &[0; 4], &[0; 16], &[0; 4]].concat());
+        assert_eq!(Address::decode(&v6), Address::Inet("[::]:8080".parse().expect("an address")));
+        assert_eq!(Address::decode(&v6[..24]), Address::decode(&v6), "without the scope, as RFC 2133 had it");
     }
 
     #[test]

@@ -40,11 +40,6 @@ impl CallerSocket {
             "UNIX-STREAM" => Kind::UnixStream,
             _other => Kind::Other,
         };
-        Ok(CallerSocket {
-            kind,
-            v6only: None,
-            reuseport: None,
-            copy: None,
-        })
+        Ok(CallerSocket { kind, v6only: None, reuseport: None, copy: None })
     }
 }

@@ -3,14 +3,15 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::address::Key;
-use super::table::Held;
+use super::table::{Held, Part};
 use super::unix::{Access, Place, Refused};
 use crate::config::{Listen, ListenAddr};
-use crate::sys::{fds, sockets};
+use crate::sys::fds;
+use crate::sys::sockets::{self, Tcp};
 
 /// What a socket without a name of its own is called; sd_listen_fds_with_names(3).
 const NAMELESS: &str = "unknown";
@@ -50,17 +51,14 @@ impl HandedOver {
         let Some(count) = count else {
             return Ok(HandedOver::default());
         };
-        let names = var("LISTEN_FDNAMES")
-            .map(|names| names.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let names =
+            var("LISTEN_FDNAMES").map(|names| names.to_string_lossy().into_owned()).unwrap_or_default();
         let mut names = names.split(':').filter(|name| !name.is_empty());
         let mut handed_over = HandedOver::default();
         for socket in fds::take_inherited(count)? {
             handed_over.held.extend(recognise(socket.as_fd())?);
             handed_over.sockets.push(socket);
-            handed_over
-                .names
-                .push(names.next().unwrap_or(NAMELESS).to_owned());
+            handed_over.names.push(names.next().unwrap_or(NAMELESS).to_owned());
         }
         Ok(handed_over)
     }
@@ -71,21 +69,14 @@ impl HandedOver {
     /// The address, and what is in its way. What was opened before is closed, and its file removed.
     pub fn open(&mut self, listen: &[Listen], access: Access) -> Result<(), OpenError> {
         for wish in listen {
-            let failed = |why| OpenError {
-                address: wish.text.clone(),
-                why,
-            };
+            let failed = |why| OpenError { address: wish.text.clone(), why };
             let kernel = |call| move |error| Refused::Kernel(call, error);
-            let mut held = open_one(&wish.addr, access).map_err(failed)?;
-            held.listen(sockets::LONGEST_QUEUE)
-                .map_err(kernel("listen"))
-                .map_err(failed)?;
-            let copy = fds::copy_from(held.fd(), 3)
-                .map_err(kernel("fcntl"))
-                .map_err(failed)?;
+            let mut held =
+                open_one(&wish.addr, leaves_ipv4_alone(&wish.addr, listen), access).map_err(failed)?;
+            held.listen(sockets::LONGEST_QUEUE).map_err(kernel("listen")).map_err(failed)?;
+            let copy = fds::copy_from(held.fd(), 3).map_err(kernel("fcntl")).map_err(failed)?;
             self.sockets.push(copy);
-            self.names
-                .push(wish.name.clone().unwrap_or_else(|| NAMELESS.to_owned()));
+            self.names.push(wish.name.clone().unwrap_or_else(|| NAMELESS.to_owned()));
             self.held.push(held);
         }
         Ok(())
@@ -111,52 +102,54 @@ impl HandedOver {
     /// # Errors
     /// EMFILE.
     pub fn into_sockets(self, lowest: RawFd) -> io::Result<Vec<OwnedFd>> {
-        self.sockets
-            .into_iter()
-            .map(|socket| fds::move_from(socket, lowest))
-            .collect()
+        self.sockets.into_iter().map(|socket| fds::move_from(socket, lowest)).collect()
     }
 }
 
-fn open_one(address: &ListenAddr, access: Access) -> Result<Held, Refused> {
+fn open_one(address: &ListenAddr, v6only: bool, access: Access) -> Result<Held, Refused> {
     let kernel = |error| Refused::Kernel("bind", error);
-    let (fd, place) = match address {
-        ListenAddr::Inet(address) => (sockets::bind_tcp(*address, true, None).map_err(kernel)?, None),
-        ListenAddr::Port(port) => (bind_port(*port).map_err(kernel)?, None),
+    let (key, fd, file) = match address {
         ListenAddr::Unix(path) => {
             let place = Place::open(path, path).map_err(|error| Refused::Kernel("its folder", error))?;
-            (place.claim(None, access)?, Some(place))
+            let key = place.key();
+            let (fd, file) = place.claim(None, access)?;
+            (Some(key), fd, Some(file))
+        }
+        ListenAddr::Inet(address) => {
+            let fd = sockets::bind_tcp(*address, Tcp { v6only, ..Tcp::default() }).map_err(kernel)?;
+            (inet_key(fd.as_fd()), fd, None)
+        }
+        ListenAddr::Port(port) => {
+            let fd = bind_port(*port).map_err(kernel)?;
+            (inet_key(fd.as_fd()), fd, None)
         }
     };
-    let key = match &place {
-        Some(place) => Some(place.key()),
-        None => inet_key(fd.as_fd()),
-    };
     let key = key.ok_or_else(|| kernel(io::Error::other("the socket has no address")))?;
-    Held::bound(key, fd, place).map_err(kernel)
+    Held::bound(key, Part::All, fd, file).map_err(kernel)
+}
+
+/// An IPv6 address takes IPv4 connections as well, as the kernel has it, unless the user gives that port of
+/// IPv4 an address of its own.
+fn leaves_ipv4_alone(address: &ListenAddr, all: &[Listen]) -> bool {
+    let ListenAddr::Inet(SocketAddr::V6(v6)) = address else {
+        return false;
+    };
+    let takes = |other: &Listen| matches!(&other.addr, ListenAddr::Inet(SocketAddr::V4(v4)) if v4.port() == v6.port());
+    all.iter().any(takes)
 }
 
 /// Every address of the host on one socket; IPv4 alone where the host has no IPv6.
 fn bind_port(port: u16) -> io::Result<OwnedFd> {
-    match sockets::bind_tcp(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), false, None) {
-        Err(error)
-            if matches!(
-                error.raw_os_error(),
-                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
-            ) =>
-        {
-            sockets::bind_tcp(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), false, None)
-        }
-        result => result,
+    let bind = |ip: IpAddr| sockets::bind_tcp(SocketAddr::new(ip, port), Tcp::default());
+    match bind(Ipv6Addr::UNSPECIFIED.into()).map_err(|error| (error.raw_os_error(), error)) {
+        Err((Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL), _)) => bind(Ipv4Addr::UNSPECIFIED.into()),
+        result => result.map_err(|(_, error)| error),
     }
 }
 
 fn inet_key(fd: BorrowedFd<'_>) -> Option<Key> {
     let address = sockets::tcp_address(fd)?;
-    Some(Key::Inet {
-        address,
-        v6only: address.is_ipv6() && sockets::is_v6only(fd),
-    })
+    Some(Key::Inet { address, v6only: address.is_ipv6() && sockets::is_v6only(fd) })
 }
 
 /// A socket of systemd's that a worker may bind by itself as well; its file, where it has one, is systemd's.
@@ -166,5 +159,5 @@ fn recognise(fd: BorrowedFd<'_>) -> io::Result<Option<Held>> {
         Some(Place::open(&path, &path).ok()?.key())
     });
     let Some(key) = key else { return Ok(None) };
-    Ok(Some(Held::bound(key, fds::copy_from(fd, 3)?, None)?))
+    Ok(Some(Held::bound(key, Part::All, fds::copy_from(fd, 3)?, None)?))
 }

@@ -7,10 +7,18 @@
 mod address;
 mod broker;
 mod caller;
+mod calls;
 mod handed;
+mod lanes;
+mod remark;
+mod rotation;
+mod stillness;
 mod table;
 mod unix;
+mod workers;
 
-pub use broker::{Broker, Remark, Reply};
+pub use broker::{Broker, Listens, Reply};
 pub use handed::{HandedOver, OpenError};
+pub use remark::Remark;
+pub use rotation::Watch;
 pub use unix::{Access, Refused};

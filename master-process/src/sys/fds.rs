@@ -24,10 +24,7 @@ pub fn close_on_exec() -> io::Result<()> {
 
 fn close_on_exec_one_by_one() -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
-        let number = entry?
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<RawFd>().ok());
+        let number = entry?.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
         if let Some(number) = number.filter(|number| *number >= 3) {
             // SAFETY: the call changes a flag; a number that is not open any more (the directory's own) is refused.
             unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
@@ -50,9 +47,7 @@ pub fn take_inherited(count: RawFd) -> io::Result<Vec<OwnedFd>> {
         }
     }
     // SAFETY: all of them are open, and no code of ours has opened or taken them: this runs first.
-    Ok((3..3 + count)
-        .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
-        .collect())
+    Ok((3..3 + count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
 /// A close-on-exec copy of `fd` with a number of at least `lowest`.
@@ -68,11 +63,7 @@ pub fn copy_from(fd: BorrowedFd<'_>, lowest: RawFd) -> io::Result<OwnedFd> {
 /// # Errors
 /// As [`copy_from`].
 pub fn move_from(fd: OwnedFd, lowest: RawFd) -> io::Result<OwnedFd> {
-    if fd.as_raw_fd() >= lowest {
-        Ok(fd)
-    } else {
-        copy_from(fd.as_fd(), lowest)
-    }
+    if fd.as_raw_fd() >= lowest { Ok(fd) } else { copy_from(fd.as_fd(), lowest) }
 }
 
 /// Raises the soft limit of open files to the hard one, and returns what it was: the workers get that back.
@@ -83,12 +74,6 @@ pub fn move_from(fd: OwnedFd, lowest: RawFd) -> io::Result<OwnedFd> {
 /// None on a sane kernel: a process may always raise its soft limit so far; see setrlimit(2).
 pub fn raise_limit() -> io::Result<Rlimit> {
     let given = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: given.maximum,
-            maximum: given.maximum,
-        },
-    )?;
+    setrlimit(Resource::Nofile, Rlimit { current: given.maximum, maximum: given.maximum })?;
     Ok(given)
 }

@@ -5,6 +5,7 @@ pub mod notify;
 pub mod peer;
 pub mod pidfd;
 pub mod poller;
+pub mod reuseport;
 pub mod seccomp;
 pub mod signals;
 pub mod sockets;

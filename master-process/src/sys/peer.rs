@@ -68,15 +68,9 @@ impl Peer {
     /// EOPNOTSUPP where it is no socket, and as [`inode`](Self::inode).
     pub fn protocol(&self, fd: RawFd) -> io::Result<String> {
         let mut value = [0u8; 64];
-        let length = rustix::fs::getxattr(
-            self.path(&format!("fd/{fd}")),
-            "system.sockprotoname",
-            &mut value[..],
-        )?;
-        let name = value[..length]
-            .split(|byte| *byte == 0)
-            .next()
-            .unwrap_or_default();
+        let length =
+            rustix::fs::getxattr(self.path(&format!("fd/{fd}")), "system.sockprotoname", &mut value[..])?;
+        let name = value[..length].split(|byte| *byte == 0).next().unwrap_or_default();
         Ok(String::from_utf8_lossy(name).into_owned())
     }
 
@@ -180,11 +174,7 @@ impl Peer {
 pub fn can_copy() -> bool {
     let own = || -> io::Result<OwnedFd> {
         let pidfd = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-        Ok(pidfd_getfd(
-            &pidfd,
-            std::os::fd::AsRawFd::as_raw_fd(&pidfd.as_fd()),
-            PidfdGetfdFlags::empty(),
-        )?)
+        Ok(pidfd_getfd(&pidfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd.as_fd()), PidfdGetfdFlags::empty())?)
     };
     own().is_ok()
 }

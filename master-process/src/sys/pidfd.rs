@@ -25,10 +25,7 @@ impl Exit {
             return Some(Exit::Code(code));
         }
         let number = status.terminating_signal()?;
-        Some(Exit::Signal {
-            number,
-            dumped: status.dumped(),
-        })
+        Some(Exit::Signal { number, dumped: status.dumped() })
     }
 }
 
@@ -49,10 +46,9 @@ pub fn kill_group(pidfd: BorrowedFd<'_>, pid: Pid) -> io::Result<()> {
     match send(pidfd, libc::SIGKILL, libc::PIDFD_SIGNAL_PROCESS_GROUP) {
         // Before Linux 6.9 there is no such flag. The unreaped process keeps the number from being reused, so
         // the group can be named by it without a window.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(rustix::process::kill_process_group(
-            pid,
-            rustix::process::Signal::KILL,
-        )?),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Ok(rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)?)
+        }
         result => result,
     }
 }
@@ -60,20 +56,9 @@ pub fn kill_group(pidfd: BorrowedFd<'_>, pid: Pid) -> io::Result<()> {
 fn send(pidfd: BorrowedFd<'_>, number: i32, flags: libc::c_uint) -> io::Result<()> {
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: the descriptor is borrowed for the call, and a null siginfo is allowed: the kernel makes one.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            number,
-            info,
-            flags,
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    let result =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, info, flags) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// How the child behind `pidfd` ended, leaving it a zombie; `None` while it lives.
@@ -123,7 +108,5 @@ pub fn reap_orphan(pid: Pid) -> io::Result<()> {
 /// # Errors
 /// None since Linux 3.4; see PR_SET_CHILD_SUBREAPER(2const).
 pub fn become_subreaper() -> io::Result<()> {
-    Ok(rustix::process::set_child_subreaper(
-        rustix::process::Pid::from_raw(1),
-    )?)
+    Ok(rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?)
 }

@@ -77,20 +77,12 @@ impl Filter {
     /// The program as `seccomp(2)` takes it: valid for as long as the filter is.
     pub(super) fn as_fprog(&self) -> libc::sock_fprog {
         let len = u16::try_from(self.program.len()).unwrap_or(0);
-        libc::sock_fprog {
-            len,
-            filter: self.program.as_ptr().cast_mut(),
-        }
+        libc::sock_fprog { len, filter: self.program.as_ptr().cast_mut() }
     }
 }
 
 fn instruction(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-    libc::sock_filter {
-        code: u16::try_from(code).unwrap_or(0),
-        jt,
-        jf,
-        k,
-    }
+    libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt, jf, k }
 }
 
 fn load(at: u32) -> libc::sock_filter {
@@ -98,30 +90,15 @@ fn load(at: u32) -> libc::sock_filter {
 }
 
 fn jump_if_equal(value: u32, then: u8, otherwise: u8) -> libc::sock_filter {
-    instruction(
-        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-        then,
-        otherwise,
-        value,
-    )
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, then, otherwise, value)
 }
 
 fn jump_if_at_least(value: u32, then: u8, otherwise: u8) -> libc::sock_filter {
-    instruction(
-        libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K,
-        then,
-        otherwise,
-        value,
-    )
+    instruction(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, then, otherwise, value)
 }
 
 fn jump_if_any_bit(bits: u32, then: u8, otherwise: u8) -> libc::sock_filter {
-    instruction(
-        libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K,
-        then,
-        otherwise,
-        bits,
-    )
+    instruction(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, then, otherwise, bits)
 }
 
 fn allow() -> libc::sock_filter {
@@ -270,17 +247,9 @@ pub fn receive(listener: BorrowedFd<'_>) -> io::Result<Notification> {
     let thread = Pid::from_raw(raw.pid.cast_signed())
         .ok_or_else(|| io::Error::other("the caller lives outside of our PID namespace"));
     match thread {
-        Ok(thread) => Ok(Notification {
-            id: raw.id,
-            thread,
-            call: Call::of(&raw.data),
-        }),
+        Ok(thread) => Ok(Notification { id: raw.id, thread, call: Call::of(&raw.data) }),
         Err(error) => {
-            let unknown = Notification {
-                id: raw.id,
-                thread: Pid::INIT,
-                call: Call::Other,
-            };
+            let unknown = Notification { id: raw.id, thread: Pid::INIT, call: Call::Other };
             answer(listener, &unknown, Answer::Continue)?;
             Err(error)
         }
@@ -291,38 +260,17 @@ impl Call {
     fn of(data: &libc::seccomp_data) -> Call {
         let fd = |argument: usize| low(data.args[argument]).cast_signed();
         match libc::c_long::from(data.nr) {
-            libc::SYS_bind => Call::Bind {
-                fd: fd(0),
-                address: data.args[1],
-                length: low(data.args[2]),
-            },
-            libc::SYS_listen => Call::Listen {
-                fd: fd(0),
-                backlog: fd(1),
-            },
+            libc::SYS_bind => Call::Bind { fd: fd(0), address: data.args[1], length: low(data.args[2]) },
+            libc::SYS_listen => Call::Listen { fd: fd(0), backlog: fd(1) },
             libc::SYS_setsockopt => {
                 let v6only = fd(1) == libc::IPPROTO_IPV6;
-                let option = if v6only {
-                    SocketOption::V6Only
-                } else {
-                    SocketOption::ReusePort
-                };
-                Call::SetOption {
-                    fd: fd(0),
-                    option,
-                    value: data.args[3],
-                }
+                let option = if v6only { SocketOption::V6Only } else { SocketOption::ReusePort };
+                Call::SetOption { fd: fd(0), option, value: data.args[3] }
             }
             libc::SYS_shutdown => Call::Shutdown { fd: fd(0) },
             #[cfg(target_arch = "x86_64")]
-            libc::SYS_unlink => Call::Unlink {
-                dir: libc::AT_FDCWD,
-                path: data.args[0],
-            },
-            libc::SYS_unlinkat => Call::Unlink {
-                dir: fd(0),
-                path: data.args[1],
-            },
+            libc::SYS_unlink => Call::Unlink { dir: libc::AT_FDCWD, path: data.args[0] },
+            libc::SYS_unlinkat => Call::Unlink { dir: fd(0), path: data.args[1] },
             _unasked => Call::Other,
         }
     }
@@ -364,12 +312,7 @@ pub fn put_descriptor(
 /// # Errors
 /// ENOENT where the caller was killed meanwhile: nobody is left to answer.
 pub fn answer(listener: BorrowedFd<'_>, notification: &Notification, answer: Answer) -> io::Result<()> {
-    let mut response = libc::seccomp_notif_resp {
-        id: notification.id,
-        val: 0,
-        error: 0,
-        flags: 0,
-    };
+    let mut response = libc::seccomp_notif_resp { id: notification.id, val: 0, error: 0, flags: 0 };
     match answer {
         Answer::Continue => {
             response.flags = u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).unwrap_or(1);
@@ -384,11 +327,7 @@ fn ioctl<T>(listener: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) ->
     // SAFETY: each request above is paired with the structure that seccomp_unotify(2) names for it, and the
     // kernel reads and writes no more than its size, which is part of the request's number.
     let result = unsafe { libc::ioctl(listener.as_raw_fd(), request, std::ptr::from_mut(argument)) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -424,13 +363,7 @@ mod tests {
         }
     }
 
-    const ALL: Calls = Calls {
-        bind: true,
-        options: true,
-        listen: true,
-        shutdown: true,
-        unlink: true,
-    };
+    const ALL: Calls = Calls { bind: true, options: true, listen: true, shutdown: true, unlink: true };
 
     #[test]
     fn what_was_asked_for_is_notified_and_nothing_else() {
@@ -438,27 +371,12 @@ mod tests {
         let check = |nr, args| notifies(&filter, ARCH, nr, args);
         assert!(check(libc::SYS_bind, [0; 3]));
         assert!(check(libc::SYS_listen, [0; 3]));
-        assert!(check(
-            libc::SYS_setsockopt,
-            [3, bits(libc::IPPROTO_IPV6), bits(libc::IPV6_V6ONLY)]
-        ));
-        assert!(check(
-            libc::SYS_setsockopt,
-            [3, bits(libc::SOL_SOCKET), bits(libc::SO_REUSEPORT)]
-        ));
-        assert!(!check(
-            libc::SYS_setsockopt,
-            [3, bits(libc::SOL_SOCKET), bits(libc::SO_REUSEADDR)]
-        ));
-        assert!(!check(
-            libc::SYS_setsockopt,
-            [3, bits(libc::IPPROTO_TCP), bits(libc::TCP_NODELAY)]
-        ));
+        assert!(check(libc::SYS_setsockopt, [3, bits(libc::IPPROTO_IPV6), bits(libc::IPV6_V6ONLY)]));
+        assert!(check(libc::SYS_setsockopt, [3, bits(libc::SOL_SOCKET), bits(libc::SO_REUSEPORT)]));
+        assert!(!check(libc::SYS_setsockopt, [3, bits(libc::SOL_SOCKET), bits(libc::SO_REUSEADDR)]));
+        assert!(!check(libc::SYS_setsockopt, [3, bits(libc::IPPROTO_TCP), bits(libc::TCP_NODELAY)]));
         assert!(check(libc::SYS_shutdown, [3, bits(libc::SHUT_RDWR), 0]));
-        assert!(
-            !check(libc::SYS_shutdown, [3, bits(libc::SHUT_WR), 0]),
-            "the usual half-close stays cheap"
-        );
+        assert!(!check(libc::SYS_shutdown, [3, bits(libc::SHUT_WR), 0]), "the usual half-close stays cheap");
         assert!(check(libc::SYS_unlinkat, [0, 0, 0]));
         assert!(!check(libc::SYS_unlinkat, [0, 0, bits(libc::AT_REMOVEDIR)]));
         assert!(!check(libc::SYS_read, [0; 3]));
@@ -469,23 +387,13 @@ mod tests {
     fn other_architectures_and_x32_are_let_alone() {
         let filter = Filter::new(ALL);
         assert!(!notifies(&filter, 0x4000_0003, libc::SYS_bind, [0; 3]));
-        assert!(!notifies(
-            &filter,
-            ARCH,
-            libc::SYS_bind | libc::c_long::from(FIRST_X32),
-            [0; 3]
-        ));
+        assert!(!notifies(&filter, ARCH, libc::SYS_bind | libc::c_long::from(FIRST_X32), [0; 3]));
     }
 
     #[test]
     fn a_filter_for_listen_alone_lets_bind_pass() {
-        let filter = Filter::new(Calls {
-            bind: false,
-            options: false,
-            listen: true,
-            shutdown: false,
-            unlink: false,
-        });
+        let filter =
+            Filter::new(Calls { bind: false, options: false, listen: true, shutdown: false, unlink: false });
         assert!(notifies(&filter, ARCH, libc::SYS_listen, [0; 3]));
         for nr in [libc::SYS_bind, libc::SYS_shutdown, libc::SYS_unlinkat] {
             assert!(!notifies(&filter, ARCH, nr, [0; 3]));

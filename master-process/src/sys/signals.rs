@@ -83,13 +83,7 @@ fn block() {
     // SAFETY: the kernel reads the eight bytes of its signal set, and writes nothing.
     unsafe {
         let old = std::ptr::null_mut::<u64>();
-        libc::syscall(
-            libc::SYS_rt_sigprocmask,
-            libc::SIG_SETMASK,
-            &raw const MASK,
-            old,
-            size_of::<u64>(),
-        );
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const MASK, old, size_of::<u64>());
     }
 }
 
@@ -119,9 +113,7 @@ impl Signals {
                 libc::sigaddset(set.as_mut_ptr(), number);
             }
             match libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) {
-                fd if fd >= 0 => Ok(Signals {
-                    fd: OwnedFd::from_raw_fd(fd),
-                }),
+                fd if fd >= 0 => Ok(Signals { fd: OwnedFd::from_raw_fd(fd) }),
                 _failed => Err(io::Error::last_os_error()),
             }
         }
@@ -159,8 +151,6 @@ fn undo_ignore(number: i32) {
 
 /// The name of a signal: `SIGKILL`, or `signal 35` for those that have none.
 pub fn name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number).map_or_else(
-        |_unnamed| format!("signal {number}"),
-        |signal| signal.as_str().to_owned(),
-    )
+    nix::sys::signal::Signal::try_from(number)
+        .map_or_else(|_unnamed| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }

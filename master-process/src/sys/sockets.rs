@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, Gid, Mode, Uid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
 
@@ -14,27 +15,62 @@ use super::peer::FsIdentity;
 /// The queue of sockets whose backlog nobody has named; the kernel cuts it to `net.core.somaxconn`.
 pub const LONGEST_QUEUE: i32 = 4096;
 
-/// A TCP socket bound to `addr`, not listening yet; with the options of `model`, where one is given.
+/// How a TCP socket is made.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tcp<'a> {
+    /// Whether an IPv6 socket leaves IPv4 to others.
+    pub v6only: bool,
+    /// Whether it is one of several that the kernel chooses among.
+    pub reuseport: bool,
+    /// A socket whose options it is to have.
+    pub model: Option<BorrowedFd<'a>>,
+}
+
+/// A TCP socket bound to `addr`, not listening yet.
 ///
 /// # Errors
 /// Those of socket(2) and bind(2), above all EADDRINUSE, EADDRNOTAVAIL and EACCES.
-pub fn bind_tcp(addr: SocketAddr, v6only: bool, model: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
-    let family = if addr.is_ipv4() {
-        AddressFamily::INET
-    } else {
-        AddressFamily::INET6
-    };
+pub fn bind_tcp(addr: SocketAddr, how: Tcp<'_>) -> io::Result<OwnedFd> {
+    let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // A restart must not wait for connections of the last run that linger in TIME_WAIT.
     sockopt::set_socket_reuseaddr(&fd, true)?;
+    sockopt::set_socket_reuseport(&fd, how.reuseport)?;
     if addr.is_ipv6() {
-        sockopt::set_ipv6_v6only(&fd, v6only)?;
+        sockopt::set_ipv6_v6only(&fd, how.v6only)?;
     }
-    if let Some(model) = model {
+    if let Some(model) = how.model {
         copy_options(model, fd.as_fd());
     }
     rustix::net::bind(&fd, &addr)?;
     Ok(fd)
+}
+
+/// Whether a read or an accept would not wait.
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut wish = [PollFd::new(&fd, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut wish, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// How many connections wait in a TCP listener's queue: `tcpi_unacked` of tcp(7)'s `TCP_INFO` counts them.
+pub fn waiting(fd: BorrowedFd<'_>) -> u32 {
+    /// Eight bytes of states, then 32-bit numbers, of which this is the fifth: `<linux/tcp.h>`.
+    const UNACKED_AT: usize = 24;
+    let mut info = [0u8; UNACKED_AT + 4];
+    let mut length = libc::socklen_t::try_from(info.len()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `length` bytes, the size of `info`, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut length,
+        )
+    };
+    let [.., a, b, c, d] = info;
+    if result == 0 { u32::from_ne_bytes([a, b, c, d]) } else { 0 }
 }
 
 /// A Unix stream socket bound to an abstract name, not listening yet.
@@ -48,13 +84,20 @@ pub fn bind_abstract(name: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// A Unix stream socket bound to `name` in the directory `dir`, not listening yet; where `identity` is given,
-/// created as that user, with the rights that it has and no more.
+/// created as that user, with the rights that it has and no more. `shown` is a path to the same place, where
+/// there is one: peers see it as the socket's address.
 ///
 /// # Errors
 /// Those of socket(2) and bind(2), above all EADDRINUSE, EACCES and ENAMETOOLONG.
-pub fn bind_unix(dir: BorrowedFd<'_>, name: &OsStr, identity: Option<FsIdentity>) -> io::Result<OwnedFd> {
+pub fn bind_unix(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    shown: Option<&Path>,
+    identity: Option<FsIdentity>,
+) -> io::Result<OwnedFd> {
     let fd = unix_socket(SocketFlags::CLOEXEC)?;
-    let address = SocketAddrUnix::new(in_dir(dir, name))?;
+    let fitting = shown.and_then(|shown| SocketAddrUnix::new(shown).ok());
+    let address = fitting.map_or_else(|| SocketAddrUnix::new(in_dir(dir, name)), Ok)?;
     match identity {
         None => rustix::net::bind(&fd, &address)?,
         Some(identity) => as_user(identity, || rustix::net::bind(&fd, &address))?,
@@ -67,10 +110,7 @@ pub fn bind_unix(dir: BorrowedFd<'_>, name: &OsStr, identity: Option<FsIdentity>
 pub fn is_answered(dir: BorrowedFd<'_>, name: &OsStr) -> bool {
     let connect = || -> io::Result<()> {
         let fd = unix_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-        Ok(rustix::net::connect(
-            &fd,
-            &SocketAddrUnix::new(in_dir(dir, name))?,
-        )?)
+        Ok(rustix::net::connect(&fd, &SocketAddrUnix::new(in_dir(dir, name))?)?)
     };
     match connect() {
         Ok(()) => true,
@@ -202,10 +242,8 @@ pub fn copy_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     }
     // The kernel doubles these as they are set, and stops tuning them: so only where they were changed.
     for name in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
-        let (theirs, ours) = (
-            int_option(from, libc::SOL_SOCKET, name),
-            int_option(to, libc::SOL_SOCKET, name),
-        );
+        let (theirs, ours) =
+            (int_option(from, libc::SOL_SOCKET, name), int_option(to, libc::SOL_SOCKET, name));
         if let Some(theirs) = theirs.filter(|_| theirs != ours) {
             set_int_option(to, libc::SOL_SOCKET, name, theirs / 2);
         }
@@ -217,13 +255,7 @@ fn int_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Opti
     let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).ok()?;
     // SAFETY: the kernel writes at most `length` bytes, the size of `value`, which outlives the call.
     let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_mut(&mut value).cast(),
-            &mut length,
-        )
+        libc::getsockopt(fd.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &mut length)
     };
     (result == 0).then_some(value)
 }
@@ -231,15 +263,7 @@ fn int_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Opti
 fn set_int_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
     let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);
     // SAFETY: the kernel reads `length` bytes, the size of `value`, which outlives the call.
-    unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(&value).cast(),
-            length,
-        )
-    };
+    unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), length) };
 }
 
 /// The inode number of a socket.
@@ -267,9 +291,7 @@ fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
 /// A short path to a file in an open directory: a socket's address has room for 107 bytes only, and the
 /// directory cannot be exchanged between two looks at it.
 fn in_dir(dir: BorrowedFd<'_>, name: &OsStr) -> std::path::PathBuf {
-    Path::new("/proc/self/fd")
-        .join(dir.as_fd().as_raw_fd().to_string())
-        .join(name)
+    Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name)
 }
 
 /// Runs `call` with the file-system rights of another user: ours come back before this returns.

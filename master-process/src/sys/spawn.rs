@@ -177,15 +177,8 @@ impl Spawner {
     /// The call that failed and its errno; no child is left then, not even a zombie.
     pub fn spawn(&mut self, template: &Template, particulars: &Particulars) -> Result<Spawned, SpawnError> {
         let mut prepared = Prepared::new(template, particulars);
-        let mut report = Report {
-            step: Step::Exec as i32,
-            errno: 0,
-            listener: -1,
-        };
-        let mut order = Order {
-            prepared: &mut prepared,
-            report: &mut report,
-        };
+        let mut report = Report { step: Step::Exec as i32, errno: 0, listener: -1 };
+        let mut order = Order { prepared: &mut prepared, report: &mut report };
         let (pid, pidfd) = self.clone_child(&mut order)?;
         // The child wrote through a pointer that `order` held; it is another program, or gone, by now.
         let listener = (report.listener >= 0)
@@ -196,10 +189,7 @@ impl Spawner {
         }
         // It is about to exit or has: there is nothing to wait for but the kernel's last steps.
         let _exit_127 = super::pidfd::reap(pidfd.as_fd());
-        Err(SpawnError {
-            step: Step::of(report.step),
-            errno: report.errno,
-        })
+        Err(SpawnError { step: Step::of(report.step), errno: report.errno })
     }
 
     fn clone_child(&mut self, order: &mut Order<'_, '_>) -> Result<(Pid, OwnedFd), SpawnError> {
@@ -220,16 +210,10 @@ impl Spawner {
         let result = unsafe { clone3(&args, child, ptr::from_mut(order).cast()) };
         if result < 0 {
             let errno = c_int::try_from(-result).unwrap_or(libc::EINVAL);
-            return Err(SpawnError {
-                step: Step::Clone,
-                errno,
-            });
+            return Err(SpawnError { step: Step::Clone, errno });
         }
         let pid = c_int::try_from(result).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or(SpawnError {
-            step: Step::Clone,
-            errno: libc::EINVAL,
-        })?;
+        let pid = pid.ok_or(SpawnError { step: Step::Clone, errno: libc::EINVAL })?;
         // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that is ours alone.
         Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
     }
@@ -345,17 +329,10 @@ impl<'a> Prepared<'a> {
     fn new(template: &'a Template, particulars: &'a Particulars) -> Prepared<'a> {
         let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
         let environment = template.environment.iter().chain(&particulars.environment);
-        let environment = environment
-            .map(|text| text.as_ptr())
-            .chain(place.map(|text| text.as_ptr()));
+        let environment = environment.map(|text| text.as_ptr()).chain(place.map(|text| text.as_ptr()));
         let mut prepared = Prepared {
             template,
-            argv: template
-                .argv
-                .iter()
-                .map(|text| text.as_ptr())
-                .chain([ptr::null()])
-                .collect(),
+            argv: template.argv.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect(),
             envp: environment.chain([ptr::null()]).collect(),
             listen_pid: [0; 32],
             fprog: template.filter.as_ref().map(Filter::as_fprog),
@@ -364,11 +341,7 @@ impl<'a> Prepared<'a> {
             parent: rustix::process::getpid().as_raw_pid(),
         };
         prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
-        let given = template
-            .handed_over
-            .iter()
-            .chain(&template.stdin)
-            .map(AsRawFd::as_raw_fd);
+        let given = template.handed_over.iter().chain(&template.stdin).map(AsRawFd::as_raw_fd);
         let highest = given.chain(prepared.extra.map(|(fd, _)| fd)).fold(2, RawFd::max);
         prepared.cut = (highest + 1).cast_unsigned();
         prepared
@@ -404,11 +377,7 @@ impl Order<'_, '_> {
         call(
             Step::Unshare,
             libc::SYS_close_range,
-            [
-                word(self.prepared.cut),
-                word(libc::c_uint::MAX),
-                word(libc::CLOSE_RANGE_UNSHARE),
-            ],
+            [word(self.prepared.cut), word(libc::c_uint::MAX), word(libc::CLOSE_RANGE_UNSHARE)],
         )?;
         call(Step::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
         self.descriptors()?;
@@ -417,19 +386,11 @@ impl Order<'_, '_> {
                 rlim_cur: nofile.current.unwrap_or(libc::RLIM64_INFINITY),
                 rlim_max: nofile.maximum.unwrap_or(libc::RLIM64_INFINITY),
             };
-            call(
-                Step::Limit,
-                libc::SYS_prlimit64,
-                [0, word(libc::RLIMIT_NOFILE), address(&limit)],
-            )?;
+            call(Step::Limit, libc::SYS_prlimit64, [0, word(libc::RLIMIT_NOFILE), address(&limit)])?;
         }
         self.identity()?;
         if let Some(directory) = &template.directory {
-            let changed = call(
-                Step::Directory,
-                libc::SYS_chdir,
-                [address(directory.path.as_ptr()), 0, 0],
-            );
+            let changed = call(Step::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
             if !directory.optional {
                 changed?;
             }
@@ -447,11 +408,7 @@ impl Order<'_, '_> {
             return Ok(());
         };
         if self.prepared.template.no_new_privs {
-            call(
-                Step::NoNewPrivs,
-                libc::SYS_prctl,
-                [word(libc::PR_SET_NO_NEW_PRIVS.cast_unsigned()), 1, 0],
-            )?;
+            call(Step::NoNewPrivs, libc::SYS_prctl, [word(libc::PR_SET_NO_NEW_PRIVS.cast_unsigned()), 1, 0])?;
         }
         let install = |flags: libc::c_ulong| {
             let mode = word(libc::SECCOMP_SET_MODE_FILTER);
@@ -473,11 +430,7 @@ impl Order<'_, '_> {
 
     fn descriptors(&self) -> Result<(), Failure> {
         let dup = |from: RawFd, to: RawFd| {
-            call(
-                Step::Descriptor,
-                libc::SYS_dup3,
-                [word(from.cast_unsigned()), word(to.cast_unsigned()), 0],
-            )
+            call(Step::Descriptor, libc::SYS_dup3, [word(from.cast_unsigned()), word(to.cast_unsigned()), 0])
         };
         let template = self.prepared.template;
         if let Some(stdin) = &template.stdin {
@@ -499,11 +452,7 @@ impl Order<'_, '_> {
             return Ok(());
         };
         let groups = &identity.groups;
-        call(
-            Step::Groups,
-            libc::SYS_setgroups,
-            [groups.len(), address(groups.as_ptr()), 0],
-        )?;
+        call(Step::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
         let gid = word(identity.gid);
         call(Step::Group, libc::SYS_setresgid, [gid, gid, gid])?;
         if let Some(uid) = identity.uid.map(word) {
@@ -520,19 +469,11 @@ impl Order<'_, '_> {
         call(
             Step::DeathSignal,
             libc::SYS_prctl,
-            [
-                word(libc::PR_SET_PDEATHSIG.cast_unsigned()),
-                word(libc::SIGKILL.cast_unsigned()),
-                0,
-            ],
+            [word(libc::PR_SET_PDEATHSIG.cast_unsigned()), word(libc::SIGKILL.cast_unsigned()), 0],
         )?;
         // The supervisor may have died just before: then nobody is left to send it.
         let parent = call(Step::DeathSignal, libc::SYS_getppid, [0, 0, 0])?;
-        if parent == self.prepared.parent as usize {
-            Ok(())
-        } else {
-            Err((Step::DeathSignal, libc::ESRCH))
-        }
+        if parent == self.prepared.parent as usize { Ok(()) } else { Err((Step::DeathSignal, libc::ESRCH)) }
     }
 
     /// Puts our pid where [`Prepared::new`] left a place for it: the last entry before the null.
@@ -547,9 +488,8 @@ impl Order<'_, '_> {
             rest /= 10;
             count += 1;
         }
-        for (to, digit) in self.prepared.listen_pid[LISTEN_PID.len()..]
-            .iter_mut()
-            .zip(digits[..count].iter().rev())
+        for (to, digit) in
+            self.prepared.listen_pid[LISTEN_PID.len()..].iter_mut().zip(digits[..count].iter().rev())
         {
             *to = *digit;
         }
@@ -595,11 +535,7 @@ fn address<T>(pointer: *const T) -> usize {
 fn call(step: Step, number: c_long, [a, b, c]: [usize; 3]) -> Result<usize, Failure> {
     // The size of a kernel signal set is rt_sigprocmask's fourth argument; every other call has none, and
     // prctl insists on zeros.
-    let fourth = if number == libc::SYS_rt_sigprocmask {
-        size_of::<u64>()
-    } else {
-        0
-    };
+    let fourth = if number == libc::SYS_rt_sigprocmask { size_of::<u64>() } else { 0 };
     // SAFETY: every caller above passes what the call's manual page asks for, and pointers only to memory of
     // `Prepared` or of its own frame.
     let result = unsafe { libc::syscall(number, a, b, c, fourth, 0, 0) };

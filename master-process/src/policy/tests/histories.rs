@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, LaunchFailure, Settings, WorkerId};
+use crate::policy::{Event, LaunchFailure, Queue, Settings, WorkerId};
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
@@ -15,6 +15,8 @@ enum Step {
     DieOldest,
     DieNewest,
     Leave,
+    QueueEmpty,
+    QueueWaits,
     Reload,
     Stop,
     ScaleUp,
@@ -23,7 +25,7 @@ enum Step {
     LongTime,
 }
 
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 15] = [
     Step::Launch,
     Step::LaunchFails,
     Step::ReadyOldest,
@@ -31,6 +33,8 @@ const STEPS: [Step; 13] = [
     Step::DieOldest,
     Step::DieNewest,
     Step::Leave,
+    Step::QueueEmpty,
+    Step::QueueWaits,
     Step::Reload,
     Step::Stop,
     Step::ScaleUp,
@@ -59,14 +63,13 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::DieOldest => to(sim, running.first().copied(), Sim::die),
         Step::DieNewest => to(sim, several(&running), Sim::die),
         Step::Leave => to(sim, leaving.first().copied(), Sim::die),
+        Step::QueueEmpty => looks(sim, Queue::Empty),
+        Step::QueueWaits => looks(sim, Queue::Waiting),
         Step::Reload => happens(sim, Event::Reload),
         Step::Stop => happens(sim, Event::Stop),
         Step::ScaleUp => happens(sim, Event::ScaleUp),
         Step::ScaleDown => happens(sim, Event::ScaleDown),
-        Step::UntilDue => sim
-            .policy
-            .deadline()
-            .is_some_and(|at| passes(sim, at.since(sim.now))),
+        Step::UntilDue => sim.policy.deadline().is_some_and(|at| passes(sim, at.since(sim.now))),
         Step::LongTime => passes(sim, Duration::from_secs(20)),
     }
 }
@@ -74,6 +77,12 @@ fn play(sim: &mut Sim, step: Step) -> bool {
 fn happens(sim: &mut Sim, event: Event) -> bool {
     sim.event(event);
     true
+}
+
+fn looks(sim: &mut Sim, queue: Queue) -> bool {
+    let asked = !sim.looks.is_empty();
+    sim.answer_looks(queue);
+    asked
 }
 
 fn passes(sim: &mut Sim, span: Duration) -> bool {

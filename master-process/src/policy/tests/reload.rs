@@ -4,15 +4,13 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, LaunchFailure, Next, Note};
+use crate::policy::{Event, LaunchFailure, Next, Note, Queue, Sign};
 
 const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
 
 fn generations(sim: &Sim) -> Vec<u32> {
-    sim.alive()
-        .iter()
-        .map(|worker| sim.processes[worker].generation)
-        .collect()
+    sim.alive().iter().map(|worker| sim.processes[worker].generation).collect()
 }
 
 #[test]
@@ -24,10 +22,11 @@ fn an_old_worker_is_asked_to_leave_only_when_its_own_successor_is_ready() {
     sim.launch_all();
     let new = sim.find(|process| process.generation == 1);
     assert_eq!(new.len(), 2, "all start at once");
-    assert!(!sim.processes[&old[0]].stopped && !sim.processes[&old[1]].stopped);
+    assert!(!sim.processes[&old[0]].retired && !sim.processes[&old[1]].retired);
     sim.sign(new[1]);
-    assert!(!sim.processes[&old[0]].stopped, "the other slot's");
-    assert!(sim.processes[&old[1]].stopped, "its own");
+    sim.answer_looks(Queue::None);
+    assert!(!sim.processes[&old[0]].retired, "the other slot's");
+    assert!(sim.processes[&old[1]].stopped, "its own, at once where nobody can wait for it");
     sim.finish();
 }
 
@@ -44,10 +43,7 @@ fn a_reload_in_batches_waits_for_the_whole_batch() {
         sim.launch_all();
         sim.sign(starting[0]);
         if expected > 1 {
-            assert!(
-                sim.find(|process| !process.running).is_empty(),
-                "half a batch is no batch"
-            );
+            assert!(sim.find(|process| !process.running).is_empty(), "half a batch is no batch");
             sim.sign(starting[1]);
         }
     }
@@ -68,20 +64,11 @@ fn a_reload_whose_workers_die_is_given_up_and_the_old_ones_serve_on() {
     for _ in 0..3 {
         sim.launch_all();
         let new = sim.find(|process| process.generation == 1 && process.running && !process.stopped);
-        sim.die(
-            new.into_iter()
-                .find(|worker| worker.slot == 0)
-                .expect("slot 0 tries again"),
-        );
+        sim.die(new.into_iter().find(|worker| worker.slot == 0).expect("slot 0 tries again"));
         sim.pass(30 * SECOND);
     }
     sim.leave_all();
-    let failed = Note::ReloadFailed {
-        generation: 1,
-        slot: 0,
-        attempts: 3,
-        kept: 2,
-    };
+    let failed = Note::ReloadFailed { generation: 1, slot: 0, attempts: 3, kept: 2 };
     assert!(sim.notes.contains(&failed), "{:?}", sim.notes);
     assert_eq!(generations(&sim), [0, 0]);
     assert_eq!(sim.policy.deadline(), None, "nothing is tried any more");
@@ -98,21 +85,8 @@ fn a_reload_whose_workers_are_late_is_given_up() {
         sim.pass(60 * SECOND);
         sim.leave_all();
     }
-    assert!(sim.notes.iter().any(|note| matches!(
-        note,
-        Note::ReloadFailed {
-            attempts: 3,
-            kept: 1,
-            ..
-        }
-    )));
-    assert!(sim.notes.iter().any(|note| matches!(
-        note,
-        Note::Late {
-            next: Next::Predecessor,
-            ..
-        }
-    )));
+    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadFailed { attempts: 3, kept: 1, .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Note::Late { next: Next::Predecessor, .. })));
     assert_eq!(generations(&sim), [0]);
     sim.finish();
 }
@@ -127,11 +101,7 @@ fn a_reload_whose_command_is_gone_is_given_up() {
         sim.fail_launch(worker, LaunchFailure::Lasting);
         sim.pass(30 * SECOND);
     }
-    assert!(
-        sim.notes
-            .iter()
-            .any(|note| matches!(note, Note::ReloadFailed { .. }))
-    );
+    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadFailed { .. })));
     assert_eq!(generations(&sim), [0]);
     sim.finish();
 }
@@ -232,12 +202,7 @@ fn a_new_worker_that_is_ready_and_dies_early_counts_as_a_failed_start() {
     sim.sign(new);
     sim.launch_all();
     sim.die(new);
-    assert!(sim.notes.contains(&Note::ReloadFailed {
-        generation: 1,
-        slot: 0,
-        attempts: 1,
-        kept: 2
-    }));
+    assert!(sim.notes.contains(&Note::ReloadFailed { generation: 1, slot: 0, attempts: 1, kept: 2 }));
     sim.leave_all();
     sim.pass(SECOND);
     sim.run_smoothly();
@@ -259,14 +224,94 @@ fn scaling_down_a_slot_whose_turn_it_is_lets_the_reload_go_on() {
     sim.event(Event::ScaleDown);
     sim.run_smoothly();
     assert_eq!(generations(&sim), [1]);
-    assert!(matches!(
-        sim.notes.last(),
-        Some(Note::Left { .. } | Note::ReloadDone { .. })
-    ));
-    assert!(
-        sim.notes
-            .iter()
-            .any(|note| matches!(note, Note::ReloadDone { .. }))
-    );
+    assert!(matches!(sim.notes.last(), Some(Note::Left { .. } | Note::ReloadDone { .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. })));
     sim.finish();
+}
+
+#[test]
+fn an_old_worker_drains_until_its_queue_has_been_empty_for_the_drain_time() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    let old = sim.alive()[0];
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.sign_all();
+    assert!(sim.processes[&old].retired && !sim.processes[&old].stopped, "out of rotation first");
+    sim.answer_looks(Queue::Waiting);
+    sim.pass(MS * 10);
+    sim.answer_looks(Queue::Empty);
+    sim.pass(MS * 199);
+    assert!(sim.looks.is_empty() && !sim.processes[&old].stopped);
+    sim.pass(MS);
+    sim.answer_looks(Queue::Empty);
+    assert!(sim.processes[&old].stopped);
+    sim.finish();
+}
+
+#[test]
+fn a_connection_that_comes_late_to_a_draining_worker_starts_the_drain_time_anew() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    let old = sim.alive()[0];
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.sign_all();
+    sim.answer_looks(Queue::Empty);
+    sim.pass(MS * 200);
+    sim.answer_looks(Queue::Waiting);
+    sim.pass(MS * 10);
+    sim.answer_looks(Queue::Empty);
+    assert!(!sim.processes[&old].stopped);
+    sim.pass(MS * 200);
+    sim.answer_looks(Queue::Empty);
+    assert!(sim.processes[&old].stopped);
+    sim.finish();
+}
+
+#[test]
+fn a_hung_worker_that_never_empties_its_queue_is_asked_to_leave_in_the_end() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    let old = sim.alive()[0];
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.sign_all();
+    for _ in 0..501 {
+        sim.answer_looks(Queue::Waiting);
+        sim.pass(MS * 10);
+    }
+    assert!(sim.processes[&old].stopped);
+    sim.finish();
+}
+
+#[test]
+fn a_stop_ends_a_drain() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.sign_all();
+    sim.answer_looks(Queue::Empty);
+    sim.event(Event::Stop);
+    assert_eq!(sim.find(|process| process.stopped).len(), 2);
+    sim.finish();
+}
+
+#[test]
+fn a_worker_of_several_listeners_is_ready_at_its_last_one_or_a_moment_after_its_first() {
+    for complete in [true, false] {
+        let mut sim = Sim::new(settings(1));
+        sim.launch_all();
+        let worker = sim.find(|process| process.running)[0];
+        sim.event(Event::Signed(worker, Sign::ListenFirst));
+        assert!(sim.notes.is_empty());
+        if complete {
+            sim.sign(worker);
+        } else {
+            sim.pass(SECOND);
+        }
+        assert!(matches!(sim.notes[..], [Note::Ready { .. }]), "{:?}", sim.notes);
+        sim.finish();
+    }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{Batch, ReadyMode};
 use crate::policy::{
-    Action, Event, LaunchFailure, Next, Note, Outcome, ReadyBy, Settings, Sign, Supervisor, Time, WorkerId,
+    Action, Event, LaunchFailure, Next, Note, Outcome, Queue, Settings, Sign, Supervisor, Time, WorkerId,
 };
 
 /// More actions than this for one event of a handful of slots is a spin.
@@ -19,6 +19,7 @@ pub(super) fn settings(workers: u32) -> Settings {
         throttle_max: Duration::from_secs(30),
         give_up: None,
         kill_timeout: Duration::from_secs(5),
+        drain: Duration::from_millis(200),
         ready: ReadyMode::Listen,
         ready_timeout: Duration::from_secs(60),
         reload_batch: Batch::All,
@@ -32,6 +33,8 @@ pub(super) struct Process {
     pub(super) generation: u32,
     pub(super) running: bool,
     pub(super) ready: bool,
+    /// Out of rotation.
+    pub(super) retired: bool,
     pub(super) stopped: bool,
     pub(super) killed: bool,
 }
@@ -43,6 +46,8 @@ pub(super) struct Sim {
     pub(super) now: Time,
     pub(super) processes: BTreeMap<WorkerId, Process>,
     pub(super) notes: Vec<Note>,
+    /// Whose queue the policy wants to know.
+    pub(super) looks: Vec<WorkerId>,
     /// Of the last restart that was announced.
     pub(super) last_wait: Option<Duration>,
     /// Slots from here on were scaled away: whoever is in them may be stopped without a successor.
@@ -59,6 +64,7 @@ impl Sim {
             now,
             processes: BTreeMap::new(),
             notes: Vec::new(),
+            looks: Vec::new(),
             last_wait: None,
             wanted,
             stopping: false,
@@ -78,6 +84,7 @@ impl Sim {
             | Event::Launched(_)
             | Event::LaunchFailed(..)
             | Event::Signed(..)
+            | Event::Queue(..)
             | Event::Died(_) => {}
         }
         self.policy.handle(self.now, event);
@@ -91,10 +98,7 @@ impl Sim {
             self.now = self.now.max(at);
             self.policy.advance(self.now);
             self.carry_out();
-            assert!(
-                self.policy.deadline().is_none_or(|next| next > self.now),
-                "a spin: due again at once"
-            );
+            assert!(self.policy.deadline().is_none_or(|next| next > self.now), "a spin: due again at once");
         }
         self.now = until;
     }
@@ -103,10 +107,7 @@ impl Sim {
         let mut actions = 0;
         while let Some(action) = self.policy.next_action(self.now) {
             actions += 1;
-            assert!(
-                actions <= MOST_ACTIONS,
-                "a spin: no end of actions, last {action:?}"
-            );
+            assert!(actions <= MOST_ACTIONS, "a spin: no end of actions, last {action:?}");
             match action {
                 Action::Launch { worker, generation } => {
                     assert!(!self.stopping, "a start after the stop: {worker:?}");
@@ -114,48 +115,39 @@ impl Sim {
                         generation,
                         running: false,
                         ready: false,
+                        retired: false,
                         stopped: false,
                         killed: false,
                     };
-                    assert!(
-                        self.processes.insert(worker, process).is_none(),
-                        "{worker:?} started twice"
-                    );
+                    assert!(self.processes.insert(worker, process).is_none(), "{worker:?} started twice");
+                }
+                Action::Serve(worker) => {
+                    assert!(self.processes[&worker].ready, "{worker:?} is to serve and is not ready");
+                }
+                Action::Retire(worker) => {
+                    self.check_not_missed(worker);
+                    self.processes.get_mut(&worker).expect("only a process can be retired").retired = true;
+                }
+                Action::Look(worker) => {
+                    assert!(!self.looks.contains(&worker), "{worker:?} looked at twice");
+                    self.looks.push(worker);
                 }
                 Action::Stop(worker) => {
                     self.check_not_missed(worker);
-                    let process = self
-                        .processes
-                        .get_mut(&worker)
-                        .expect("only a process can be stopped");
+                    let process = self.processes.get_mut(&worker).expect("only a process can be stopped");
                     assert!(process.running && !process.stopped, "{worker:?} stopped in vain");
                     process.stopped = true;
                 }
                 Action::Kill(worker) => {
-                    let process = self
-                        .processes
-                        .get_mut(&worker)
-                        .expect("only a process can be killed");
+                    let process = self.processes.get_mut(&worker).expect("only a process can be killed");
                     assert!(process.stopped && !process.killed, "{worker:?} killed in vain");
                     process.killed = true;
                 }
                 Action::Report(note) => {
-                    if matches!(
-                        note,
-                        Note::GaveUp { .. }
-                            | Note::LaunchFailed {
-                                next: Next::Nothing,
-                                ..
-                            }
-                    ) {
+                    if matches!(note, Note::GaveUp { .. } | Note::LaunchFailed { next: Next::Nothing, .. }) {
                         self.stopping = true;
                     }
-                    if let Note::Ready {
-                        worker,
-                        by: ReadyBy::Age | ReadyBy::Launch,
-                        ..
-                    } = note
-                    {
+                    if let Note::Ready { worker, .. } = note {
                         self.processes.get_mut(&worker).expect("it runs").ready = true;
                     }
                     if let Note::Died { next, .. } | Note::Late { next, .. } | Note::LaunchFailed { next, .. } =
@@ -173,21 +165,25 @@ impl Sim {
 
     /// A ready worker may be stopped only when its slot has another that is ready.
     fn check_not_missed(&self, worker: WorkerId) {
-        if self.stopping || worker.slot >= self.wanted || !self.processes[&worker].ready {
+        let process = self.processes[&worker];
+        if self.stopping || worker.slot >= self.wanted || !process.ready || process.retired {
             return;
         }
         let relieved = self.processes.iter().any(|(other, process)| {
-            *other != worker && other.slot == worker.slot && process.ready && !process.stopped
+            *other != worker
+                && other.slot == worker.slot
+                && process.ready
+                && !process.retired
+                && !process.stopped
         });
-        assert!(
-            relieved,
-            "{worker:?} was ready and is stopped with nobody in its place"
-        );
+        assert!(relieved, "{worker:?} was ready and is stopped with nobody in its place");
     }
 
     fn check_slots(&self) {
         let mut counts = BTreeMap::<u32, (u32, u32)>::new();
-        for (worker, process) in self.processes.iter().filter(|(_, process)| !process.stopped) {
+        for (worker, process) in
+            self.processes.iter().filter(|(_, process)| !process.stopped && !process.retired)
+        {
             let (serving, starting) = counts.entry(worker.slot).or_default();
             *if process.ready { serving } else { starting } += 1;
         }
@@ -198,44 +194,37 @@ impl Sim {
             });
             assert!(serving <= 1, "slot {slot} has {serving} serving workers");
             let unwanted = u32::try_from(unwanted.count()).expect("few");
-            assert!(
-                starting <= 1 + unwanted,
-                "slot {slot} has {starting} starting workers"
-            );
+            assert!(starting <= 1 + unwanted, "slot {slot} has {starting} starting workers");
         }
     }
 
     fn is_newest(&self, worker: WorkerId) -> bool {
-        self.processes
-            .keys()
-            .filter(|other| other.slot == worker.slot)
-            .max()
-            == Some(&worker)
+        self.processes.keys().filter(|other| other.slot == worker.slot).max() == Some(&worker)
     }
 
     // What the kernel and the programs do.
 
     pub(super) fn find(&self, filter: impl Fn(&Process) -> bool) -> Vec<WorkerId> {
-        let mut found: Vec<_> = self
-            .processes
-            .iter()
-            .filter(|(_, process)| filter(process))
-            .map(|(id, _)| *id)
-            .collect();
+        let mut found: Vec<_> =
+            self.processes.iter().filter(|(_, process)| filter(process)).map(|(id, _)| *id).collect();
         found.sort_by_key(|worker| worker.serial);
         found
     }
 
     /// Processes that run and were not asked to leave.
     pub(super) fn alive(&self) -> Vec<WorkerId> {
-        self.find(|process| process.running && !process.stopped)
+        self.find(|process| process.running && !process.stopped && !process.retired)
+    }
+
+    /// The kernel says what waits for those whom the policy asked about.
+    pub(super) fn answer_looks(&mut self, queue: Queue) {
+        for worker in std::mem::take(&mut self.looks) {
+            self.event(Event::Queue(worker, queue));
+        }
     }
 
     pub(super) fn launch(&mut self, worker: WorkerId) {
-        self.processes
-            .get_mut(&worker)
-            .expect("a launch was asked for")
-            .running = true;
+        self.processes.get_mut(&worker).expect("a launch was asked for").running = true;
         self.event(Event::Launched(worker));
     }
 
@@ -251,10 +240,7 @@ impl Sim {
     }
 
     pub(super) fn sign(&mut self, worker: WorkerId) {
-        self.processes
-            .get_mut(&worker)
-            .expect("only a process can be ready")
-            .ready = true;
+        self.processes.get_mut(&worker).expect("only a process can be ready").ready = true;
         self.event(Event::Signed(worker, Sign::Listen));
     }
 
@@ -265,6 +251,7 @@ impl Sim {
     }
 
     pub(super) fn die(&mut self, worker: WorkerId) {
+        self.looks.retain(|looked| *looked != worker);
         self.processes.remove(&worker).expect("only a process can die");
         self.event(Event::Died(worker));
     }
@@ -282,6 +269,7 @@ impl Sim {
             let before = self.processes.clone();
             self.launch_all();
             self.sign_all();
+            self.answer_looks(Queue::None);
             self.leave_all();
             if self.processes == before {
                 return;

@@ -17,9 +17,7 @@ pub struct Epoll {
 
 impl Epoll {
     pub(super) fn new() -> io::Result<Epoll> {
-        Ok(Epoll {
-            fd: epoll::create(CreateFlags::CLOEXEC)?,
-        })
+        Ok(Epoll { fd: epoll::create(CreateFlags::CLOEXEC)? })
     }
 
     pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
@@ -32,10 +30,7 @@ impl Epoll {
     }
 
     pub(super) fn wait(&mut self, limit: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<()> {
-        let mut events = [Event {
-            flags: EventFlags::empty(),
-            data: EventData::new_u64(0),
-        }; AT_ONCE];
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; AT_ONCE];
         let limit = limit.map(whole_milliseconds);
         match epoll::wait(&self.fd, &mut events, limit.as_ref()) {
             Ok(count) => {
@@ -51,13 +46,7 @@ impl Epoll {
 /// Rounded up: epoll_wait(2) counts milliseconds (epoll_pwait2 is Linux 5.11's), and an early end would find
 /// nothing to do.
 fn whole_milliseconds(limit: Duration) -> Timespec {
-    let millis = limit
-        .as_nanos()
-        .div_ceil(1_000_000)
-        .min(i32::MAX.unsigned_abs().into());
+    let millis = limit.as_nanos().div_ceil(1_000_000).min(i32::MAX.unsigned_abs().into());
     let millis = i64::try_from(millis).unwrap_or(i64::MAX);
-    Timespec {
-        tv_sec: millis / 1000,
-        tv_nsec: (millis % 1000) * 1_000_000,
-    }
+    Timespec { tv_sec: millis / 1000, tv_nsec: (millis % 1000) * 1_000_000 }
 }

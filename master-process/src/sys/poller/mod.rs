@@ -90,9 +90,7 @@ mod tests {
 
     fn wait(poller: &mut Poller, millis: u64) -> Vec<u64> {
         let mut ready = Vec::new();
-        poller
-            .wait(Some(Duration::from_millis(millis)), &mut ready)
-            .expect("it waits");
+        poller.wait(Some(Duration::from_millis(millis)), &mut ready).expect("it waits");
         ready
     }
 
@@ -104,11 +102,7 @@ mod tests {
             assert_eq!(wait(poller, 0), NOTHING);
             writer.write_all(b"x").expect("written");
             assert_eq!(wait(poller, 10_000), [7]);
-            assert_eq!(
-                wait(poller, 0),
-                NOTHING,
-                "it is still readable, and nobody has asked again"
-            );
+            assert_eq!(wait(poller, 0), NOTHING, "it is still readable, and nobody has asked again");
             poller.watch(reader.as_fd(), 8).expect("watched");
             assert_eq!(wait(poller, 10_000), [8]);
         });
@@ -133,9 +127,7 @@ mod tests {
             poller.forget(7).expect("forgotten");
             assert_eq!(wait(poller, 0), NOTHING);
             drop(reader);
-            let error = writer
-                .write_all(b"x")
-                .expect_err("nobody holds the reading end any more");
+            let error = writer.write_all(b"x").expect_err("nobody holds the reading end any more");
             assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
         });
     }
@@ -145,10 +137,7 @@ mod tests {
         each(|poller| {
             let since = std::time::Instant::now();
             wait(poller, 30);
-            assert!(
-                since.elapsed() >= Duration::from_millis(30),
-                "an early end would be a spin"
-            );
+            assert!(since.elapsed() >= Duration::from_millis(30), "an early end would be a spin");
         });
     }
 
@@ -169,9 +158,7 @@ mod tests {
             let mut ready = Vec::new();
             while ready.len() < 300 {
                 let before = ready.len();
-                poller
-                    .wait(Some(Duration::from_secs(10)), &mut ready)
-                    .expect("it waits");
+                poller.wait(Some(Duration::from_secs(10)), &mut ready).expect("it waits");
                 assert!(ready.len() > before, "{before} of 300");
             }
             ready.sort_unstable();

@@ -25,10 +25,7 @@ impl Ring {
     /// Sets the ring up, with completions run only when we wait where the kernel can (6.1): then nothing
     /// interrupts anything else that we do.
     pub(super) fn new() -> io::Result<Ring> {
-        let modern = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .build(ENTRIES);
+        let modern = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(ENTRIES);
         let ring = match modern {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
             result => result?,
@@ -44,11 +41,7 @@ impl Ring {
 
     pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         let events = u32::from(libc::POLLIN.cast_unsigned());
-        self.push(
-            &opcode::PollAdd::new(Fd(fd.as_raw_fd()), events)
-                .build()
-                .user_data(token),
-        )
+        self.push(&opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).build().user_data(token))
     }
 
     pub(super) fn forget(&mut self, token: u64) -> io::Result<()> {

@@ -1,0 +1,306 @@
+//! Answering the workers' calls.
+
+use std::fmt::Display;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::address::{Address, Key};
+use super::broker::{Broker, Listens, Reply};
+use super::caller::CallerSocket;
+use super::remark::Remark;
+use super::table::{Held, Part};
+use super::unix::{Place, Refused};
+use crate::policy::WorkerId;
+use crate::sys::peer::Peer;
+use crate::sys::seccomp::{self, Answer, Call, Notification, SocketOption};
+use crate::sys::sockets::{self, Kind, Tcp};
+
+/// The longest `sockaddr` of the families that we share; the kernel's own limit is 128.
+const LONGEST_ADDRESS: u32 = 110;
+
+/// A call and who made it.
+struct Request<'a> {
+    listener: BorrowedFd<'a>,
+    call: &'a Notification,
+    peer: Peer,
+    worker: WorkerId,
+}
+
+impl Request<'_> {
+    fn is_waiting(&self) -> bool {
+        seccomp::is_waiting(self.listener, self.call)
+    }
+}
+
+fn plain(answer: Answer) -> Reply {
+    Reply { answer, listens: None }
+}
+
+impl Broker {
+    /// Decides what becomes of a worker's call, and does what must be done before it is answered.
+    pub fn reply(&mut self, listener: BorrowedFd<'_>, call: &Notification, worker: WorkerId) -> Reply {
+        let request = Request { listener, call, peer: Peer::new(call.thread), worker };
+        let (name, result) = match call.call {
+            Call::Bind { fd, address, length } => ("bind", self.bind(&request, fd, address, length)),
+            Call::Listen { fd, backlog } => ("listen", self.listen(&request, fd, backlog)),
+            Call::SetOption { fd, option, value } => {
+                ("setsockopt", self.set_option(&request, fd, option, value))
+            }
+            Call::Shutdown { fd } => ("shutdown", self.shutdown(&request, fd)),
+            Call::Unlink { dir, path } => ("unlink", self.unlink(&request, dir, path)),
+            Call::Other => ("call", Ok(plain(Answer::Continue))),
+        };
+        result.unwrap_or_else(|error| {
+            // A program's own mistake (a bad descriptor, a bad address) is the kernel's to report.
+            let mistakes = [libc::ENOENT, libc::EBADF, libc::EIO, libc::ENOTSOCK];
+            let mistake = error.raw_os_error().is_some_and(|errno| mistakes.contains(&errno));
+            if !mistake && request.is_waiting() {
+                self.remarks.push(Remark::Unseen { worker, call: name, error });
+            }
+            plain(Answer::Continue)
+        })
+    }
+
+    fn refuse(&mut self, worker: WorkerId, key: &Key, errno: i32, why: impl Display) -> Reply {
+        let (address, why) = (key.to_string(), why.to_string());
+        self.remarks.push(Remark::Refused { worker, address, why });
+        plain(Answer::Fail(errno))
+    }
+
+    fn bind(&mut self, request: &Request<'_>, fd: RawFd, address: u64, length: u32) -> io::Result<Reply> {
+        if !(2..=LONGEST_ADDRESS).contains(&length) {
+            return Ok(plain(Answer::Continue));
+        }
+        let address = Address::decode(&request.peer.memory(address, length as usize)?);
+        if address == Address::Private {
+            return Ok(plain(Answer::Continue));
+        }
+        let socket = CallerSocket::look(request.peer, fd)?;
+        if !request.is_waiting() || !request.peer.shares_network()? {
+            return Ok(plain(Answer::Continue));
+        }
+        match (address, socket.kind) {
+            (Address::Inet(address @ SocketAddr::V4(_)), Kind::Inet) => {
+                self.bind_key(request, fd, &socket, &Key::Inet { address, v6only: false })
+            }
+            (Address::Inet(address @ SocketAddr::V6(_)), Kind::Inet6) => {
+                let inode = request.peer.inode(fd)?;
+                let member = self.members.get(request.worker.serial);
+                let noted = member.and_then(|member| member.option(inode, SocketOption::V6Only));
+                let v6only = socket.v6only.or(noted).unwrap_or(false);
+                self.bind_key(request, fd, &socket, &Key::Inet { address, v6only })
+            }
+            (Address::Path(path), Kind::UnixStream) => self.bind_path(request, fd, &socket, &path),
+            (Address::Abstract(name), Kind::UnixStream) => {
+                self.bind_key(request, fd, &socket, &Key::Abstract(name))
+            }
+            (Address::Inet(_) | Address::Path(_) | Address::Abstract(_) | Address::Private, _kind) => {
+                Ok(plain(Answer::Continue))
+            }
+        }
+    }
+
+    /// Whose socket of an address this worker gets: one that was handed over is everybody's.
+    fn part(&mut self, request: &Request<'_>, key: &Key) -> Part {
+        let member = self.members.get(request.worker.serial);
+        match (key, member) {
+            (_, Some(_)) if self.table.find(key, Part::All).is_some() || !self.parts() => Part::All,
+            (Key::Inet { .. }, Some(member)) => Part::Lane(member.lane),
+            (Key::Unix { .. }, Some(member)) => Part::Generation(member.generation),
+            (Key::Abstract(_), Some(_)) | (_, None) => Part::All,
+        }
+    }
+
+    fn bind_key(
+        &mut self,
+        request: &Request<'_>,
+        fd: RawFd,
+        socket: &CallerSocket,
+        key: &Key,
+    ) -> io::Result<Reply> {
+        let part = self.part(request, key);
+        if self.table.find(key, part).is_none() {
+            match self.open(key, part, socket) {
+                Ok(ours) => self.hold(key, part, ours, None)?,
+                Err(error) => {
+                    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                    return Ok(self.refuse(request.worker, key, errno, format_args!("bind: {error}")));
+                }
+            }
+        }
+        self.give(request, fd, socket, key, part)
+    }
+
+    /// A socket of ours for an address that is not a path.
+    fn open(&mut self, key: &Key, part: Part, socket: &CallerSocket) -> io::Result<OwnedFd> {
+        let model = socket.copy.as_ref().map(AsFd::as_fd);
+        match key {
+            Key::Inet { address, v6only } => {
+                let reuseport = part != Part::All;
+                if reuseport && self.table.of_key(key).next().is_none() {
+                    // With SO_REUSEPORT we would share the port with a stranger of our user, unseen.
+                    drop(sockets::bind_tcp(*address, Tcp { v6only: *v6only, ..Tcp::default() })?);
+                }
+                sockets::bind_tcp(*address, Tcp { v6only: *v6only, reuseport, model })
+            }
+            Key::Abstract(name) => sockets::bind_abstract(name),
+            Key::Unix { .. } => Err(io::Error::other("a Unix path is claimed before it is bound")),
+        }
+    }
+
+    fn hold(
+        &mut self,
+        key: &Key,
+        part: Part,
+        fd: OwnedFd,
+        file: Option<super::unix::SocketFile>,
+    ) -> io::Result<()> {
+        if self.table.of_key(key).next().is_none() {
+            self.remarks.push(Remark::Holds { address: key.to_string() });
+        }
+        self.table.add(Held::bound(key.clone(), part, fd, file)?);
+        Ok(())
+    }
+
+    fn bind_path(
+        &mut self,
+        request: &Request<'_>,
+        fd: RawFd,
+        socket: &CallerSocket,
+        path: &Path,
+    ) -> io::Result<Reply> {
+        let Ok(place) = Place::open(&request.peer.resolve(libc::AT_FDCWD, path), path) else {
+            // A folder that is not there, or not ours to look into: the kernel knows the right errno.
+            return Ok(plain(Answer::Continue));
+        };
+        let key = place.key();
+        let part = self.part(request, &key);
+        if !self.table.find(&key, part).is_some_and(|held| held.is_in_place()) {
+            let identity = Some(request.peer.fs_identity()?);
+            let taken = self.table.of_key(&key).any(|held| held.is_in_place());
+            let claimed = match part {
+                Part::Generation(generation) if taken => {
+                    place.claim_beside(generation, identity, self.access)
+                }
+                Part::Generation(_) | Part::All | Part::Lane(_) => place.claim(identity, self.access),
+            };
+            match claimed {
+                Ok((ours, file)) => self.hold(&key, part, ours, Some(file))?,
+                Err(why @ (Refused::NotASocket(_) | Refused::Answered | Refused::Kernel(..))) => {
+                    return Ok(self.refuse(request.worker, &key, why.errno(), why));
+                }
+            }
+        }
+        self.give(request, fd, socket, &key, part)
+    }
+
+    /// Puts our socket in the place of the worker's.
+    fn give(
+        &mut self,
+        request: &Request<'_>,
+        fd: RawFd,
+        socket: &CallerSocket,
+        key: &Key,
+        part: Part,
+    ) -> io::Result<Reply> {
+        let Some(held) = self.table.find(key, part) else {
+            return Ok(plain(Answer::Continue));
+        };
+        let Some(member) = self.members.get_mut(request.worker.serial) else {
+            return Ok(plain(Answer::Continue));
+        };
+        // Binding an address twice fails, as it would without us: searches for a free port rely on it.
+        let twice = member.bound.contains(&held.inode) && request.peer.holds(held.inode)?;
+        let noted =
+            || request.peer.inode(fd).ok().and_then(|inode| member.option(inode, SocketOption::ReusePort));
+        if twice && socket.reuseport.or_else(noted) != Some(true) {
+            return Ok(plain(Answer::Fail(libc::EADDRINUSE)));
+        }
+        let flags = request.peer.flags(fd)?;
+        sockets::set_nonblocking(held.fd(), flags & libc::O_NONBLOCK != 0)?;
+        let close_on_exec = flags & libc::O_CLOEXEC != 0;
+        seccomp::put_descriptor(request.listener, request.call, held.fd(), fd, close_on_exec)?;
+        if !member.bound.contains(&held.inode) {
+            member.bound.push(held.inode);
+        }
+        Ok(plain(Answer::Done))
+    }
+
+    fn listen(&mut self, request: &Request<'_>, fd: RawFd, backlog: i32) -> io::Result<Reply> {
+        let inode = request.peer.inode(fd)?;
+        let serial = request.worker.serial;
+        let Some(held) = self.table.by_inode(inode) else {
+            let stream = CallerSocket::look(request.peer, fd)?.kind != Kind::Other;
+            self.program_known |= stream;
+            let listens = stream.then(|| self.listens(serial, None));
+            return Ok(Reply { answer: Answer::Continue, listens });
+        };
+        self.program_known = true;
+        let key = held.key.clone();
+        let first = !held.is_listening();
+        // A Unix socket's peers see the credentials of who called `listen` last: that is the worker's to do.
+        let answer = if matches!(key, Key::Unix { .. }) { Answer::Continue } else { Answer::Done };
+        if let Err(error) = held.listen(backlog) {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            return Ok(self.refuse(request.worker, &key, errno, format_args!("listen: {error}")));
+        }
+        let watched = first && matches!(held.part, Part::Lane(_));
+        if watched {
+            self.table.number(inode);
+            self.unwatched.push(inode);
+        }
+        if watched || self.members.get(serial).is_some_and(|member| member.serves) {
+            self.turn_key(&key);
+        }
+        Ok(Reply { answer, listens: Some(self.listens(serial, Some(&key))) })
+    }
+
+    fn listens(&mut self, serial: u64, key: Option<&Key>) -> Listens {
+        if self.members.listens(serial, key) { Listens::All } else { Listens::Some }
+    }
+
+    /// A listener that one worker shuts down would be shut for whoever comes after it; it may only close its copy.
+    fn shutdown(&mut self, request: &Request<'_>, fd: RawFd) -> io::Result<Reply> {
+        if self.table.iter().next().is_none() {
+            return Ok(plain(Answer::Continue));
+        }
+        let ours = self.table.by_inode(request.peer.inode(fd)?).is_some();
+        Ok(plain(if ours { Answer::Done } else { Answer::Continue }))
+    }
+
+    /// A path that we hold stays; the worker believes that it is gone, which is all that it needs.
+    fn unlink(&mut self, request: &Request<'_>, dir: RawFd, path: u64) -> io::Result<Reply> {
+        if !self.table.has_files() {
+            return Ok(plain(Answer::Continue));
+        }
+        let path = request.peer.string(path)?;
+        let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
+        if !path.file_name().is_some_and(|name| self.table.has_file_called(name)) {
+            return Ok(plain(Answer::Continue));
+        }
+        let Ok(place) = Place::open(&request.peer.resolve(dir, path), path) else {
+            return Ok(plain(Answer::Continue));
+        };
+        let key = place.key();
+        let ours = self.table.of_key(&key).any(|held| held.file.as_ref().is_some_and(|file| file.is_found()));
+        Ok(plain(if ours && request.is_waiting() { Answer::Done } else { Answer::Continue }))
+    }
+
+    fn set_option(
+        &mut self,
+        request: &Request<'_>,
+        fd: RawFd,
+        option: SocketOption,
+        value: u64,
+    ) -> io::Result<Reply> {
+        let on = request.peer.memory(value, size_of::<i32>())?.iter().any(|byte| *byte != 0);
+        let inode = request.peer.inode(fd)?;
+        if let Some(member) = self.members.get_mut(request.worker.serial) {
+            member.set_option(inode, option, on);
+        }
+        Ok(plain(Answer::Continue))
+    }
+}

@@ -1,0 +1,66 @@
+//! Who has which lane. A lane is a socket of each address; its sockets are kept for ever, so that their
+//! numbers among those of the address never move.
+
+/// The lanes, by number.
+#[derive(Debug, Default)]
+pub(super) struct Lanes {
+    lanes: Vec<Lane>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    /// Nobody's, and nobody waits in it.
+    Free,
+    /// A worker's.
+    Taken,
+    /// Its worker died with connections in its queue, perhaps: they are its slot's next one's.
+    Orphaned { slot: u32 },
+}
+
+impl Lanes {
+    /// A lane for a worker that is about to start: the one that its slot has lost, with all who wait in it,
+    /// else the first that is free.
+    pub(super) fn enter(&mut self, slot: u32) -> u32 {
+        let place = |wanted: Lane| self.lanes.iter().position(|lane| *lane == wanted);
+        let at = place(Lane::Orphaned { slot }).or_else(|| place(Lane::Free)).unwrap_or_else(|| {
+            self.lanes.push(Lane::Free);
+            self.lanes.len() - 1
+        });
+        self.lanes[at] = Lane::Taken;
+        u32::try_from(at).unwrap_or(u32::MAX)
+    }
+
+    /// The worker of a lane is gone; `waited_for` says that somebody may still wait for it.
+    pub(super) fn leave(&mut self, lane: u32, slot: u32, waited_for: bool) {
+        if let Some(state) = self.lanes.get_mut(lane as usize) {
+            *state = if waited_for { Lane::Orphaned { slot } } else { Lane::Free };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_gets_back_the_lane_that_it_has_lost() {
+        let mut lanes = Lanes::default();
+        assert_eq!([lanes.enter(0), lanes.enter(1), lanes.enter(2)], [0, 1, 2]);
+        lanes.leave(1, 1, true);
+        lanes.leave(0, 0, false);
+        assert_eq!(lanes.enter(2), 0, "a reload of another slot takes a free one");
+        assert_eq!(lanes.enter(1), 1, "with those who wait in it");
+    }
+
+    #[test]
+    fn reloads_take_turns_between_two_lanes() {
+        let mut lanes = Lanes::default();
+        let mut old = lanes.enter(0);
+        for _ in 0..10 {
+            let new = lanes.enter(0);
+            lanes.leave(old, 0, false);
+            assert!(new < 2, "lanes are not used up");
+            old = new;
+        }
+    }
+}

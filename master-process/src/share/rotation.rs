@@ -1,0 +1,187 @@
+//! Who gets new connections.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::address::Key;
+use super::broker::Broker;
+use super::remark::Remark;
+use super::stillness::Change;
+use super::table::{Held, Part};
+use super::workers::Member;
+use crate::policy::Queue;
+use crate::sys::{reuseport, sockets};
+
+/// Whether a worker's socket is to get new connections.
+type Choice<'a> = &'a dyn Fn(&Held, &Member) -> bool;
+
+/// What is to be done about a socket's queue next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// Wait until somebody comes.
+    Come,
+    /// Look again in a moment.
+    Soon,
+    /// Nothing: it is not ours any more.
+    Over,
+}
+
+impl Broker {
+    /// New connections may come to a worker.
+    pub fn serve(&mut self, serial: u64) {
+        self.members.set_serves(serial, true);
+        self.turn(serial);
+    }
+
+    /// New connections go to others.
+    pub fn retire(&mut self, serial: u64) {
+        self.members.set_serves(serial, false);
+        self.turn(serial);
+    }
+
+    /// Who waits for a worker that is out of rotation.
+    pub fn queue(&self, serial: u64) -> Queue {
+        let Some(member) = self.members.get(serial).filter(|_| self.parts()) else {
+            return Queue::None;
+        };
+        let own = |held: &&Held| match held.part {
+            Part::All => false,
+            Part::Lane(lane) => lane == member.lane && held.is_listening(),
+            // A generation's queue is its own only once its successor's is at the path.
+            Part::Generation(_) => {
+                member.bound.contains(&held.inode) && held.file.as_ref().is_some_and(|file| !file.is_found())
+            }
+        };
+        let mut queues = self.table.iter().filter(own).map(Held::is_waited_for).peekable();
+        match (queues.peek().is_some(), queues.any(|waited_for| waited_for)) {
+            (false, _) => Queue::None,
+            (true, true) => Queue::Waiting,
+            (true, false) => Queue::Empty,
+        }
+    }
+
+    /// Points every address of a worker to whoever serves it now.
+    pub(super) fn turn(&mut self, serial: u64) {
+        let Some(member) = self.members.get(serial) else {
+            return;
+        };
+        let mut keys: Vec<Key> = Vec::new();
+        for held in self.table.iter().filter(|held| member.bound.contains(&held.inode)) {
+            if !keys.iter().any(|key| key.matches(&held.key)) {
+                keys.push(held.key.clone());
+            }
+        }
+        for key in keys {
+            self.turn_key(&key);
+        }
+    }
+
+    /// Points one address to whoever serves it now.
+    pub(super) fn turn_key(&mut self, key: &Key) {
+        let turned = match key {
+            Key::Inet { .. } => {
+                self.steer(key).map_err(|error| Remark::NotSteered { address: key.to_string(), error })
+            }
+            Key::Unix { .. } => {
+                self.rename(key).map_err(|error| Remark::NotRenamed { address: key.to_string(), error })
+            }
+            Key::Abstract(_) => Ok(()),
+        };
+        self.remarks.extend(turned.err());
+    }
+
+    fn steer(&mut self, key: &Key) -> io::Result<()> {
+        let member_of =
+            |held: &Held| self.members.living().find(|member| held.part == Part::Lane(member.lane));
+        let numbers = |wanted: Choice<'_>| {
+            let numbered = self.table.iter().filter(|held| held.key.matches(key));
+            let chosen = numbered.filter(|held| member_of(held).is_some_and(|member| wanted(held, member)));
+            let mut numbers: Vec<u32> = chosen.filter_map(|held| held.number).collect();
+            numbers.sort_unstable();
+            numbers
+        };
+        // Where nobody serves, connections had better wait for one who lives than for nobody.
+        let choices: [Choice<'_>; 3] = [
+            &|held, member| member.serves && !held.stillness.is_stuck(),
+            &|_held, member| member.serves,
+            &|_held, _member| true,
+        ];
+        let Some(numbers) = choices.iter().map(|wanted| numbers(*wanted)).find(|numbers| !numbers.is_empty())
+        else {
+            return Ok(());
+        };
+        let any = self.table.iter().find(|held| held.key.matches(key) && held.number.is_some());
+        any.map_or(Ok(()), |held| reuseport::steer(held.fd(), &numbers))
+    }
+
+    /// Puts the newest generation's socket that anybody serves to the path.
+    fn rename(&mut self, key: &Key) -> io::Result<()> {
+        let served = |held: &Held| {
+            self.members.living().any(|member| member.serves && member.bound.contains(&held.inode))
+        };
+        let of_key = |held: &&Held| held.key.matches(key) && held.is_listening();
+        let generation = |held: &Held| match held.part {
+            Part::Generation(generation) => Some(generation),
+            Part::All | Part::Lane(_) => None,
+        };
+        let newest =
+            self.table.iter().filter(of_key).filter(|held| served(held)).max_by_key(|held| generation(held));
+        let Some(wanted) = newest.map(|held| held.inode) else {
+            return Ok(());
+        };
+        let files = self.table.of_key(key).filter_map(|held| Some((held.inode, held.file.as_mut()?)));
+        let (mut newest, mut others): (Vec<_>, Vec<_>) = files.partition(|(inode, _)| *inode == wanted);
+        let current = others.iter_mut().map(|(_, file)| &mut **file).find(|file| file.is_found());
+        match newest.pop() {
+            Some((_, file)) if !file.is_found() => file.take_place_of(current),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Closes the sockets of generations that are gone.
+    pub(super) fn drop_superseded(&mut self) {
+        let superseded = |held: &&Held| {
+            matches!(held.part, Part::Generation(_))
+                && held.file.as_ref().is_some_and(|file| !file.is_found())
+                && !self.members.living().any(|member| member.bound.contains(&held.inode))
+        };
+        let inodes: Vec<u64> = self.table.iter().filter(superseded).map(|held| held.inode).collect();
+        for inode in inodes {
+            self.table.remove(inode);
+        }
+    }
+
+    /// Sockets whose queues are to be watched from now on.
+    pub fn take_unwatched(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.unwatched)
+    }
+
+    /// The socket of an inode number.
+    pub fn socket(&mut self, inode: u64) -> Option<BorrowedFd<'_>> {
+        self.table.by_inode(inode).map(|held| held.fd())
+    }
+
+    /// Looks at a queue that somebody came to a moment ago: does it move?
+    pub fn look_at_queue(&mut self, inode: u64) -> Watch {
+        let Some(held) = self.table.by_inode(inode) else {
+            return Watch::Over;
+        };
+        let waiting = sockets::waiting(held.fd());
+        let (change, key, part) = (held.stillness.look(waiting), held.key.clone(), held.part);
+        let worker =
+            self.members.living().find(|member| part == Part::Lane(member.lane)).map(|member| member.id);
+        // Without a worker it is its next one's; that is no fault of anybody's.
+        if let Some(worker) = worker {
+            let address = key.to_string();
+            match change {
+                Change::None => {}
+                Change::Stuck => self.remarks.push(Remark::Hung { worker, address, waiting }),
+                Change::Moves => self.remarks.push(Remark::Moves { worker, address }),
+            }
+        }
+        if change != Change::None {
+            self.turn_key(&key);
+        }
+        if waiting == 0 { Watch::Come } else { Watch::Soon }
+    }
+}

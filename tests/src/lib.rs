@@ -1,1 +1,30 @@
-//! The harness of the end-to-end tests.
+//! The harness of the end-to-end tests: a real supervisor, real workers, real clients.
+//!
+//! Everything here waits for conditions with a deadline; nothing sleeps and hopes. A test that fails leaves no process
+//! behind and prints what the supervisor logged.
+
+pub mod address;
+pub mod fixtures;
+pub mod load;
+pub mod process;
+pub mod supervisor;
+pub mod wait;
+
+pub use supervisor::{Event, Finished, Supervisor};
+pub use wait::{PATIENCE, always, await_some, eventually};
+
+/// Leaves the test, saying by name that it did not run and why. Where `MASTER_PROCESS_NO_SKIP` is set, as in an
+/// environment that is known to have everything, that is a failure.
+#[macro_export]
+macro_rules! skip {
+    ($name:expr, $reason:expr) => {{
+        println!("SKIPPED: {}: {}", $name, $reason);
+        assert!(
+            std::env::var_os("MASTER_PROCESS_NO_SKIP").is_none(),
+            "{} was to run here, but: {}",
+            $name,
+            $reason
+        );
+        return;
+    }};
+}

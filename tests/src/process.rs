@@ -1,0 +1,132 @@
+//! What `/proc` says about processes, and signals to them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use rustix::process::{Pid, Signal};
+
+/// One line of `/proc/PID/stat`, as far as the tests need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Process id.
+    pub pid: i32,
+    /// The parent's id.
+    pub ppid: i32,
+    /// The process group.
+    pub group: i32,
+    /// `R`, `S`, `Z` and so on.
+    pub state: char,
+    /// Start time in clock ticks since boot: tells a process from a later one with its id.
+    pub started: u64,
+}
+
+/// A file of the process. Its name, which is anything but always UTF-8, may be in there.
+fn text_of(pid: i32, file: &str) -> Option<String> {
+    Some(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/{file}")).ok()?).into_owned())
+}
+
+/// The process's line, or `None` where there is none (any more).
+#[must_use]
+pub fn stat(pid: i32) -> Option<Stat> {
+    let text = text_of(pid, "stat")?;
+    // The name is in parentheses and may contain anything, parentheses too.
+    let rest = &text[text.rfind(')')? + 1..];
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    Some(Stat {
+        pid,
+        state: fields.first()?.chars().next()?,
+        ppid: fields.get(1)?.parse().ok()?,
+        group: fields.get(2)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// Every process there is, zombies included.
+#[must_use]
+pub fn all() -> Vec<Stat> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    entries.flatten().filter_map(|entry| stat(entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+/// The children of `pid`, zombies included.
+#[must_use]
+pub fn children(pid: i32) -> Vec<Stat> {
+    all().into_iter().filter(|process| process.ppid == pid).collect()
+}
+
+/// Whether the process runs: a zombie does not.
+#[must_use]
+pub fn alive(pid: i32) -> bool {
+    stat(pid).is_some_and(|process| !matches!(process.state, 'Z' | 'X'))
+}
+
+/// A line of `/proc/PID/status` by its name, without the name.
+#[must_use]
+pub fn status(pid: i32, name: &str) -> Option<String> {
+    let text = text_of(pid, "status")?;
+    text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned()))
+}
+
+/// A signal set of `/proc/PID/status` (`SigBlk`, `SigIgn`, `SigCgt`); bit 0 is signal 1.
+#[must_use]
+pub fn signal_set(pid: i32, name: &str) -> Option<u64> {
+    u64::from_str_radix(&status(pid, name)?, 16).ok()
+}
+
+/// The file that the process executes.
+#[must_use]
+pub fn executable(pid: i32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{pid}/exe")).ok()
+}
+
+/// The descriptors of a process, with what they are open on, in order.
+#[must_use]
+pub fn descriptors(pid: i32) -> Vec<(i32, PathBuf)> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Vec::new();
+    };
+    let mut found: Vec<(i32, PathBuf)> = entries
+        .flatten()
+        .filter_map(|entry| {
+            Some((entry.file_name().to_str()?.parse().ok()?, fs::read_link(entry.path()).ok()?))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// The environment that the process was started with.
+#[must_use]
+pub fn environment(pid: i32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+}
+
+/// Sends a signal. The process may be gone already: that is for the caller's conditions to find out.
+pub fn signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Kills exactly the process that `found` described, never a later one with its id.
+pub fn kill_exactly(found: Stat) {
+    let Some(pid) = Pid::from_raw(found.pid) else {
+        return;
+    };
+    let Ok(handle) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) else {
+        return;
+    };
+    // The handle is of whoever has the id now; only if that one started when ours did is it ours.
+    if stat(found.pid).is_some_and(|now| now.started == found.started) {
+        let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
+    }
+}
+
+/// Whether this test runs as root.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}

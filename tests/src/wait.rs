@@ -1,0 +1,45 @@
+//! Waiting for conditions.
+
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long a condition that must come true may take: long, because the machine may be busy with all the other tests.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks: short against everything that is measured, long enough to leave the CPU to those measured.
+const LOOK_EVERY: Duration = Duration::from_millis(4);
+
+/// Waits until `look` finds something, and gives it.
+///
+/// # Panics
+/// When `deadline` passes first, saying `what` did not happen.
+pub fn await_some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
+        sleep(LOOK_EVERY);
+    }
+}
+
+/// Waits until `cond` holds.
+///
+/// # Panics
+/// When `deadline` passes first, saying `what` did not happen.
+pub fn eventually(deadline: Duration, what: &str, mut cond: impl FnMut() -> bool) {
+    await_some(deadline, what, || cond().then_some(()));
+}
+
+/// Looks again and again for `time`, and fails at the first look at which `cond` does not hold.
+///
+/// # Panics
+/// When `cond` does not hold, saying that `what` was not so, and since when.
+pub fn always(time: Duration, what: &str, mut cond: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        assert!(cond(), "not so after {:?}: {what}", start.elapsed());
+        sleep(LOOK_EVERY);
+    }
+}

@@ -39,15 +39,9 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
         Box::new(move || run::run(&mut run::cargo(words.split_whitespace())))
     };
     Ok(vec![
-        (
-            TOOLS,
-            Box::new(|| tools::install(&[tools::for_tests(), tools::for_ebpf()].concat())),
-        ),
+        (TOOLS, Box::new(|| tools::install(&[tools::for_tests(), tools::for_ebpf()].concat()))),
         ("format", cargo("fmt --all --check")),
-        (
-            "format of the eBPF program",
-            cargo("fmt --check --manifest-path master-process-ebpf/Cargo.toml"),
-        ),
+        ("format of the eBPF program", cargo("fmt --check --manifest-path master-process-ebpf/Cargo.toml")),
         ("clippy", cargo("clippy --workspace --all-targets -- -D warnings")),
         ("build", cargo("build --workspace --all-targets")),
         ("release build", cargo("build --workspace --release")),
@@ -82,11 +76,7 @@ fn summary(done: &[(&str, Duration, bool)]) -> Result<()> {
     let total = done.iter().map(|(_, took, _)| *took).sum();
     let mut failed = String::new();
     for (name, took, is_failed) in done {
-        println!(
-            "{:<8}{name:<28}{:>10}",
-            if *is_failed { "FAILED" } else { "ok" },
-            seconds(*took)
-        );
+        println!("{:<8}{name:<28}{:>10}", if *is_failed { "FAILED" } else { "ok" }, seconds(*took));
         if *is_failed {
             let comma = if failed.is_empty() { "" } else { ", " };
             write!(failed, "{comma}{name}")?;

@@ -22,17 +22,12 @@ pub(crate) fn build() -> Result<()> {
 
     let mut cargo = if tools::debian_compiler() {
         let mut cargo = run::cargo(["build"]);
-        cargo
-            .env("RUSTC", tools::DEBIAN_RUSTC)
-            .env("RUSTC_BOOTSTRAP", "1");
+        cargo.env("RUSTC", tools::DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
         cargo
     } else if tools::nightly_compiler() {
         let mut cargo = std::process::Command::new("rustup");
         // Set by the cargo that runs this program, for its own toolchain.
-        cargo
-            .args(["run", "nightly", "cargo", "build"])
-            .env_remove("RUSTC")
-            .env_remove("CARGO");
+        cargo.args(["run", "nightly", "cargo", "build"]).env_remove("RUSTC").env_remove("CARGO");
         cargo
     } else {
         bail!(
@@ -42,14 +37,7 @@ pub(crate) fn build() -> Result<()> {
     // Flags meant for the workspace would reach the kernel's machine as well; these replace them.
     let flags = format!("-Clinker={}\x1f-Clink-arg=--btf", linker.display());
     cargo
-        .args([
-            "-Zbuild-std=core",
-            "--release",
-            "--locked",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
+        .args(["-Zbuild-std=core", "--release", "--locked", "--target", TARGET, "--target-dir"])
         .arg(&target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
         .env_remove("RUSTC_WRAPPER")
@@ -68,11 +56,6 @@ fn inspect(object: &Path) -> Result<()> {
             bail!("{} has no section {section}", object.display());
         }
     }
-    println!(
-        "{}: {} bytes, with {}",
-        object.display(),
-        bytes.len(),
-        SECTIONS.join(", ")
-    );
+    println!("{}: {} bytes, with {}", object.display(), bytes.len(), SECTIONS.join(", "));
     Ok(())
 }

@@ -55,33 +55,18 @@ fn cli() -> Command {
                         .help("What is measured [default: all]"),
                 )
                 .arg(number("workers", "100", "Workers that each subject runs"))
-                .arg(number(
-                    "rounds",
-                    "15",
-                    "Rounds; every subject is started once in each",
-                ))
+                .arg(number("rounds", "15", "Rounds; every subject is started once in each"))
                 .arg(number("kills", "20", "Single kills in each round"))
-                .arg(number(
-                    "bursts",
-                    "3",
-                    "Times that all workers are killed at once in each round",
-                ))
+                .arg(number("bursts", "3", "Times that all workers are killed at once in each round"))
                 .arg(flag("check", "Fail when a promise is broken"))
-                .arg(flag(
-                    "noise",
-                    "The floor beside itself: how much of a ratio is noise",
-                )),
+                .arg(flag("noise", "The floor beside itself: how much of a ratio is noise")),
         )
 }
 
 fn bench_options(matches: &ArgMatches) -> bench::Options {
     let number = |name| matches.get_one::<u32>(name).copied().unwrap_or(1);
-    let named: Vec<&str> = matches
-        .get_many::<String>("what")
-        .into_iter()
-        .flatten()
-        .map(String::as_str)
-        .collect();
+    let named: Vec<&str> =
+        matches.get_many::<String>("what").into_iter().flatten().map(String::as_str).collect();
     let wanted = |name| named.is_empty() || named.contains(&name);
     bench::Options {
         start: wanted("start"),

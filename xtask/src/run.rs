@@ -17,10 +17,7 @@ pub(crate) fn root() -> &'static Path {
 /// to be told. To be asked before anything rebuilds this program, which takes its path away.
 pub(crate) fn target_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("finding this program's own path")?;
-    let target = exe
-        .parent()
-        .and_then(Path::parent)
-        .context("xtask does not lie in a target directory")?;
+    let target = exe.parent().and_then(Path::parent).context("xtask does not lie in a target directory")?;
     Ok(target.to_owned())
 }
 
@@ -49,32 +46,19 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// What a program prints, if it runs and succeeds.
 pub(crate) fn output(program: impl AsRef<OsStr>, args: &[&str]) -> Option<String> {
-    let output = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Where a program lies: in the path, or among what cargo has installed, which need not be in the path.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let installed = [
-        ("CARGO_INSTALL_ROOT", "bin"),
-        ("CARGO_HOME", "bin"),
-        ("HOME", ".cargo/bin"),
-    ];
+    let installed = [("CARGO_INSTALL_ROOT", "bin"), ("CARGO_HOME", "bin"), ("HOME", ".cargo/bin")];
     std::env::split_paths(&path)
         // An administrator's programs, which an ordinary user's path does not name (nginx).
         .chain(["/usr/sbin".into()])
         .chain(
-            installed
-                .iter()
-                .filter_map(|(var, dir)| Some(PathBuf::from(std::env::var_os(var)?).join(dir))),
+            installed.iter().filter_map(|(var, dir)| Some(PathBuf::from(std::env::var_os(var)?).join(dir))),
         )
         .map(|dir| dir.join(program))
         .find(|candidate| candidate.is_file())
@@ -83,8 +67,5 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();
     let words = std::iter::once(program).chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }

@@ -34,10 +34,7 @@ pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 /// What the end-to-end tests run, and the compiler of the benchmark's worker.
 pub(crate) fn for_tests() -> Vec<Need> {
-    let apt = |present, packages| Need {
-        present,
-        how: How::Apt(packages),
-    };
+    let apt = |present, packages| Need { present, how: How::Apt(packages) };
     vec![
         apt(|| run::find("cc").is_some(), &["gcc"]),
         apt(|| exists("/usr/include/stdio.h"), &["libc6-dev"]),
@@ -50,41 +47,22 @@ pub(crate) fn for_tests() -> Vec<Need> {
 
 /// What building the eBPF program takes.
 pub(crate) fn for_ebpf() -> Vec<Need> {
-    let apt = |present, packages| Need {
-        present,
-        how: How::Apt(packages),
-    };
+    let apt = |present, packages| Need { present, how: How::Apt(packages) };
     // The libraries are for building the linker and not for having it.
     vec![
-        apt(
-            || debian_compiler() || nightly_compiler(),
-            &["rustc-web", "rust-web-src"],
-        ),
+        apt(|| debian_compiler() || nightly_compiler(), &["rustc-web", "rust-web-src"]),
         apt(|| linker() || run::find("c++").is_some(), &["g++"]),
-        apt(
-            || linker() || exists("/usr/lib/llvm-22/bin/llvm-config"),
-            &["llvm-22-dev"],
-        ),
-        apt(
-            || linker() || exists("/usr/lib/llvm-22/lib/libPolly.a"),
-            &["libpolly-22-dev"],
-        ),
+        apt(|| linker() || exists("/usr/lib/llvm-22/bin/llvm-config"), &["llvm-22-dev"]),
+        apt(|| linker() || exists("/usr/lib/llvm-22/lib/libPolly.a"), &["libpolly-22-dev"]),
         apt(|| linker() || exists("/usr/include/zlib.h"), &["zlib1g-dev"]),
         apt(|| linker() || exists("/usr/include/zstd.h"), &["libzstd-dev"]),
-        Need {
-            present: linker,
-            how: How::BpfLinker,
-        },
+        Need { present: linker, how: How::BpfLinker },
     ]
 }
 
 /// Installs those that are missing, and touches nothing where none is.
 pub(crate) fn install(needs: &[Need]) -> Result<()> {
-    let missing: Vec<How> = needs
-        .iter()
-        .filter(|need| !(need.present)())
-        .map(|need| need.how)
-        .collect();
+    let missing: Vec<How> = needs.iter().filter(|need| !(need.present)()).map(|need| need.how).collect();
     let packages: Vec<&str> = missing
         .iter()
         .flat_map(|how| match how {
@@ -115,11 +93,7 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     }
     println!("installing {list}");
     run::run(apt_get().arg("update"))?;
-    run::run(
-        apt_get()
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(packages),
-    )?;
+    run::run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages))?;
     if packages.contains(&"nginx-light") {
         stop_nginx()?;
     }
@@ -145,15 +119,8 @@ fn apt_get() -> Command {
 
 fn install_linker() -> Result<()> {
     println!("building bpf-linker {BPF_LINKER}; this takes minutes, once");
-    let words = [
-        "install",
-        "bpf-linker",
-        "--locked",
-        "--no-default-features",
-        "--features",
-        "llvm-22",
-        "--version",
-    ];
+    let words =
+        ["install", "bpf-linker", "--locked", "--no-default-features", "--features", "llvm-22", "--version"];
     run::run(run::cargo(words).arg(BPF_LINKER).env("LLVM_PREFIX", LLVM))
 }
 
@@ -167,9 +134,7 @@ pub(crate) fn debian_compiler() -> bool {
 /// A nightly toolchain of rustup's with the sources of its library.
 pub(crate) fn nightly_compiler() -> bool {
     run::output("rustup", &["run", "nightly", "rustc", "--print", "sysroot"]).is_some_and(|sysroot| {
-        Path::new(sysroot.trim())
-            .join("lib/rustlib/src/rust/library/Cargo.toml")
-            .exists()
+        Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.toml").exists()
     })
 }
 

@@ -61,6 +61,15 @@ impl Driver {
         }
     }
 
+    /// Before the end: the kernel takes a ring apart only after its process has ended, and until then the watches
+    /// in it would hold the sockets, and so the addresses, that somebody may want at once.
+    pub(super) fn end_watches(&mut self) {
+        for inode in self.broker.inodes() {
+            let _not_submitted = self.poller.forget(Token::Queue(inode).encode());
+        }
+        let _cancelled = self.poller.wait(Some(Duration::ZERO), &mut Vec::new());
+    }
+
     /// Does what followed from sharing: watches new queues, tells what came up.
     pub(super) fn after_sharing(&mut self) {
         for inode in self.broker.take_unwatched() {

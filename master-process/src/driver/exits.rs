@@ -1,12 +1,16 @@
 //! Deaths: of workers, through their pidfds, and of orphans that were handed to us.
 
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use tracing::{debug, warn};
 
 use super::{Driver, Token};
 use crate::policy::Event;
 use crate::sys::pidfd;
+
+/// SIGKILL takes effect within microseconds, unless a process hangs in the kernel.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 impl Driver {
     /// A worker's pidfd says that it is gone: nobody of its group survives it.
@@ -27,6 +31,11 @@ impl Driver {
             warn!("{}: killing what is left of its group: {error}", self.name(id));
         }
         let exit = pidfd::reap(pidfd).ok().flatten();
+        if pidfd::has_group(pidfd)
+            && let Ok(pidfd) = pidfd.try_clone_to_owned()
+        {
+            self.dying_groups.push(pidfd);
+        }
         if entry.ready_pipe.is_some() {
             // A descendant may hold the other end for ever; the ring must not.
             let _not_submitted = self.poller.forget(Token::ReadyPipe(serial).encode());
@@ -47,9 +56,35 @@ impl Driver {
         }
     }
 
+    /// Before the end: waits until those who were killed with their workers are gone. Until then they hold what
+    /// the next one needs, an address for example. One that the kernel cannot end now is not waited for.
+    pub(super) fn outlive_groups(&mut self) {
+        let until = self.now().after(LAST_WAIT);
+        while let Some(left) = Some(until.since(self.now())).filter(|left| !left.is_zero()) {
+            self.reap_orphans();
+            if self.dying_groups.is_empty() {
+                return;
+            }
+            // The signals' watch is what wakes us, or this short while: a grandchild may have another parent.
+            let (mut ready, pause) = (Vec::new(), left.min(Duration::from_millis(10)));
+            if self.poller.wait(Some(pause), &mut ready).is_err() {
+                return;
+            }
+            if ready.contains(&Token::Signals.encode()) {
+                self.read_signals();
+            }
+        }
+        warn!("{} process groups of workers are killed and not gone yet", self.dying_groups.len());
+    }
+
     /// Reaps what nobody else will. A worker among the dead is dealt with on the way: it would otherwise
     /// stand before the orphans behind it.
     pub(super) fn reap_orphans(&mut self) {
+        self.reap_zombies();
+        self.dying_groups.retain(|group| pidfd::has_group(group.as_fd()));
+    }
+
+    fn reap_zombies(&mut self) {
         while let Ok(Some(pid)) = pidfd::any_zombie() {
             if let Some(serial) = self.workers.serial_of(pid) {
                 self.worker_ended(serial);

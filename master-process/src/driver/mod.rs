@@ -13,7 +13,7 @@ mod token;
 mod workers;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
@@ -62,6 +62,8 @@ pub struct Driver {
     listeners: Listeners,
     broker: Broker,
     chores: Chores,
+    /// Killed with their workers, and not all gone when those were reaped.
+    dying_groups: Vec<OwnedFd>,
     stop_signal: i32,
     greeting: Option<Greeting>,
     last_failure: Option<SpawnError>,
@@ -102,6 +104,7 @@ impl Driver {
             listeners: Listeners::default(),
             broker,
             chores: Chores::default(),
+            dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,
             greeting: Some(Greeting { workers: config.workers, shares: config.share != Share::Off }),
             last_failure: None,
@@ -115,6 +118,8 @@ impl Driver {
             let unfinished = self.carry_out();
             self.after_sharing();
             if let Some(outcome) = self.policy.outcome() {
+                self.outlive_groups();
+                self.end_watches();
                 return match (outcome, self.last_failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
                     (Outcome::GaveUp, _) => Ending::GaveUp,

@@ -13,6 +13,10 @@ pub(super) struct Slot {
     pub(super) starting: Option<Starting>,
     /// The worker that serves.
     pub(super) serving: Option<Serving>,
+    /// The worker that served before, out of rotation: it comes back if its successor dies early.
+    pub(super) standby: Option<Serving>,
+    /// Until when the worker that serves is on trial in a reload.
+    pub(super) trial: Option<Time>,
     /// Workers that were asked to leave and are not gone yet.
     pub(super) leaving: Vec<Leaving>,
     /// How long the next start has to wait.
@@ -101,7 +105,11 @@ impl Slot {
 
     /// How many processes it stands for.
     pub(super) fn workers(&self) -> usize {
-        usize::from(self.starting.is_some()) + usize::from(self.serving.is_some()) + self.leaving.len()
+        let one = |here: bool| usize::from(here);
+        one(self.starting.is_some())
+            + one(self.serving.is_some())
+            + one(self.standby.is_some())
+            + self.leaving.len()
     }
 
     /// Takes `worker` out of those that leave.
@@ -126,6 +134,6 @@ impl Slot {
             LeavePhase::Asked { kill_at, .. } => Some(kill_at),
         });
         let launch = self.throttle.not_before().filter(|_| wants_launch);
-        starting.chain(leaving).chain(launch).min()
+        starting.chain(leaving).chain(launch).chain(self.trial).min()
     }
 }

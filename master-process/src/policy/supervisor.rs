@@ -135,7 +135,10 @@ impl Supervisor {
     /// Whether a worker was asked to leave, or is about to be: its end loses nobody who waits for it.
     pub fn expects_end(&self, worker: WorkerId) -> bool {
         let slot = self.slots.get(index(worker.slot));
-        slot.is_some_and(|slot| slot.leaving.iter().any(|leaving| leaving.worker == worker))
+        slot.is_some_and(|slot| {
+            slot.leaving.iter().any(|leaving| leaving.worker == worker)
+                || slot.standby.is_some_and(|standby| standby.worker == worker)
+        })
     }
 
     fn launched(&mut self, now: Time, worker: WorkerId) {
@@ -227,7 +230,14 @@ impl Supervisor {
             self.push(Note::Left { worker, uptime });
         } else if let Some(starting) = slot.starting.take_if(|starting| starting.worker == worker) {
             self.died_unasked(now, worker, starting.uptime(now), None, starting.generation);
+        } else if let Some(standby) = slot.standby.take_if(|standby| standby.worker == worker) {
+            self.push(Note::Left { worker, uptime: now.since(standby.since) });
         } else if let Some(serving) = slot.serving.take_if(|serving| serving.worker == worker) {
+            slot.trial = None;
+            slot.serving = slot.standby.take();
+            if let Some(back) = slot.serving {
+                self.actions.push_back(Action::Serve(back.worker));
+            }
             let ready_for = Some(now.since(serving.ready_at));
             self.died_unasked(now, worker, now.since(serving.since), ready_for, serving.generation);
         }
@@ -393,6 +403,7 @@ impl Supervisor {
         }
         if self.mode == Mode::Running && id < self.wanted {
             self.settle_starting(id, now);
+            self.end_trial(id, now);
             self.launch_if_wanted(id, now);
         } else {
             self.retire_all(id, now);
@@ -447,10 +458,26 @@ impl Supervisor {
         self.push(Note::Ready { worker, after: now.since(since), by, replaces });
         // In this order: at no moment is nobody there.
         self.actions.push_back(Action::Serve(worker));
-        if let Some(old) = old {
-            self.relieve(now, old);
+        let slot = &mut self.slots[index(id)];
+        let before = std::mem::replace(&mut slot.standby, old);
+        // A new release may be ready and die: until it has outlived the throttle, the old one stands by.
+        slot.trial = self.rollout.is_some().then(|| since.after(self.settings.throttle));
+        self.actions.extend(old.map(|old| Action::Retire(old.worker)));
+        if let Some(before) = before {
+            self.relieve(now, before);
         }
-        if generation == self.generation {
+        self.end_trial(id, now);
+    }
+
+    /// The worker that serves has shown that it lives, or nobody wants it to: its predecessor may go.
+    fn end_trial(&mut self, id: u32, now: Time) {
+        let slot = &mut self.slots[index(id)];
+        let Some(serving) = slot.serving.filter(|_| slot.trial.is_none_or(|at| at <= now)) else { return };
+        let was_on_trial = slot.trial.take().is_some();
+        if let Some(standby) = slot.standby.take() {
+            self.relieve(now, standby);
+        }
+        if was_on_trial && serving.generation == self.generation {
             self.finish_rollout(id, now);
         }
     }
@@ -484,14 +511,16 @@ impl Supervisor {
     /// that drain are asked to leave at once as well.
     fn retire_all(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
-        let (starting, serving) = (slot.starting.take(), slot.serving.take());
+        slot.trial = None;
+        let (starting, served) = (slot.starting.take(), [slot.serving.take(), slot.standby.take()]);
         if let Some(starting) = starting {
             self.retire(now, starting.worker, starting.phase);
         }
-        let Some(serving) = serving else { return };
-        match self.mode {
-            Mode::Running => self.relieve(now, serving),
-            Mode::Stopping { .. } => self.ask_to_leave(now, serving.worker, serving.since),
+        for worker in served.into_iter().flatten() {
+            match self.mode {
+                Mode::Running => self.relieve(now, worker),
+                Mode::Stopping { .. } => self.ask_to_leave(now, worker.worker, worker.since),
+            }
         }
     }
 

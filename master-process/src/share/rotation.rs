@@ -156,6 +156,11 @@ impl Broker {
         std::mem::take(&mut self.unwatched)
     }
 
+    /// Every socket that we hold.
+    pub fn inodes(&self) -> Vec<u64> {
+        self.table.iter().map(|held| held.inode).collect()
+    }
+
     /// The socket of an inode number.
     pub fn socket(&mut self, inode: u64) -> Option<BorrowedFd<'_>> {
         self.table.by_inode(inode).map(|held| held.fd())

@@ -53,6 +53,12 @@ pub fn kill_group(pidfd: BorrowedFd<'_>, pid: Pid) -> io::Result<()> {
     }
 }
 
+/// Whether anybody is left in the process group that the process behind `pidfd` led, zombies included; false
+/// where the kernel cannot tell (before Linux 6.9).
+pub fn has_group(pidfd: BorrowedFd<'_>) -> bool {
+    send(pidfd, 0, libc::PIDFD_SIGNAL_PROCESS_GROUP).is_ok()
+}
+
 fn send(pidfd: BorrowedFd<'_>, number: i32, flags: libc::c_uint) -> io::Result<()> {
     let info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: the descriptor is borrowed for the call, and a null siginfo is allowed: the kernel makes one.

@@ -136,16 +136,24 @@ impl AsFd for Signals {
     }
 }
 
+/// By system call: the C library keeps two signals for itself, and refuses to speak of them.
 fn undo_ignore(number: i32) {
-    // SAFETY: both structures are plain values of our own; a number that sigaction refuses (SIGKILL, the two
-    // that the C library keeps) changes nothing.
-    unsafe {
-        let mut action = std::mem::zeroed::<libc::sigaction>();
-        if libc::sigaction(number, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
-        {
-            action.sa_sigaction = libc::SIG_DFL;
-            libc::sigaction(number, &action, std::ptr::null_mut());
-        }
+    /// The kernel's `struct sigaction`, the same on every machine that we build for.
+    #[repr(C)]
+    struct Action {
+        handler: usize,
+        flags: usize,
+        restorer: usize,
+        mask: u64,
+    }
+    let set = |new: *const Action, old: *mut Action| {
+        // SAFETY: both point to an `Action` of our own or nowhere; a number that the kernel refuses (SIGKILL,
+        // SIGSTOP) changes nothing.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, new, old, size_of::<u64>()) }
+    };
+    let mut action = Action { handler: 0, flags: 0, restorer: 0, mask: 0 };
+    if set(std::ptr::null(), &mut action) == 0 && action.handler == libc::SIG_IGN {
+        set(&Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 }, std::ptr::null_mut());
     }
 }
 

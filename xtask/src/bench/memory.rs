@@ -21,22 +21,13 @@ const ROUNDS: usize = 3;
 /// Measures every subject with one worker and with many, prints a table, and gives the broken promises.
 pub(crate) fn measure(subjects: &[Box<dyn Subject>], worker: &Path, workers: u32) -> Result<Vec<String>> {
     println!("\nmemory (PSS) of the process itself, KiB");
-    println!(
-        "{:<34}{:>10}{:>14}{:>14}",
-        "",
-        "1 worker",
-        format!("{workers} workers"),
-        "each worker"
-    );
+    println!("{:<34}{:>10}{:>14}{:>14}", "", "1 worker", format!("{workers} workers"), "each worker");
     let promised = PROMISED_KIB + PROMISED_KIB_PER_WORKER * f64::from(workers);
     let mut broken = Vec::new();
     for subject in subjects {
         let one = pss_kib(subject.as_ref(), worker, 1)?;
         let many = pss_kib(subject.as_ref(), worker, workers)?;
-        let each = ratio(
-            many.saturating_sub(one),
-            u64::from(workers.saturating_sub(1).max(1)),
-        );
+        let each = ratio(many.saturating_sub(one), u64::from(workers.saturating_sub(1).max(1)));
         println!("  {:<32}{one:>10}{many:>14}{each:>14.2}", subject.name());
         if !subject.is_ours() {
             continue;
@@ -49,9 +40,8 @@ pub(crate) fn measure(subjects: &[Box<dyn Subject>], worker: &Path, workers: u32
         }
         // Below so many the next page decides, and not the worker.
         if workers >= 100 && each > PROMISED_KIB_PER_WORKER {
-            broken.push(format!(
-                "memory, {name}: {each:.2} KiB a worker, promised {PROMISED_KIB_PER_WORKER}"
-            ));
+            broken
+                .push(format!("memory, {name}: {each:.2} KiB a worker, promised {PROMISED_KIB_PER_WORKER}"));
         }
     }
     println!(

@@ -39,14 +39,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     set_child_subreaper(Some(getpid())).context("becoming a subreaper")?;
     // One descriptor for each worker, here and in the floor.
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: limit.maximum,
-            ..limit
-        },
-    )
-    .context("raising RLIMIT_NOFILE")?;
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .context("raising RLIMIT_NOFILE")?;
 
     if let Some(load) = load.filter(|load| *load > BUSY) {
         println!("the machine is busy (load {load:.1}): believe no ratio, see the spreads");
@@ -76,45 +70,25 @@ const BUSY: f64 = 1.5;
 
 /// How many threads wanted to run, over the last minute.
 fn load_average() -> Option<f64> {
-    std::fs::read_to_string("/proc/loadavg")
-        .ok()?
-        .split(' ')
-        .next()?
-        .parse()
-        .ok()
+    std::fs::read_to_string("/proc/loadavg").ok()?.split(' ').next()?.parse().ok()
 }
 
 /// Builds everything that will run. The first subject is what the others are compared with.
 fn prepare(noise: bool) -> Result<(Vec<Box<dyn Subject>>, PathBuf)> {
     let target = run::target_dir()?;
     let (worker, floor) = build(&target.join("bench"))?;
-    let mut subjects: Vec<Box<dyn Subject>> = vec![Box::new(Floor {
-        name: "floor",
-        program: floor.clone(),
-    })];
+    let mut subjects: Vec<Box<dyn Subject>> = vec![Box::new(Floor { name: "floor", program: floor.clone() })];
     if noise {
-        subjects.push(Box::new(Floor {
-            name: "floor again",
-            program: floor,
-        }));
+        subjects.push(Box::new(Floor { name: "floor again", program: floor }));
     } else {
-        run::run(&mut run::cargo([
-            "build",
-            "--release",
-            "--package",
-            "master-process",
-        ]))?;
+        run::run(&mut run::cargo(["build", "--release", "--package", "master-process"]))?;
         let program = target.join("release/master-process");
         subjects.push(Box::new(Supervisor {
             name: "master-process",
             program: program.clone(),
             options: &[],
         }));
-        subjects.push(Box::new(Supervisor {
-            name: "  --share off",
-            program,
-            options: &["--share", "off"],
-        }));
+        subjects.push(Box::new(Supervisor { name: "  --share off", program, options: &["--share", "off"] }));
     }
     Ok((subjects, worker))
 }
@@ -124,11 +98,7 @@ fn build(dir: &Path) -> Result<(PathBuf, PathBuf)> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     let (worker, floor) = (dir.join("worker"), dir.join("floor"));
     // Stack protectors need the libc that is not there.
-    compile(
-        "worker.c",
-        &worker,
-        &["-nostdlib", "-fno-stack-protector", "-fno-pie", "-no-pie"],
-    )?;
+    compile("worker.c", &worker, &["-nostdlib", "-fno-stack-protector", "-fno-pie", "-no-pie"])?;
     // Static, so that its own start is not that of a loader.
     compile("floor.c", &floor, &[])?;
     Ok((worker, floor))
@@ -180,19 +150,11 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("xtask-bench-{}-{test}", std::process::id()));
         let (worker, program) = build(&dir)?;
         set_child_subreaper(Some(getpid()))?;
-        Ok((
-            Floor {
-                name: "floor",
-                program,
-            },
-            worker,
-        ))
+        Ok((Floor { name: "floor", program }, worker))
     }
 
     fn cleaned(worker: &Path) -> Result<()> {
-        Ok(std::fs::remove_dir_all(
-            worker.parent().context("the worker lies in no directory")?,
-        )?)
+        Ok(std::fs::remove_dir_all(worker.parent().context("the worker lies in no directory")?)?)
     }
 
     #[test]
@@ -213,14 +175,7 @@ mod tests {
     #[test]
     fn a_subject_that_leaves_its_workers_behind_is_found_out() -> Result<()> {
         let (floor, worker) = prepared("leaves")?;
-        let (running, _) = Running::start(
-            &Claims {
-                floor,
-                ends_its_workers: true,
-            },
-            3,
-            &worker,
-        )?;
+        let (running, _) = Running::start(&Claims { floor, ends_its_workers: true }, 3, &worker)?;
         let error = running.end().err().context("nobody noticed")?;
         assert_eq!(error.to_string(), "floor left 3 workers behind");
         cleaned(&worker)
@@ -229,13 +184,8 @@ mod tests {
     #[test]
     fn a_subject_that_ends_early_is_an_error_and_not_a_hang() -> Result<()> {
         let (_, worker) = prepared("early")?;
-        let early = Floor {
-            name: "early",
-            program: "/bin/true".into(),
-        };
-        let error = Running::start(&early, 2, &worker)
-            .err()
-            .context("nobody noticed")?;
+        let early = Floor { name: "early", program: "/bin/true".into() };
+        let error = Running::start(&early, 2, &worker).err().context("nobody noticed")?;
         assert_eq!(error.to_string(), "early ended with 0 of 2 workers started");
         cleaned(&worker)
     }

@@ -62,9 +62,7 @@ impl Running {
         let mut command = subject.command(workers, worker);
         command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
         let spawned_ns = now_ns();
-        let child = command
-            .spawn()
-            .with_context(|| format!("starting {}", subject.name()))?;
+        let child = command.spawn().with_context(|| format!("starting {}", subject.name()))?;
         // It holds our copy of the writing end, and the end of the file is what says that nobody is left.
         drop(command);
         let mut running = Self {
@@ -112,14 +110,7 @@ impl Running {
         let path = format!("/proc/{}/smaps_rollup", self.child.id());
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
         text.lines()
-            .find_map(|line| {
-                line.strip_prefix("Pss:")?
-                    .trim()
-                    .strip_suffix("kB")?
-                    .trim()
-                    .parse()
-                    .ok()
-            })
+            .find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix("kB")?.trim().parse().ok())
             .with_context(|| format!("no Pss in {path}"))
     }
 
@@ -133,9 +124,8 @@ impl Running {
         let deadline = Instant::now() + PATIENCE;
         let (mut seen, mut last) = (0, 0);
         while seen < count {
-            let Some(records) = self
-                .read(deadline)
-                .with_context(|| format!("{}: {seen} of {count}", self.name))?
+            let Some(records) =
+                self.read(deadline).with_context(|| format!("{}: {seen} of {count}", self.name))?
             else {
                 bail!("{} ended with {seen} of {count} workers started", self.name);
             };
@@ -164,22 +154,11 @@ impl Running {
         // Each is one write, and the buffer holds a whole number of them.
         let (records, rest) = buffer[..length].as_chunks::<RECORD_BYTES>();
         if !rest.is_empty() {
-            bail!(
-                "{} wrote something that is no record to its workers' output",
-                self.name
-            );
+            bail!("{} wrote something that is no record to its workers' output", self.name);
         }
-        records
-            .iter()
-            .map(parse)
-            .collect::<Option<_>>()
-            .map(Some)
-            .with_context(|| {
-                format!(
-                    "{} wrote something that is no record to its workers' output",
-                    self.name
-                )
-            })
+        records.iter().map(parse).collect::<Option<_>>().map(Some).with_context(|| {
+            format!("{} wrote something that is no record to its workers' output", self.name)
+        })
     }
 
     fn end_in_place(&mut self) -> Result<()> {
@@ -197,11 +176,7 @@ impl Running {
         self.child.wait().context("waiting for a subject")?;
         let left = self.sweep()?;
         if !in_time {
-            bail!(
-                "{} did not end within {} s of SIGTERM",
-                self.name,
-                PATIENCE.as_secs()
-            );
+            bail!("{} did not end within {} s of SIGTERM", self.name, PATIENCE.as_secs());
         }
         if self.ends_its_workers && left > 0 {
             bail!("{} left {left} workers behind", self.name);
@@ -225,10 +200,7 @@ impl Running {
                 waitid(WaitId::Pid(pid), WaitIdOptions::EXITED)
                     .context("waiting for a worker that was left")?;
             }
-            match self
-                .read(deadline)
-                .with_context(|| format!("{}: somebody holds its output", self.name))?
-            {
+            match self.read(deadline).with_context(|| format!("{}: somebody holds its output", self.name))? {
                 Some(records) => self.alive.extend(records.iter().map(|record| record.pid)),
                 None => return Ok(left),
             }
@@ -246,10 +218,7 @@ impl Drop for Running {
 fn parse(bytes: &[u8; RECORD_BYTES]) -> Option<Record> {
     let (ns, pid) = bytes.split_first_chunk::<8>()?;
     let pid = i32::try_from(u64::from_ne_bytes(pid.try_into().ok()?)).ok()?;
-    Some(Record {
-        at_ns: u64::from_ne_bytes(*ns),
-        pid: Pid::from_raw(pid)?,
-    })
+    Some(Record { at_ns: u64::from_ne_bytes(*ns), pid: Pid::from_raw(pid)? })
 }
 
 /// Whether the descriptor became readable before the deadline.

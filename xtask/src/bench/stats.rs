@@ -15,18 +15,11 @@ pub(crate) struct Summary {
 pub(crate) fn summary(mut values: Vec<u64>) -> Option<Summary> {
     values.sort_unstable();
     let last = values.len().checked_sub(1)?;
-    Some(Summary {
-        median: values[last / 2],
-        low: values[last / 10],
-        high: values[last - last / 10],
-    })
+    Some(Summary { median: values[last / 2], low: values[last / 10], high: values[last - last / 10] })
 }
 
 /// How many times the floor it is.
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "nanoseconds and KiB of one run stay far below 2^52"
-)]
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds and KiB of one run stay far below 2^52")]
 pub(crate) fn ratio(value: u64, floor: u64) -> f64 {
     value as f64 / floor as f64
 }
@@ -43,13 +36,6 @@ mod tests {
     #[test]
     fn one_tenth_lies_outside_on_each_side() {
         let summary = summary((1..=21).rev().collect());
-        assert_eq!(
-            summary,
-            Some(Summary {
-                median: 11,
-                low: 3,
-                high: 19
-            })
-        );
+        assert_eq!(summary, Some(Summary { median: 11, low: 3, high: 19 }));
     }
 }

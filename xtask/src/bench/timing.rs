@@ -50,24 +50,16 @@ pub(crate) fn measure(
     }
 
     let workers = options.workers;
-    println!(
-        "\n{workers} workers, {} rounds; microseconds, the spread is from 10 % to 90 %",
-        options.rounds
-    );
+    println!("\n{workers} workers, {} rounds; microseconds, the spread is from 10 % to 90 %", options.rounds);
     println!("{:<34}{:>10}{:>20}{:>8}", "", "median", "spread", "ratio");
     let mut broken = Vec::new();
     let tables: [(String, Column); 3] = [
         (format!("start of {workers}"), |timings| &timings.start),
         ("replacement of one".into(), |timings| &timings.respawn),
-        (format!("replacement of {workers} at once"), |timings| {
-            &timings.burst
-        }),
+        (format!("replacement of {workers} at once"), |timings| &timings.burst),
     ];
     for (what, values) in tables {
-        let Some(floor) = timings
-            .first()
-            .and_then(|timings| summary(values(timings).clone()))
-        else {
+        let Some(floor) = timings.first().and_then(|timings| summary(values(timings).clone())) else {
             continue;
         };
         println!("{what}");

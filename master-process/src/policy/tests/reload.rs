@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, LaunchFailure, Next, Note, Queue, Sign};
+use crate::policy::{Event, LaunchFailure, Next, Note, Queue, Settings, Sign};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
+
+/// Settings without a throttle: nobody is on trial.
+fn without_trial(workers: u32) -> Settings {
+    Settings { throttle: Duration::ZERO, ..settings(workers) }
+}
 
 fn generations(sim: &Sim) -> Vec<u32> {
     sim.alive().iter().map(|worker| sim.processes[worker].generation).collect()
@@ -15,7 +20,7 @@ fn generations(sim: &Sim) -> Vec<u32> {
 
 #[test]
 fn an_old_worker_is_asked_to_leave_only_when_its_own_successor_is_ready() {
-    let mut sim = Sim::new(settings(2));
+    let mut sim = Sim::new(without_trial(2));
     sim.run_smoothly();
     let old = sim.alive();
     sim.event(Event::Reload);
@@ -32,7 +37,7 @@ fn an_old_worker_is_asked_to_leave_only_when_its_own_successor_is_ready() {
 
 #[test]
 fn a_reload_in_batches_waits_for_the_whole_batch() {
-    let mut settings = settings(5);
+    let mut settings = without_trial(5);
     settings.reload_batch = Batch::Percent(30);
     let mut sim = Sim::new(settings);
     sim.run_smoothly();
@@ -202,13 +207,13 @@ fn a_new_worker_that_is_ready_and_dies_early_counts_as_a_failed_start() {
     sim.sign(new);
     sim.launch_all();
     sim.die(new);
-    assert!(sim.notes.contains(&Note::ReloadFailed { generation: 1, slot: 0, attempts: 1, kept: 2 }));
+    assert!(sim.notes.contains(&Note::ReloadFailed { generation: 1, slot: 0, attempts: 1, kept: 3 }));
     sim.leave_all();
     sim.pass(SECOND);
     sim.run_smoothly();
     let mut left = generations(&sim);
     left.sort_unstable();
-    assert_eq!(left, [0, 0, 1], "two old ones serve on, the lost one is replaced");
+    assert_eq!(left, [0, 0, 0], "all that is old serves, and nothing is tried any more");
     sim.finish();
 }
 
@@ -231,7 +236,7 @@ fn scaling_down_a_slot_whose_turn_it_is_lets_the_reload_go_on() {
 
 #[test]
 fn an_old_worker_drains_until_its_queue_has_been_empty_for_the_drain_time() {
-    let mut sim = Sim::new(settings(1));
+    let mut sim = Sim::new(without_trial(1));
     sim.run_smoothly();
     let old = sim.alive()[0];
     sim.event(Event::Reload);
@@ -251,7 +256,7 @@ fn an_old_worker_drains_until_its_queue_has_been_empty_for_the_drain_time() {
 
 #[test]
 fn a_connection_that_comes_late_to_a_draining_worker_starts_the_drain_time_anew() {
-    let mut sim = Sim::new(settings(1));
+    let mut sim = Sim::new(without_trial(1));
     sim.run_smoothly();
     let old = sim.alive()[0];
     sim.event(Event::Reload);
@@ -271,7 +276,7 @@ fn a_connection_that_comes_late_to_a_draining_worker_starts_the_drain_time_anew(
 
 #[test]
 fn a_hung_worker_that_never_empties_its_queue_is_asked_to_leave_in_the_end() {
-    let mut sim = Sim::new(settings(1));
+    let mut sim = Sim::new(without_trial(1));
     sim.run_smoothly();
     let old = sim.alive()[0];
     sim.event(Event::Reload);
@@ -314,4 +319,65 @@ fn a_worker_of_several_listeners_is_ready_at_its_last_one_or_a_moment_after_its_
         assert!(matches!(sim.notes[..], [Note::Ready { .. }]), "{:?}", sim.notes);
         sim.finish();
     }
+}
+
+#[test]
+fn a_new_worker_that_is_ready_and_dies_early_gives_its_place_back() {
+    let mut settings = settings(2);
+    settings.reload_attempts = 2;
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.pass(SECOND * 5);
+    let old = sim.alive();
+    sim.event(Event::Reload);
+    for _ in 0..2 {
+        sim.launch_all();
+        sim.sign_all();
+        assert!(sim.processes[&old[0]].retired && !sim.processes[&old[0]].stopped, "it stands by");
+        let new = sim.find(|process| process.generation == 1 && process.ready && !process.retired);
+        sim.die(new.into_iter().find(|worker| worker.slot == 0).expect("slot 0 has a new worker"));
+        assert!(!sim.processes[&old[0]].retired, "it serves again");
+        sim.pass(SECOND * 3);
+    }
+    assert!(sim.notes.contains(&Note::ReloadFailed { generation: 1, slot: 0, attempts: 2, kept: 1 }));
+    sim.answer_looks(Queue::None);
+    sim.leave_all();
+    let mut left = generations(&sim);
+    left.sort_unstable();
+    assert_eq!(left, [0, 1], "the other slot has passed");
+    sim.finish();
+}
+
+#[test]
+fn a_new_worker_that_outlives_the_throttle_lets_its_predecessor_go() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    let old = sim.alive()[0];
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.sign_all();
+    sim.pass(MS * 999);
+    assert!(
+        !sim.processes[&old].stopped && !sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. }))
+    );
+    sim.pass(MS);
+    sim.answer_looks(Queue::None);
+    assert!(sim.processes[&old].stopped);
+    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. })));
+    sim.finish();
+}
+
+#[test]
+fn a_reload_while_a_worker_stands_by_needs_it_no_more_when_the_next_is_ready() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    for _ in 0..3 {
+        sim.event(Event::Reload);
+        sim.launch_all();
+        sim.sign_all();
+        sim.answer_looks(Queue::None);
+    }
+    assert_eq!(sim.find(|process| !process.stopped).len(), 2, "one serves, one stands by");
+    sim.run_smoothly();
+    sim.finish();
 }

@@ -11,6 +11,9 @@ use crate::policy::{
 /// More actions than this for one event of a handful of slots is a spin.
 const MOST_ACTIONS: usize = 64;
 
+/// A deadline that is further away is not what anybody waits for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Settings that the tests change where they care.
 pub(super) fn settings(workers: u32) -> Settings {
     Settings {
@@ -122,7 +125,9 @@ impl Sim {
                     assert!(self.processes.insert(worker, process).is_none(), "{worker:?} started twice");
                 }
                 Action::Serve(worker) => {
-                    assert!(self.processes[&worker].ready, "{worker:?} is to serve and is not ready");
+                    let process = self.processes.get_mut(&worker).expect("only a process can serve");
+                    assert!(process.ready && !process.stopped, "{worker:?} is to serve and cannot");
+                    process.retired = false;
                 }
                 Action::Retire(worker) => {
                     self.check_not_missed(worker);
@@ -271,9 +276,12 @@ impl Sim {
             self.sign_all();
             self.answer_looks(Queue::None);
             self.leave_all();
-            if self.processes == before {
+            if self.processes == before
+                && self.policy.deadline().is_none_or(|at| at.since(self.now) > PATIENCE)
+            {
                 return;
             }
+            self.pass(self.policy.deadline().map_or(Duration::ZERO, |at| at.since(self.now).min(PATIENCE)));
         }
         panic!("does not come to rest: {:?}", self.processes);
     }

@@ -1,5 +1,8 @@
 //! The sd_notify protocol: what a worker says of itself.
 
+/// What is longer is no status for a person, and would not fit into a line of the log.
+const LONGEST_STATUS: usize = 256;
+
 /// What one message says, as far as we listen.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Said {
@@ -16,7 +19,8 @@ pub fn parse(text: &[u8]) -> Said {
         if line == b"READY=1" {
             said.ready = true;
         } else if let Some(status) = line.strip_prefix(b"STATUS=") {
-            said.status = Some(String::from_utf8_lossy(status).into_owned());
+            said.status =
+                Some(String::from_utf8_lossy(&status[..status.len().min(LONGEST_STATUS)]).into_owned());
         }
     }
     said

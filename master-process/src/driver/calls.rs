@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, warn};
 
+use super::chores::Chore;
 use super::{Driver, Token};
 use crate::policy::{Event, Sign, WorkerId};
 use crate::share::Listens;
-use crate::sys::seccomp;
+use crate::sys::seccomp::{self, Notification};
 
 /// Where notifications arrive. One outlives its worker for as long as a descendant of that is left: without
 /// it, their `bind` would fail with ENOSYS.
@@ -54,22 +55,32 @@ impl Driver {
                 return;
             }
         } else if let Ok(call) = seccomp::receive(listener) {
-            let reply = self.broker.reply(listener, &call, worker);
-            debug!("{}: {:?}: {:?}", self.name(worker), call.call, reply.answer);
-            // Who is not there any more needs no answer.
-            let _gone = seccomp::answer(listener, &call, reply.answer);
-            let sign = reply.listens.map(|listens| match listens {
-                Listens::All => Sign::Listen,
-                Listens::Some => Sign::ListenFirst,
-            });
-            if let Some(sign) = sign {
-                self.policy.handle(self.now(), Event::Signed(worker, sign));
-            }
+            self.reply_to(serial, &call);
         }
         if let Some((_, listener)) = self.listeners.open.get(&serial)
             && let Err(error) = self.poller.watch(listener.as_fd(), Token::Calls(serial).encode())
         {
             warn!("watching: {error}: the calls of {} are not answered", self.name(worker));
+        }
+    }
+
+    /// Answers a call, now or, where the kernel lacks something just now, later: letting it go on would give the
+    /// worker an address of its own that the others then cannot have.
+    pub(super) fn reply_to(&mut self, serial: u64, call: &Notification) {
+        let Some((worker, listener)) = self.listeners.open.get(&serial) else { return };
+        let (worker, listener) = (*worker, listener.as_fd());
+        let Some(reply) = self.broker.reply(listener, call, worker) else {
+            return self.later(Chore::Call(serial, *call));
+        };
+        debug!("{}: {:?}: {:?}", self.name(worker), call.call, reply.answer);
+        // Who is not there any more needs no answer.
+        let _gone = seccomp::answer(listener, call, reply.answer);
+        let sign = reply.listens.map(|listens| match listens {
+            Listens::All => Sign::Listen,
+            Listens::Some => Sign::ListenFirst,
+        });
+        if let Some(sign) = sign {
+            self.event(Event::Signed(worker, sign));
         }
     }
 }

@@ -1,6 +1,6 @@
-//! What is to be looked at a moment later, apart from the policy's deadlines: the queues that somebody came to.
+//! What is to be done a moment later, apart from the policy's deadlines.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -8,49 +8,91 @@ use tracing::{info, warn};
 use super::{Driver, Token};
 use crate::policy::Time;
 use crate::share::{Remark, Watch};
+use crate::sys::seccomp::Notification;
 
 /// How long after somebody came a queue is looked at, and how often while somebody waits. It bounds what a
 /// busy socket costs us: one wake-up in this time, however many connections come.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// Sockets whose queues are to be looked at, by inode number, the earliest first.
+/// How long after it began to serve a worker's sockets are held against what it has open. A program that only
+/// tried a port out has closed it by then; clients of that port hang for so long.
+const SWEEP_AFTER: Duration = Duration::from_secs(2);
+
+/// How long what failed for want of a resource waits.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Something for later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chore {
+    /// See whether the queue of the socket with this inode number moves.
+    Queue(u64),
+    /// See what the worker of this serial really holds.
+    Sweep(u64),
+    /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
+    Exit(u64),
+    /// Answer a call of the worker of this serial, which could not be answered.
+    Call(u64, Notification),
+}
+
+impl Chore {
+    fn wait(self) -> Duration {
+        match self {
+            Chore::Queue(_) => LOOK_AFTER,
+            Chore::Sweep(_) => SWEEP_AFTER,
+            Chore::Exit(_) | Chore::Call(..) => AGAIN_AFTER,
+        }
+    }
+}
+
+/// All of them, the earliest first.
 #[derive(Debug, Default)]
 pub(super) struct Chores {
-    looks: BTreeSet<(Time, u64)>,
+    by_time: BTreeMap<(Time, u64), Chore>,
+    count: u64,
 }
 
 impl Chores {
     /// When the next one is due.
     pub(super) fn first(&self) -> Option<Time> {
-        self.looks.first().map(|(at, _)| *at)
+        self.by_time.first_key_value().map(|((at, _), _)| *at)
     }
 
-    fn due(&mut self, now: Time) -> Option<u64> {
-        let (at, inode) = *self.looks.first()?;
-        if at > now {
-            return None;
-        }
-        self.looks.pop_first();
-        Some(inode)
+    fn add(&mut self, at: Time, chore: Chore) {
+        self.count += 1;
+        self.by_time.insert((at, self.count), chore);
+    }
+
+    fn due(&mut self, now: Time) -> Option<Chore> {
+        let first = self.by_time.first_entry()?;
+        (first.key().0 <= now).then(|| first.remove())
     }
 }
 
 impl Driver {
+    /// Leaves something for later.
+    pub(super) fn later(&mut self, chore: Chore) {
+        self.chores.add(self.now().after(chore.wait()), chore);
+    }
+
     /// Does what was left for now.
     pub(super) fn do_chores(&mut self) {
         let now = self.now();
-        while let Some(inode) = self.chores.due(now) {
-            match self.broker.look_at_queue(inode) {
-                Watch::Come => self.watch_queue(inode),
-                Watch::Soon => self.somebody_came(inode),
-                Watch::Over => {}
+        while let Some(chore) = self.chores.due(now) {
+            match chore {
+                Chore::Queue(inode) => match self.broker.look_at_queue(inode) {
+                    Watch::Come => self.watch_queue(inode),
+                    Watch::Soon => self.later(chore),
+                    Watch::Over => {}
+                },
+                Chore::Sweep(serial) => {
+                    if let Some(pid) = self.workers.get(serial).map(|entry| entry.pid) {
+                        self.broker.sweep(serial, pid);
+                    }
+                }
+                Chore::Exit(serial) => self.worker_ended(serial),
+                Chore::Call(serial, call) => self.reply_to(serial, &call),
             }
         }
-    }
-
-    /// Somebody waits, or did a moment ago: whether the queue moves shows later.
-    pub(super) fn somebody_came(&mut self, inode: u64) {
-        self.chores.looks.insert((self.now().after(LOOK_AFTER), inode));
     }
 
     fn watch_queue(&mut self, inode: u64) {
@@ -65,7 +107,7 @@ impl Driver {
     /// in it would hold the sockets, and so the addresses, that somebody may want at once.
     pub(super) fn end_watches(&mut self) {
         for inode in self.broker.inodes() {
-            let _not_submitted = self.poller.forget(Token::Queue(inode).encode());
+            self.poller.forget(Token::Queue(inode).encode());
         }
         let _cancelled = self.poller.wait(Some(Duration::ZERO), &mut Vec::new());
     }
@@ -84,7 +126,7 @@ impl Driver {
         match remark {
             Remark::Holds { address } | Remark::LetGo { address } => info!(address, "{remark}"),
             Remark::NotSteered { address, .. } | Remark::NotRenamed { address, .. } => {
-                warn!(address, "{remark}")
+                warn!(address, "{remark}");
             }
             Remark::Refused { worker, address, .. } | Remark::Hung { worker, address, .. } => {
                 warn!(worker = worker.slot, address, "{} {remark}", self.name(*worker));

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tracing::{debug, warn};
 
+use super::chores::Chore;
 use super::{Driver, Token};
 use crate::policy::Event;
 use crate::sys::pidfd;
@@ -21,7 +22,8 @@ impl Driver {
         let (id, pid, pidfd) = (entry.id, entry.pid, entry.pidfd.as_fd());
         match pidfd::peek(pidfd) {
             Ok(Some(_exit)) => {}
-            Ok(None) => return self.watch_again(serial),
+            // Its tracer has to be told first. Until then it is as good as gone, and we must not spin.
+            Ok(None) => return self.later(Chore::Exit(serial)),
             Err(error) => warn!("{}: waitid: {error}; it counts as ended", self.name(id)),
         }
         // Before it is reaped: the zombie keeps the group's number from being anybody else's.
@@ -38,7 +40,7 @@ impl Driver {
         }
         if entry.ready_pipe.is_some() {
             // A descendant may hold the other end for ever; the ring must not.
-            let _not_submitted = self.poller.forget(Token::ReadyPipe(serial).encode());
+            self.poller.forget(Token::ReadyPipe(serial).encode());
         }
         self.workers.ended(serial, exit);
         self.broker.leave(serial, self.policy.expects_end(id));
@@ -46,14 +48,6 @@ impl Driver {
             self.broker.forget(serial);
         }
         self.event(Event::Died(id));
-    }
-
-    fn watch_again(&mut self, serial: u64) {
-        if let Some(entry) = self.workers.get(serial)
-            && let Err(error) = self.poller.watch(entry.pidfd.as_fd(), Token::Exit(serial).encode())
-        {
-            warn!("watching: {error}: the end of {} is not watched", self.name(entry.id));
-        }
     }
 
     /// Before the end: waits until those who were killed with their workers are gone. Until then they hold what

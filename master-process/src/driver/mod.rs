@@ -30,7 +30,7 @@ use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::spawn::{SpawnError, Step};
 use calls::Listeners;
-use chores::Chores;
+use chores::{Chore, Chores};
 use launch::Launcher;
 use token::Token;
 use workers::Workers;
@@ -155,7 +155,7 @@ impl Driver {
             Token::Messages => self.read_messages(),
             Token::Calls(serial) => self.answer_call(serial),
             Token::ReadyPipe(serial) => self.read_ready_pipe(serial),
-            Token::Queue(inode) => self.somebody_came(inode),
+            Token::Queue(inode) => self.later(Chore::Queue(inode)),
             Token::Signals => self.read_signals(),
             Token::Exit(serial) => self.worker_ended(serial),
         }
@@ -191,13 +191,16 @@ impl Driver {
                     starts += 1;
                     self.launch(worker, generation);
                 }
-                Action::Serve(worker) => self.broker.serve(worker.serial),
+                Action::Serve(worker) => {
+                    self.broker.serve(worker.serial);
+                    self.later(Chore::Sweep(worker.serial));
+                }
                 Action::Retire(worker) => self.broker.retire(worker.serial),
                 Action::Look(worker) => {
                     let queue = self.broker.queue(worker.serial);
                     self.event(Event::Queue(worker, queue));
                 }
-                Action::Stop(worker) => self.signal(worker, self.stop_signal),
+                Action::Stop(worker) => self.ask_to_leave(worker),
                 Action::Kill(worker) => self.kill(worker),
                 Action::Report(note) => self.report(&note),
             }
@@ -250,30 +253,32 @@ impl Driver {
         }
     }
 
+    /// Asks a worker to leave. One that is stopped, by a terminal for example, must run to hear it.
+    fn ask_to_leave(&self, worker: WorkerId) {
+        self.signal(worker, self.stop_signal);
+        self.signal(worker, libc::SIGCONT);
+    }
+
     fn signal(&self, worker: WorkerId, number: i32) {
-        let Some(entry) = self.workers.get(worker.serial) else {
-            return;
-        };
+        let Some(entry) = self.workers.get(worker.serial) else { return };
         if let Err(error) = pidfd::signal(entry.pidfd.as_fd(), number) {
-            self.failed_to_signal(worker, "pidfd_send_signal", &error);
+            self.failed_to_signal(worker, &error);
         }
     }
 
+    /// The group and the worker: it may have left its group.
     fn kill(&self, worker: WorkerId) {
-        let Some(entry) = self.workers.get(worker.serial) else {
-            return;
-        };
+        let Some(entry) = self.workers.get(worker.serial) else { return };
         if let Err(error) = pidfd::kill_group(entry.pidfd.as_fd(), entry.pid) {
-            self.failed_to_signal(worker, "pidfd_send_signal", &error);
-            // It may have left its group; then it can at least be killed alone.
-            self.signal(worker, libc::SIGKILL);
+            self.failed_to_signal(worker, &error);
         }
+        self.signal(worker, libc::SIGKILL);
     }
 
-    fn failed_to_signal(&self, worker: WorkerId, call: &str, error: &io::Error) {
+    fn failed_to_signal(&self, worker: WorkerId, error: &io::Error) {
         // Gone already: its death is on its way to us.
         if error.raw_os_error() != Some(libc::ESRCH) {
-            warn!("{}: {call}: {error}", self.name(worker));
+            warn!("{}: pidfd_send_signal: {error}", self.name(worker));
         }
     }
 

@@ -15,7 +15,7 @@ use crate::config::{LogFormat, Verbosity};
 /// Starts the log on standard error. Called once; a second call changes nothing.
 pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
     let filter = filter(verbosity);
-    let layer = tracing_subscriber::fmt::layer().with_writer(Stderr);
+    let layer = tracing_subscriber::fmt::layer().with_writer(Stderr::new());
     let terminal = std::io::stderr().is_terminal();
     let subscriber: Box<dyn tracing::Subscriber + Send + Sync> = match resolve(format) {
         LogFormat::Json => {

@@ -1,53 +1,90 @@
 //! Standard error, written to without ever waiting for its reader.
 
 use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::net::SendFlags;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that found no room since the last one that did.
-static LOST: AtomicU64 = AtomicU64::new(0);
+/// A pipe that is writable has room for this much (PIPE_BUF in pipe(7)), and takes it whole.
+const SURE_TO_FIT: usize = 4096;
 
 /// Writes whole lines, or none: a reader that has stopped reading must not stop the supervisor.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Stderr;
+///
+/// Standard error itself cannot be made non-blocking: the workers share its open file description.
+#[derive(Debug, Clone)]
+pub(super) struct Stderr {
+    way: Arc<Way>,
+    /// Lines that found no room since the last one that did.
+    lost: Arc<AtomicU64>,
+}
 
-impl<'a> MakeWriter<'a> for Stderr {
-    type Writer = Stderr;
-
-    fn make_writer(&'a self) -> Stderr {
-        Stderr
-    }
+#[derive(Debug)]
+enum Way {
+    /// A pipe or a terminal, opened once more for us alone.
+    Reopened(OwnedFd),
+    /// A socket: each message may say for itself that it does not wait.
+    Socket,
+    /// A file, which never waits; or what could not be opened, which is asked for room first.
+    Itself,
 }
 
 impl Stderr {
-    /// A pipe that is writable has room for PIPE_BUF bytes (pipe(7)), more than a line of ours takes. The
-    /// descriptor cannot be made non-blocking instead: the workers share its open file description.
-    fn has_room(&self) -> bool {
-        let stderr = io::stderr();
-        let mut wish = [PollFd::new(&stderr, PollFlags::OUT)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut wish, Some(&now)).is_ok_and(|ready| ready > 0)
+    pub(super) fn new() -> Stderr {
+        let kind = rustix::fs::fstat(io::stderr()).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        let way = match kind {
+            Ok(FileType::Socket) => Way::Socket,
+            Ok(FileType::Fifo | FileType::CharacterDevice) => {
+                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+                rustix::fs::open("/proc/self/fd/2", flags, Mode::empty()).map_or(Way::Itself, Way::Reopened)
+            }
+            Ok(_) | Err(_) => Way::Itself,
+        };
+        Stderr { way: Arc::new(way), lost: Arc::default() }
     }
+
+    fn put(&self, line: &[u8]) -> rustix::io::Result<usize> {
+        match &*self.way {
+            Way::Reopened(fd) => rustix::io::write(fd, line),
+            Way::Socket => rustix::net::send(io::stderr(), line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+            Way::Itself if has_room(io::stderr().as_fd()) => {
+                rustix::io::write(io::stderr(), &line[..line.len().min(SURE_TO_FIT)])
+            }
+            Way::Itself => Err(rustix::io::Errno::AGAIN),
+        }
+    }
+}
+
+fn has_room(fd: BorrowedFd<'_>) -> bool {
+    let mut wish = [PollFd::new(&fd, PollFlags::OUT)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut wish, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if !self.has_room() {
-            LOST.fetch_add(1, Ordering::Relaxed);
-            return Ok(line.len());
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let remark = format!("master-process: {lost} log lines were lost: nobody read them\n");
+        let caught_up = lost == 0 || self.put(remark.as_bytes()).is_ok();
+        if !caught_up || self.put(line).is_err() {
+            self.lost.fetch_add(lost + 1, Ordering::Relaxed);
         }
-        let lost = LOST.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let remark = format!("master-process: {lost} log lines were lost: nobody read them\n");
-            rustix::io::write(io::stderr(), remark.as_bytes())?;
-        }
-        rustix::io::write(io::stderr(), line)?;
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Stderr {
+    type Writer = Stderr;
+
+    fn make_writer(&'a self) -> Stderr {
+        self.clone()
     }
 }

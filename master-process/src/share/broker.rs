@@ -1,5 +1,6 @@
 //! The sockets, the workers, and what is decided about them.
 
+use super::address::Key;
 use super::handed::HandedOver;
 use super::lanes::Lanes;
 use super::remark::Remark;
@@ -17,6 +18,8 @@ pub struct Broker {
     pub(super) share: Share,
     pub(super) access: Access,
     pub(super) table: Table,
+    /// What was opened before any worker was there.
+    pub(super) handed_over: Vec<Key>,
     pub(super) members: Members,
     pub(super) lanes: Lanes,
     pub(super) remarks: Vec<Remark>,
@@ -24,8 +27,6 @@ pub struct Broker {
     pub(super) unwatched: Vec<u64>,
     /// Whether workers' sockets can be copied and so looked at.
     can_copy: bool,
-    /// Whether any worker has listened: then what is held is what this program binds.
-    pub(super) program_known: bool,
 }
 
 /// The answer to a call, and what else follows from it.
@@ -51,26 +52,25 @@ impl Broker {
     /// for handing over as well, so that a worker that binds such an address gets that very socket.
     pub fn new(share: Share, access: Access, handed_over: &mut HandedOver) -> Broker {
         let mut table = Table::default();
+        let mut given = Vec::new();
         for held in handed_over.take_held() {
+            given.push(held.key.clone());
             table.add(held);
         }
         Broker {
             share,
             access,
             table,
+            handed_over: given,
             members: Members::default(),
             lanes: Lanes::default(),
             remarks: Vec::new(),
             unwatched: Vec::new(),
             can_copy: peer::can_copy(),
-            program_known: false,
         }
     }
 
-    /// What the next worker's filter must send us.
-    ///
-    /// `unlink` costs a program that removes many files dearly, so it is asked for only until it is known
-    /// that the program listens on no Unix path.
+    /// What a worker's filter must send us.
     pub fn calls(&self) -> Calls {
         let shares = self.share != Share::Off;
         Calls {
@@ -78,7 +78,7 @@ impl Broker {
             options: shares && !self.can_copy,
             listen: true,
             shutdown: shares,
-            unlink: shares && (!self.program_known || self.table.has_files()),
+            unlink: shares,
         }
     }
 

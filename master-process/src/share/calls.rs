@@ -3,23 +3,23 @@
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::address::{Address, Key};
 use super::broker::{Broker, Listens, Reply};
-use super::caller::CallerSocket;
+use super::caller::{CallerSocket, is_shortage};
 use super::remark::Remark;
 use super::table::{Held, Part};
-use super::unix::{Place, Refused};
+use super::unix::{Claim, Place};
 use crate::policy::WorkerId;
 use crate::sys::peer::Peer;
 use crate::sys::seccomp::{self, Answer, Call, Notification, SocketOption};
 use crate::sys::sockets::{self, Kind, Tcp};
 
-/// The longest `sockaddr` of the families that we share; the kernel's own limit is 128.
-const LONGEST_ADDRESS: u32 = 110;
+/// The longest `sockaddr` that the kernel takes: programs pass the size of `sockaddr_storage`.
+const LONGEST_ADDRESS: u32 = 128;
 
 /// A call and who made it.
 struct Request<'a> {
@@ -40,8 +40,14 @@ fn plain(answer: Answer) -> Reply {
 }
 
 impl Broker {
-    /// Decides what becomes of a worker's call, and does what must be done before it is answered.
-    pub fn reply(&mut self, listener: BorrowedFd<'_>, call: &Notification, worker: WorkerId) -> Reply {
+    /// Decides what becomes of a worker's call, and does what must be done before it is answered. `None`: the
+    /// kernel lacks something just now, and the call has to wait.
+    pub fn reply(
+        &mut self,
+        listener: BorrowedFd<'_>,
+        call: &Notification,
+        worker: WorkerId,
+    ) -> Option<Reply> {
         let request = Request { listener, call, peer: Peer::new(call.thread), worker };
         let (name, result) = match call.call {
             Call::Bind { fd, address, length } => ("bind", self.bind(&request, fd, address, length)),
@@ -53,15 +59,18 @@ impl Broker {
             Call::Unlink { dir, path } => ("unlink", self.unlink(&request, dir, path)),
             Call::Other => ("call", Ok(plain(Answer::Continue))),
         };
-        result.unwrap_or_else(|error| {
-            // A program's own mistake (a bad descriptor, a bad address) is the kernel's to report.
-            let mistakes = [libc::ENOENT, libc::EBADF, libc::EIO, libc::ENOTSOCK];
-            let mistake = error.raw_os_error().is_some_and(|errno| mistakes.contains(&errno));
-            if !mistake && request.is_waiting() {
-                self.remarks.push(Remark::Unseen { worker, call: name, error });
-            }
-            plain(Answer::Continue)
-        })
+        let error = match result {
+            Ok(reply) => return Some(reply),
+            Err(error) if is_shortage(&error) => return None,
+            Err(error) => error,
+        };
+        // A program's own mistake (a bad descriptor, a bad address) is the kernel's to report.
+        let mistakes = [libc::ENOENT, libc::EBADF, libc::EIO, libc::ENOTSOCK, libc::EOPNOTSUPP];
+        let mistake = error.raw_os_error().is_some_and(|errno| mistakes.contains(&errno));
+        if !mistake && request.is_waiting() {
+            self.remarks.push(Remark::Unseen { worker, call: name, error });
+        }
+        Some(plain(Answer::Continue))
     }
 
     fn refuse(&mut self, worker: WorkerId, key: &Key, errno: i32, why: impl Display) -> Reply {
@@ -79,7 +88,9 @@ impl Broker {
             return Ok(plain(Answer::Continue));
         }
         let socket = CallerSocket::look(request.peer, fd)?;
-        if !request.is_waiting() || !request.peer.shares_network()? {
+        // What is bound already the kernel refuses; and one of ours is.
+        let bound = !socket.bindable || self.table.by_inode(request.peer.inode(fd)?).is_some();
+        if bound || !request.is_waiting() || !request.peer.shares_network()? {
             return Ok(plain(Answer::Continue));
         }
         match (address, socket.kind) {
@@ -122,6 +133,11 @@ impl Broker {
         key: &Key,
     ) -> io::Result<Reply> {
         let part = self.part(request, key);
+        // A program that binds in order to connect has made a connection of what it got: that is not for others.
+        if let Some(used) = self.table.find(key, part).filter(|held| held.is_used_up()).map(|held| held.inode)
+        {
+            self.table.remove(used);
+        }
         if self.table.find(key, part).is_none() {
             match self.open(key, part, socket) {
                 Ok(ours) => self.hold(key, part, ours, None)?,
@@ -136,7 +152,7 @@ impl Broker {
 
     /// A socket of ours for an address that is not a path.
     fn open(&mut self, key: &Key, part: Part, socket: &CallerSocket) -> io::Result<OwnedFd> {
-        let model = socket.copy.as_ref().map(AsFd::as_fd);
+        let model = socket.copy();
         match key {
             Key::Inet { address, v6only } => {
                 let reuseport = part != Part::All;
@@ -172,26 +188,25 @@ impl Broker {
         socket: &CallerSocket,
         path: &Path,
     ) -> io::Result<Reply> {
-        let Ok(place) = Place::open(&request.peer.resolve(libc::AT_FDCWD, path), path) else {
-            // A folder that is not there, or not ours to look into: the kernel knows the right errno.
-            return Ok(plain(Answer::Continue));
+        let identity = request.peer.fs_identity()?;
+        let place = match Place::of(request.peer, &identity, libc::AT_FDCWD, path) {
+            Ok(place) => place,
+            Err(error) if is_shortage(&error) => return Err(error),
+            // A folder that is not there, or not the worker's to look into: the kernel knows the right errno.
+            Err(_) => return Ok(plain(Answer::Continue)),
         };
         let key = place.key();
         let part = self.part(request, &key);
         if !self.table.find(&key, part).is_some_and(|held| held.is_in_place()) {
-            let identity = Some(request.peer.fs_identity()?);
+            let how = Claim { access: self.access, identity: Some(&identity), model: socket.copy() };
             let taken = self.table.of_key(&key).any(|held| held.is_in_place());
             let claimed = match part {
-                Part::Generation(generation) if taken => {
-                    place.claim_beside(generation, identity, self.access)
-                }
-                Part::Generation(_) | Part::All | Part::Lane(_) => place.claim(identity, self.access),
+                Part::Generation(generation) if taken => place.claim_beside(generation, how),
+                Part::Generation(_) | Part::All | Part::Lane(_) => place.claim(how),
             };
             match claimed {
                 Ok((ours, file)) => self.hold(&key, part, ours, Some(file))?,
-                Err(why @ (Refused::NotASocket(_) | Refused::Answered | Refused::Kernel(..))) => {
-                    return Ok(self.refuse(request.worker, &key, why.errno(), why));
-                }
+                Err(why) => return Ok(self.refuse(request.worker, &key, why.errno(), why)),
             }
         }
         self.give(request, fd, socket, &key, part)
@@ -219,6 +234,10 @@ impl Broker {
         if twice && socket.reuseport.or_else(noted) != Some(true) {
             return Ok(plain(Answer::Fail(libc::EADDRINUSE)));
         }
+        if let Some(model) = socket.copy() {
+            // Who is given a socket that others had before brings options of its own.
+            sockets::copy_options(model, held.fd());
+        }
         let flags = request.peer.flags(fd)?;
         sockets::set_nonblocking(held.fd(), flags & libc::O_NONBLOCK != 0)?;
         let close_on_exec = flags & libc::O_CLOEXEC != 0;
@@ -226,19 +245,14 @@ impl Broker {
         if !member.bound.contains(&held.inode) {
             member.bound.push(held.inode);
         }
+        held.users.insert(request.worker.slot);
         Ok(plain(Answer::Done))
     }
 
     fn listen(&mut self, request: &Request<'_>, fd: RawFd, backlog: i32) -> io::Result<Reply> {
         let inode = request.peer.inode(fd)?;
         let serial = request.worker.serial;
-        let Some(held) = self.table.by_inode(inode) else {
-            let stream = CallerSocket::look(request.peer, fd)?.kind != Kind::Other;
-            self.program_known |= stream;
-            let listens = stream.then(|| self.listens(serial, None));
-            return Ok(Reply { answer: Answer::Continue, listens });
-        };
-        self.program_known = true;
+        let Some(held) = self.table.by_inode(inode) else { return self.listen_alone(request, fd, backlog) };
         let key = held.key.clone();
         let first = !held.is_listening();
         // A Unix socket's peers see the credentials of who called `listen` last: that is the worker's to do.
@@ -258,17 +272,42 @@ impl Broker {
         Ok(Reply { answer, listens: Some(self.listens(serial, Some(&key))) })
     }
 
+    /// On a socket that we do not hold. Whether it succeeds decides whether the worker is ready: so it is done here,
+    /// on a copy, where there is one.
+    fn listen_alone(&mut self, request: &Request<'_>, fd: RawFd, backlog: i32) -> io::Result<Reply> {
+        let socket = CallerSocket::look(request.peer, fd)?;
+        if socket.kind == Kind::Other || !request.is_waiting() {
+            return Ok(plain(Answer::Continue));
+        }
+        let listens = Some(self.listens(request.worker.serial, None));
+        match socket.copy().map(|copy| sockets::listen(copy, backlog)) {
+            Some(Err(error)) => Ok(plain(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))),
+            // Once more, by the worker: a Unix socket's peers see who called it last.
+            Some(Ok(())) | None => Ok(Reply { answer: Answer::Continue, listens }),
+        }
+    }
+
     fn listens(&mut self, serial: u64, key: Option<&Key>) -> Listens {
         if self.members.listens(serial, key) { Listens::All } else { Listens::Some }
     }
 
-    /// A listener that one worker shuts down would be shut for whoever comes after it; it may only close its copy.
+    /// A listener that is shut down is shut for whoever holds it. One that only this worker has, and that no new
+    /// connection comes to any more, may be: the program may rely on it to wake its threads. Another one is kept.
     fn shutdown(&mut self, request: &Request<'_>, fd: RawFd) -> io::Result<Reply> {
         if self.table.iter().next().is_none() {
             return Ok(plain(Answer::Continue));
         }
-        let ours = self.table.by_inode(request.peer.inode(fd)?).is_some();
-        Ok(plain(if ours { Answer::Done } else { Answer::Continue }))
+        let inode = request.peer.inode(fd)?;
+        let Some(held) = self.table.by_inode(inode) else { return Ok(plain(Answer::Continue)) };
+        let alone = matches!(held.part, Part::Lane(_));
+        let serves = self.members.get(request.worker.serial).is_some_and(|member| member.serves);
+        if alone && !serves && !held.is_waited_for() {
+            let key = held.key.clone();
+            sockets::shut_down(held.fd());
+            self.table.remove(inode);
+            self.turn_key(&key);
+        }
+        Ok(plain(Answer::Done))
     }
 
     /// A path that we hold stays; the worker believes that it is gone, which is all that it needs.
@@ -281,7 +320,7 @@ impl Broker {
         if !path.file_name().is_some_and(|name| self.table.has_file_called(name)) {
             return Ok(plain(Answer::Continue));
         }
-        let Ok(place) = Place::open(&request.peer.resolve(dir, path), path) else {
+        let Ok(place) = Place::of(request.peer, &request.peer.fs_identity()?, dir, path) else {
             return Ok(plain(Answer::Continue));
         };
         let key = place.key();

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::address::Key;
 use super::table::{Held, Part};
-use super::unix::{Access, Place, Refused};
+use super::unix::{Access, Claim, Place, Refused};
 use crate::config::{Listen, ListenAddr};
 use crate::sys::fds;
 use crate::sys::sockets::{self, Tcp};
@@ -53,12 +53,13 @@ impl HandedOver {
         };
         let names =
             var("LISTEN_FDNAMES").map(|names| names.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut names = names.split(':').filter(|name| !name.is_empty());
+        let mut names = names.split(':');
         let mut handed_over = HandedOver::default();
         for socket in fds::take_inherited(count)? {
             handed_over.held.extend(recognise(socket.as_fd())?);
             handed_over.sockets.push(socket);
-            handed_over.names.push(names.next().unwrap_or(NAMELESS).to_owned());
+            let name = names.next().filter(|name| !name.is_empty());
+            handed_over.names.push(name.unwrap_or(NAMELESS).to_owned());
         }
         Ok(handed_over)
     }
@@ -110,9 +111,9 @@ fn open_one(address: &ListenAddr, v6only: bool, access: Access) -> Result<Held, 
     let kernel = |error| Refused::Kernel("bind", error);
     let (key, fd, file) = match address {
         ListenAddr::Unix(path) => {
-            let place = Place::open(path, path).map_err(|error| Refused::Kernel("its folder", error))?;
+            let place = Place::own(path).map_err(|error| Refused::Kernel("its folder", error))?;
             let key = place.key();
-            let (fd, file) = place.claim(None, access)?;
+            let (fd, file) = place.claim(Claim { access, identity: None, model: None })?;
             (Some(key), fd, Some(file))
         }
         ListenAddr::Inet(address) => {
@@ -152,12 +153,16 @@ fn inet_key(fd: BorrowedFd<'_>) -> Option<Key> {
     Some(Key::Inet { address, v6only: address.is_ipv6() && sockets::is_v6only(fd) })
 }
 
-/// A socket of systemd's that a worker may bind by itself as well; its file, where it has one, is systemd's.
+/// A socket of systemd's that a worker may bind by itself as well; its file, where it has one, is systemd's, and
+/// no worker may remove it.
 fn recognise(fd: BorrowedFd<'_>) -> io::Result<Option<Held>> {
-    let key = inet_key(fd).or_else(|| {
-        let path = sockets::unix_path(fd)?;
-        Some(Place::open(&path, &path).ok()?.key())
-    });
-    let Some(key) = key else { return Ok(None) };
-    Ok(Some(Held::bound(key, Part::All, fds::copy_from(fd, 3)?, None)?))
+    let (key, file) = match (inet_key(fd), sockets::unix_path(fd)) {
+        (Some(key), _) => (key, None),
+        (None, Some(path)) => {
+            let Ok(place) = Place::own(&path) else { return Ok(None) };
+            (place.key(), Some(place.watched()))
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(Held::bound(key, Part::All, fds::copy_from(fd, 3)?, file)?))
 }

@@ -13,6 +13,7 @@ mod lanes;
 mod remark;
 mod rotation;
 mod stillness;
+mod sweep;
 mod table;
 mod unix;
 mod workers;

@@ -1,5 +1,6 @@
 //! The sockets that we hold.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -31,6 +32,8 @@ pub(super) struct Held {
     pub(super) number: Option<u32>,
     pub(super) file: Option<SocketFile>,
     pub(super) stillness: Stillness,
+    /// The slots whose workers have bound it.
+    pub(super) users: BTreeSet<u32>,
     fd: OwnedFd,
     backlog: Option<i32>,
 }
@@ -40,7 +43,17 @@ impl Held {
     pub(super) fn bound(key: Key, part: Part, fd: OwnedFd, file: Option<SocketFile>) -> io::Result<Held> {
         let inode = sockets::inode(fd.as_fd())?;
         let stillness = Stillness::default();
-        Ok(Held { key, part, inode, number: None, file, stillness, fd, backlog: None })
+        Ok(Held {
+            key,
+            part,
+            inode,
+            number: None,
+            file,
+            stillness,
+            users: BTreeSet::new(),
+            fd,
+            backlog: None,
+        })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -49,6 +62,11 @@ impl Held {
 
     pub(super) fn is_listening(&self) -> bool {
         self.backlog.is_some()
+    }
+
+    /// Whether a worker has made something else of it than a listener.
+    pub(super) fn is_used_up(&self) -> bool {
+        matches!(self.key, Key::Inet { .. }) && !self.is_listening() && !sockets::is_closed(self.fd())
     }
 
     /// Whether anybody waits to be accepted.

@@ -2,15 +2,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{AtFlags, FileType, RenameFlags, renameat_with};
 
 use super::address::Key;
 use crate::config::Owner;
-use crate::sys::peer::FsIdentity;
-use crate::sys::sockets;
+use crate::sys::peer::{FsIdentity, Peer};
+use crate::sys::{paths, sockets};
 
 /// Who may connect to the Unix sockets that we hold.
 #[derive(Debug, Clone, Copy)]
@@ -74,68 +74,78 @@ impl Refused {
 }
 
 impl Place {
-    /// Opens the folder of `path`; messages will call it `shown`.
-    pub(super) fn open(path: &Path, shown: &Path) -> io::Result<Place> {
-        let name = path.file_name().ok_or_else(|| io::Error::from_raw_os_error(libc::EISDIR))?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = open_folder(folder)?;
-        let id = id_of(&folder)?;
-        Ok(Place { folder, name: name.to_owned(), id, shown: shown.to_owned() })
+    /// The place that a path of ours names.
+    pub(super) fn own(path: &Path) -> io::Result<Place> {
+        let (folder, name) = paths::own_folder_of(path)?;
+        Place::new(folder, name, path)
+    }
+
+    /// The place that a path of a worker names, found with the worker's own rights.
+    pub(super) fn of(peer: Peer, identity: &FsIdentity, dir: RawFd, path: &Path) -> io::Result<Place> {
+        let (folder, name) = paths::as_user(Some(identity), || paths::folder_of(peer, dir, path))?;
+        Place::new(folder, name, path)
+    }
+
+    fn new(folder: OwnedFd, name: OsString, shown: &Path) -> io::Result<Place> {
+        let stat = rustix::fs::fstat(&folder)?;
+        let id = (stat.st_dev, stat.st_ino);
+        Ok(Place { folder, name, id, shown: shown.to_owned() })
     }
 
     pub(super) fn key(&self) -> Key {
         Key::Unix { folder: self.id, name: self.name.clone(), shown: self.shown.clone() }
     }
 
+    /// Somebody else's file at this place, which we only keep from being removed by a worker.
+    pub(super) fn watched(self) -> SocketFile {
+        let (now, id) = (self.name.clone(), file_id(&self.folder, &self.name));
+        SocketFile { place: self, now, id, ours: false }
+    }
+
     /// A socket of ours at this place, with its access set and nobody able to connect yet.
-    pub(super) fn claim(
-        self,
-        identity: Option<FsIdentity>,
-        access: Access,
-    ) -> Result<(OwnedFd, SocketFile), Refused> {
-        self.clear(&self.name)?;
+    pub(super) fn claim(self, how: Claim<'_>) -> Result<(OwnedFd, SocketFile), Refused> {
         let name = self.name.clone();
-        self.make(name, identity, access)
+        self.make(name, how)
     }
 
     /// A socket of ours beside this place, to be put there later: who is there now serves on.
     pub(super) fn claim_beside(
         self,
         generation: u32,
-        identity: Option<FsIdentity>,
-        access: Access,
+        how: Claim<'_>,
     ) -> Result<(OwnedFd, SocketFile), Refused> {
         let mut name = OsString::from(".");
         name.push(&self.name);
         name.push(format!(".{}.{generation}", std::process::id()));
-        self.clear(&name)?;
-        self.make(name, identity, access)
+        self.make(name, how)
     }
 
-    fn make(
-        self,
-        name: OsString,
-        identity: Option<FsIdentity>,
-        access: Access,
-    ) -> Result<(OwnedFd, SocketFile), Refused> {
+    /// Everything is done with the worker's rights but the gift to another owner, which is ours to make.
+    fn make(self, name: OsString, how: Claim<'_>) -> Result<(OwnedFd, SocketFile), Refused> {
         let folder = self.folder.as_fd();
         let shown = self.shown_as(&name);
-        let fd = sockets::bind_unix(folder, &name, shown.as_deref(), identity)
-            .map_err(|error| Refused::Kernel("bind", error))?;
-        let (uid, gid) = access.owner.map_or((None, None), |owner| (owner.uid, owner.gid));
+        let fd = paths::as_user(how.identity, || {
+            self.clear(&name)?;
+            sockets::bind_unix(folder, &name, shown.as_deref(), how.access.mode, how.model)
+                .map_err(|error| Refused::Kernel("bind", error))
+        })?;
         let id = file_id(&self.folder, &name);
-        let accessible = sockets::set_access(folder, &name, access.mode, uid, gid);
-        let file = SocketFile { place: self, now: name, id };
-        // Dropping the file removes it.
-        accessible.map_err(|error| Refused::Kernel("setting its mode and owner", error))?;
+        let file = SocketFile { place: self, now: name, id, ours: true };
+        if let Some(owner) = how.access.owner {
+            let creator = how.identity.map_or_else(|| rustix::process::geteuid().as_raw(), |who| who.uid);
+            let (folder, name) = (file.place.folder.as_fd(), &file.now);
+            // Dropping the file removes it.
+            sockets::set_owner(folder, name, creator, owner.uid, owner.gid)
+                .map_err(|error| Refused::Kernel("setting its owner", error))?;
+        }
         Ok((fd, file))
     }
 
     /// The path that the user knows, where it leads us to the same folder as it leads the worker.
     fn shown_as(&self, name: &OsStr) -> Option<PathBuf> {
         let folder = self.shown.is_absolute().then(|| self.shown.parent()).flatten()?;
-        let same = id_of(&open_folder(folder).ok()?).ok()? == self.id;
-        same.then(|| folder.join(name))
+        let (same, _) = paths::own_folder_of(&folder.join(name)).ok()?;
+        paths::same_folder(same.as_fd(), self.folder.as_fd()).then(|| folder.join(name))
     }
 
     /// Removes a socket file that nobody answers on; anything else is somebody's.
@@ -157,10 +167,22 @@ impl Place {
     }
 }
 
-/// The file of a Unix socket, ours to remove.
+/// How a socket file is to be made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim<'a> {
+    pub(super) access: Access,
+    /// Whose rights count; `None`: ours.
+    pub(super) identity: Option<&'a FsIdentity>,
+    /// A socket whose options it is to have.
+    pub(super) model: Option<BorrowedFd<'a>>,
+}
+
+/// The file of a Unix socket.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     place: Place,
+    /// Whether it is ours to remove.
+    ours: bool,
     /// What it is called now: its place's name, or another one beside it.
     now: OsString,
     id: Option<(u64, u64)>,
@@ -203,20 +225,10 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Another file may stand there by now: that one is not ours.
-        if self.is_in_place() {
+        if self.ours && self.is_in_place() {
             let _gone = rustix::fs::unlinkat(&self.place.folder, &self.now, AtFlags::empty());
         }
     }
-}
-
-fn open_folder(folder: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(folder, flags, Mode::empty())?)
-}
-
-fn id_of(folder: &OwnedFd) -> io::Result<(u64, u64)> {
-    let stat = rustix::fs::fstat(folder)?;
-    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Device and inode of what is there now, unless nothing is.

@@ -40,14 +40,15 @@ fn close_on_exec_one_by_one() -> io::Result<()> {
 /// # Errors
 /// EBADF where one of them is not open: whoever set `LISTEN_FDS` did not mean us.
 pub fn take_inherited(count: RawFd) -> io::Result<Vec<OwnedFd>> {
-    for number in 3..3 + count {
+    let end = count.checked_add(3).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+    for number in 3..end {
         // SAFETY: the call only asks whether the number is in use.
         if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
             return Err(io::Error::last_os_error());
         }
     }
     // SAFETY: all of them are open, and no code of ours has opened or taken them: this runs first.
-    Ok((3..3 + count).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+    Ok((3..end).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
 }
 
 /// A close-on-exec copy of `fd` with a number of at least `lowest`.

@@ -1,7 +1,9 @@
 //! One file per kernel facility: typed in both directions, no policy, no logging.
 
+pub mod closer;
 pub mod fds;
 pub mod notify;
+pub mod paths;
 pub mod peer;
 pub mod pidfd;
 pub mod poller;

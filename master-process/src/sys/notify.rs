@@ -4,6 +4,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::closer::close_elsewhere;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags,
     SocketType, recvmsg, socket_with, sockopt,
@@ -55,7 +56,8 @@ impl NotifySocket {
     /// The next message; `None` when there is none.
     pub fn receive(&self) -> Option<Message> {
         let mut text = vec![0; LONGEST];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(16))];
+        // Room for all that a message can carry (SCM_MAX_FD): what the kernel has to drop, it drops in our time.
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(253))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let got = recvmsg(&self.fd, &mut [IoSliceMut::new(&mut text)], &mut control, flags).ok()?;
@@ -63,8 +65,8 @@ impl NotifySocket {
         for message in control.drain() {
             match message {
                 RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials.pid),
-                // `BARRIER=1` sends a pipe and waits until we have closed it: dropping does.
-                RecvAncillaryMessage::ScmRights(_dropped) => {}
+                // `BARRIER=1` sends a pipe and waits until we have closed it.
+                RecvAncillaryMessage::ScmRights(given) => given.for_each(close_elsewhere),
                 _unknown => {}
             }
         }

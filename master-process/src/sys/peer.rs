@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 /// The thread that made a call.
@@ -21,12 +21,14 @@ const PATH_MAX: usize = 4096;
 const PAGE: u64 = 4096;
 
 /// Who a thread's file-system calls are made as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FsIdentity {
     /// Its file-system user id.
     pub uid: u32,
     /// Its file-system group id.
     pub gid: u32,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
 }
 
 impl Peer {
@@ -145,13 +147,30 @@ impl Peer {
         Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
     }
 
-    /// A path that leads us where `path` would lead it: by its own root and working directory, or, where
-    /// `dir` is a descriptor, from there.
-    pub fn resolve(&self, dir: RawFd, path: &std::path::Path) -> PathBuf {
-        match path.strip_prefix("/") {
-            Ok(below_root) => PathBuf::from(self.path("root")).join(below_root),
-            Err(_relative) if dir == libc::AT_FDCWD => PathBuf::from(self.path("cwd")).join(path),
-            Err(_relative) => PathBuf::from(self.path(&format!("fd/{dir}"))).join(path),
+    /// Its root directory, and whether that is ours, in our mount namespace.
+    ///
+    /// # Errors
+    /// EACCES where we may not look.
+    pub fn root(&self) -> io::Result<(OwnedFd, bool)> {
+        let root = open_directory(&self.path("root"))?;
+        let same = |what: &str| -> io::Result<bool> {
+            let (ours, theirs) =
+                (std::fs::metadata(format!("/proc/self/{what}"))?, std::fs::metadata(self.path(what))?);
+            Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+        };
+        let ours = same("root")? && same("ns/mnt")?;
+        Ok((root, ours))
+    }
+
+    /// What its relative paths are relative to: its working directory, or, where `dir` is a descriptor, that.
+    ///
+    /// # Errors
+    /// EACCES where we may not look, ENOENT and ENOTDIR where `dir` is no directory.
+    pub fn base(&self, dir: RawFd) -> io::Result<OwnedFd> {
+        if dir == libc::AT_FDCWD {
+            open_directory(&self.path("cwd"))
+        } else {
+            open_directory(&self.path(&format!("fd/{dir}")))
         }
     }
 
@@ -163,8 +182,10 @@ impl Peer {
         let status = std::fs::read_to_string(self.path("status"))?;
         // Four numbers: real, effective, saved, file system; see proc_pid_status(5).
         let fourth = |name| field(&status, name)?.split_whitespace().nth(3)?.parse().ok();
+        let groups = field(&status, "Groups:").unwrap_or_default().split_whitespace();
+        let groups = groups.filter_map(|group| group.parse().ok()).collect();
         match (fourth("Uid:"), fourth("Gid:")) {
-            (Some(uid), Some(gid)) => Ok(FsIdentity { uid, gid }),
+            (Some(uid), Some(gid)) => Ok(FsIdentity { uid, gid, groups }),
             _missing => Err(io::Error::other("no Uid or Gid in status")),
         }
     }
@@ -177,6 +198,10 @@ pub fn can_copy() -> bool {
         Ok(pidfd_getfd(&pidfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd.as_fd()), PidfdGetfdFlags::empty())?)
     };
     own().is_ok()
+}
+
+fn open_directory(path: &str) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {

@@ -7,10 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
-
-use super::peer::FsIdentity;
 
 /// The queue of sockets whose backlog nobody has named; the kernel cuts it to `net.core.somaxconn`.
 pub const LONGEST_QUEUE: i32 = 4096;
@@ -57,20 +55,13 @@ pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
 pub fn waiting(fd: BorrowedFd<'_>) -> u32 {
     /// Eight bytes of states, then 32-bit numbers, of which this is the fifth: `<linux/tcp.h>`.
     const UNACKED_AT: usize = 24;
-    let mut info = [0u8; UNACKED_AT + 4];
-    let mut length = libc::socklen_t::try_from(info.len()).unwrap_or(0);
-    // SAFETY: the kernel writes at most `length` bytes, the size of `info`, which outlives the call.
-    let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &mut length,
-        )
-    };
-    let [.., a, b, c, d] = info;
-    if result == 0 { u32::from_ne_bytes([a, b, c, d]) } else { 0 }
+    let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).unwrap_or_default();
+    info.get(UNACKED_AT..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
+/// Ends a listener: who waits in its queue is told so, and whoever waits in `accept` on it wakes up.
+pub fn shut_down(fd: BorrowedFd<'_>) {
+    let _not_listening = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
 }
 
 /// A Unix stream socket bound to an abstract name, not listening yet.
@@ -83,9 +74,9 @@ pub fn bind_abstract(name: &[u8]) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A Unix stream socket bound to `name` in the directory `dir`, not listening yet; where `identity` is given,
-/// created as that user, with the rights that it has and no more. `shown` is a path to the same place, where
-/// there is one: peers see it as the socket's address.
+/// A Unix stream socket bound to `name` in the directory `dir`, not listening yet, its file with these permission
+/// bits from its first moment. `shown` is a path to the same place, where there is one: peers see it as the
+/// socket's address.
 ///
 /// # Errors
 /// Those of socket(2) and bind(2), above all EADDRINUSE, EACCES and ENAMETOOLONG.
@@ -93,15 +84,22 @@ pub fn bind_unix(
     dir: BorrowedFd<'_>,
     name: &OsStr,
     shown: Option<&Path>,
-    identity: Option<FsIdentity>,
+    mode: u32,
+    model: Option<BorrowedFd<'_>>,
 ) -> io::Result<OwnedFd> {
     let fd = unix_socket(SocketFlags::CLOEXEC)?;
+    if let Some(model) = model {
+        copy_options(model, fd.as_fd());
+    }
+    // The file gets the mode of the unbound socket, less the umask (unix_bind_bsd, net/unix/af_unix.c). To set
+    // it afterwards, by name, would be to trust that nobody has put something else there.
+    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
     let fitting = shown.and_then(|shown| SocketAddrUnix::new(shown).ok());
     let address = fitting.map_or_else(|| SocketAddrUnix::new(in_dir(dir, name)), Ok)?;
-    match identity {
-        None => rustix::net::bind(&fd, &address)?,
-        Some(identity) => as_user(identity, || rustix::net::bind(&fd, &address))?,
-    }
+    let umask = rustix::process::umask(Mode::empty());
+    let bound = rustix::net::bind(&fd, &address);
+    rustix::process::umask(umask);
+    bound?;
     Ok(fd)
 }
 
@@ -118,23 +116,27 @@ pub fn is_answered(dir: BorrowedFd<'_>, name: &OsStr) -> bool {
     }
 }
 
-/// Sets the permission bits and, as far as given, the owner of a file.
+/// Gives the socket file `name` to somebody, as far as given. Whatever stands there by now that is not a socket
+/// of `creator` with one name is left alone.
 ///
 /// # Errors
-/// EPERM where we may not.
-pub fn set_access(
+/// EPERM where we may not, and where something else stands there.
+pub fn set_owner(
     dir: BorrowedFd<'_>,
     name: &OsStr,
-    mode: u32,
+    creator: u32,
     uid: Option<u32>,
     gid: Option<u32>,
 ) -> io::Result<()> {
-    if uid.is_some() || gid.is_some() {
-        let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-        rustix::fs::chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+    let file =
+        rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = rustix::fs::fstat(&file)?;
+    let socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+    if !socket || stat.st_uid != creator || stat.st_nlink != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
-    rustix::fs::chmodat(dir, name, Mode::from_raw_mode(mode), AtFlags::empty())?;
-    Ok(())
+    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+    Ok(rustix::fs::chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?)
 }
 
 /// Starts or widens a queue for connections.
@@ -206,22 +208,30 @@ pub fn is_reuseport(fd: BorrowedFd<'_>) -> bool {
 
 /// Options that a program sets before `bind` and accepted connections inherit, or that change what `bind`
 /// itself allows. Those that a socket of ours has a reason of its own for are not among them.
-const COPIED: [(libc::c_int, libc::c_int); 21] = [
+const COPIED: [(libc::c_int, libc::c_int); 29] = [
     (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_LINGER),
+    (libc::SOL_SOCKET, libc::SO_OOBINLINE),
+    (libc::SOL_SOCKET, libc::SO_PASSCRED),
     (libc::SOL_SOCKET, libc::SO_PRIORITY),
     (libc::SOL_SOCKET, libc::SO_MARK),
     (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
+    (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
+    (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
     (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMP),
     (libc::IPPROTO_TCP, libc::TCP_NODELAY),
     (libc::IPPROTO_TCP, libc::TCP_MAXSEG),
     (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
     (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
     (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
     (libc::IPPROTO_TCP, libc::TCP_SYNCNT),
+    (libc::IPPROTO_TCP, libc::TCP_LINGER2),
     (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
     (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
     (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
     (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
+    (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
     (libc::IPPROTO_IP, libc::IP_TOS),
     (libc::IPPROTO_IP, libc::IP_TTL),
     (libc::IPPROTO_IP, libc::IP_FREEBIND),
@@ -230,40 +240,67 @@ const COPIED: [(libc::c_int, libc::c_int); 21] = [
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
 ];
 
-/// Gives `to` the options that were changed on `from`. An option that cannot be set stays as it is: the worker
-/// has been told of its own success already.
+/// Gives `to` the options that differ on `from`. An option that cannot be set stays as it is: the worker has been
+/// told of its own success already.
 pub fn copy_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     for (level, name) in COPIED {
-        if let (Some(theirs), Some(ours)) = (int_option(from, level, name), int_option(to, level, name))
-            && theirs != ours
+        if let Some(theirs) = option(from, level, name)
+            && Some(&theirs) != option(to, level, name).as_ref()
         {
-            set_int_option(to, level, name, theirs);
+            set_option(to, level, name, &theirs);
         }
     }
     // The kernel doubles these as they are set, and stops tuning them: so only where they were changed.
     for name in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
-        let (theirs, ours) =
-            (int_option(from, libc::SOL_SOCKET, name), int_option(to, libc::SOL_SOCKET, name));
-        if let Some(theirs) = theirs.filter(|_| theirs != ours) {
-            set_int_option(to, libc::SOL_SOCKET, name, theirs / 2);
+        let theirs = option(from, libc::SOL_SOCKET, name);
+        if let Some(theirs) =
+            theirs.filter(|theirs| Some(theirs) != option(to, libc::SOL_SOCKET, name).as_ref())
+            && let Some(doubled) = theirs.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes))
+        {
+            set_option(to, libc::SOL_SOCKET, name, &(doubled / 2).to_ne_bytes());
         }
     }
 }
 
-fn int_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<libc::c_int> {
-    let mut value: libc::c_int = 0;
-    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).ok()?;
-    // SAFETY: the kernel writes at most `length` bytes, the size of `value`, which outlives the call.
-    let result = unsafe {
-        libc::getsockopt(fd.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &mut length)
-    };
-    (result == 0).then_some(value)
+/// Whether a socket is bound to a device: then its address means something else than another's.
+pub fn is_bound_to_device(fd: BorrowedFd<'_>) -> bool {
+    option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE).is_some_and(|name| !name.is_empty())
 }
 
-fn set_int_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
-    let length = libc::socklen_t::try_from(size_of::<libc::c_int>()).unwrap_or(4);
+/// Whether a TCP socket is neither connected nor listening.
+pub fn is_closed(fd: BorrowedFd<'_>) -> bool {
+    /// The first byte of `TCP_INFO` is the state; TCP_CLOSE in `<net/tcp_states.h>`.
+    const CLOSE: u8 = 7;
+    option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).is_none_or(|info| info.first() == Some(&CLOSE))
+}
+
+/// Whether a listening socket is what this is: it may be one that a program has just opened by itself.
+pub fn is_listening(fd: BorrowedFd<'_>) -> bool {
+    sockopt::socket_acceptconn(fd).unwrap_or(false)
+}
+
+/// Whether a socket has an address already.
+pub fn is_bound(fd: BorrowedFd<'_>) -> bool {
+    let Ok(name) = rustix::net::getsockname(fd) else { return false };
+    let port = SocketAddr::try_from(name.clone()).map(|address| address.port());
+    let unix = SocketAddrUnix::try_from(name).map(|address| !address.is_unnamed());
+    port.is_ok_and(|port| port != 0) || unix.unwrap_or(false)
+}
+
+/// An option's value, as far as it fits into a few words.
+fn option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<Vec<u8>> {
+    let mut value = [0u8; 64];
+    let mut length = libc::socklen_t::try_from(value.len()).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `value`, which outlives the call.
+    let result =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut length) };
+    (result == 0).then(|| value[..value.len().min(length as usize)].to_vec())
+}
+
+fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &[u8]) {
+    let length = libc::socklen_t::try_from(value.len()).unwrap_or(0);
     // SAFETY: the kernel reads `length` bytes, the size of `value`, which outlives the call.
-    unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(&value).cast(), length) };
+    unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
 }
 
 /// The inode number of a socket.
@@ -292,24 +329,4 @@ fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
 /// directory cannot be exchanged between two looks at it.
 fn in_dir(dir: BorrowedFd<'_>, name: &OsStr) -> std::path::PathBuf {
     Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name)
-}
-
-/// Runs `call` with the file-system rights of another user: ours come back before this returns.
-fn as_user<T>(identity: FsIdentity, call: impl FnOnce() -> rustix::io::Result<T>) -> io::Result<T> {
-    struct Restore(libc::c_int, libc::c_int);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            set_fs_ids(self.0.cast_unsigned(), self.1.cast_unsigned());
-        }
-    }
-    let (gid, uid) = set_fs_ids(identity.uid, identity.gid);
-    let _restore = Restore(uid, gid);
-    Ok(call()?)
-}
-
-/// Returns the group and user id that were in force.
-fn set_fs_ids(uid: u32, gid: u32) -> (libc::c_int, libc::c_int) {
-    // SAFETY: both calls change a number of this thread and touch no memory. They have no failure to report:
-    // without the right to change, they change nothing, and the bind is then made as ourselves.
-    unsafe { (libc::setfsgid(gid), libc::setfsuid(uid)) }
 }

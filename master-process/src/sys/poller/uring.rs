@@ -2,12 +2,13 @@
 //!
 //! Only `POLL_ADD` is used, so the kernel never owns a buffer of ours: that is the whole safety argument.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, opcode};
+use io_uring::{IoUring, opcode, squeue};
 
 /// Completions of our own cancellations carry this and are of no interest.
 const CANCELLED: u64 = u64::MAX;
@@ -19,6 +20,8 @@ const ENTRIES: u32 = 64;
 /// The ring.
 pub struct Ring {
     ring: IoUring,
+    /// Entries that found no room while the kernel took none: none is lost, a watch that is may be a worker's.
+    waiting: VecDeque<squeue::Entry>,
 }
 
 impl Ring {
@@ -36,32 +39,40 @@ impl Ring {
                 "it cannot wait with a time-out before Linux 5.11",
             ));
         }
-        Ok(Ring { ring })
+        Ok(Ring { ring, waiting: VecDeque::new() })
     }
 
-    pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+    pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) {
         let events = u32::from(libc::POLLIN.cast_unsigned());
-        self.push(&opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).build().user_data(token))
+        self.push(opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).build().user_data(token));
     }
 
-    pub(super) fn forget(&mut self, token: u64) -> io::Result<()> {
-        self.push(&opcode::PollRemove::new(token).build().user_data(CANCELLED))
+    pub(super) fn forget(&mut self, token: u64) {
+        self.push(opcode::PollRemove::new(token).build().user_data(CANCELLED));
     }
 
-    fn push(&mut self, entry: &io_uring::squeue::Entry) -> io::Result<()> {
-        loop {
+    fn push(&mut self, entry: squeue::Entry) {
+        self.waiting.push_back(entry);
+        self.fill();
+    }
+
+    /// Puts what waits into the queue, as far as there is room and the kernel makes some.
+    fn fill(&mut self) {
+        while let Some(entry) = self.waiting.front() {
             // SAFETY: the entry points to no memory, and the kernel takes its own reference to the file when it
             // is submitted. A descriptor that is closed before that gives EBADF, or polls a newer file under
             // that number, which costs one look in vain: readiness is always checked by a call.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
-                return Ok(());
+                self.waiting.pop_front();
+            } else if self.ring.submit().is_err() {
+                return;
             }
-            self.ring.submit()?;
         }
     }
 
     /// Submits what was pushed and waits. EINTR, ETIME, EBUSY and EAGAIN of io_uring_enter(2) are no failure.
     pub(super) fn wait(&mut self, limit: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<()> {
+        self.fill();
         let timeout = limit.map(Timespec::from);
         let mut args = SubmitArgs::new();
         if let Some(timeout) = &timeout {

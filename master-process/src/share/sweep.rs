@@ -1,0 +1,93 @@
+//! Letting go: of sockets that a program only tried out, and of addresses that its new release has no more.
+
+use rustix::process::Pid;
+
+use super::address::Key;
+use super::broker::Broker;
+use super::remark::Remark;
+use super::table::Part;
+use crate::sys::peer::Peer;
+
+impl Broker {
+    /// Holds what a worker has bound against what its processes have open, and what its slot once had against what
+    /// it has now. Called a moment after it began to serve.
+    pub fn sweep(&mut self, serial: u64, pid: Pid) {
+        let Some(member) = self.members.get(serial).filter(|member| member.lives) else { return };
+        let (slot, bound) = (member.id.slot, member.bound.clone());
+        // What cannot be known is taken for held: a socket in use must not go.
+        let dropped: Vec<u64> = bound.into_iter().filter(|inode| !tree_holds(pid, *inode)).collect();
+        for inode in dropped {
+            self.drop_unused(serial, inode);
+        }
+        self.leave_old_addresses(serial, slot);
+    }
+
+    /// A worker has closed what it bound: connections to it would wait for nobody.
+    fn drop_unused(&mut self, serial: u64, inode: u64) {
+        if let Some(member) = self.members.get_mut(serial) {
+            member.bound.retain(|bound| *bound != inode);
+        }
+        let Some(held) = self.table.by_inode(inode) else { return };
+        let (key, part) = (held.key.clone(), held.part);
+        let lane = matches!(part, Part::Lane(_));
+        if lane && !self.is_handed_over(&key) {
+            self.table.remove(inode);
+            self.turn_key(&key);
+            if self.table.of_key(&key).next().is_none() {
+                self.remarks.push(Remark::LetGo { address: key.to_string() });
+            }
+        }
+    }
+
+    /// Addresses that this slot's workers had, that this one does not have, and that no other slot's has.
+    fn leave_old_addresses(&mut self, serial: u64, slot: u32) {
+        let Some(member) = self.members.get(serial) else { return };
+        let bound = member.bound.clone();
+        let mut keys: Vec<Key> = Vec::new();
+        for held in self.table.iter() {
+            let had = held.users.contains(&slot) && !keys.iter().any(|key| key.matches(&held.key));
+            if had && !self.has(&bound, &held.key) {
+                keys.push(held.key.clone());
+            }
+        }
+        for key in keys {
+            self.table.of_key(&key).for_each(|held| {
+                held.users.remove(&slot);
+            });
+            let used = self.table.iter().any(|held| held.key.matches(&key) && !held.users.is_empty());
+            let living = self.members.living().any(|member| self.has(&member.bound, &key));
+            if !used && !living && !self.is_handed_over(&key) {
+                let inodes: Vec<u64> = self.table.of_key(&key).map(|held| held.inode).collect();
+                inodes.into_iter().for_each(|inode| self.table.remove(inode));
+                self.remarks.push(Remark::LetGo { address: key.to_string() });
+            }
+        }
+    }
+
+    fn has(&self, bound: &[u64], key: &Key) -> bool {
+        self.table.iter().any(|held| held.key.matches(key) && bound.contains(&held.inode))
+    }
+
+    /// What the user or systemd gave us is kept, whoever binds it.
+    fn is_handed_over(&self, key: &Key) -> bool {
+        self.handed_over.iter().any(|given| given.matches(key))
+    }
+}
+
+/// Whether a process or any descendant of it has the socket open; true where that cannot be known.
+fn tree_holds(pid: Pid, inode: u64) -> bool {
+    if Peer::new(pid).holds(inode).unwrap_or(true) {
+        return true;
+    }
+    children(pid).is_none_or(|children| children.into_iter().any(|child| tree_holds(child, inode)))
+}
+
+/// The children of all threads of a process: proc_pid_task_tid_children(5).
+fn children(pid: Pid) -> Option<Vec<Pid>> {
+    let mut found = Vec::new();
+    for thread in std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).ok()? {
+        let text = std::fs::read_to_string(thread.ok()?.path().join("children")).ok()?;
+        found.extend(text.split_whitespace().filter_map(|number| Pid::from_raw(number.parse().ok()?)));
+    }
+    Some(found)
+}

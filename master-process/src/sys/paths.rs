@@ -1,0 +1,132 @@
+//! Paths as another process means them, and with its rights.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+
+use super::peer::{FsIdentity, Peer};
+
+/// The folder and the name that a path of another process leads to.
+///
+/// # Errors
+/// What the lookup of the folder fails with, with the caller's own rights. ELOOP also where the path goes
+/// through a magic link of `/proc`, which would lead to something of ours, or could leave a root that is not
+/// ours: such a path is the kernel's to follow.
+pub fn folder_of(peer: Peer, dir: RawFd, path: &Path) -> io::Result<(OwnedFd, OsString)> {
+    let (folder, name) = split(path)?;
+    let (root, root_is_ours) = peer.root()?;
+    let safe = ResolveFlags::NO_MAGICLINKS;
+    let opened = if let Ok(below_root) = folder.strip_prefix("/") {
+        open(&root, below_root, safe | ResolveFlags::IN_ROOT)
+    } else {
+        let base = peer.base(dir)?;
+        let relative =
+            if root_is_ours { safe } else { safe | ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS };
+        open(&base, folder, relative)
+    };
+    Ok((opened?, name.to_owned()))
+}
+
+/// The folder and the name of a path of our own.
+///
+/// # Errors
+/// What the lookup of the folder fails with.
+pub fn own_folder_of(path: &Path) -> io::Result<(OwnedFd, OsString)> {
+    let (folder, name) = split(path)?;
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok((rustix::fs::openat(CWD, folder, flags, Mode::empty())?, name.to_owned()))
+}
+
+/// A path that ends with a slash or a dot names a directory, whatever its last part looks like.
+fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
+    let bytes = path.as_os_str().as_bytes();
+    let cut = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    let (folder, name) = bytes.split_at(cut);
+    if matches!(name, b"" | b"." | b"..") {
+        return Err(io::Error::from_raw_os_error(libc::EISDIR));
+    }
+    Ok((Path::new(OsStr::from_bytes(folder)), OsStr::from_bytes(name)))
+}
+
+fn open(base: &OwnedFd, folder: &Path, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat2(base, folder, flags, Mode::empty(), resolve)
+}
+
+/// Runs `call` with the file-system rights of another user, where they are not ours anyway: ours come back
+/// before this returns. Without the right to change them, `call` runs with ours.
+pub fn as_user<T>(identity: Option<&FsIdentity>, call: impl FnOnce() -> T) -> T {
+    struct Restore(FsIdentity);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            assume(&self.0);
+            // Who changes its rights cannot be looked at any more: proc(5), PR_SET_DUMPABLE(2const).
+            let _as_before =
+                rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
+        }
+    }
+    let ours = ours();
+    let Some(theirs) = identity.filter(|theirs| **theirs != ours) else { return call() };
+    let _restore = Restore(ours);
+    assume(theirs);
+    call()
+}
+
+fn ours() -> FsIdentity {
+    let groups = rustix::process::getgroups().unwrap_or_default();
+    FsIdentity {
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+        groups: groups.into_iter().map(rustix::process::Gid::as_raw).collect(),
+    }
+}
+
+/// By system call, for this thread alone.
+fn assume(identity: &FsIdentity) {
+    let groups = &identity.groups;
+    // SAFETY: the kernel reads as many numbers as the first argument says; the calls change numbers of this
+    // thread and touch no other memory. The group comes first: as another user we might not change it.
+    unsafe {
+        libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
+        libc::syscall(libc::SYS_setfsgid, identity.gid);
+        libc::syscall(libc::SYS_setfsuid, identity.uid);
+    }
+}
+
+/// Whether two directories are the same.
+pub fn same_folder(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    let id = |fd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+    id(one).is_some() && id(one) == id(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_split_as_the_kernel_splits_it() {
+        let split = |path: &'static str| split(Path::new(path)).ok();
+        let parts = |folder: &'static str, name: &'static str| Some((Path::new(folder), OsStr::new(name)));
+        assert_eq!(split("app.sock"), parts("", "app.sock"));
+        assert_eq!(split("/app.sock"), parts("/", "app.sock"));
+        assert_eq!(split("run/x/app.sock"), parts("run/x/", "app.sock"));
+        for directory in ["app.sock/", "app.sock/.", "..", "/", ""] {
+            assert_eq!(split(directory), None, "{directory}");
+        }
+    }
+
+    #[test]
+    fn a_magic_link_is_not_followed() {
+        let me = Peer::new(rustix::process::getpid());
+        let error = folder_of(me, libc::AT_FDCWD, Path::new("/proc/self/cwd/x.sock")).expect_err("refused");
+        assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
+        assert!(folder_of(me, libc::AT_FDCWD, Path::new("/tmp/x.sock")).is_ok());
+        assert!(folder_of(me, libc::AT_FDCWD, Path::new("x.sock")).is_ok());
+    }
+}

@@ -274,17 +274,16 @@ pub fn is_closed(fd: BorrowedFd<'_>) -> bool {
     option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).is_none_or(|info| info.first() == Some(&CLOSE))
 }
 
-/// Whether a listening socket is what this is: it may be one that a program has just opened by itself.
-pub fn is_listening(fd: BorrowedFd<'_>) -> bool {
-    sockopt::socket_acceptconn(fd).unwrap_or(false)
-}
-
 /// Whether a socket has an address already.
 pub fn is_bound(fd: BorrowedFd<'_>) -> bool {
     let Ok(name) = rustix::net::getsockname(fd) else { return false };
     let port = SocketAddr::try_from(name.clone()).map(|address| address.port());
-    let unix = SocketAddrUnix::try_from(name).map(|address| !address.is_unnamed());
-    port.is_ok_and(|port| port != 0) || unix.unwrap_or(false)
+    let unix = SocketAddrUnix::try_from(name);
+    let named = |address: SocketAddrUnix| {
+        let path = address.path_bytes().is_some_and(|path| !path.is_empty());
+        path || address.abstract_name().is_some_and(|name| !name.is_empty())
+    };
+    port.is_ok_and(|port| port != 0) || unix.is_ok_and(named)
 }
 
 /// An option's value, as far as it fits into a few words.
@@ -329,4 +328,40 @@ fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
 /// directory cannot be exchanged between two looks at it.
 fn in_dir(dir: BorrowedFd<'_>, name: &OsStr) -> std::path::PathBuf {
     Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_is_bound_when_it_has_an_address_of_any_kind() {
+        let unbound = unix_socket(SocketFlags::CLOEXEC).expect("a socket");
+        assert!(!is_bound(unbound.as_fd()));
+        let named = bind_abstract(format!("master-process/{}", std::process::id()).as_bytes());
+        assert!(is_bound(named.expect("bound").as_fd()));
+        let flags = SocketFlags::CLOEXEC;
+        let unbound = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).expect("a socket");
+        assert!(!is_bound(unbound.as_fd()));
+        let bound = bind_tcp("127.0.0.1:0".parse().expect("an address"), Tcp::default()).expect("bound");
+        assert!(is_bound(bound.as_fd()) && is_closed(bound.as_fd()));
+        listen(bound.as_fd(), 1).expect("listening");
+        assert!(!is_closed(bound.as_fd()));
+    }
+
+    #[test]
+    fn options_are_copied_where_they_differ() {
+        let flags = SocketFlags::CLOEXEC;
+        let new = || socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).expect("a socket");
+        let (from, to) = (new(), new());
+        sockopt::set_tcp_nodelay(&from, true).expect("set");
+        sockopt::set_socket_linger(&from, Some(std::time::Duration::from_secs(3))).expect("set");
+        sockopt::set_socket_recv_buffer_size(&from, 30_000).expect("set");
+        copy_options(from.as_fd(), to.as_fd());
+        assert!(sockopt::tcp_nodelay(&to).expect("read"));
+        assert_eq!(sockopt::socket_linger(&to).expect("read"), Some(std::time::Duration::from_secs(3)));
+        let size = |fd: &OwnedFd| sockopt::socket_recv_buffer_size(fd).expect("read");
+        assert_eq!(size(&to), size(&from));
+        assert_ne!(size(&to), size(&new()));
+    }
 }

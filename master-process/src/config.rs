@@ -36,6 +36,8 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// How the workers' own addresses are shared.
     pub share: Share,
+    /// What becomes of the workers when the supervisor is killed.
+    pub orphans: Orphans,
     /// Permission bits of every Unix socket that we hold.
     pub socket_mode: u32,
     /// Owner of every Unix socket that we hold; `None` leaves it unchanged.
@@ -132,6 +134,15 @@ pub enum Share {
     Shared,
     /// Every worker binds for itself.
     Off,
+}
+
+/// `--orphans MODE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orphans {
+    /// The kernel kills them.
+    Kill,
+    /// They serve on, without anybody who replaces them.
+    Keep,
 }
 
 /// Who owns a socket file; `None` leaves that half unchanged.

@@ -186,6 +186,15 @@ pub const OPTIONS: &[Opt] = &[
                   signal",
     },
     Opt {
+        long: "orphans",
+        short: None,
+        kind: Kind::Value("kill|keep"),
+        variables: &[],
+        unset: Unset::Default("kill"),
+        meaning: "What becomes of the workers when the supervisor itself is killed: the kernel kills them, or they \
+                  serve on with nobody to replace them",
+    },
+    Opt {
         long: "socket-mode",
         short: None,
         kind: Kind::Value("MODE"),

@@ -9,7 +9,9 @@ use super::{
     batch, choice, count, directory, duration, give_up, identity, listen, octal, owner, ready, signal,
     verbosity, workers,
 };
-use crate::config::{Config, Identity, Listen, LogFormat, ReadyMode, Share, Stdin};
+use crate::config::{Config, Identity, Listen, LogFormat, Orphans, ReadyMode, Share, Stdin};
+
+const ORPHANS: &[(&str, Orphans)] = &[("kill", Orphans::Kill), ("keep", Orphans::Keep)];
 
 const SHARE: &[(&str, Share)] =
     &[("auto", Share::Auto), ("slots", Share::Slots), ("shared", Share::Shared), ("off", Share::Off)];
@@ -40,6 +42,7 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         give_up: from.one("give-up", give_up::parse)?,
         kill_timeout: from.one("kill-timeout", duration::parse)?,
         drain: from.one("drain", duration::parse)?,
+        orphans: from.one("orphans", |text| choice::parse(text, ORPHANS))?,
         stop_signal: from.one("stop-signal", signal::parse_stop)?,
         ready,
         ready_timeout,

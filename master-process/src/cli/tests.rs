@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::testing::Host;
 use super::*;
-use crate::config::{Batch, Identity, LogFormat, Owner, ReadyMode, Share, Signal, Stdin, Verbosity};
+use crate::config::{Batch, Identity, LogFormat, Orphans, Owner, ReadyMode, Share, Signal, Stdin, Verbosity};
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
     let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
@@ -45,6 +45,7 @@ fn defaults_are_those_of_the_contract() {
             give_up: None,
             kill_timeout: Duration::from_secs(5),
             drain: Duration::from_millis(200),
+            orphans: Orphans::Kill,
             stop_signal: Signal(libc::SIGTERM),
             ready: ReadyMode::Auto,
             ready_timeout: Duration::from_secs(60),
@@ -145,6 +146,7 @@ fn sample(opt: &Opt) -> &'static str {
         "socket-owner" | "user" => "deploy",
         "group" => "www-data",
         "chdir" => "/srv/app",
+        "orphans" => "keep",
         "stdin" => "inherit",
         "log-format" => "json",
         other => unreachable!("no sample for --{other}"),
@@ -276,8 +278,7 @@ fn unknown_flags_are_told_with_a_suggestion() {
 
 #[test]
 fn options_of_later_versions_are_unknown() {
-    for flag in ["--orphans", "--max-memory", "--monitor", "--name", "--control", "--metrics", "--on-upgrade"]
-    {
+    for flag in ["--max-memory", "--monitor", "--name", "--control", "--metrics", "--on-upgrade"] {
         assert!(error(&[], &[flag, "1"]).contains("is not a flag of master-process"), "{flag}");
     }
     assert!(error(&[], &["--share", "none"]).ends_with("give auto, slots, shared or off"));

@@ -128,7 +128,9 @@ impl Driver {
             Remark::NotSteered { address, .. } | Remark::NotRenamed { address, .. } => {
                 warn!(address, "{remark}");
             }
-            Remark::Refused { worker, address, .. } | Remark::Hung { worker, address, .. } => {
+            Remark::Refused { worker, address, .. }
+            | Remark::Hung { worker, address, .. }
+            | Remark::Bypassed { worker, address } => {
                 warn!(worker = worker.slot, address, "{} {remark}", self.name(*worker));
             }
             Remark::Moves { worker, address } => {

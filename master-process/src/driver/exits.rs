@@ -3,6 +3,7 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use tracing::{debug, warn};
 
 use super::chores::Chore;
@@ -50,14 +51,20 @@ impl Driver {
         self.event(Event::Died(id));
     }
 
-    /// Before the end: waits until those who were killed with their workers are gone. Until then they hold what
-    /// the next one needs, an address for example. One that the kernel cannot end now is not waited for.
-    pub(super) fn outlive_groups(&mut self) {
+    /// Before the end: kills what workers have left behind, daemons that left their groups included, and waits until
+    /// all of it is gone. Until then it holds what the next one needs, an address for example. What the kernel
+    /// cannot end now is not waited for.
+    pub(super) fn outlive_all(&mut self) {
         let until = self.now().after(LAST_WAIT);
         while let Some(left) = Some(until.since(self.now())).filter(|left| !left.is_zero()) {
             self.reap_orphans();
-            if self.dying_groups.is_empty() {
+            let orphans = self.adopted();
+            if self.dying_groups.is_empty() && orphans.is_empty() {
                 return;
+            }
+            for orphan in orphans {
+                // One that is gone meanwhile is reaped in the next round.
+                let _gone = pidfd::kill_orphan(orphan);
             }
             // The signals' watch is what wakes us, or this short while: a grandchild may have another parent.
             let (mut ready, pause) = (Vec::new(), left.min(Duration::from_millis(10)));
@@ -68,7 +75,12 @@ impl Driver {
                 self.read_signals();
             }
         }
-        warn!("{} process groups of workers are killed and not gone yet", self.dying_groups.len());
+        warn!("some of what the workers left behind is killed and not gone yet");
+    }
+
+    /// Children that came to us because their parents died; not those that we had before we were who we are.
+    fn adopted(&self) -> Vec<Pid> {
+        pidfd::children().into_iter().filter(|child| !self.inherited.contains(child)).collect()
     }
 
     /// Reaps what nobody else will. A worker among the dead is dealt with on the way: it would otherwise

@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 
-use crate::config::{Config, ReadyMode, Share, Stdin};
+use crate::config::{Config, Identity, Orphans, ReadyMode, Share, Stdin};
 use crate::policy::WorkerId;
 use crate::share::HandedOver;
 use crate::sys::fds;
@@ -86,7 +86,7 @@ impl Launcher {
             environment,
             directory,
             umask: config.umask,
-            identity: config.identity.clone(),
+            identity: config.identity.clone().filter(|identity| !is_ours(identity)),
             nofile: Some(fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?),
             stdin: match config.stdin {
                 Stdin::Null => Some(open_null(lowest)?),
@@ -95,7 +95,7 @@ impl Launcher {
             handed_over: handed_over.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
             filter: None,
             no_new_privs: !seccomp::may_filter_with_privileges(),
-            dies_with_us: true,
+            dies_with_us: config.orphans == Orphans::Kill,
         };
         let watches_listen = matches!(config.ready, ReadyMode::Auto | ReadyMode::Listen);
         Ok(Launcher {
@@ -168,6 +168,12 @@ impl Launcher {
             .map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
         Ok((reader, made))
     }
+}
+
+/// Whether we are who the workers are to be, and could not change that anyway.
+fn is_ours(identity: &Identity) -> bool {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    !uid.is_root() && identity.uid.is_none_or(|wanted| wanted == uid.as_raw()) && identity.gid == gid.as_raw()
 }
 
 fn open_null(lowest: i32) -> anyhow::Result<OwnedFd> {

@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::process::Pid;
 use tracing::{info, warn};
 
 use crate::config::{Config, Share};
@@ -64,6 +65,8 @@ pub struct Driver {
     chores: Chores,
     /// Killed with their workers, and not all gone when those were reaped.
     dying_groups: Vec<OwnedFd>,
+    /// Children of whatever this process was before it was exec'ed.
+    inherited: Vec<Pid>,
     stop_signal: i32,
     greeting: Option<Greeting>,
     last_failure: Option<SpawnError>,
@@ -105,6 +108,7 @@ impl Driver {
             broker,
             chores: Chores::default(),
             dying_groups: Vec::new(),
+            inherited: pidfd::children(),
             stop_signal: config.stop_signal.0,
             greeting: Some(Greeting { workers: config.workers, shares: config.share != Share::Off }),
             last_failure: None,
@@ -118,7 +122,7 @@ impl Driver {
             let unfinished = self.carry_out();
             self.after_sharing();
             if let Some(outcome) = self.policy.outcome() {
-                self.outlive_groups();
+                self.outlive_all();
                 self.end_watches();
                 return match (outcome, self.last_failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),

@@ -33,7 +33,7 @@ impl fmt::Display for Named {
 pub fn banner(command: &str, workers: u32, shares: bool) {
     let pid = std::process::id();
     let version = env!("CARGO_PKG_VERSION");
-    let copies = if workers == 1 { "1 worker" } else { &format!("{workers} workers") };
+    let copies = Workers(usize::try_from(workers).unwrap_or(usize::MAX));
     let addresses = if shares { "sharing its addresses" } else { "each with addresses of its own" };
     info!(
         pid,
@@ -95,9 +95,9 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, exit: Option<Exit>) 
             "reload {generation} is given up: worker {slot} failed {attempts} times; {kept} old workers keep serving"
         ),
         Note::Scaled { from, to } => info!(from, to, "workers: {from} before, {to} from now on"),
-        Note::Stopping { workers } => info!(workers, "stopping {workers} workers"),
+        Note::Stopping { workers } => info!(workers, "stopping {}", Workers(workers)),
         Note::Killing { workers } => {
-            warn!(workers, "asked to stop again: killing the {workers} workers that are left")
+            warn!(workers, "asked to stop again: killing {}", Workers(workers))
         }
         Note::GaveUp { deaths, within } => error!(
             deaths,
@@ -158,6 +158,15 @@ fn parts(exit: Option<Exit>) -> (Option<i32>, Option<i32>) {
 
 fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// `1 worker`, `4 workers`.
+struct Workers(usize);
+
+impl fmt::Display for Workers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} worker{}", self.0, if self.0 == 1 { "" } else { "s" })
+    }
 }
 
 /// How a process ended, as the predicate of a sentence.

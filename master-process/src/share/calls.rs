@@ -280,6 +280,10 @@ impl Broker {
             return Ok(plain(Answer::Continue));
         }
         let listens = Some(self.listens(request.worker.serial, None));
+        let inode = request.peer.inode(fd)?;
+        if let Some(member) = self.members.get_mut(request.worker.serial) {
+            member.alone.push(inode);
+        }
         match socket.copy().map(|copy| sockets::listen(copy, backlog)) {
             Some(Err(error)) => Ok(plain(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))),
             // Once more, by the worker: a Unix socket's peers see who called it last.

@@ -61,6 +61,13 @@ pub enum Remark {
         /// Where.
         address: String,
     },
+    /// A worker listens on what it has bound by a way that its filter does not see.
+    Bypassed {
+        /// Who.
+        worker: WorkerId,
+        /// Where.
+        address: String,
+    },
     /// Nobody has an address open any more: we let it go.
     LetGo {
         /// Which.
@@ -89,6 +96,10 @@ impl fmt::Display for Remark {
                 write!(f, "does not accept on {address}, where {waiting} wait: new connections go to others")
             }
             Remark::Moves { address, .. } => write!(f, "accepts on {address} again"),
+            Remark::Bypassed { address, .. } => write!(
+                f,
+                "listens on {address} by io_uring or by calls of another architecture: that is not shared"
+            ),
             Remark::LetGo { address } => write!(f, "no worker listens on {address} any more: it is closed"),
         }
     }

@@ -1,4 +1,7 @@
-//! Letting go: of sockets that a program only tried out, and of addresses that its new release has no more.
+//! A second look at a worker that serves: what it only tried out, what its release has no more, and what passed
+//! its filter by.
+
+use std::os::fd::AsFd;
 
 use rustix::process::Pid;
 
@@ -6,7 +9,10 @@ use super::address::Key;
 use super::broker::Broker;
 use super::remark::Remark;
 use super::table::Part;
+use crate::config::Share;
+use crate::sys::closer::close_elsewhere;
 use crate::sys::peer::Peer;
+use crate::sys::sockets;
 
 impl Broker {
     /// Holds what a worker has bound against what its processes have open, and what its slot once had against what
@@ -20,6 +26,26 @@ impl Broker {
             self.drop_unused(serial, inode);
         }
         self.leave_old_addresses(serial, slot);
+        self.find_bypasses(serial, pid);
+    }
+
+    /// Listeners that were bound and set to listen without a call that the filter sees.
+    fn find_bypasses(&mut self, serial: u64, pid: Pid) {
+        let Some(member) = self.members.get(serial).filter(|_| self.share != Share::Off) else { return };
+        let (worker, alone) = (member.id, member.alone.clone());
+        let peer = Peer::new(pid);
+        for (fd, inode) in peer.sockets().unwrap_or_default() {
+            if alone.contains(&inode) || self.table.by_inode(inode).is_some() {
+                continue;
+            }
+            let Ok(copy) = peer.copy(fd) else { return };
+            if sockets::is_listening(copy.as_fd())
+                && let Some(address) = sockets::tcp_address(copy.as_fd())
+            {
+                self.remarks.push(Remark::Bypassed { worker, address: address.to_string() });
+            }
+            close_elsewhere(copy);
+        }
     }
 
     /// A worker has closed what it bound: connections to it would wait for nobody.

@@ -24,6 +24,8 @@ pub(super) struct Member {
     pub(super) bound: Vec<u64>,
     /// What it listens on.
     pub(super) listens: Vec<Key>,
+    /// Inode numbers of sockets of its own that we saw it listen on.
+    pub(super) alone: Vec<u64>,
     options: Vec<(u64, SocketOption, bool)>,
 }
 
@@ -37,6 +39,7 @@ impl Member {
             lives: true,
             bound: Vec::new(),
             listens: Vec::new(),
+            alone: Vec::new(),
             options: Vec::new(),
         }
     }

@@ -54,13 +54,23 @@ impl Peer {
     /// # Errors
     /// As [`inode`](Self::inode).
     pub fn holds(&self, inode: u64) -> io::Result<bool> {
-        let link = format!("socket:[{inode}]");
+        Ok(self.sockets()?.iter().any(|(_, other)| *other == inode))
+    }
+
+    /// Its open sockets: descriptor and inode number.
+    ///
+    /// # Errors
+    /// As [`inode`](Self::inode).
+    pub fn sockets(&self) -> io::Result<Vec<(RawFd, u64)>> {
+        let mut found = Vec::new();
         for entry in std::fs::read_dir(self.path("fd"))? {
-            if std::fs::read_link(entry?.path()).is_ok_and(|target| target.as_os_str() == link.as_str()) {
-                return Ok(true);
-            }
+            let entry = entry?;
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'));
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            found.extend(number.zip(inode.and_then(|inode| inode.parse().ok())));
         }
-        Ok(false)
+        Ok(found)
     }
 
     /// What kind of socket a descriptor is, as the kernel names its protocol: `TCP`, `TCPv6`, `MPTCP`, `UDP`,

@@ -109,6 +109,22 @@ pub fn reap_orphan(pid: Pid) -> io::Result<()> {
     Ok(())
 }
 
+/// Kills a child of ours that nobody holds a pidfd of. It stays ours, and its pid its own, until we reap it.
+///
+/// # Errors
+/// ESRCH where it is gone, EPERM where it has become somebody whom we may not signal.
+pub fn kill_orphan(pid: Pid) -> io::Result<()> {
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+    signal(std::os::fd::AsFd::as_fd(&pidfd), libc::SIGKILL)
+}
+
+/// Our children, as far as the kernel tells: proc_pid_task_tid_children(5).
+pub fn children() -> Vec<Pid> {
+    let thread = rustix::thread::gettid().as_raw_pid();
+    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|number| Pid::from_raw(number.parse().ok()?)).collect()
+}
+
 /// Makes orphaned descendants ours, as they are pid 1's.
 ///
 /// # Errors

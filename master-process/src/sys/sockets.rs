@@ -274,6 +274,11 @@ pub fn is_closed(fd: BorrowedFd<'_>) -> bool {
     option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).is_none_or(|info| info.first() == Some(&CLOSE))
 }
 
+/// Whether a socket listens.
+pub fn is_listening(fd: BorrowedFd<'_>) -> bool {
+    sockopt::socket_acceptconn(fd).unwrap_or(false)
+}
+
 /// Whether a socket has an address already.
 pub fn is_bound(fd: BorrowedFd<'_>) -> bool {
     let Ok(name) = rustix::net::getsockname(fd) else { return false };

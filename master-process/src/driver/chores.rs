@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use std::os::fd::AsFd;
+
 use tracing::{info, warn};
 
 use super::{Driver, Token};
-use crate::policy::Time;
+use crate::policy::{Time, WorkerId};
 use crate::share::{Remark, Watch};
+use crate::sys::pidfd;
 use crate::sys::seccomp::Notification;
 
 /// How long after somebody came a queue is looked at, and how often while somebody waits. It bounds what a
@@ -84,15 +87,28 @@ impl Driver {
                     Watch::Soon => self.later(chore),
                     Watch::Over => {}
                 },
-                Chore::Sweep(serial) => {
-                    if let Some(pid) = self.workers.get(serial).map(|entry| entry.pid) {
-                        self.broker.sweep(serial, pid);
-                    }
-                }
+                Chore::Sweep(serial) => self.sweep(serial),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
             }
         }
+    }
+
+    /// A worker begins to serve. One that has bound nothing that we know of is looked at now, and then left alone: an
+    /// idle supervisor has no timers.
+    pub(super) fn look_again(&mut self, worker: WorkerId) {
+        if self.broker.has_addresses(worker) {
+            self.later(Chore::Sweep(worker.serial));
+        } else {
+            self.sweep(worker.serial);
+        }
+    }
+
+    fn sweep(&mut self, serial: u64) {
+        let Some(entry) = self.workers.get(serial) else { return };
+        let (pid, pidfd) = (entry.pid, entry.pidfd.as_fd());
+        // A zombie has nothing open, and what it had is its successor's.
+        self.broker.sweep(serial, pid, || matches!(pidfd::peek(pidfd), Ok(None)));
     }
 
     fn watch_queue(&mut self, inode: u64) {

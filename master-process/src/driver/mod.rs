@@ -197,7 +197,7 @@ impl Driver {
                 }
                 Action::Serve(worker) => {
                     self.broker.serve(worker.serial);
-                    self.later(Chore::Sweep(worker.serial));
+                    self.look_again(worker);
                 }
                 Action::Retire(worker) => self.broker.retire(worker.serial),
                 Action::Look(worker) => {

@@ -12,7 +12,7 @@ use super::broker::{Broker, Listens, Reply};
 use super::caller::{CallerSocket, is_shortage};
 use super::remark::Remark;
 use super::table::{Held, Part};
-use super::unix::{Claim, Place};
+use super::unix::{Claim, Place, SocketFile};
 use crate::policy::WorkerId;
 use crate::sys::peer::Peer;
 use crate::sys::seccomp::{self, Answer, Call, Notification, SocketOption};
@@ -116,12 +116,23 @@ impl Broker {
 
     /// Whose socket of an address this worker gets: one that was handed over is everybody's.
     fn part(&mut self, request: &Request<'_>, key: &Key) -> Part {
-        let member = self.members.get(request.worker.serial);
-        match (key, member) {
-            (_, Some(_)) if self.table.find(key, Part::All).is_some() || !self.parts() => Part::All,
-            (Key::Inet { .. }, Some(member)) => Part::Lane(member.lane),
-            (Key::Unix { .. }, Some(member)) => Part::Generation(member.generation),
-            (Key::Abstract(_), Some(_)) | (_, None) => Part::All,
+        let Some(member) = self.members.get(request.worker.serial).filter(|_| self.parts()) else {
+            return Part::All;
+        };
+        let (lane, generation, slot) = (member.lane, member.generation, member.id.slot);
+        if self.table.find(key, Part::All).is_some() {
+            return Part::All;
+        }
+        match key {
+            Key::Inet { .. } => Part::Lane(lane),
+            Key::Abstract(_) => Part::All,
+            // Only who replaces one that serves makes a new queue; who fills a gap joins those who serve.
+            Key::Unix { .. } => {
+                let replaces = self.members.living().any(|other| other.serves && other.id.slot == slot);
+                let current =
+                    self.table.of_key(key).find(|held| held.file.as_ref().is_some_and(SocketFile::is_found));
+                current.filter(|_| !replaces).map_or(Part::Generation(generation), |held| held.part)
+            }
         }
     }
 
@@ -167,13 +178,7 @@ impl Broker {
         }
     }
 
-    fn hold(
-        &mut self,
-        key: &Key,
-        part: Part,
-        fd: OwnedFd,
-        file: Option<super::unix::SocketFile>,
-    ) -> io::Result<()> {
+    fn hold(&mut self, key: &Key, part: Part, fd: OwnedFd, file: Option<SocketFile>) -> io::Result<()> {
         if self.table.of_key(key).next().is_none() {
             self.remarks.push(Remark::Holds { address: key.to_string() });
         }

@@ -10,18 +10,29 @@ use super::broker::Broker;
 use super::remark::Remark;
 use super::table::Part;
 use crate::config::Share;
+use crate::policy::WorkerId;
 use crate::sys::closer::close_elsewhere;
 use crate::sys::peer::Peer;
 use crate::sys::sockets;
 
 impl Broker {
+    /// Whether a worker, or one that was in its slot before, has bound anything.
+    pub fn has_addresses(&self, worker: WorkerId) -> bool {
+        let bound = self.members.get(worker.serial).is_some_and(|member| !member.bound.is_empty());
+        bound || self.table.iter().any(|held| held.users.contains(&worker.slot))
+    }
+
     /// Holds what a worker has bound against what its processes have open, and what its slot once had against what
     /// it has now. Called a moment after it began to serve.
-    pub fn sweep(&mut self, serial: u64, pid: Pid) {
+    /// `lives` tells whether its process is still there.
+    pub fn sweep(&mut self, serial: u64, pid: Pid, lives: impl Fn() -> bool) {
         let Some(member) = self.members.get(serial).filter(|member| member.lives) else { return };
         let (slot, bound) = (member.id.slot, member.bound.clone());
         // What cannot be known is taken for held: a socket in use must not go.
         let dropped: Vec<u64> = bound.into_iter().filter(|inode| !tree_holds(pid, *inode)).collect();
+        if !lives() {
+            return;
+        }
         for inode in dropped {
             self.drop_unused(serial, inode);
         }

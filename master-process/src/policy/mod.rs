@@ -6,8 +6,11 @@
 //! difference.
 
 mod event;
+mod leave;
+mod reload;
 mod rollout;
 mod settings;
+mod settle;
 mod slot;
 mod supervisor;
 mod throttle;

@@ -14,6 +14,7 @@ use super::remark::Remark;
 use super::table::{Held, Part};
 use super::unix::{Claim, Place, SocketFile};
 use crate::policy::WorkerId;
+use crate::sys::options;
 use crate::sys::peer::Peer;
 use crate::sys::seccomp::{self, Answer, Call, Notification, SocketOption};
 use crate::sys::sockets::{self, Kind, Tcp};
@@ -241,7 +242,7 @@ impl Broker {
         }
         if let Some(model) = socket.copy() {
             // Who is given a socket that others had before brings options of its own.
-            sockets::copy_options(model, held.fd());
+            options::copy_options(model, held.fd());
         }
         let flags = request.peer.flags(fd)?;
         sockets::set_nonblocking(held.fd(), flags & libc::O_NONBLOCK != 0)?;

@@ -3,6 +3,7 @@
 pub mod closer;
 pub mod fds;
 pub mod notify;
+pub mod options;
 pub mod paths;
 pub mod peer;
 pub mod pidfd;

@@ -75,7 +75,7 @@ impl Filter {
     }
 
     /// The program as `seccomp(2)` takes it: valid for as long as the filter is.
-    pub(super) fn as_fprog(&self) -> libc::sock_fprog {
+    pub(in crate::sys) fn as_fprog(&self) -> libc::sock_fprog {
         let len = u16::try_from(self.program.len()).unwrap_or(0);
         libc::sock_fprog { len, filter: self.program.as_ptr().cast_mut() }
     }

@@ -1,0 +1,63 @@
+//! Reloads: a new generation, slot by slot.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::rollout::Rollout;
+use super::slot::Slot;
+use super::supervisor::{Mode, Supervisor, index};
+use super::{Note, Time};
+
+impl Supervisor {
+    pub(super) fn reload(&mut self, now: Time) {
+        if self.mode != Mode::Running {
+            return;
+        }
+        self.generation += 1;
+        let (mut serving, mut empty) = (VecDeque::new(), BTreeSet::new());
+        for (id, slot) in (0..self.wanted).zip(&mut self.slots) {
+            slot.throttle.reset();
+            slot.failed = 0;
+            if slot.serving.is_some() {
+                serving.push_back(id);
+            } else {
+                empty.insert(id);
+            }
+        }
+        let slots = index(self.wanted);
+        self.rollout = Some(Rollout::new(now, self.settings.batch_of(slots), serving, empty));
+        self.push(Note::ReloadStarted { generation: self.generation, slots });
+        self.settle_all(now);
+    }
+
+    /// One more start of this slot came to nothing; the reload that it belongs to may end with it.
+    pub(super) fn count_failed_start(&mut self, now: Time, slot: u32) {
+        if self.rollout.is_none() {
+            return;
+        }
+        let state = &mut self.slots[index(slot)];
+        state.failed += 1;
+        let attempts = state.failed;
+        if attempts < self.settings.reload_attempts {
+            return;
+        }
+        self.rollout = None;
+        let outdated = |slot: &Slot| slot.serving.is_some_and(|serving| serving.generation < self.generation);
+        let kept = self.slots.iter().filter(|slot| outdated(slot)).count();
+        self.push(Note::ReloadFailed { generation: self.generation, slot, attempts, kept });
+        self.settle_all(now);
+    }
+
+    /// A slot has what the reload wanted for it, or is gone; the next ones may follow.
+    pub(super) fn finish_rollout(&mut self, slot: u32, now: Time) {
+        let Some(rollout) = &mut self.rollout else { return };
+        let next = rollout.finish(slot);
+        if rollout.is_done() {
+            let took = now.since(rollout.since);
+            self.rollout = None;
+            self.push(Note::ReloadDone { generation: self.generation, took });
+        }
+        for slot in next {
+            self.settle(slot, now);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Comparing a slot with what it should be, and pushing the difference.
+
+use super::slot::{Serving, StartPhase, Starting};
+use super::supervisor::{Mode, Supervisor, index};
+use super::{Action, Note, ReadyBy, Sign, Time, WorkerId};
+
+impl Supervisor {
+    pub(super) fn settle_all(&mut self, now: Time) {
+        let slots = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        for id in 0..slots {
+            self.settle(id, now);
+        }
+    }
+
+    /// Compares a slot with what it should be and pushes the difference.
+    pub(super) fn settle(&mut self, id: u32, now: Time) {
+        if index(id) >= self.slots.len() {
+            return;
+        }
+        if self.mode == Mode::Running && id < self.wanted {
+            self.settle_starting(id, now);
+            self.end_trial(id, now);
+            self.launch_if_wanted(id, now);
+        } else {
+            self.retire_all(id, now);
+        }
+        self.look_at_draining(id, now);
+        self.kill_overdue(id, now);
+        let wants_launch = self.wants_launch(id);
+        let slot = &mut self.slots[index(id)];
+        let due = slot.next_due(self.known_to_sign, wants_launch);
+        self.timers.set(id, slot.timer, due);
+        slot.timer = due;
+        self.drop_empty_slots();
+    }
+
+    /// A starting worker is outdated, ready by its age, late, or simply not there yet.
+    pub(super) fn settle_starting(&mut self, id: u32, now: Time) {
+        let slot = &mut self.slots[index(id)];
+        let Some(starting) = slot.starting else { return };
+        let keeps_old = slot.serving.is_some() && !self.rollout.as_ref().is_some_and(|r| r.is_active(id));
+        if starting.generation < self.generation || keeps_old {
+            slot.starting = None;
+            return self.retire(now, starting.worker, starting.phase);
+        }
+        let StartPhase::Waiting { since, deadline, ready_at, listened } = starting.phase else {
+            return;
+        };
+        if listened.is_some_and(|at| at <= now) {
+            self.become_ready(id, now, ReadyBy::Sign(Sign::Listen));
+        } else if !self.known_to_sign && ready_at.is_some_and(|at| at <= now) {
+            self.become_ready(id, now, ReadyBy::Age);
+        } else if deadline <= now {
+            slot.starting = None;
+            let uptime = now.since(since);
+            let wait = slot.throttle.late(now, uptime, &self.settings);
+            self.retire(now, starting.worker, starting.phase);
+            self.count_early_death(now);
+            self.count_failed_start(now, id);
+            let next = self.next_of(id, wait);
+            self.push(Note::Late { worker: starting.worker, after: uptime, next });
+        }
+    }
+
+    pub(super) fn become_ready(&mut self, id: u32, now: Time, by: ReadyBy) {
+        let slot = &mut self.slots[index(id)];
+        let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, .. } }) = slot.starting
+        else {
+            return;
+        };
+        slot.starting = None;
+        let old = slot.serving.replace(Serving { worker, generation, since, ready_at: now });
+        let replaces = old.map(|old| old.worker);
+        self.push(Note::Ready { worker, after: now.since(since), by, replaces });
+        // In this order: at no moment is nobody there.
+        self.actions.push_back(Action::Serve(worker));
+        let slot = &mut self.slots[index(id)];
+        let before = std::mem::replace(&mut slot.standby, old);
+        // A new release may be ready and die: until it has outlived the throttle, the old one stands by.
+        slot.trial = self.rollout.is_some().then(|| since.after(self.settings.throttle));
+        self.actions.extend(old.map(|old| Action::Retire(old.worker)));
+        if let Some(before) = before {
+            self.relieve(now, before);
+        }
+        self.end_trial(id, now);
+    }
+
+    /// The worker that serves has shown that it lives, or nobody wants it to: its predecessor may go.
+    pub(super) fn end_trial(&mut self, id: u32, now: Time) {
+        let slot = &mut self.slots[index(id)];
+        let Some(serving) = slot.serving.filter(|_| slot.trial.is_none_or(|at| at <= now)) else { return };
+        let was_on_trial = slot.trial.take().is_some();
+        if let Some(standby) = slot.standby.take() {
+            self.relieve(now, standby);
+        }
+        if was_on_trial && serving.generation == self.generation {
+            self.finish_rollout(id, now);
+        }
+    }
+
+    /// Whether this slot lacks a worker that only the throttle may hold back.
+    pub(super) fn wants_launch(&self, id: u32) -> bool {
+        let slot = &self.slots[index(id)];
+        let replace = || self.rollout.as_ref().is_some_and(|rollout| rollout.is_active(id));
+        self.mode == Mode::Running
+            && id < self.wanted
+            && slot.starting.is_none()
+            && slot.serving.is_none_or(|serving| serving.generation < self.generation && replace())
+    }
+
+    pub(super) fn launch_if_wanted(&mut self, id: u32, now: Time) {
+        if !self.wants_launch(id) {
+            return;
+        }
+        let slot = &mut self.slots[index(id)];
+        if slot.throttle.not_before().is_some_and(|at| at > now) {
+            return;
+        }
+        slot.throttle.launched();
+        self.serial += 1;
+        let worker = WorkerId { slot: id, serial: self.serial };
+        slot.starting = Some(Starting { worker, generation: self.generation, phase: StartPhase::Launching });
+        self.actions.push_back(Action::Launch { worker, generation: self.generation });
+    }
+}

@@ -1,0 +1,98 @@
+//! Socket options: carried from a worker's socket to ours, and read for what they tell.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Options that a program sets before `bind` and accepted connections inherit, or that change what `bind`
+/// itself allows. Those that a socket of ours has a reason of its own for are not among them.
+const COPIED: [(libc::c_int, libc::c_int); 29] = [
+    (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+    (libc::SOL_SOCKET, libc::SO_LINGER),
+    (libc::SOL_SOCKET, libc::SO_OOBINLINE),
+    (libc::SOL_SOCKET, libc::SO_PASSCRED),
+    (libc::SOL_SOCKET, libc::SO_PRIORITY),
+    (libc::SOL_SOCKET, libc::SO_MARK),
+    (libc::SOL_SOCKET, libc::SO_RCVLOWAT),
+    (libc::SOL_SOCKET, libc::SO_RCVTIMEO),
+    (libc::SOL_SOCKET, libc::SO_SNDTIMEO),
+    (libc::SOL_SOCKET, libc::SO_BUSY_POLL),
+    (libc::SOL_SOCKET, libc::SO_TIMESTAMP),
+    (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+    (libc::IPPROTO_TCP, libc::TCP_MAXSEG),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+    (libc::IPPROTO_TCP, libc::TCP_KEEPCNT),
+    (libc::IPPROTO_TCP, libc::TCP_SYNCNT),
+    (libc::IPPROTO_TCP, libc::TCP_LINGER2),
+    (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT),
+    (libc::IPPROTO_TCP, libc::TCP_WINDOW_CLAMP),
+    (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+    (libc::IPPROTO_TCP, libc::TCP_FASTOPEN),
+    (libc::IPPROTO_TCP, libc::TCP_CONGESTION),
+    (libc::IPPROTO_IP, libc::IP_TOS),
+    (libc::IPPROTO_IP, libc::IP_TTL),
+    (libc::IPPROTO_IP, libc::IP_FREEBIND),
+    (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+    (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
+];
+
+/// Gives `to` the options that differ on `from`. An option that cannot be set stays as it is: the worker has been
+/// told of its own success already.
+pub fn copy_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+    for (level, name) in COPIED {
+        if let Some(theirs) = option(from, level, name)
+            && Some(&theirs) != option(to, level, name).as_ref()
+        {
+            set_option(to, level, name, &theirs);
+        }
+    }
+    // The kernel doubles these as they are set, and stops tuning them: so only where they were changed.
+    for name in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
+        let theirs = option(from, libc::SOL_SOCKET, name);
+        if let Some(theirs) =
+            theirs.filter(|theirs| Some(theirs) != option(to, libc::SOL_SOCKET, name).as_ref())
+            && let Some(doubled) = theirs.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes))
+        {
+            set_option(to, libc::SOL_SOCKET, name, &(doubled / 2).to_ne_bytes());
+        }
+    }
+}
+
+/// An option's value, as far as it fits into a few words.
+pub(in crate::sys) fn option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<Vec<u8>> {
+    let mut value = [0u8; 64];
+    let mut length = libc::socklen_t::try_from(value.len()).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `value`, which outlives the call.
+    let result =
+        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut length) };
+    (result == 0).then(|| value[..value.len().min(length as usize)].to_vec())
+}
+
+fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &[u8]) {
+    let length = libc::socklen_t::try_from(value.len()).unwrap_or(0);
+    // SAFETY: the kernel reads `length` bytes, the size of `value`, which outlives the call.
+    unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), length) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
+    use std::os::fd::{AsFd, OwnedFd};
+
+    #[test]
+    fn options_are_copied_where_they_differ() {
+        let flags = SocketFlags::CLOEXEC;
+        let new = || socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).expect("a socket");
+        let (from, to) = (new(), new());
+        sockopt::set_tcp_nodelay(&from, true).expect("set");
+        sockopt::set_socket_linger(&from, Some(std::time::Duration::from_secs(3))).expect("set");
+        sockopt::set_socket_recv_buffer_size(&from, 30_000).expect("set");
+        copy_options(from.as_fd(), to.as_fd());
+        assert!(sockopt::tcp_nodelay(&to).expect("read"));
+        assert_eq!(sockopt::socket_linger(&to).expect("read"), Some(std::time::Duration::from_secs(3)));
+        let size = |fd: &OwnedFd| sockopt::socket_recv_buffer_size(fd).expect("read");
+        assert_eq!(size(&to), size(&from));
+        assert_ne!(size(&to), size(&new()));
+    }
+}

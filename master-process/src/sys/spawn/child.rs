@@ -1,0 +1,253 @@
+//! The child of a start, from its first instruction to the program's. It shares our memory: it only makes system
+//! calls, allocates nothing and panics never.
+
+use std::ffi::{c_char, c_int, c_long, c_void};
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
+
+use super::{Particulars, Step, Template};
+use crate::sys::seccomp::Filter;
+
+/// What the child leaves behind.
+pub(super) struct Report {
+    pub(super) step: c_int,
+    pub(super) errno: c_int,
+    pub(super) listener: RawFd,
+}
+
+/// What the child is to do, in the form that system calls take.
+pub(super) struct Prepared<'a> {
+    template: &'a Template,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    /// `LISTEN_PID=` and room for the number, which only the child knows.
+    listen_pid: [u8; 32],
+    fprog: Option<libc::sock_fprog>,
+    extra: Option<(RawFd, RawFd)>,
+    /// The first descriptor that the child's own table need not have.
+    cut: libc::c_uint,
+    parent: c_int,
+}
+
+const LISTEN_PID: &[u8] = b"LISTEN_PID=";
+
+impl<'a> Prepared<'a> {
+    pub(super) fn new(template: &'a Template, particulars: &'a Particulars) -> Prepared<'a> {
+        let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
+        let environment = template.environment.iter().chain(&particulars.environment);
+        let environment = environment.map(|text| text.as_ptr()).chain(place.map(|text| text.as_ptr()));
+        let mut prepared = Prepared {
+            template,
+            argv: template.argv.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect(),
+            envp: environment.chain([ptr::null()]).collect(),
+            listen_pid: [0; 32],
+            fprog: template.filter.as_ref().map(Filter::as_fprog),
+            extra: particulars.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
+            cut: 0,
+            parent: rustix::process::getpid().as_raw_pid(),
+        };
+        prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
+        let given = template.handed_over.iter().chain(&template.stdin).map(AsRawFd::as_raw_fd);
+        let highest = given.chain(prepared.extra.map(|(fd, _)| fd)).fold(2, RawFd::max);
+        prepared.cut = (highest + 1).cast_unsigned();
+        prepared
+    }
+}
+
+pub(super) struct Order<'a, 'b> {
+    pub(super) prepared: &'b mut Prepared<'a>,
+    pub(super) report: &'b mut Report,
+}
+
+/// The child: from here on only system calls, no allocation, no panic.
+///
+/// # Safety
+/// `order` must point to an [`Order`] that outlives the call, and the parent must be held until the end.
+pub(super) unsafe extern "C" fn child(order: *mut c_void) -> ! {
+    // SAFETY: the caller's promise; nobody else looks at it while the parent is held.
+    let order = unsafe { &mut *order.cast::<Order<'_, '_>>() };
+    let Err((step, errno)) = order.run();
+    order.report.step = step as c_int;
+    order.report.errno = errno;
+    // SAFETY: ends this child without running anything of the memory that it shares.
+    unsafe { libc::_exit(127) }
+}
+
+type Failure = (Step, c_int);
+
+impl Order<'_, '_> {
+    fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
+        let template = self.prepared.template;
+        self.filter()?;
+        // From here on the descriptor table is the child's own, and as short as it can be.
+        call(
+            Step::Unshare,
+            libc::SYS_close_range,
+            [word(self.prepared.cut), word(libc::c_uint::MAX), word(libc::CLOSE_RANGE_UNSHARE)],
+        )?;
+        call(Step::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
+        self.descriptors()?;
+        if let Some(nofile) = &template.nofile {
+            let limit = libc::rlimit64 {
+                rlim_cur: nofile.current.unwrap_or(libc::RLIM64_INFINITY),
+                rlim_max: nofile.maximum.unwrap_or(libc::RLIM64_INFINITY),
+            };
+            call(Step::Limit, libc::SYS_prlimit64, [0, word(libc::RLIMIT_NOFILE), address(&limit)])?;
+        }
+        self.identity()?;
+        if let Some(directory) = &template.directory {
+            let changed = call(Step::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
+            if !directory.optional {
+                changed?;
+            }
+        }
+        if let Some(mask) = template.umask {
+            call(Step::Exec, libc::SYS_umask, [word(mask), 0, 0])?;
+        }
+        self.die_with_parent()?;
+        self.own_pid();
+        self.exec()
+    }
+
+    fn filter(&mut self) -> Result<(), Failure> {
+        let Some(fprog) = &self.prepared.fprog else {
+            return Ok(());
+        };
+        if self.prepared.template.no_new_privs {
+            call(Step::NoNewPrivs, libc::SYS_prctl, [word(libc::PR_SET_NO_NEW_PRIVS.cast_unsigned()), 1, 0])?;
+        }
+        let install = |flags: libc::c_ulong| {
+            let mode = word(libc::SECCOMP_SET_MODE_FILTER);
+            call(
+                Step::Seccomp,
+                libc::SYS_seccomp,
+                [mode, usize::try_from(flags).unwrap_or(0), address(fprog)],
+            )
+        };
+        let listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+        let result = match install(listener | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+            // Before Linux 5.19 a signal can break a call off while we answer it; it is then made again.
+            Err((_, libc::EINVAL)) => install(listener),
+            result => result,
+        };
+        self.report.listener = c_int::try_from(result?).unwrap_or(-1);
+        Ok(())
+    }
+
+    fn descriptors(&self) -> Result<(), Failure> {
+        let dup = |from: RawFd, to: RawFd| {
+            call(Step::Descriptor, libc::SYS_dup3, [word(from.cast_unsigned()), word(to.cast_unsigned()), 0])
+        };
+        let template = self.prepared.template;
+        if let Some(stdin) = &template.stdin {
+            dup(stdin.as_raw_fd(), 0)?;
+        }
+        for (from, to) in template.handed_over.iter().zip(3..) {
+            dup(from.as_raw_fd(), to)?;
+        }
+        if let Some((from, to)) = self.prepared.extra {
+            dup(from, to)?;
+        }
+        Ok(())
+    }
+
+    /// By system call, for this thread: the C library's functions would change every thread of its process,
+    /// which this child, sharing our memory, would take for ours.
+    fn identity(&self) -> Result<(), Failure> {
+        let Some(identity) = &self.prepared.template.identity else {
+            return Ok(());
+        };
+        let groups = &identity.groups;
+        call(Step::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
+        let gid = word(identity.gid);
+        call(Step::Group, libc::SYS_setresgid, [gid, gid, gid])?;
+        if let Some(uid) = identity.uid.map(word) {
+            call(Step::User, libc::SYS_setresuid, [uid, uid, uid])?;
+        }
+        Ok(())
+    }
+
+    /// After the change of user, which would clear it.
+    fn die_with_parent(&self) -> Result<(), Failure> {
+        if !self.prepared.template.dies_with_us {
+            return Ok(());
+        }
+        call(
+            Step::DeathSignal,
+            libc::SYS_prctl,
+            [word(libc::PR_SET_PDEATHSIG.cast_unsigned()), word(libc::SIGKILL.cast_unsigned()), 0],
+        )?;
+        // The supervisor may have died just before: then nobody is left to send it.
+        let parent = call(Step::DeathSignal, libc::SYS_getppid, [0, 0, 0])?;
+        if parent == self.prepared.parent as usize { Ok(()) } else { Err((Step::DeathSignal, libc::ESRCH)) }
+    }
+
+    /// Puts our pid where [`Prepared::new`] left a place for it: the last entry before the null.
+    fn own_pid(&mut self) {
+        if self.prepared.template.handed_over.is_empty() {
+            return;
+        }
+        let mut rest = call(Step::Exec, libc::SYS_getpid, [0, 0, 0]).unwrap_or(0);
+        let (mut digits, mut count) = ([0u8; 20], 0);
+        while rest > 0 || count == 0 {
+            digits[count] = b"0123456789"[rest % 10];
+            rest /= 10;
+            count += 1;
+        }
+        for (to, digit) in
+            self.prepared.listen_pid[LISTEN_PID.len()..].iter_mut().zip(digits[..count].iter().rev())
+        {
+            *to = *digit;
+        }
+        let place = self.prepared.envp.len() - 2;
+        self.prepared.envp[place] = self.prepared.listen_pid.as_ptr().cast();
+    }
+
+    fn exec(&self) -> Result<std::convert::Infallible, Failure> {
+        let none = 0u64;
+        call(
+            Step::Exec,
+            libc::SYS_rt_sigprocmask,
+            [word(libc::SIG_SETMASK.cast_unsigned()), address(&none), 0],
+        )?;
+        let mut worst = libc::ENOENT;
+        for candidate in &self.prepared.template.candidates {
+            let (argv, envp) = (self.prepared.argv.as_ptr(), self.prepared.envp.as_ptr());
+            let result = call(
+                Step::Exec,
+                libc::SYS_execve,
+                [address(candidate.as_ptr()), address(argv), address(envp)],
+            );
+            match result.map_err(|(_, errno)| errno) {
+                Err(libc::ENOENT | libc::ENOTDIR) | Ok(_) => {}
+                // As execvp(3): somewhere else on the path may be one that we may execute.
+                Err(libc::EACCES) => worst = libc::EACCES,
+                Err(errno) => return Err((Step::Exec, errno)),
+            }
+        }
+        Err((Step::Exec, worst))
+    }
+}
+
+fn word(value: u32) -> usize {
+    value as usize
+}
+
+fn address<T>(pointer: *const T) -> usize {
+    pointer.expose_provenance()
+}
+
+/// One system call; its result, or the step that it was and its errno.
+fn call(step: Step, number: c_long, [a, b, c]: [usize; 3]) -> Result<usize, Failure> {
+    // The size of a kernel signal set is rt_sigprocmask's fourth argument; every other call has none, and
+    // prctl insists on zeros.
+    let fourth = if number == libc::SYS_rt_sigprocmask { size_of::<u64>() } else { 0 };
+    // SAFETY: every caller above passes what the call's manual page asks for, and pointers only to memory of
+    // `Prepared` or of its own frame.
+    let result = unsafe { libc::syscall(number, a, b, c, fourth, 0, 0) };
+    if result >= 0 {
+        return Ok(usize::try_from(result).unwrap_or(0));
+    }
+    // SAFETY: the thread's errno; the thread control block is the held parent's, which does not look at it.
+    Err((step, unsafe { *libc::__errno_location() }))
+}

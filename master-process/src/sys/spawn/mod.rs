@@ -1,0 +1,250 @@
+//! Starting a worker: `clone3` with a pidfd, in a child that shares our memory until it is another program.
+//!
+//! The child (`CLONE_VM | CLONE_VFORK`, on a stack of its own) costs the same whatever the supervisor holds.
+//! Everything that it needs is prepared before; it only makes system calls, and leaves the one that failed
+//! and its errno in a report that we read when the kernel lets us go on. It starts with our descriptor
+//! table (`CLONE_FILES`), so the listener of its seccomp filter is ours without any passing, and then takes
+//! a copy of the low end of that table for itself.
+
+mod child;
+mod clone;
+
+use std::ffi::{CString, c_int, c_void};
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use rustix::process::{Pid, Rlimit};
+
+use super::seccomp::Filter;
+use child::{Order, Prepared, Report, child};
+use clone::{CLONE_CLEAR_SIGHAND, clone3};
+
+/// What every worker of a supervisor has in common.
+#[derive(Debug)]
+pub struct Template {
+    /// The paths to try, in this order, as `execvp(3)` would.
+    pub candidates: Vec<CString>,
+    /// Arguments, the command's name first.
+    pub argv: Vec<CString>,
+    /// `NAME=VALUE`.
+    pub environment: Vec<CString>,
+    /// What `--chdir` names, or the supervisor's own directory by its path.
+    pub directory: Option<Directory>,
+    /// File mode creation mask.
+    pub umask: Option<u32>,
+    /// User, group and supplementary groups.
+    pub identity: Option<crate::config::Identity>,
+    /// What the soft limit of open files is set back to.
+    pub nofile: Option<Rlimit>,
+    /// Standard input, if not ours.
+    pub stdin: Option<OwnedFd>,
+    /// Handed over from descriptor 3 on; each has a number above all those.
+    pub handed_over: Vec<OwnedFd>,
+    /// The worker's seccomp filter.
+    pub filter: Option<Filter>,
+    /// Whether the filter needs `NO_NEW_PRIVS`.
+    pub no_new_privs: bool,
+    /// Whether the kernel kills a worker when we are gone.
+    pub dies_with_us: bool,
+}
+
+/// A working directory, resolved at each start.
+#[derive(Debug)]
+pub struct Directory {
+    /// Its path.
+    pub path: CString,
+    /// Whether a worker can do without: then it starts where we are.
+    pub optional: bool,
+}
+
+/// What differs between two workers.
+#[derive(Debug, Default)]
+pub struct Particulars {
+    /// `NAME=VALUE`, after the template's.
+    pub environment: Vec<CString>,
+    /// A descriptor of ours and the number that the worker finds it under.
+    pub extra: Option<(OwnedFd, RawFd)>,
+}
+
+/// A worker that runs.
+#[derive(Debug)]
+pub struct Spawned {
+    /// Its process id.
+    pub pid: Pid,
+    /// The handle that all waiting and signalling goes through.
+    pub pidfd: OwnedFd,
+    /// Where its filter's notifications arrive.
+    pub listener: Option<OwnedFd>,
+}
+
+/// What the child was doing when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Step {
+    /// `clone3`: there is no child.
+    Clone,
+    /// `prctl(PR_SET_NO_NEW_PRIVS)`.
+    NoNewPrivs,
+    /// `seccomp(SECCOMP_SET_MODE_FILTER)`.
+    Seccomp,
+    /// `close_range(CLOSE_RANGE_UNSHARE)`.
+    Unshare,
+    /// `setpgid`.
+    ProcessGroup,
+    /// `dup3` or `fcntl` of a descriptor that is handed over.
+    Descriptor,
+    /// `prlimit64(RLIMIT_NOFILE)`.
+    Limit,
+    /// `setgroups`.
+    Groups,
+    /// `setresgid`.
+    Group,
+    /// `setresuid`.
+    User,
+    /// `chdir`.
+    Directory,
+    /// `prctl(PR_SET_PDEATHSIG)`.
+    DeathSignal,
+    /// `execve`.
+    Exec,
+}
+
+/// A start that failed.
+#[derive(Debug)]
+pub struct SpawnError {
+    /// Where.
+    pub step: Step,
+    /// Why.
+    pub errno: i32,
+}
+
+impl Step {
+    fn of(raw: c_int) -> Step {
+        use Step::{
+            Clone, DeathSignal, Descriptor, Directory, Exec, Group, Groups, Limit, NoNewPrivs, ProcessGroup,
+            Seccomp, Unshare, User,
+        };
+        let all = [
+            Clone,
+            NoNewPrivs,
+            Seccomp,
+            Unshare,
+            ProcessGroup,
+            Descriptor,
+            Limit,
+            Groups,
+            Group,
+            User,
+            Directory,
+            DeathSignal,
+            Exec,
+        ];
+        all.into_iter().find(|step| *step as c_int == raw).unwrap_or(Exec)
+    }
+}
+
+impl SpawnError {
+    /// The failed call, as its manual page is named.
+    pub fn call(&self) -> &'static str {
+        match self.step {
+            Step::Clone => "clone3",
+            Step::NoNewPrivs => "prctl(PR_SET_NO_NEW_PRIVS)",
+            Step::Seccomp => "seccomp",
+            Step::Unshare => "close_range",
+            Step::ProcessGroup => "setpgid",
+            Step::Descriptor => "dup3",
+            Step::Limit => "prlimit",
+            Step::Groups => "setgroups",
+            Step::Group => "setresgid",
+            Step::User => "setresuid",
+            Step::Directory => "chdir",
+            Step::DeathSignal => "prctl(PR_SET_PDEATHSIG)",
+            Step::Exec => "execve",
+        }
+    }
+
+    /// Whether trying again later may help without anybody doing anything: a resource is short.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self.errno,
+            libc::EAGAIN
+                | libc::ENOMEM
+                | libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOBUFS
+                | libc::EINTR
+                | libc::ETXTBSY
+        )
+    }
+}
+
+/// Enough for a chain of system calls; the program gets a stack of its own.
+const STACK: usize = 64 * 1024;
+
+/// Starts workers, one at a time.
+#[derive(Debug)]
+pub struct Spawner {
+    stack: *mut c_void,
+}
+
+impl Spawner {
+    /// Reserves the child's stack.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub fn new() -> io::Result<Spawner> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new private mapping at an address of the kernel's choice overlaps nothing.
+        let stack = unsafe { mmap_anonymous(ptr::null_mut(), STACK, protection, MapFlags::PRIVATE) }?;
+        Ok(Spawner { stack })
+    }
+
+    /// Starts a worker and returns when its program runs, or has failed to.
+    ///
+    /// # Errors
+    /// The call that failed and its errno; no child is left then, not even a zombie.
+    pub fn spawn(&mut self, template: &Template, particulars: &Particulars) -> Result<Spawned, SpawnError> {
+        let mut prepared = Prepared::new(template, particulars);
+        let mut report = Report { step: Step::Exec as i32, errno: 0, listener: -1 };
+        let mut order = Order { prepared: &mut prepared, report: &mut report };
+        let (pid, pidfd) = self.clone_child(&mut order)?;
+        // The child wrote through a pointer that `order` held; it is another program, or gone, by now.
+        let listener = (report.listener >= 0)
+            // SAFETY: the kernel put this descriptor into our table for the child's filter; nobody else knows it.
+            .then(|| unsafe { OwnedFd::from_raw_fd(report.listener) });
+        if report.errno == 0 {
+            return Ok(Spawned { pid, pidfd, listener });
+        }
+        // It is about to exit or has: there is nothing to wait for but the kernel's last steps.
+        let _exit_127 = super::pidfd::reap(pidfd.as_fd());
+        Err(SpawnError { step: Step::of(report.step), errno: report.errno })
+    }
+
+    fn clone_child(&mut self, order: &mut Order<'_, '_>) -> Result<(Pid, OwnedFd), SpawnError> {
+        let mut pidfd: c_int = -1;
+        let flags = libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES;
+        // SAFETY: all zero is "nothing asked for" in clone3(2).
+        let mut args = unsafe { std::mem::zeroed::<libc::clone_args>() };
+        args.flags = u64::from(flags.cast_unsigned()) | CLONE_CLEAR_SIGHAND;
+        args.pidfd = ptr::from_mut(&mut pidfd).addr() as u64;
+        // Not 0: a child that dies before `exec` would then be invisible to an ordinary wait.
+        args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+        args.stack = self.stack.addr() as u64;
+        args.stack_size = STACK as u64;
+        // SAFETY: the stack is a mapping of its own that only this child uses, one child at a time: CLONE_VFORK
+        // holds us until the child has called `execve` or `_exit`, so `order`, and all it points to, outlives
+        // the child's use of it. The signal handlers are the defaults, so nothing of ours runs in the child
+        // but `child`, which never returns.
+        let result = unsafe { clone3(&args, child, ptr::from_mut(order).cast()) };
+        if result < 0 {
+            let errno = c_int::try_from(-result).unwrap_or(libc::EINVAL);
+            return Err(SpawnError { step: Step::Clone, errno });
+        }
+        let pid = c_int::try_from(result).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or(SpawnError { step: Step::Clone, errno: libc::EINVAL })?;
+        // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that is ours alone.
+        Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+    }
+}

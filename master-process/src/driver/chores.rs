@@ -128,8 +128,9 @@ impl Driver {
         let _cancelled = self.poller.wait(Some(Duration::ZERO), &mut Vec::new());
     }
 
-    /// Does what followed from sharing: watches new queues, tells what came up.
+    /// Does what followed from sharing: points addresses, watches new queues, tells what came up.
     pub(super) fn after_sharing(&mut self) {
+        self.broker.take_turns();
         for inode in self.broker.take_unwatched() {
             self.watch_queue(inode);
         }

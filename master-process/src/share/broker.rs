@@ -23,6 +23,8 @@ pub struct Broker {
     pub(super) members: Members,
     pub(super) lanes: Lanes,
     pub(super) remarks: Vec<Remark>,
+    /// Addresses whose new connections are to go elsewhere than they do.
+    pub(super) to_turn: Vec<Key>,
     /// Sockets that began to listen and are not watched yet.
     pub(super) unwatched: Vec<u64>,
     /// Whether workers' sockets can be copied and so looked at.
@@ -65,6 +67,7 @@ impl Broker {
             members: Members::default(),
             lanes: Lanes::default(),
             remarks: Vec::new(),
+            to_turn: Vec::new(),
             unwatched: Vec::new(),
             can_copy: peer::can_copy(),
         }
@@ -96,16 +99,11 @@ impl Broker {
     /// A worker is gone, or did not start; a descendant of it may be left. Who still waits for it is its slot's
     /// next one's, as is everybody who may have come in the moment of its death where nobody expected it.
     pub fn leave(&mut self, serial: u64, expected: bool) {
-        let Some(member) = self.members.get_mut(serial) else {
-            return;
-        };
-        member.serves = false;
-        member.lives = false;
+        let Some(member) = self.members.ended(serial) else { return };
         let (lane, slot, bound) = (member.lane, member.id.slot, member.bound.clone());
         let waited_for = self.table.iter().any(|held| bound.contains(&held.inode) && held.is_waited_for());
         self.lanes.leave(lane, slot, waited_for || !expected);
         self.turn(serial);
-        self.drop_superseded();
     }
 
     /// Nobody of a worker's whole tree is left.

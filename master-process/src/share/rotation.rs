@@ -40,7 +40,9 @@ impl Broker {
     }
 
     /// Who waits for a worker that is out of rotation.
-    pub fn queue(&self, serial: u64) -> Queue {
+    pub fn queue(&mut self, serial: u64) -> Queue {
+        // Only once new connections go elsewhere does an empty queue mean anything.
+        self.take_turns();
         let Some(member) = self.members.get(serial).filter(|_| self.parts()) else {
             return Queue::None;
         };
@@ -60,20 +62,23 @@ impl Broker {
         }
     }
 
-    /// Points every address of a worker to whoever serves it now.
+    /// Every address of a worker is to be pointed to whoever serves it now.
     pub(super) fn turn(&mut self, serial: u64) {
-        let Some(member) = self.members.get(serial) else {
-            return;
-        };
-        let mut keys: Vec<Key> = Vec::new();
+        let Some(member) = self.members.get(serial) else { return };
+        let to_turn = &mut self.to_turn;
         for held in self.table.iter().filter(|held| member.bound.contains(&held.inode)) {
-            if !keys.iter().any(|key| key.matches(&held.key)) {
-                keys.push(held.key.clone());
+            if !to_turn.iter().any(|key| key.matches(&held.key)) {
+                to_turn.push(held.key.clone());
             }
         }
-        for key in keys {
+    }
+
+    /// Points the addresses that are to be pointed elsewhere, each once, however many workers have changed.
+    pub fn take_turns(&mut self) {
+        for key in std::mem::take(&mut self.to_turn) {
             self.turn_key(&key);
         }
+        self.drop_superseded();
     }
 
     /// Points one address to whoever serves it now.
@@ -91,8 +96,10 @@ impl Broker {
     }
 
     fn steer(&mut self, key: &Key) -> io::Result<()> {
-        let member_of =
-            |held: &Held| self.members.living().find(|member| held.part == Part::Lane(member.lane));
+        let member_of = |held: &Held| match held.part {
+            Part::Lane(lane) => self.members.on_lane(lane),
+            Part::All | Part::Generation(_) => None,
+        };
         let numbers = |wanted: Choice<'_>| {
             let numbered = self.table.iter().filter(|held| held.key.matches(key));
             let chosen = numbered.filter(|held| member_of(held).is_some_and(|member| wanted(held, member)));
@@ -173,8 +180,10 @@ impl Broker {
         };
         let waiting = sockets::waiting(held.fd());
         let (change, key, part) = (held.stillness.look(waiting), held.key.clone(), held.part);
-        let worker =
-            self.members.living().find(|member| part == Part::Lane(member.lane)).map(|member| member.id);
+        let worker = match part {
+            Part::Lane(lane) => self.members.on_lane(lane).map(|member| member.id),
+            Part::All | Part::Generation(_) => None,
+        };
         // Without a worker it is its next one's; that is no fault of anybody's.
         if let Some(worker) = worker {
             let address = key.to_string();

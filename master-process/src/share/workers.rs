@@ -63,12 +63,15 @@ impl Member {
 #[derive(Debug, Default)]
 pub(super) struct Members {
     members: HashMap<u64, Member>,
+    /// Who has a lane now.
+    by_lane: HashMap<u32, u64>,
     /// What each slot's last serving worker listened on: what its successor is waited for.
     listened: HashMap<u32, Vec<Key>>,
 }
 
 impl Members {
     pub(super) fn insert(&mut self, member: Member) {
+        self.by_lane.insert(member.lane, member.id.serial);
         self.members.insert(member.id.serial, member);
     }
 
@@ -78,6 +81,20 @@ impl Members {
 
     pub(super) fn get_mut(&mut self, serial: u64) -> Option<&mut Member> {
         self.members.get_mut(&serial)
+    }
+
+    /// Its process is gone.
+    pub(super) fn ended(&mut self, serial: u64) -> Option<&Member> {
+        let member = self.members.get_mut(&serial)?;
+        member.serves = false;
+        member.lives = false;
+        self.by_lane.remove(&member.lane);
+        Some(member)
+    }
+
+    /// The living worker that has a lane.
+    pub(super) fn on_lane(&self, lane: u32) -> Option<&Member> {
+        self.members.get(self.by_lane.get(&lane)?)
     }
 
     pub(super) fn remove(&mut self, serial: u64) {

@@ -7,6 +7,8 @@ pub mod address;
 pub mod fixtures;
 pub mod load;
 pub mod process;
+pub mod profile;
+pub mod script;
 pub mod supervisor;
 pub mod wait;
 

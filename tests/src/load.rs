@@ -152,10 +152,23 @@ impl Answer {
     }
 }
 
+fn request(path: &str, keep: bool) -> String {
+    let connection = if keep { "keep-alive" } else { "close" };
+    format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n")
+}
+
 /// One request and its answer. The second value says whether the connection can be used again.
 fn exchange(stream: &mut dyn Stream, path: &str, keep: bool, reused: bool) -> (Outcome, bool) {
-    let connection = if keep { "keep-alive" } else { "close" };
-    let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n");
+    if let Err(error) = stream.write_all(request(path, keep).as_bytes()) {
+        let outcome = Outcome::of(&error);
+        // A reused connection may have been closed by the server before our request reached it.
+        let idle = reused && outcome == Outcome::Reset;
+        return (if idle { Outcome::IdleClosed } else { outcome }, false);
+    }
+    receive(stream, keep, reused)
+}
+
+fn receive(stream: &mut dyn Stream, keep: bool, reused: bool) -> (Outcome, bool) {
     let mut answer = Answer { bytes: Vec::new() };
     // A reused connection may have been closed by the server before our request reached it.
     let failed = |outcome: Outcome, answer: &Answer| {
@@ -163,9 +176,6 @@ fn exchange(stream: &mut dyn Stream, path: &str, keep: bool, reused: bool) -> (O
             reused && answer.bytes.is_empty() && matches!(outcome, Outcome::Reset | Outcome::Truncated);
         (if idle { Outcome::IdleClosed } else { outcome }, false)
     };
-    if let Err(error) = stream.write_all(request.as_bytes()) {
-        return failed(Outcome::of(&error), &answer);
-    }
     let mut part = [0; 8192];
     loop {
         if let Some(body) = answer.complete() {
@@ -198,6 +208,40 @@ pub fn get(target: impl Into<Target>, path: &str) -> Outcome {
     match connect(&target.into()) {
         Ok(mut stream) => exchange(stream.as_mut(), path, false, false).0,
         Err(error) => Outcome::of(&error),
+    }
+}
+
+/// A connection that stays open, for one request at a time.
+pub struct Kept {
+    stream: Box<dyn Stream>,
+}
+
+impl Kept {
+    /// Connects: from then on it is in somebody's queue.
+    ///
+    /// # Errors
+    /// Those of connect(2).
+    pub fn open(target: impl Into<Target>) -> io::Result<Kept> {
+        Ok(Kept { stream: connect(&target.into())? })
+    }
+
+    /// Asks, and does not wait for the answer.
+    ///
+    /// # Errors
+    /// Those of write(2).
+    pub fn ask(&mut self) -> io::Result<()> {
+        self.stream.write_all(request("/", true).as_bytes())
+    }
+
+    /// The answer to what was asked.
+    pub fn answer(&mut self) -> Outcome {
+        receive(self.stream.as_mut(), true, false).0
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kept")
     }
 }
 

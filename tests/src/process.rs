@@ -130,3 +130,15 @@ pub fn kill_exactly(found: Stat) {
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
+
+/// How many TCP sockets of this network listen on exactly this address.
+#[must_use]
+pub fn listening(address: std::net::SocketAddrV4) -> usize {
+    const LISTEN: &str = "0A";
+    // The address as four bytes in this machine's order, the port as a number; proc_net_tcp in the kernel's documentation.
+    let ip = u32::from_ne_bytes(address.ip().octets());
+    let wanted = format!("{ip:08X}:{:04X}", address.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    fields.filter(|field| field.get(1) == Some(&wanted.as_str()) && field.get(3) == Some(&LISTEN)).count()
+}

@@ -1,6 +1,7 @@
 //! End-to-end tests: the real binary, the real kernel, real programs. The name of a test is the requirement.
 
 mod ancestor;
+mod containers;
 mod faults;
 mod harness;
 mod input;
@@ -8,10 +9,14 @@ mod life;
 mod listen_fds;
 mod log;
 mod pid_one;
+mod pitfalls;
 mod programs;
 mod ready;
 mod reload;
 mod resources;
+mod security;
 mod sharing;
 mod signals;
+mod slots;
+mod unix_generations;
 mod unix_sockets;

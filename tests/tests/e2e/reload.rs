@@ -1,5 +1,11 @@
 //! Crashes and reloads while clients ask, with every outcome counted.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use master_process_tests::load::{self, Connections, Load, Tally, Target};
 use master_process_tests::{Supervisor, address, fixtures, process, skip};
 use rustix::process::Signal;
@@ -204,4 +210,198 @@ fn an_old_worker_stays_until_its_successor_listens() {
         });
         assert!(successor.at <= old.at + BETWEEN_BEING_AND_SAYING, "{successor:?} {old:?}");
     }
+}
+
+/// What an interrupted or failed reload must not disturb: two old workers under load. The new release is told what to do
+/// by `bad`, for as long as the file `broken` is there.
+struct Release {
+    _folder: tempfile::TempDir,
+    broken: PathBuf,
+    supervisor: Supervisor,
+    old: BTreeSet<i32>,
+    clients: Load,
+    address: SocketAddr,
+}
+
+impl Release {
+    fn start(bad: &str, more: &[&str]) -> Release {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let broken = folder.path().join("broken");
+        let address = address::tcp();
+        let (listen, bad) = (format!("listen={address}"), format!("from=1:if={}:{bad}", broken.display()));
+        let options = ["-w", "2", "--reload-attempts", "2", "--drain", "50ms"];
+        let builder = Supervisor::builder().args(options).args(more);
+        let supervisor = builder.command(fixtures::worker(&[&listen, &bad])).spawn();
+        let old = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+        let clients = Load::start(address, CLIENTS, Connections::Fresh);
+        requests_pass(&supervisor, &clients, 100);
+        fs::write(&broken, "").expect("the folder is ours");
+        Release { _folder: folder, broken, supervisor, old, clients, address }
+    }
+
+    fn given_up(&self) -> Vec<String> {
+        self.supervisor.logged(&["reload", "is given up"])
+    }
+
+    /// The reload fails, and everything is as it was before it.
+    fn is_given_up(&self, why: &[&str]) {
+        self.supervisor.eventually("the reload is given up", || !self.given_up().is_empty());
+        self.supervisor.eventually("the old ones are alone", || self.supervisor.workers() == self.old);
+        requests_pass(&self.supervisor, &self.clients, 100);
+        assert_eq!(self.given_up().len(), 1, "told once");
+        assert!(!self.supervisor.logged(why).is_empty(), "the reason {why:?} is told");
+        assert!(self.supervisor.events_named("term").iter().all(|event| !self.old.contains(&event.pid)));
+        for _ in 0..10 {
+            let answered = load::who(self.address);
+            assert!(answered.is_some_and(|pid| self.old.contains(&pid)), "{answered:?} answers");
+        }
+    }
+
+    /// The fixed release is loaded as if nothing had been; gives all outcomes.
+    fn then_a_fixed_one_works(self) -> Tally {
+        fs::remove_file(&self.broken).expect("it is there");
+        let new = self.supervisor.reload(2);
+        requests_pass(&self.supervisor, &self.clients, 100);
+        assert!(load::who(self.address).is_some_and(|pid| new.contains(&pid)));
+        assert_eq!(self.given_up().len(), 1);
+        let tally = self.clients.stop();
+        println!("{tally}");
+        assert_eq!(tally.inexcusable(), 0, "{tally}");
+        assert_eq!(self.supervisor.stop(), 0);
+        tally
+    }
+}
+
+#[test]
+fn a_release_that_crashes_at_its_start_costs_no_request() {
+    let release = Release::start("exit=3", &["--throttle", "50ms", "--throttle-max", "50ms"]);
+    release.supervisor.signal(Signal::HUP);
+    release.is_given_up(&["exited with code 3"]);
+    nothing_is_lost(&release.then_a_fixed_one_works());
+}
+
+#[test]
+fn a_release_that_never_gets_ready_costs_no_request() {
+    let options = ["--throttle", "50ms", "--throttle-max", "50ms", "--ready-timeout", "700ms"];
+    let release = Release::start("delay=3600", &options);
+    release.supervisor.signal(Signal::HUP);
+    release.is_given_up(&["was not ready within"]);
+    nothing_is_lost(&release.then_a_fixed_one_works());
+}
+
+#[test]
+fn a_release_that_gets_ready_and_dies_within_the_throttle_costs_what_it_had_accepted() {
+    let options = ["--throttle", "1200ms", "--throttle-max", "1200ms"];
+    let release = Release::start("die=0.2", &options);
+    release.supervisor.signal(Signal::HUP);
+    release.is_given_up(&["exited with code 1"]);
+    let deaths = release.supervisor.events_named("ready").iter().filter(|event| event.reload == 1).count();
+    assert!((2..=4).contains(&deaths), "{deaths} new workers were ready and died");
+    let tally = release.then_a_fixed_one_works();
+    let in_flight = u64::try_from(deaths * CLIENTS).expect("few");
+    assert!(tally.lost() <= in_flight, "more than what {deaths} workers had in flight: {tally}");
+}
+
+#[test]
+fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["-w", "2", "--reload-attempts", "2", "--throttle", "1s", "--throttle-max", "1s"];
+    let words = [listen.as_str(), "from=1:index=1:die=0.2"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&words));
+    let old = supervisor.await_events(2, "ready");
+    let clients = Load::start(address, CLIENTS, Connections::Fresh);
+    supervisor.signal(Signal::HUP);
+    supervisor.eventually("it is given up", || !supervisor.logged(&["is given up"]).is_empty());
+    let unlucky = old.iter().find(|event| event.index == 1).expect("two slots").pid;
+    assert!(process::alive(unlucky), "the old worker of the slot stood by");
+    supervisor.eventually("two workers, it among them", || {
+        let workers = supervisor.workers();
+        workers.len() == 2 && workers.contains(&unlucky)
+    });
+    requests_pass(&supervisor, &clients, 100);
+    let tally = clients.stop();
+    assert_eq!(tally.inexcusable(), 0, "{tally}");
+    assert!(tally.lost() <= u64::try_from(2 * CLIENTS).expect("few"), "{tally}");
+    assert!(supervisor.events_named("term").iter().all(|event| event.pid != unlucky));
+}
+
+#[test]
+fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
+    // In each stage: while the new ones start, just after they are ready, and while the old ones drain.
+    for pause in [0, 100, 250, 400, 700] {
+        let address = address::tcp();
+        let listen = format!("listen={address}");
+        let options = ["-w", "2", "--throttle", "200ms", "--drain", "200ms"];
+        let words = [listen.as_str(), "from=1:delay=0.2", "term=default"];
+        let supervisor = Supervisor::start(&options, fixtures::worker(&words));
+        let mut seen: BTreeSet<i32> =
+            supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+        let clients = Load::start(address, CLIENTS, Connections::Fresh);
+        requests_pass(&supervisor, &clients, 50);
+        for reload in 1..=3 {
+            supervisor.signal(Signal::HUP);
+            // Signals that come together are one.
+            let begins = format!("reload {reload} begins");
+            supervisor.eventually("it begins", || !supervisor.logged(&[&begins]).is_empty());
+            std::thread::sleep(Duration::from_millis(pause));
+        }
+        supervisor.eventually("the last generation is alone", || {
+            let workers = supervisor.workers();
+            seen.extend(supervisor.events().iter().filter(|event| event.reload < 3).map(|event| event.pid));
+            let newest = supervisor.events_named("ready").iter().filter(|event| event.reload == 3).count();
+            newest == 2 && workers.len() == 2 && workers.is_disjoint(&seen)
+        });
+        requests_pass(&supervisor, &clients, 50);
+        let tally = clients.stop();
+        println!("{pause} ms: {tally}");
+        nothing_is_lost(&tally);
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_term_in_the_middle_of_a_reload_stops_everything_once() {
+    for pause in [0, 50, 150, 300, 500] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("app.sock");
+        let listen = format!("listen={}", path.display());
+        let options = ["-w", "3", "--throttle", "200ms", "--drain", "200ms"];
+        let supervisor =
+            Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=0.1", "term=clean:0.1:0"]));
+        supervisor.await_events(3, "ready");
+        supervisor.signal(Signal::HUP);
+        std::thread::sleep(Duration::from_millis(pause));
+        assert_eq!(supervisor.stop(), 0);
+        let ready: BTreeSet<i32> = supervisor.events_named("ready").iter().map(|event| event.pid).collect();
+        let cleaned: BTreeSet<i32> =
+            supervisor.events_named("clean_up").iter().map(|event| event.pid).collect();
+        assert!(ready.is_subset(&cleaned), "who was ready was cut short: {ready:?}, {cleaned:?}");
+        let asked = supervisor.events_named("term");
+        let each: BTreeSet<i32> = asked.iter().map(|event| event.pid).collect();
+        assert_eq!(asked.len(), each.len(), "nobody is asked twice");
+        assert_eq!(fs::read_dir(folder.path()).expect("there").count(), 0, "nothing is left in the folder");
+    }
+}
+
+#[test]
+fn a_crash_of_an_old_worker_in_the_middle_of_a_reload_leaves_somebody_to_serve() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["-w", "2", "--throttle", "100ms", "--throttle-max", "100ms"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=0.5"]));
+    let old = supervisor.await_events(2, "ready");
+    let clients = Load::start(address, CLIENTS, Connections::Fresh);
+    requests_pass(&supervisor, &clients, 50);
+    supervisor.signal(Signal::HUP);
+    supervisor.eventually("both new ones start", || supervisor.workers().len() == 4);
+    old.iter().for_each(|event| process::signal(event.pid, Signal::KILL));
+    supervisor.eventually("the new ones are alone and ready", || {
+        supervisor.workers().len() == 2 && supervisor.events_named("ready").len() == 4
+    });
+    requests_pass(&supervisor, &clients, 50);
+    let tally = clients.stop();
+    assert_eq!(tally.inexcusable(), 0, "who waited in the queues was served: {tally}");
+    assert!(tally.lost() <= u64::try_from(CLIENTS).expect("few"), "{tally}");
+    assert_eq!(supervisor.stop(), 0);
 }

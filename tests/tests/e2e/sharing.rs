@@ -5,59 +5,11 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use master_process_tests::load::{self, Connections, Load};
+use master_process_tests::script::{lines, said, started};
 use master_process_tests::{
     PATIENCE, Supervisor, address, always, await_some, eventually, fixtures, process,
 };
 use rustix::process::Signal;
-
-/// What the scripts below share: `say` a line, make a bound socket, answer with the pid for ever.
-const PRELUDE: &str = "
-import errno, os, signal, socket, sys, time
-PID, INDEX = os.getpid(), os.environ['WORKER_INDEX']
-def say(*words):
-    os.write(1, (' '.join(map(str, words)) + '\\n').encode())
-def bound(host, port, family=socket.AF_INET, kind=socket.SOCK_STREAM):
-    made = socket.socket(family, kind)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind((host, port))
-    return made
-def attempt(call):
-    try:
-        call()
-        return 'ok'
-    except OSError as error:
-        return errno.errorcode[error.errno]
-def serve(listener):
-    while True:
-        connection, _ = listener.accept()
-        connection.recv(4096)
-        body = str(os.getpid())
-        connection.sendall(f'HTTP/1.1 200 OK\\r\\nContent-Length: {len(body)}\\r\\n\\r\\n{body}'.encode())
-        connection.close()
-HOST, PORT = sys.argv[1].rsplit(':', 1) if len(sys.argv) > 1 else ('', '0')
-PORT = int(PORT)
-";
-
-fn script(text: &str, address: SocketAddr) -> Vec<String> {
-    vec![fixtures::python(), "-c".into(), format!("{PRELUDE}{text}"), address.to_string()]
-}
-
-fn started(options: &[&str], text: &str, address: SocketAddr) -> Supervisor {
-    Supervisor::start(options, script(text, address))
-}
-
-/// Waits until the workers have said so many lines, and gives them in no particular order.
-fn said(supervisor: &Supervisor, count: usize) -> BTreeSet<String> {
-    supervisor.until("the workers have said what they saw", || {
-        Some(supervisor.output())
-            .filter(|lines| lines.len() >= count)
-            .map(|lines| lines.into_iter().collect())
-    })
-}
-
-fn lines(expected: &[&str]) -> BTreeSet<String> {
-    expected.iter().map(|line| (*line).to_owned()).collect()
-}
 
 #[test]
 fn binding_one_address_twice_in_one_worker_fails_as_ever() {
@@ -217,7 +169,8 @@ say(attempt(lambda: six.bind(('::', PORT)) or six.listen()))
 if INDEX == '0':
     serve(four)
 serve(six)";
-    let supervisor = started(&["-w", "2"], text, SocketAddr::from(([127, 0, 0, 1], port)));
+    let supervisor =
+        started(&["-w", "2", "--share", "shared"], text, SocketAddr::from(([127, 0, 0, 1], port)));
     assert_eq!(said(&supervisor, 2), lines(&["ok"]));
     // Each worker answers on one of the two only, so each address has its own queue.
     let of_slot = |target: SocketAddr| load::who(target);

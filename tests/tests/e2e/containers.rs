@@ -1,0 +1,341 @@
+//! The basics where less is allowed: as an ordinary user with what a container engine's default profile denies, with
+//! epoll in the place of io_uring, and without seccomp.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use master_process_tests::load::{self, Connections, Kept, Load, Outcome, Target};
+use master_process_tests::profile::{self, CONTAINER};
+use master_process_tests::script::{said, script};
+use master_process_tests::supervisor::Builder;
+use master_process_tests::{Supervisor, address, process, skip};
+use rustix::process::Signal;
+
+const TCP: &str = "
+made = bound(HOST, PORT); made.listen(64)
+say('ready', RELOAD)
+serve(made)";
+
+const UNIX: &str = "
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[2]); made.listen(64)
+say('ready', RELOAD)
+serve(made)";
+
+/// Where a supervisor is to run.
+#[derive(Clone, Copy)]
+enum Place {
+    /// As an ordinary user in a container.
+    Container,
+    /// As whoever runs the tests, with epoll.
+    Epoll,
+}
+
+impl Place {
+    fn builder(self) -> Builder {
+        match self {
+            Place::Container => {
+                let user = process::is_root().then(profile::ordinary_user);
+                Supervisor::builder().wrap(profile::launcher(user, &CONTAINER))
+            }
+            Place::Epoll => Supervisor::builder().env("MASTER_PROCESS_LOOP", "epoll"),
+        }
+    }
+}
+
+fn all_answer(supervisor: &Supervisor, target: impl Into<Target>, expected: &BTreeSet<i32>) {
+    let target = target.into();
+    let mut seen = BTreeSet::new();
+    supervisor.eventually("each worker answers", || {
+        seen.extend(load::who(target.clone()));
+        seen.is_superset(expected)
+    });
+    assert_eq!(&seen, expected, "nobody else answers");
+}
+
+/// Reloads under load; nothing is lost, and each new worker answers.
+fn reloads_lose_nothing(supervisor: &Supervisor, target: impl Into<Target>, workers: usize) {
+    let target = target.into();
+    let clients = Load::start(target.clone(), 6, Connections::Fresh);
+    let pass = || {
+        let goal = clients.tally().served() + 100;
+        supervisor.eventually("requests are served", || clients.tally().served() >= goal);
+    };
+    for _ in 0..2 {
+        pass();
+        supervisor.reload(workers);
+    }
+    pass();
+    let tally = clients.stop();
+    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    all_answer(supervisor, target, &supervisor.workers());
+}
+
+fn four_share(place: Place) -> (Supervisor, SocketAddr) {
+    let address = address::tcp();
+    let builder = place.builder().args(["-w", "4", "--throttle", "100ms"]).command(script(TCP, address));
+    let supervisor = builder.spawn();
+    said(&supervisor, 4);
+    let workers = supervisor.await_workers(4);
+    all_answer(&supervisor, address, &workers);
+    (supervisor, address)
+}
+
+fn a_crash_is_replaced_and_loses_nothing_that_waits(place: Place) {
+    let (supervisor, address) = four_share(place);
+    let victims = supervisor.workers();
+    // Stopped first: what comes now waits in a queue, and was accepted by nobody.
+    victims.iter().for_each(|pid| process::signal(*pid, Signal::STOP));
+    supervisor.eventually("they are stopped", || {
+        victims.iter().all(|pid| process::stat(*pid).is_some_and(|found| found.state == 'T'))
+    });
+    let ask = || {
+        let mut client = Kept::open(address).expect("a queue takes it");
+        client.ask().expect("it is connected");
+        client
+    };
+    let mut clients: Vec<Kept> = (0..20).map(|_| ask()).collect();
+    victims.iter().for_each(|pid| process::signal(*pid, Signal::KILL));
+    clients.extend((0..20).map(|_| ask()));
+    for mut client in clients {
+        let outcome = client.answer();
+        assert!(matches!(outcome, Outcome::Ok(_)), "one who waited was not served: {outcome:?}");
+    }
+    supervisor.eventually("all are replaced", || {
+        let workers = supervisor.workers();
+        workers.len() == 4 && workers.is_disjoint(&victims)
+    });
+    assert_eq!(supervisor.stop(), 0);
+}
+
+fn a_unix_path_is_shared_and_reloaded(place: Place) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("ours");
+    let path = folder.path().join("app.sock");
+    let mut command = script(UNIX, address::tcp());
+    command.push(path.to_str().expect("UTF-8").to_owned());
+    let supervisor = place.builder().args(["-w", "3", "--throttle", "100ms"]).command(command).spawn();
+    said(&supervisor, 3);
+    reloads_lose_nothing(&supervisor, path.as_path(), 3);
+    assert_eq!(mode(&path), 0o664);
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(fs::read_dir(folder.path()).expect("there").count(), 0, "nothing is left in the folder");
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().expect("it is there").permissions().mode() & 0o7777
+}
+
+fn a_worker_that_notifies_is_ready_then_and_not_before(place: Place) {
+    let text = "
+gate = sys.argv[2]
+say('started', RELOAD)
+while RELOAD and not os.path.exists(gate): time.sleep(0.01)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+    address = os.environ['NOTIFY_SOCKET']
+    notify.sendto(b'READY=1', '\\0' + address[1:] if address.startswith('@') else address)
+while True: signal.pause()";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    let gate = folder.path().join("gate");
+    let mut command = script(text, address::tcp());
+    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let options = ["-w", "2", "--ready", "notify", "--throttle", "10ms"];
+    let supervisor = place.builder().args(options).command(command).spawn();
+    supervisor.eventually("both are ready", || supervisor.logged(&["says that it is ready"]).len() == 2);
+    let old = supervisor.await_workers(2);
+    supervisor.signal(Signal::HUP);
+    said(&supervisor, 4);
+    assert!(old.is_subset(&supervisor.workers()), "the old ones serve until the new ones are ready");
+    fs::write(&gate, "").expect("ours");
+    supervisor.eventually("the old ones are gone", || {
+        let workers = supervisor.workers();
+        workers.len() == 2 && workers.is_disjoint(&old)
+    });
+    assert_eq!(supervisor.stop(), 0);
+}
+
+fn a_hundred_workers_come_and_go(place: Place) {
+    let address = address::tcp();
+    let options = ["-w", "100", "--throttle", "100ms"];
+    let text = "made = bound(HOST, PORT); made.listen(64); serve(made)";
+    let supervisor = place.builder().args(options).command(script(text, address)).spawn();
+    supervisor.eventually("they listen", || supervisor.logged(&["listens after"]).len() == 100);
+    supervisor.reload(100);
+    assert!(load::who(address).is_some());
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn in_a_container_four_workers_share_and_reloads_lose_nothing() {
+    let (supervisor, address) = four_share(Place::Container);
+    reloads_lose_nothing(&supervisor, address, 4);
+    let privileges = supervisor.workers().into_iter().map(|pid| process::status(pid, "NoNewPrivs"));
+    assert!(privileges.into_iter().all(|value| value.as_deref() == Some("1")));
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn in_a_container_a_crash_loses_nothing_that_waits() {
+    a_crash_is_replaced_and_loses_nothing_that_waits(Place::Container);
+}
+
+#[test]
+fn in_a_container_a_unix_path_is_shared_and_reloaded() {
+    a_unix_path_is_shared_and_reloaded(Place::Container);
+}
+
+#[test]
+fn in_a_container_a_worker_that_notifies_is_ready_then_and_not_before() {
+    a_worker_that_notifies_is_ready_then_and_not_before(Place::Container);
+}
+
+#[test]
+fn in_a_container_one_line_tells_that_it_waits_with_epoll_and_nothing_else_is_complained_of() {
+    let (supervisor, _) = four_share(Place::Container);
+    assert_eq!(supervisor.logged(&["epoll"]).len(), 1, "{:?}", supervisor.log());
+    assert_eq!(supervisor.logged(&[" warn "]), Vec::<String>::new());
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn in_a_container_the_families_of_a_port_stay_apart_without_a_look_at_the_sockets() {
+    // Options that were set before bind are seen only because the filter tells of them.
+    let text = "
+import threading
+four = bound('0.0.0.0', PORT); four.listen(64)
+six = socket.socket(socket.AF_INET6)
+six.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+six.bind(('::', PORT)); six.listen(64)
+say('ready')
+threading.Thread(target=serve, args=(four,), daemon=True).start()
+serve(six)";
+    let port = address::wildcard_port();
+    let four = SocketAddr::from(([127, 0, 0, 1], port));
+    let six = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
+    let options = ["-w", "2", "--throttle", "10ms"];
+    let supervisor = Place::Container.builder().args(options).command(script(text, four)).spawn();
+    said(&supervisor, 2);
+    for target in [four, six] {
+        all_answer(&supervisor, target, &supervisor.await_workers(2));
+    }
+    let new = supervisor.reload(2);
+    for target in [four, six] {
+        all_answer(&supervisor, target, &new);
+    }
+}
+
+#[test]
+fn with_epoll_four_workers_share_and_reloads_lose_nothing() {
+    let (supervisor, address) = four_share(Place::Epoll);
+    reloads_lose_nothing(&supervisor, address, 4);
+    let ring = |path: &Path| path.to_string_lossy().contains("io_uring");
+    assert!(!process::descriptors(supervisor.pid()).iter().any(|(_, path)| ring(path)), "no ring is open");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn with_epoll_a_crash_loses_nothing_that_waits() {
+    a_crash_is_replaced_and_loses_nothing_that_waits(Place::Epoll);
+}
+
+#[test]
+fn with_epoll_a_unix_path_is_shared_and_reloaded() {
+    a_unix_path_is_shared_and_reloaded(Place::Epoll);
+}
+
+#[test]
+fn with_epoll_a_worker_that_notifies_is_ready_then_and_not_before() {
+    a_worker_that_notifies_is_ready_then_and_not_before(Place::Epoll);
+}
+
+#[test]
+fn with_epoll_a_hundred_workers_come_and_go() {
+    a_hundred_workers_come_and_go(Place::Epoll);
+}
+
+#[test]
+fn with_epoll_an_idle_supervisor_does_not_run() {
+    let (supervisor, _) = four_share(Place::Epoll);
+    let switches = || {
+        let of = |name: &str| process::status(supervisor.pid(), name).expect("it runs");
+        (of("voluntary_ctxt_switches"), of("nonvoluntary_ctxt_switches"))
+    };
+    // The queues that somebody came to are looked at a second later, and then not any more.
+    let mut last = switches();
+    supervisor.eventually("three seconds pass without a look", || {
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        let now = switches();
+        std::mem::replace(&mut last, now.clone()) == now
+    });
+}
+
+/// No filter can be had: what the workers bind is theirs, what `--listen` opens is everybody's.
+fn without_seccomp(errno: &str, user: Option<u32>) {
+    let address = address::tcp();
+    let text = "
+made = socket.socket(fileno=3)
+say('ready', os.environ['LISTEN_FDS'], attempt(lambda: bound(HOST, PORT + 100).listen()) if INDEX == '0' else 'nothing')
+serve(made)";
+    let denied = format!("seccomp={errno}");
+    let listen = address.to_string();
+    // Nobody sees a worker's listen without a filter: the wait for ten seconds of life is not what is tested.
+    let options = ["-w", "3", "--listen", listen.as_str(), "--throttle", "10ms", "--ready", "alive:300ms"];
+    let builder = Supervisor::builder().wrap(profile::launcher(user, &[denied.as_str()])).args(options);
+    let supervisor = builder.command(script(text, address)).spawn();
+    let all = said(&supervisor, 3);
+    assert_eq!(all, BTreeSet::from(["ready 1 ok".to_owned(), "ready 1 nothing".to_owned()]));
+    let clients = Load::start(address, 6, Connections::Fresh);
+    supervisor.eventually("all three answer", || clients.tally().ok.len() == 3);
+    supervisor.reload(3);
+    let tally = clients.stop();
+    assert_eq!(tally.inexcusable(), 0, "{tally}");
+    assert_eq!(supervisor.logged(&["seccomp"]).len(), 1, "{:?}", supervisor.log());
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn where_seccomp_is_denied_one_line_says_so_and_listen_fds_works() {
+    let user = process::is_root().then(profile::ordinary_user);
+    for errno in ["1", "38"] {
+        without_seccomp(errno, user);
+    }
+}
+
+#[test]
+fn where_seccomp_is_denied_to_root_one_line_says_so_and_listen_fds_works() {
+    if !process::is_root() {
+        skip!("where_seccomp_is_denied_to_root_one_line_says_so_and_listen_fds_works", "this is not root");
+    }
+    without_seccomp("1", None);
+}
+
+#[test]
+fn where_only_io_uring_is_denied_everything_else_is_as_ever() {
+    for errno in ["1", "38"] {
+        let address = address::tcp();
+        let denied = format!("io_uring_setup={errno}");
+        let builder = Supervisor::builder().wrap(profile::launcher(None, &[denied.as_str()]));
+        let options = ["-w", "2", "--throttle", "100ms"];
+        let supervisor = builder.args(options).command(script(TCP, address)).spawn();
+        said(&supervisor, 2);
+        reloads_lose_nothing(&supervisor, address, 2);
+        assert_eq!(supervisor.logged(&["epoll"]).len(), 1, "{:?}", supervisor.log());
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn where_clone3_is_not_to_be_had_workers_start_all_the_same() {
+    // What the engines' profile answers, so that C libraries fall back to clone(2), whose flags a filter can see.
+    let address = address::tcp();
+    let builder = Supervisor::builder().wrap(profile::launcher(None, &["clone3=38"]));
+    let supervisor = builder.args(["-w", "2"]).command(script(TCP, address)).spawn();
+    said(&supervisor, 2);
+    all_answer(&supervisor, address, &supervisor.await_workers(2));
+    assert_eq!(supervisor.stop(), 0);
+}

@@ -1,0 +1,407 @@
+//! A queue for each worker: who gets what, and what becomes of a queue whose worker is gone, hangs or leaves.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use master_process_tests::load::{self, Connections, Kept, Load, Outcome};
+use master_process_tests::script::{script, started};
+use master_process_tests::{PATIENCE, Supervisor, address, always, eventually, fixtures, process};
+use rustix::process::Signal;
+
+/// The fixture says that it is ready just after it was, and that it was asked to leave just after it was.
+const BETWEEN_BEING_AND_SAYING: f64 = 0.1;
+
+fn await_listening(supervisor: &Supervisor, count: usize) {
+    supervisor
+        .eventually("the workers listen", || supervisor.logged(&["worker", "listens after"]).len() >= count);
+}
+
+fn version_4(address: SocketAddr) -> SocketAddrV4 {
+    match address {
+        SocketAddr::V4(address) => address,
+        SocketAddr::V6(_) => unreachable!("the tests' addresses are of version 4"),
+    }
+}
+
+/// Connections that have asked, and wait in some queue if nobody takes them.
+fn askers(address: SocketAddr, count: usize) -> Vec<Kept> {
+    let one = |_| {
+        let mut kept = Kept::open(address).expect("a queue takes it");
+        kept.ask().expect("the connection is there");
+        kept
+    };
+    (0..count).map(one).collect()
+}
+
+fn answers(askers: Vec<Kept>) -> Vec<i32> {
+    let answer = |mut asker: Kept| {
+        let outcome = asker.answer();
+        let Outcome::Ok(body) = outcome else {
+            panic!("one who waited in a queue was not answered: {outcome:?}");
+        };
+        body.trim().parse().expect("a pid")
+    };
+    askers.into_iter().map(answer).collect()
+}
+
+#[test]
+fn four_hundred_kept_connections_are_spread_evenly_over_four_workers() {
+    let address = address::tcp();
+    let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::node("plain.js"));
+    let supervisor = builder.env("LISTEN", address.to_string()).spawn();
+    await_listening(&supervisor, 4);
+    let mut spread: BTreeMap<i32, u32> = BTreeMap::new();
+    // Kept to the end: a worker that has fewer gets more is not what is asked.
+    let mut kept = askers(address, 400);
+    for one in &mut kept {
+        let Outcome::Ok(body) = one.answer() else { panic!("not answered") };
+        *spread.entry(body.trim().parse().expect("a pid")).or_default() += 1;
+    }
+    assert_eq!(spread.keys().copied().collect::<BTreeSet<_>>(), supervisor.workers());
+    assert!(spread.values().all(|count| (60..=150).contains(count)), "{spread:?}");
+}
+
+#[test]
+fn the_spread_is_even_after_reloads_as_well() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["-w", "4", "--throttle", "10ms", "--drain", "1ms"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    supervisor.await_events(4, "ready");
+    for _ in 0..3 {
+        supervisor.reload(4);
+    }
+    let mut spread: BTreeMap<i32, u32> = BTreeMap::new();
+    for pid in answers(askers(address, 400)) {
+        *spread.entry(pid).or_default() += 1;
+    }
+    assert_eq!(spread.keys().copied().collect::<BTreeSet<_>>(), supervisor.workers());
+    assert!(spread.values().all(|count| (60..=150).contains(count)), "{spread:?}");
+}
+
+#[test]
+fn the_queue_of_a_crashed_worker_is_served_by_its_replacement() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["-w", "2", "--throttle", "1ms", "--throttle-max", "1ms"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    let ready = supervisor.await_events(2, "ready");
+    let (victim, other) = (ready[0].pid, ready[1].pid);
+    for _ in 0..3 {
+        let victim = supervisor.workers().into_iter().find(|pid| *pid != other).unwrap_or(victim);
+        // What comes to it from now on waits in its queue.
+        process::signal(victim, Signal::STOP);
+        eventually(PATIENCE, "it is stopped", || {
+            process::stat(victim).is_some_and(|found| found.state == 'T')
+        });
+        let waiting = askers(address, 40);
+        process::signal(victim, Signal::KILL);
+        let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
+        assert!(!answered.contains(&victim));
+        assert_eq!(answered, supervisor.await_workers(2), "the other and the replacement, nobody else");
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_back() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let supervisor = Supervisor::start(&["-w", "2"], fixtures::worker(&[&listen]));
+    let ready = supervisor.await_events(2, "ready");
+    let (hung, other) = (ready[0].pid, ready[1].pid);
+    process::signal(hung, Signal::STOP);
+    let waiting = askers(address, 40);
+    supervisor.eventually("the log names it", || !supervisor.logged(&["does not accept on"]).is_empty());
+    let named = supervisor.logged(&["does not accept on"]);
+    assert!(
+        named[0].contains(&format!("pid {hung}")) && named[0].contains(&address.to_string()),
+        "{named:?}"
+    );
+    for _ in 0..100 {
+        assert_eq!(load::who(address), Some(other), "nobody meets the one that hangs");
+    }
+    always(Duration::from_millis(2500), "it is named once, and not replaced", || {
+        supervisor.logged(&["does not accept on"]).len() == 1 && supervisor.workers().contains(&hung)
+    });
+    process::signal(hung, Signal::CONT);
+    let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
+    assert_eq!(answered, BTreeSet::from([hung, other]), "those who waited are served");
+    supervisor.eventually("the log tells that it accepts", || {
+        !supervisor.logged(&["accepts on", "again"]).is_empty()
+    });
+    supervisor.eventually("it gets its share again", || load::who(address) == Some(hung));
+    assert_eq!(supervisor.logged(&["accepts on", "again"]).len(), 1);
+    assert_eq!(supervisor.logged(&["does not accept on"]).len(), 1);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_worker_that_is_busy_for_a_moment_is_not_taken_for_one_that_hangs() {
+    let address = address::tcp();
+    let text = "
+made = bound(HOST, PORT); made.listen(64)
+while True:
+    connection, _ = made.accept()
+    reply(connection, 2)";
+    let supervisor = started(&["-w", "2"], text, address);
+    await_listening(&supervisor, 2);
+    // Eight seconds of work for each: the queues move all the time, slowly.
+    let answered = answers(askers(address, 6));
+    assert_eq!(answered.len(), 6);
+    assert_eq!(supervisor.logged(&["does not accept on"]), Vec::<String>::new());
+}
+
+/// Two reloads under load; not one request may be lost.
+fn reloads_lose_nothing(supervisor: &Supervisor, address: SocketAddr) {
+    supervisor.eventually("somebody answers", || load::who(address).is_some());
+    supervisor.await_workers(4);
+    let clients = Load::start(address, 8, Connections::Fresh);
+    let pass = |count: u64| {
+        let goal = clients.tally().served() + count;
+        supervisor.eventually("requests are served", || clients.tally().served() >= goal);
+    };
+    pass(40);
+    for _ in 0..2 {
+        supervisor.reload(4);
+        pass(40);
+    }
+    let tally = clients.stop();
+    println!("{tally}");
+    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_worker_that_needs_100_ms_for_a_request_and_has_no_handler_loses_none_in_a_reload() {
+    // One request at a time: what waits is in the queue.
+    let text = "
+made = bound(HOST, PORT); made.listen(64)
+while True:
+    connection, _ = made.accept()
+    reply(connection, 0.1)";
+    let address = address::tcp();
+    reloads_lose_nothing(&started(&["-w", "4"], text, address), address);
+    // All at a time: what waits has been accepted.
+    let address = address::tcp();
+    let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::python_http());
+    let builder = builder.env("LISTEN", address.to_string()).env("WORK_MS", "100");
+    reloads_lose_nothing(&builder.spawn(), address);
+}
+
+/// How long after its successor was ready an old worker was asked to leave, for each slot.
+fn asked_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
+    supervisor.reload(workers);
+    let (ready, term) = (supervisor.events_named("ready"), supervisor.events_named("term"));
+    let of = |slot: &i32| {
+        let at = |from: &[master_process_tests::Event], reload: i32| {
+            from.iter().find(|event| event.index == *slot && event.reload == reload).map(|event| event.at)
+        };
+        at(&term, 0).expect("it was asked to leave") - at(&ready, 1).expect("its successor was ready")
+    };
+    (0..i32::try_from(workers).expect("few")).collect::<Vec<_>>().iter().map(of).collect()
+}
+
+#[test]
+fn an_old_worker_serves_for_the_drain_time_before_it_is_asked_to_leave() {
+    for load in [false, true] {
+        let address = address::tcp();
+        let listen = format!("listen={address}");
+        let options = ["-w", "2", "--drain", "1500ms", "--throttle", "1ms"];
+        let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+        supervisor.await_events(2, "ready");
+        let clients = load.then(|| Load::start(address, 4, Connections::Fresh));
+        let asked = asked_after(&supervisor, 2);
+        assert!(
+            asked.iter().all(|after| *after >= 1.5 - BETWEEN_BEING_AND_SAYING),
+            "asked after {asked:?} s, under load: {load}"
+        );
+        if let Some(tally) = clients.map(Load::stop) {
+            assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+        }
+    }
+}
+
+#[test]
+fn an_old_worker_stands_by_until_its_successor_has_outlived_the_throttle() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["-w", "2", "--drain", "1ms", "--throttle", "2s"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    supervisor.await_events(2, "ready");
+    // The throttle counts from the start, which is a moment before it is ready.
+    let asked = asked_after(&supervisor, 2);
+    let started = supervisor.events_named("started");
+    let ready = supervisor.events_named("ready");
+    for slot in 0..2 {
+        let at = |events: &[master_process_tests::Event]| {
+            events.iter().find(|event| event.index == slot && event.reload == 1).expect("it was started").at
+        };
+        let since_start = at(&ready) - at(&started) + asked[usize::try_from(slot).expect("few")];
+        assert!(since_start >= 2.0 - 2.0 * BETWEEN_BEING_AND_SAYING, "asked after {since_start} s");
+    }
+}
+
+#[test]
+fn ttou_and_ttin_under_load_lose_nothing() {
+    let address = address::tcp();
+    let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::node("plain.js"));
+    let supervisor = builder.env("LISTEN", address.to_string()).env("WORK_MS", "1").spawn();
+    await_listening(&supervisor, 4);
+    let clients = Load::start(address, 8, Connections::Fresh);
+    let pass = || {
+        let goal = clients.tally().served() + 100;
+        supervisor.eventually("requests are served", || clients.tally().served() >= goal);
+    };
+    for (signal, workers) in [
+        (Signal::TTOU, 3),
+        (Signal::TTOU, 2),
+        (Signal::TTIN, 3),
+        (Signal::TTOU, 2),
+        (Signal::TTOU, 1),
+        (Signal::TTIN, 2),
+    ] {
+        pass();
+        supervisor.signal(signal);
+        supervisor.await_workers(workers);
+    }
+    pass();
+    let tally = clients.stop();
+    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_hundred_reloads_leave_two_sockets_for_each_slot() {
+    const SLOTS: usize = 2;
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["-w", "2", "--throttle", "1ms", "--drain", "1ms"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    supervisor.await_events(SLOTS, "ready");
+    let pid = supervisor.pid();
+    for _ in 0..2 {
+        supervisor.reload(SLOTS);
+    }
+    let before = process::descriptors(pid);
+    for _ in 0..100 {
+        supervisor.reload(SLOTS);
+    }
+    eventually(PATIENCE, &format!("as many descriptors as before: {before:?}"), || {
+        process::descriptors(pid).len() <= before.len()
+    });
+    let listening = process::listening(version_4(address));
+    assert!(listening <= 2 * SLOTS, "{listening} sockets listen on {address}");
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(process::listening(version_4(address)), 0);
+}
+
+#[test]
+fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
+    const SLOTS: usize = 2;
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["-w", "2", "--throttle", "1ms", "--throttle-max", "1ms", "--drain", "1ms"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    supervisor.await_events(SLOTS, "ready");
+    for round in 1..=10 {
+        let victims = supervisor.await_workers(SLOTS);
+        supervisor.signal(Signal::HUP);
+        victims.iter().take(1 + round % SLOTS).for_each(|pid| process::signal(*pid, Signal::KILL));
+        supervisor.eventually("all are replaced", || {
+            let workers = supervisor.workers();
+            workers.len() == SLOTS && workers.is_disjoint(&victims)
+        });
+        supervisor.await_event("the new ones are ready", |event| {
+            event.name == "ready" && event.reload == i32::try_from(round).expect("few")
+        });
+    }
+    let answered: BTreeSet<i32> = answers(askers(address, 40)).into_iter().collect();
+    assert_eq!(answered, supervisor.await_workers(SLOTS), "each queue has somebody who serves it");
+    let listening = process::listening(version_4(address));
+    assert!(listening <= 2 * SLOTS, "{listening} sockets listen on {address}");
+}
+
+#[test]
+fn shared_is_one_socket_and_slots_are_one_for_each_worker() {
+    let address = address::tcp();
+    let text = "made = bound(HOST, PORT); made.listen(64); serve(made)";
+    let supervisor = Supervisor::start(&["-w", "3", "--share", "shared"], script(text, address));
+    await_listening(&supervisor, 3);
+    assert_eq!(process::listening(version_4(address)), 1);
+    drop(supervisor);
+    let address = address::tcp();
+    let supervisor = Supervisor::start(&["-w", "3", "--share", "slots"], script(text, address));
+    await_listening(&supervisor, 3);
+    assert_eq!(process::listening(version_4(address)), 3);
+}
+
+#[test]
+fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_successor() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["--throttle", "50ms", "--throttle-max", "50ms"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=1"]));
+    let old = supervisor.await_events(1, "ready")[0].pid;
+    process::signal(old, Signal::STOP);
+    let mut waiting = askers(address, 5);
+    supervisor.signal(Signal::HUP);
+    supervisor.eventually("the new one starts", || supervisor.workers().len() == 2);
+    process::signal(old, Signal::KILL);
+    eventually(PATIENCE, "the old one is dead", || !process::alive(old));
+    // Nobody is there yet.
+    waiting.extend(askers(address, 5));
+    let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
+    assert_eq!(answered, supervisor.workers(), "the successor serves all of them");
+}
+
+#[test]
+fn who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one() {
+    // The new release listens, accepts nobody, and dies within the throttle.
+    let text = "
+made = bound(HOST, PORT); made.listen(64)
+say('ready', RELOAD)
+if RELOAD:
+    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+    sys.exit(1)
+serve(made)";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gate = folder.path().join("gate");
+    let address = address::tcp();
+    let mut command = script(text, address);
+    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let options = ["--throttle", "5s", "--throttle-max", "5s", "--reload-attempts", "1"];
+    let supervisor = Supervisor::start(&options, command);
+    await_listening(&supervisor, 1);
+    let old = supervisor.await_workers(1);
+    supervisor.signal(Signal::HUP);
+    await_listening(&supervisor, 2);
+    supervisor.await_rest();
+    let waiting = askers(address, 5);
+    std::fs::write(&gate, "").expect("the folder is ours");
+    supervisor.eventually("it is given up", || !supervisor.logged(&["is given up"]).is_empty());
+    assert_eq!(supervisor.await_workers(1), old);
+    let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
+    assert_eq!(answered, old, "the old one serves all of them");
+}
+
+#[test]
+fn who_waits_for_a_worker_whose_slot_is_given_up_is_served_by_the_others() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["-w", "2", "--throttle", "20s", "--throttle-max", "20s"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    let ready = supervisor.await_events(2, "ready");
+    let last = ready.iter().find(|event| event.index == 1).expect("two slots").pid;
+    process::signal(last, Signal::STOP);
+    let waiting = askers(address, 20);
+    // Its slot waits for the throttle, and is taken away meanwhile.
+    process::signal(last, Signal::KILL);
+    eventually(PATIENCE, "it is dead", || !process::alive(last));
+    supervisor.signal(Signal::TTOU);
+    supervisor.eventually("one worker from now on", || {
+        !supervisor.logged(&["workers: 2 before, 1 from now on"]).is_empty()
+    });
+    let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
+    assert_eq!(answered, supervisor.workers(), "the other one serves all of them");
+}

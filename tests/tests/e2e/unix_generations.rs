@@ -1,0 +1,413 @@
+//! A socket for each generation at one Unix path, and with whose rights it is made.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use master_process_tests::load::{self, Connections, Load};
+use master_process_tests::script::{lines, said, script};
+use master_process_tests::{PATIENCE, Supervisor, address, eventually, fixtures, process, profile, skip};
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// Binds PATH, the last word of the command line, and serves.
+const SERVER: &str = "
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[2]); made.listen(64)
+say('ready', RELOAD)
+serve(made)";
+
+const QUICK: [&str; 8] = ["-w", "2", "--throttle", "10ms", "--throttle-max", "10ms", "--drain", "50ms"];
+
+/// The longest path that fits into a `sockaddr_un` with its terminating zero.
+const LONGEST_PATH: usize = 107;
+
+fn scratch() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("app.sock");
+    (folder, path)
+}
+
+/// A folder that every user may use.
+fn open_to_all(folder: &Path) {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).expect("ours");
+}
+
+fn server(text: &str, path: &Path) -> Vec<String> {
+    let mut command = script(text, address::tcp());
+    command.push(path.to_str().expect("UTF-8").to_owned());
+    command
+}
+
+fn names(folder: &Path) -> BTreeSet<String> {
+    let entries = fs::read_dir(folder).expect("the folder is there");
+    entries.map(|entry| entry.expect("read").file_name().to_string_lossy().into_owned()).collect()
+}
+
+fn only(name: &str) -> BTreeSet<String> {
+    BTreeSet::from([name.to_owned()])
+}
+
+fn pass(supervisor: &Supervisor, clients: &Load) {
+    let goal = clients.tally().served() + 100;
+    supervisor.eventually("requests are served", || clients.tally().served() >= goal);
+}
+
+#[test]
+fn reloads_of_node_and_python_on_a_unix_path_lose_nothing_and_leave_no_other_file() {
+    for command in [fixtures::node("plain.js"), server(SERVER, Path::new("app.sock"))] {
+        let (folder, path) = scratch();
+        let builder = Supervisor::builder().args(["-w", "4", "--throttle", "100ms"]).command(command);
+        let supervisor = builder.env("LISTEN", &path).env("WORK_MS", "1").cwd(folder.path()).spawn();
+        supervisor.eventually("somebody answers", || load::who(path.as_path()).is_some());
+        supervisor.await_workers(4);
+        let clients = Load::start(path.as_path(), 8, Connections::Fresh);
+        for _ in 0..4 {
+            pass(&supervisor, &clients);
+            supervisor.reload(4);
+            supervisor
+                .eventually("nothing else is in the folder", || names(folder.path()) == only("app.sock"));
+        }
+        pass(&supervisor, &clients);
+        let tally = clients.stop();
+        println!("{tally}");
+        assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+        assert_eq!(supervisor.stop(), 0);
+        assert_eq!(names(folder.path()), BTreeSet::new(), "the folder is empty at the end");
+    }
+}
+
+#[test]
+fn a_reload_that_fails_leaves_no_file_beside_the_path() {
+    let (folder, path) = scratch();
+    let flag = folder.path().join("broken");
+    // It binds, which makes its generation's socket, and dies before it listens.
+    let text = "
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[2])
+if RELOAD and os.path.exists(sys.argv[3]): sys.exit(1)
+made.listen(64)
+say('ready')
+serve(made)";
+    let mut command = server(text, &path);
+    command.push(flag.to_str().expect("UTF-8").to_owned());
+    let options = ["-w", "2", "--throttle", "10ms", "--throttle-max", "10ms", "--reload-attempts", "2"];
+    let supervisor = Supervisor::start(&options, command);
+    said(&supervisor, 2);
+    supervisor.await_rest();
+    let old = supervisor.await_workers(2);
+    let clients = Load::start(path.as_path(), 4, Connections::Fresh);
+    fs::write(&flag, "").expect("ours");
+    supervisor.signal(Signal::HUP);
+    supervisor.eventually("it is given up", || supervisor.logged(&["is given up"]).len() == 1);
+    supervisor.eventually("the old ones are alone", || supervisor.workers() == old);
+    let expected: BTreeSet<String> = ["app.sock", "broken"].map(str::to_owned).into();
+    supervisor.eventually("no temporary file is left", || names(folder.path()) == expected);
+    fs::remove_file(&flag).expect("ours");
+    supervisor.reload(2);
+    pass(&supervisor, &clients);
+    let tally = clients.stop();
+    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    supervisor.eventually("nothing else is in the folder", || names(folder.path()) == only("app.sock"));
+}
+
+#[test]
+fn a_new_release_that_serves_and_dies_gives_the_path_back() {
+    let (_folder, path) = scratch();
+    let listen = format!("listen={}", path.display());
+    let options = ["-w", "2", "--throttle", "1s", "--throttle-max", "1s", "--reload-attempts", "1"];
+    let command = fixtures::worker(&[&listen, "from=1:die=0.3"]);
+    let supervisor = Supervisor::start(&options, command);
+    let old: BTreeSet<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    supervisor.signal(Signal::HUP);
+    supervisor.eventually("it is given up", || supervisor.logged(&["is given up"]).len() == 1);
+    supervisor.eventually("the old ones are alone", || supervisor.workers() == old);
+    for _ in 0..20 {
+        let answered = load::who(path.as_path());
+        assert!(answered.is_some_and(|pid| old.contains(&pid)), "{answered:?}");
+    }
+}
+
+/// Who the kernel says is at the other end.
+fn credentials(path: &Path) -> Option<(i32, u32)> {
+    let mut stream = UnixStream::connect(path).ok()?;
+    let peer = socket_peercred(&stream).ok()?;
+    stream.write_all(b"GET / HTTP/1.1\r\n\r\n").ok()?;
+    let _answer = stream.read(&mut [0; 200]).ok()?;
+    Some((peer.pid.as_raw_pid(), peer.uid.as_raw()))
+}
+
+#[test]
+fn a_client_sees_the_credentials_of_a_worker() {
+    if !process::is_root() {
+        skip!("a_client_sees_the_credentials_of_a_worker", "to become another user takes root");
+    }
+    let nobody = 65534;
+    let (folder, path) = scratch();
+    open_to_all(folder.path());
+    let options = [&QUICK[..], &["--user", "nobody"]].concat();
+    let supervisor = Supervisor::start(&options, server(SERVER, &path));
+    said(&supervisor, 2);
+    let mut workers = supervisor.await_workers(2);
+    for _ in 0..3 {
+        let (pid, uid) = credentials(&path).expect("somebody answers");
+        assert_eq!(uid, nobody);
+        assert!(workers.contains(&pid), "{pid} is none of {workers:?}");
+        assert_eq!(path.metadata().expect("it is there").uid(), nobody, "the file is the worker's");
+        workers = supervisor.reload(2);
+    }
+}
+
+#[test]
+fn the_mode_is_right_at_every_moment_at_which_a_client_can_connect() {
+    let (folder, path) = scratch();
+    let wrapper = ["sh", "-c", "umask 077; exec \"$@\"", "sh"].map(str::to_owned);
+    let builder = Supervisor::builder().wrap(&wrapper).args(QUICK).args(["--socket-mode", "622"]);
+    let supervisor = builder.command(server(SERVER, &path)).spawn();
+    let stop = Arc::new(AtomicBool::new(false));
+    let watcher = {
+        let (stop, folder) = (Arc::clone(&stop), folder.path().to_owned());
+        std::thread::spawn(move || {
+            let (mut looked, mut wrong) = (0, Vec::new());
+            while !stop.load(Ordering::Relaxed) {
+                // Whatever name somebody can connect to, the temporary one of the next generation too.
+                for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                    if UnixStream::connect(entry.path()).is_ok()
+                        && let Ok(metadata) = entry.path().symlink_metadata()
+                    {
+                        looked += 1;
+                        let mode = metadata.permissions().mode() & 0o7777;
+                        if mode != 0o622 {
+                            wrong.push(format!("{:?} had mode {mode:o}", entry.file_name()));
+                        }
+                    }
+                }
+            }
+            (looked, wrong)
+        })
+    };
+    said(&supervisor, 2);
+    for _ in 0..5 {
+        supervisor.reload(2);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (looked, wrong) = watcher.join().expect("it only looks");
+    assert!(looked > 50, "only {looked} connections");
+    assert_eq!(wrong, Vec::<String>::new());
+}
+
+#[test]
+fn the_owner_is_as_told_when_the_workers_are_somebody_else() {
+    if !process::is_root() {
+        skip!("the_owner_is_as_told_when_the_workers_are_somebody_else", "to give a file away takes root");
+    }
+    let (folder, path) = scratch();
+    open_to_all(folder.path());
+    let options = [&QUICK[..], &["--user", "nobody", "--socket-owner", "12345:54321"]].concat();
+    let supervisor = Supervisor::start(&options, server(SERVER, &path));
+    said(&supervisor, 2);
+    for _ in 0..2 {
+        let metadata = path.metadata().expect("it is there");
+        assert_eq!((metadata.uid(), metadata.gid()), (12345, 54321));
+        assert!(load::who(path.as_path()).is_some());
+        supervisor.reload(2);
+    }
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(names(folder.path()), BTreeSet::new());
+}
+
+/// What `bind` says to a worker with these group rights in a folder that only a group may write to.
+fn bound_with(groups: &str, expected: &str, made: &BTreeSet<String>) {
+    let (outer, _) = scratch();
+    open_to_all(outer.path());
+    let folder = outer.path().join("of-a-group");
+    fs::create_dir(&folder).expect("ours");
+    std::os::unix::fs::chown(&folder, Some(0), Some(54321)).expect("root may");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o770)).expect("ours");
+    let text = "
+made = socket.socket(socket.AF_UNIX)
+say(attempt(lambda: made.bind(sys.argv[2]) or made.listen(64)))
+while True: signal.pause()";
+    let user = profile::ordinary_user();
+    let ids = [format!("--reuid={user}"), format!("--regid={user}"), groups.to_owned()];
+    let mut command = vec!["setpriv".to_owned()];
+    command.extend(ids);
+    command.extend(server(text, &folder.join("app.sock")));
+    let supervisor = Supervisor::start(&["--ready", "none"], command);
+    assert_eq!(said(&supervisor, 1), lines(&[expected]), "{groups}");
+    assert_eq!(&names(&folder), made, "{groups}");
+}
+
+#[test]
+fn a_worker_binds_where_one_of_its_groups_may_and_nowhere_else() {
+    if !process::is_root() {
+        skip!("a_worker_binds_where_one_of_its_groups_may_and_nowhere_else", "to become others takes root");
+    }
+    bound_with("--groups=54321", "ok", &only("app.sock"));
+    bound_with("--groups=54320", "EACCES", &BTreeSet::new());
+    bound_with("--clear-groups", "EACCES", &BTreeSet::new());
+}
+
+#[test]
+fn a_worker_binds_nothing_below_a_folder_that_it_may_not_search() {
+    let name = "a_worker_binds_nothing_below_a_folder_that_it_may_not_search";
+    if !process::is_root() {
+        skip!(name, "to become another user takes root");
+    }
+    let (outer, _) = scratch();
+    open_to_all(outer.path());
+    // The last folder is everybody's, the one above it root's alone.
+    let inner = outer.path().join("private/open");
+    fs::create_dir_all(&inner).expect("ours");
+    open_to_all(&inner);
+    fs::set_permissions(inner.parent().expect("two deep"), fs::Permissions::from_mode(0o700)).expect("ours");
+    let text = "
+made = socket.socket(socket.AF_UNIX)
+say(attempt(lambda: made.bind(sys.argv[2]) or made.listen(64)))
+while True: signal.pause()";
+    let options = ["--ready", "none", "--user", "nobody"];
+    let supervisor = Supervisor::start(&options, server(text, &inner.join("app.sock")));
+    assert_eq!(said(&supervisor, 1), lines(&["EACCES"]));
+    assert_eq!(names(&inner), BTreeSet::new());
+}
+
+#[test]
+fn a_worker_without_a_capability_does_not_borrow_the_supervisors() {
+    let name = "a_worker_without_a_capability_does_not_borrow_the_supervisors";
+    if !process::is_root() {
+        skip!(name, "to become another user takes root");
+    }
+    let (folder, path) = scratch();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    // Root without CAP_DAC_OVERRIDE is an ordinary user to a folder that is another one's.
+    std::os::unix::fs::chown(folder.path(), Some(12345), Some(12345)).expect("root may");
+    let text = "
+made = socket.socket(socket.AF_UNIX)
+say(attempt(lambda: made.bind(sys.argv[2]) or made.listen(64)))
+while True: signal.pause()";
+    let mut command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+        .map(str::to_owned)
+        .to_vec();
+    command.extend(server(text, &path));
+    let supervisor = Supervisor::start(&["--ready", "none"], command);
+    assert_eq!(said(&supervisor, 1), lines(&["EACCES"]));
+    assert_eq!(names(folder.path()), BTreeSet::new());
+}
+
+#[test]
+fn in_a_chroot_an_absolute_link_stays_in_it() {
+    if !process::is_root() {
+        skip!("in_a_chroot_an_absolute_link_stays_in_it", "chroot takes root");
+    }
+    let (root, _) = scratch();
+    let (outside, _) = scratch();
+    // The link's target is there on both sides.
+    let below = outside.path().strip_prefix("/").expect("temporary folders are absolute");
+    let inside = root.path().join(below);
+    fs::create_dir_all(&inside).expect("ours");
+    symlink(outside.path(), root.path().join("link")).expect("ours");
+    let text = "
+os.chroot(sys.argv[3]); os.chdir('/')
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[2]); made.listen(64)
+say('ready', RELOAD)
+serve(made)";
+    let mut command = server(text, Path::new("/link/app.sock"));
+    command.push(root.path().to_str().expect("UTF-8").to_owned());
+    let supervisor = Supervisor::start(&QUICK, command);
+    said(&supervisor, 2);
+    assert_eq!(names(outside.path()), BTreeSet::new(), "nothing is made outside");
+    let path = inside.join("app.sock");
+    assert!(load::who(path.as_path()).is_some(), "inside somebody answers: {:?}", names(&inside));
+    let new = supervisor.reload(2);
+    assert!(load::who(path.as_path()).is_some_and(|pid| new.contains(&pid)));
+    assert_eq!(names(outside.path()), BTreeSet::new(), "nothing is made outside");
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(names(&inside), BTreeSet::new());
+}
+
+#[test]
+fn in_a_chroot_dots_do_not_lead_out() {
+    if !process::is_root() {
+        skip!("in_a_chroot_dots_do_not_lead_out", "chroot takes root");
+    }
+    let (root, _) = scratch();
+    let jail = root.path().join("jail");
+    fs::create_dir(&jail).expect("ours");
+    let text = "
+os.chroot(sys.argv[3]); os.chdir('/')
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[2]); made.listen(64)
+say('ready', RELOAD)
+serve(made)";
+    for path in ["../app.sock", "/../app.sock"] {
+        let mut command = server(text, Path::new(path));
+        command.push(jail.to_str().expect("UTF-8").to_owned());
+        let supervisor = Supervisor::start(&QUICK, command);
+        said(&supervisor, 2);
+        assert_eq!(names(&jail), only("app.sock"), "{path}");
+        assert_eq!(names(root.path()), only("jail"), "{path}");
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+/// Binds `given` with `cwd` as the working directory, reloads, and finds the socket at `found`.
+fn serves_at(cwd: &Path, given: &Path, found: &Path) {
+    let builder = Supervisor::builder().args(QUICK).command(server(SERVER, given)).cwd(cwd);
+    let supervisor = builder.spawn();
+    said(&supervisor, 2);
+    // The path may be too long for a client: it comes from within its folder.
+    let folder = fs::File::open(found.parent().expect("it has one")).expect("it is there");
+    let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&folder)))
+        .join(found.file_name().expect("it has one"));
+    assert!(load::who(short.as_path()).is_some(), "{}", given.display());
+    let new = supervisor.reload(2);
+    eventually(PATIENCE, "the new ones answer", || {
+        load::who(short.as_path()).is_some_and(|pid| new.contains(&pid))
+    });
+    let left = names(found.parent().expect("it has one"));
+    assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
+    assert_eq!(supervisor.stop(), 0);
+    assert!(!found.exists(), "{}", given.display());
+}
+
+#[test]
+fn relative_paths_lead_where_they_lead_the_worker() {
+    let (folder, path) = scratch();
+    let below = folder.path().join("below");
+    fs::create_dir(&below).expect("ours");
+    serves_at(folder.path(), Path::new("app.sock"), &path);
+    serves_at(folder.path(), Path::new("./app.sock"), &path);
+    serves_at(folder.path(), Path::new("below/../app.sock"), &path);
+    serves_at(&below, Path::new("../app.sock"), &path);
+    symlink(&below, folder.path().join("link")).expect("ours");
+    serves_at(folder.path(), Path::new("link/app.sock"), &below.join("app.sock"));
+}
+
+#[test]
+fn a_path_as_long_as_a_path_can_be_is_shared_and_reloaded() {
+    let (folder, _) = scratch();
+    let room = LONGEST_PATH - folder.path().as_os_str().len() - 1;
+    // The name takes it all: there is no room for a longer one beside it.
+    let path = folder.path().join("n".repeat(room));
+    assert_eq!(path.as_os_str().len(), LONGEST_PATH);
+    serves_at(folder.path(), &path, &path);
+    // The folders take it all.
+    let deep = folder.path().join("d".repeat(room - 2));
+    fs::create_dir(&deep).expect("ours");
+    serves_at(folder.path(), &deep.join("s"), &deep.join("s"));
+}
+
+#[test]
+fn a_deep_working_directory_is_no_obstacle_to_a_relative_path() {
+    let (folder, _) = scratch();
+    let deep = folder.path().join(["a-long-name-of-a-folder-for-the-application"; 8].join("/"));
+    fs::create_dir_all(&deep).expect("ours");
+    serves_at(&deep, Path::new("app.sock"), &deep.join("app.sock"));
+}

@@ -14,7 +14,10 @@ fn main() -> ExitCode {
     let result = match cli().get_matches().subcommand() {
         Some(("ci", _)) => ci::run(),
         Some(("ebpf", _)) => tools::install(&tools::for_ebpf()).and_then(|()| ebpf::build()),
-        Some(("bench", matches)) => bench::run(&bench_options(matches)),
+        Some(("bench", matches)) => match matches.subcommand() {
+            Some(("reload", matches)) => bench::reload::run(&reload_options(matches)),
+            _ => bench::run(&bench_options(matches)),
+        },
         // clap has refused everything else.
         _ => Ok(()),
     };
@@ -39,6 +42,24 @@ fn cli() -> Command {
     let flag = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
     };
+    let reload = Command::new("reload")
+        .about("What clients see of reloads and deaths, with real programs; prints the README's tables")
+        .arg(number("requests", "50000", "Requests of each row, at least"))
+        .arg(
+            Arg::new("part")
+                .long("part")
+                .action(ArgAction::Append)
+                .value_parser(bench::reload::Part::parser())
+                .help("What is measured; may be repeated [default: all]"),
+        )
+        .arg(
+            Arg::new("program")
+                .long("program")
+                .value_name("WORD")
+                .action(ArgAction::Append)
+                .help("Only programs whose name contains the word; may be repeated [default: all]"),
+        )
+        .arg(flag("check", "Fail when a promise is broken"));
     Command::new("cargo xtask")
         .about("What CI and contributors run")
         .subcommand_required(true)
@@ -59,7 +80,9 @@ fn cli() -> Command {
                 .arg(number("kills", "20", "Single kills in each round"))
                 .arg(number("bursts", "3", "Times that all workers are killed at once in each round"))
                 .arg(flag("check", "Fail when a promise is broken"))
-                .arg(flag("noise", "The floor beside itself: how much of a ratio is noise")),
+                .arg(flag("noise", "The floor beside itself: how much of a ratio is noise"))
+                .args_conflicts_with_subcommands(true)
+                .subcommand(reload),
         )
 }
 
@@ -78,6 +101,16 @@ fn bench_options(matches: &ArgMatches) -> bench::Options {
         bursts: number("bursts"),
         check: matches.get_flag("check"),
         noise: matches.get_flag("noise"),
+    }
+}
+
+fn reload_options(matches: &ArgMatches) -> bench::reload::Options {
+    let parts: Vec<_> = matches.get_many("part").into_iter().flatten().copied().collect();
+    bench::reload::Options {
+        requests: matches.get_one::<u32>("requests").copied().unwrap_or(1).into(),
+        parts: if parts.is_empty() { bench::reload::Part::ALL.to_vec() } else { parts },
+        programs: matches.get_many("program").into_iter().flatten().cloned().collect(),
+        check: matches.get_flag("check"),
     }
 }
 

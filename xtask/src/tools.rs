@@ -45,6 +45,16 @@ pub(crate) fn for_tests() -> Vec<Need> {
     ]
 }
 
+/// What the benchmark of reloads runs beside those.
+pub(crate) fn for_reloads() -> Vec<Need> {
+    let apt = |present, packages| Need { present, how: How::Apt(packages) };
+    vec![
+        apt(has_venv, &["python3-venv"]),
+        apt(|| run::find("redis-server").is_some(), &["redis-server"]),
+        apt(|| run::find("wrk").is_some(), &["wrk"]),
+    ]
+}
+
 /// What building the eBPF program takes.
 pub(crate) fn for_ebpf() -> Vec<Need> {
     let apt = |present, packages| Need { present, how: How::Apt(packages) };
@@ -94,19 +104,27 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     println!("installing {list}");
     run::run(apt_get().arg("update"))?;
     run::run(apt_get().args(["install", "--yes", "--no-install-recommends"]).args(packages))?;
-    if packages.contains(&"nginx-light") {
-        stop_nginx()?;
+    for (package, service, pid_file) in SERVICES {
+        if packages.contains(&package) {
+            stop_service(service, pid_file)?;
+        }
     }
     Ok(())
 }
 
-/// The tests start an nginx of their own; the package's would keep port 80 of this machine.
-fn stop_nginx() -> Result<()> {
+/// Packages that start a service when they are installed, its name and its pid file. What runs them here starts
+/// its own; the package's would keep a port of this machine.
+const SERVICES: [(&str, &str, &str); 2] = [
+    ("nginx-light", "nginx", "/run/nginx.pid"),
+    ("redis-server", "redis-server", "/run/redis/redis-server.pid"),
+];
+
+fn stop_service(name: &str, pid_file: &str) -> Result<()> {
     if exists("/run/systemd/system") {
-        return run::run(Command::new("systemctl").args(["disable", "--now", "nginx.service"]));
+        return run::run(Command::new("systemctl").args(["disable", "--now", name]));
     }
-    if exists("/run/nginx.pid") {
-        return run::run(Command::new("service").args(["nginx", "stop"]));
+    if exists(pid_file) {
+        return run::run(Command::new("service").args([name, "stop"]));
     }
     Ok(())
 }
@@ -141,6 +159,12 @@ pub(crate) fn nightly_compiler() -> bool {
 /// 96 of `rustc 1.96.0 (…)`.
 fn minor(version: &str) -> Option<u32> {
     version.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()
+}
+
+/// Whether the python that the tests use can make a virtual environment with pip in it.
+fn has_venv() -> bool {
+    let python = master_process_tests::fixtures::python();
+    run::output(python, &["-c", "import ensurepip, venv"]).is_some()
 }
 
 fn linker() -> bool {

@@ -21,6 +21,10 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// tried a port out has closed it by then; clients of that port hang for so long.
 const SWEEP_AFTER: Duration = Duration::from_secs(2);
 
+/// A program that binds in order to connect does so within a few looks; one that is slow to listen must not keep
+/// us awake.
+const LOOKS_AT_UNLISTENED: u32 = 5;
+
 /// How long what failed for want of a resource waits.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -29,6 +33,8 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 pub(super) enum Chore {
     /// See whether the queue of the socket with this inode number moves.
     Queue(u64),
+    /// See whether the socket with this inode number was made for something else than listening; so often at most.
+    Unlistened(u64, u32),
     /// See what the worker of this serial really holds.
     Sweep(u64),
     /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
@@ -40,7 +46,7 @@ pub(super) enum Chore {
 impl Chore {
     fn wait(self) -> Duration {
         match self {
-            Chore::Queue(_) => LOOK_AFTER,
+            Chore::Queue(_) | Chore::Unlistened(..) => LOOK_AFTER,
             Chore::Sweep(_) => SWEEP_AFTER,
             Chore::Exit(_) | Chore::Call(..) => AGAIN_AFTER,
         }
@@ -87,6 +93,11 @@ impl Driver {
                     Watch::Soon => self.later(chore),
                     Watch::Over => {}
                 },
+                Chore::Unlistened(inode, looks) => {
+                    if looks > 0 && self.broker.look_at_unlistened(inode) == Watch::Soon {
+                        self.later(Chore::Unlistened(inode, looks - 1));
+                    }
+                }
                 Chore::Sweep(serial) => self.sweep(serial),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
@@ -131,6 +142,10 @@ impl Driver {
     /// Does what followed from sharing: points addresses, watches new queues, tells what came up.
     pub(super) fn after_sharing(&mut self) {
         self.broker.take_turns();
+        self.broker.close_orphans(|slot| self.policy.expects_start(slot));
+        for inode in self.broker.take_unlistened() {
+            self.later(Chore::Unlistened(inode, LOOKS_AT_UNLISTENED));
+        }
         for inode in self.broker.take_unwatched() {
             self.watch_queue(inode);
         }

@@ -165,6 +165,8 @@ pub enum Note {
         slot: u32,
         /// How many did.
         attempts: u32,
+        /// What became of the last one.
+        cause: FailedStart,
         /// How many workers of earlier generations serve on.
         kept: usize,
     },
@@ -192,6 +194,17 @@ pub enum Note {
         /// Within which time.
         within: Duration,
     },
+}
+
+/// How a new worker of a reload came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailedStart {
+    /// It died before it was ready, or early.
+    Died,
+    /// It was not ready in time.
+    Late,
+    /// It could not be started.
+    NotLaunched,
 }
 
 /// Why a worker counts as ready.

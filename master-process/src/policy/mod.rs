@@ -20,7 +20,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Action, Event, LaunchFailure, Next, Note, Queue, ReadyBy, Sign, WorkerId};
+pub use event::{Action, Event, FailedStart, LaunchFailure, Next, Note, Queue, ReadyBy, Sign, WorkerId};
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};
 pub use time::Time;

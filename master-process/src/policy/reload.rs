@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::rollout::Rollout;
 use super::slot::Slot;
 use super::supervisor::{Mode, Supervisor, index};
-use super::{Note, Time};
+use super::{FailedStart, Note, Time};
 
 impl Supervisor {
     pub(super) fn reload(&mut self, now: Time) {
@@ -30,7 +30,7 @@ impl Supervisor {
     }
 
     /// One more start of this slot came to nothing; the reload that it belongs to may end with it.
-    pub(super) fn count_failed_start(&mut self, now: Time, slot: u32) {
+    pub(super) fn count_failed_start(&mut self, now: Time, slot: u32, cause: FailedStart) {
         if self.rollout.is_none() {
             return;
         }
@@ -43,7 +43,7 @@ impl Supervisor {
         self.rollout = None;
         let outdated = |slot: &Slot| slot.serving.is_some_and(|serving| serving.generation < self.generation);
         let kept = self.slots.iter().filter(|slot| outdated(slot)).count();
-        self.push(Note::ReloadFailed { generation: self.generation, slot, attempts, kept });
+        self.push(Note::ReloadFailed { generation: self.generation, slot, attempts, cause, kept });
         self.settle_all(now);
     }
 

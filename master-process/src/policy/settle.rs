@@ -2,7 +2,7 @@
 
 use super::slot::{Serving, StartPhase, Starting};
 use super::supervisor::{Mode, Supervisor, index};
-use super::{Action, Note, ReadyBy, Sign, Time, WorkerId};
+use super::{Action, FailedStart, Note, ReadyBy, Sign, Time, WorkerId};
 
 impl Supervisor {
     pub(super) fn settle_all(&mut self, now: Time) {
@@ -56,7 +56,7 @@ impl Supervisor {
             let wait = slot.throttle.late(now, uptime, &self.settings);
             self.retire(now, starting.worker, starting.phase);
             self.count_early_death(now);
-            self.count_failed_start(now, id);
+            self.count_failed_start(now, id, FailedStart::Late);
             let next = self.next_of(id, wait);
             self.push(Note::Late { worker: starting.worker, after: uptime, next });
         }

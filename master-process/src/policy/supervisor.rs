@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::rollout::Rollout;
-use super::slot::{Slot, StartPhase};
+use super::slot::{Slot, StartPhase, Starting};
 use super::throttle::Patience;
 use super::timers::Timers;
-use super::{Action, Event, LaunchFailure, Next, Note, ReadyBy, Settings, Sign, Time, WorkerId};
+use super::{Action, Event, FailedStart, LaunchFailure, Next, Note, ReadyBy, Settings, Sign, Time, WorkerId};
 use crate::config::{MAX_WORKERS, ReadyMode};
 
 /// In `auto`, a program that neither listens nor notifies counts as ready at this age: a queue consumer.
@@ -138,6 +138,13 @@ impl Supervisor {
         })
     }
 
+    /// Whether a worker is to be started in a slot, at once or later, or is on its way.
+    pub fn expects_start(&self, slot: u32) -> bool {
+        let state = self.slots.get(index(slot));
+        let launching = |starting: Starting| matches!(starting.phase, StartPhase::Launching);
+        state.is_some_and(|state| state.starting.is_some_and(launching) || self.wants_launch(slot))
+    }
+
     fn launched(&mut self, now: Time, worker: WorkerId) {
         self.launched_once = true;
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
@@ -177,7 +184,7 @@ impl Supervisor {
             LaunchFailure::Lasting => {
                 let wait = slot.throttle.launch_failed(now, &self.settings);
                 self.count_early_death(now);
-                self.count_failed_start(now, worker.slot);
+                self.count_failed_start(now, worker.slot, FailedStart::NotLaunched);
                 wait
             }
         };
@@ -255,7 +262,7 @@ impl Supervisor {
             self.count_early_death(now);
         }
         if generation == self.generation && (early || ready_for.is_none()) {
-            self.count_failed_start(now, worker.slot);
+            self.count_failed_start(now, worker.slot, FailedStart::Died);
         }
         let next = self.next_of(worker.slot, wait);
         self.push(Note::Died { worker, uptime, next });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
 use super::Span;
-use crate::policy::{Next, Note, ReadyBy, Sign, WorkerId};
+use crate::policy::{FailedStart, Next, Note, ReadyBy, Sign, WorkerId};
 use crate::sys::pidfd::Exit;
 use crate::sys::signals;
 use crate::sys::spawn::SpawnError;
@@ -87,13 +87,23 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, exit: Option<Exit>) 
         Note::ReloadDone { generation, took } => {
             info!(generation, took_ms = millis(took), "reload {generation} is complete after {}", Span(took));
         }
-        Note::ReloadFailed { generation, slot, attempts, kept } => error!(
-            generation,
-            worker = slot,
-            attempts,
-            kept,
-            "reload {generation} is given up: worker {slot} failed {attempts} times; {kept} old workers keep serving"
-        ),
+        Note::ReloadFailed { generation, slot, attempts, cause, kept } => {
+            let times = if attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
+            let why = match cause {
+                FailedStart::Died => "died early",
+                FailedStart::Late => "was not ready in time",
+                FailedStart::NotLaunched => "could not be started",
+            };
+            let keep = if kept == 1 { "keeps" } else { "keep" };
+            let old = Workers(kept);
+            error!(
+                generation,
+                worker = slot,
+                attempts,
+                kept,
+                "reload {generation} is given up: the new worker {slot} {why}, {times}; {old} of before {keep} serving"
+            );
+        }
         Note::Scaled { from, to } => info!(from, to, "workers: {from} before, {to} from now on"),
         Note::Stopping { workers } => info!(workers, "stopping {}", Workers(workers)),
         Note::Killing { workers } => {

@@ -25,6 +25,10 @@ pub struct Broker {
     pub(super) remarks: Vec<Remark>,
     /// Addresses whose new connections are to go elsewhere than they do.
     pub(super) to_turn: Vec<Key>,
+    /// Whether any lane may have lost its worker.
+    pub(super) orphans: bool,
+    /// Sockets that were made for workers and do not listen yet.
+    pub(super) unlistened: Vec<u64>,
     /// Sockets that began to listen and are not watched yet.
     pub(super) unwatched: Vec<u64>,
     /// Whether workers' sockets can be copied and so looked at.
@@ -68,6 +72,8 @@ impl Broker {
             lanes: Lanes::default(),
             remarks: Vec::new(),
             to_turn: Vec::new(),
+            orphans: false,
+            unlistened: Vec::new(),
             unwatched: Vec::new(),
             can_copy: peer::can_copy(),
         }
@@ -103,6 +109,7 @@ impl Broker {
         let (lane, slot, bound) = (member.lane, member.id.slot, member.bound.clone());
         let waited_for = self.table.iter().any(|held| bound.contains(&held.inode) && held.is_waited_for());
         self.lanes.leave(lane, slot, waited_for || !expected);
+        self.orphans |= waited_for || !expected;
         self.turn(serial);
     }
 

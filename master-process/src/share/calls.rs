@@ -180,10 +180,8 @@ impl Broker {
     }
 
     fn hold(&mut self, key: &Key, part: Part, fd: OwnedFd, file: Option<SocketFile>) -> io::Result<()> {
-        if self.table.of_key(key).next().is_none() {
-            self.remarks.push(Remark::Holds { address: key.to_string() });
-        }
-        self.table.add(Held::bound(key.clone(), part, fd, file)?);
+        let held = self.table.add(Held::bound(key.clone(), part, fd, file)?);
+        self.unlistened.push(held.inode);
         Ok(())
     }
 
@@ -240,12 +238,18 @@ impl Broker {
         if twice && socket.reuseport.or_else(noted) != Some(true) {
             return Ok(plain(Answer::Fail(libc::EADDRINUSE)));
         }
-        if let Some(model) = socket.copy() {
-            // Who is given a socket that others had before brings options of its own.
-            options::copy_options(model, held.fd());
-        }
+        // Options and flags belong to the socket, not to the descriptor: where others use it, they are theirs too.
+        let inode = held.inode;
         let flags = request.peer.flags(fd)?;
-        sockets::set_nonblocking(held.fd(), flags & libc::O_NONBLOCK != 0)?;
+        if !self.members.others_have(request.worker.serial, inode) {
+            if let Some(model) = socket.copy() {
+                options::copy_options(model, held.fd());
+            }
+            sockets::set_nonblocking(held.fd(), flags & libc::O_NONBLOCK != 0)?;
+        }
+        let Some(member) = self.members.get_mut(request.worker.serial) else {
+            return Ok(plain(Answer::Continue));
+        };
         let close_on_exec = flags & libc::O_CLOEXEC != 0;
         seccomp::put_descriptor(request.listener, request.call, held.fd(), fd, close_on_exec)?;
         if !member.bound.contains(&held.inode) {
@@ -256,9 +260,18 @@ impl Broker {
     }
 
     fn listen(&mut self, request: &Request<'_>, fd: RawFd, backlog: i32) -> io::Result<Reply> {
-        let inode = request.peer.inode(fd)?;
+        let mut inode = request.peer.inode(fd)?;
         let serial = request.worker.serial;
-        let Some(held) = self.table.by_inode(inode) else { return self.listen_alone(request, fd, backlog) };
+        if self.table.by_inode(inode).is_some() {
+            inode = self.adopt(request, fd, inode)?;
+        }
+        let first_of_key = {
+            let key = self.table.by_inode(inode).map(|held| held.key.clone());
+            key.is_some_and(|key| !self.table.of_key(&key).any(|held| held.is_listening()))
+        };
+        let Some(held) = self.table.by_inode(inode) else {
+            return self.listen_alone(request, fd, backlog);
+        };
         let key = held.key.clone();
         let first = !held.is_listening();
         // A Unix socket's peers see the credentials of who called `listen` last: that is the worker's to do.
@@ -267,6 +280,10 @@ impl Broker {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             return Ok(self.refuse(request.worker, &key, errno, format_args!("listen: {error}")));
         }
+        if first_of_key {
+            self.remarks.push(Remark::Holds { address: key.to_string() });
+        }
+        let Some(held) = self.table.by_inode(inode) else { return Ok(plain(answer)) };
         let watched = first && matches!(held.part, Part::Lane(_));
         if watched {
             self.table.number(inode);
@@ -276,6 +293,42 @@ impl Broker {
             self.turn_key(&key);
         }
         Ok(Reply { answer, listens: Some(self.listens(serial, Some(&key))) })
+    }
+
+    /// A worker that does not listen yet takes over the queues of one that died in its slot meanwhile, with all who
+    /// wait there: each of its sockets is exchanged as it begins to listen. Returns the inode number of what it
+    /// has now.
+    fn adopt(&mut self, request: &Request<'_>, fd: RawFd, inode: u64) -> io::Result<u64> {
+        let Some(member) = self.members.get(request.worker.serial) else { return Ok(inode) };
+        let (own, slot, fresh) = (member.lane, member.id.slot, member.listens.is_empty());
+        if fresh && let Some(orphan) = self.lanes.adopt(own, slot) {
+            self.members.change_lane(request.worker.serial, orphan);
+        }
+        let Some(lane) = self.members.get(request.worker.serial).map(|member| member.lane) else {
+            return Ok(inode);
+        };
+        let Some(mine) = self.table.by_inode(inode) else { return Ok(inode) };
+        let key = mine.key.clone();
+        if !matches!(mine.part, Part::Lane(old) if old != lane) || mine.is_listening() {
+            return Ok(inode);
+        }
+        let Some(better) = self.table.find(&key, Part::Lane(lane)).filter(|held| !held.is_used_up()) else {
+            // Nobody waits for this address: its own socket will do.
+            if let Some(mine) = self.table.by_inode(inode) {
+                mine.part = Part::Lane(lane);
+            }
+            return Ok(inode);
+        };
+        let (flags, taken) = (request.peer.flags(fd)?, better.inode);
+        sockets::set_nonblocking(better.fd(), flags & libc::O_NONBLOCK != 0)?;
+        let close_on_exec = flags & libc::O_CLOEXEC != 0;
+        seccomp::put_descriptor(request.listener, request.call, better.fd(), fd, close_on_exec)?;
+        self.table.remove(inode);
+        if let Some(member) = self.members.get_mut(request.worker.serial) {
+            member.bound.retain(|bound| *bound != inode);
+            member.bound.push(taken);
+        }
+        Ok(taken)
     }
 
     /// On a socket that we do not hold. Whether it succeeds decides whether the worker is ready: so it is done here,
@@ -313,7 +366,6 @@ impl Broker {
         let serves = self.members.get(request.worker.serial).is_some_and(|member| member.serves);
         if alone && !serves && !held.is_waited_for() {
             let key = held.key.clone();
-            sockets::shut_down(held.fd());
             self.table.remove(inode);
             self.turn_key(&key);
         }

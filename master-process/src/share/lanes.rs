@@ -30,6 +30,23 @@ impl Lanes {
         u32::try_from(at).unwrap_or(u32::MAX)
     }
 
+    /// A worker that does not listen yet takes the lane that its slot has lost in the place of its own.
+    pub(super) fn adopt(&mut self, own: u32, slot: u32) -> Option<u32> {
+        let orphan = self.lanes.iter().position(|lane| *lane == Lane::Orphaned { slot })?;
+        self.lanes[orphan] = Lane::Taken;
+        self.leave(own, slot, false);
+        u32::try_from(orphan).ok()
+    }
+
+    /// Lanes whose workers died, and their slots.
+    pub(super) fn orphans(&self) -> Vec<(u32, u32)> {
+        let orphan = |(at, lane): (u32, &Lane)| match lane {
+            Lane::Orphaned { slot } => Some((at, *slot)),
+            Lane::Free | Lane::Taken => None,
+        };
+        (0..).zip(&self.lanes).filter_map(orphan).collect()
+    }
+
     /// The worker of a lane is gone; `waited_for` says that somebody may still wait for it.
     pub(super) fn leave(&mut self, lane: u32, slot: u32, waited_for: bool) {
         if let Some(state) = self.lanes.get_mut(lane as usize) {

@@ -145,6 +145,36 @@ impl Broker {
         }
     }
 
+    /// Closes the lanes that have lost their workers and that no other will take: who waits there learns at once that
+    /// he waits in vain. `expects_start` tells whether a slot is to get a worker. The only queue of an address
+    /// stays, for whoever comes.
+    pub fn close_orphans(&mut self, expects_start: impl Fn(u32) -> bool) {
+        if !std::mem::take(&mut self.orphans) {
+            return;
+        }
+        for (lane, slot) in self.lanes.orphans() {
+            let may_adopt = |member: &Member| member.id.slot == slot && member.listens.is_empty();
+            if expects_start(slot) || self.members.living().any(may_adopt) {
+                self.orphans = true;
+                continue;
+            }
+            self.close_lane(lane);
+            self.lanes.leave(lane, slot, false);
+        }
+    }
+
+    fn close_lane(&mut self, lane: u32) {
+        let of_lane = self.table.iter().filter(|held| held.part == Part::Lane(lane));
+        let keys: Vec<(u64, Key)> = of_lane.map(|held| (held.inode, held.key.clone())).collect();
+        for (inode, key) in keys {
+            let others = self.table.of_key(&key).any(|held| held.inode != inode && held.is_listening());
+            if others {
+                self.table.remove(inode);
+                self.turn_key(&key);
+            }
+        }
+    }
+
     /// Closes the sockets of generations that are gone.
     pub(super) fn drop_superseded(&mut self) {
         let superseded = |held: &&Held| {
@@ -166,6 +196,23 @@ impl Broker {
     /// Every socket that we hold.
     pub fn inodes(&self) -> Vec<u64> {
         self.table.iter().map(|held| held.inode).collect()
+    }
+
+    /// Sockets that were made and do not listen yet: a moment later they are to be looked at.
+    pub fn take_unlistened(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.unlistened)
+    }
+
+    /// Lets go of a socket that its worker has connected instead: until then it would outlive its worker's close.
+    pub fn look_at_unlistened(&mut self, inode: u64) -> Watch {
+        match self.table.by_inode(inode) {
+            Some(held) if held.is_used_up() => {
+                self.table.remove(inode);
+                Watch::Over
+            }
+            Some(held) if !held.is_listening() => Watch::Soon,
+            Some(_) | None => Watch::Over,
+        }
     }
 
     /// The socket of an inode number.

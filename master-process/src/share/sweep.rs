@@ -26,7 +26,8 @@ impl Broker {
     /// it has now. Called a moment after it began to serve.
     /// `lives` tells whether its process is still there.
     pub fn sweep(&mut self, serial: u64, pid: Pid, lives: impl Fn() -> bool) {
-        let Some(member) = self.members.get(serial).filter(|member| member.lives) else { return };
+        // Who is on the way out closes what it has: that is no trial of a port.
+        let Some(member) = self.members.get(serial).filter(|member| member.serves) else { return };
         let (slot, bound) = (member.id.slot, member.bound.clone());
         // What cannot be known is taken for held: a socket in use must not go.
         let dropped: Vec<u64> = bound.into_iter().filter(|inode| !tree_holds(pid, *inode)).collect();

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::address::Key;
 use super::stillness::Stillness;
 use super::unix::SocketFile;
+use crate::sys::closer::close_elsewhere;
 use crate::sys::sockets;
 
 /// Whose a socket of an address is.
@@ -143,12 +144,17 @@ impl Table {
             return;
         };
         let gone = self.held.swap_remove(at);
+        if gone.number.is_some() {
+            // Out of the kernel's numbers at once, whoever else still has it open.
+            sockets::shut_down(gone.fd());
+        }
         if let Some(gap) = gone.number
             && let Some(last) =
                 self.of_key(&gone.key).filter(|held| held.number > Some(gap)).max_by_key(|held| held.number)
         {
             last.number = Some(gap);
         }
+        close_elsewhere(gone.fd);
     }
 
     /// Whether the last part of any held path is this.

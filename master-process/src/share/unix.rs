@@ -114,9 +114,9 @@ impl Place {
         generation: u32,
         how: Claim<'_>,
     ) -> Result<(OwnedFd, SocketFile), Refused> {
-        let mut name = OsString::from(".");
-        name.push(&self.name);
-        name.push(format!(".{}.{generation}", std::process::id()));
+        // Short, whatever the socket is called: its path may be as long as a path can be.
+        let name = format!(".{:x}-{generation:x}-{:x}", std::process::id(), self.id.1 & 0xfff);
+        let name = unique(&self.folder, name);
         self.make(name, how)
     }
 
@@ -229,6 +229,13 @@ impl Drop for SocketFile {
             let _gone = rustix::fs::unlinkat(&self.place.folder, &self.now, AtFlags::empty());
         }
     }
+}
+
+/// A name that nothing in the folder has: two sockets may be made beside each other.
+fn unique(folder: &OwnedFd, name: String) -> OsString {
+    let names = std::iter::once(name.clone()).chain((1..100).map(|more| format!("{name}-{more}")));
+    let mut names = names.map(OsString::from);
+    names.find(|name| file_id(folder, name).is_none()).unwrap_or_else(|| name.into())
 }
 
 /// Device and inode of what is there now, unless nothing is.

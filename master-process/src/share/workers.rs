@@ -83,6 +83,19 @@ impl Members {
         self.members.get_mut(&serial)
     }
 
+    /// Whether a living worker other than this one was given a socket.
+    pub(super) fn others_have(&self, serial: u64, inode: u64) -> bool {
+        self.living().any(|other| other.id.serial != serial && other.bound.contains(&inode))
+    }
+
+    /// A worker has another lane from now on.
+    pub(super) fn change_lane(&mut self, serial: u64, lane: u32) {
+        let Some(member) = self.members.get_mut(&serial) else { return };
+        self.by_lane.remove(&member.lane);
+        self.by_lane.insert(lane, serial);
+        member.lane = lane;
+    }
+
     /// Its process is gone.
     pub(super) fn ended(&mut self, serial: u64) -> Option<&Member> {
         let member = self.members.get_mut(&serial)?;

@@ -7,6 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::peer::{FsIdentity, Peer};
 
@@ -84,11 +85,15 @@ fn ours() -> FsIdentity {
         uid: rustix::process::geteuid().as_raw(),
         gid: rustix::process::getegid().as_raw(),
         groups: groups.into_iter().map(rustix::process::Gid::as_raw).collect(),
+        capabilities: capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective),
     }
 }
 
 /// By system call, for this thread alone.
 fn assume(identity: &FsIdentity) {
+    let may_all = CapabilitySet::all();
+    // To change who we are takes rights that who we become may lack: they go last, and come first.
+    limit_to(may_all);
     let groups = &identity.groups;
     // SAFETY: the kernel reads as many numbers as the first argument says; the calls change numbers of this
     // thread and touch no other memory. The group comes first: as another user we might not change it.
@@ -96,6 +101,16 @@ fn assume(identity: &FsIdentity) {
         libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
         libc::syscall(libc::SYS_setfsgid, identity.gid);
         libc::syscall(libc::SYS_setfsuid, identity.uid);
+    }
+    limit_to(identity.capabilities);
+}
+
+/// Makes those of our permitted capabilities effective that are among `wanted`.
+fn limit_to(wanted: CapabilitySet) {
+    if let Ok(mut sets) = capabilities(None) {
+        sets.effective = sets.permitted & wanted;
+        // Without the right to do this there is nothing to limit.
+        let _none = set_capabilities(None, sets);
     }
 }
 

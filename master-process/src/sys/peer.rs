@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::thread::CapabilitySet;
 
 /// The thread that made a call.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +31,8 @@ pub struct FsIdentity {
     pub gid: u32,
     /// Its supplementary groups.
     pub groups: Vec<u32>,
+    /// What it may do beyond that.
+    pub capabilities: CapabilitySet,
 }
 
 impl Peer {
@@ -172,6 +176,14 @@ impl Peer {
         Ok((root, ours))
     }
 
+    /// The same as a path below its root, where that is not ours; `None` where it lies outside.
+    pub fn base_below_root(&self, dir: RawFd) -> Option<PathBuf> {
+        let base = if dir == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{dir}") };
+        let (root, base) = (self.path("root"), self.path(&base));
+        let (root, base) = (std::fs::read_link(root).ok()?, std::fs::read_link(base).ok()?);
+        Some(base.strip_prefix(root).ok()?.to_owned())
+    }
+
     /// What its relative paths are relative to: its working directory, or, where `dir` is a descriptor, that.
     ///
     /// # Errors
@@ -194,8 +206,10 @@ impl Peer {
         let fourth = |name| field(&status, name)?.split_whitespace().nth(3)?.parse().ok();
         let groups = field(&status, "Groups:").unwrap_or_default().split_whitespace();
         let groups = groups.filter_map(|group| group.parse().ok()).collect();
+        let capabilities = field(&status, "CapEff:").and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        let capabilities = CapabilitySet::from_bits_retain(capabilities.unwrap_or(0));
         match (fourth("Uid:"), fourth("Gid:")) {
-            (Some(uid), Some(gid)) => Ok(FsIdentity { uid, gid, groups }),
+            (Some(uid), Some(gid)) => Ok(FsIdentity { uid, gid, groups, capabilities }),
             _missing => Err(io::Error::other("no Uid or Gid in status")),
         }
     }

@@ -1,6 +1,7 @@
 //! The supervisor beside the bare floor, in one run on one machine: only the ratio means anything elsewhere.
 
 mod memory;
+pub(crate) mod reload;
 mod running;
 mod stats;
 mod subject;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, LaunchFailure, Next, Note, Queue, Settings, Sign};
+use crate::policy::{Event, FailedStart, LaunchFailure, Next, Note, Queue, Settings, Sign};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -73,7 +73,8 @@ fn a_reload_whose_workers_die_is_given_up_and_the_old_ones_serve_on() {
         sim.pass(30 * SECOND);
     }
     sim.leave_all();
-    let failed = Note::ReloadFailed { generation: 1, slot: 0, attempts: 3, kept: 2 };
+    let failed =
+        Note::ReloadFailed { generation: 1, slot: 0, attempts: 3, cause: FailedStart::Died, kept: 2 };
     assert!(sim.notes.contains(&failed), "{:?}", sim.notes);
     assert_eq!(generations(&sim), [0, 0]);
     assert_eq!(sim.policy.deadline(), None, "nothing is tried any more");
@@ -90,7 +91,10 @@ fn a_reload_whose_workers_are_late_is_given_up() {
         sim.pass(60 * SECOND);
         sim.leave_all();
     }
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadFailed { attempts: 3, kept: 1, .. })));
+    assert!(sim.notes.iter().any(|note| matches!(
+        note,
+        Note::ReloadFailed { attempts: 3, cause: FailedStart::Late, kept: 1, .. }
+    )));
     assert!(sim.notes.iter().any(|note| matches!(note, Note::Late { next: Next::Predecessor, .. })));
     assert_eq!(generations(&sim), [0]);
     sim.finish();
@@ -207,7 +211,13 @@ fn a_new_worker_that_is_ready_and_dies_early_counts_as_a_failed_start() {
     sim.sign(new);
     sim.launch_all();
     sim.die(new);
-    assert!(sim.notes.contains(&Note::ReloadFailed { generation: 1, slot: 0, attempts: 1, kept: 3 }));
+    assert!(sim.notes.contains(&Note::ReloadFailed {
+        generation: 1,
+        slot: 0,
+        attempts: 1,
+        cause: FailedStart::Died,
+        kept: 3
+    }));
     sim.leave_all();
     sim.pass(SECOND);
     sim.run_smoothly();
@@ -339,7 +349,13 @@ fn a_new_worker_that_is_ready_and_dies_early_gives_its_place_back() {
         assert!(!sim.processes[&old[0]].retired, "it serves again");
         sim.pass(SECOND * 3);
     }
-    assert!(sim.notes.contains(&Note::ReloadFailed { generation: 1, slot: 0, attempts: 2, kept: 1 }));
+    assert!(sim.notes.contains(&Note::ReloadFailed {
+        generation: 1,
+        slot: 0,
+        attempts: 2,
+        cause: FailedStart::Died,
+        kept: 1
+    }));
     sim.answer_looks(Queue::None);
     sim.leave_all();
     let mut left = generations(&sim);

@@ -1,4 +1,4 @@
-//! clone3(2) with a function for the child.
+//! clone3(2), or clone(2), with a function for the child.
 
 use std::ffi::{c_long, c_void};
 
@@ -9,16 +9,38 @@ pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 ///
 /// # Safety
 /// `args` must name a stack that nothing else uses while the child runs, and `entry` must never return.
-pub(super) unsafe fn clone3(
-    args: &libc::clone_args,
-    entry: unsafe extern "C" fn(*mut c_void) -> !,
-    argument: *mut c_void,
-) -> c_long {
+pub(super) unsafe fn clone3(args: &libc::clone_args, entry: Entry, argument: *mut c_void) -> c_long {
+    let registers = [std::ptr::from_ref(args).expose_provenance(), size_of::<libc::clone_args>(), 0];
+    // SAFETY: the arguments are clone3's, and the caller keeps the promise about stack and entry.
+    unsafe { clone_into(libc::SYS_clone3, registers, entry, argument) }
+}
+
+/// The same by clone(2), for container engines that answer clone3 with ENOSYS because their filters cannot look
+/// into its arguments. It knows no `CLONE_CLEAR_SIGHAND`: we have no handlers but the runtime's for faults.
+///
+/// # Safety
+/// As [`clone3`].
+pub(super) unsafe fn clone(args: &libc::clone_args, entry: Entry, argument: *mut c_void) -> c_long {
+    let flags = (args.flags & !CLONE_CLEAR_SIGHAND) | args.exit_signal;
+    let top = args.stack + args.stack_size;
+    let registers = [flags, top, args.pidfd].map(|value| usize::try_from(value).unwrap_or(0));
+    // SAFETY: the arguments are clone's, the pidfd goes where the parent's thread id would; see clone(2).
+    unsafe { clone_into(libc::SYS_clone, registers, entry, argument) }
+}
+
+/// The child's function.
+pub(super) type Entry = unsafe extern "C" fn(*mut c_void) -> !;
+
+/// # Safety
+/// The call must start a child on a stack of its own, and `entry` must never return.
+unsafe fn clone_into(number: c_long, registers: [usize; 3], entry: Entry, argument: *mut c_void) -> c_long {
+    let [first, second, third] = registers;
     let result: c_long;
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the kernel preserves r8 and r9 over the call, so the child, whose stack is empty and aligned to
-    // 16 bytes, finds its function and argument there. It pushes to its own stack only. rcx and r11 are what
-    // `syscall` itself destroys; memory is clobbered as far as the compiler knows.
+    // 16 bytes, finds its function and argument there. (For clone, r8 is a thread pointer that it is not asked
+    // to set.) The child pushes to its own stack only. rcx and r11 are what `syscall` itself destroys; memory
+    // is clobbered as far as the compiler knows.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -29,9 +51,11 @@ pub(super) unsafe fn clone3(
             "call r9",
             "ud2",
             "2:",
-            inlateout("rax") libc::SYS_clone3 => result,
-            in("rdi") args,
-            in("rsi") size_of::<libc::clone_args>(),
+            inlateout("rax") number => result,
+            in("rdi") first,
+            in("rsi") second,
+            in("rdx") third,
+            in("r10") 0,
             in("r8") argument,
             in("r9") entry,
             lateout("rcx") _,
@@ -45,15 +69,18 @@ pub(super) unsafe fn clone3(
             "svc #0",
             "cbnz x0, 2f",
             "mov x29, xzr",
-            "mov x0, x2",
-            "blr x3",
+            "mov x0, x5",
+            "blr x6",
             "brk #1",
             "2:",
-            inlateout("x0") std::ptr::from_ref(args) => result,
-            in("x1") size_of::<libc::clone_args>(),
-            in("x2") argument,
-            in("x3") entry,
-            in("x8") libc::SYS_clone3,
+            inlateout("x0") first => result,
+            in("x1") second,
+            in("x2") third,
+            in("x3") 0,
+            in("x4") 0,
+            in("x5") argument,
+            in("x6") entry,
+            in("x8") number,
             lateout("x30") _,
         );
     }

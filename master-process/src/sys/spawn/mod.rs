@@ -9,7 +9,7 @@
 mod child;
 mod clone;
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CString, c_int, c_long, c_void};
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -18,7 +18,7 @@ use rustix::process::{Pid, Rlimit};
 
 use super::seccomp::Filter;
 use child::{Order, Prepared, Report, child};
-use clone::{CLONE_CLEAR_SIGHAND, clone3};
+use clone::{CLONE_CLEAR_SIGHAND, clone, clone3};
 
 /// What every worker of a supervisor has in common.
 #[derive(Debug)]
@@ -237,7 +237,13 @@ impl Spawner {
         // holds us until the child has called `execve` or `_exit`, so `order`, and all it points to, outlives
         // the child's use of it. The signal handlers are the defaults, so nothing of ours runs in the child
         // but `child`, which never returns.
-        let result = unsafe { clone3(&args, child, ptr::from_mut(order).cast()) };
+        let result = unsafe {
+            let order = ptr::from_mut(order).cast();
+            match clone3(&args, child, order) {
+                refused if refused == -c_long::from(libc::ENOSYS) => clone(&args, child, order),
+                result => result,
+            }
+        };
         if result < 0 {
             let errno = c_int::try_from(-result).unwrap_or(libc::EINVAL);
             return Err(SpawnError { step: Step::Clone, errno });

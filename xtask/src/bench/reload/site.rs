@@ -1,0 +1,99 @@
+//! One program at work under the supervisor, at an address of its own.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use master_process_tests::load::{Connections, Target};
+use master_process_tests::{Supervisor, address, await_some};
+use tempfile::TempDir;
+
+use super::clients::Clients;
+use super::program::{Program, Programs};
+
+/// How long a condition may take that must come: the slowest program answers all requests of a row in a tenth of it,
+/// on a machine that has nothing else to do.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What the workers listen on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    Tcp,
+    Unix,
+}
+
+/// A supervisor whose workers all listen. Dropping it ends all of it.
+pub(super) struct Site {
+    pub(super) supervisor: Supervisor,
+    pub(super) target: Target,
+    program: Program,
+    /// What the programs write and the Unix socket; removed last.
+    _scratch: TempDir,
+}
+
+impl Site {
+    pub(super) fn start(
+        programs: &Programs,
+        program: Program,
+        over: Over,
+        share: &str,
+        workers: usize,
+    ) -> Result<Self> {
+        let scratch = tempfile::tempdir().context("making a folder for a program")?;
+        let (target, listen) = match over {
+            Over::Tcp => {
+                let address = address::tcp();
+                (Target::Tcp(address), address.to_string())
+            }
+            Over::Unix => {
+                let path = scratch.path().join("socket");
+                let text = path.to_str().context("the temporary folder's name is not UTF-8")?.to_owned();
+                (Target::Unix(path), text)
+            }
+        };
+        let command = programs.command(program, &listen, scratch.path())?;
+        let supervisor = Supervisor::builder()
+            // What it did at a moment is wanted when a request fails then.
+            .args(["--verbose", "--workers", &workers.to_string(), "--share", share])
+            .env("LISTEN", &listen)
+            .command(command)
+            .spawn();
+        let site = Self { supervisor, target, program, _scratch: scratch };
+        site.supervisor.eventually("every worker listens", || {
+            site.supervisor.logged(&["listens after"]).len() >= workers
+        });
+        Ok(site)
+    }
+
+    pub(super) fn clients(&self, count: usize, connections: Connections) -> Clients {
+        match (&self.target, self.program) {
+            (Target::Tcp(address), Program::Redis) => Clients::ping(*address, count),
+            (Target::Tcp(_) | Target::Unix(_), _) => Clients::http(&self.target, count, connections),
+        }
+    }
+
+    /// Waits as long as a whole measurement may take.
+    pub(super) fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        await_some(PATIENCE, what, || {
+            let found = look();
+            assert!(
+                found.is_some() || self.supervisor.exited().is_none(),
+                "the supervisor ended before: {what}"
+            );
+            found
+        })
+    }
+
+    /// Waits until something is so, and gives how long that took.
+    pub(super) fn eventually(&self, what: &str, mut so: impl FnMut() -> bool) -> Duration {
+        let begun = Instant::now();
+        self.until(what, || so().then_some(()));
+        begun.elapsed()
+    }
+
+    /// Stops it in order.
+    pub(super) fn end(self) -> Result<()> {
+        let code = self.supervisor.stop();
+        ensure!(code == 0, "the supervisor exited with {code}");
+        Ok(())
+    }
+}

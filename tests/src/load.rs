@@ -47,7 +47,7 @@ pub enum Outcome {
     Refused,
     /// The connection was reset.
     Reset,
-    /// No progress for [`CLIENT_TIMEOUT`].
+    /// No progress for as long as a client waits.
     Timeout,
     /// The connection was closed before the answer was complete.
     Truncated,

@@ -308,8 +308,8 @@ impl Broker {
             return Ok(inode);
         };
         let Some(mine) = self.table.by_inode(inode) else { return Ok(inode) };
-        let key = mine.key.clone();
-        if !matches!(mine.part, Part::Lane(old) if old != lane) || mine.is_listening() {
+        let (key, kept) = (mine.key.clone(), mine.is_listening());
+        if !matches!(mine.part, Part::Lane(old) if old != lane) {
             return Ok(inode);
         }
         let Some(better) = self.table.find(&key, Part::Lane(lane)).filter(|held| !held.is_used_up()) else {
@@ -323,7 +323,9 @@ impl Broker {
         sockets::set_nonblocking(better.fd(), flags & libc::O_NONBLOCK != 0)?;
         let close_on_exec = flags & libc::O_CLOEXEC != 0;
         seccomp::put_descriptor(request.listener, request.call, better.fd(), fd, close_on_exec)?;
-        self.table.remove(inode);
+        if !kept {
+            self.table.remove(inode);
+        }
         if let Some(member) = self.members.get_mut(request.worker.serial) {
             member.bound.retain(|bound| *bound != inode);
             member.bound.push(taken);
@@ -366,8 +368,7 @@ impl Broker {
         let serves = self.members.get(request.worker.serial).is_some_and(|member| member.serves);
         if alone && !serves && !held.is_waited_for() {
             let key = held.key.clone();
-            self.table.remove(inode);
-            self.turn_key(&key);
+            self.take_out(&key, inode);
         }
         Ok(plain(Answer::Done))
     }

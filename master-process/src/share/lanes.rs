@@ -38,6 +38,11 @@ impl Lanes {
         u32::try_from(orphan).ok()
     }
 
+    /// Whether a lane is nobody's.
+    pub(super) fn is_free(&self, lane: u32) -> bool {
+        self.lanes.get(lane as usize) == Some(&Lane::Free)
+    }
+
     /// Lanes whose workers died, and their slots.
     pub(super) fn orphans(&self) -> Vec<(u32, u32)> {
         let orphan = |(at, lane): (u32, &Lane)| match lane {

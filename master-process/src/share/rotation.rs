@@ -145,9 +145,8 @@ impl Broker {
         }
     }
 
-    /// Closes the lanes that have lost their workers and that no other will take: who waits there learns at once that
-    /// he waits in vain. `expects_start` tells whether a slot is to get a worker. The only queue of an address
-    /// stays, for whoever comes.
+    /// Frees the lanes that have lost their workers and that no other will take: who waits there learns at once that
+    /// he waits in vain. `expects_start` tells whether a slot is to get a worker.
     pub fn close_orphans(&mut self, expects_start: impl Fn(u32) -> bool) {
         if !std::mem::take(&mut self.orphans) {
             return;
@@ -158,21 +157,40 @@ impl Broker {
                 self.orphans = true;
                 continue;
             }
-            self.close_lane(lane);
+            self.turn_away(lane);
             self.lanes.leave(lane, slot, false);
         }
     }
 
-    fn close_lane(&mut self, lane: u32) {
-        let of_lane = self.table.iter().filter(|held| held.part == Part::Lane(lane));
-        let keys: Vec<(u64, Key)> = of_lane.map(|held| (held.inode, held.key.clone())).collect();
-        for (inode, key) in keys {
-            let others = self.table.of_key(&key).any(|held| held.inode != inode && held.is_listening());
-            if others {
-                self.table.remove(inode);
-                self.turn_key(&key);
-            }
+    /// Everybody who waits in a lane is told that nobody will come. Its sockets stay, and so do all the numbers.
+    fn turn_away(&mut self, lane: u32) {
+        for held in self.table.iter().filter(|held| held.part == Part::Lane(lane) && held.is_listening()) {
+            sockets::turn_away(held.fd());
         }
+    }
+
+    /// Closes one socket of an address. The kernel gives its number to the last one: for that moment new connections
+    /// go to others than those two, where there are any.
+    pub(super) fn take_out(&mut self, key: &Key, inode: u64) {
+        let last = self.table.of_key(key).filter_map(|held| held.number).max();
+        let moved = |held: &Held| held.inode == inode || held.number == last;
+        let mut others: Vec<u32> =
+            self.served(key).filter(|held| !moved(held)).filter_map(|held| held.number).collect();
+        others.sort_unstable();
+        let any = self.table.iter().find(|held| held.key.matches(key) && held.number.is_some());
+        if let Some(any) = any.filter(|_| !others.is_empty()) {
+            // What fails here fails again below, and is told there.
+            let _told_below = reuseport::steer(any.fd(), &others);
+        }
+        self.table.remove(inode);
+        self.turn_key(key);
+    }
+
+    fn served<'a>(&'a self, key: &'a Key) -> impl Iterator<Item = &'a Held> {
+        self.table.iter().filter(|held| {
+            let Part::Lane(lane) = held.part else { return false };
+            held.key.matches(key) && self.members.on_lane(lane).is_some_and(|member| member.serves)
+        })
     }
 
     /// Closes the sockets of generations that are gone.
@@ -225,6 +243,12 @@ impl Broker {
         let Some(held) = self.table.by_inode(inode) else {
             return Watch::Over;
         };
+        if let Part::Lane(lane) = held.part
+            && self.lanes.is_free(lane)
+        {
+            // A connection that was half open as its lane was freed.
+            sockets::turn_away(held.fd());
+        }
         let waiting = sockets::waiting(held.fd());
         let (change, key, part) = (held.stillness.look(waiting), held.key.clone(), held.part);
         let worker = match part {

@@ -69,8 +69,7 @@ impl Broker {
         let (key, part) = (held.key.clone(), held.part);
         let lane = matches!(part, Part::Lane(_));
         if lane && !self.is_handed_over(&key) {
-            self.table.remove(inode);
-            self.turn_key(&key);
+            self.take_out(&key, inode);
             if self.table.of_key(&key).next().is_none() {
                 self.remarks.push(Remark::LetGo { address: key.to_string() });
             }

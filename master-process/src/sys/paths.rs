@@ -23,11 +23,12 @@ pub fn folder_of(peer: Peer, dir: RawFd, path: &Path) -> io::Result<(OwnedFd, Os
     let safe = ResolveFlags::NO_MAGICLINKS;
     let opened = if let Ok(below_root) = folder.strip_prefix("/") {
         open(&root, below_root, safe | ResolveFlags::IN_ROOT)
+    } else if root_is_ours {
+        open(&peer.base(dir)?, folder, safe)
     } else {
-        let base = peer.base(dir)?;
-        let relative =
-            if root_is_ours { safe } else { safe | ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS };
-        open(&base, folder, relative)
+        // `..` must stop at its root: so the path is followed from there.
+        let base = peer.base_below_root(dir).ok_or_else(|| io::Error::from_raw_os_error(libc::EXDEV))?;
+        open(&root, &base.join(folder), safe | ResolveFlags::IN_ROOT)
     };
     Ok((opened?, name.to_owned()))
 }

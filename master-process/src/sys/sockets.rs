@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use super::closer::close_elsewhere;
 use super::options::{copy_options, option};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
@@ -58,6 +59,15 @@ pub fn waiting(fd: BorrowedFd<'_>) -> u32 {
     const UNACKED_AT: usize = 24;
     let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).unwrap_or_default();
     info.get(UNACKED_AT..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
+}
+
+/// Takes everybody out of a listener's queue who waits there, and closes the connections. Nobody else may accept from
+/// it now.
+pub fn turn_away(fd: BorrowedFd<'_>) {
+    let _may_wait = set_nonblocking(fd, true);
+    while let Ok(connection) = rustix::net::accept_with(fd, SocketFlags::CLOEXEC) {
+        close_elsewhere(connection);
+    }
 }
 
 /// Ends a listener: who waits in its queue is told so, and whoever waits in `accept` on it wakes up.

@@ -413,7 +413,7 @@ while True: signal.pause()";
         .map(|offset| TcpListener::bind(next_to(address, 100 + offset)).expect("the address is the test's"))
         .collect();
     let supervisor = started(&["--ready", "none"], text, address);
-    for peer in peers {
+    for peer in &peers {
         let (mut stream, from) = peer.accept().expect("the worker connected");
         assert_eq!(from, address, "from its own port");
         stream.set_read_timeout(Some(SOON)).expect("an option");

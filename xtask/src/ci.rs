@@ -49,7 +49,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
             "tests",
             Box::new(move || {
                 let runner = match run::find("cargo-nextest") {
-                    Some(_) => "nextest run --workspace",
+                    Some(_) => "nextest run --workspace --no-fail-fast",
                     // The doc tests have a step of their own.
                     None => "test --workspace --lib --bins --tests --examples",
                 };

@@ -256,6 +256,7 @@ impl Broker {
             member.bound.push(held.inode);
         }
         held.users.insert(request.worker.slot);
+        held.shut = false;
         Ok(plain(Answer::Done))
     }
 
@@ -366,9 +367,13 @@ impl Broker {
         let Some(held) = self.table.by_inode(inode) else { return Ok(plain(Answer::Continue)) };
         let alone = matches!(held.part, Part::Lane(_));
         let serves = self.members.get(request.worker.serial).is_some_and(|member| member.serves);
+        let key = held.key.clone();
         if alone && !serves && !held.is_waited_for() {
-            let key = held.key.clone();
             self.take_out(&key, inode);
+        } else if alone {
+            // Who waits in its queue is its successor's; nobody else is to come.
+            held.shut = true;
+            self.turn_key(&key);
         }
         Ok(plain(Answer::Done))
     }

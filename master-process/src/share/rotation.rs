@@ -109,8 +109,8 @@ impl Broker {
         };
         // Where nobody serves, connections had better wait for one who lives than for nobody.
         let choices: [Choice<'_>; 3] = [
-            &|held, member| member.serves && !held.stillness.is_stuck(),
-            &|_held, member| member.serves,
+            &|held, member| member.serves && !held.shut && !held.stillness.is_stuck(),
+            &|held, member| member.serves && !held.shut,
             &|_held, _member| true,
         ];
         let Some(numbers) = choices.iter().map(|wanted| numbers(*wanted)).find(|numbers| !numbers.is_empty())

@@ -33,6 +33,8 @@ pub(super) struct Held {
     pub(super) number: Option<u32>,
     pub(super) file: Option<SocketFile>,
     pub(super) stillness: Stillness,
+    /// Whether the worker that has it has shut it down, as far as it knows: then it accepts no more.
+    pub(super) shut: bool,
     /// The slots whose workers have bound it.
     pub(super) users: BTreeSet<u32>,
     fd: OwnedFd,
@@ -51,6 +53,7 @@ impl Held {
             number: None,
             file,
             stillness,
+            shut: false,
             users: BTreeSet::new(),
             fd,
             backlog: None,

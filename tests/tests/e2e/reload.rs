@@ -17,7 +17,9 @@ const RELOADS: u64 = 4;
 const BETWEEN_BEING_AND_SAYING: f64 = 0.2;
 
 fn four(command: Vec<String>, listen: &str) -> Supervisor {
-    let builder = Supervisor::builder().args(["-w", "4", "--throttle", "100ms"]).command(command);
+    // A busy machine may need longer than the default to answer what a worker has accepted.
+    let args = ["-w", "4", "--throttle", "100ms", "--drain", "1s"];
+    let builder = Supervisor::builder().args(args).command(command);
     builder.env("LISTEN", listen).env("WORK_MS", "1").spawn()
 }
 

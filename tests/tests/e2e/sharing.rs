@@ -149,7 +149,7 @@ if INDEX == '0':
     while True: signal.pause()
 serve(made)";
     let address = address::tcp();
-    let supervisor = started(&["-w", "2"], text, address);
+    let supervisor = started(&["-w", "2", "--share", "shared"], text, address);
     said(&supervisor, 1);
     supervisor.eventually("the other answers", || load::who(address).is_some());
     let clients = Load::start(address, 4, Connections::Fresh);

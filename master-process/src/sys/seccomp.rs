@@ -24,6 +24,23 @@ pub struct Calls {
     pub unlink: bool,
 }
 
+impl Calls {
+    /// The lowest and the highest number of what may be notified.
+    fn range(self) -> (u32, u32) {
+        let asked = [
+            (self.bind, libc::SYS_bind),
+            (self.options, libc::SYS_setsockopt),
+            (self.listen, libc::SYS_listen),
+            (self.shutdown, libc::SYS_shutdown),
+            #[cfg(target_arch = "x86_64")]
+            (self.unlink, libc::SYS_unlink),
+            (self.unlink, libc::SYS_unlinkat),
+        ];
+        let numbers = asked.into_iter().filter(|(asked, _)| *asked).map(|(_, call)| number(call));
+        numbers.fold((u32::MAX - 1, 0), |(first, last), call| (first.min(call), last.max(call)))
+    }
+}
+
 /// A program for a worker's `seccomp(2)`.
 #[derive(Debug, Clone)]
 pub struct Filter {
@@ -34,9 +51,6 @@ pub struct Filter {
 const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
-
-/// x86-64 calls from here on are the x32 ABI's: other numbers, other structures.
-const FIRST_X32: u32 = 0x4000_0000;
 
 // Offsets in struct seccomp_data; the low half of an argument comes first on a little-endian machine.
 const NR_AT: u32 = 0;
@@ -49,9 +63,10 @@ impl Filter {
     /// The program that notifies us of `calls` and allows everything else.
     pub fn new(calls: Calls) -> Filter {
         let mut program = vec![load(ARCH_AT), jump_if_equal(ARCH, 1, 0), allow(), load(NR_AT)];
-        if cfg!(target_arch = "x86_64") {
-            program.extend([jump_if_at_least(FIRST_X32, 0, 1), allow()]);
-        }
+        // The kernel tries every call's number on a new filter, to know those that it may pass over: most of them
+        // are out of this range. The numbers of the x32 ABI, with other structures, are as well.
+        let (first, last) = calls.range();
+        program.extend([jump_if_at_least(last + 1, 0, 1), allow(), jump_if_at_least(first, 1, 0), allow()]);
         if calls.bind {
             program.extend(notify_on(libc::SYS_bind));
         }
@@ -387,7 +402,7 @@ mod tests {
     fn other_architectures_and_x32_are_let_alone() {
         let filter = Filter::new(ALL);
         assert!(!notifies(&filter, 0x4000_0003, libc::SYS_bind, [0; 3]));
-        assert!(!notifies(&filter, ARCH, libc::SYS_bind | libc::c_long::from(FIRST_X32), [0; 3]));
+        assert!(!notifies(&filter, ARCH, libc::SYS_bind | 0x4000_0000, [0; 3]));
     }
 
     #[test]

@@ -53,12 +53,13 @@ pub(crate) fn measure(
     println!("\n{workers} workers, {} rounds; microseconds, the spread is from 10 % to 90 %", options.rounds);
     println!("{:<34}{:>10}{:>20}{:>8}", "", "median", "spread", "ratio");
     let mut broken = Vec::new();
-    let tables: [(String, Column); 3] = [
-        (format!("start of {workers}"), |timings| &timings.start),
-        ("replacement of one".into(), |timings| &timings.respawn),
-        (format!("replacement of {workers} at once"), |timings| &timings.burst),
+    // The last one is shown and not promised: it is the kernel's work on many filters at once, coming and going.
+    let tables: [(String, Column, bool); 3] = [
+        (format!("start of {workers}"), |timings| &timings.start, true),
+        ("replacement of one".into(), |timings| &timings.respawn, true),
+        (format!("replacement of {workers} at once"), |timings| &timings.burst, false),
     ];
-    for (what, values) in tables {
+    for (what, values, promised) in tables {
         let Some(floor) = timings.first().and_then(|timings| summary(values(timings).clone())) else {
             continue;
         };
@@ -69,7 +70,7 @@ pub(crate) fn measure(
             };
             let ratio = ratio(row.median, floor.median);
             print_row(subject.name(), row, ratio);
-            if subject.is_ours() && ratio > PROMISED_RATIO {
+            if promised && subject.is_ours() && ratio > PROMISED_RATIO {
                 broken.push(format!(
                     "{what}, {}: {ratio:.2} times the floor, promised {PROMISED_RATIO}",
                     subject.name().trim()

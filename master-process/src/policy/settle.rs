@@ -1,8 +1,13 @@
 //! Comparing a slot with what it should be, and pushing the difference.
 
+use std::time::Duration;
+
 use super::slot::{Serving, StartPhase, Starting};
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, FailedStart, Note, ReadyBy, Sign, Time, WorkerId};
+
+/// A throttle of minutes is for crash loops; two sets of workers for so long would be dear.
+const LONGEST_TRIAL: Duration = Duration::from_secs(5);
 
 impl Supervisor {
     pub(super) fn settle_all(&mut self, now: Time) {
@@ -77,7 +82,8 @@ impl Supervisor {
         let slot = &mut self.slots[index(id)];
         let before = std::mem::replace(&mut slot.standby, old);
         // A new release may be ready and die: until it has outlived the throttle, the old one stands by.
-        slot.trial = self.rollout.is_some().then(|| since.after(self.settings.throttle));
+        let trial = self.settings.throttle.min(LONGEST_TRIAL);
+        slot.trial = self.rollout.is_some().then(|| since.after(trial));
         self.actions.extend(old.map(|old| Action::Retire(old.worker)));
         if let Some(before) = before {
             self.relieve(now, before);

@@ -142,3 +142,12 @@ pub fn listening(address: std::net::SocketAddrV4) -> usize {
     let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     fields.filter(|field| field.get(1) == Some(&wanted.as_str()) && field.get(3) == Some(&LISTEN)).count()
 }
+
+/// Stops a process and waits until it is: a signal takes effect a moment later, and a server may accept until then.
+pub fn freeze(pid: i32) {
+    signal(pid, Signal::STOP);
+    crate::wait::eventually(crate::wait::PATIENCE, "it is stopped", || {
+        std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .is_ok_and(|status| status.contains("State:\tT"))
+    });
+}

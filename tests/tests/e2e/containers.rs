@@ -88,7 +88,7 @@ fn a_crash_is_replaced_and_loses_nothing_that_waits(place: Place) {
     let (supervisor, address) = four_share(place);
     let victims = supervisor.workers();
     // Stopped first: what comes now waits in a queue, and was accepted by nobody.
-    victims.iter().for_each(|pid| process::signal(*pid, Signal::STOP));
+    victims.iter().for_each(|pid| process::freeze(*pid));
     supervisor.eventually("they are stopped", || {
         victims.iter().all(|pid| process::stat(*pid).is_some_and(|found| found.state == 'T'))
     });

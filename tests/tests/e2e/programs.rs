@@ -173,7 +173,7 @@ fn two_addresses_of_one_program_are_both_shared() {
     // Either alone still answers on both: each has both.
     let mut rest = workers.into_iter();
     let (stopped, other) = (rest.next().expect("two"), rest.next().expect("two"));
-    process::signal(stopped, Signal::STOP);
+    process::freeze(stopped);
     for address in [first, second] {
         // A connection that the stopped one had taken would wait for it: ask until the other answers.
         eventually(PATIENCE, "the other worker answers", || load::who(address) == Some(other));

@@ -338,7 +338,7 @@ fn a_stopped_worker_does_not_stop_the_others() {
     let listen = format!("listen={address}");
     let supervisor = Supervisor::start(&["-w", "2", "--share", "shared"], fixtures::worker(&[&listen]));
     let ready = supervisor.await_events(2, "ready");
-    process::signal(ready[0].pid, Signal::STOP);
+    process::freeze(ready[0].pid);
     for _ in 0..50 {
         assert_eq!(load::who(address), Some(ready[1].pid));
     }

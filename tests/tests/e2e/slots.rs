@@ -99,7 +99,7 @@ fn the_queue_of_a_crashed_worker_is_served_by_its_replacement() {
     for _ in 0..3 {
         let victim = supervisor.workers().into_iter().find(|pid| *pid != other).unwrap_or(victim);
         // What comes to it from now on waits in its queue.
-        process::signal(victim, Signal::STOP);
+        process::freeze(victim);
         eventually(PATIENCE, "it is stopped", || {
             process::stat(victim).is_some_and(|found| found.state == 'T')
         });
@@ -118,7 +118,7 @@ fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_b
     let supervisor = Supervisor::start(&["-w", "2"], fixtures::worker(&[&listen]));
     let ready = supervisor.await_events(2, "ready");
     let (hung, other) = (ready[0].pid, ready[1].pid);
-    process::signal(hung, Signal::STOP);
+    process::freeze(hung);
     let waiting = askers(address, 40);
     supervisor.eventually("the log names it", || !supervisor.logged(&["does not accept on"]).is_empty());
     let named = supervisor.logged(&["does not accept on"]);
@@ -351,7 +351,7 @@ fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_success
     let options = ["--throttle", "50ms", "--throttle-max", "50ms"];
     let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=1"]));
     let old = supervisor.await_events(1, "ready")[0].pid;
-    process::signal(old, Signal::STOP);
+    process::freeze(old);
     let mut waiting = askers(address, 5);
     supervisor.signal(Signal::HUP);
     supervisor.eventually("the new one starts", || supervisor.workers().len() == 2);
@@ -402,7 +402,7 @@ fn who_waits_for_a_worker_whose_slot_is_given_up_is_told_and_the_others_serve() 
     let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
     let ready = supervisor.await_events(2, "ready");
     let last = ready.iter().find(|event| event.index == 1).expect("two slots").pid;
-    process::signal(last, Signal::STOP);
+    process::freeze(last);
     let waiting = askers(address, 20);
     // Its slot waits for the throttle, and is taken away meanwhile.
     process::signal(last, Signal::KILL);

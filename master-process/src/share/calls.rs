@@ -320,6 +320,8 @@ impl Broker {
             }
             return Ok(inode);
         };
+        better.shut = false;
+        better.users.insert(slot);
         let (flags, taken) = (request.peer.flags(fd)?, better.inode);
         sockets::set_nonblocking(better.fd(), flags & libc::O_NONBLOCK != 0)?;
         let close_on_exec = flags & libc::O_CLOEXEC != 0;

@@ -324,6 +324,9 @@ fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
             event.name == "ready" && event.reload == i32::try_from(round).expect("few")
         });
     }
+    supervisor.eventually("the last reload is complete", || {
+        !supervisor.logged(&["reload 10 is complete"]).is_empty()
+    });
     let answered: BTreeSet<i32> = answers(askers(address, 40)).into_iter().collect();
     assert_eq!(answered, supervisor.await_workers(SLOTS), "each queue has somebody who serves it");
     let listening = process::listening(version_4(address));

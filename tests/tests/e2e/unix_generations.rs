@@ -71,6 +71,8 @@ fn reloads_of_node_and_python_on_a_unix_path_lose_nothing_and_leave_no_other_fil
         for _ in 0..4 {
             pass(&supervisor, &clients);
             supervisor.reload(4);
+            supervisor
+                .eventually("nothing else is in the folder", || names(folder.path()) == only("app.sock"));
         }
         pass(&supervisor, &clients);
         let tally = clients.stop();

@@ -60,6 +60,15 @@ pub struct Config {
 /// mistyped number exhausts a machine's pids.
 pub const MAX_WORKERS: u32 = 100_000;
 
+/// `--account`: whose use counts as a worker's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Its own alone.
+    Worker,
+    /// Its own and its descendants'.
+    Tree,
+}
+
 /// A signal's number, 1 to 64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signal(pub i32);

@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod driver;
 pub mod exit_code;
+pub mod metrics;
 pub mod notify;
 pub mod policy;
 pub mod report;

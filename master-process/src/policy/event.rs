@@ -11,6 +11,15 @@ pub struct WorkerId {
     pub serial: u64,
 }
 
+/// What a worker uses, as a sample saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Time on a CPU since its start, of all threads together, in nanoseconds. It only grows.
+    pub cpu_ns: u64,
+    /// Resident memory, in bytes.
+    pub memory: u64,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {

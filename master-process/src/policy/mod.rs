@@ -20,7 +20,9 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-pub use event::{Action, Event, FailedStart, LaunchFailure, Next, Note, Queue, ReadyBy, Sign, WorkerId};
+pub use event::{
+    Action, Event, FailedStart, LaunchFailure, Next, Note, Queue, ReadyBy, Sign, Usage, WorkerId,
+};
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};
 pub use time::Time;

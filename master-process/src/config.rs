@@ -32,6 +32,14 @@ pub struct Config {
     pub reload_batch: Batch,
     /// How many failed starts of one slot give a reload up; at least 1.
     pub reload_attempts: u32,
+    /// What a worker may use.
+    pub limits: Limits,
+    /// What measures that.
+    pub monitor: Monitor,
+    /// Whose use counts as a worker's.
+    pub account: Scope,
+    /// What warns a worker that it passes 80 % of its memory limit.
+    pub memory_high_signal: Option<Signal>,
     /// Sockets that the supervisor opens and hands to every worker.
     pub listen: Vec<Listen>,
     /// How the workers' own addresses are shared.
@@ -59,6 +67,36 @@ pub struct Config {
 /// The largest worker count that is accepted: three times what the busiest hosts run, far below where a
 /// mistyped number exhausts a machine's pids.
 pub const MAX_WORKERS: u32 = 100_000;
+
+/// What a worker may use, and for how long more than that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// CPU time in a second, in nanoseconds: 95 % are 950,000,000; `None`: any.
+    pub max_cpu: Option<u64>,
+    /// So many samples in a row above that are too many; at least 1.
+    pub cpu_failures: u32,
+    /// Resident memory, in bytes; `None`: any.
+    pub max_memory: Option<u64>,
+    /// So many samples in a row above that are too many; at least 1.
+    pub memory_failures: u32,
+    /// How often samples come.
+    pub interval: Duration,
+    /// How long after it became ready a worker is judged.
+    pub delay: Duration,
+}
+
+/// `--monitor`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Monitor {
+    /// `Ebpf` where that can be had, else `Procfs`.
+    Auto,
+    /// The kernel tells.
+    Ebpf,
+    /// The supervisor reads.
+    Procfs,
+    /// Nobody measures.
+    Off,
+}
 
 /// `--account`: whose use counts as a worker's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,6 +8,8 @@ const LONGEST_STATUS: usize = 256;
 pub struct Said {
     /// `READY=1`.
     pub ready: bool,
+    /// `X_MONITOR=pause` (true) or `X_MONITOR=resume` (false), the last one.
+    pub pauses_monitor: Option<bool>,
     /// `STATUS=…`, the last one.
     pub status: Option<String>,
 }
@@ -18,6 +20,10 @@ pub fn parse(text: &[u8]) -> Said {
     for line in text.split(|byte| *byte == b'\n') {
         if line == b"READY=1" {
             said.ready = true;
+        } else if line == b"X_MONITOR=pause" {
+            said.pauses_monitor = Some(true);
+        } else if line == b"X_MONITOR=resume" {
+            said.pauses_monitor = Some(false);
         } else if let Some(status) = line.strip_prefix(b"STATUS=") {
             said.status =
                 Some(String::from_utf8_lossy(&status[..status.len().min(LONGEST_STATUS)]).into_owned());
@@ -38,6 +44,13 @@ mod tests {
         assert!(!parse(b"XREADY=1").ready);
         assert!(!parse(b"READY=11").ready);
         assert!(!parse(b"").ready);
+    }
+
+    #[test]
+    fn a_worker_can_pause_and_resume_its_limits() {
+        assert_eq!(parse(b"X_MONITOR=pause").pauses_monitor, Some(true));
+        assert_eq!(parse(b"X_MONITOR=pause\nREADY=1\nX_MONITOR=resume").pauses_monitor, Some(false));
+        assert_eq!(parse(b"X_MONITOR=off\nXX_MONITOR=pause").pauses_monitor, None);
     }
 
     #[test]

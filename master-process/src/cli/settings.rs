@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::error::UsageError;
 use super::resolver::Resolver;
 use super::{
-    batch, choice, count, directory, duration, give_up, identity, listen, octal, owner, ready, signal,
-    verbosity, workers,
+    batch, choice, count, directory, duration, give_up, identity, limits, listen, octal, owner, ready,
+    signal, verbosity, workers,
 };
 use crate::config::{Config, Identity, Listen, LogFormat, Orphans, ReadyMode, Share, Stdin};
 
@@ -34,6 +34,7 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
     let (throttle, throttle_max) = throttle(from)?;
     let listen = listen::distinct(from.many("listen", |text| listen::parse(text, env))?)?;
     let (ready, ready_timeout) = ready(from, &listen)?;
+    let limits = limits::limits(from)?;
     Ok(Config {
         command,
         workers: from.one("workers", |text| workers::parse(text, || env.cpus()))?,
@@ -48,6 +49,10 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         ready_timeout,
         reload_batch: from.one("reload-batch", batch::parse)?,
         reload_attempts: from.one("reload-attempts", count::at_least_one)?,
+        limits,
+        monitor: from.one("monitor", |text| choice::parse(text, limits::MONITOR))?,
+        account: from.one("account", |text| choice::parse(text, limits::ACCOUNT))?,
+        memory_high_signal: limits::memory_high_signal(from, &limits)?,
         listen,
         share: from.one("share", |text| choice::parse(text, SHARE))?,
         socket_mode: from.one("socket-mode", octal::parse)?,

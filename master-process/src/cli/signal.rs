@@ -53,7 +53,7 @@ pub(super) fn parse_stop(text: &str) -> Parsed<Signal> {
 }
 
 /// `TERM`, `SIGTERM`, `15`, `RTMIN+3`, in any case.
-fn parse(text: &str) -> Parsed<Signal> {
+pub(super) fn parse(text: &str) -> Parsed<Signal> {
     if let Some(number) = count::within(text, &(1..=LAST)) {
         return i32::try_from(number).map(Signal).map_err(|_| unknown());
     }

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use super::testing::Host;
 use super::*;
-use crate::config::{Batch, Identity, LogFormat, Orphans, Owner, ReadyMode, Share, Signal, Stdin, Verbosity};
+use crate::config::{
+    Batch, Identity, Limits, LogFormat, Monitor, Orphans, Owner, ReadyMode, Scope, Share, Signal, Stdin,
+    Verbosity,
+};
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
     let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
@@ -51,6 +54,17 @@ fn defaults_are_those_of_the_contract() {
             ready_timeout: Duration::from_secs(60),
             reload_batch: Batch::All,
             reload_attempts: 3,
+            limits: Limits {
+                max_cpu: Some(950_000_000),
+                cpu_failures: 10,
+                max_memory: Some(1200 << 20),
+                memory_failures: 10,
+                interval: Duration::from_secs(2),
+                delay: Duration::from_secs(30),
+            },
+            monitor: Monitor::Auto,
+            account: Scope::Tree,
+            memory_high_signal: None,
             listen: vec![],
             share: Share::Auto,
             socket_mode: 0o664,
@@ -92,6 +106,24 @@ fn every_flag_reaches_the_configuration() {
             "3000",
             "--listen",
             "web=unix:/run/a,b",
+            "--max-memory",
+            "1.5GiB",
+            "--memory-failures",
+            "3",
+            "--max-cpu",
+            "off",
+            "--cpu-failures",
+            "4",
+            "--monitor",
+            "off",
+            "--monitor-interval",
+            "500ms",
+            "--monitor-delay",
+            "0",
+            "--account",
+            "worker",
+            "--memory-high-signal",
+            "USR1",
             "--share",
             "off",
             "--socket-mode",
@@ -124,6 +156,16 @@ fn every_flag_reaches_the_configuration() {
         config.listen.iter().map(|listen| listen.name.as_deref()).collect::<Vec<_>>(),
         [None, Some("web")]
     );
+    let limits = Limits {
+        max_cpu: None,
+        cpu_failures: 4,
+        max_memory: Some(1536 << 20),
+        memory_failures: 3,
+        interval: Duration::from_millis(500),
+        delay: Duration::ZERO,
+    };
+    assert_eq!((config.limits, config.monitor, config.account), (limits, Monitor::Off, Scope::Worker));
+    assert_eq!(config.memory_high_signal, Some(Signal(libc::SIGUSR1)));
     assert_eq!((config.share, config.socket_mode), (Share::Off, 0o600));
     assert_eq!(config.socket_owner, Some(Owner { uid: Some(1000), gid: Some(33) }));
     assert_eq!(config.identity, Some(Identity { uid: Some(1000), gid: 33, groups: vec![33, 27] }));
@@ -147,6 +189,13 @@ fn sample(opt: &Opt) -> &'static str {
         "group" => "www-data",
         "chdir" => "/srv/app",
         "orphans" => "keep",
+        "max-memory" => "300MiB",
+        "max-cpu" => "250",
+        "memory-failures" | "cpu-failures" => "3",
+        "monitor" => "procfs",
+        "monitor-interval" | "monitor-delay" => "500ms",
+        "account" => "worker",
+        "memory-high-signal" => "USR1",
         "stdin" => "inherit",
         "log-format" => "json",
         other => unreachable!("no sample for --{other}"),
@@ -278,7 +327,7 @@ fn unknown_flags_are_told_with_a_suggestion() {
 
 #[test]
 fn options_of_later_versions_are_unknown() {
-    for flag in ["--max-memory", "--monitor", "--name", "--control", "--metrics", "--on-upgrade"] {
+    for flag in ["--name", "--control", "--metrics", "--on-upgrade"] {
         assert!(error(&[], &[flag, "1"]).contains("is not a flag of master-process"), "{flag}");
     }
     assert!(error(&[], &["--share", "none"]).ends_with("give auto, slots, shared or off"));
@@ -396,6 +445,32 @@ fn verbosity_by_flag_then_rust_log_then_debug() {
     assert!(loud.starts_with(r#"RUST_LOG: "master_process=loud" is not a filter"#), "{loud}");
     let theirs = config(&[("RUST_LOG", "a[{x=info/b")], &[]).verbosity;
     assert_eq!(theirs, Verbosity::Normal, "what is not said to us is no error of ours");
+}
+
+#[test]
+fn a_size_without_a_unit_is_mib_where_the_ancestor_had_it_so_and_nowhere_else() {
+    let most = |vars: &[(&str, &str)]| config(vars, &[]).limits.max_memory;
+    assert_eq!(most(&[("MAX_MEMORY_ALLOWED_MB", "100")]), Some(100 << 20));
+    assert_eq!(most(&[("MAX_MEMORY_ALLOWED_MB", "1.2GB")]), Some(1_200_000_000));
+    assert!(error(&[("MAX_MEMORY_ALLOWED_MB", "1e3")], &[]).contains(r#""1e3" is not a size"#));
+    assert_eq!(
+        error(&[], &["--max-memory", "100"]),
+        r#"--max-memory: "100" has no unit; give one, such as 1200MiB or 1.2GB, or off"#
+    );
+    assert!(error(&[("MASTER_PROCESS_MAX_MEMORY", "100")], &[]).contains("has no unit"));
+    let large = error(&[("MAX_MEMORY_ALLOWED_MB", "18446744073709551615")], &[]);
+    assert!(large.contains("is more memory than there can be"), "{large}");
+}
+
+#[test]
+fn there_is_no_warning_of_a_memory_limit_that_is_off() {
+    let line = error(&[], &["--max-memory", "off", "--memory-high-signal", "USR1"]);
+    assert!(line.starts_with(r#"--memory-high-signal: "USR1" has no memory limit to warn of"#), "{line}");
+}
+
+#[test]
+fn samples_need_an_interval() {
+    assert!(error(&[], &["--monitor-interval", "0"]).starts_with(r#"--monitor-interval: "0" is zero"#));
 }
 
 #[test]

@@ -39,13 +39,17 @@ pub(super) enum Chore {
     Sweep(u64),
     /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
     Exit(u64),
+    /// Measure all workers.
+    Sample,
     /// Answer a call of the worker of this serial, which could not be answered.
     Call(u64, Notification),
 }
 
 impl Chore {
-    fn wait(self) -> Duration {
+    /// How long after it was left it is to be done; `interval` is that of the samples.
+    fn wait(self, interval: Duration) -> Duration {
         match self {
+            Chore::Sample => interval,
             Chore::Queue(_) | Chore::Unlistened(..) => LOOK_AFTER,
             Chore::Sweep(_) => SWEEP_AFTER,
             Chore::Exit(_) | Chore::Call(..) => AGAIN_AFTER,
@@ -80,7 +84,8 @@ impl Chores {
 impl Driver {
     /// Leaves something for later.
     pub(super) fn later(&mut self, chore: Chore) {
-        self.chores.add(self.now().after(chore.wait()), chore);
+        let wait = chore.wait(self.sampling.interval);
+        self.chores.add(self.now().after(wait), chore);
     }
 
     /// Does what was left for now.
@@ -98,6 +103,7 @@ impl Driver {
                         self.later(Chore::Unlistened(inode, looks - 1));
                     }
                 }
+                Chore::Sample => self.sample(),
                 Chore::Sweep(serial) => self.sweep(serial),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),

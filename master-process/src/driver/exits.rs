@@ -9,6 +9,7 @@ use tracing::{debug, warn};
 use super::chores::Chore;
 use super::{Driver, Token};
 use crate::policy::Event;
+use crate::report::Certificate;
 use crate::sys::pidfd;
 
 /// SIGKILL takes effect within microseconds, unless a process hangs in the kernel.
@@ -17,7 +18,7 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 impl Driver {
     /// A worker's pidfd says that it is gone: nobody of its group survives it.
     pub(super) fn worker_ended(&mut self, serial: u64) {
-        let Some(entry) = self.workers.get(serial).filter(|entry| entry.exit.is_none()) else {
+        let Some(entry) = self.workers.get(serial).filter(|entry| entry.end.is_none()) else {
             return;
         };
         let (id, pid, pidfd) = (entry.id, entry.pid, entry.pidfd.as_fd());
@@ -33,7 +34,7 @@ impl Driver {
         {
             warn!("{}: killing what is left of its group: {error}", self.name(id));
         }
-        let exit = pidfd::reap(pidfd).ok().flatten();
+        let death = pidfd::reap(pidfd).ok().flatten();
         if pidfd::has_group(pidfd)
             && let Ok(pidfd) = pidfd.try_clone_to_owned()
         {
@@ -43,7 +44,8 @@ impl Driver {
             // A descendant may hold the other end for ever; the ring must not.
             self.poller.forget(Token::ReadyPipe(serial).encode());
         }
-        self.workers.ended(serial, exit);
+        let words = self.meter.ended(id);
+        self.workers.ended(serial, Certificate::new(death, words));
         self.broker.leave(serial, self.policy.expects_end(id));
         if !self.listeners.has(serial) {
             self.broker.forget(serial);

@@ -8,6 +8,7 @@ use tracing::{debug, warn};
 use super::{Driver, Token};
 use crate::notify;
 use crate::policy::{Event, Sign};
+use crate::sys::proc_stat::StatFile;
 
 /// So many messages are read before the loop looks elsewhere: a worker that floods us must not hold it up.
 const AT_ONCE: usize = 64;
@@ -34,6 +35,9 @@ impl Driver {
             };
             if let Some(status) = said.status {
                 debug!(worker = id.slot, status, "{} says: {status}", self.name(id));
+            }
+            if let Some(paused) = said.pauses_monitor {
+                self.event(Event::WatchesItself(id, paused));
             }
             if said.ready {
                 self.event(Event::Signed(id, Sign::Notify));
@@ -88,9 +92,6 @@ impl Driver {
     }
 }
 
-/// The fourth field of `/proc/PID/stat`, after a name in parentheses that may hold anything: proc_pid_stat(5).
 fn parent_of(pid: Pid) -> Option<Pid> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid())).ok()?;
-    let after_name = stat.rsplit_once(')')?.1;
-    Pid::from_raw(after_name.split_whitespace().nth(1)?.parse().ok()?)
+    StatFile::open(pid).and_then(|file| file.read()).ok()?.parent
 }

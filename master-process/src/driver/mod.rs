@@ -9,6 +9,7 @@ mod exits;
 mod launch;
 mod messages;
 pub mod orders;
+mod samples;
 mod token;
 mod workers;
 
@@ -20,10 +21,11 @@ use rustix::process::Pid;
 use tracing::{info, warn};
 
 use crate::config::{Config, Share};
+use crate::metrics::Meter;
 use crate::policy::{
     Action, Event, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
 };
-use crate::report::{self, Named};
+use crate::report::{self, Certificate, Named};
 use crate::share::{Broker, HandedOver};
 use crate::sys::notify::NotifySocket;
 use crate::sys::pidfd;
@@ -33,6 +35,7 @@ use crate::sys::spawn::{SpawnError, Step};
 use calls::Listeners;
 use chores::{Chore, Chores};
 use launch::Launcher;
+use samples::Sampling;
 use token::Token;
 use workers::Workers;
 
@@ -68,6 +71,9 @@ pub struct Driver {
     /// Children of whatever this process was before it was exec'ed.
     inherited: Vec<Pid>,
     stop_signal: i32,
+    memory_high_signal: Option<i32>,
+    meter: Meter,
+    sampling: Sampling,
     greeting: Option<Greeting>,
     last_failure: Option<SpawnError>,
 }
@@ -95,6 +101,7 @@ impl Driver {
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
         poller.watch(notify.as_fd(), Token::Messages.encode()).context("watching")?;
+        let meter = Meter::new(config.monitor, config.account)?;
         let settings = Settings::from(config);
         Ok(Driver {
             policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
@@ -110,6 +117,9 @@ impl Driver {
             dying_groups: Vec::new(),
             inherited: pidfd::children(),
             stop_signal: config.stop_signal.0,
+            memory_high_signal: config.memory_high_signal.map(|signal| signal.0),
+            meter,
+            sampling: Sampling::new(config.limits.interval),
             greeting: Some(Greeting { workers: config.workers, shares: config.share != Share::Off }),
             last_failure: None,
         })
@@ -118,6 +128,7 @@ impl Driver {
     /// Runs until the policy has come to an end and no worker is left.
     pub fn run(mut self) -> Ending {
         let mut ready = Vec::new();
+        self.start_sampling();
         loop {
             let unfinished = self.carry_out();
             self.after_sharing();
@@ -206,6 +217,11 @@ impl Driver {
                 }
                 Action::Stop(worker) => self.ask_to_leave(worker),
                 Action::Kill(worker) => self.kill(worker),
+                Action::SignalHigh(worker) => {
+                    if let Some(number) = self.memory_high_signal {
+                        self.signal(worker, number);
+                    }
+                }
                 Action::Report(note) => self.report(&note),
             }
         }
@@ -218,7 +234,7 @@ impl Driver {
         match self.launcher.launch(worker, generation) {
             Ok(launched) => {
                 self.greet();
-                let serial = worker.serial;
+                let (serial, pid) = (worker.serial, launched.spawned.pid);
                 self.watch(launched.spawned.pidfd.as_fd(), Token::Exit(serial));
                 if let Some(pipe) = &launched.ready_pipe {
                     self.watch(pipe.as_fd(), Token::ReadyPipe(serial));
@@ -233,6 +249,7 @@ impl Driver {
                     launched.spawned.pidfd,
                     launched.ready_pipe,
                 );
+                self.meter.launched(worker, pid);
                 self.event(Event::Launched(worker));
             }
             Err(failure) if failure.step == Step::Seccomp && !failure.is_passing() => {
@@ -295,9 +312,9 @@ impl Driver {
                 return;
             };
             let ended = Named { slot: worker.slot, pid: Some(entry.pid.as_raw_pid()) };
-            return report::note(note, |_| ended, entry.exit);
+            return report::note(note, |_| ended, &entry.end.unwrap_or_default());
         }
-        report::note(note, |id| self.name(id), None);
+        report::note(note, |id| self.name(id), &Certificate::default());
     }
 
     fn report_launch_failure(&self, worker: WorkerId, next: Next) {

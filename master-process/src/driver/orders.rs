@@ -4,7 +4,7 @@ use super::Driver;
 use crate::policy::Event;
 
 /// Signals, and what they do, in the order of the README's table.
-pub const TABLE: [(&str, &str); 6] = [
+pub const TABLE: [(&str, &str); 7] = [
     ("HUP", "reload: new workers start, and each old one is asked to leave when its own successor is ready"),
     (
         "TERM, INT, QUIT",
@@ -13,13 +13,18 @@ pub const TABLE: [(&str, &str); 6] = [
     ("TTIN", "one worker more"),
     ("TTOU", "one worker fewer, never below 1"),
     ("CHLD", "orphans that were handed to the supervisor are reaped"),
-    ("USR1, USR2", "nothing yet: logged, and harmless"),
+    (
+        "USR2",
+        "passed on to every worker that has a handler for it (one without would die: it is skipped and logged); the first pauses the limits of all workers, the next lets them hold again, and so on",
+    ),
+    ("USR1", "nothing yet: logged, and harmless"),
 ];
 
 /// What a signal asks for.
 enum Order {
     Tell(Event),
     Reap,
+    PassOn,
     NotYet(&'static str),
     Nothing,
 }
@@ -33,7 +38,7 @@ impl Order {
             libc::SIGTTOU => Order::Tell(Event::ScaleDown),
             libc::SIGCHLD => Order::Reap,
             libc::SIGUSR1 => Order::NotYet("SIGUSR1: taking over in place is not in this version"),
-            libc::SIGUSR2 => Order::NotYet("SIGUSR2: pausing the monitoring is not in this version"),
+            libc::SIGUSR2 => Order::PassOn,
             _unasked => Order::Nothing,
         }
     }
@@ -46,6 +51,7 @@ impl Driver {
             match Order::of(number) {
                 Order::Tell(event) => self.event(event),
                 Order::Reap => self.reap_orphans(),
+                Order::PassOn => self.pass_on_usr2(),
                 Order::NotYet(what) => tracing::info!("{what}; nothing was done"),
                 Order::Nothing => {}
             }

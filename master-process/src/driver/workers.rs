@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::process::Pid;
 
 use crate::policy::WorkerId;
-use crate::sys::pidfd::Exit;
+use crate::report::Certificate;
 
 /// A worker's process.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(super) struct Entry {
     pub(super) pidfd: OwnedFd,
     pub(super) ready_pipe: Option<OwnedFd>,
     /// Set once it is reaped: from then on its pid may be somebody else's.
-    pub(super) exit: Option<Exit>,
+    pub(super) end: Option<Certificate>,
 }
 
 /// All of them, by serial; and by pid while they are not reaped.
@@ -29,7 +29,7 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn insert(&mut self, id: WorkerId, pid: Pid, pidfd: OwnedFd, ready_pipe: Option<OwnedFd>) {
         self.by_pid.insert(pid, id.serial);
-        self.entries.insert(id.serial, Entry { id, pid, pidfd, ready_pipe, exit: None });
+        self.entries.insert(id.serial, Entry { id, pid, pidfd, ready_pipe, end: None });
     }
 
     pub(super) fn get(&self, serial: u64) -> Option<&Entry> {
@@ -40,15 +40,20 @@ impl Workers {
         self.entries.get_mut(&serial)
     }
 
+    /// Those that are not reaped.
+    pub(super) fn alive(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().filter(|entry| entry.end.is_none())
+    }
+
     pub(super) fn serial_of(&self, pid: Pid) -> Option<u64> {
         self.by_pid.get(&pid).copied()
     }
 
     /// A process was reaped: its pid is free.
-    pub(super) fn ended(&mut self, serial: u64, exit: Option<Exit>) {
+    pub(super) fn ended(&mut self, serial: u64, end: Certificate) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             self.by_pid.remove(&entry.pid);
-            entry.exit = exit.or(Some(Exit::Code(0)));
+            entry.end = Some(end);
         }
     }
 

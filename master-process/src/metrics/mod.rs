@@ -1,5 +1,9 @@
 //! What each worker uses and how it was killed, from one of two sources with the same units. Nothing here judges.
 
+mod choice;
 mod killer;
+mod meter;
+pub mod procfs;
 
 pub use killer::{Killer, LastWords};
+pub use meter::Meter;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::limits::Limit;
+
 /// One start of one worker: never used again, unlike a pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId {
@@ -33,6 +35,12 @@ pub enum Event {
     Queue(WorkerId, Queue),
     /// A worker's process is gone.
     Died(WorkerId),
+    /// A worker was measured.
+    Sampled(WorkerId, Usage),
+    /// A worker wants to be left alone with its limits (`true`), or to be judged again.
+    WatchesItself(WorkerId, bool),
+    /// The user pauses the limits of all workers, or lets them hold again.
+    ToggleMonitoring,
     /// The user wants every worker replaced.
     Reload,
     /// The user wants the end; said twice, at once.
@@ -95,6 +103,8 @@ pub enum Action {
     Stop(WorkerId),
     /// Kill this worker and its process group.
     Kill(WorkerId),
+    /// Send this worker the signal that warns of much memory.
+    SignalHigh(WorkerId),
     /// Tell the user.
     Report(Note),
 }
@@ -152,6 +162,25 @@ pub enum Note {
         /// How long after the stop signal.
         after: Duration,
     },
+    /// A worker uses more than it may.
+    OverLimit {
+        /// Which.
+        worker: WorkerId,
+        /// How, and what follows.
+        over: OverLimit,
+    },
+    /// The limits of all workers are paused, or hold again.
+    Monitoring {
+        /// Which of both.
+        paused: bool,
+    },
+    /// A worker has paused its own limits, or lets them hold again.
+    WatchesItself {
+        /// Which.
+        worker: WorkerId,
+        /// Which of both.
+        paused: bool,
+    },
     /// A reload began.
     ReloadStarted {
         /// The new generation.
@@ -203,6 +232,19 @@ pub enum Note {
         /// Within which time.
         within: Duration,
     },
+}
+
+/// A limit that a worker is over for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OverLimit {
+    /// Which.
+    pub limit: Limit,
+    /// What the worker used when it was last measured: CPU nanoseconds in a second, or bytes.
+    pub used: u64,
+    /// When it is replaced, if it is still over it then; `None`: now.
+    pub wait: Option<Duration>,
+    /// The worker before it was replaced for the same limit, which may not fit the program.
+    pub again: bool,
 }
 
 /// How a new worker of a reload came to nothing.

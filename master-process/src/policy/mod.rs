@@ -5,8 +5,11 @@
 //! record what happened; one function, `settle`, compares a slot with what it should be and pushes the
 //! difference.
 
+mod backoff;
 mod event;
 mod leave;
+mod limits;
+mod monitor;
 mod reload;
 mod rollout;
 mod settings;
@@ -21,8 +24,9 @@ mod timers;
 mod tests;
 
 pub use event::{
-    Action, Event, FailedStart, LaunchFailure, Next, Note, Queue, ReadyBy, Sign, Usage, WorkerId,
+    Action, Event, FailedStart, LaunchFailure, Next, Note, OverLimit, Queue, ReadyBy, Sign, Usage, WorkerId,
 };
+pub use limits::Limit;
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};
 pub use time::Time;

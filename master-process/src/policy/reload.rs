@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use super::monitor::Backoffs;
 use super::rollout::Rollout;
 use super::slot::Slot;
 use super::supervisor::{Mode, Supervisor, index};
@@ -17,6 +18,8 @@ impl Supervisor {
         for (id, slot) in (0..self.wanted).zip(&mut self.slots) {
             slot.throttle.reset();
             slot.failed = 0;
+            slot.recycled = None;
+            slot.backoffs = Backoffs::default();
             if slot.serving.is_some() {
                 serving.push_back(id);
             } else {

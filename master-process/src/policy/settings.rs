@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Batch, Config, GiveUp, ReadyMode};
+use crate::config::{Batch, Config, GiveUp, Limits, ReadyMode};
 
 /// What the policy needs to know of the configuration; each field as in [`Config`].
 #[derive(Debug, Clone)]
@@ -27,6 +27,10 @@ pub struct Settings {
     pub reload_batch: Batch,
     /// See [`Config::reload_attempts`].
     pub reload_attempts: u32,
+    /// See [`Limits`].
+    pub limits: Limits,
+    /// Whether a worker is told by a signal that it uses much memory.
+    pub signals_high_memory: bool,
 }
 
 impl From<&Config> for Settings {
@@ -42,6 +46,8 @@ impl From<&Config> for Settings {
             ready_timeout: config.ready_timeout,
             reload_batch: config.reload_batch,
             reload_attempts: config.reload_attempts,
+            limits: config.limits,
+            signals_high_memory: config.memory_high_signal.is_some(),
         }
     }
 }

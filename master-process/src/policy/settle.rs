@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::limits::Watch;
 use super::slot::{Serving, StartPhase, Starting};
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, FailedStart, Note, ReadyBy, Sign, Time, WorkerId};
@@ -43,7 +44,8 @@ impl Supervisor {
     pub(super) fn settle_starting(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
         let Some(starting) = slot.starting else { return };
-        let keeps_old = slot.serving.is_some() && !self.rollout.as_ref().is_some_and(|r| r.is_active(id));
+        let replaces = self.rollout.as_ref().is_some_and(|r| r.is_active(id)) || slot.is_recycling();
+        let keeps_old = slot.serving.is_some() && !replaces;
         if starting.generation < self.generation || keeps_old {
             slot.starting = None;
             return self.retire(now, starting.worker, starting.phase);
@@ -69,12 +71,14 @@ impl Supervisor {
 
     pub(super) fn become_ready(&mut self, id: u32, now: Time, by: ReadyBy) {
         let slot = &mut self.slots[index(id)];
-        let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, .. } }) = slot.starting
+        let recycles = slot.is_recycling();
+        let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, .. }, watch }) =
+            slot.starting
         else {
             return;
         };
         slot.starting = None;
-        let old = slot.serving.replace(Serving { worker, generation, since, ready_at: now });
+        let old = slot.serving.replace(Serving { worker, generation, since, ready_at: now, watch });
         let replaces = old.map(|old| old.worker);
         self.push(Note::Ready { worker, after: now.since(since), by, replaces });
         // In this order: at no moment is nobody there.
@@ -83,7 +87,7 @@ impl Supervisor {
         let before = std::mem::replace(&mut slot.standby, old);
         // A new release may be ready and die: until it has outlived the throttle, the old one stands by.
         let trial = self.settings.throttle.min(LONGEST_TRIAL);
-        slot.trial = self.rollout.is_some().then(|| since.after(trial));
+        slot.trial = (self.rollout.is_some() || recycles).then(|| since.after(trial));
         self.actions.extend(old.map(|old| Action::Retire(old.worker)));
         if let Some(before) = before {
             self.relieve(now, before);
@@ -111,7 +115,9 @@ impl Supervisor {
         self.mode == Mode::Running
             && id < self.wanted
             && slot.starting.is_none()
-            && slot.serving.is_none_or(|serving| serving.generation < self.generation && replace())
+            && slot.serving.is_none_or(|serving| {
+                slot.is_recycling() || serving.generation < self.generation && replace()
+            })
     }
 
     pub(super) fn launch_if_wanted(&mut self, id: u32, now: Time) {
@@ -125,7 +131,9 @@ impl Supervisor {
         slot.throttle.launched();
         self.serial += 1;
         let worker = WorkerId { slot: id, serial: self.serial };
-        slot.starting = Some(Starting { worker, generation: self.generation, phase: StartPhase::Launching });
+        let phase = StartPhase::Launching;
+        let watch = Watch::default();
+        slot.starting = Some(Starting { worker, generation: self.generation, phase, watch });
         self.actions.push_back(Action::Launch { worker, generation: self.generation });
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::limits::Watch;
+use super::monitor::Backoffs;
 use super::throttle::Throttle;
 use super::{Time, WorkerId};
 
@@ -21,6 +23,10 @@ pub(super) struct Slot {
     pub(super) leaving: Vec<Leaving>,
     /// How long the next start has to wait.
     pub(super) throttle: Throttle,
+    /// The worker that is to be replaced because of what it uses, for as long as it serves.
+    pub(super) recycled: Option<WorkerId>,
+    /// When the next such replacement may be.
+    pub(super) backoffs: Backoffs,
     /// How many starts have failed in the reload that is under way.
     pub(super) failed: u32,
     /// What the slot's timer is set to.
@@ -33,6 +39,7 @@ pub(super) struct Starting {
     pub(super) worker: WorkerId,
     pub(super) generation: u32,
     pub(super) phase: StartPhase,
+    pub(super) watch: Watch,
 }
 
 /// How far a start has come.
@@ -52,6 +59,7 @@ pub(super) struct Serving {
     pub(super) generation: u32,
     pub(super) since: Time,
     pub(super) ready_at: Time,
+    pub(super) watch: Watch,
 }
 
 /// A worker that nobody counts on any more.
@@ -110,6 +118,14 @@ impl Slot {
             + one(self.serving.is_some())
             + one(self.standby.is_some())
             + self.leaving.len()
+    }
+
+    /// What the samples of a worker that is wanted have said.
+    pub(super) fn watch_of(&mut self, worker: WorkerId) -> Option<&mut Watch> {
+        let starting = self.starting.as_mut().map(|starting| (starting.worker, &mut starting.watch));
+        let ready = [&mut self.serving, &mut self.standby].into_iter().flatten();
+        let mut all = ready.map(|ready| (ready.worker, &mut ready.watch)).chain(starting);
+        all.find(|(of, _)| *of == worker).map(|(_, watch)| watch)
     }
 
     /// Takes `worker` out of those that leave.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::monitor::Backoffs;
 use super::rollout::Rollout;
 use super::slot::{Slot, StartPhase, Starting};
 use super::throttle::Patience;
@@ -54,6 +55,8 @@ pub struct Supervisor {
     pub(super) launched_once: bool,
     /// Whether any worker has ever said that it is ready: then age is no sign.
     pub(super) known_to_sign: bool,
+    /// Whether the user has paused the limits.
+    pub(super) paused: bool,
 }
 
 impl Supervisor {
@@ -71,6 +74,7 @@ impl Supervisor {
             serial: 0,
             launched_once: false,
             known_to_sign: false,
+            paused: false,
             settings,
         };
         supervisor.slots.resize_with(index(supervisor.wanted), Slot::default);
@@ -86,6 +90,9 @@ impl Supervisor {
             Event::Signed(worker, sign) => self.signed(now, worker, sign),
             Event::Queue(worker, queue) => self.looked(now, worker, queue),
             Event::Died(worker) => self.died(now, worker),
+            Event::Sampled(worker, usage) => self.sampled(now, worker, usage),
+            Event::WatchesItself(worker, paused) => self.watch_itself(worker, paused),
+            Event::ToggleMonitoring => self.toggle_monitoring(),
             Event::Reload => self.reload(now),
             Event::Stop => self.stop(now),
             Event::ScaleUp => self.scale_up(now),
@@ -313,6 +320,7 @@ impl Supervisor {
             Some(slot) => {
                 slot.throttle.reset();
                 slot.failed = 0;
+                slot.backoffs = Backoffs::default();
             }
             None => self.slots.push(Slot::default()),
         }

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
-use super::Span;
-use crate::policy::{FailedStart, Next, Note, ReadyBy, Sign, WorkerId};
-use crate::sys::pidfd::Exit;
-use crate::sys::signals;
+use bytesize::ByteSize;
+
+use super::certificate::Used;
+use super::{Certificate, Span};
+use crate::policy::{FailedStart, Limit, Next, Note, OverLimit, ReadyBy, Sign, WorkerId};
 use crate::sys::spawn::SpawnError;
 
 /// A worker as the log names it.
@@ -57,12 +58,12 @@ pub fn launch_failed(worker: Named, command: &str, failure: &SpawnError, next: N
     );
 }
 
-/// Writes what the policy noted; `named` knows the pids, `exit` how a dead worker ended.
-pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, exit: Option<Exit>) {
+/// Writes what the policy noted; `named` knows the pids, `certificate` how a dead worker ended.
+pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certificate) {
     match *note {
         Note::Ready { worker, after, by, replaces } => ready(named(worker), after, by, replaces.map(&named)),
-        Note::Died { worker, uptime, next } => died(named(worker), uptime, exit, next),
-        Note::Left { worker, uptime } => left(named(worker), uptime, exit),
+        Note::Died { worker, uptime, next } => died(named(worker), uptime, certificate, next),
+        Note::Left { worker, uptime } => left(named(worker), uptime, certificate),
         Note::Late { worker, after, next } => {
             let (worker, after, next) = (named(worker), Span(after), Follows(next, "starting another"));
             warn!(
@@ -80,6 +81,14 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, exit: Option<Exit>) 
                 pid = worker.pid,
                 "{worker} did not leave within {after} and is killed"
             );
+        }
+        Note::OverLimit { worker, over } => over_limit(named(worker), over),
+        Note::Monitoring { paused: true } => info!("the limits of all workers are paused"),
+        Note::Monitoring { paused: false } => info!("the limits of all workers hold again"),
+        Note::WatchesItself { worker, paused } => {
+            let worker = named(worker);
+            let now = if paused { "pauses its limits" } else { "lets its limits hold again" };
+            info!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
         }
         Note::ReloadStarted { generation, slots } => {
             info!(generation, slots, "reload {generation} begins: {slots} to replace");
@@ -131,39 +140,87 @@ fn ready(worker: Named, after: Duration, by: ReadyBy, replaces: Option<Named>) {
     info!(worker = worker.slot, pid = worker.pid, after_ms, "{worker} {by} after {}{instead}", Span(after));
 }
 
-fn died(worker: Named, uptime: Duration, exit: Option<Exit>, next: Next) {
-    let (code, signal) = parts(exit);
+/// A worker is over a limit: replaced, or kept waiting because its successor would be over it as well.
+fn over_limit(worker: Named, over: OverLimit) {
+    let flag = match over.limit {
+        Limit::Cpu => "--max-cpu",
+        Limit::Memory => "--max-memory",
+    };
+    let used = match over.limit {
+        Limit::Cpu => format!("{:.0} % of a CPU", cpu_percent(over.used)),
+        Limit::Memory => format!("{} of memory", ByteSize(over.used).display().iec()),
+    };
+    let misfit = if over.again {
+        format!("; so did the worker before it: {flag} may not fit this program")
+    } else {
+        String::new()
+    };
+    let next = match over.wait {
+        None => "replacing it".to_owned(),
+        Some(wait) => format!("replacing it in {} if it still does", Span(wait)),
+    };
+    let wait_ms = over.wait.map(millis);
+    warn!(
+        worker = worker.slot,
+        pid = worker.pid,
+        limit = flag,
+        used = over.used,
+        wait_ms,
+        "{worker} uses {used}, more than {flag} allows, for too long: {next}{misfit}"
+    );
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a person reads it, without decimals")]
+fn cpu_percent(ns_per_second: u64) -> f64 {
+    ns_per_second as f64 / 10_000_000.0
+}
+
+fn died(worker: Named, uptime: Duration, end: &Certificate, next: Next) {
     let restart_in_ms = match next {
         Next::Restart(wait) => Some(millis(wait)),
         Next::Successor | Next::Predecessor | Next::Nothing => None,
     };
+    let killer = end.killer();
     warn!(
         worker = worker.slot,
         pid = worker.pid,
-        code,
-        signal,
+        code = end.code(),
+        signal = end.signal().map(|(number, _)| number),
+        core_dumped = end.signal().map(|(_, dumped)| dumped),
         uptime_ms = millis(uptime),
+        cpu_ms = end.cpu_ms(),
+        peak_memory = end.peak_memory(),
+        oom_killed = end.oom(),
+        killer_pid = killer.and_then(|killer| killer.pid),
+        killer_uid = killer.map(|killer| killer.uid),
+        killer = killer.map(|killer| killer.name.as_str()),
         restart_in_ms,
-        "{worker} {} after {}{}",
-        Ended(exit),
+        "{worker} {end} after {}{}{}",
         Span(uptime),
+        Used(end),
         Follows(next, "restarting")
     );
 }
 
-fn left(worker: Named, uptime: Duration, exit: Option<Exit>) {
-    let (code, signal) = parts(exit);
-    let (slot, pid, uptime_ms) = (worker.slot, worker.pid, millis(uptime));
-    let (ended, uptime) = (Ended(exit), Span(uptime));
-    debug!(worker = slot, pid, code, signal, uptime_ms, "{worker} left as asked: it {ended} after {uptime}");
-}
-
-fn parts(exit: Option<Exit>) -> (Option<i32>, Option<i32>) {
-    match exit {
-        Some(Exit::Code(code)) => (Some(code), None),
-        Some(Exit::Signal { number, .. }) => (None, Some(number)),
-        None => (None, None),
-    }
+fn left(worker: Named, uptime: Duration, end: &Certificate) {
+    let killer = end.killer();
+    info!(
+        worker = worker.slot,
+        pid = worker.pid,
+        code = end.code(),
+        signal = end.signal().map(|(number, _)| number),
+        core_dumped = end.signal().map(|(_, dumped)| dumped),
+        uptime_ms = millis(uptime),
+        cpu_ms = end.cpu_ms(),
+        peak_memory = end.peak_memory(),
+        oom_killed = end.oom(),
+        killer_pid = killer.and_then(|killer| killer.pid),
+        killer_uid = killer.map(|killer| killer.uid),
+        killer = killer.map(|killer| killer.name.as_str()),
+        "{worker} left as asked: it {end} after {}{}",
+        Span(uptime),
+        Used(end)
+    );
 }
 
 fn millis(span: Duration) -> u64 {
@@ -176,22 +233,6 @@ struct Workers(usize);
 impl fmt::Display for Workers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} worker{}", self.0, if self.0 == 1 { "" } else { "s" })
-    }
-}
-
-/// How a process ended, as the predicate of a sentence.
-struct Ended(Option<Exit>);
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(Exit::Code(code)) => write!(f, "exited with code {code}"),
-            Some(Exit::Signal { number, dumped }) => {
-                write!(f, "was killed by {}", signals::name(number))?;
-                if dumped { f.write_str(" (core dumped)") } else { Ok(()) }
-            }
-            None => f.write_str("ended"),
-        }
     }
 }
 

@@ -2,12 +2,14 @@
 
 pub mod closer;
 pub mod fds;
+pub mod handlers;
 pub mod notify;
 pub mod options;
 pub mod paths;
 pub mod peer;
 pub mod pidfd;
 pub mod poller;
+pub mod proc_stat;
 pub mod reuseport;
 pub mod seccomp;
 pub mod signals;

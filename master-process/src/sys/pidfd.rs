@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
@@ -27,6 +28,18 @@ impl Exit {
         let number = status.terminating_signal()?;
         Some(Exit::Signal { number, dumped: status.dumped() })
     }
+}
+
+/// A process's end, and what it had used; wait4(2), getrusage(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Death {
+    /// How it ended.
+    pub exit: Exit,
+    /// CPU time of its own and of the children that it waited for.
+    pub cpu: Duration,
+    /// The most resident memory that it or one of those children had, in bytes. `None` where it was not more than
+    /// ours: the kernel counts what a process had before `exec`, and there a child of ours has our memory.
+    pub peak_memory: Option<u64>,
 }
 
 /// Sends a signal to the process behind `pidfd`: never to another one, whatever became of its pid.
@@ -80,8 +93,53 @@ pub fn peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
 ///
 /// # Errors
 /// As [`peek`].
-pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
-    Ok(waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?.and_then(|status| Exit::of(&status)))
+pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Death>> {
+    let (info, usage) = wait(pidfd)?;
+    // SAFETY: waitid filled the structure for SIGCHLD.
+    let status = unsafe { info.si_status() };
+    let exit = match info.si_code {
+        libc::CLD_EXITED => Exit::Code(status),
+        libc::CLD_KILLED => Exit::Signal { number: status, dumped: false },
+        libc::CLD_DUMPED => Exit::Signal { number: status, dumped: true },
+        _alive => return Ok(None),
+    };
+    let peak = peak_memory(&usage);
+    let ours = own_peak_memory();
+    Ok(Some(Death {
+        exit,
+        cpu: duration(usage.ru_utime) + duration(usage.ru_stime),
+        peak_memory: (peak > ours).then_some(peak),
+    }))
+}
+
+/// waitid(2) as the kernel has it: with a fifth argument, which libc's has not.
+fn wait(pidfd: BorrowedFd<'_>) -> io::Result<(libc::siginfo_t, libc::rusage)> {
+    // SAFETY: an all-zero siginfo_t is a valid value of that plain C structure.
+    let mut info = unsafe { std::mem::zeroed::<libc::siginfo_t>() };
+    // SAFETY: so is an all-zero rusage.
+    let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
+    let (from, fd, options) = (libc::P_PIDFD, pidfd.as_raw_fd(), libc::WEXITED);
+    // SAFETY: the descriptor is borrowed for the call, and both structures are our own and outlive it.
+    let result = unsafe { libc::syscall(libc::SYS_waitid, from, fd, &raw mut info, options, &raw mut usage) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok((info, usage)) }
+}
+
+fn own_peak_memory() -> u64 {
+    // SAFETY: an all-zero rusage is a valid value of that plain C structure.
+    let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
+    // SAFETY: the structure is our own and outlives the call, which cannot fail with these arguments.
+    unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
+    peak_memory(&usage)
+}
+
+/// In bytes; the kernel counts KiB.
+fn peak_memory(usage: &libc::rusage) -> u64 {
+    u64::try_from(usage.ru_maxrss).unwrap_or(0).saturating_mul(1024)
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
 }
 
 /// Any child of ours that has ended and was not reaped, left as it is.

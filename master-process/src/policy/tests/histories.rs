@@ -21,11 +21,12 @@ enum Step {
     Stop,
     ScaleUp,
     ScaleDown,
+    TooMuch,
     UntilDue,
     LongTime,
 }
 
-const STEPS: [Step; 15] = [
+const STEPS: [Step; 16] = [
     Step::Launch,
     Step::LaunchFails,
     Step::ReadyOldest,
@@ -39,6 +40,7 @@ const STEPS: [Step; 15] = [
     Step::Stop,
     Step::ScaleUp,
     Step::ScaleDown,
+    Step::TooMuch,
     Step::UntilDue,
     Step::LongTime,
 ];
@@ -69,6 +71,10 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::Stop => happens(sim, Event::Stop),
         Step::ScaleUp => happens(sim, Event::ScaleUp),
         Step::ScaleDown => happens(sim, Event::ScaleDown),
+        Step::TooMuch => {
+            running.iter().for_each(|worker| sim.sample(*worker, 0, 2000));
+            !running.is_empty()
+        }
         Step::UntilDue => sim.policy.deadline().is_some_and(|at| passes(sim, at.since(sim.now))),
         Step::LongTime => passes(sim, Duration::from_secs(20)),
     }
@@ -105,7 +111,10 @@ fn walk(sim: &Sim, depth: usize, walked: &mut u64) {
     }
 }
 
-fn walk_all(settings: Settings, warm: bool, depth: usize) {
+fn walk_all(mut settings: Settings, warm: bool, depth: usize) {
+    // One sample is too many, so that a short history has room for what follows.
+    settings.limits.memory_failures = 1;
+    settings.limits.delay = Duration::ZERO;
     let mut sim = Sim::new(settings);
     if warm {
         sim.run_smoothly();

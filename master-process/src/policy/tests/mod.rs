@@ -2,5 +2,6 @@
 
 mod histories;
 mod lifecycle;
+mod limits;
 mod reload;
 mod sim;

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::config::{Batch, ReadyMode};
+use crate::config::{Batch, Limits, ReadyMode};
 use crate::policy::{
-    Action, Event, LaunchFailure, Next, Note, Outcome, Queue, Settings, Sign, Supervisor, Time, WorkerId,
+    Action, Event, LaunchFailure, Next, Note, Outcome, Queue, Settings, Sign, Supervisor, Time, Usage,
+    WorkerId,
 };
 
 /// More actions than this for one event of a handful of slots is a spin.
@@ -13,6 +14,9 @@ const MOST_ACTIONS: usize = 64;
 
 /// A deadline that is further away is not what anybody waits for.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How often samples come.
+pub(super) const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Settings that the tests change where they care.
 pub(super) fn settings(workers: u32) -> Settings {
@@ -27,6 +31,15 @@ pub(super) fn settings(workers: u32) -> Settings {
         ready_timeout: Duration::from_secs(60),
         reload_batch: Batch::All,
         reload_attempts: 3,
+        limits: Limits {
+            max_cpu: Some(950_000_000),
+            cpu_failures: 10,
+            max_memory: Some(1000),
+            memory_failures: 10,
+            interval: INTERVAL,
+            delay: Duration::from_secs(30),
+        },
+        signals_high_memory: true,
     }
 }
 
@@ -49,6 +62,8 @@ pub(super) struct Sim {
     pub(super) now: Time,
     pub(super) processes: BTreeMap<WorkerId, Process>,
     pub(super) notes: Vec<Note>,
+    /// Who was told that it uses much memory.
+    pub(super) warned: Vec<WorkerId>,
     /// Whose queue the policy wants to know.
     pub(super) looks: Vec<WorkerId>,
     /// Of the last restart that was announced.
@@ -67,6 +82,7 @@ impl Sim {
             now,
             processes: BTreeMap::new(),
             notes: Vec::new(),
+            warned: Vec::new(),
             looks: Vec::new(),
             last_wait: None,
             wanted,
@@ -88,7 +104,10 @@ impl Sim {
             | Event::LaunchFailed(..)
             | Event::Signed(..)
             | Event::Queue(..)
-            | Event::Died(_) => {}
+            | Event::Died(_)
+            | Event::Sampled(..)
+            | Event::WatchesItself(..)
+            | Event::ToggleMonitoring => {}
         }
         self.policy.handle(self.now, event);
         self.carry_out();
@@ -147,6 +166,10 @@ impl Sim {
                     let process = self.processes.get_mut(&worker).expect("only a process can be killed");
                     assert!(process.stopped && !process.killed, "{worker:?} killed in vain");
                     process.killed = true;
+                }
+                Action::SignalHigh(worker) => {
+                    assert!(self.processes[&worker].ready, "{worker:?} is warned before it is ready");
+                    self.warned.push(worker);
                 }
                 Action::Report(note) => {
                     if matches!(note, Note::GaveUp { .. } | Note::LaunchFailed { next: Next::Nothing, .. }) {
@@ -253,6 +276,11 @@ impl Sim {
         for worker in self.find(|process| process.running && !process.ready && !process.stopped) {
             self.sign(worker);
         }
+    }
+
+    /// Its CPU time since its start, in nanoseconds, and its memory.
+    pub(super) fn sample(&mut self, worker: WorkerId, cpu_ns: u64, memory: u64) {
+        self.event(Event::Sampled(worker, Usage { cpu_ns, memory }));
     }
 
     pub(super) fn die(&mut self, worker: WorkerId) {

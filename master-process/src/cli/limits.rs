@@ -1,0 +1,50 @@
+//! What a worker may use, and who measures it.
+
+use super::error::UsageError;
+use super::resolver::{Resolved, Resolver, Source};
+use super::size::{self, Size};
+use super::{count, duration, percent, signal};
+use crate::config::{Limits, Monitor, Scope, Signal};
+
+pub(super) const MONITOR: &[(&str, Monitor)] =
+    &[("auto", Monitor::Auto), ("ebpf", Monitor::Ebpf), ("procfs", Monitor::Procfs), ("off", Monitor::Off)];
+
+pub(super) const ACCOUNT: &[(&str, Scope)] = &[("worker", Scope::Worker), ("tree", Scope::Tree)];
+
+/// The ancestor's variable counts MiB.
+const COUNTS_MIB: &str = "MAX_MEMORY_ALLOWED_MB";
+
+pub(super) fn limits(from: &Resolver<'_>) -> Result<Limits, UsageError> {
+    Ok(Limits {
+        max_cpu: from.one("max-cpu", percent::parse_or_off)?,
+        cpu_failures: from.one("cpu-failures", count::at_least_one)?,
+        max_memory: max_memory(from)?,
+        memory_failures: from.one("memory-failures", count::at_least_one)?,
+        interval: from.one("monitor-interval", duration::positive)?,
+        delay: from.one("monitor-delay", duration::parse)?,
+    })
+}
+
+fn max_memory(from: &Resolver<'_>) -> Result<Option<u64>, UsageError> {
+    let size: Resolved<Option<Size>> = from.resolve("max-memory", size::parse_or_off)?;
+    match size.value {
+        None => Ok(None),
+        Some(Size::Bytes(bytes)) => Ok(Some(bytes)),
+        Some(bare @ Size::Bare(_)) if size.source == Source::Variable(COUNTS_MIB.to_owned()) => {
+            let bytes = bare.bare_is_mib();
+            bytes
+                .map(Some)
+                .ok_or_else(|| size.misfit("is more memory than there can be; give MiB, such as 1200"))
+        }
+        Some(Size::Bare(_)) => Err(size.misfit("has no unit; give one, such as 1200MiB or 1.2GB, or off")),
+    }
+}
+
+/// The signal that warns a worker of its memory, which must have a limit then.
+pub(super) fn memory_high_signal(from: &Resolver<'_>, limits: &Limits) -> Result<Option<Signal>, UsageError> {
+    let Some(signal) = from.optional("memory-high-signal", signal::parse)? else { return Ok(None) };
+    if limits.max_memory.is_none() {
+        return Err(signal.misfit("has no memory limit to warn of; give --max-memory a size"));
+    }
+    Ok(Some(signal.value))
+}

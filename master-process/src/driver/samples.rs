@@ -1,0 +1,63 @@
+//! The timer of the samples, and what becomes of them.
+
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::Driver;
+use super::chores::Chore;
+use crate::policy::{Event, Usage, WorkerId};
+use crate::sys::handlers::{Disposition, disposition};
+
+/// The samples' rhythm, and their place.
+#[derive(Debug)]
+pub(super) struct Sampling {
+    pub(super) interval: Duration,
+    /// Kept, so that ten thousand workers cost no allocation a sample.
+    taken: Vec<(WorkerId, Usage)>,
+}
+
+impl Sampling {
+    pub(super) fn new(interval: Duration) -> Sampling {
+        Sampling { interval, taken: Vec::new() }
+    }
+}
+
+impl Driver {
+    /// Without a source there is no timer.
+    pub(super) fn start_sampling(&mut self) {
+        if self.meter.is_on() {
+            self.later(Chore::Sample);
+        }
+    }
+
+    /// Measures all workers and lets the policy judge.
+    pub(super) fn sample(&mut self) {
+        let mut taken = std::mem::take(&mut self.sampling.taken);
+        self.meter.sample(&mut |worker, usage| taken.push((worker, usage)));
+        let now = self.now();
+        for (worker, usage) in taken.drain(..) {
+            self.policy.handle(now, Event::Sampled(worker, usage));
+        }
+        self.sampling.taken = taken;
+        self.start_sampling();
+    }
+
+    /// The user's SIGUSR2: for the workers that handle it, and for the limits.
+    pub(super) fn pass_on_usr2(&mut self) {
+        let mut unhandled = Vec::new();
+        for entry in self.workers.alive() {
+            match disposition(entry.pid, libc::SIGUSR2) {
+                Some(Disposition::Handled) => self.signal(entry.id, libc::SIGUSR2),
+                Some(Disposition::Ignored) => {}
+                Some(Disposition::Default) | None => unhandled.push(self.name(entry.id).to_string()),
+            }
+        }
+        if !unhandled.is_empty() {
+            unhandled.sort_unstable();
+            let (workers, who) = (unhandled.len(), unhandled.join(", "));
+            warn!(workers, "SIGUSR2 is not passed on to {who}: without a handler it would end them");
+        }
+        self.event(Event::ToggleMonitoring);
+    }
+}

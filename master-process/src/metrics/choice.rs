@@ -1,0 +1,104 @@
+//! Which source measures, decided from what is known.
+
+use crate::config::Monitor;
+
+/// A source that was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chosen {
+    Ebpf,
+    Procfs,
+    Off,
+}
+
+/// What came of trying a source; `Err` has the reason, as the rest of a sentence.
+pub(super) type Fact = Result<(), String>;
+
+/// What was chosen, and what the log says about it; or that what was asked for cannot be had.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub(super) chosen: Chosen,
+    pub(super) says: Option<String>,
+}
+
+/// Decides. The facts are found out only where they matter: loading a program that nobody wants costs time.
+pub(super) fn decide(
+    wish: Monitor,
+    ebpf: impl FnOnce() -> Fact,
+    procfs: impl FnOnce() -> Fact,
+) -> Result<Decision, String> {
+    let chosen = |chosen, says: &str| Ok(Decision { chosen, says: Some(says.to_owned()) });
+    let refusal = match wish {
+        Monitor::Off => return Ok(Decision { chosen: Chosen::Off, says: None }),
+        Monitor::Procfs => None,
+        Monitor::Ebpf | Monitor::Auto => match ebpf() {
+            Ok(()) if wish == Monitor::Ebpf => return chosen(Chosen::Ebpf, "measuring with eBPF, as asked"),
+            Ok(()) => return chosen(Chosen::Ebpf, "measuring with eBPF: it loads here"),
+            Err(why) if wish == Monitor::Ebpf => return Err(why),
+            Err(why) => Some(why),
+        },
+    };
+    match (procfs(), refusal) {
+        (Ok(()), None) => chosen(Chosen::Procfs, "measuring with procfs, as asked"),
+        (Ok(()), Some(why)) => {
+            chosen(Chosen::Procfs, &format!("measuring with procfs: eBPF is not to be had here ({why})"))
+        }
+        (Err(why), None) => Err(why),
+        (Err(unread), Some(unloaded)) => chosen(
+            Chosen::Off,
+            &format!(
+                "nothing is measured: neither eBPF ({unloaded}) nor procfs ({unread}) is to be had here"
+            ),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NO: fn() -> Fact = || Err("no".to_owned());
+    const YES: fn() -> Fact = || Ok(());
+
+    fn unasked() -> Fact {
+        panic!("nobody wants to know")
+    }
+
+    fn says(decision: &Result<Decision, String>) -> &str {
+        decision.as_ref().ok().and_then(|decision| decision.says.as_deref()).unwrap_or_default()
+    }
+
+    #[test]
+    fn auto_takes_ebpf_where_it_loads() {
+        let decision = decide(Monitor::Auto, YES, unasked);
+        assert_eq!(says(&decision), "measuring with eBPF: it loads here");
+        assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Ebpf));
+    }
+
+    #[test]
+    fn auto_takes_procfs_where_ebpf_does_not_load_and_says_why() {
+        let decision = decide(Monitor::Auto, NO, YES);
+        assert_eq!(says(&decision), "measuring with procfs: eBPF is not to be had here (no)");
+        assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Procfs));
+    }
+
+    #[test]
+    fn auto_goes_on_without_either() {
+        let decision = decide(Monitor::Auto, NO, NO);
+        assert!(says(&decision).starts_with("nothing is measured: neither eBPF (no) nor procfs (no)"));
+        assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Off));
+    }
+
+    #[test]
+    fn what_was_asked_for_and_cannot_be_had_is_an_error() {
+        assert_eq!(decide(Monitor::Ebpf, NO, unasked), Err("no".to_owned()));
+        assert_eq!(decide(Monitor::Procfs, unasked, NO), Err("no".to_owned()));
+    }
+
+    #[test]
+    fn what_was_asked_for_is_taken() {
+        let chosen = |decision: Result<Decision, String>| decision.map(|decision| decision.chosen);
+        assert_eq!(chosen(decide(Monitor::Ebpf, YES, unasked)), Ok(Chosen::Ebpf));
+        assert_eq!(chosen(decide(Monitor::Procfs, unasked, YES)), Ok(Chosen::Procfs));
+        assert_eq!(decide(Monitor::Off, unasked, unasked), Ok(Decision { chosen: Chosen::Off, says: None }));
+    }
+}

@@ -1,0 +1,113 @@
+//! The source that reads `/proc`: two to three calls for each worker and sample, and for descendants a pass over the
+//! names in `/proc`.
+
+mod family;
+
+use std::collections::HashMap;
+use std::io;
+
+use rustix::process::{Pid, getpid};
+
+use super::LastWords;
+use crate::config::Scope;
+use crate::policy::{Usage, WorkerId};
+use crate::sys::proc_stat::StatFile;
+use family::Family;
+
+/// Reads what the workers use.
+#[derive(Debug)]
+pub struct Procfs {
+    workers: HashMap<WorkerId, Watched>,
+    by_pid: HashMap<Pid, WorkerId>,
+    /// `None`: descendants do not count.
+    family: Option<Family>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    pid: Pid,
+    /// Opened at the first sample: a start must not pay for it.
+    file: Option<StatFile>,
+    /// What descendants had used that are gone.
+    gone_ns: u64,
+    peak: u64,
+    now: Usage,
+}
+
+impl Procfs {
+    /// A source without workers.
+    ///
+    /// # Errors
+    /// `/proc` is not mounted, or does not show this process.
+    pub fn new(scope: Scope) -> io::Result<Procfs> {
+        StatFile::open(getpid())?.read()?;
+        let family = match scope {
+            Scope::Tree => Some(Family::default()),
+            Scope::Worker => None,
+        };
+        Ok(Procfs { workers: HashMap::new(), by_pid: HashMap::new(), family })
+    }
+
+    /// Measures a worker from now on, until [`Self::ended`] is called, which must be before its pid can be somebody
+    /// else's and looked at again.
+    pub fn watch(&mut self, worker: WorkerId, pid: Pid) {
+        self.by_pid.insert(pid, worker);
+        let watched = Watched { pid, file: None, gone_ns: 0, peak: 0, now: Usage::default() };
+        self.workers.insert(worker, watched);
+    }
+
+    /// Measures every worker. One that cannot be read has no sample.
+    pub fn sample(&mut self, each: &mut dyn FnMut(WorkerId, Usage)) {
+        self.workers.values_mut().for_each(|watched| watched.now = Usage::default());
+        self.sample_descendants();
+        for (worker, watched) in &mut self.workers {
+            if let Some(usage) = watched.read() {
+                each(*worker, usage);
+            }
+        }
+    }
+
+    fn sample_descendants(&mut self) {
+        let Some(family) = &mut self.family else { return };
+        family.look(|pid| self.by_pid.get(&pid).copied());
+        family.retain(|relative| {
+            let Some(watched) = self.workers.get_mut(&relative.worker) else { return false };
+            match relative.file.read() {
+                Ok(stat) => {
+                    relative.cpu_ns = stat.cpu_ns;
+                    watched.now.cpu_ns += stat.cpu_ns;
+                    watched.now.memory += stat.memory;
+                    true
+                }
+                Err(_gone) => {
+                    watched.gone_ns += relative.cpu_ns;
+                    false
+                }
+            }
+        });
+    }
+
+    /// A worker's process is gone.
+    pub fn ended(&mut self, worker: WorkerId) -> LastWords {
+        let Some(watched) = self.workers.remove(&worker) else { return LastWords::default() };
+        self.by_pid.remove(&watched.pid);
+        if let Some(family) = &mut self.family {
+            family.disown(worker);
+        }
+        LastWords { peak_memory: (watched.peak > 0).then_some(watched.peak), ..LastWords::default() }
+    }
+}
+
+impl Watched {
+    /// Its own use on top of its descendants'.
+    fn read(&mut self) -> Option<Usage> {
+        if self.file.is_none() {
+            self.file = StatFile::open(self.pid).ok();
+        }
+        let own = self.file.as_ref()?.read().ok()?;
+        self.now.cpu_ns += own.cpu_ns + self.gone_ns;
+        self.now.memory += own.memory;
+        self.peak = self.peak.max(self.now.memory);
+        Some(self.now)
+    }
+}

@@ -1,0 +1,84 @@
+//! A limit that does not fit a program would replace its workers for ever: each replacement waits longer than the last.
+
+use std::time::Duration;
+
+use super::Time;
+
+/// The longest time between two replacements of a slot for the same limit. A worker that is over its limit for good
+/// is then replaced once an hour: seldom enough to do no harm, often enough for a leak that is slower than that.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A slot's memory of replacements for one limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Backoff {
+    /// From the last replacement to the next; zero: there was none.
+    pause: Duration,
+    until: Option<Time>,
+}
+
+/// What is to be done about a worker that is over its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Replace it.
+    Now {
+        /// The worker before it was replaced for the same limit.
+        again: bool,
+    },
+    /// Its turn comes later, if it is still over the limit by then.
+    Later(Duration),
+}
+
+impl Backoff {
+    /// A worker that had been within its limit for `calm` is over it. `shortest` is the least time in which that can
+    /// happen to one that never was within.
+    ///
+    /// One that was within its limit for longer than the pause is no sign of a limit that does not fit: it leaks.
+    pub(super) fn turn(&mut self, now: Time, calm: Duration, shortest: Duration) -> Turn {
+        let again = self.until.is_some() && calm < self.pause;
+        if again && let Some(wait) = self.until.map(|until| until.since(now)).filter(|wait| !wait.is_zero()) {
+            return Turn::Later(wait);
+        }
+        let before = if again { self.pause } else { shortest };
+        self.pause = before.saturating_mul(2).min(LONGEST);
+        self.until = Some(now.after(self.pause));
+        Turn::Now { again }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORTEST: Duration = Duration::from_secs(50);
+
+    fn at(seconds: u64) -> Time {
+        Time::new(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn the_first_worker_over_its_limit_is_replaced_at_once() {
+        assert_eq!(Backoff::default().turn(at(100), Duration::ZERO, SHORTEST), Turn::Now { again: false });
+    }
+
+    #[test]
+    fn each_successor_that_is_over_it_as_well_doubles_the_wait_up_to_an_hour() {
+        let mut backoff = Backoff::default();
+        let mut now = 1000;
+        assert_eq!(backoff.turn(at(now), Duration::ZERO, SHORTEST), Turn::Now { again: false });
+        for wait in [100, 200, 400, 800, 1600, 3200, 3600, 3600] {
+            let early = Duration::from_secs(wait - 50);
+            assert_eq!(backoff.turn(at(now + 50), Duration::ZERO, SHORTEST), Turn::Later(early));
+            now += wait;
+            assert_eq!(backoff.turn(at(now), Duration::ZERO, SHORTEST), Turn::Now { again: true });
+        }
+    }
+
+    #[test]
+    fn a_leak_that_takes_its_time_is_never_kept_waiting() {
+        let mut backoff = Backoff::default();
+        for now in [1000, 1300, 1600, 1900] {
+            let turn = backoff.turn(at(now), Duration::from_secs(250), SHORTEST);
+            assert_eq!(turn, Turn::Now { again: false });
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What a worker may use, and what its samples have said.
+
+use std::time::Duration;
+
+use super::{Time, Usage};
+use crate::config::Limits;
+
+/// What can be limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// `--max-cpu`.
+    Cpu,
+    /// `--max-memory`.
+    Memory,
+}
+
+/// The shortest time from ready in which a worker can come to the limit's last strike.
+pub(super) fn shortest(limits: &Limits, limit: Limit) -> Duration {
+    let failures = match limit {
+        Limit::Cpu => limits.cpu_failures,
+        Limit::Memory => limits.memory_failures,
+    };
+    limits.delay.saturating_add(limits.interval.saturating_mul(failures))
+}
+
+/// Samples in a row over one limit.
+#[derive(Debug, Clone, Copy, Default)]
+struct Strikes {
+    count: u32,
+    /// When the first of them came.
+    since: Option<Time>,
+}
+
+impl Strikes {
+    fn count(&mut self, now: Time, over: bool) {
+        if over {
+            self.count = self.count.saturating_add(1);
+            self.since.get_or_insert(now);
+        } else {
+            *self = Strikes::default();
+        }
+    }
+}
+
+/// What a worker's samples have said since it became ready.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Watch {
+    /// The worker itself has asked not to be judged.
+    paused: bool,
+    /// The last sample's moment and CPU time: the next one's is compared with it.
+    last: Option<(Time, u64)>,
+    cpu: Strikes,
+    memory: Strikes,
+    /// It was above 80 % of its memory when it was last looked at.
+    high: bool,
+}
+
+/// A limit's last strike, and every one after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Trip {
+    pub(super) limit: Limit,
+    /// The last strike that it takes: not one after that.
+    pub(super) just_now: bool,
+    /// How long the worker had been judged before it went over the limit.
+    pub(super) calm: Duration,
+    /// What it used: CPU nanoseconds in a second, or bytes.
+    pub(super) used: u64,
+}
+
+/// What one sample amounts to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Verdict {
+    pub(super) trip: Option<Trip>,
+    /// Whether it has just passed 80 % of its memory limit.
+    pub(super) passed_high: bool,
+}
+
+impl Watch {
+    /// Starts or stops the judging of this one worker; what it has done so far is forgotten.
+    pub(super) fn pause(&mut self, paused: bool) {
+        *self = Watch { paused, high: self.high, ..Watch::default() };
+    }
+
+    /// Forgets the strikes: what comes next does not follow on what came before.
+    pub(super) fn forget(&mut self) {
+        self.pause(self.paused);
+    }
+
+    /// Whether neither limit has a strike against it.
+    pub(super) fn is_calm(&self) -> bool {
+        self.cpu.count == 0 && self.memory.count == 0
+    }
+
+    /// Takes one more sample of a worker that became ready at `ready_at`. CPU counts from the second sample on: it is
+    /// a difference.
+    pub(super) fn judge(&mut self, now: Time, usage: Usage, ready_at: Time, limits: &Limits) -> Verdict {
+        if self.paused {
+            return Verdict::default();
+        }
+        let share = self.share_of_cpu(now, usage.cpu_ns);
+        let passed_high = self.passed_high(usage.memory, limits);
+        let judged_from = ready_at.after(limits.delay);
+        if now < judged_from {
+            return Verdict { trip: None, passed_high };
+        }
+        let memory = limits.max_memory.is_some_and(|most| usage.memory > most);
+        self.memory.count(now, memory);
+        // A second look at the same moment is no sample.
+        if let Some(share) = share {
+            self.cpu.count(now, limits.max_cpu.is_some_and(|most| share > most));
+        }
+        let trip = |limit, strikes: Strikes, failures: u32, used| {
+            let since = strikes.since.filter(|_| strikes.count >= failures)?;
+            Some(Trip { limit, just_now: strikes.count == failures, calm: since.since(judged_from), used })
+        };
+        let trip = trip(Limit::Memory, self.memory, limits.memory_failures, usage.memory)
+            .or_else(|| trip(Limit::Cpu, self.cpu, limits.cpu_failures, share.unwrap_or(0)));
+        Verdict { trip, passed_high }
+    }
+
+    /// CPU nanoseconds in a second since the last sample.
+    fn share_of_cpu(&mut self, now: Time, cpu_ns: u64) -> Option<u64> {
+        let (before, had) = self.last.replace((now, cpu_ns))?;
+        let span = now.since(before).as_nanos();
+        let used = u128::from(cpu_ns.saturating_sub(had)).saturating_mul(1_000_000_000);
+        Some(u64::try_from(used.checked_div(span)?).unwrap_or(u64::MAX))
+    }
+
+    fn passed_high(&mut self, memory: u64, limits: &Limits) -> bool {
+        let high = limits.max_memory.is_some_and(|most| u128::from(memory) * 10 > u128::from(most) * 8);
+        let was = std::mem::replace(&mut self.high, high);
+        high && !was
+    }
+}

@@ -1,0 +1,102 @@
+//! Workers that use too much: replacement first, and then the stop of the faulty one.
+
+use super::backoff::{Backoff, Turn};
+use super::limits::{self, Limit, Trip};
+use super::slot::Slot;
+use super::supervisor::{Mode, Supervisor, index};
+use super::{Action, Note, OverLimit, Time, Usage, WorkerId};
+
+/// A slot's replacements for each limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Backoffs {
+    cpu: Backoff,
+    memory: Backoff,
+}
+
+impl Backoffs {
+    fn of(&mut self, limit: Limit) -> &mut Backoff {
+        match limit {
+            Limit::Cpu => &mut self.cpu,
+            Limit::Memory => &mut self.memory,
+        }
+    }
+}
+
+impl Supervisor {
+    /// A sample of one worker. Only one that serves is judged; no sample is no event.
+    pub(super) fn sampled(&mut self, now: Time, worker: WorkerId, usage: Usage) {
+        if self.paused || self.mode != Mode::Running {
+            return;
+        }
+        let limits = self.settings.limits;
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        let Some(serving) = slot.serving.as_mut().filter(|serving| serving.worker == worker) else {
+            return;
+        };
+        let verdict = serving.watch.judge(now, usage, serving.ready_at, &limits);
+        if verdict.passed_high && self.settings.signals_high_memory {
+            self.actions.push_back(Action::SignalHigh(worker));
+        }
+        match verdict.trip {
+            Some(trip) => self.over_limit(now, worker, trip),
+            None => self.within_limits(now, worker.slot),
+        }
+    }
+
+    fn over_limit(&mut self, now: Time, worker: WorkerId, trip: Trip) {
+        let shortest = limits::shortest(&self.settings.limits, trip.limit);
+        let slot = &mut self.slots[index(worker.slot)];
+        // A reload replaces it anyway, or somebody is on the way already.
+        if slot.is_recycling() || slot.starting.is_some() {
+            return;
+        }
+        let over = match slot.backoffs.of(trip.limit).turn(now, trip.calm, shortest) {
+            Turn::Now { again } => {
+                slot.recycled = Some(worker);
+                OverLimit { limit: trip.limit, used: trip.used, wait: None, again }
+            }
+            Turn::Later(_) if !trip.just_now => return,
+            Turn::Later(wait) => {
+                OverLimit { limit: trip.limit, used: trip.used, wait: Some(wait), again: true }
+            }
+        };
+        self.push(Note::OverLimit { worker, over });
+        self.settle(worker.slot, now);
+    }
+
+    /// A worker that was to be replaced behaves again before anybody could take its place.
+    fn within_limits(&mut self, now: Time, id: u32) {
+        let slot = &mut self.slots[index(id)];
+        let behaves = slot.serving.is_some_and(|serving| serving.watch.is_calm());
+        if behaves && slot.is_recycling() && slot.starting.is_none() {
+            slot.recycled = None;
+            self.settle(id, now);
+        }
+    }
+
+    /// The user pauses the judging of all workers, or lets it go on.
+    pub(super) fn toggle_monitoring(&mut self) {
+        self.paused = !self.paused;
+        for serving in self.slots.iter_mut().flat_map(|slot| [&mut slot.serving, &mut slot.standby]) {
+            if let Some(serving) = serving {
+                serving.watch.forget();
+            }
+        }
+        self.push(Note::Monitoring { paused: self.paused });
+    }
+
+    /// A worker pauses the judging of itself, or lets it go on.
+    pub(super) fn watch_itself(&mut self, worker: WorkerId, paused: bool) {
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        let Some(watch) = slot.watch_of(worker) else { return };
+        watch.pause(paused);
+        self.push(Note::WatchesItself { worker, paused });
+    }
+}
+
+impl Slot {
+    /// Whether the worker that serves is to be replaced because of what it uses.
+    pub(super) fn is_recycling(&self) -> bool {
+        self.serving.is_some_and(|serving| self.recycled == Some(serving.worker))
+    }
+}

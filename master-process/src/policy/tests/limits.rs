@@ -1,0 +1,340 @@
+//! Workers that use too much.
+
+use std::time::Duration;
+
+use super::sim::{INTERVAL, Sim, settings};
+use crate::config::Batch;
+use crate::policy::{Event, FailedStart, LaunchFailure, Limit, Next, Note, OverLimit, WorkerId};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A worker that has been ready for longer than the delay.
+fn judged(workers: u32) -> Sim {
+    let mut sim = Sim::new(settings(workers));
+    sim.run_smoothly();
+    sim.pass(31 * SECOND);
+    sim
+}
+
+/// Samples of so much memory, one an interval.
+fn memory(sim: &mut Sim, worker: WorkerId, samples: &[u64]) {
+    for memory in samples {
+        sim.sample(worker, 0, *memory);
+        sim.pass(INTERVAL);
+    }
+}
+
+/// Samples of so much CPU, in percent, one an interval, from `used` on; what it has used then.
+fn cpu(sim: &mut Sim, worker: WorkerId, mut used: u64, percent: &[u64]) -> u64 {
+    for percent in percent {
+        sim.pass(INTERVAL);
+        used += 2_000_000_000 * percent / 100;
+        sim.sample(worker, used, 0);
+    }
+    used
+}
+
+fn overs(sim: &Sim) -> Vec<OverLimit> {
+    let over = |note: &Note| match *note {
+        Note::OverLimit { over, .. } => Some(over),
+        _other => None,
+    };
+    sim.notes.iter().filter_map(over).collect()
+}
+
+fn starting(sim: &Sim) -> usize {
+    sim.find(|process| !process.running).len()
+}
+
+#[test]
+fn ten_samples_in_a_row_over_the_memory_limit_replace_a_worker_and_the_successor_starts_first() {
+    let mut sim = judged(1);
+    let old = sim.alive()[0];
+    memory(&mut sim, old, &[1001; 9]);
+    assert_eq!(starting(&sim), 0, "nine are not enough");
+    memory(&mut sim, old, &[1001]);
+    assert_eq!(starting(&sim), 1);
+    assert!(!sim.processes[&old].stopped && !sim.processes[&old].retired, "it serves until there is another");
+    sim.launch_all();
+    sim.sign_all();
+    assert!(sim.processes[&old].retired);
+    sim.run_smoothly();
+    assert!(!sim.processes.contains_key(&old));
+    assert_eq!(sim.alive().len(), 1);
+    let over = OverLimit { limit: Limit::Memory, used: 1001, wait: None, again: false };
+    assert_eq!(overs(&sim), [over]);
+    sim.finish();
+}
+
+#[test]
+fn a_sample_within_the_limit_starts_the_count_anew() {
+    let mut sim = judged(1);
+    let worker = sim.alive()[0];
+    for _ in 0..5 {
+        memory(&mut sim, worker, &[1001; 9]);
+        memory(&mut sim, worker, &[1000]);
+    }
+    assert_eq!(starting(&sim), 0);
+    sim.finish();
+}
+
+#[test]
+fn cpu_and_memory_are_counted_apart() {
+    let mut sim = judged(1);
+    let worker = sim.alive()[0];
+    let mut used = cpu(&mut sim, worker, 0, &[0]);
+    for (percent, memory) in [(100, 0), (0, 2000)].repeat(12) {
+        sim.pass(INTERVAL);
+        used += 2_000_000_000 * percent / 100;
+        sim.sample(worker, used, memory);
+    }
+    assert_eq!(starting(&sim), 0);
+    sim.finish();
+}
+
+#[test]
+fn cpu_is_the_difference_of_two_samples_over_the_time_between_them() {
+    let mut sim = judged(1);
+    let worker = sim.alive()[0];
+    // What it used before the first sample is nobody's business.
+    sim.sample(worker, 1_000_000_000_000, 0);
+    let used = cpu(&mut sim, worker, 1_000_000_000_000, &[95; 20]);
+    assert_eq!(starting(&sim), 0, "at the limit is not over it");
+    let used = cpu(&mut sim, worker, used, &[96; 9]);
+    assert_eq!(starting(&sim), 0);
+    cpu(&mut sim, worker, used, &[300]);
+    assert_eq!(starting(&sim), 1);
+    let over = OverLimit { limit: Limit::Cpu, used: 3_000_000_000, wait: None, again: false };
+    assert_eq!(overs(&sim), [over]);
+    sim.finish();
+}
+
+#[test]
+fn no_sample_is_never_a_strike_and_time_alone_replaces_nobody() {
+    let mut sim = judged(1);
+    let worker = sim.alive()[0];
+    memory(&mut sim, worker, &[1001; 9]);
+    sim.pass(3600 * SECOND);
+    assert_eq!(starting(&sim), 0);
+    memory(&mut sim, worker, &[1001]);
+    assert_eq!(starting(&sim), 1, "nor does it break the row");
+    sim.finish();
+}
+
+#[test]
+fn a_worker_is_judged_from_the_delay_after_ready_on() {
+    let mut sim = Sim::new(settings(1));
+    sim.launch_all();
+    sim.pass(50 * SECOND);
+    sim.sign_all();
+    let worker = sim.alive()[0];
+    memory(&mut sim, worker, &[2000; 15]);
+    assert_eq!(starting(&sim), 0, "the delay counts from ready");
+    memory(&mut sim, worker, &[2000; 10]);
+    assert_eq!(starting(&sim), 1);
+    sim.finish();
+}
+
+#[test]
+fn without_a_limit_everything_is_allowed() {
+    let mut settings = settings(1);
+    (settings.limits.max_cpu, settings.limits.max_memory) = (None, None);
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.pass(31 * SECOND);
+    let worker = sim.alive()[0];
+    memory(&mut sim, worker, &[u64::MAX; 20]);
+    cpu(&mut sim, worker, 0, &[10_000; 20]);
+    assert_eq!(starting(&sim), 0);
+    assert_eq!(sim.warned, []);
+    sim.finish();
+}
+
+/// Lets the only worker be over its memory limit from its first judged sample on, until it is replaced; how long that
+/// took from the last replacement on.
+fn replaced_for_good(sim: &mut Sim) -> Duration {
+    let since = sim.now;
+    let old = sim.alive()[0];
+    for _ in 0..10_000 {
+        if starting(sim) > 0 {
+            sim.run_smoothly();
+            assert_ne!(sim.alive()[0], old);
+            return sim.now.since(since);
+        }
+        sim.sample(old, 0, 2000);
+        sim.pass(INTERVAL);
+    }
+    panic!("never replaced");
+}
+
+#[test]
+fn a_limit_that_does_not_fit_replaces_less_and_less_often_and_says_so() {
+    let mut sim = judged(1);
+    replaced_for_good(&mut sim);
+    let mut gaps = Vec::new();
+    for _ in 0..9 {
+        gaps.push(replaced_for_good(&mut sim).as_secs());
+    }
+    for (gap, expected) in gaps.iter().zip([100, 200, 400, 800, 1600, 3200, 3600, 3600, 3600]) {
+        assert!(gap.abs_diff(expected) <= 5, "{gaps:?}");
+    }
+    let overs = overs(&sim);
+    assert!(!overs[0].again && overs[1..].iter().all(|over| over.again), "{overs:?}");
+    let announced = overs.iter().filter(|over| over.wait.is_some()).count();
+    assert_eq!(announced, 9, "each wait is announced once");
+    sim.finish();
+}
+
+#[test]
+fn a_worker_that_shrinks_again_while_its_turn_is_waited_for_is_left_alone() {
+    let mut sim = judged(1);
+    replaced_for_good(&mut sim);
+    let worker = sim.alive()[0];
+    sim.pass(31 * SECOND);
+    memory(&mut sim, worker, &[2000; 10]);
+    assert_eq!(starting(&sim), 0, "it waits");
+    memory(&mut sim, worker, &[500]);
+    sim.pass(3600 * SECOND);
+    memory(&mut sim, worker, &[2000; 9]);
+    assert_eq!(starting(&sim), 0);
+    sim.finish();
+}
+
+#[test]
+fn a_leak_is_replaced_each_time_without_a_wait() {
+    let mut sim = judged(1);
+    for _ in 0..5 {
+        let worker = sim.alive()[0];
+        sim.pass(600 * SECOND);
+        memory(&mut sim, worker, &[2000; 10]);
+        assert_eq!(starting(&sim), 1);
+        sim.run_smoothly();
+    }
+    assert!(overs(&sim).iter().all(|over| !over.again));
+    sim.finish();
+}
+
+#[test]
+fn a_reload_forgets_that_a_limit_did_not_fit() {
+    let mut sim = judged(1);
+    for _ in 0..4 {
+        replaced_for_good(&mut sim);
+    }
+    sim.event(Event::Reload);
+    sim.run_smoothly();
+    let gap = replaced_for_good(&mut sim).as_secs();
+    assert!(gap <= 55, "{gap}");
+    sim.finish();
+}
+
+#[test]
+fn a_successor_that_never_becomes_ready_leaves_the_old_one_serving_and_judged() {
+    let mut sim = judged(1);
+    let old = sim.alive()[0];
+    memory(&mut sim, old, &[2000; 10]);
+    sim.launch_all();
+    sim.pass(61 * SECOND);
+    assert!(sim.notes.iter().any(|note| matches!(note, Note::Late { .. })));
+    assert!(!sim.processes[&old].stopped && !sim.processes[&old].retired);
+    sim.leave_all();
+    assert_eq!(starting(&sim), 1, "the next one is tried");
+    let next = sim.find(|process| !process.running)[0];
+    sim.fail_launch(next, LaunchFailure::Lasting);
+    // It behaves again before the next attempt: then it may stay.
+    memory(&mut sim, old, &[500]);
+    sim.pass(600 * SECOND);
+    assert_eq!(starting(&sim), 0);
+    assert_eq!(sim.alive(), [old]);
+    memory(&mut sim, old, &[2000; 30]);
+    assert_eq!(starting(&sim), 1, "it is judged on");
+    sim.finish();
+}
+
+#[test]
+fn a_successor_that_dies_early_gives_its_place_back() {
+    let mut sim = judged(1);
+    let old = sim.alive()[0];
+    memory(&mut sim, old, &[2000; 10]);
+    sim.launch_all();
+    sim.sign_all();
+    assert!(sim.processes[&old].retired);
+    let successor = sim.find(|process| process.ready && !process.retired)[0];
+    sim.die(successor);
+    assert!(!sim.processes[&old].retired, "it serves again");
+    assert!(
+        matches!(sim.notes.last(), Some(Note::Died { next: Next::Restart(_), .. })),
+        "{:?}",
+        sim.notes.last()
+    );
+    sim.pass(2 * SECOND);
+    sim.run_smoothly();
+    assert!(!sim.processes.contains_key(&old));
+    sim.finish();
+}
+
+#[test]
+fn a_replacement_in_a_reload_is_of_the_new_generation_and_the_reload_ends() {
+    let mut settings = settings(2);
+    settings.reload_batch = Batch::Slots(1);
+    settings.limits.memory_failures = 1;
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.pass(31 * SECOND);
+    let second = sim.alive()[1];
+    sim.event(Event::Reload);
+    memory(&mut sim, second, &[2000]);
+    sim.run_smoothly();
+    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { generation: 1, .. })));
+    assert!(sim.processes.values().all(|process| process.generation == 1));
+    assert!(
+        !sim.notes.iter().any(|note| matches!(note, Note::ReloadFailed { cause: FailedStart::Died, .. }))
+    );
+    sim.finish();
+}
+
+#[test]
+fn the_high_memory_signal_comes_once_each_time_eighty_percent_are_passed() {
+    let mut sim = judged(1);
+    let worker = sim.alive()[0];
+    memory(&mut sim, worker, &[799, 800, 801, 900, 850]);
+    assert_eq!(sim.warned, [worker]);
+    memory(&mut sim, worker, &[800, 801]);
+    assert_eq!(sim.warned, [worker, worker]);
+    sim.finish();
+}
+
+#[test]
+fn paused_limits_replace_nobody_and_resumed_ones_count_from_nothing() {
+    let mut sim = judged(1);
+    let worker = sim.alive()[0];
+    memory(&mut sim, worker, &[2000; 9]);
+    sim.event(Event::ToggleMonitoring);
+    memory(&mut sim, worker, &[2000; 20]);
+    sim.event(Event::ToggleMonitoring);
+    memory(&mut sim, worker, &[2000; 9]);
+    assert_eq!(starting(&sim), 0);
+    memory(&mut sim, worker, &[2000]);
+    assert_eq!(starting(&sim), 1);
+    sim.finish();
+}
+
+#[test]
+fn a_worker_can_pause_its_own_limits_even_before_it_is_ready() {
+    let mut sim = Sim::new(settings(2));
+    sim.launch_all();
+    let (first, second) = (sim.alive()[0], sim.alive()[1]);
+    sim.event(Event::WatchesItself(first, true));
+    sim.run_smoothly();
+    sim.pass(31 * SECOND);
+    for _ in 0..10 {
+        sim.sample(first, 0, 2000);
+        sim.sample(second, 0, 2000);
+        sim.pass(INTERVAL);
+    }
+    let slots: Vec<u32> = sim.find(|process| !process.running).iter().map(|worker| worker.slot).collect();
+    assert_eq!(slots, [second.slot]);
+    sim.event(Event::WatchesItself(first, false));
+    memory(&mut sim, first, &[2000; 10]);
+    assert_eq!(starting(&sim), 2);
+    sim.finish();
+}

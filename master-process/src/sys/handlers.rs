@@ -1,0 +1,58 @@
+//! What a process does with a signal, as `/proc/PID/status` tells: proc_pid_status(5).
+
+use rustix::process::Pid;
+
+/// What a signal does to a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// What it does to everybody: most signals end a process.
+    Default,
+    /// Nothing.
+    Ignored,
+    /// The program has a handler for it.
+    Handled,
+}
+
+/// What the signal of this number does to the process; `None` where that cannot be read.
+pub fn disposition(pid: Pid, number: i32) -> Option<Disposition> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).ok()?;
+    parse(&status, number)
+}
+
+fn parse(status: &str, number: i32) -> Option<Disposition> {
+    let bit = 1u64.checked_shl(u32::try_from(number).ok()?.checked_sub(1)?)?;
+    let set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(line.strip_prefix(':')?.trim(), 16).ok()
+    };
+    Some(if set("SigCgt")? & bit != 0 {
+        Disposition::Handled
+    } else if set("SigIgn")? & bit != 0 {
+        Disposition::Ignored
+    } else {
+        Disposition::Default
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STATUS: &str =
+        "Name:\tSigCgt: x\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001000\nSigCgt:\t0000000180014802\n";
+
+    #[test]
+    fn the_sets_have_the_lowest_signal_in_their_lowest_bit() {
+        assert_eq!(parse(STATUS, libc::SIGINT), Some(Disposition::Handled));
+        assert_eq!(parse(STATUS, libc::SIGUSR2), Some(Disposition::Handled));
+        assert_eq!(parse(STATUS, libc::SIGPIPE), Some(Disposition::Ignored));
+        assert_eq!(parse(STATUS, libc::SIGHUP), Some(Disposition::Default));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_unknown() {
+        assert_eq!(parse("", libc::SIGUSR2), None);
+        assert_eq!(parse(STATUS, 0), None);
+        assert_eq!(parse(STATUS, 65), None);
+    }
+}

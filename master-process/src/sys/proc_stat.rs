@@ -1,0 +1,110 @@
+//! What `/proc/PID/stat` says of a process: proc_pid_stat(5).
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::Pid;
+
+/// Longer than any: 52 numbers of at most 20 digits, and a name of 15 bytes.
+const LONGEST: usize = 2048;
+
+/// The part of it that we use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Its parent; `None` for one that has none in our PID namespace.
+    pub parent: Option<Pid>,
+    /// Its process group, likewise.
+    pub group: Option<Pid>,
+    /// CPU time of all its threads, those that are gone included, in nanoseconds; the kernel counts it in ticks, mostly
+    /// of 10 ms.
+    pub cpu_ns: u64,
+    /// Resident memory, in bytes; 0 for a zombie.
+    pub memory: u64,
+}
+
+/// An open `stat`: it stays that process's, and is read at the cost of one call. After the process was reaped reading
+/// it gives ESRCH, whoever has its pid then.
+#[derive(Debug)]
+pub struct StatFile(OwnedFd);
+
+impl StatFile {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// ENOENT where there is no such process, EMFILE and ENFILE where we have too many files open.
+    pub fn open(pid: Pid) -> io::Result<StatFile> {
+        let path = format!("/proc/{}/stat", pid.as_raw_pid());
+        Ok(StatFile(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// What it says now.
+    ///
+    /// # Errors
+    /// ESRCH where the process is gone.
+    pub fn read(&self) -> io::Result<Stat> {
+        let mut text = [0u8; LONGEST];
+        let length = rustix::io::pread(self.0.as_fd(), &mut text, 0)?;
+        parse(&text[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+}
+
+/// The name stands in parentheses and may hold anything, parentheses, spaces and newlines too: what counts begins
+/// behind the last one.
+fn parse(text: &[u8]) -> Option<Stat> {
+    let after_name = text.iter().rposition(|byte| *byte == b')')? + 1;
+    let rest = std::str::from_utf8(text.get(after_name..)?).ok()?;
+    // The first field behind the name is the third of the manual.
+    let mut fields = rest.split_ascii_whitespace();
+    let mut skip_to = |n: usize| fields.nth(n);
+    let parent = skip_to(1)?.parse().ok()?;
+    let group = skip_to(0)?.parse().ok()?;
+    let user: u64 = skip_to(8)?.parse().ok()?;
+    let system: u64 = skip_to(0)?.parse().ok()?;
+    let pages: u64 = skip_to(8)?.parse().ok()?;
+    let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    let page = u64::try_from(rustix::param::page_size()).ok()?;
+    Some(Stat {
+        parent: Pid::from_raw(parent),
+        group: Pid::from_raw(group),
+        cpu_ns: user.saturating_add(system).saturating_mul(tick_ns),
+        memory: pages.saturating_mul(page),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(name: &str) -> String {
+        format!(
+            "812 ({name}) S 1 800 812 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 4 0 99 12345678 300 18446744073709551615 1 1 0"
+        )
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        for name in ["node", "a b", ") S 9 9", "((", "a\nb", "tmux: server", ")", ""] {
+            let stat = parse(line(name).as_bytes()).expect(name);
+            assert_eq!(stat.parent, Pid::from_raw(1), "{name}");
+            assert_eq!(stat.group, Pid::from_raw(800), "{name}");
+            assert_eq!(stat.memory, 300 * 4096, "{name}");
+            assert_eq!(stat.cpu_ns, 2_000_000_000, "{name}: 200 ticks of 10 ms");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_says_nothing() {
+        let whole = line("node");
+        for end in 0..whole.find(" 300").expect("the memory") {
+            assert_eq!(parse(&whole.as_bytes()[..end]), None, "{end}");
+        }
+    }
+
+    #[test]
+    fn this_process_has_a_parent_and_memory() {
+        let stat = StatFile::open(rustix::process::getpid()).and_then(|file| file.read()).expect("procfs");
+        assert_eq!(stat.parent, rustix::process::getppid());
+        assert!(stat.memory > 0);
+    }
+}

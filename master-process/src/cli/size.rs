@@ -40,7 +40,7 @@ pub(super) fn parse_or_off(text: &str) -> Parsed<Option<Size>> {
     match size {
         Size::Bytes(0) | Size::Bare(0) => Err("is zero; give a size such as 1200MiB, or off".into()),
         Size::Bytes(u64::MAX) => Err(too_large()),
-        size => Ok(Some(size)),
+        size @ (Size::Bytes(_) | Size::Bare(_)) => Ok(Some(size)),
     }
 }
 

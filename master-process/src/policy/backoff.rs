@@ -8,6 +8,9 @@ use super::Time;
 /// is then replaced once an hour: seldom enough to do no harm, often enough for a leak that is slower than that.
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// A worker that is within its limit for less than this only warms up, however short the samples' interval is.
+const WARM_UP: Duration = Duration::from_secs(30);
+
 /// A slot's memory of replacements for one limit.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Backoff {
@@ -34,7 +37,7 @@ impl Backoff {
     ///
     /// One that was within its limit for longer than the pause is no sign of a limit that does not fit: it leaks.
     pub(super) fn turn(&mut self, now: Time, calm: Duration, shortest: Duration) -> Turn {
-        let again = self.until.is_some() && calm < self.pause;
+        let again = self.until.is_some() && calm < self.pause.max(WARM_UP);
         if again && let Some(wait) = self.until.map(|until| until.since(now)).filter(|wait| !wait.is_zero()) {
             return Turn::Later(wait);
         }

@@ -77,11 +77,8 @@ impl Supervisor {
     /// The user pauses the judging of all workers, or lets it go on.
     pub(super) fn toggle_monitoring(&mut self) {
         self.paused = !self.paused;
-        for serving in self.slots.iter_mut().flat_map(|slot| [&mut slot.serving, &mut slot.standby]) {
-            if let Some(serving) = serving {
-                serving.watch.forget();
-            }
-        }
+        let ready = self.slots.iter_mut().flat_map(|slot| [&mut slot.serving, &mut slot.standby]);
+        ready.flatten().for_each(|ready| ready.watch.forget());
         self.push(Note::Monitoring { paused: self.paused });
     }
 

@@ -32,7 +32,7 @@ impl Family {
     /// Looks who is there. `worker_of` knows the workers' own processes.
     pub(super) fn look(&mut self, worker_of: impl Fn(Pid) -> Option<WorkerId>) {
         self.looks += 1;
-        if self.looks % LOOKS_UNTIL_ANEW == 0 {
+        if self.looks.is_multiple_of(LOOKS_UNTIL_ANEW) {
             self.strangers.clear();
         }
         let present = processes();

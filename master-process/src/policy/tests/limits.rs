@@ -35,10 +35,7 @@ fn cpu(sim: &mut Sim, worker: WorkerId, mut used: u64, percent: &[u64]) -> u64 {
 }
 
 fn overs(sim: &Sim) -> Vec<OverLimit> {
-    let over = |note: &Note| match *note {
-        Note::OverLimit { over, .. } => Some(over),
-        _other => None,
-    };
+    let over = |note: &Note| if let Note::OverLimit { over, .. } = *note { Some(over) } else { None };
     sim.notes.iter().filter_map(over).collect()
 }
 

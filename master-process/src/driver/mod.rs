@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{Config, Share};
 use crate::metrics::Meter;
@@ -81,6 +81,8 @@ pub struct Driver {
 struct Greeting {
     workers: u32,
     shares: bool,
+    /// What measures the workers, and why that.
+    measures: Option<String>,
 }
 
 impl Driver {
@@ -101,7 +103,7 @@ impl Driver {
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
         poller.watch(notify.as_fd(), Token::Messages.encode()).context("watching")?;
-        let meter = Meter::new(config.monitor, config.account)?;
+        let (meter, measures) = Meter::new(config.monitor, config.account)?;
         let settings = Settings::from(config);
         Ok(Driver {
             policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
@@ -120,7 +122,11 @@ impl Driver {
             memory_high_signal: config.memory_high_signal.map(|signal| signal.0),
             meter,
             sampling: Sampling::new(config.limits.interval),
-            greeting: Some(Greeting { workers: config.workers, shares: config.share != Share::Off }),
+            greeting: Some(Greeting {
+                workers: config.workers,
+                shares: config.share != Share::Off,
+                measures,
+            }),
             last_failure: None,
         })
     }
@@ -250,6 +256,7 @@ impl Driver {
                     launched.ready_pipe,
                 );
                 self.meter.launched(worker, pid);
+                debug!(worker = worker.slot, generation, "{} is started", self.name(worker));
                 self.event(Event::Launched(worker));
             }
             Err(failure) if failure.step == Step::Seccomp && !failure.is_passing() => {
@@ -271,6 +278,9 @@ impl Driver {
     fn greet(&mut self) {
         if let Some(greeting) = self.greeting.take() {
             report::banner(self.launcher.command(), greeting.workers, greeting.shares);
+            if let Some(measures) = greeting.measures {
+                info!("{measures}");
+            }
         }
     }
 

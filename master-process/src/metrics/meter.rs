@@ -1,7 +1,6 @@
 //! The one source that measures, whichever it is.
 
 use rustix::process::Pid;
-use tracing::info;
 
 use super::LastWords;
 use super::choice::{Chosen, decide};
@@ -22,11 +21,11 @@ enum Source {
 }
 
 impl Meter {
-    /// Chooses a source and says which and why.
+    /// Chooses a source. Which and why is for the log, once something runs.
     ///
     /// # Errors
     /// The one that was asked for cannot be had.
-    pub fn new(wish: Monitor, scope: Scope) -> anyhow::Result<Meter> {
+    pub fn new(wish: Monitor, scope: Scope) -> anyhow::Result<(Meter, Option<String>)> {
         let mut procfs = None;
         let try_procfs = || {
             procfs = Some(Procfs::new(scope).map_err(|error| format!("reading /proc: {error}"))?);
@@ -35,14 +34,11 @@ impl Meter {
         let decision = decide(wish, || Err("not built".to_owned()), try_procfs).map_err(|why| {
             anyhow::anyhow!("--monitor {}: {why}", if wish == Monitor::Ebpf { "ebpf" } else { "procfs" })
         })?;
-        if let Some(says) = decision.says {
-            info!("{says}");
-        }
         let source = match (decision.chosen, procfs) {
             (Chosen::Procfs, Some(procfs)) => Source::Procfs(procfs),
             (Chosen::Ebpf | Chosen::Procfs | Chosen::Off, _) => Source::Off,
         };
-        Ok(Meter { source })
+        Ok((Meter { source }, decision.says))
     }
 
     /// Whether anything is measured.

@@ -2,10 +2,12 @@
 
 mod ancestor;
 mod containers;
+mod deaths;
 mod faults;
 mod harness;
 mod input;
 mod life;
+mod limits;
 mod listen_fds;
 mod log;
 mod pid_one;

@@ -275,7 +275,8 @@ fn activity(pid: i32) -> BTreeMap<String, String> {
 
 #[test]
 fn idle_with_50_workers_it_does_not_run_at_all() {
-    let supervisor = Supervisor::start(&["-w", "50", "--ready", "none"], fixtures::idle());
+    let supervisor =
+        Supervisor::start(&["-w", "50", "--ready", "none", "--monitor", "off"], fixtures::idle());
     supervisor.await_workers(50);
     let pid = supervisor.pid();
     // Starting up is over when a second passes without a step.
@@ -304,7 +305,10 @@ fn idle_with_50_workers_it_does_not_run_at_all() {
 fn idle_with_workers_that_share_one_queue_and_serve_it_does_not_run_at_all() {
     let address = address::tcp();
     let listen = format!("listen={address}");
-    let supervisor = Supervisor::start(&["-w", "4", "--share", "shared"], fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(
+        &["-w", "4", "--share", "shared", "--monitor", "off"],
+        fixtures::worker(&[&listen]),
+    );
     supervisor.await_events(4, "ready");
     let pid = supervisor.pid();
     let mut last = activity(pid);

@@ -1,0 +1,116 @@
+//! What the log says of each end of a worker.
+
+use std::process::{Command, Stdio};
+
+use master_process_tests::{Supervisor, fixtures, process};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// The JSON line that says the end of a worker.
+fn certificate(supervisor: &Supervisor, words: &str) -> Value {
+    supervisor.until(&format!("a line says {words:?}"), || {
+        let lines = supervisor.log();
+        let line = lines.iter().find(|line| line.contains(words))?;
+        Some(serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")))
+    })
+}
+
+fn started(options: &[&str], command: &[String]) -> Supervisor {
+    let always = ["--log-format", "json", "--throttle", "0", "--ready", "none"];
+    Supervisor::builder().args(always).args(options).command(command).spawn()
+}
+
+fn message(line: &Value) -> &str {
+    line["message"].as_str().or_else(|| line["fields"]["message"].as_str()).unwrap_or_default()
+}
+
+fn field<'a>(line: &'a Value, name: &str) -> &'a Value {
+    if line[name].is_null() { &line["fields"][name] } else { &line[name] }
+}
+
+#[test]
+fn an_exit_says_its_code_what_was_used_and_what_follows() {
+    for code in [0, 3] {
+        // A third of a second of CPU, and 40 MB: more than the supervisor itself ever has.
+        let text = format!(
+            "import time\nx = b'x' * (40 << 20)\nwhile time.process_time() < 0.3: pass\nraise SystemExit({code})"
+        );
+        let supervisor = started(&[], &[fixtures::python(), "-c".to_owned(), text]);
+        let line = certificate(&supervisor, &format!("exited with code {code}"));
+        assert_eq!(field(&line, "code"), code);
+        assert_eq!(field(&line, "signal"), &Value::Null);
+        let cpu = field(&line, "cpu_ms").as_u64().expect("the CPU time");
+        assert!((290..20_000).contains(&cpu), "{line}");
+        let peak = field(&line, "peak_memory").as_u64().expect("the memory");
+        assert!(((40 << 20)..(120 << 20)).contains(&peak), "{line}");
+        assert!(field(&line, "uptime_ms").as_u64().is_some_and(|uptime| uptime >= 290), "{line}");
+        assert!(message(&line).contains("s of CPU, at most "), "{line}");
+        assert!(message(&line).ends_with("restarting now"), "{line}");
+    }
+}
+
+#[test]
+fn a_crash_says_its_signal_and_whether_there_is_a_core_dump() {
+    let supervisor = started(&[], &fixtures::shell("ulimit -c 0; kill -SEGV $$; sleep 1"));
+    let line = certificate(&supervisor, "was killed by SIGSEGV");
+    assert_eq!(field(&line, "signal"), libc_segv());
+    assert_eq!(field(&line, "core_dumped"), false);
+    assert_eq!(field(&line, "code"), &Value::Null);
+}
+
+fn libc_segv() -> i32 {
+    Signal::SEGV.as_raw()
+}
+
+#[test]
+fn a_stop_by_the_supervisor_is_no_death_and_names_no_killer() {
+    let supervisor = started(&[], &fixtures::idle());
+    let worker = *supervisor.await_workers(1).first().expect("one");
+    assert_eq!(supervisor.stop(), 0);
+    let line = certificate(&supervisor, "left as asked");
+    assert!(message(&line).contains("it was killed by SIGTERM after"), "{line}");
+    assert_eq!(field(&line, "pid"), worker);
+    assert_eq!(field(&line, "killer_pid"), &Value::Null);
+}
+
+#[test]
+fn a_kill_time_out_is_said_before_the_end_that_it_leads_to() {
+    let supervisor = started(
+        &["--kill-timeout", "200ms", "--ready", "notify"],
+        &fixtures::worker(&["term=ignore", "notify"]),
+    );
+    supervisor.await_events(1, "ready");
+    assert_eq!(supervisor.stop(), 0);
+    certificate(&supervisor, "did not leave within");
+    let line = certificate(&supervisor, "left as asked");
+    assert!(message(&line).contains("it was killed by SIGKILL after"), "{line}");
+    let log = supervisor.log();
+    let at = |words: &str| log.iter().position(|line| line.contains(words));
+    assert!(at("did not leave within") < at("left as asked"), "{log:#?}");
+}
+
+#[test]
+fn who_killed_a_worker_is_named_where_the_kernel_tells() {
+    if !process::is_root() {
+        master_process_tests::skip!("who_killed_a_worker_is_named_where_the_kernel_tells", "not root");
+    }
+    let supervisor = started(&["--monitor", "ebpf"], &fixtures::idle());
+    let worker = *supervisor.await_workers(1).first().expect("one");
+    // The shell's own kill, and the shell says who it is.
+    let shell = Command::new("sh")
+        .args(["-c", &format!("echo $$; kill -9 {worker}")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .expect("a shell");
+    let killer: i32 = String::from_utf8_lossy(&shell.stdout).trim().parse().expect("its pid");
+    let line = certificate(&supervisor, "was killed by SIGKILL");
+    assert_eq!(field(&line, "killer_pid"), killer, "{line}");
+    assert_eq!(field(&line, "killer"), "sh", "{line}");
+    assert_eq!(field(&line, "killer_uid"), 0, "{line}");
+    assert!(message(&line).contains(&format!("SIGKILL from sh (pid {killer}, uid 0) after")), "{line}");
+    // A crash is nobody's doing.
+    let worker = *supervisor.await_workers(1).first().expect("its replacement");
+    process::signal(worker, Signal::CONT);
+    assert_eq!(supervisor.stop(), 0);
+}

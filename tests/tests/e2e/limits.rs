@@ -1,0 +1,308 @@
+//! Workers that use too much, by each source that measures.
+
+use std::time::Duration;
+
+use master_process_tests::load::{Connections, Load};
+use master_process_tests::script::script;
+use master_process_tests::{Supervisor, address, always, eventually, process};
+use rustix::process::Signal;
+
+/// Every source must lead to the same.
+const SOURCES: [&str; 1] = ["procfs"];
+
+/// What the workers find besides the script's own: ways to be ready and to use memory and CPU.
+const TOOLS: &str = "
+import threading
+def notify(text):
+    address = os.environ['NOTIFY_SOCKET']
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+        to.connect('\\0' + address[1:] if address.startswith('@') else address)
+        to.sendall(text.encode())
+def memory(mib):
+    return b'x' * (mib << 20)
+def burn():
+    while True:
+        pass
+def rest():
+    while True:
+        signal.pause()
+";
+
+/// Samples come fast, and three are too many: a test has no time for the defaults.
+const FAST: [&str; 8] =
+    ["--monitor-delay", "0", "--monitor-interval", "100ms", "--cpu-failures", "3", "--memory-failures", "3"];
+
+/// A program in python that has [`TOOLS`], under a supervisor that looks often.
+fn watched(source: &str, options: &[&str], text: &str) -> Supervisor {
+    let command = script(&format!("{TOOLS}{text}"), address::tcp());
+    Supervisor::builder().args(["--monitor", source]).args(FAST).args(options).command(command).spawn()
+}
+
+fn await_log(supervisor: &Supervisor, words: &[&str]) -> String {
+    supervisor
+        .until(&format!("a line with {words:?} is logged"), || supervisor.logged(words).into_iter().next())
+}
+
+fn replacements(supervisor: &Supervisor) -> usize {
+    supervisor.logged(&["in the place of pid"]).len()
+}
+
+#[test]
+fn a_worker_over_its_cpu_limit_is_replaced_and_its_successor_is_ready_first() {
+    for source in SOURCES {
+        // A tenth of a CPU is what a burner gets on the busiest of machines.
+        let text = "notify('READY=1'); say('up', PID); burn()";
+        let supervisor = watched(source, &["--max-cpu", "10", "--max-memory", "off"], text);
+        let line = await_log(&supervisor, &["of a cpu, more than --max-cpu allows", "replacing it"]);
+        assert!(!line.contains("may not fit"), "{line}");
+        let successor = await_log(&supervisor, &["says that it is ready", "in the place of pid"]);
+        let left = await_log(&supervisor, &["left as asked", "of cpu"]);
+        let log: Vec<String> = supervisor.log().iter().map(|line| line.to_lowercase()).collect();
+        let at = |wanted: &str| log.iter().position(|line| line == wanted);
+        assert!(at(&line) < at(&successor) && at(&successor) < at(&left), "{log:#?}");
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_limit_that_does_not_fit_is_named_and_its_replacements_become_rare() {
+    for source in SOURCES {
+        let supervisor =
+            watched(source, &["--max-memory", "60MiB"], "x = memory(80); notify('READY=1'); rest()");
+        await_log(&supervisor, &["--max-memory may not fit this program", "if it still does"]);
+        let before = replacements(&supervisor);
+        // The pauses are 0.6, 1.2, 2.4, 4.8, … seconds.
+        always(Duration::from_secs(6), "there are few replacements", || {
+            replacements(&supervisor) <= before + 5
+        });
+        supervisor.eventually("there are some", || replacements(&supervisor) > before);
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_leak_is_replaced_under_load_and_no_request_is_lost() {
+    for source in SOURCES {
+        let text = "
+kept = []
+def leak():
+    while True:
+        kept.append(memory(4))
+        time.sleep(0.05)
+listener = bound(HOST, PORT)
+listener.listen(128)
+threading.Thread(target=leak, daemon=True).start()
+serve(listener)
+";
+        let address = address::tcp();
+        let command = script(&format!("{TOOLS}{text}"), address);
+        let supervisor = Supervisor::builder()
+            .args(["-w", "2", "--monitor", source, "--max-memory", "100MiB"])
+            .args(FAST)
+            .command(command)
+            .spawn();
+        supervisor.eventually("both listen", || supervisor.logged(&["listens after"]).len() >= 2);
+        let load = Load::start(address, 4, Connections::Fresh);
+        supervisor.eventually("both leaks were replaced", || replacements(&supervisor) >= 2);
+        eventually(Duration::from_secs(30), "the new workers answer", || load.tally().pids().len() >= 4);
+        let tally = load.stop();
+        assert_eq!(tally.lost(), 0, "{source}: {tally:?}");
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_worker_that_grows_and_shrinks_again_is_left_alone() {
+    for source in SOURCES {
+        let text = "
+notify('READY=1')
+while True:
+    x = memory(80)
+    say('grown')
+    time.sleep(0.5)
+    del x
+    say('shrunk')
+    time.sleep(0.5)
+";
+        // Fifty samples are ten times as many as one bout has.
+        let supervisor = watched(source, &["--max-memory", "60MiB", "--memory-failures", "50"], text);
+        let worker = supervisor.await_workers(1);
+        always(Duration::from_secs(7), "the worker stays", || supervisor.workers() == worker);
+        assert!(supervisor.output().iter().filter(|line| *line == "shrunk").count() >= 3);
+        assert_eq!(supervisor.logged(&["--max-memory"]), Vec::<String>::new());
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_replacement_that_never_becomes_ready_leaves_the_old_worker_serving_and_measured() {
+    for source in SOURCES {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let marker = folder.path().join("started").display().to_string();
+        let text = format!(
+            "
+first = not os.path.exists('{marker}')
+open('{marker}', 'w').close()
+if not first:
+    rest()
+x = memory(80)
+notify('READY=1')
+say('serving', PID)
+rest()
+"
+        );
+        let options = ["--max-memory", "60MiB", "--ready", "notify", "--ready-timeout", "700ms"];
+        let supervisor = watched(source, &[&options[..], &["--throttle", "100ms"]].concat(), &text);
+        let says = supervisor.until("the first worker serves", || {
+            supervisor.output().iter().find_map(|line| line.strip_prefix("serving ").map(str::to_owned))
+        });
+        let old: i32 = says.parse().expect("a pid");
+        supervisor.eventually("a second attempt came to nothing too", || {
+            supervisor.logged(&["was not ready within"]).len() >= 2
+        });
+        assert!(process::alive(old), "{source}: the old one serves on");
+        assert_eq!(supervisor.logged(&["left as asked", &format!("pid {old}")]), Vec::<String>::new());
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_descendants_memory_counts_with_account_tree_and_not_with_account_worker() {
+    for source in SOURCES {
+        let text = "
+if os.fork() == 0:
+    if os.fork() == 0:
+        x = memory(80)
+        say('grown')
+    rest()
+notify('READY=1')
+rest()
+";
+        let supervisor = watched(source, &["--max-memory", "70MiB"], text);
+        await_log(&supervisor, &["more than --max-memory allows"]);
+        assert_eq!(supervisor.stop(), 0);
+
+        let supervisor = watched(source, &["--max-memory", "70MiB", "--account", "worker"], text);
+        supervisor.eventually("it has grown", || supervisor.output().contains(&"grown".to_owned()));
+        always(Duration::from_secs(2), "nobody is blamed", || {
+            supervisor.logged(&["more than --max-memory allows"]).is_empty()
+        });
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn the_first_usr2_pauses_the_limits_and_the_second_lets_them_hold_again() {
+    for source in SOURCES {
+        let supervisor = watched(
+            source,
+            &["--max-memory", "60MiB", "--monitor-delay", "1s"],
+            "signal.signal(signal.SIGUSR2, lambda *_: None); x = memory(80); notify('READY=1'); rest()",
+        );
+        await_log(&supervisor, &["says that it is ready"]);
+        supervisor.signal(Signal::USR2);
+        await_log(&supervisor, &["the limits of all workers are paused"]);
+        always(Duration::from_secs(3), "the limits are paused", || {
+            supervisor.logged(&["more than --max-memory allows"]).is_empty()
+        });
+        supervisor.signal(Signal::USR2);
+        await_log(&supervisor, &["the limits of all workers hold again"]);
+        await_log(&supervisor, &["more than --max-memory allows"]);
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn usr2_reaches_the_workers_that_handle_it_and_those_that_do_not_are_named() {
+    let text = "
+if INDEX == '0':
+    signal.signal(signal.SIGUSR2, lambda *_: say('usr2', INDEX))
+if INDEX == '1':
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+notify('READY=1')
+rest()
+";
+    let supervisor = watched("procfs", &["-w", "3"], text);
+    let workers = supervisor.await_workers(3);
+    supervisor.eventually("all are ready", || supervisor.logged(&["says that it is ready"]).len() == 3);
+    for count in 1..=2 {
+        supervisor.signal(Signal::USR2);
+        supervisor.eventually("the handler has run", || {
+            supervisor.output().iter().filter(|line| *line == "usr2 0").count() == count
+        });
+    }
+    let skipped = await_log(&supervisor, &["sigusr2 is not passed on to worker 2"]);
+    assert!(!skipped.contains("worker 0") && !skipped.contains("worker 1"), "{skipped}");
+    assert_eq!(supervisor.workers(), workers);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_worker_pauses_and_resumes_its_own_limits() {
+    for source in SOURCES {
+        let text = "
+notify('X_MONITOR=pause\\nREADY=1')
+x = memory(80)
+say('grown')
+signal.signal(signal.SIGUSR2, lambda *_: None)
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.02)
+notify('X_MONITOR=resume')
+rest()
+";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let marker = folder.path().join("resume");
+        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
+        command.push(marker.display().to_string());
+        let builder = Supervisor::builder().args(["--monitor", source, "--max-memory", "60MiB"]).args(FAST);
+        let supervisor = builder.command(command).spawn();
+        await_log(&supervisor, &["pauses its limits"]);
+        supervisor.eventually("it has grown", || supervisor.output().contains(&"grown".to_owned()));
+        always(Duration::from_secs(2), "its limits are paused", || {
+            supervisor.logged(&["more than --max-memory allows"]).is_empty()
+        });
+        std::fs::write(&marker, "").expect("the folder is ours");
+        await_log(&supervisor, &["lets its limits hold again"]);
+        await_log(&supervisor, &["more than --max-memory allows"]);
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_worker_is_warned_once_each_time_it_passes_eighty_percent_of_its_memory_limit() {
+    for source in SOURCES {
+        let text = "
+signal.signal(signal.SIGUSR1, lambda *_: say('warned'))
+notify('READY=1')
+def hold(seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.05)
+x = memory(80)
+hold(3)
+del x
+hold(3)
+x = memory(80)
+rest()
+";
+        let options = ["--max-memory", "110MiB", "--memory-high-signal", "USR1"];
+        let supervisor = watched(source, &options, text);
+        let warned = || supervisor.output().iter().filter(|line| *line == "warned").count();
+        supervisor.eventually("it is warned", || warned() == 1);
+        always(Duration::from_secs(1), "it is warned once", || warned() == 1);
+        supervisor.eventually("it is warned again when it grows again", || warned() == 2);
+        assert_eq!(supervisor.logged(&["more than --max-memory allows"]), Vec::<String>::new());
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn with_monitoring_off_nobody_is_measured() {
+    let supervisor = watched("off", &["--max-memory", "60MiB"], "x = memory(80); notify('READY=1'); rest()");
+    await_log(&supervisor, &["says that it is ready"]);
+    always(Duration::from_secs(2), "nobody is blamed", || {
+        supervisor.logged(&["more than --max-memory allows"]).is_empty()
+    });
+    assert_eq!(supervisor.logged(&["measuring"]), Vec::<String>::new());
+    assert_eq!(supervisor.stop(), 0);
+}

@@ -133,7 +133,7 @@ fn the_short_flag_is_checked_like_the_long_one() {
 
 #[test]
 fn options_of_capabilities_that_are_not_there_are_unknown() {
-    for flag in ["--max-memory", "--max-cpu", "--monitor", "--metrics", "--control", "--bogus"] {
+    for flag in ["--name", "--metrics", "--control", "--on-upgrade", "--bogus"] {
         let finished = Supervisor::builder().args([flag, "1"]).command(STARTED).run();
         is_wrong_usage(&finished, &[flag]);
     }

@@ -72,7 +72,7 @@ fn cli() -> Command {
                 .arg(
                     Arg::new("what")
                         .num_args(0..)
-                        .value_parser(["start", "respawn", "memory"])
+                        .value_parser(["start", "respawn", "memory", "measure"])
                         .help("What is measured [default: all]"),
                 )
                 .arg(number("workers", "100", "Workers that each subject runs"))
@@ -95,6 +95,7 @@ fn bench_options(matches: &ArgMatches) -> bench::Options {
         start: wanted("start"),
         respawn: wanted("respawn"),
         memory: wanted("memory"),
+        measure: wanted("measure"),
         workers: number("workers"),
         rounds: number("rounds"),
         kills: number("kills"),

@@ -10,6 +10,7 @@ mod life;
 mod limits;
 mod listen_fds;
 mod log;
+mod measuring;
 mod pid_one;
 mod pitfalls;
 mod programs;

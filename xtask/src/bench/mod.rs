@@ -1,5 +1,6 @@
 //! The supervisor beside the bare floor, in one run on one machine: only the ratio means anything elsewhere.
 
+mod measure;
 mod memory;
 pub(crate) mod reload;
 mod running;
@@ -21,6 +22,7 @@ pub(crate) struct Options {
     pub(crate) start: bool,
     pub(crate) respawn: bool,
     pub(crate) memory: bool,
+    pub(crate) measure: bool,
     pub(crate) workers: u32,
     pub(crate) rounds: u32,
     pub(crate) kills: u32,
@@ -53,6 +55,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if options.memory {
         broken.extend(memory::measure(&subjects, &worker, options.workers)?);
+    }
+    if options.measure {
+        let dir = run::target_dir()?;
+        let pingpong = dir.join("bench/pingpong");
+        compile("pingpong.c", &pingpong, &[])?;
+        broken.extend(measure::measure(&dir.join("release/master-process"), &worker, &pingpong)?);
     }
     for promise in &broken {
         println!("BROKEN: {promise}");

@@ -114,6 +114,17 @@ impl Running {
             .with_context(|| format!("no Pss in {path}"))
     }
 
+    /// CPU time of the subject's own process, in nanoseconds; /proc/PID/task/TID/schedstat.
+    pub(crate) fn cpu_ns(&self) -> Result<u64> {
+        let path = format!("/proc/{}/task", self.child.id());
+        let mut sum = 0;
+        for thread in std::fs::read_dir(&path).with_context(|| format!("reading {path}"))? {
+            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+            sum += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).context("no schedstat")?;
+        }
+        Ok(sum)
+    }
+
     /// Asks the subject to end, waits, and sees that nothing of it is left.
     pub(crate) fn end(mut self) -> Result<()> {
         self.end_in_place()

@@ -1,0 +1,143 @@
+//! Which source measures, where, and what is said of it.
+
+use master_process_tests::profile::{CONTAINER, launcher, ordinary_user};
+use master_process_tests::{Supervisor, fixtures, process, skip};
+
+/// The one line that says what measures.
+fn choice(supervisor: &Supervisor) -> String {
+    supervisor.until("the log says what measures", || {
+        let mut lines = supervisor.logged(&["measur"]);
+        assert!(lines.len() <= 1, "{lines:?}");
+        lines.pop()
+    })
+}
+
+/// Idle workers whose supervisor runs behind these words.
+fn behind<S: AsRef<str>>(wrapper: &[S], options: &[&str]) -> Supervisor {
+    Supervisor::builder()
+        .wrap(wrapper.iter().map(AsRef::as_ref))
+        .args(["-w", "2", "--ready", "none"])
+        .args(options)
+        .command(fixtures::idle())
+        .spawn()
+}
+
+fn says<S: AsRef<str>>(wrapper: &[S], options: &[&str], expected: &[&str]) {
+    let supervisor = behind(wrapper, options);
+    let line = choice(&supervisor);
+    assert!(expected.iter().all(|words| line.contains(words)), "{line}");
+    assert_eq!(supervisor.await_workers(2).len(), 2, "and the workers run");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+const NOTHING: [&str; 0] = [];
+
+#[test]
+fn root_measures_with_ebpf() {
+    if !process::is_root() {
+        skip!("root_measures_with_ebpf", "not root");
+    }
+    says(&NOTHING, &[], &["measuring with ebpf: it loads here"]);
+    says(&NOTHING, &["--monitor", "ebpf"], &["measuring with ebpf, as asked"]);
+}
+
+#[test]
+fn two_capabilities_are_enough_for_ebpf() {
+    if !process::is_root() {
+        skip!("two_capabilities_are_enough_for_ebpf", "not root");
+    }
+    let user = ordinary_user().to_string();
+    let capabilities = "+bpf,+perfmon";
+    let wrapper = [
+        "setpriv",
+        "--reuid",
+        &user,
+        "--regid",
+        &user,
+        "--clear-groups",
+        "--inh-caps",
+        capabilities,
+        "--ambient-caps",
+        capabilities,
+        "--bounding-set",
+        "-all,+bpf,+perfmon",
+    ];
+    says(&wrapper, &["--monitor", "ebpf"], &["measuring with ebpf, as asked"]);
+}
+
+#[test]
+fn an_ordinary_user_measures_with_procfs_and_is_told_why() {
+    if !process::is_root() {
+        skip!("an_ordinary_user_measures_with_procfs_and_is_told_why", "to become another user takes root");
+    }
+    let wrapper = launcher(Some(ordinary_user()), &[]);
+    says(&wrapper, &[], &["measuring with procfs: ebpf is not to be had here (", "operation not permitted"]);
+}
+
+#[test]
+fn in_a_containers_profile_procfs_measures() {
+    let wrapper = launcher(None, &CONTAINER);
+    says(&wrapper, &[], &["measuring with procfs: ebpf is not to be had here ("]);
+}
+
+#[test]
+fn in_a_pid_namespace_ebpf_measures_the_right_processes_and_names_killers_by_their_pids_there() {
+    if !process::is_root() {
+        skip!("in_a_pid_namespace_ebpf_measures_the_right_processes", "not root");
+    }
+    let wrapper = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"];
+    let text = "
+import os, subprocess, sys, time
+x = b'x' * (80 << 20)
+print('up', flush=True)
+if os.environ['WORKER_INDEX'] == '1':
+    time.sleep(1)
+    subprocess.run(['sh', '-c', f'echo killer $$; kill -9 {os.getpid()}'])
+time.sleep(1000)
+";
+    let options = ["--monitor", "ebpf", "--max-memory", "60MiB", "--memory-failures", "3"];
+    let fast = ["-w", "2", "--ready", "alive:300ms", "--monitor-interval", "100ms", "--monitor-delay", "3s"];
+    let supervisor = Supervisor::builder()
+        .wrap(wrapper)
+        .args(options)
+        .args(fast)
+        .command([fixtures::python(), "-c".into(), text.into()])
+        .spawn();
+    let killed =
+        supervisor.until("a killer is named", || supervisor.logged(&["sigkill from sh (pid "]).pop());
+    let killer = supervisor.output().iter().find_map(|line| line.strip_prefix("killer ").map(str::to_owned));
+    assert!(killed.contains(&format!("from sh (pid {}, uid 0)", killer.expect("it said so"))), "{killed}");
+    supervisor.until("worker 0 is over its limit", || {
+        supervisor.logged(&["worker 0", "more than --max-memory allows"]).pop()
+    });
+}
+
+#[test]
+fn without_the_kernels_types_procfs_measures() {
+    if !process::is_root() {
+        skip!("without_the_kernels_types_procfs_measures", "to hide a folder takes root");
+    }
+    let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", hide, "sh"];
+    let expected =
+        ["measuring with procfs: ebpf is not to be had here (/sys/kernel/btf/vmlinux: no such file"];
+    says(&wrapper, &[], &expected);
+}
+
+#[test]
+fn ebpf_that_was_asked_for_and_cannot_be_had_is_an_error_before_anything_runs() {
+    let finished = Supervisor::builder()
+        .wrap(launcher(None, &CONTAINER))
+        .args(["--monitor", "ebpf"])
+        .command(fixtures::shell("echo started"))
+        .run();
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert_eq!(finished.stdout, Vec::<String>::new());
+    assert_eq!(finished.stderr.len(), 1, "{finished:?}");
+    assert!(finished.stderr[0].contains("--monitor ebpf: bpf("), "{finished:?}");
+}
+
+#[test]
+fn the_wish_for_procfs_is_heard() {
+    says(&NOTHING, &["--monitor", "procfs"], &["measuring with procfs, as asked"]);
+}

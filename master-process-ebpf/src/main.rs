@@ -1,84 +1,76 @@
 //! The kernel side of the measuring: what each worker uses is written down as it is used.
 //!
 //! Nothing here decides anything, and nothing here can fail in a way that somebody would hear of: a task that is not
-//! a worker's is passed over, and so is a map that has no such entry.
+//! a worker's is passed over, and so is a map that has no such entry. Raw tracepoints, because their programs need no
+//! type information of the kernel to load: the offsets of what they read come as constants.
 #![no_std]
 #![no_main]
 // `lock +=` has no stable spelling for this target, which has no compare-and-swap and so no `fetch_add`.
 #![feature(asm_experimental_arch)]
 
-use core::arch::asm;
-use core::ffi::c_void;
+mod account;
+mod death;
+mod kernel;
+mod life;
+mod maps;
+mod word;
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::macros::{btf_map, btf_tracepoint};
-use aya_ebpf::programs::BtfTracePointContext;
-use master_process_common::{Account, DEFAULT_WORKERS, TaskLayout};
+use aya_ebpf::helpers::generated::bpf_get_current_task;
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
 
-/// The running kernel's offsets, filled in by the loader. The verifier sees constants.
-#[unsafe(no_mangle)]
-static TASK_LAYOUT: TaskLayout = TaskLayout::UNSET;
-
-/// A registered worker's tgid → its place in `ACCOUNTS`. User space alone writes it.
-#[btf_map]
-static WORKERS: HashMap<u32, u32, DEFAULT_WORKERS> = HashMap::new();
-
-/// What the workers have used, mapped into the supervisor.
-#[btf_map]
-static ACCOUNTS: Array<Account, DEFAULT_WORKERS, { BPF_F_MMAPABLE as usize }> = Array::new();
-
-/// When the task that runs on this CPU was given it, in nanoseconds of the monotonic clock; 0 before the first
-/// switch that was seen here.
-#[btf_map]
-static SLICE_START: PerCpuArray<u64, 1> = PerCpuArray::new();
-
-/// Charges the slice that ends here to the worker that the outgoing task belongs to.
-#[btf_tracepoint(function = "sched_switch")]
-pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    // bool preempt, struct task_struct *prev, struct task_struct *next
-    charge(ctx.arg(1));
+/// Somebody leaves a CPU to somebody else: `(bool preempt, task_struct *prev, task_struct *next)`.
+#[raw_tracepoint(tracepoint = "sched_switch")]
+pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
+    account::switch(ctx.arg(1), ctx.arg(2));
     0
 }
 
-/// Charges `prev` for the time since this CPU's last switch. `None` is no failure, only an early end.
-#[inline(always)]
-fn charge(prev: *const c_void) -> Option<()> {
-    let start = SLICE_START.get_ptr_mut(0)?;
+/// Attached nowhere: the user side has a CPU run it that has not switched for long, since resident memory is otherwise
+/// noted at switches only.
+#[raw_tracepoint(tracepoint = "refresh")]
+pub fn refresh(_ctx: RawTracePointContext) -> i32 {
     // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: the look-up gave this CPU's own slot, and the tracepoint fires with interrupts off: nobody else is at it.
-    let began = unsafe { core::ptr::replace(start, now) };
-    if began == 0 {
-        return None;
-    }
-
-    // SAFETY: a static of our own. Volatile, because its value is the loader's and not the compiler's.
-    let layout = unsafe { core::ptr::read_volatile(&raw const TASK_LAYOUT) };
-    // SAFETY: `prev` is a task_struct for as long as the tracepoint runs, and the verifier refuses to load the program
-    // unless the offset is that of a field of it.
-    let tgid = unsafe { prev.byte_add(layout.tgid as usize).cast::<u32>().read_volatile() };
-    // The idle task is what is switched out most, and belongs to nobody.
-    if tgid == 0 {
-        return None;
-    }
-
-    // SAFETY: the index is copied out before anything can give the entry to somebody else. An entry that user space
-    // replaces between look-up and copy charges one slice to its successor.
-    let index = unsafe { *WORKERS.get(tgid)? };
-    let account = ACCOUNTS.get(index)?;
-    add(account, now - began);
-    Some(())
+    account::refresh(unsafe { bpf_get_current_task() } as *const _);
+    0
 }
 
-/// Adds to an account that other CPUs may be adding to.
-#[inline(always)]
-fn add(account: &Account, ns: u64) {
-    // SAFETY: one atomic addition to memory that the reference keeps valid, and that allows for shared writing.
-    unsafe {
-        asm!("lock *(u64 *)({place} + 0) += {ns}", place = in(reg) account.cpu_ns.as_ptr(), ns = in(reg) ns);
+/// Somebody has a child that does not run yet: `(task_struct *parent, task_struct *child)`.
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
+    life::fork(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// A thread ends: `(task_struct *task)`.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn sched_process_exit(ctx: RawTracePointContext) -> i32 {
+    life::exit(ctx.arg(0));
+    0
+}
+
+/// A thread has been reaped and runs nowhere any more: `(task_struct *task)`.
+#[raw_tracepoint(tracepoint = "sched_process_free")]
+pub fn sched_process_free(ctx: RawTracePointContext) -> i32 {
+    life::free(ctx.arg(0));
+    0
+}
+
+/// A signal is sent: `(int sig, kernel_siginfo *info, task_struct *task, int group, int result)`.
+#[raw_tracepoint(tracepoint = "signal_generate")]
+pub fn signal_generate(ctx: RawTracePointContext) -> i32 {
+    let delivered = ctx.arg::<i32>(4) == 0;
+    if delivered {
+        death::signal(ctx.arg(0), ctx.arg(1), ctx.arg(2));
     }
+    0
+}
+
+/// The kernel chose whom it kills for want of memory: `(task_struct *task, …)`, or `(int pid)` on older kernels.
+#[raw_tracepoint(tracepoint = "mark_victim")]
+pub fn mark_victim(ctx: RawTracePointContext) -> i32 {
+    death::victim(ctx.arg(0));
+    0
 }
 
 /// Panics are compiled away; without this the crate would not link.

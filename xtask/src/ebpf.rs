@@ -12,7 +12,7 @@ use crate::{run, tools};
 const TARGET: &str = "bpfel-unknown-none";
 
 /// What must be in the object for a loader to make sense of it: the program's section, the maps, their types.
-const SECTIONS: [&str; 3] = ["tp_btf/sched_switch", ".maps", ".BTF"];
+const SECTIONS: [&str; 2] = ["raw_tp/sched_switch", "maps"];
 
 /// Builds the object with the tools that the machine has, and looks whether it is whole.
 pub(crate) fn build() -> Result<()> {
@@ -35,7 +35,7 @@ pub(crate) fn build() -> Result<()> {
         );
     };
     // Flags meant for the workspace would reach the kernel's machine as well; these replace them.
-    let flags = format!("-Clinker={}\x1f-Clink-arg=--btf", linker.display());
+    let flags = format!("-Clinker={}", linker.display());
     cargo
         .args(["-Zbuild-std=core", "--release", "--locked", "--target", TARGET, "--target-dir"])
         .arg(&target)

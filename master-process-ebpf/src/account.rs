@@ -1,0 +1,133 @@
+//! Charging what runs, and noting what is resident.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use master_process_common::{NONE, Process};
+
+use crate::kernel::{Task, read, tgid};
+use crate::maps::{CPUS, TARGETS, account, constant, process};
+use crate::word::{add, get, set};
+
+/// Charges the slice that ends here, and remembers whose the one is that begins. `None` is no failure, only an early
+/// end.
+///
+/// Who leaves is known from when he came, so only who comes is looked up. A dying process thereby pays for its last
+/// slice although nobody finds it any more.
+#[inline(always)]
+pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
+    // SAFETY: a helper without arguments.
+    let cpu = CPUS.get(unsafe { bpf_get_smp_processor_id() })?;
+    // The tracepoint fires with interrupts off: nobody else on this CPU is at it.
+    set(&cpu.switches, get(&cpu.switches) + 1);
+
+    let comes = place_of(tgid(next)?);
+    let leaves = get(&cpu.place);
+    // Most switches are between strangers; they do not even pay for the clock.
+    if leaves == NONE && comes == NONE {
+        return None;
+    }
+    if leaves != NONE {
+        note_memory(leaves, prev);
+    }
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let since = get(&cpu.since);
+    // Whoever reads an account while this is 0 or has changed starts again: the slice may be in it already.
+    set(&cpu.since, 0);
+    if leaves != NONE {
+        charge(leaves, now - since);
+    }
+    set(&cpu.place, comes);
+    set(&cpu.since, now);
+    Some(())
+}
+
+/// Notes what is resident now of the process that runs here.
+#[inline(always)]
+pub(crate) fn refresh(current: Task) -> Option<()> {
+    // SAFETY: a helper without arguments.
+    let cpu = CPUS.get(unsafe { bpf_get_smp_processor_id() })?;
+    let place = get(&cpu.place);
+    if place == NONE {
+        return None;
+    }
+    note_memory(place, current)
+}
+
+/// Where the process of this number is watched.
+#[inline(always)]
+pub(crate) fn place_of(tgid: u32) -> u64 {
+    // The idle task is what comes most often, and belongs to nobody.
+    if tgid == 0 {
+        return NONE;
+    }
+    // SAFETY: the place is copied out at once. An entry is only replaced when its process runs nowhere any more.
+    unsafe { TARGETS.get(tgid) }.map_or(NONE, |place| u64::from(*place))
+}
+
+#[inline(always)]
+fn charge(place: u64, ns: u64) -> Option<()> {
+    let worker = get(&process(place)?.worker);
+    if worker == NONE {
+        return None;
+    }
+    add(&account(worker)?.cpu_ns, ns);
+    Some(())
+}
+
+/// What a process has in memory is one number whichever thread is asked, so the last writer is right.
+#[inline(always)]
+fn note_memory(place: u64, task: Task) -> Option<()> {
+    let process = process(place)?;
+    if get(&process.ended) != 0 {
+        return None;
+    }
+    let mm: u64 = read(task, constant!(LAYOUT.task_mm))?;
+    // A thread that is ending has let go of it.
+    if mm == 0 {
+        return None;
+    }
+    if is_borrowed(process, mm) {
+        return None;
+    }
+    let mm = mm as *const c_void;
+    let [files, anonymous, shared] = constant!(LAYOUT.mm_pages);
+    let pages = counter(mm, files)? + counter(mm, anonymous)? + counter(mm, shared)?;
+    let bytes = pages << (constant!(SETUP.page_shift) & 31);
+    set(&process.rss, bytes);
+
+    let worker = get(&process.worker);
+    if worker != NONE {
+        let peak = &account(worker)?.peak;
+        // Two CPUs at once may lose the smaller of two peaks, or the larger: by what was allocated in that instant.
+        if bytes > get(peak) {
+            set(peak, bytes);
+        }
+    }
+    Some(())
+}
+
+/// Whether this memory is the parent's: between `vfork` and `exec` it would be counted twice, and as the worker's own
+/// it would be the supervisor's.
+#[inline(always)]
+fn is_borrowed(process: &Process, mm: u64) -> bool {
+    let borrowed = get(&process.borrowed);
+    if borrowed == 0 {
+        return false;
+    }
+    if borrowed == mm {
+        return true;
+    }
+    // From its `exec` on it has its own, and the address can come back as that of another.
+    set(&process.borrowed, 0);
+    false
+}
+
+/// A counter of pages; what CPUs have not added to it yet can make it negative.
+#[inline(always)]
+fn counter(mm: *const c_void, offset: u32) -> Option<u64> {
+    let pages: i64 = read(mm, offset)?;
+    Some(pages.max(0) as u64)
+}

@@ -22,9 +22,21 @@ fn main() {
     if is("CARGO_CFG_TARGET_ENV", "gnu") && is("CARGO_CFG_TARGET_OS", "linux") && plain && native {
         link_statically();
     }
+    choose_object();
     // The entry blocks the signals before the C runtime starts; see `sys/signals.rs`.
     println!("cargo::rustc-link-arg-bin=master-process=-Wl,-e,master_process_entry");
 }
+
+/// The eBPF programs: the object that lies here, ready-made, or, for those who work on it, the one that they name.
+fn choose_object() {
+    println!("cargo::rerun-if-env-changed={OBJECT}");
+    let here =
+        || PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("programs.bpf.o");
+    let object = std::env::var_os(OBJECT).map_or_else(here, PathBuf::from);
+    println!("cargo::rustc-env={OBJECT}={}", object.display());
+}
+
+const OBJECT: &str = "MASTER_PROCESS_BPF_OBJECT";
 
 fn link_statically() {
     let needed = ["rcrt1.o", "libc.a", "libm.a", "libgcc_eh.a"];

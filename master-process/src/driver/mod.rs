@@ -103,7 +103,7 @@ impl Driver {
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
         poller.watch(notify.as_fd(), Token::Messages.encode()).context("watching")?;
-        let (meter, measures) = Meter::new(config.monitor, config.account)?;
+        let (meter, measures) = Meter::new(config.monitor, config.account, config.workers)?;
         let settings = Settings::from(config);
         Ok(Driver {
             policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
@@ -237,6 +237,7 @@ impl Driver {
     fn launch(&mut self, worker: WorkerId, generation: u32) {
         self.launcher.set_filter(self.broker.calls());
         self.broker.enter(worker, generation);
+        self.meter.expect(worker);
         match self.launcher.launch(worker, generation) {
             Ok(launched) => {
                 self.greet();
@@ -261,10 +262,12 @@ impl Driver {
             }
             Err(failure) if failure.step == Step::Seccomp && !failure.is_passing() => {
                 self.launcher.do_without_filter(&failure);
+                self.meter.not_launched(worker);
                 self.broker.leave(worker.serial, false);
                 self.launch(worker, generation);
             }
             Err(failure) => {
+                self.meter.not_launched(worker);
                 self.broker.leave(worker.serial, false);
                 self.broker.forget(worker.serial);
                 let passing = failure.is_passing();

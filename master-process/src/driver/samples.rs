@@ -34,7 +34,8 @@ impl Driver {
     /// Measures all workers and lets the policy judge.
     pub(super) fn sample(&mut self) {
         let mut taken = std::mem::take(&mut self.sampling.taken);
-        self.meter.sample(&mut |worker, usage| taken.push((worker, usage)));
+        let alive = self.workers.alive().map(|entry| (entry.id, entry.pid));
+        self.meter.sample(alive, &mut |worker, usage| taken.push((worker, usage)));
         let now = self.now();
         for (worker, usage) in taken.drain(..) {
             self.policy.handle(now, Event::Sampled(worker, usage));

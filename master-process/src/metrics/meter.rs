@@ -1,9 +1,11 @@
 //! The one source that measures, whichever it is.
 
 use rustix::process::Pid;
+use tracing::warn;
 
 use super::LastWords;
 use super::choice::{Chosen, decide};
+use super::ebpf::{Ebpf, Lost};
 use super::procfs::Procfs;
 use crate::config::{Monitor, Scope};
 use crate::policy::{Usage, WorkerId};
@@ -12,62 +14,109 @@ use crate::policy::{Usage, WorkerId};
 #[derive(Debug)]
 pub struct Meter {
     source: Source,
+    scope: Scope,
 }
 
 #[derive(Debug)]
 enum Source {
+    Ebpf(Box<Ebpf>),
     Procfs(Procfs),
     Off,
 }
 
 impl Meter {
-    /// Chooses a source. Which and why is for the log, once something runs.
+    /// Chooses a source for so many workers. Which and why is for the log, once something runs.
     ///
     /// # Errors
     /// The one that was asked for cannot be had.
-    pub fn new(wish: Monitor, scope: Scope) -> anyhow::Result<(Meter, Option<String>)> {
-        let mut procfs = None;
+    pub fn new(wish: Monitor, scope: Scope, workers: u32) -> anyhow::Result<(Meter, Option<String>)> {
+        let (mut ebpf, mut procfs) = (None, None);
+        let try_ebpf = || {
+            ebpf = Some(Box::new(Ebpf::load(scope, workers).map_err(|refusal| refusal.to_string())?));
+            Ok(())
+        };
         let try_procfs = || {
             procfs = Some(Procfs::new(scope).map_err(|error| format!("reading /proc: {error}"))?);
             Ok(())
         };
-        let decision = decide(wish, || Err("not built".to_owned()), try_procfs).map_err(|why| {
+        let decision = decide(wish, try_ebpf, try_procfs).map_err(|why| {
             anyhow::anyhow!("--monitor {}: {why}", if wish == Monitor::Ebpf { "ebpf" } else { "procfs" })
         })?;
-        let source = match (decision.chosen, procfs) {
-            (Chosen::Procfs, Some(procfs)) => Source::Procfs(procfs),
-            (Chosen::Ebpf | Chosen::Procfs | Chosen::Off, _) => Source::Off,
+        let source = match decision.chosen {
+            Chosen::Ebpf => ebpf.map(Source::Ebpf),
+            Chosen::Procfs => procfs.map(Source::Procfs),
+            Chosen::Off => None,
         };
-        Ok((Meter { source }, decision.says))
+        Ok((Meter { source: source.unwrap_or(Source::Off), scope }, decision.says))
     }
 
     /// Whether anything is measured.
     pub fn is_on(&self) -> bool {
         match self.source {
-            Source::Procfs(_) => true,
+            Source::Ebpf(_) | Source::Procfs(_) => true,
             Source::Off => false,
         }
     }
 
-    /// A worker runs.
+    /// The next process that this process forks is this worker.
+    pub fn expect(&mut self, worker: WorkerId) {
+        if let Source::Ebpf(ebpf) = &mut self.source {
+            ebpf.arm(worker);
+        }
+    }
+
+    /// It runs.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         match &mut self.source {
+            Source::Ebpf(ebpf) => ebpf.launched(worker, true),
             Source::Procfs(procfs) => procfs.watch(worker, pid),
             Source::Off => {}
         }
     }
 
-    /// Measures every worker. One that could not be measured is passed over.
-    pub fn sample(&mut self, each: &mut dyn FnMut(WorkerId, Usage)) {
+    /// It could not be started.
+    pub fn not_launched(&mut self, worker: WorkerId) {
+        if let Source::Ebpf(ebpf) = &mut self.source {
+            ebpf.launched(worker, false);
+        }
+    }
+
+    /// Measures every worker. One that could not be measured is passed over. Where the kernel does not measure any more,
+    /// procfs takes over, from the next sample on: `alive` is whom it watches then.
+    pub fn sample(
+        &mut self,
+        alive: impl Iterator<Item = (WorkerId, Pid)>,
+        each: &mut dyn FnMut(WorkerId, Usage),
+    ) {
         match &mut self.source {
+            Source::Ebpf(ebpf) => {
+                if let Err(lost) = ebpf.sample(each) {
+                    self.fall_back(&lost, alive);
+                }
+            }
             Source::Procfs(procfs) => procfs.sample(each),
             Source::Off => {}
         }
     }
 
+    fn fall_back(&mut self, lost: &Lost, alive: impl Iterator<Item = (WorkerId, Pid)>) {
+        self.source = match Procfs::new(self.scope) {
+            Ok(mut procfs) => {
+                warn!("{lost}: measuring with procfs from now on");
+                alive.for_each(|(worker, pid)| procfs.watch(worker, pid));
+                Source::Procfs(procfs)
+            }
+            Err(error) => {
+                warn!("{lost}, and procfs cannot be read ({error}): nothing is measured from now on");
+                Source::Off
+            }
+        };
+    }
+
     /// A worker's process is gone: what there is to say about its end.
     pub fn ended(&mut self, worker: WorkerId) -> LastWords {
         match &mut self.source {
+            Source::Ebpf(ebpf) => ebpf.ended(worker),
             Source::Procfs(procfs) => procfs.ended(worker),
             Source::Off => LastWords::default(),
         }

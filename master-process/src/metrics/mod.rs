@@ -1,6 +1,7 @@
 //! What each worker uses and how it was killed, from one of two sources with the same units. Nothing here judges.
 
 mod choice;
+pub mod ebpf;
 mod killer;
 mod meter;
 pub mod procfs;

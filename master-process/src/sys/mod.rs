@@ -1,5 +1,6 @@
 //! One file per kernel facility: typed in both directions, no policy, no logging.
 
+pub mod bpf;
 pub mod closer;
 pub mod fds;
 pub mod handlers;

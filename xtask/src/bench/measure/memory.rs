@@ -18,9 +18,10 @@ pub(super) fn measure(ebpf: &Supervisor, procfs: &Supervisor, worker: &Path) -> 
     println!("  {:<58}{procfs:>10}", "procfs");
     println!("  {:<58}{ebpf:>10}{:>12}", "eBPF", procfs + PROMISED_KIB);
     let more = ebpf.saturating_sub(procfs);
-    Ok(Vec::from_iter((more > PROMISED_KIB).then(|| {
-        format!("eBPF takes {more} KiB more than procfs, promised {PROMISED_KIB}")
-    })))
+    Ok(Vec::from_iter(
+        (more > PROMISED_KIB)
+            .then(|| format!("eBPF takes {more} KiB more than procfs, promised {PROMISED_KIB}")),
+    ))
 }
 
 fn pss_kib(ours: &Supervisor, worker: &Path) -> Result<u64> {

@@ -40,7 +40,11 @@ pub(super) fn measure(ours: &Supervisor, worker: &Path, pingpong: &Path) -> Resu
     println!("\n{:<60}{:>10}{:>12}", "eBPF, a context switch", "", "promised");
     keep("of somebody else, ns", others(ours, worker, pingpong)?, PROMISED_OTHERS_NS);
     keep("of a worker, ns", workers(ours, pingpong)?, PROMISED_OURS_NS);
-    keep("round trip of two processes, with / without", with_and_without(ours, worker, pingpong)?, PROMISED_RATIO);
+    keep(
+        "round trip of two processes, with / without",
+        with_and_without(ours, worker, pingpong)?,
+        PROMISED_RATIO,
+    );
     Ok(broken)
 }
 
@@ -73,7 +77,10 @@ fn workers(ours: &Supervisor, pingpong: &Path) -> Result<f64> {
         Ok(())
     });
     if let Some(mut child) = child {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)?;
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&child),
+            rustix::process::Signal::TERM,
+        )?;
         child.wait()?;
     }
     counted

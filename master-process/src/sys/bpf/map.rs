@@ -1,0 +1,92 @@
+//! Maps: the memory of programs.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use aya_obj::generated::bpf_cmd;
+
+use super::{address, blank, bpf, number, owned, short_name};
+
+/// What a map is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapKind {
+    /// `BPF_MAP_TYPE_…`.
+    pub number: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// How many entries it holds.
+    pub entries: u32,
+    /// `BPF_F_…`.
+    pub flags: u32,
+}
+
+/// A map.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    kind: MapKind,
+}
+
+impl Map {
+    /// Makes a map; at most 15 bytes of its name are kept.
+    ///
+    /// # Errors
+    /// EPERM where we may not, or on kernels before 5.11 where the limit of locked memory is too low; ENOMEM.
+    pub fn new(name: &str, kind: MapKind) -> io::Result<Map> {
+        let mut attr = blank();
+        // SAFETY: every member of the union is plain numbers, and all of it is zeroed.
+        let create = unsafe { &mut attr.__bindgen_anon_1 };
+        create.map_type = kind.number;
+        create.key_size = kind.key_size;
+        create.value_size = kind.value_size;
+        create.max_entries = kind.entries;
+        create.map_flags = kind.flags;
+        create.map_name = short_name(name);
+        // SAFETY: the command reads the attributes only, and these hold no address.
+        let fd = owned(unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) })?;
+        Ok(Map { fd, kind })
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> MapKind {
+        self.kind
+    }
+
+    /// Sets an entry; a stack, whose keys have no bytes, gets one more.
+    ///
+    /// # Errors
+    /// EINVAL where key or value have another size than the map's; E2BIG where it is full; see bpf(2).
+    pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        if key.len() != self.kind.key_size as usize || value.len() != self.kind.value_size as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut attr = blank();
+        // SAFETY: as in `Map::new`.
+        let update = unsafe { &mut attr.__bindgen_anon_2 };
+        update.map_fd = number(self.as_fd());
+        update.key = if key.is_empty() { 0 } else { address(key) };
+        update.__bindgen_anon_1.value = address(value);
+        // SAFETY: both are borrowed for the call, and as long as the kernel takes them to be.
+        unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+    }
+
+    /// Lets nobody write it through bpf(2) any more: the verifier takes what is in it for constant.
+    ///
+    /// # Errors
+    /// See bpf(2).
+    pub fn freeze(&self) -> io::Result<()> {
+        let mut attr = blank();
+        // SAFETY: as in `Map::new`.
+        unsafe { &mut attr.__bindgen_anon_2 }.map_fd = number(self.as_fd());
+        // SAFETY: the attributes hold no address.
+        unsafe { bpf(bpf_cmd::BPF_MAP_FREEZE, &mut attr) }.map(drop)
+    }
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

@@ -1,0 +1,10 @@
+//! The eBPF source against the real kernel and real processes.
+//!
+//! The workers are this very program, started again with the name of what it is to do: see `role`.
+#![cfg(test)]
+
+mod charge;
+mod death;
+mod family;
+mod harness;
+mod role;

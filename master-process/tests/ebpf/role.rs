@@ -1,0 +1,109 @@
+//! What a worker of these tests does: a test that only works where the harness has started it for that.
+
+use std::io::Write;
+use std::process::{Command, exit};
+use std::time::{Duration, Instant};
+
+/// Names the role.
+pub(crate) const ROLE: &str = "EBPF_TEST_ROLE";
+
+#[test]
+fn role() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let (name, argument) = role.split_once(' ').unwrap_or((&role, ""));
+    perform(name, argument);
+    #[expect(clippy::exit, reason = "the end of a worker, not of a test")]
+    exit(0);
+}
+
+fn perform(name: &str, argument: &str) {
+    match name {
+        "burn" => burn(milliseconds(argument)),
+        "sleep" => {
+            ready();
+            std::thread::sleep(milliseconds(argument));
+        }
+        // So many MiB, and then nothing.
+        "hold" => {
+            let size: usize = argument.parse().expect("a size");
+            let memory = vec![1u8; size << 20];
+            ready();
+            std::thread::sleep(Duration::from_secs(60));
+            drop(memory);
+        }
+        // So many MiB, and then a busy loop without any system call.
+        "hold-and-burn" => {
+            let size: usize = argument.parse().expect("a size");
+            let memory = vec![1u8; size << 20];
+            ready();
+            burn(Duration::from_secs(60));
+            drop(memory);
+        }
+        "crash" => {
+            ready();
+            // SAFETY: the very fault that is wanted.
+            unsafe { std::ptr::null_mut::<u32>().write_volatile(1) };
+        }
+        // A child of the given role, waited for.
+        "parent" => {
+            let mut child = again(argument).spawn().expect("a child");
+            let _status = child.wait();
+        }
+        // A child of the given role whose parent is gone.
+        "abandon" => {
+            let _child = again(argument).spawn().expect("a child");
+        }
+        // Another thread than the first becomes the given role.
+        "exec" => {
+            let argument = argument.to_owned();
+            let thread = std::thread::spawn(move || {
+                use std::os::unix::process::CommandExt;
+                panic!("exec: {}", again(&argument).exec());
+            });
+            let _never = thread.join();
+        }
+        // Busy in so many threads.
+        "threads" => {
+            let count: usize = argument.parse().expect("a number");
+            let threads: Vec<_> =
+                (0..count).map(|_| std::thread::spawn(|| burn(Duration::from_secs(60)))).collect();
+            for thread in threads {
+                let _never = thread.join();
+            }
+        }
+        // So many processes, one after the other, each busy for 10 ms.
+        "many" => {
+            let count: usize = argument.parse().expect("a number");
+            for _ in 0..count {
+                let _status = again("burn 10").status();
+            }
+            ready();
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        other => panic!("no such role: {other}"),
+    }
+}
+
+/// This program in another role.
+pub(crate) fn again(role: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["--exact", "role::role", "--nocapture"]).env(ROLE, role);
+    command
+}
+
+fn burn(time: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        std::hint::black_box(0);
+    }
+}
+
+/// Tells the harness, by a line that it waits for.
+fn ready() {
+    println!("ready");
+    let _written = std::io::stdout().flush();
+}
+
+fn milliseconds(text: &str) -> Duration {
+    Duration::from_millis(text.parse().expect("milliseconds"))
+}

@@ -8,7 +8,7 @@ use master_process_tests::{Supervisor, address, always, eventually, process};
 use rustix::process::Signal;
 
 /// Every source must lead to the same.
-const SOURCES: [&str; 1] = ["procfs"];
+const SOURCES: [&str; 2] = ["procfs", "ebpf"];
 
 /// What the workers find besides the script's own: ways to be ready and to use memory and CPU.
 const TOOLS: &str = "

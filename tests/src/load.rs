@@ -58,7 +58,9 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    fn of(error: &io::Error) -> Outcome {
+    /// What a failed call on a connection means.
+    #[must_use]
+    pub fn of(error: &io::Error) -> Outcome {
         let kind = error.kind();
         if kind == ErrorKind::ConnectionRefused || kind == ErrorKind::NotFound {
             Outcome::Refused
@@ -279,7 +281,8 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn count(&mut self, outcome: Outcome) {
+    /// One more.
+    pub fn count(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Ok(body) => *self.ok.entry(body).or_default() += 1,
             Outcome::Refused => self.refused += 1,

@@ -111,16 +111,7 @@ fn count_one(tally: &Mutex<Tally>, outcome: Outcome) {
         // A failure is instant, an answer is not: one dead second must not outnumber all answers.
         std::thread::sleep(Duration::from_millis(2));
     }
-    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-    match outcome {
-        Outcome::Ok(body) => *tally.ok.entry(body).or_default() += 1,
-        Outcome::Refused => tally.refused += 1,
-        Outcome::Reset => tally.reset += 1,
-        Outcome::Timeout => tally.timeout += 1,
-        Outcome::Truncated => tally.truncated += 1,
-        Outcome::IdleClosed => tally.idle_closed += 1,
-        Outcome::Other(what) => *tally.other.entry(what).or_default() += 1,
-    }
+    tally.lock().unwrap_or_else(PoisonError::into_inner).count(outcome);
 }
 
 /// One ping on a connection of its own. The answer does not say who gave it.
@@ -129,7 +120,7 @@ fn ping(address: SocketAddr) -> Outcome {
         Ok(answer) if answer == PONG => Outcome::Ok(String::new()),
         Ok(answer) if PONG.starts_with(&answer) => Outcome::Truncated,
         Ok(answer) => Outcome::Other(String::from_utf8_lossy(&answer).into_owned()),
-        Err(error) => failure(&error),
+        Err(error) => Outcome::of(&error),
     }
 }
 
@@ -149,19 +140,6 @@ fn asked(address: SocketAddr) -> io::Result<Vec<u8>> {
         }
     }
     Ok(answer)
-}
-
-fn failure(error: &io::Error) -> Outcome {
-    let kind = error.kind();
-    if kind == ErrorKind::ConnectionRefused {
-        Outcome::Refused
-    } else if kind == ErrorKind::ConnectionReset || kind == ErrorKind::BrokenPipe {
-        Outcome::Reset
-    } else if kind == ErrorKind::WouldBlock || kind == ErrorKind::TimedOut {
-        Outcome::Timeout
-    } else {
-        Outcome::Other(error.to_string())
-    }
 }
 
 #[cfg(test)]

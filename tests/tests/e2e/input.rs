@@ -67,6 +67,7 @@ const GARBAGE: &[(&str, &[&str])] = &[
         ],
     ),
     ("--share", &["yes", "SO_REUSEPORT", "on"]),
+    ("--orphans", &["spare", "keep,kill", "1", " "]),
     ("--socket-mode", &["999", "rw", "-1", "77777", "0x1ff"]),
     ("--socket-owner", &["nobody-such", "root:nobody-such", ":", "-1"]),
     ("--user", &["nobody-such", "-1", "4294967296"]),

@@ -48,7 +48,7 @@ fn prepare(config: &Config) -> anyhow::Result<Driver> {
     fds::close_on_exec().context("close_range")?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     handed_over.open(&config.listen, access)?;
-    let broker = Broker::new(config.share, access, &mut handed_over);
+    let broker = Broker::new(config.share, config.orphans, access, &mut handed_over);
     Driver::new(config, signals, broker, handed_over)
 }
 

@@ -7,7 +7,7 @@ use super::remark::Remark;
 use super::table::Table;
 use super::unix::Access;
 use super::workers::{Member, Members};
-use crate::config::Share;
+use crate::config::{Orphans, Share};
 use crate::policy::WorkerId;
 use crate::sys::peer;
 use crate::sys::seccomp::{Answer, Calls};
@@ -16,6 +16,8 @@ use crate::sys::seccomp::{Answer, Calls};
 #[derive(Debug)]
 pub struct Broker {
     pub(super) share: Share,
+    /// What becomes of the workers when we are killed.
+    pub(super) on_our_death: Orphans,
     pub(super) access: Access,
     pub(super) table: Table,
     /// What was opened before any worker was there.
@@ -56,7 +58,7 @@ pub enum Listens {
 impl Broker {
     /// A broker that answers `bind` as `share` says, and watches `listen` in any case. It holds what was opened
     /// for handing over as well, so that a worker that binds such an address gets that very socket.
-    pub fn new(share: Share, access: Access, handed_over: &mut HandedOver) -> Broker {
+    pub fn new(share: Share, on_our_death: Orphans, access: Access, handed_over: &mut HandedOver) -> Broker {
         let mut table = Table::default();
         let mut given = Vec::new();
         for held in handed_over.take_held() {
@@ -65,6 +67,7 @@ impl Broker {
         }
         Broker {
             share,
+            on_our_death,
             access,
             table,
             handed_over: given,

@@ -1,10 +1,12 @@
 //! Who has which lane. A lane is a socket of each address; its sockets are kept for ever, so that their
-//! numbers among those of the address never move.
+//! numbers among those of the address never move, unless workers are to outlive us.
 
 /// The lanes, by number.
 #[derive(Debug, Default)]
 pub(super) struct Lanes {
     lanes: Vec<Lane>,
+    /// Whether one has become free since this was asked last.
+    freed: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +58,13 @@ impl Lanes {
     pub(super) fn leave(&mut self, lane: u32, slot: u32, waited_for: bool) {
         if let Some(state) = self.lanes.get_mut(lane as usize) {
             *state = if waited_for { Lane::Orphaned { slot } } else { Lane::Free };
+            self.freed |= !waited_for;
         }
+    }
+
+    /// Whether any lane has become free since this was asked last.
+    pub(super) fn take_freed(&mut self) -> bool {
+        std::mem::take(&mut self.freed)
     }
 }
 

@@ -9,6 +9,7 @@ use super::remark::Remark;
 use super::stillness::Change;
 use super::table::{Held, Part};
 use super::workers::Member;
+use crate::config::Orphans;
 use crate::policy::Queue;
 use crate::sys::{reuseport, sockets};
 
@@ -159,6 +160,26 @@ impl Broker {
             }
             self.turn_away(lane);
             self.lanes.leave(lane, slot, false);
+        }
+    }
+
+    /// Closes the sockets of free lanes where workers are to outlive us. They would be closed by our death, all at
+    /// once: the kernel would number what is left anew while its program still goes by the old numbers, and send
+    /// connections to those that close next.
+    pub fn close_spares(&mut self) {
+        if self.on_our_death == Orphans::Kill || !self.lanes.take_freed() {
+            return;
+        }
+        let is_spare = |held: &&Held| {
+            matches!(held.part, Part::Lane(lane) if self.lanes.is_free(lane)) && held.is_listening()
+        };
+        let spares: Vec<(Key, u64)> =
+            self.table.iter().filter(is_spare).map(|held| (held.key.clone(), held.inode)).collect();
+        for (key, inode) in spares {
+            // An address that nobody serves is kept open by what is left of it.
+            if self.served(&key).next().is_some() {
+                self.take_out(&key, inode);
+            }
         }
     }
 

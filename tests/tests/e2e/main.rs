@@ -11,6 +11,7 @@ mod limits;
 mod listen_fds;
 mod log;
 mod measuring;
+mod orphans;
 mod pid_one;
 mod pitfalls;
 mod programs;

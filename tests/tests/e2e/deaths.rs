@@ -16,7 +16,7 @@ fn certificate(supervisor: &Supervisor, words: &str) -> Value {
 }
 
 fn started(options: &[&str], command: &[String]) -> Supervisor {
-    let always = ["--log-format", "json", "--throttle", "0", "--ready", "none"];
+    let always = ["--log-format", "json", "--throttle", "0"];
     Supervisor::builder().args(always).args(options).command(command).spawn()
 }
 
@@ -35,7 +35,7 @@ fn an_exit_says_its_code_what_was_used_and_what_follows() {
         let text = format!(
             "import time\nx = b'x' * (40 << 20)\nwhile time.process_time() < 0.3: pass\nraise SystemExit({code})"
         );
-        let supervisor = started(&[], &[fixtures::python(), "-c".to_owned(), text]);
+        let supervisor = started(&["--ready", "none"], &[fixtures::python(), "-c".to_owned(), text]);
         let line = certificate(&supervisor, &format!("exited with code {code}"));
         assert_eq!(field(&line, "code"), code);
         assert_eq!(field(&line, "signal"), &Value::Null);
@@ -51,7 +51,7 @@ fn an_exit_says_its_code_what_was_used_and_what_follows() {
 
 #[test]
 fn a_crash_says_its_signal_and_whether_there_is_a_core_dump() {
-    let supervisor = started(&[], &fixtures::shell("ulimit -c 0; kill -SEGV $$; sleep 1"));
+    let supervisor = started(&["--ready", "none"], &fixtures::shell("ulimit -c 0; kill -SEGV $$; sleep 1"));
     let line = certificate(&supervisor, "was killed by SIGSEGV");
     assert_eq!(field(&line, "signal"), libc_segv());
     assert_eq!(field(&line, "core_dumped"), false);
@@ -64,7 +64,7 @@ fn libc_segv() -> i32 {
 
 #[test]
 fn a_stop_by_the_supervisor_is_no_death_and_names_no_killer() {
-    let supervisor = started(&[], &fixtures::idle());
+    let supervisor = started(&["--ready", "none"], &fixtures::idle());
     let worker = *supervisor.await_workers(1).first().expect("one");
     assert_eq!(supervisor.stop(), 0);
     let line = certificate(&supervisor, "left as asked");
@@ -75,10 +75,7 @@ fn a_stop_by_the_supervisor_is_no_death_and_names_no_killer() {
 
 #[test]
 fn a_kill_time_out_is_said_before_the_end_that_it_leads_to() {
-    let supervisor = started(
-        &["--kill-timeout", "200ms", "--ready", "notify"],
-        &fixtures::worker(&["term=ignore", "notify"]),
-    );
+    let supervisor = started(&["--kill-timeout", "200ms"], &fixtures::worker(&["term=ignore", "notify"]));
     supervisor.await_events(1, "ready");
     assert_eq!(supervisor.stop(), 0);
     certificate(&supervisor, "did not leave within");
@@ -94,7 +91,7 @@ fn who_killed_a_worker_is_named_where_the_kernel_tells() {
     if !process::is_root() {
         master_process_tests::skip!("who_killed_a_worker_is_named_where_the_kernel_tells", "not root");
     }
-    let supervisor = started(&["--monitor", "ebpf"], &fixtures::idle());
+    let supervisor = started(&["--monitor", "ebpf", "--ready", "none"], &fixtures::idle());
     let worker = *supervisor.await_workers(1).first().expect("one");
     // The shell's own kill, and the shell says who it is.
     let shell = Command::new("sh")

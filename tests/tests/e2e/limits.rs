@@ -29,13 +29,23 @@ def rest():
 ";
 
 /// Samples come fast, and three are too many: a test has no time for the defaults.
-const FAST: [&str; 8] =
-    ["--monitor-delay", "0", "--monitor-interval", "100ms", "--cpu-failures", "3", "--memory-failures", "3"];
+const FAST: [[&str; 2]; 4] = [
+    ["--monitor-delay", "0"],
+    ["--monitor-interval", "100ms"],
+    ["--cpu-failures", "3"],
+    ["--memory-failures", "3"],
+];
 
-/// A program in python that has [`TOOLS`], under a supervisor that looks often.
+/// A supervisor that looks often, unless the options have it otherwise.
+fn fast(source: &str, options: &[&str], command: Vec<String>) -> Supervisor {
+    let unless_given = FAST.into_iter().filter(|[flag, _]| !options.contains(flag)).flatten();
+    let builder = Supervisor::builder().args(["--monitor", source]).args(unless_given);
+    builder.args(options).command(command).spawn()
+}
+
+/// A program in python that has [`TOOLS`].
 fn watched(source: &str, options: &[&str], text: &str) -> Supervisor {
-    let command = script(&format!("{TOOLS}{text}"), address::tcp());
-    Supervisor::builder().args(["--monitor", source]).args(FAST).args(options).command(command).spawn()
+    fast(source, options, script(&format!("{TOOLS}{text}"), address::tcp()))
 }
 
 fn await_log(supervisor: &Supervisor, words: &[&str]) -> String {
@@ -96,11 +106,7 @@ serve(listener)
 ";
         let address = address::tcp();
         let command = script(&format!("{TOOLS}{text}"), address);
-        let supervisor = Supervisor::builder()
-            .args(["-w", "2", "--monitor", source, "--max-memory", "100MiB"])
-            .args(FAST)
-            .command(command)
-            .spawn();
+        let supervisor = fast(source, &["-w", "2", "--max-memory", "100MiB"], command);
         supervisor.eventually("both listen", || supervisor.logged(&["listens after"]).len() >= 2);
         let load = Load::start(address, 4, Connections::Fresh);
         supervisor.eventually("both leaks were replaced", || replacements(&supervisor) >= 2);
@@ -254,8 +260,7 @@ rest()
         let marker = folder.path().join("resume");
         let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
         command.push(marker.display().to_string());
-        let builder = Supervisor::builder().args(["--monitor", source, "--max-memory", "60MiB"]).args(FAST);
-        let supervisor = builder.command(command).spawn();
+        let supervisor = fast(source, &["--max-memory", "60MiB"], command);
         await_log(&supervisor, &["pauses its limits"]);
         supervisor.eventually("it has grown", || supervisor.output().contains(&"grown".to_owned()));
         always(Duration::from_secs(2), "its limits are paused", || {

@@ -111,14 +111,9 @@ impl Driver {
         }
     }
 
-    /// A worker begins to serve. One that has bound nothing that we know of is looked at now, and then left alone: an
-    /// idle supervisor has no timers.
+    /// A worker begins to serve: in a moment it is looked at once, and then left alone.
     pub(super) fn look_again(&mut self, worker: WorkerId) {
-        if self.broker.has_addresses(worker) {
-            self.later(Chore::Sweep(worker.serial));
-        } else {
-            self.sweep(worker.serial);
-        }
+        self.later(Chore::Sweep(worker.serial));
     }
 
     fn sweep(&mut self, serial: u64) {
@@ -149,6 +144,7 @@ impl Driver {
     pub(super) fn after_sharing(&mut self) {
         self.broker.take_turns();
         self.broker.close_orphans(|slot| self.policy.expects_start(slot));
+        self.broker.close_spares();
         for inode in self.broker.take_unlistened() {
             self.later(Chore::Unlistened(inode, LOOKS_AT_UNLISTENED));
         }

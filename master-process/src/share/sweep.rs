@@ -10,18 +10,14 @@ use super::broker::Broker;
 use super::remark::Remark;
 use super::table::Part;
 use crate::config::Share;
-use crate::policy::WorkerId;
 use crate::sys::closer::close_elsewhere;
 use crate::sys::peer::Peer;
 use crate::sys::sockets;
 
-impl Broker {
-    /// Whether a worker, or one that was in its slot before, has bound anything.
-    pub fn has_addresses(&self, worker: WorkerId) -> bool {
-        let bound = self.members.get(worker.serial).is_some_and(|member| !member.bound.is_empty());
-        bound || self.table.iter().any(|held| held.users.contains(&worker.slot))
-    }
+/// Of each process: a busy one may have very many connections, and nobody waits for this.
+const SOCKETS_LOOKED_AT: usize = 256;
 
+impl Broker {
     /// Holds what a worker has bound against what its processes have open, and what its slot once had against what
     /// it has now. Called a moment after it began to serve.
     /// `lives` tells whether its process is still there.
@@ -41,22 +37,29 @@ impl Broker {
         self.find_bypasses(serial, pid);
     }
 
-    /// Listeners that were bound and set to listen without a call that the filter sees.
+    /// Listeners of a worker or of a descendant of it that were bound and set to listen without a call that the filter
+    /// sees. Each is told of once.
     fn find_bypasses(&mut self, serial: u64, pid: Pid) {
-        let Some(member) = self.members.get(serial).filter(|_| self.share != Share::Off) else { return };
-        let (worker, alone) = (member.id, member.alone.clone());
-        let peer = Peer::new(pid);
-        for (fd, inode) in peer.sockets().unwrap_or_default() {
-            if alone.contains(&inode) || self.table.by_inode(inode).is_some() {
-                continue;
+        if self.share == Share::Off {
+            return;
+        }
+        for peer in tree(pid).into_iter().map(Peer::new) {
+            // A listener is there before its connections, and the lowest numbers are given out first.
+            for (fd, inode) in peer.sockets().unwrap_or_default().into_iter().take(SOCKETS_LOOKED_AT) {
+                let Some(member) = self.members.get_mut(serial) else { return };
+                if member.alone.contains(&inode) || self.table.by_inode(inode).is_some() {
+                    continue;
+                }
+                // Where sockets cannot be copied, nothing can be told.
+                let Ok(copy) = peer.copy(fd) else { continue };
+                if sockets::is_listening(copy.as_fd())
+                    && let Some(address) = sockets::tcp_address(copy.as_fd())
+                {
+                    member.alone.push(inode);
+                    self.remarks.push(Remark::Bypassed { worker: member.id, address: address.to_string() });
+                }
+                close_elsewhere(copy);
             }
-            let Ok(copy) = peer.copy(fd) else { return };
-            if sockets::is_listening(copy.as_fd())
-                && let Some(address) = sockets::tcp_address(copy.as_fd())
-            {
-                self.remarks.push(Remark::Bypassed { worker, address: address.to_string() });
-            }
-            close_elsewhere(copy);
         }
     }
 
@@ -117,6 +120,17 @@ fn tree_holds(pid: Pid, inode: u64) -> bool {
         return true;
     }
     children(pid).is_none_or(|children| children.into_iter().any(|child| tree_holds(child, inode)))
+}
+
+/// A process and its descendants, as far as they can be known.
+fn tree(pid: Pid) -> Vec<Pid> {
+    let mut found = vec![pid];
+    let mut at = 0;
+    while let Some(parent) = found.get(at) {
+        found.extend(children(*parent).unwrap_or_default());
+        at += 1;
+    }
+    found
 }
 
 /// The children of all threads of a process: proc_pid_task_tid_children(5).

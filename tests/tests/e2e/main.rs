@@ -1,6 +1,7 @@
 //! End-to-end tests: the real binary, the real kernel, real programs. The name of a test is the requirement.
 
 mod ancestor;
+mod bypass;
 mod containers;
 mod deaths;
 mod faults;

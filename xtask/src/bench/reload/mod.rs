@@ -5,6 +5,7 @@
 mod clients;
 mod cost;
 mod kill;
+mod orphans;
 mod program;
 mod rolling;
 mod site;
@@ -28,18 +29,20 @@ use program::Programs;
 pub(crate) enum Part {
     Reload,
     Kill,
+    Orphans,
     Spread,
     Cost,
 }
 
 impl Part {
     /// In the order in which they are shown.
-    pub(crate) const ALL: [Part; 4] = [Part::Reload, Part::Kill, Part::Spread, Part::Cost];
+    pub(crate) const ALL: [Part; 5] = [Part::Reload, Part::Kill, Part::Orphans, Part::Spread, Part::Cost];
 
     fn name(self) -> &'static str {
         match self {
             Part::Reload => "reload",
             Part::Kill => "kill",
+            Part::Orphans => "orphans",
             Part::Spread => "spread",
             Part::Cost => "cost",
         }
@@ -86,6 +89,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             match part {
                 Part::Reload => rolling::measure(&programs, options.requests),
                 Part::Kill => kill::measure(&programs),
+                Part::Orphans => orphans::measure(&programs),
                 Part::Spread => spread::measure(&programs),
                 Part::Cost => cost::measure(&programs),
             }

@@ -38,6 +38,17 @@ impl Site {
         share: &str,
         workers: usize,
     ) -> Result<Self> {
+        Self::start_with(programs, program, over, &["--share", share], workers)
+    }
+
+    /// With more to say than what is shared.
+    pub(super) fn start_with(
+        programs: &Programs,
+        program: Program,
+        over: Over,
+        options: &[&str],
+        workers: usize,
+    ) -> Result<Self> {
         let scratch = tempfile::tempdir().context("making a folder for a program")?;
         let (target, listen) = match over {
             Over::Tcp => {
@@ -53,7 +64,8 @@ impl Site {
         let command = programs.command(program, &listen, scratch.path())?;
         let supervisor = Supervisor::builder()
             // What it did at a moment is wanted when a request fails then.
-            .args(["--verbose", "--workers", &workers.to_string(), "--share", share])
+            .args(["--verbose", "--workers", &workers.to_string()])
+            .args(options)
             .env("LISTEN", &listen)
             .command(command)
             .spawn();

@@ -2,6 +2,12 @@
 //!
 //! Everything here waits for conditions with a deadline; nothing sleeps and hopes. A test that fails leaves no process
 //! behind and prints what the supervisor logged.
+//!
+//! | variable | meaning |
+//! |---|---|
+//! | `MASTER_PROCESS_BIN` | the binary under test; without it the one that was built last beside the tests |
+//! | `MASTER_PROCESS_NO_SKIP` | a test that cannot run here fails instead of saying so |
+//! | `MASTER_PROCESS_SLOW` | so many times longer may everything take that has a deadline: for emulated machines |
 
 pub mod address;
 pub mod fixtures;
@@ -13,7 +19,7 @@ pub mod supervisor;
 pub mod wait;
 
 pub use supervisor::{Event, Finished, Supervisor};
-pub use wait::{PATIENCE, always, await_some, eventually};
+pub use wait::{PATIENCE, always, await_some, eventually, patient};
 
 /// Leaves the test, saying by name that it did not run and why. Where `MASTER_PROCESS_NO_SKIP` is set, as in an
 /// environment that is known to have everything, that is a failure.

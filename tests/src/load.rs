@@ -14,6 +14,8 @@ use std::time::Duration;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::wait::patient;
+
 /// How long a client waits for anything. Longer than every delay that a test causes on purpose: a time-out is a fault.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -81,10 +83,10 @@ impl<T: Read + Write + Send> Stream for T {}
 fn connect(target: &Target) -> io::Result<Box<dyn Stream>> {
     match target {
         Target::Tcp(address) => {
-            let stream = TcpStream::connect_timeout(address, CLIENT_TIMEOUT)?;
+            let stream = TcpStream::connect_timeout(address, patient(CLIENT_TIMEOUT))?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
-            stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+            stream.set_read_timeout(Some(patient(CLIENT_TIMEOUT)))?;
+            stream.set_write_timeout(Some(patient(CLIENT_TIMEOUT)))?;
             Ok(Box::new(stream))
         }
         Target::Unix(path) => {
@@ -95,8 +97,8 @@ fn connect(target: &Target) -> io::Result<Box<dyn Stream>> {
                 SocketFlags::CLOEXEC,
                 None,
             )?;
-            set_socket_timeout(&socket, Timeout::Send, Some(CLIENT_TIMEOUT))?;
-            set_socket_timeout(&socket, Timeout::Recv, Some(CLIENT_TIMEOUT))?;
+            set_socket_timeout(&socket, Timeout::Send, Some(patient(CLIENT_TIMEOUT)))?;
+            set_socket_timeout(&socket, Timeout::Recv, Some(patient(CLIENT_TIMEOUT)))?;
             rustix::net::connect(&socket, &SocketAddrUnix::new(path.as_path())?)?;
             Ok(Box::new(UnixStream::from(socket)))
         }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::process::{self, Stat};
-use crate::wait::{PATIENCE, await_some, eventually};
+use crate::wait::{PATIENCE, await_some, eventually, patient};
 
 /// Marks everything that a supervisor of the tests started: inherited by whatever a worker forks, however far away.
 const TAG: &str = "SUPERVISED_BY_TEST";
@@ -305,7 +305,7 @@ impl Supervisor {
         // What was written is complete when the pipes are closed; one who escaped may hold them, and is not waited for.
         let start = Instant::now();
         let closed = || *locked(&self.log.closed) && *locked(&self.output.closed);
-        while start.elapsed() < Duration::from_secs(2) && !closed() {
+        while start.elapsed() < patient(Duration::from_secs(2)) && !closed() {
             std::thread::sleep(Duration::from_millis(1));
         }
         status
@@ -495,7 +495,7 @@ impl Drop for Supervisor {
         let start = Instant::now();
         loop {
             let left = self.marked();
-            if left.is_empty() || start.elapsed() > Duration::from_secs(10) {
+            if left.is_empty() || start.elapsed() > patient(Duration::from_secs(10)) {
                 break;
             }
             left.into_iter().for_each(process::kill_exactly);

@@ -1,5 +1,6 @@
 //! Waiting for conditions.
 
+use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -9,11 +10,34 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks: short against everything that is measured, long enough to leave the CPU to those measured.
 const LOOK_EVERY: Duration = Duration::from_millis(4);
 
+/// What `deadline` is on this machine: `MASTER_PROCESS_SLOW` times as long, as in an emulated one, where programs take
+/// 10 to 50 times their time.
+///
+/// Only what must come in the end is given more time: a condition that must not come, or the time that something takes
+/// at least, is the same everywhere.
+///
+/// # Panics
+/// When the variable is neither unset, empty, nor a whole number from 1 on.
+#[must_use]
+pub fn patient(deadline: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = FACTOR.get_or_init(|| match std::env::var("MASTER_PROCESS_SLOW") {
+        Ok(given) if !given.is_empty() => given
+            .parse()
+            .ok()
+            .filter(|factor| *factor >= 1)
+            .unwrap_or_else(|| panic!("MASTER_PROCESS_SLOW={given}: not a whole number from 1 on")),
+        Ok(_) | Err(_) => 1,
+    });
+    deadline * *factor
+}
+
 /// Waits until `look` finds something, and gives it.
 ///
 /// # Panics
-/// When `deadline` passes first, saying `what` did not happen.
+/// When `deadline` passes first, as [`patient`] has it, saying `what` did not happen.
 pub fn await_some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = patient(deadline);
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -27,7 +51,7 @@ pub fn await_some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> O
 /// Waits until `cond` holds.
 ///
 /// # Panics
-/// When `deadline` passes first, saying `what` did not happen.
+/// When `deadline` passes first, as [`patient`] has it, saying `what` did not happen.
 pub fn eventually(deadline: Duration, what: &str, mut cond: impl FnMut() -> bool) {
     await_some(deadline, what, || cond().then_some(()));
 }

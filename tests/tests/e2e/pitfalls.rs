@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use master_process_tests::load::{self, Connections, Kept, Load, Outcome};
 use master_process_tests::script::{lines, said, script, started};
-use master_process_tests::{PATIENCE, Supervisor, address, always, eventually, process, profile, skip};
+use master_process_tests::{
+    PATIENCE, Supervisor, address, always, eventually, patient, process, profile, skip,
+};
 use rustix::process::Signal;
 
 /// Within some seconds: what a client that is left alone may wait for an end.
@@ -416,7 +418,7 @@ while True: signal.pause()";
     for peer in &peers {
         let (mut stream, from) = peer.accept().expect("the worker connected");
         assert_eq!(from, address, "from its own port");
-        stream.set_read_timeout(Some(SOON)).expect("an option");
+        stream.set_read_timeout(Some(patient(SOON))).expect("an option");
         let mut heard = String::new();
         // To the end: a copy that somebody holds would keep the connection open.
         stream.read_to_string(&mut heard).expect("its end comes soon");

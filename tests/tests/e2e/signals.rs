@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use master_process_tests::supervisor::binary;
-use master_process_tests::{PATIENCE, Supervisor, always, await_some, fixtures, process};
+use master_process_tests::{PATIENCE, Supervisor, always, await_some, fixtures, patient, process};
 use rustix::process::Signal;
 
 fn idle(workers: &str) -> Supervisor {
@@ -124,7 +124,7 @@ fn await_first_moment(supervisor: &Supervisor, signal: Signal) -> i32 {
     let bit = 1_u64 << (signal.as_raw() - 1);
     let start = Instant::now();
     // Without the pause of the other waits: the moment is what this is about.
-    while start.elapsed() < PATIENCE {
+    while start.elapsed() < patient(PATIENCE) {
         let pid = supervisor.pid();
         let ready = |set: &str| process::signal_set(pid, set).is_some_and(|signals| signals & bit != 0);
         // Looked at before the set: while the binary is not executed yet, the set is the starter's.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use master_process_tests::load::{self, Connections, Load};
-use master_process_tests::{PATIENCE, Supervisor, fixtures, process, skip};
+use master_process_tests::{PATIENCE, Supervisor, fixtures, patient, process, skip};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ fn mode_at_first_connection(path: &Path) -> u32 {
         if UnixStream::connect(path).is_ok() {
             return mode(path).expect("it has just been connected to");
         }
-        assert!(start.elapsed() < PATIENCE, "{} never came", path.display());
+        assert!(start.elapsed() < patient(PATIENCE), "{} never came", path.display());
     }
 }
 

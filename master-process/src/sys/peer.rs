@@ -78,7 +78,7 @@ impl Peer {
     }
 
     /// What kind of socket a descriptor is, as the kernel names its protocol: `TCP`, `TCPv6`, `MPTCP`, `UDP`,
-    /// `UNIX-STREAM` (`UNIX` before Linux 5.15, and for datagrams).
+    /// `UNIX-STREAM`, and `UNIX` for the other Unix sockets.
     ///
     /// # Errors
     /// EOPNOTSUPP where it is no socket, and as [`inode`](Self::inode).
@@ -87,7 +87,19 @@ impl Peer {
         let length =
             rustix::fs::getxattr(self.path(&format!("fd/{fd}")), "system.sockprotoname", &mut value[..])?;
         let name = value[..length].split(|byte| *byte == 0).next().unwrap_or_default();
+        // Before Linux 5.15 Unix sockets of every kind have this name, and only the table of all of them tells.
+        if name == b"UNIX" && self.is_unix_stream(self.inode(fd)?)? {
+            return Ok("UNIX-STREAM".to_owned());
+        }
         Ok(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// Whether the table of its network namespace has the Unix socket of this inode number as a stream.
+    fn is_unix_stream(&self, inode: u64) -> io::Result<bool> {
+        // A path is the bytes that a program gave, and need not be UTF-8.
+        let table = std::fs::read(self.path("net/unix"))?;
+        let mut lines = table.split(|byte| *byte == b'\n').skip(1).map(String::from_utf8_lossy);
+        Ok(lines.any(|line| stream_inode(&line) == Some(inode)))
     }
 
     /// A copy of a descriptor: the same open file, in our table.
@@ -228,6 +240,45 @@ fn open_directory(path: &str) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// The inode number in a line of `/proc/net/unix`, where that is of a stream: proc_net_unix(5).
+fn stream_inode(line: &str) -> Option<u64> {
+    // Num, RefCount, Protocol, Flags, Type, St, Inode, and a path where there is one.
+    let mut fields = line.split_whitespace().skip(4);
+    let kind = i32::from_str_radix(fields.next()?, 16).ok()?;
+    let inode = fields.nth(1)?.parse().ok()?;
+    (kind == libc::SOCK_STREAM).then_some(inode)
+}
+
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.strip_prefix(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn the_kinds_of_unix_sockets_are_told_apart() {
+        let me = Peer::new(rustix::process::getpid());
+        let new =
+            |kind| socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).expect("a socket");
+        let (stream, datagram) = (new(SocketType::STREAM), new(SocketType::DGRAM));
+        let kind = |fd: &OwnedFd| me.protocol(fd.as_raw_fd()).expect("our own can be looked at");
+        assert_eq!((kind(&stream).as_str(), kind(&datagram).as_str()), ("UNIX-STREAM", "UNIX"));
+        // What kernels that name all of them alike are asked.
+        let listed =
+            |fd: &OwnedFd| me.is_unix_stream(me.inode(fd.as_raw_fd()).expect("open")).expect("there");
+        assert!(listed(&stream) && !listed(&datagram));
+    }
+
+    #[test]
+    fn a_line_of_the_table_of_unix_sockets_is_read_by_its_fields() {
+        let bound = "0000000000000000: 00000002 00000000 00010000 0001 01 25693 /run/a b.sock";
+        assert_eq!(stream_inode(bound), Some(25693));
+        assert_eq!(stream_inode("0000000000000000: 00000002 00000000 00000000 0001 01 25694"), Some(25694));
+        assert_eq!(stream_inode("0000000000000000: 00000002 00000000 00000000 0002 01 25695"), None);
+        assert_eq!(stream_inode(""), None);
+    }
 }

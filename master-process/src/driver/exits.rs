@@ -35,10 +35,10 @@ impl Driver {
             warn!("{}: killing what is left of its group: {error}", self.name(id));
         }
         let death = pidfd::reap(pidfd).ok().flatten();
-        if pidfd::has_group(pidfd)
+        if pidfd::has_group(pidfd, pid)
             && let Ok(pidfd) = pidfd.try_clone_to_owned()
         {
-            self.dying_groups.push(pidfd);
+            self.dying_groups.push((pidfd, pid));
         }
         if entry.ready_pipe.is_some() {
             // A descendant may hold the other end for ever; the ring must not.
@@ -89,7 +89,7 @@ impl Driver {
     /// stand before the orphans behind it.
     pub(super) fn reap_orphans(&mut self) {
         self.reap_zombies();
-        self.dying_groups.retain(|group| pidfd::has_group(group.as_fd()));
+        self.dying_groups.retain(|(group, pid)| pidfd::has_group(group.as_fd(), *pid));
     }
 
     fn reap_zombies(&mut self) {

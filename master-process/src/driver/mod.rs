@@ -67,7 +67,7 @@ pub struct Driver {
     broker: Broker,
     chores: Chores,
     /// Killed with their workers, and not all gone when those were reaped.
-    dying_groups: Vec<OwnedFd>,
+    dying_groups: Vec<(OwnedFd, Pid)>,
     /// Children of whatever this process was before it was exec'ed.
     inherited: Vec<Pid>,
     stop_signal: i32,

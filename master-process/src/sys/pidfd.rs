@@ -66,10 +66,17 @@ pub fn kill_group(pidfd: BorrowedFd<'_>, pid: Pid) -> io::Result<()> {
     }
 }
 
-/// Whether anybody is left in the process group that the process behind `pidfd` led, zombies included; false
-/// where the kernel cannot tell (before Linux 6.9).
-pub fn has_group(pidfd: BorrowedFd<'_>) -> bool {
-    send(pidfd, 0, libc::PIDFD_SIGNAL_PROCESS_GROUP).is_ok()
+/// Whether anybody is left in the process group that the process behind `pidfd`, of number `pid`, led, zombies
+/// included.
+pub fn has_group(pidfd: BorrowedFd<'_>, pid: Pid) -> bool {
+    match send(pidfd, 0, libc::PIDFD_SIGNAL_PROCESS_GROUP) {
+        // Before Linux 6.9. Nobody else can get the number while anybody is in the group; who has it later is
+        // asked in vain, and comes to no harm.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            rustix::process::test_kill_process_group(pid).is_ok()
+        }
+        result => result.is_ok(),
+    }
 }
 
 fn send(pidfd: BorrowedFd<'_>, number: i32, flags: libc::c_uint) -> io::Result<()> {

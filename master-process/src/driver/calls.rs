@@ -73,8 +73,10 @@ impl Driver {
             return self.later(Chore::Call(serial, *call));
         };
         debug!("{}: {:?}: {:?}", self.name(worker), call.call, reply.answer);
-        // Who is not there any more needs no answer.
-        let _gone = seccomp::answer(listener, call, reply.answer);
+        if seccomp::answer(listener, call, reply.answer).is_err() {
+            // Dead, or to come again: what the call did has no meaning before the worker knows of it.
+            return self.broker.unheard(worker, reply.answer);
+        }
         let sign = reply.listens.map(|listens| match listens {
             Listens::All => Sign::Listen,
             Listens::Some => Sign::ListenFirst,

@@ -123,6 +123,15 @@ impl Broker {
         }
     }
 
+    /// A worker does not have our answer to the call that [`reply`](Self::reply) decided last. Where it was killed,
+    /// that is all the same. Before Linux 5.19 any signal tears it out of the call, which is then made again by the
+    /// kernel, or by a program that was told EINTR: what we have done for it is done.
+    pub fn unheard(&mut self, worker: WorkerId, answer: Answer) {
+        if let Some(member) = self.members.get_mut(worker.serial).filter(|_| answer == Answer::Done) {
+            member.was_torn_away();
+        }
+    }
+
     /// What has come up since this was asked last.
     pub fn take_remarks(&mut self) -> Vec<Remark> {
         std::mem::take(&mut self.remarks)

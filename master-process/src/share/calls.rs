@@ -50,6 +50,9 @@ impl Broker {
         worker: WorkerId,
     ) -> Option<Reply> {
         let request = Request { listener, call, peer: Peer::new(call.thread), worker };
+        if let Some(member) = self.members.get_mut(worker.serial) {
+            member.asks(None);
+        }
         let (name, result) = match call.call {
             Call::Bind { fd, address, length } => ("bind", self.bind(&request, fd, address, length)),
             Call::Listen { fd, backlog } => ("listen", self.listen(&request, fd, backlog)),
@@ -89,8 +92,18 @@ impl Broker {
             return Ok(plain(Answer::Continue));
         }
         let socket = CallerSocket::look(request.peer, fd)?;
+        let inode = request.peer.inode(fd)?;
+        let ours = self.table.by_inode(inode).is_some();
+        if let Some(member) = self.members.get_mut(request.worker.serial) {
+            member.asks(Some(address.clone()));
+            // The call once more that it was torn out of: it has what it asks for.
+            if ours && member.take_unheard(inode, &address) {
+                member.is_given(inode);
+                return Ok(plain(Answer::Done));
+            }
+        }
         // What is bound already the kernel refuses; and one of ours is.
-        let bound = !socket.bindable || self.table.by_inode(request.peer.inode(fd)?).is_some();
+        let bound = ours || !socket.bindable;
         if bound || !request.is_waiting() || !request.peer.shares_network()? {
             return Ok(plain(Answer::Continue));
         }
@@ -99,7 +112,6 @@ impl Broker {
                 self.bind_key(request, fd, &socket, &Key::Inet { address, v6only: false })
             }
             (Address::Inet(address @ SocketAddr::V6(_)), Kind::Inet6) => {
-                let inode = request.peer.inode(fd)?;
                 let member = self.members.get(request.worker.serial);
                 let noted = member.and_then(|member| member.option(inode, SocketOption::V6Only));
                 let v6only = socket.v6only.or(noted).unwrap_or(false);
@@ -255,6 +267,7 @@ impl Broker {
         if !member.bound.contains(&held.inode) {
             member.bound.push(held.inode);
         }
+        member.is_given(held.inode);
         held.users.insert(request.worker.slot);
         held.shut = false;
         Ok(plain(Answer::Done))

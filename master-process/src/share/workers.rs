@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::address::Key;
+use super::address::{Address, Key};
 use crate::policy::WorkerId;
 use crate::sys::seccomp::SocketOption;
 
@@ -26,6 +26,12 @@ pub(super) struct Member {
     pub(super) listens: Vec<Key>,
     /// Inode numbers of sockets of its own that we saw it listen on.
     pub(super) alone: Vec<u64>,
+    /// The address of the `bind` that it waits in, as it named it.
+    asked: Option<Address>,
+    /// What that gave it: the inode number of ours.
+    given: Option<u64>,
+    /// What it was given by calls that it was torn out of before they returned.
+    unheard: Vec<(u64, Address)>,
     options: Vec<(u64, SocketOption, bool)>,
 }
 
@@ -40,8 +46,38 @@ impl Member {
             bound: Vec::new(),
             listens: Vec::new(),
             alone: Vec::new(),
+            asked: None,
+            given: None,
+            unheard: Vec::new(),
             options: Vec::new(),
         }
+    }
+
+    /// Notes what its call asks for: the address of a `bind`, or none.
+    pub(super) fn asks(&mut self, address: Option<Address>) {
+        self.asked = address;
+        self.given = None;
+    }
+
+    /// Notes what its `bind` has put in the place of its own socket.
+    pub(super) fn is_given(&mut self, inode: u64) {
+        self.given = Some(inode);
+    }
+
+    /// Notes that it does not know how its call has ended.
+    pub(super) fn was_torn_away(&mut self) {
+        if let Some(unheard) = self.given.take().zip(self.asked.take())
+            && !self.unheard.contains(&unheard)
+        {
+            self.unheard.push(unheard);
+        }
+    }
+
+    /// Whether it has this socket from such a `bind` of this address. It is taken to know by now: if not, we shall
+    /// be told again.
+    pub(super) fn take_unheard(&mut self, inode: u64, address: &Address) -> bool {
+        let known = self.unheard.iter().position(|(at, named)| (*at, named) == (inode, address));
+        known.map(|at| self.unheard.swap_remove(at)).is_some()
     }
 
     /// Notes an option of a socket that is not bound yet.
@@ -142,5 +178,33 @@ impl Members {
         if serves {
             self.listened.insert(member.id.slot, member.listens.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bind_that_was_not_heard_of_is_known_again_once_by_its_socket_and_address() {
+        let address = |name: &[u8]| Address::Abstract(name.to_vec());
+        let mut member = Member::new(WorkerId { slot: 0, serial: 1 }, 0, 0);
+        member.asks(Some(address(b"a")));
+        member.is_given(7);
+        member.was_torn_away();
+        assert!(!member.take_unheard(8, &address(b"a")));
+        assert!(!member.take_unheard(7, &address(b"b")));
+        assert!(member.take_unheard(7, &address(b"a")));
+        assert!(!member.take_unheard(7, &address(b"a")));
+    }
+
+    #[test]
+    fn a_bind_that_was_heard_of_is_not_confused_with_a_later_call_that_was_not() {
+        let mut member = Member::new(WorkerId { slot: 0, serial: 1 }, 0, 0);
+        member.asks(Some(Address::Abstract(b"a".to_vec())));
+        member.is_given(7);
+        member.asks(None);
+        member.was_torn_away();
+        assert!(!member.take_unheard(7, &Address::Abstract(b"a".to_vec())));
     }
 }

@@ -102,6 +102,11 @@ impl Broker {
                 return Ok(plain(Answer::Done));
             }
         }
+        // Before Linux 5.14 the kernel would make a file at the path before it sees that the socket has an address,
+        // and leave it there.
+        if ours && matches!(address, Address::Path(_)) {
+            return Ok(plain(Answer::Fail(libc::EINVAL)));
+        }
         // What is bound already the kernel refuses; and one of ours is.
         let bound = ours || !socket.bindable;
         if bound || !request.is_waiting() || !request.peer.shares_network()? {

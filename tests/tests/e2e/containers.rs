@@ -11,7 +11,7 @@ use master_process_tests::load::{self, Connections, Kept, Load, Outcome, Target}
 use master_process_tests::profile::{self, CONTAINER};
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::Builder;
-use master_process_tests::{Supervisor, address, process, skip};
+use master_process_tests::{Supervisor, address, patient, process, skip};
 use rustix::process::Signal;
 
 const TCP: &str = "
@@ -162,7 +162,9 @@ while True: signal.pause()";
 
 fn a_hundred_workers_come_and_go(place: Place) {
     let address = address::tcp();
-    let options = ["-w", "100", "--throttle", "100ms"];
+    // A hundred interpreters that start at once take their time on a slow machine.
+    let ready_timeout = format!("{}s", patient(std::time::Duration::from_secs(60)).as_secs());
+    let options = ["-w", "100", "--throttle", "100ms", "--ready-timeout", &ready_timeout];
     let text = "made = bound(HOST, PORT); made.listen(64); serve(made)";
     let supervisor = place.builder().args(options).command(script(text, address)).spawn();
     supervisor.eventually("they listen", || supervisor.logged(&["listens after"]).len() == 100);

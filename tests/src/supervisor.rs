@@ -382,8 +382,10 @@ impl Supervisor {
     pub fn reload(&self, count: usize) -> BTreeSet<i32> {
         let old = self.workers();
         self.signal(Signal::HUP);
+        // Who is dying has no program any more, and is a worker with all that it has until it is dead.
+        let gone = || old.iter().all(|pid| !process::alive(*pid));
         self.until(&format!("{count} new workers have replaced the old"), || {
-            Some(self.workers()).filter(|found| found.len() == count && found.is_disjoint(&old))
+            Some(self.workers()).filter(|found| found.len() == count && found.is_disjoint(&old) && gone())
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use master_process_tests::{Event, Supervisor, address, always, fixtures, load};
+use master_process_tests::{Event, Supervisor, address, always, fixtures, load, patient};
 use rustix::process::Signal;
 
 /// Long against a worker's start on a busy machine, short enough to wait for.
@@ -238,7 +238,9 @@ fn a_bad_reload_is_given_up_and_a_good_one_works(bad: &str, extra: &[&str]) {
 
 #[test]
 fn a_reload_whose_workers_never_get_ready_is_given_up() {
-    a_bad_reload_is_given_up_and_a_good_one_works("delay=3600", &["--ready-timeout", "900ms"]);
+    // Long enough for a worker to say that it was started.
+    let ready_timeout = format!("{}ms", patient(Duration::from_millis(900)).as_millis());
+    a_bad_reload_is_given_up_and_a_good_one_works("delay=3600", &["--ready-timeout", &ready_timeout]);
 }
 
 #[test]

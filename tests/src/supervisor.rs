@@ -19,6 +19,9 @@ use crate::wait::{PATIENCE, await_some, eventually, patient};
 /// Marks everything that a supervisor of the tests started: inherited by whatever a worker forks, however far away.
 const TAG: &str = "SUPERVISED_BY_TEST";
 
+/// How long a worker that is out of rotation still serves, where a test does not say.
+const DEFAULT_DRAIN: Duration = Duration::from_millis(200);
+
 /// The binary under test: `MASTER_PROCESS_BIN`, or the one that was built last beside the tests.
 ///
 /// # Panics
@@ -117,6 +120,11 @@ impl Builder {
             if foreign.iter().any(|prefix| text.starts_with(prefix)) || text == "MAX_KILL_TIMEOUT" {
                 command.env_remove(&name);
             }
+        }
+        // What an answer takes, and so what a worker needs to finish it, grows with everything else.
+        let drain = patient(DEFAULT_DRAIN);
+        if drain > DEFAULT_DRAIN {
+            command.env("MASTER_PROCESS_DRAIN", format!("{}ms", drain.as_millis()));
         }
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let tag = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));

@@ -254,10 +254,7 @@ fn an_old_worker_stands_by_until_its_successor_has_outlived_the_throttle() {
 #[test]
 fn ttou_and_ttin_under_load_lose_nothing() {
     let address = address::tcp();
-    // As long as ever in comparison to a request: one that takes longer is lost by right.
-    let drain = format!("{}ms", patient(Duration::from_millis(200)).as_millis());
-    let builder =
-        Supervisor::builder().args(["-w", "4", "--drain", &drain]).command(fixtures::node("plain.js"));
+    let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::node("plain.js"));
     let supervisor = builder.env("LISTEN", address.to_string()).env("WORK_MS", "1").spawn();
     await_listening(&supervisor, 4);
     let clients = Load::start(address, 8, Connections::Fresh);

@@ -33,7 +33,7 @@ pub(super) fn cost(name: &str) -> Result<Cost> {
         let Ok(program) = program else { continue };
         if program.name_as_str() == Some(name) {
             cost.runs += program.run_count();
-            cost.ns += program.run_time().as_nanos() as u64;
+            cost.ns += u64::try_from(program.run_time().as_nanos()).unwrap_or(u64::MAX);
         }
     }
     anyhow::ensure!(cost.runs > 0, "no program {name} is loaded, or none has run");

@@ -10,6 +10,7 @@
 //! | `MASTER_PROCESS_SLOW` | so many times longer may everything take that has a deadline: for emulated machines |
 
 pub mod address;
+pub mod askers;
 pub mod fixtures;
 pub mod load;
 pub mod process;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
+use master_process_tests::askers::{answers, askers};
 use master_process_tests::load::{self, Connections, Kept, Load, Outcome};
 use master_process_tests::script::{script, started};
 use master_process_tests::{PATIENCE, Supervisor, address, always, eventually, fixtures, patient, process};
@@ -22,27 +23,6 @@ fn version_4(address: SocketAddr) -> SocketAddrV4 {
         SocketAddr::V4(address) => address,
         SocketAddr::V6(_) => unreachable!("the tests' addresses are of version 4"),
     }
-}
-
-/// Connections that have asked, and wait in some queue if nobody takes them.
-fn askers(address: SocketAddr, count: usize) -> Vec<Kept> {
-    let one = |_| {
-        let mut kept = Kept::open(address).expect("a queue takes it");
-        kept.ask().expect("the connection is there");
-        kept
-    };
-    (0..count).map(one).collect()
-}
-
-fn answers(askers: Vec<Kept>) -> Vec<i32> {
-    let answer = |mut asker: Kept| {
-        let outcome = asker.answer();
-        let Outcome::Ok(body) = outcome else {
-            panic!("one who waited in a queue was not answered: {outcome:?}");
-        };
-        body.trim().parse().expect("a pid")
-    };
-    askers.into_iter().map(answer).collect()
 }
 
 /// Nobody will ever accept these: they are told soon, instead of waiting for nothing.

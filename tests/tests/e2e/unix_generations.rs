@@ -122,13 +122,17 @@ serve(made)";
 fn a_new_release_that_serves_and_dies_gives_the_path_back() {
     let (_folder, path) = scratch();
     let listen = format!("listen={}", path.display());
-    let options = ["-w", "2", "--throttle", "1s", "--throttle-max", "1s", "--reload-attempts", "1"];
+    // Long enough for it to be on trial still when it dies, however slow its start is.
+    let options = ["-w", "2", "--throttle", "5s", "--throttle-max", "5s", "--reload-attempts", "1"];
     let command = fixtures::worker(&[&listen, "from=1:die=0.3"]);
     let supervisor = Supervisor::start(&options, command);
     let old: BTreeSet<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
     supervisor.signal(Signal::HUP);
     supervisor.eventually("it is given up", || supervisor.logged(&["is given up"]).len() == 1);
-    supervisor.eventually("the old ones are alone", || supervisor.workers() == old);
+    // A worker that nobody has reaped yet is no worker any more, and still has the path.
+    supervisor.eventually("both are buried", || supervisor.logged(&["exited with code 1"]).len() == 2);
+    supervisor.await_rest();
+    assert_eq!(supervisor.workers(), old, "the old ones are alone");
     for _ in 0..20 {
         let answered = load::who(path.as_path());
         assert!(answered.is_some_and(|pid| old.contains(&pid)), "{answered:?}");
@@ -372,8 +376,10 @@ fn serves_at(cwd: &Path, given: &Path, found: &Path) {
     eventually(PATIENCE, "the new ones answer", || {
         load::who(short.as_path()).is_some_and(|pid| new.contains(&pid))
     });
-    let left = names(found.parent().expect("it has one"));
-    assert!(!left.iter().any(|name| name.starts_with('.')), "{left:?}");
+    eventually(PATIENCE, "nothing is left beside it", || {
+        let left = names(found.parent().expect("it has one"));
+        !left.iter().any(|name| name.starts_with('.'))
+    });
     assert_eq!(supervisor.stop(), 0);
     assert!(!found.exists(), "{}", given.display());
 }

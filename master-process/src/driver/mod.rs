@@ -212,6 +212,7 @@ impl Driver {
                     starts += 1;
                     self.launch(worker, generation);
                 }
+                Action::Target(target) => self.broker.set_target(target),
                 Action::Serve(worker) => {
                     self.broker.serve(worker.serial);
                     self.look_again(worker);
@@ -221,7 +222,10 @@ impl Driver {
                     let queue = self.broker.queue(worker.serial);
                     self.event(Event::Queue(worker, queue));
                 }
-                Action::Stop(worker) => self.ask_to_leave(worker),
+                Action::Stop(worker) => {
+                    self.broker.dismiss(worker.serial);
+                    self.ask_to_leave(worker);
+                }
                 Action::Kill(worker) => self.kill(worker),
                 Action::SignalHigh(worker) => {
                     if let Some(number) = self.memory_high_signal {

@@ -93,6 +93,9 @@ pub enum Action {
         /// Of which generation: its `RELOAD_INDEX`.
         generation: u32,
     },
+    /// A reload to this generation is under way from now on; `None`: none is. In its place among the others: who serves
+    /// by the end of a reload serves before it.
+    Target(Option<u32>),
     /// Let connections come to this worker.
     Serve(WorkerId),
     /// Let no new connection come to this worker.

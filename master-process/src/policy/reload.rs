@@ -6,7 +6,7 @@ use super::monitor::Backoffs;
 use super::rollout::Rollout;
 use super::slot::Slot;
 use super::supervisor::{Mode, Supervisor, index};
-use super::{FailedStart, Note, Time};
+use super::{Action, FailedStart, Note, Time};
 
 impl Supervisor {
     pub(super) fn reload(&mut self, now: Time) {
@@ -27,9 +27,16 @@ impl Supervisor {
             }
         }
         let slots = index(self.wanted);
-        self.rollout = Some(Rollout::new(now, self.settings.batch_of(slots), serving, empty));
+        let batch = self.settings.batch_of(slots);
+        self.set_rollout(Some(Rollout::new(now, batch, serving, empty)));
         self.push(Note::ReloadStarted { generation: self.generation, slots });
         self.settle_all(now);
+    }
+
+    pub(super) fn set_rollout(&mut self, rollout: Option<Rollout>) {
+        self.rollout = rollout;
+        let target = self.rollout.as_ref().map(|_| self.generation);
+        self.actions.push_back(Action::Target(target));
     }
 
     /// One more start of this slot came to nothing; the reload that it belongs to may end with it.
@@ -43,7 +50,7 @@ impl Supervisor {
         if attempts < self.settings.reload_attempts {
             return;
         }
-        self.rollout = None;
+        self.set_rollout(None);
         let outdated = |slot: &Slot| slot.serving.is_some_and(|serving| serving.generation < self.generation);
         let kept = self.slots.iter().filter(|slot| outdated(slot)).count();
         self.push(Note::ReloadFailed { generation: self.generation, slot, attempts, cause, kept });
@@ -56,7 +63,7 @@ impl Supervisor {
         let next = rollout.finish(slot);
         if rollout.is_done() {
             let took = now.since(rollout.since);
-            self.rollout = None;
+            self.set_rollout(None);
             self.push(Note::ReloadDone { generation: self.generation, took });
         }
         for slot in next {

@@ -305,7 +305,7 @@ impl Supervisor {
 
     pub(super) fn shut_down(&mut self, now: Time, outcome: Outcome) {
         self.mode = Mode::Stopping { outcome, kill: false };
-        self.rollout = None;
+        self.set_rollout(None);
         self.settle_all(now);
     }
 

@@ -27,6 +27,8 @@ pub struct Broker {
     pub(super) remarks: Vec<Remark>,
     /// Addresses whose new connections are to go elsewhere than they do.
     pub(super) to_turn: Vec<Key>,
+    /// The generation that a reload under way leads to.
+    pub(super) target: Option<u32>,
     /// Whether any lane may have lost its worker.
     pub(super) orphans: bool,
     /// Sockets that were made for workers and do not listen yet.
@@ -75,6 +77,7 @@ impl Broker {
             lanes: Lanes::default(),
             remarks: Vec::new(),
             to_turn: Vec::new(),
+            target: None,
             orphans: false,
             unlistened: Vec::new(),
             unwatched: Vec::new(),

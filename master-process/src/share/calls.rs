@@ -137,20 +137,14 @@ impl Broker {
         let Some(member) = self.members.get(request.worker.serial).filter(|_| self.parts()) else {
             return Part::All;
         };
-        let (lane, generation, slot) = (member.lane, member.generation, member.id.slot);
+        let (lane, generation) = (member.lane, member.generation);
         if self.table.find(key, Part::All).is_some() {
             return Part::All;
         }
         match key {
             Key::Inet { .. } => Part::Lane(lane),
             Key::Abstract(_) => Part::All,
-            // Only who replaces one that serves makes a new queue; who fills a gap joins those who serve.
-            Key::Unix { .. } => {
-                let replaces = self.members.living().any(|other| other.serves && other.id.slot == slot);
-                let current =
-                    self.table.of_key(key).find(|held| held.file.as_ref().is_some_and(SocketFile::is_found));
-                current.filter(|_| !replaces).map_or(Part::Generation(generation), |held| held.part)
-            }
+            Key::Unix { .. } => Part::Generation(self.generation_for(key, generation)),
         }
     }
 

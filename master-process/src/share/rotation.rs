@@ -122,30 +122,6 @@ impl Broker {
         any.map_or(Ok(()), |held| reuseport::steer(held.fd(), &numbers))
     }
 
-    /// Puts the newest generation's socket that anybody serves to the path.
-    fn rename(&mut self, key: &Key) -> io::Result<()> {
-        let served = |held: &Held| {
-            self.members.living().any(|member| member.serves && member.bound.contains(&held.inode))
-        };
-        let of_key = |held: &&Held| held.key.matches(key) && held.is_listening();
-        let generation = |held: &Held| match held.part {
-            Part::Generation(generation) => Some(generation),
-            Part::All | Part::Lane(_) => None,
-        };
-        let newest =
-            self.table.iter().filter(of_key).filter(|held| served(held)).max_by_key(|held| generation(held));
-        let Some(wanted) = newest.map(|held| held.inode) else {
-            return Ok(());
-        };
-        let files = self.table.of_key(key).filter_map(|held| Some((held.inode, held.file.as_mut()?)));
-        let (mut newest, mut others): (Vec<_>, Vec<_>) = files.partition(|(inode, _)| *inode == wanted);
-        let current = others.iter_mut().map(|(_, file)| &mut **file).find(|file| file.is_found());
-        match newest.pop() {
-            Some((_, file)) if !file.is_found() => file.take_place_of(current),
-            Some(_) | None => Ok(()),
-        }
-    }
-
     /// Frees the lanes that have lost their workers and that no other will take: who waits there learns at once that
     /// he waits in vain. `expects_start` tells whether a slot is to get a worker.
     pub fn close_orphans(&mut self, expects_start: impl Fn(u32) -> bool) {
@@ -212,19 +188,6 @@ impl Broker {
             let Part::Lane(lane) = held.part else { return false };
             held.key.matches(key) && self.members.on_lane(lane).is_some_and(|member| member.serves)
         })
-    }
-
-    /// Closes the sockets of generations that are gone.
-    pub(super) fn drop_superseded(&mut self) {
-        let superseded = |held: &&Held| {
-            matches!(held.part, Part::Generation(_))
-                && held.file.as_ref().is_some_and(|file| !file.is_found())
-                && !self.members.living().any(|member| member.bound.contains(&held.inode))
-        };
-        let inodes: Vec<u64> = self.table.iter().filter(superseded).map(|held| held.inode).collect();
-        for inode in inodes {
-            self.table.remove(inode);
-        }
     }
 
     /// Sockets whose queues are to be watched from now on.

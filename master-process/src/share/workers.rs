@@ -18,6 +18,8 @@ pub(super) struct Member {
     pub(super) lane: u32,
     /// New connections may come to it.
     pub(super) serves: bool,
+    /// It was asked to leave.
+    pub(super) dismissed: bool,
     /// Its process lives; a descendant may be left when it does not.
     pub(super) lives: bool,
     /// Inode numbers of ours that were put into its table.
@@ -42,6 +44,7 @@ impl Member {
             generation,
             lane,
             serves: false,
+            dismissed: false,
             lives: true,
             bound: Vec::new(),
             listens: Vec::new(),

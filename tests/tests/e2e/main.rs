@@ -23,5 +23,6 @@ mod security;
 mod sharing;
 mod signals;
 mod slots;
+mod unix_gaps;
 mod unix_generations;
 mod unix_sockets;

@@ -70,6 +70,8 @@ pub(super) struct Sim {
     pub(super) last_wait: Option<Duration>,
     /// Slots from here on were scaled away: whoever is in them may be stopped without a successor.
     wanted: u32,
+    /// Of the reload under way.
+    target: Option<u32>,
     stopping: bool,
 }
 
@@ -86,6 +88,7 @@ impl Sim {
             looks: Vec::new(),
             last_wait: None,
             wanted,
+            target: None,
             stopping: false,
         };
         sim.carry_out();
@@ -133,6 +136,10 @@ impl Sim {
             match action {
                 Action::Launch { worker, generation } => {
                     assert!(!self.stopping, "a start after the stop: {worker:?}");
+                    assert!(
+                        self.target.is_none_or(|target| target == generation),
+                        "{worker:?} comes too late"
+                    );
                     let process = Process {
                         generation,
                         running: false,
@@ -143,6 +150,7 @@ impl Sim {
                     };
                     assert!(self.processes.insert(worker, process).is_none(), "{worker:?} started twice");
                 }
+                Action::Target(target) => self.target = target,
                 Action::Serve(worker) => {
                     let process = self.processes.get_mut(&worker).expect("only a process can serve");
                     assert!(process.ready && !process.stopped, "{worker:?} is to serve and cannot");

@@ -1,0 +1,177 @@
+//! A generation has a socket of its own at a Unix path: which of them a worker gets, and which of them clients find.
+//!
+//! A worker keeps the socket that it has bound for as long as it lives, and clients find one only. So whoever binds
+//! must get the one that will be at the path, and it is the reload under way that tells which:
+//!
+//! * No reload, or one that was given up: the path stays as it is, and so a worker of whatever generation that fills a
+//!   gap joins those who serve there.
+//! * A reload: the path will be its target's. A worker of that generation joins the target's socket or makes it, also
+//!   where it has nobody to replace: the socket that is at the path now will be left by everybody who has it.
+//! * A reload, and nobody accepts at the path any more: the socket there becomes the target's, with all who wait in it.
+//!
+//! The path goes to the target's socket with the first worker that serves there, so that those who drain get no new
+//! connections; it leaves that only when nobody serves there. A reload that was given up half-way leaves workers of
+//! several sockets: then the path is for those who are more, once nobody drains there.
+
+/// A socket of one path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) inode: u64,
+    pub(super) generation: u32,
+    /// Clients find it at the path.
+    pub(super) found: bool,
+    pub(super) listening: bool,
+    /// How many workers have it and serve.
+    pub(super) serving: usize,
+    /// How many have it, do not serve and were not asked to leave: they start, stand by or drain.
+    pub(super) staying: usize,
+}
+
+/// Which socket a worker gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Joins {
+    /// Its generation's; it is made where there is none.
+    Own,
+    /// That of another generation, as it is.
+    With(u32),
+    /// That of another generation, which is its own generation's from now on.
+    Instead(u32),
+}
+
+/// Which of a path's sockets a worker of generation `own` gets. `target` is the generation that a reload under way
+/// leads to.
+pub(super) fn joins(own: u32, target: Option<u32>, sockets: &[Standing]) -> Joins {
+    let Some(found) = sockets.iter().find(|socket| socket.found) else {
+        return Joins::Own;
+    };
+    let other = found.generation;
+    if other == own {
+        return Joins::Own;
+    }
+    let has_own = sockets.iter().any(|socket| socket.generation == own);
+    match target {
+        None => Joins::With(other),
+        Some(_) if has_own => Joins::Own,
+        Some(target) if target == own && found.serving + found.staying > 0 => Joins::Own,
+        Some(target) if target == own => Joins::Instead(other),
+        // An old one that binds late.
+        Some(_) => Joins::With(other),
+    }
+}
+
+/// Which of a path's sockets is to be at the path; none: whatever is there.
+pub(super) fn wanted(target: Option<u32>, sockets: &[Standing]) -> Option<u64> {
+    let served = || sockets.iter().filter(|socket| socket.listening && socket.serving > 0);
+    let most = |from: &mut dyn Iterator<Item = &Standing>| {
+        from.max_by_key(|socket| (socket.serving, socket.found, socket.generation)).map(|socket| socket.inode)
+    };
+    let of_target = served().find(|socket| target == Some(socket.generation));
+    let current = served().find(|socket| socket.found);
+    match (of_target, current, target) {
+        (Some(of_target), _, _) => Some(of_target.inode),
+        (None, Some(current), Some(_)) => Some(current.inode),
+        (None, Some(_), None) => most(&mut served().filter(|socket| socket.found || socket.staying == 0)),
+        (None, None, _) => most(&mut served()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The socket of a generation, whose inode number is ten times the generation's.
+    fn socket(generation: u32, serving: usize, staying: usize) -> Standing {
+        let inode = u64::from(generation) * 10;
+        Standing { inode, generation, found: false, listening: true, serving, staying }
+    }
+
+    fn found(generation: u32, serving: usize, staying: usize) -> Standing {
+        Standing { found: true, ..socket(generation, serving, staying) }
+    }
+
+    #[test]
+    fn the_first_workers_share_their_generations_socket() {
+        assert_eq!(joins(0, None, &[]), Joins::Own);
+        assert_eq!(joins(0, None, &[found(0, 0, 1)]), Joins::Own);
+    }
+
+    #[test]
+    fn who_replaces_a_crashed_worker_joins_those_who_serve() {
+        assert_eq!(joins(0, None, &[found(0, 3, 0)]), Joins::Own);
+        assert_eq!(joins(2, None, &[found(0, 3, 0)]), Joins::With(0), "two reloads were given up");
+        assert_eq!(joins(1, None, &[found(0, 3, 0), socket(1, 1, 0)]), Joins::With(0), "one, half-way");
+    }
+
+    #[test]
+    fn who_replaces_a_crashed_worker_takes_the_queue_when_all_have_crashed() {
+        assert_eq!(joins(0, None, &[found(0, 0, 0)]), Joins::Own);
+        assert_eq!(joins(1, None, &[found(0, 0, 0)]), Joins::With(0));
+    }
+
+    #[test]
+    fn in_a_reload_every_new_worker_gets_its_generations_socket() {
+        assert_eq!(joins(1, Some(1), &[found(0, 4, 0)]), Joins::Own, "the first one makes it");
+        assert_eq!(
+            joins(1, Some(1), &[found(0, 1, 0)]),
+            Joins::Own,
+            "with most of the old ones not there yet"
+        );
+        assert_eq!(joins(1, Some(1), &[found(0, 4, 0), socket(1, 0, 1)]), Joins::Own);
+        assert_eq!(joins(1, Some(1), &[socket(0, 3, 1), found(1, 1, 0)]), Joins::Own);
+        assert_eq!(joins(1, Some(1), &[found(0, 0, 4)]), Joins::Own, "all the old ones drain");
+    }
+
+    #[test]
+    fn in_a_reload_a_path_at_which_nobody_accepts_is_taken_over_with_its_queue() {
+        assert_eq!(joins(1, Some(1), &[found(0, 0, 0)]), Joins::Instead(0));
+        assert_eq!(
+            joins(1, Some(1), &[found(0, 0, 0), socket(1, 0, 1)]),
+            Joins::Own,
+            "the others have theirs"
+        );
+    }
+
+    #[test]
+    fn an_old_worker_that_binds_late_in_a_reload_makes_no_socket() {
+        assert_eq!(joins(0, Some(1), &[found(1, 2, 0)]), Joins::With(1));
+        assert_eq!(
+            joins(0, Some(1), &[found(1, 2, 0), socket(0, 1, 0)]),
+            Joins::Own,
+            "and keeps what it has"
+        );
+        assert_eq!(joins(0, Some(2), &[found(1, 0, 0)]), Joins::With(1), "it takes nothing over");
+    }
+
+    #[test]
+    fn in_a_reload_the_path_goes_to_the_target_with_the_first_that_serves() {
+        assert_eq!(wanted(Some(1), &[found(0, 4, 0), socket(1, 0, 4)]), Some(0));
+        assert_eq!(wanted(Some(1), &[found(0, 3, 1), socket(1, 1, 3)]), Some(10));
+    }
+
+    #[test]
+    fn in_a_reload_the_path_comes_back_when_nobody_serves_the_target() {
+        assert_eq!(wanted(Some(1), &[socket(0, 4, 0), found(1, 0, 1)]), Some(0));
+        assert_eq!(
+            wanted(Some(2), &[socket(0, 3, 1), found(1, 1, 0)]),
+            Some(10),
+            "and stays where it is served"
+        );
+    }
+
+    #[test]
+    fn after_a_reload_that_was_given_up_the_path_is_for_those_who_are_more() {
+        assert_eq!(wanted(None, &[socket(0, 3, 0), found(1, 1, 0)]), Some(0));
+        assert_eq!(wanted(None, &[socket(0, 1, 0), found(1, 3, 0)]), Some(10));
+        assert_eq!(wanted(None, &[socket(0, 2, 0), found(1, 2, 0)]), Some(10), "and stays in a draw");
+        assert_eq!(wanted(None, &[socket(0, 3, 1), found(1, 1, 0)]), Some(10), "as long as one drains there");
+    }
+
+    #[test]
+    fn the_path_is_where_somebody_serves() {
+        assert_eq!(wanted(None, &[socket(0, 1, 3), found(1, 0, 0)]), Some(0));
+        assert_eq!(wanted(None, &[socket(0, 0, 2), found(1, 0, 0)]), None);
+        let bound = Standing { listening: false, ..socket(1, 1, 0) };
+        assert_eq!(wanted(Some(1), &[found(0, 1, 0), bound]), Some(0), "which takes a listener");
+        assert_eq!(wanted(None, &[]), None);
+    }
+}

@@ -16,11 +16,7 @@ impl Broker {
         }
         self.target = target;
         // Which socket is wanted at a path hangs on it.
-        for held in self.table.iter().filter(|held| matches!(held.part, Part::Generation(_))) {
-            if !self.to_turn.iter().any(|key| key.matches(&held.key)) {
-                self.to_turn.push(held.key.clone());
-            }
-        }
+        self.turn_where(|held| matches!(held.part, Part::Generation(_)));
     }
 
     /// A worker is asked to leave: it accepts no more, or not for long.

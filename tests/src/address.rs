@@ -1,7 +1,10 @@
 //! Addresses that no other test uses.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
+
+use tempfile::TempDir;
 
 /// The lowest port given out: not privileged, and below the range of outgoing connections.
 const FIRST_PORT: u16 = 3000;
@@ -26,4 +29,15 @@ pub fn wildcard_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let offset = std::process::id().wrapping_add(u32::from(NEXT.fetch_add(1, Ordering::Relaxed)));
     u16::try_from(LOWEST + offset % COUNT).expect("less than 32000")
+}
+
+/// A path for a Unix socket, alone in a folder that goes with the first value.
+///
+/// # Panics
+/// When no folder can be made.
+#[must_use]
+pub fn unix() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("app.sock");
+    (folder, path)
 }

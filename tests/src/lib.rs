@@ -17,6 +17,7 @@ pub mod process;
 pub mod profile;
 pub mod script;
 pub mod supervisor;
+pub mod traffic;
 pub mod wait;
 
 pub use supervisor::{Event, Finished, Supervisor};

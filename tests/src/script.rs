@@ -39,6 +39,18 @@ HOST, PORT = sys.argv[1].rsplit(':', 1) if len(sys.argv) > 1 else ('', '0')
 PORT = int(PORT)
 ";
 
+/// Serves every address of the host on one port, IPv4 and IPv6 on a socket each.
+pub const TWO_FAMILIES: &str = "
+import threading
+four = bound('0.0.0.0', PORT); four.listen(64)
+six = socket.socket(socket.AF_INET6)
+six.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+six.bind(('::', PORT)); six.listen(64)
+say('ready')
+threading.Thread(target=serve, args=(four,), daemon=True).start()
+serve(six)";
+
 /// A python program with the address as its argument.
 #[must_use]
 pub fn script(text: &str, address: SocketAddr) -> Vec<String> {

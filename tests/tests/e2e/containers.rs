@@ -9,8 +9,9 @@ use std::path::Path;
 
 use master_process_tests::load::{self, Connections, Kept, Load, Outcome, Target};
 use master_process_tests::profile::{self, CONTAINER};
-use master_process_tests::script::{said, script};
+use master_process_tests::script::{TWO_FAMILIES, said, script};
 use master_process_tests::supervisor::Builder;
+use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
 use master_process_tests::{Supervisor, address, patient, process, skip};
 use rustix::process::Signal;
 
@@ -46,31 +47,16 @@ impl Place {
     }
 }
 
-fn all_answer(supervisor: &Supervisor, target: impl Into<Target>, expected: &BTreeSet<i32>) {
-    let target = target.into();
-    let mut seen = BTreeSet::new();
-    supervisor.eventually("each worker answers", || {
-        seen.extend(load::who(target.clone()));
-        seen.is_superset(expected)
-    });
-    assert_eq!(&seen, expected, "nobody else answers");
-}
-
 /// Reloads under load; nothing is lost, and each new worker answers.
 fn reloads_lose_nothing(supervisor: &Supervisor, target: impl Into<Target>, workers: usize) {
     let target = target.into();
     let clients = Load::start(target.clone(), 6, Connections::Fresh);
-    let pass = || {
-        let goal = clients.tally().served() + 100;
-        supervisor.eventually("requests are served", || clients.tally().served() >= goal);
-    };
     for _ in 0..2 {
-        pass();
+        pass(supervisor, &clients, 100);
         supervisor.reload(workers);
     }
-    pass();
-    let tally = clients.stop();
-    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    pass(supervisor, &clients, 100);
+    nothing_is_lost(clients);
     all_answer(supervisor, target, &supervisor.workers());
 }
 
@@ -208,21 +194,11 @@ fn in_a_container_one_line_tells_that_it_waits_with_epoll_and_nothing_else_is_co
 #[test]
 fn in_a_container_the_families_of_a_port_stay_apart_without_a_look_at_the_sockets() {
     // Options that were set before bind are seen only because the filter tells of them.
-    let text = "
-import threading
-four = bound('0.0.0.0', PORT); four.listen(64)
-six = socket.socket(socket.AF_INET6)
-six.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-six.bind(('::', PORT)); six.listen(64)
-say('ready')
-threading.Thread(target=serve, args=(four,), daemon=True).start()
-serve(six)";
     let port = address::wildcard_port();
     let four = SocketAddr::from(([127, 0, 0, 1], port));
     let six = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
     let options = ["-w", "2", "--throttle", "10ms"];
-    let supervisor = Place::Container.builder().args(options).command(script(text, four)).spawn();
+    let supervisor = Place::Container.builder().args(options).command(script(TWO_FAMILIES, four)).spawn();
     said(&supervisor, 2);
     for target in [four, six] {
         all_answer(&supervisor, target, &supervisor.await_workers(2));

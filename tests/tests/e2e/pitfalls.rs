@@ -7,7 +7,8 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use master_process_tests::load::{self, Connections, Kept, Load, Outcome};
-use master_process_tests::script::{lines, said, script, started};
+use master_process_tests::script::{TWO_FAMILIES, lines, said, script, started};
+use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
 use master_process_tests::{
     PATIENCE, Supervisor, address, always, eventually, patient, process, profile, skip,
 };
@@ -18,25 +19,6 @@ const SOON: Duration = Duration::from_secs(10);
 
 fn next_to(address: SocketAddr, offset: u16) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port() + offset)
-}
-
-fn pass(supervisor: &Supervisor, clients: &Load, count: u64) {
-    let goal = clients.tally().served() + count;
-    supervisor.eventually("requests are served", || clients.tally().served() >= goal);
-}
-
-fn nothing_is_lost(clients: Load) {
-    let tally = clients.stop();
-    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
-}
-
-/// Asks until each of `expected` has answered.
-fn all_answer(supervisor: &Supervisor, target: SocketAddr, expected: &BTreeSet<i32>) {
-    let mut seen = BTreeSet::new();
-    supervisor.eventually("each worker answers", || {
-        seen.extend(load::who(target));
-        seen.is_superset(expected)
-    });
 }
 
 #[test]
@@ -183,8 +165,7 @@ serve(made)";
     }
     // A crash and its replacement, which finds the path in use.
     pass(&supervisor, &clients, 100);
-    let tally = clients.stop();
-    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    nothing_is_lost(clients);
     let victim = *supervisor.await_workers(3).first().expect("three");
     process::signal(victim, Signal::KILL);
     supervisor.eventually("it is replaced", || {
@@ -198,20 +179,10 @@ serve(made)";
 
 #[test]
 fn the_two_families_of_a_port_stay_apart_through_reloads() {
-    let text = "
-import threading
-four = bound('0.0.0.0', PORT); four.listen(64)
-six = socket.socket(socket.AF_INET6)
-six.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-six.bind(('::', PORT)); six.listen(64)
-say('ready')
-threading.Thread(target=serve, args=(four,), daemon=True).start()
-serve(six)";
     let port = address::wildcard_port();
     let four = SocketAddr::from(([127, 0, 0, 1], port));
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-    let supervisor = started(&["-w", "2", "--throttle", "10ms"], text, four);
+    let supervisor = started(&["-w", "2", "--throttle", "10ms"], TWO_FAMILIES, four);
     said(&supervisor, 2);
     let mut workers = supervisor.await_workers(2);
     for _ in 0..3 {

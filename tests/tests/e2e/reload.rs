@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use master_process_tests::load::{self, Connections, Load, Tally, Target};
+use master_process_tests::traffic::pass;
 use master_process_tests::{Supervisor, address, fixtures, process, skip};
 use rustix::process::Signal;
 
@@ -23,11 +24,6 @@ fn four(command: Vec<String>, listen: &str) -> Supervisor {
     builder.env("LISTEN", listen).env("WORK_MS", "1").spawn()
 }
 
-fn requests_pass(supervisor: &Supervisor, clients: &Load, count: u64) {
-    let goal = clients.tally().served() + count;
-    supervisor.eventually("requests are served", || clients.tally().served() >= goal);
-}
-
 /// Reloads four times under load; nothing is refused, nothing hangs. Gives the outcomes.
 fn reloaded_under_load(command: Vec<String>, target: impl Into<Target>, connections: Connections) -> Tally {
     let target = target.into();
@@ -39,10 +35,10 @@ fn reloaded_under_load(command: Vec<String>, target: impl Into<Target>, connecti
     supervisor.eventually("somebody answers", || load::who(target.clone()).is_some());
     supervisor.await_workers(4);
     let clients = Load::start(target, CLIENTS, connections);
-    requests_pass(&supervisor, &clients, 100);
+    pass(&supervisor, &clients, 100);
     for _ in 0..RELOADS {
         let new = supervisor.reload(4);
-        requests_pass(&supervisor, &clients, 100);
+        pass(&supervisor, &clients, 100);
         assert_eq!(supervisor.workers(), new);
     }
     let tally = clients.stop();
@@ -127,14 +123,14 @@ fn kill_one_under_load(command: Vec<String>, target: impl Into<Target>, listen: 
     supervisor.await_workers(4);
     let clients = Load::start(target, CLIENTS, Connections::Fresh);
     for kills in 1..=3_u64 {
-        requests_pass(&supervisor, &clients, 100);
+        pass(&supervisor, &clients, 100);
         let victim = *supervisor.await_workers(4).first().expect("four");
         process::signal(victim, Signal::KILL);
         supervisor.eventually("it is replaced", || {
             let workers = supervisor.workers();
             workers.len() == 4 && !workers.contains(&victim)
         });
-        requests_pass(&supervisor, &clients, 100);
+        pass(&supervisor, &clients, 100);
         let tally = clients.tally();
         assert_eq!(tally.inexcusable(), 0, "{tally}");
         let in_flight = u64::try_from(CLIENTS).expect("few") * kills;
@@ -236,7 +232,7 @@ impl Release {
         let supervisor = builder.command(fixtures::worker(&[&listen, &bad])).spawn();
         let old = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
         let clients = Load::start(address, CLIENTS, Connections::Fresh);
-        requests_pass(&supervisor, &clients, 100);
+        pass(&supervisor, &clients, 100);
         fs::write(&broken, "").expect("the folder is ours");
         Release { _folder: folder, broken, supervisor, old, clients, address }
     }
@@ -249,7 +245,7 @@ impl Release {
     fn is_given_up(&self, why: &[&str]) {
         self.supervisor.eventually("the reload is given up", || !self.given_up().is_empty());
         self.supervisor.eventually("the old ones are alone", || self.supervisor.workers() == self.old);
-        requests_pass(&self.supervisor, &self.clients, 100);
+        pass(&self.supervisor, &self.clients, 100);
         assert_eq!(self.given_up().len(), 1, "told once");
         assert!(!self.supervisor.logged(why).is_empty(), "the reason {why:?} is told");
         assert!(self.supervisor.events_named("term").iter().all(|event| !self.old.contains(&event.pid)));
@@ -263,7 +259,7 @@ impl Release {
     fn then_a_fixed_one_works(self) -> Tally {
         fs::remove_file(&self.broken).expect("it is there");
         let new = self.supervisor.reload(2);
-        requests_pass(&self.supervisor, &self.clients, 100);
+        pass(&self.supervisor, &self.clients, 100);
         assert!(load::who(self.address).is_some_and(|pid| new.contains(&pid)));
         assert_eq!(self.given_up().len(), 1);
         let tally = self.clients.stop();
@@ -321,7 +317,7 @@ fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
         let workers = supervisor.workers();
         workers.len() == 2 && workers.contains(&unlucky)
     });
-    requests_pass(&supervisor, &clients, 100);
+    pass(&supervisor, &clients, 100);
     let tally = clients.stop();
     assert_eq!(tally.inexcusable(), 0, "{tally}");
     assert!(tally.lost() <= u64::try_from(2 * CLIENTS).expect("few"), "{tally}");
@@ -340,7 +336,7 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
         let mut seen: BTreeSet<i32> =
             supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
         let clients = Load::start(address, CLIENTS, Connections::Fresh);
-        requests_pass(&supervisor, &clients, 50);
+        pass(&supervisor, &clients, 50);
         for reload in 1..=3 {
             supervisor.signal(Signal::HUP);
             // Signals that come together are one.
@@ -354,7 +350,7 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
             let newest = supervisor.events_named("ready").iter().filter(|event| event.reload == 3).count();
             newest == 2 && workers.len() == 2 && workers.is_disjoint(&seen)
         });
-        requests_pass(&supervisor, &clients, 50);
+        pass(&supervisor, &clients, 50);
         let tally = clients.stop();
         println!("{pause} ms: {tally}");
         nothing_is_lost(&tally);
@@ -394,14 +390,14 @@ fn a_crash_of_an_old_worker_in_the_middle_of_a_reload_leaves_somebody_to_serve()
     let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=0.5"]));
     let old = supervisor.await_events(2, "ready");
     let clients = Load::start(address, CLIENTS, Connections::Fresh);
-    requests_pass(&supervisor, &clients, 50);
+    pass(&supervisor, &clients, 50);
     supervisor.signal(Signal::HUP);
     supervisor.eventually("both new ones start", || supervisor.workers().len() == 4);
     old.iter().for_each(|event| process::signal(event.pid, Signal::KILL));
     supervisor.eventually("the new ones are alone and ready", || {
         supervisor.workers().len() == 2 && supervisor.events_named("ready").len() == 4
     });
-    requests_pass(&supervisor, &clients, 50);
+    pass(&supervisor, &clients, 50);
     let tally = clients.stop();
     assert_eq!(tally.inexcusable(), 0, "who waited in the queues was served: {tally}");
     assert!(tally.lost() <= u64::try_from(CLIENTS).expect("few"), "{tally}");

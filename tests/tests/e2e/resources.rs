@@ -273,13 +273,10 @@ fn activity(pid: i32) -> BTreeMap<String, String> {
         .collect()
 }
 
-#[test]
-fn idle_with_50_workers_it_does_not_run_at_all() {
-    let supervisor =
-        Supervisor::start(&["-w", "50", "--ready", "none", "--monitor", "off"], fixtures::idle());
-    supervisor.await_workers(50);
+/// What it has done when starting up is over: three seconds have passed without a step. Each
+/// worker is looked at once, two seconds after it began to serve.
+fn activity_at_rest(supervisor: &Supervisor) -> BTreeMap<String, String> {
     let pid = supervisor.pid();
-    // Starting up is over when three seconds pass without a step: each worker is looked at once, two after its start.
     let mut last = activity(pid);
     let mut since = std::time::Instant::now();
     supervisor.eventually("it has come to rest", || {
@@ -290,6 +287,16 @@ fn idle_with_50_workers_it_does_not_run_at_all() {
         }
         since.elapsed() > Duration::from_secs(3)
     });
+    last
+}
+
+#[test]
+fn idle_with_50_workers_it_does_not_run_at_all() {
+    let supervisor =
+        Supervisor::start(&["-w", "50", "--ready", "none", "--monitor", "off"], fixtures::idle());
+    supervisor.await_workers(50);
+    let pid = supervisor.pid();
+    let last = activity_at_rest(&supervisor);
     assert!(
         last.values().all(|text| text.contains("voluntary_ctxt_switches") && !text.ends_with("CPU  ns")),
         "{last:?}"
@@ -311,17 +318,7 @@ fn idle_with_workers_that_share_one_queue_and_serve_it_does_not_run_at_all() {
     );
     supervisor.await_events(4, "ready");
     let pid = supervisor.pid();
-    let mut last = activity(pid);
-    let mut since = std::time::Instant::now();
-    supervisor.eventually("it has come to rest", || {
-        let now = activity(pid);
-        if now != last {
-            last = now;
-            since = std::time::Instant::now();
-        }
-        // Each worker is looked at once, two seconds after it was ready.
-        since.elapsed() > Duration::from_secs(3)
-    });
+    let last = activity_at_rest(&supervisor);
     // Requests are between the workers and the kernel.
     for _ in 0..200 {
         assert!(load::who(address).is_some());

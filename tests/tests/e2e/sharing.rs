@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, started};
+use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{
     PATIENCE, Supervisor, address, always, await_some, eventually, fixtures, process,
 };
@@ -120,6 +121,17 @@ while True: signal.pause()";
     assert_eq!(supervisor.stop(), 0);
 }
 
+/// One of two workers says something and serves no more.
+fn the_other_one_serves(options: &[&str], text: &str) {
+    let address = address::tcp();
+    let supervisor = started(options, text, address);
+    said(&supervisor, 1);
+    supervisor.eventually("the other answers", || load::who(address).is_some());
+    let clients = Load::start(address, 4, Connections::Fresh);
+    pass(&supervisor, &clients, 100);
+    nothing_is_lost(clients);
+}
+
 #[test]
 fn one_workers_shutdown_of_the_listener_leaves_the_others_serving() {
     let text = "
@@ -129,14 +141,7 @@ if INDEX == '0':
     say('shut down')
     while True: signal.pause()
 serve(made)";
-    let address = address::tcp();
-    let supervisor = started(&["-w", "2"], text, address);
-    said(&supervisor, 1);
-    supervisor.eventually("the other answers", || load::who(address).is_some());
-    let clients = Load::start(address, 4, Connections::Fresh);
-    supervisor.eventually("requests are served", || clients.tally().served() >= 100);
-    let tally = clients.stop();
-    assert_eq!(tally.inexcusable() + tally.lost(), 0, "{tally}");
+    the_other_one_serves(&["-w", "2"], text);
 }
 
 #[test]
@@ -148,14 +153,7 @@ if INDEX == '0':
     say('closed')
     while True: signal.pause()
 serve(made)";
-    let address = address::tcp();
-    let supervisor = started(&["-w", "2", "--share", "shared"], text, address);
-    said(&supervisor, 1);
-    supervisor.eventually("the other answers", || load::who(address).is_some());
-    let clients = Load::start(address, 4, Connections::Fresh);
-    supervisor.eventually("requests are served", || clients.tally().served() >= 100);
-    let tally = clients.stop();
-    assert_eq!(tally.inexcusable() + tally.lost(), 0, "{tally}");
+    the_other_one_serves(&["-w", "2", "--share", "shared"], text);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use master_process_tests::askers::{answers, askers};
 use master_process_tests::load::{self, Connections, Kept, Load, Outcome};
 use master_process_tests::script::{script, started};
+use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{PATIENCE, Supervisor, address, always, eventually, fixtures, patient, process};
 use rustix::process::Signal;
 
@@ -145,18 +146,12 @@ fn reloads_lose_nothing(supervisor: &Supervisor, address: SocketAddr) {
     supervisor.eventually("somebody answers", || load::who(address).is_some());
     supervisor.await_workers(4);
     let clients = Load::start(address, 8, Connections::Fresh);
-    let pass = |count: u64| {
-        let goal = clients.tally().served() + count;
-        supervisor.eventually("requests are served", || clients.tally().served() >= goal);
-    };
-    pass(40);
+    pass(supervisor, &clients, 40);
     for _ in 0..2 {
         supervisor.reload(4);
-        pass(40);
+        pass(supervisor, &clients, 40);
     }
-    let tally = clients.stop();
-    println!("{tally}");
-    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    nothing_is_lost(clients);
     assert_eq!(supervisor.stop(), 0);
 }
 
@@ -238,10 +233,6 @@ fn ttou_and_ttin_under_load_lose_nothing() {
     let supervisor = builder.env("LISTEN", address.to_string()).env("WORK_MS", "1").spawn();
     await_listening(&supervisor, 4);
     let clients = Load::start(address, 8, Connections::Fresh);
-    let pass = || {
-        let goal = clients.tally().served() + 100;
-        supervisor.eventually("requests are served", || clients.tally().served() >= goal);
-    };
     for (signal, workers) in [
         (Signal::TTOU, 3),
         (Signal::TTOU, 2),
@@ -250,13 +241,12 @@ fn ttou_and_ttin_under_load_lose_nothing() {
         (Signal::TTOU, 1),
         (Signal::TTIN, 2),
     ] {
-        pass();
+        pass(&supervisor, &clients, 100);
         supervisor.signal(signal);
         supervisor.await_workers(workers);
     }
-    pass();
-    let tally = clients.stop();
-    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    pass(&supervisor, &clients, 100);
+    nothing_is_lost(clients);
     assert_eq!(supervisor.stop(), 0);
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use master_process_tests::askers::{answers, askers};
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{said, script};
+use master_process_tests::traffic::nothing_is_lost;
 use master_process_tests::{Supervisor, address, process};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -84,8 +85,7 @@ serve(listening())";
     let new = site.supervisor.until("the old ones are gone", || {
         Some(site.supervisor.workers()).filter(|new| new.len() == 4 && new.is_disjoint(&old))
     });
-    let tally = clients.stop();
-    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    nothing_is_lost(clients);
     site.answer(&new);
     site.leaves_one_file();
 }
@@ -137,8 +137,7 @@ serve(listening())";
     site.supervisor.eventually("an old one answers", || {
         load::who(site.path().as_path()).is_some_and(|pid| kept.contains(&pid))
     });
-    let tally = clients.stop();
-    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    nothing_is_lost(clients);
     site.answer(&kept);
     // Who comes later joins those who serve, whatever its generation; and so does the one that was replaced.
     site.tell();

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, script};
+use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{PATIENCE, Supervisor, address, eventually, fixtures, process, profile, skip};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::Signal;
-use tempfile::TempDir;
 
 /// Binds PATH, the last word of the command line, and serves.
 const SERVER: &str = "
@@ -27,12 +27,6 @@ const QUICK: [&str; 8] = ["-w", "2", "--throttle", "10ms", "--throttle-max", "10
 
 /// The longest path that fits into a `sockaddr_un` with its terminating zero.
 const LONGEST_PATH: usize = 107;
-
-fn scratch() -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("app.sock");
-    (folder, path)
-}
 
 /// A folder that every user may use.
 fn open_to_all(folder: &Path) {
@@ -54,27 +48,22 @@ fn only(name: &str) -> BTreeSet<String> {
     BTreeSet::from([name.to_owned()])
 }
 
-fn pass(supervisor: &Supervisor, clients: &Load) {
-    let goal = clients.tally().served() + 100;
-    supervisor.eventually("requests are served", || clients.tally().served() >= goal);
-}
-
 #[test]
 fn reloads_of_node_and_python_on_a_unix_path_lose_nothing_and_leave_no_other_file() {
     for command in [fixtures::node("plain.js"), server(SERVER, Path::new("app.sock"))] {
-        let (folder, path) = scratch();
+        let (folder, path) = address::unix();
         let builder = Supervisor::builder().args(["-w", "4", "--throttle", "100ms"]).command(command);
         let supervisor = builder.env("LISTEN", &path).env("WORK_MS", "1").cwd(folder.path()).spawn();
         supervisor.eventually("somebody answers", || load::who(path.as_path()).is_some());
         supervisor.await_workers(4);
         let clients = Load::start(path.as_path(), 8, Connections::Fresh);
         for _ in 0..4 {
-            pass(&supervisor, &clients);
+            pass(&supervisor, &clients, 100);
             supervisor.reload(4);
             supervisor
                 .eventually("nothing else is in the folder", || names(folder.path()) == only("app.sock"));
         }
-        pass(&supervisor, &clients);
+        pass(&supervisor, &clients, 100);
         let tally = clients.stop();
         println!("{tally}");
         assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
@@ -86,7 +75,7 @@ fn reloads_of_node_and_python_on_a_unix_path_lose_nothing_and_leave_no_other_fil
 
 #[test]
 fn a_reload_that_fails_leaves_no_file_beside_the_path() {
-    let (folder, path) = scratch();
+    let (folder, path) = address::unix();
     let flag = folder.path().join("broken");
     // It binds, which makes its generation's socket, and dies before it listens.
     let text = "
@@ -112,15 +101,14 @@ serve(made)";
     supervisor.eventually("no temporary file is left", || names(folder.path()) == expected);
     fs::remove_file(&flag).expect("ours");
     supervisor.reload(2);
-    pass(&supervisor, &clients);
-    let tally = clients.stop();
-    assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
+    pass(&supervisor, &clients, 100);
+    nothing_is_lost(clients);
     supervisor.eventually("nothing else is in the folder", || names(folder.path()) == only("app.sock"));
 }
 
 #[test]
 fn a_new_release_that_serves_and_dies_gives_the_path_back() {
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let listen = format!("listen={}", path.display());
     // Long enough for it to be on trial still when it dies, however slow its start is.
     let options = ["-w", "2", "--throttle", "5s", "--throttle-max", "5s", "--reload-attempts", "1"];
@@ -154,7 +142,7 @@ fn a_client_sees_the_credentials_of_a_worker() {
         skip!("a_client_sees_the_credentials_of_a_worker", "to become another user takes root");
     }
     let nobody = 65534;
-    let (folder, path) = scratch();
+    let (folder, path) = address::unix();
     open_to_all(folder.path());
     let options = [&QUICK[..], &["--user", "nobody"]].concat();
     let supervisor = Supervisor::start(&options, server(SERVER, &path));
@@ -171,7 +159,7 @@ fn a_client_sees_the_credentials_of_a_worker() {
 
 #[test]
 fn the_mode_is_right_at_every_moment_at_which_a_client_can_connect() {
-    let (folder, path) = scratch();
+    let (folder, path) = address::unix();
     let wrapper = ["sh", "-c", "umask 077; exec \"$@\"", "sh"].map(str::to_owned);
     let builder = Supervisor::builder().wrap(&wrapper).args(QUICK).args(["--socket-mode", "622"]);
     let supervisor = builder.command(server(SERVER, &path)).spawn();
@@ -212,7 +200,7 @@ fn the_owner_is_as_told_when_the_workers_are_somebody_else() {
     if !process::is_root() {
         skip!("the_owner_is_as_told_when_the_workers_are_somebody_else", "to give a file away takes root");
     }
-    let (folder, path) = scratch();
+    let (folder, path) = address::unix();
     open_to_all(folder.path());
     let options = [&QUICK[..], &["--user", "nobody", "--socket-owner", "12345:54321"]].concat();
     let supervisor = Supervisor::start(&options, server(SERVER, &path));
@@ -229,7 +217,7 @@ fn the_owner_is_as_told_when_the_workers_are_somebody_else() {
 
 /// What `bind` says to a worker with these group rights in a folder that only a group may write to.
 fn bound_with(groups: &str, expected: &str, made: &BTreeSet<String>) {
-    let (outer, _) = scratch();
+    let (outer, _) = address::unix();
     open_to_all(outer.path());
     let folder = outer.path().join("of-a-group");
     fs::create_dir(&folder).expect("ours");
@@ -265,7 +253,7 @@ fn a_worker_binds_nothing_below_a_folder_that_it_may_not_search() {
     if !process::is_root() {
         skip!(name, "to become another user takes root");
     }
-    let (outer, _) = scratch();
+    let (outer, _) = address::unix();
     open_to_all(outer.path());
     // The last folder is everybody's, the one above it root's alone.
     let inner = outer.path().join("private/open");
@@ -288,7 +276,7 @@ fn a_worker_without_a_capability_does_not_borrow_the_supervisors() {
     if !process::is_root() {
         skip!(name, "to become another user takes root");
     }
-    let (folder, path) = scratch();
+    let (folder, path) = address::unix();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     // Root without CAP_DAC_OVERRIDE is an ordinary user to a folder that is another one's.
     std::os::unix::fs::chown(folder.path(), Some(12345), Some(12345)).expect("root may");
@@ -310,8 +298,8 @@ fn in_a_chroot_an_absolute_link_stays_in_it() {
     if !process::is_root() {
         skip!("in_a_chroot_an_absolute_link_stays_in_it", "chroot takes root");
     }
-    let (root, _) = scratch();
-    let (outside, _) = scratch();
+    let (root, _) = address::unix();
+    let (outside, _) = address::unix();
     // The link's target is there on both sides.
     let below = outside.path().strip_prefix("/").expect("temporary folders are absolute");
     let inside = root.path().join(below);
@@ -342,7 +330,7 @@ fn in_a_chroot_dots_do_not_lead_out() {
     if !process::is_root() {
         skip!("in_a_chroot_dots_do_not_lead_out", "chroot takes root");
     }
-    let (root, _) = scratch();
+    let (root, _) = address::unix();
     let jail = root.path().join("jail");
     fs::create_dir(&jail).expect("ours");
     let text = "
@@ -386,7 +374,7 @@ fn serves_at(cwd: &Path, given: &Path, found: &Path) {
 
 #[test]
 fn relative_paths_lead_where_they_lead_the_worker() {
-    let (folder, path) = scratch();
+    let (folder, path) = address::unix();
     let below = folder.path().join("below");
     fs::create_dir(&below).expect("ours");
     serves_at(folder.path(), Path::new("app.sock"), &path);
@@ -399,7 +387,7 @@ fn relative_paths_lead_where_they_lead_the_worker() {
 
 #[test]
 fn a_path_as_long_as_a_path_can_be_is_shared_and_reloaded() {
-    let (folder, _) = scratch();
+    let (folder, _) = address::unix();
     let room = LONGEST_PATH - folder.path().as_os_str().len() - 1;
     // The name takes it all: there is no room for a longer one beside it.
     let path = folder.path().join("n".repeat(room));
@@ -413,7 +401,7 @@ fn a_path_as_long_as_a_path_can_be_is_shared_and_reloaded() {
 
 #[test]
 fn a_deep_working_directory_is_no_obstacle_to_a_relative_path() {
-    let (folder, _) = scratch();
+    let (folder, _) = address::unix();
     let deep = folder.path().join(["a-long-name-of-a-folder-for-the-application"; 8].join("/"));
     fs::create_dir_all(&deep).expect("ours");
     serves_at(&deep, Path::new("app.sock"), &deep.join("app.sock"));

@@ -3,19 +3,12 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use master_process_tests::load::{self, Connections, Load};
-use master_process_tests::{PATIENCE, Supervisor, fixtures, patient, process, skip};
+use master_process_tests::{PATIENCE, Supervisor, address, fixtures, patient, process, skip};
 use rustix::process::Signal;
-use tempfile::TempDir;
-
-fn scratch() -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("app.sock");
-    (folder, path)
-}
 
 fn listening_worker(path: &Path, more: &[&str]) -> Vec<String> {
     let listen = format!("listen={}", path.display());
@@ -50,14 +43,14 @@ fn the_mode_is_right_at_the_first_connection() {
     for umask in ["0", "077"] {
         let wrapper = ["sh", "-c", &format!("umask {umask}; exec \"$@\""), "sh"].map(str::to_owned);
         for _ in 0..10 {
-            let (_folder, path) = scratch();
+            let (_folder, path) = address::unix();
             let listen = format!("unix:{}", path.display());
             let builder = Supervisor::builder().wrap(&wrapper).args(["--listen", &listen, "--ready", "none"]);
             let _supervisor = builder.command(fixtures::idle()).spawn();
             assert_eq!(mode_at_first_connection(&path), 0o664, "umask {umask}");
         }
         for _ in 0..4 {
-            let (_folder, path) = scratch();
+            let (_folder, path) = address::unix();
             let builder = Supervisor::builder().wrap(&wrapper).command(listening_worker(&path, &[]));
             let _supervisor = builder.spawn();
             assert_eq!(mode_at_first_connection(&path), 0o664, "bound by the worker, umask {umask}");
@@ -75,12 +68,12 @@ fn mode_and_owner_are_as_told() {
         let metadata = path.metadata().expect("it is there");
         assert_eq!((metadata.uid(), metadata.gid(), mode(path)), (65534, 1, Some(0o600)));
     };
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let supervisor = handed_over(&path, &options);
     supervisor.await_events(1, "ready");
     looks_right(&path);
 
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let supervisor = Supervisor::start(&options, listening_worker(&path, &[]));
     supervisor.await_events(1, "ready");
     looks_right(&path);
@@ -88,7 +81,7 @@ fn mode_and_owner_are_as_told() {
     looks_right(&path);
 
     // The owner alone; by number.
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let supervisor = handed_over(&path, &["--socket-owner", "12345"]);
     supervisor.await_events(1, "ready");
     let metadata = path.metadata().expect("it is there");
@@ -97,7 +90,7 @@ fn mode_and_owner_are_as_told() {
 
 #[test]
 fn a_stale_socket_at_a_listen_path_is_removed_at_the_start() {
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     drop(UnixListener::bind(&path).expect("nothing is there yet"));
     let supervisor = handed_over(&path, &[]);
     supervisor.await_events(1, "ready");
@@ -106,7 +99,7 @@ fn a_stale_socket_at_a_listen_path_is_removed_at_the_start() {
 
 #[test]
 fn a_live_server_at_a_workers_path_is_left_alone() {
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let live = UnixListener::bind(&path).expect("nothing is there yet");
     let inode = path.metadata().expect("just made").ino();
     let options = ["--throttle", "200ms", "--throttle-max", "200ms"];
@@ -124,7 +117,7 @@ fn a_live_server_at_a_workers_path_is_left_alone() {
 
 #[test]
 fn a_symbolic_link_at_a_listen_path_is_left_alone() {
-    let (folder, path) = scratch();
+    let (folder, path) = address::unix();
     let target = folder.path().join("target");
     fs::write(&target, "precious").expect("ours");
     symlink(&target, &path).expect("ours");
@@ -137,7 +130,7 @@ fn a_symbolic_link_at_a_listen_path_is_left_alone() {
 
 #[test]
 fn a_listen_path_in_a_folder_that_is_not_there_is_fatal_and_named() {
-    let (folder, _) = scratch();
+    let (folder, _) = address::unix();
     let listen = format!("unix:{}", folder.path().join("missing/app.sock").display());
     let finished = Supervisor::builder().args(["--listen", &listen]).command(["true"]).run();
     assert_eq!(finished.code, Some(1), "{finished:?}");
@@ -146,7 +139,7 @@ fn a_listen_path_in_a_folder_that_is_not_there_is_fatal_and_named() {
 
 #[test]
 fn a_worker_that_unlinks_the_path_does_not_take_it_away() {
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     // node unlinks the path when its server closes.
     let builder = Supervisor::builder().args(["-w", "2"]).command(fixtures::node("graceful.js"));
     let supervisor = builder.env("LISTEN", &path).spawn();
@@ -171,7 +164,7 @@ fn a_worker_that_unlinks_the_path_does_not_take_it_away() {
 
 #[test]
 fn the_path_is_there_with_no_worker_alive() {
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let options = ["--throttle", "1500ms", "--throttle-max", "1500ms"];
     let supervisor = Supervisor::start(&options, listening_worker(&path, &["term=default"]));
     let first = supervisor.await_events(1, "ready")[0].pid;
@@ -189,13 +182,13 @@ fn the_path_is_there_with_no_worker_alive() {
 #[test]
 fn the_path_is_removed_at_every_orderly_end() {
     // Given up.
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let options = ["--give-up", "2/30s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let supervisor = Supervisor::start(&options, listening_worker(&path, &["die=0"]));
     assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(70));
     assert!(!path.exists(), "after giving up");
     // Killed by the second signal.
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let supervisor =
         Supervisor::start(&["--kill-timeout", "10min"], listening_worker(&path, &["term=ignore"]));
     supervisor.await_events(1, "ready");
@@ -205,14 +198,14 @@ fn the_path_is_removed_at_every_orderly_end() {
     assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
     assert!(!path.exists(), "after the second signal");
     // QUIT, with a socket that was handed over.
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let supervisor = handed_over(&path, &[]);
     supervisor.await_events(1, "ready");
     supervisor.signal(Signal::QUIT);
     assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
     assert!(!path.exists(), "after QUIT");
     // A command that was not there: the socket was made for nothing.
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let listen = format!("unix:{}", path.display());
     let finished = Supervisor::builder().args(["--listen", &listen]).command(["/no/such/app"]).run();
     assert_eq!(finished.code, Some(127));
@@ -221,7 +214,7 @@ fn the_path_is_removed_at_every_orderly_end() {
 
 #[test]
 fn the_next_supervisor_takes_over_the_path_of_one_that_was_killed() {
-    let (_folder, path) = scratch();
+    let (_folder, path) = address::unix();
     let killed = Supervisor::start(&[], listening_worker(&path, &[]));
     killed.await_events(1, "ready");
     killed.signal(Signal::KILL);

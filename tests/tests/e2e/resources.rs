@@ -309,6 +309,33 @@ fn idle_with_50_workers_it_does_not_run_at_all() {
 }
 
 #[test]
+fn idle_and_measuring_it_wakes_once_a_sample() {
+    for source in ["procfs", "ebpf"] {
+        if source == "ebpf" && !process::is_root() {
+            skip!("idle_and_measuring_it_wakes_once_a_sample", "eBPF takes root");
+        }
+        let options = ["-w", "50", "--ready", "none", "--monitor", source, "--monitor-interval", "1s"];
+        let supervisor = Supervisor::start(&options, fixtures::idle());
+        supervisor.await_workers(50);
+        let pid = supervisor.pid();
+        let wakes = || {
+            let text = process::status(pid, "voluntary_ctxt_switches").expect("it runs");
+            text.trim().parse::<u64>().expect("a number")
+        };
+        // In each ten seconds; the start's last looks may fall into the first.
+        let mut last = wakes();
+        supervisor.eventually("ten seconds pass with a wake for each sample and no more", || {
+            std::thread::sleep(Duration::from_secs(10));
+            let now = wakes();
+            let woken = now - std::mem::replace(&mut last, now);
+            assert!(woken >= 5, "{source}: it measures: {woken}");
+            woken <= 12
+        });
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
 fn idle_with_workers_that_share_one_queue_and_serve_it_does_not_run_at_all() {
     let address = address::tcp();
     let listen = format!("listen={address}");

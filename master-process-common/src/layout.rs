@@ -13,6 +13,10 @@ pub struct Layout {
     pub task_mm: u32,
     /// `task_struct.signal`.
     pub task_signal: u32,
+    /// `task_struct.se.sum_exec_runtime`: how long a thread has run, in nanoseconds; 0 where there is no such field.
+    pub task_runtime: u32,
+    /// `task_struct.se.prev_sum_exec_runtime`: the same when it came to its CPU; 0 where there is no such field.
+    pub task_runtime_before: u32,
     /// `signal_struct.live`: threads that have not begun to end.
     pub signal_live: u32,
     /// `signal_struct.nr_threads`: threads that are not released yet.
@@ -29,6 +33,8 @@ impl Layout {
         task_tgid: FAR,
         task_mm: FAR,
         task_signal: FAR,
+        task_runtime: 0,
+        task_runtime_before: 0,
         signal_live: FAR,
         signal_nr_threads: FAR,
         mm_pages: [FAR; 3],
@@ -38,7 +44,7 @@ impl Layout {
 
 const FAR: u32 = 0x00ff_ffff;
 
-const _: () = assert!(size_of::<Layout>() == 36 && align_of::<Layout>() == 4);
+const _: () = assert!(size_of::<Layout>() == 44 && align_of::<Layout>() == 4);
 
 /// Who loads the program, and what for.
 #[repr(C)]

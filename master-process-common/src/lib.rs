@@ -30,6 +30,8 @@ pub struct Cpu {
     pub since: AtomicU64,
     /// Counts the switches: moves as long as the program runs.
     pub switches: AtomicU64,
+    /// The address of the thread's `task_struct` that runs, as far as is known.
+    pub task: AtomicU64,
     /// The place of the process that runs.
     pub place: AtomicU64,
 }

@@ -4,9 +4,9 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use master_process_common::{NONE, Process};
+use master_process_common::{Cpu, NONE, Process};
 
-use crate::kernel::{Task, read, tgid};
+use crate::kernel::{Task, current_tgid, read, tgid};
 use crate::maps::{CPUS, TARGETS, account, constant, process};
 use crate::word::{add, get, set};
 
@@ -21,6 +21,12 @@ pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
     let cpu = CPUS.get(unsafe { bpf_get_smp_processor_id() })?;
     // The tracepoint fires with interrupts off: nobody else on this CPU is at it.
     set(&cpu.switches, get(&cpu.switches) + 1);
+
+    let expected = get(&cpu.task);
+    set(&cpu.task, next as u64);
+    if expected != prev as u64 {
+        make_good(cpu, prev);
+    }
 
     let comes = place_of(tgid(next)?);
     let leaves = get(&cpu.place);
@@ -42,6 +48,26 @@ pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
     set(&cpu.place, comes);
     set(&cpu.since, now);
     Some(())
+}
+
+/// Charges a slice whose beginning was not seen by what the scheduler says of it, and forgets whose was expected to end.
+///
+/// The kernel does not promise that every switch is seen: it leaves a program out while the same CPU is running it,
+/// and on one machine, whatever made it so, no switch away from one certain task was.
+#[inline(always)]
+fn make_good(cpu: &Cpu, prev: Task) -> Option<()> {
+    set(&cpu.place, NONE);
+    let (runtime, before) = (constant!(LAYOUT.task_runtime), constant!(LAYOUT.task_runtime_before));
+    if runtime == 0 || before == 0 {
+        return None;
+    }
+    let place = place_of(current_tgid());
+    if place == NONE {
+        return None;
+    }
+    note_memory(place, prev);
+    let (runtime, before): (u64, u64) = (read(prev, runtime)?, read(prev, before)?);
+    charge(place, runtime.checked_sub(before)?)
 }
 
 /// Notes what is resident now of the process that runs here.

@@ -17,6 +17,8 @@ pub(super) fn layout(btf: &Btf<'_>) -> Result<Layout, String> {
         task_tgid: offset("task_struct", "tgid")?,
         task_mm: offset("task_struct", "mm")?,
         task_signal: offset("task_struct", "signal")?,
+        task_runtime: entity(btf, "sum_exec_runtime").unwrap_or(0),
+        task_runtime_before: entity(btf, "prev_sum_exec_runtime").unwrap_or(0),
         signal_live: offset("signal_struct", "live")?,
         signal_nr_threads: offset("signal_struct", "nr_threads")?,
         mm_pages: pages(btf)?,
@@ -28,6 +30,12 @@ pub(super) fn layout(btf: &Btf<'_>) -> Result<Layout, String> {
 fn find(btf: &Btf<'_>, structure: &str, field: &str) -> Result<Field, String> {
     let unknown = || format!("the kernel's types have no {structure}.{field}");
     btf.structure(structure).and_then(|structure| btf.field(structure, field)).ok_or_else(unknown)
+}
+
+/// A field of what the fair scheduler keeps of a thread. Only wanted to make good for switches that were not seen.
+fn entity(btf: &Btf<'_>, field: &str) -> Option<u32> {
+    let entity = btf.field(btf.structure("task_struct")?, "se")?;
+    counter(btf, entity.of, field).map(|offset| entity.offset + offset)
 }
 
 /// Up to Linux 6.1, `rss_stat` is a structure with an array of `atomic_long_t`; since then it is an array of

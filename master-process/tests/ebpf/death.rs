@@ -1,1 +1,70 @@
-//! Later.
+//! What a worker died of.
+
+use std::process::Command;
+
+use master_process::config::Scope;
+
+use crate::harness::{Bench, bench};
+
+/// Has a shell send the worker signals, and waits for its end.
+fn sent(bench: &mut Bench, signals: &[&str]) -> (u32, master_process::metrics::LastWords) {
+    let mut worker = bench.start("sleep 60000");
+    worker.ready();
+    let kills: Vec<String> =
+        signals.iter().map(|signal| format!("kill -{signal} {}", worker.child.id())).collect();
+    let mut shell = Command::new("sh").args(["-c", &kills.join("; ")]).spawn().expect("a shell");
+    let pid = shell.id();
+    let _status = shell.wait();
+    (pid, bench.bury(worker))
+}
+
+#[test]
+fn who_killed_it_is_known() {
+    let mut bench = bench!("who_killed_it_is_known", Scope::Worker);
+    let (shell, words) = sent(&mut bench, &["KILL"]);
+    let killer = words.killer.expect("a killer");
+    assert_eq!((killer.signal, killer.pid), (9, Some(shell.cast_signed())));
+    assert_eq!((killer.name.as_str(), killer.uid), ("sh", rustix::process::getuid().as_raw()));
+    assert_eq!(words.oom, Some(false));
+}
+
+#[test]
+fn the_last_signal_that_kills_is_the_one() {
+    let mut bench = bench!("the_last_signal_that_kills_is_the_one", Scope::Worker);
+    let (_shell, words) = sent(&mut bench, &["CONT", "WINCH", "TERM", "CHLD"]);
+    assert_eq!(words.killer.map(|killer| killer.signal), Some(15));
+}
+
+#[test]
+fn a_fault_has_no_killer() {
+    let mut bench = bench!("a_fault_has_no_killer", Scope::Worker);
+    let worker = bench.start("crash");
+    let words = bench.bury(worker);
+    assert_eq!((words.killer, words.oom), (None, Some(false)));
+}
+
+#[test]
+fn an_exit_has_no_killer() {
+    let mut bench = bench!("an_exit_has_no_killer", Scope::Worker);
+    let worker = bench.start("sleep 0");
+    assert_eq!(bench.bury(worker).killer, None);
+}
+
+#[test]
+fn a_descendant_that_is_killed_is_not_the_worker() {
+    let mut bench = bench!("a_descendant_that_is_killed_is_not_the_worker", Scope::Tree);
+    let mut worker = bench.start("parent sleep 60000");
+    let child = worker.ready()[0];
+    Command::new("sh").args(["-c", &format!("kill -9 {child}")]).status().expect("a shell");
+    assert_eq!(bench.bury(worker).killer, None);
+}
+
+/// To be run alone, on a machine of its own: `--ignored`.
+#[test]
+#[ignore = "uses up all memory that there is"]
+fn a_worker_that_the_kernel_chose_is_told_apart() {
+    let mut bench = bench!("a_worker_that_the_kernel_chose_is_told_apart", Scope::Worker);
+    let worker = bench.start("hold 1000000");
+    let words = bench.bury(worker);
+    assert_eq!((words.killer, words.oom), (None, Some(true)));
+}

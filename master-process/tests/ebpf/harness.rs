@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use master_process::config::Scope;
 use master_process::metrics::LastWords;
@@ -69,14 +69,6 @@ impl Bench {
         found
     }
 
-    /// CPU time and wall-clock time between now and a moment later, in seconds.
-    pub(crate) fn rate(&mut self, worker: &Worker, time: Duration) -> f64 {
-        let (begun, before) = (Instant::now(), self.usage(worker).expect("a sample"));
-        std::thread::sleep(time);
-        let (after, took) = (self.usage(worker).expect("a sample"), begun.elapsed());
-        Duration::from_nanos(after.cpu_ns - before.cpu_ns).as_secs_f64() / took.as_secs_f64()
-    }
-
     /// Waits for its end, then asks what it died of.
     pub(crate) fn bury(&mut self, mut worker: Worker) -> LastWords {
         let _status = worker.child.wait();
@@ -85,13 +77,33 @@ impl Bench {
 }
 
 impl Worker {
-    /// Waits until the worker says that it is ready.
-    pub(crate) fn ready(&mut self) {
+    /// Waits until the worker, or its child, says that it is ready; what was said before by numbers.
+    pub(crate) fn ready(&mut self) -> Vec<u32> {
+        let mut numbers = Vec::new();
         let mut line = String::new();
         while line.trim() != "ready" {
+            numbers.extend(line.trim().parse::<u32>());
             line.clear();
             assert_ne!(self.output.read_line(&mut line).expect("a line"), 0, "it ended before it was ready");
         }
+        // What it does next is to sleep or to loop; its last slice until then is over.
+        std::thread::sleep(Duration::from_millis(50));
+        numbers
+    }
+
+    /// CPU time of its threads that live, in nanoseconds, as the scheduler has it: proc_pid_schedstat(5).
+    pub(crate) fn scheduled(&self) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("its threads");
+        let times = tasks.filter_map(|task| {
+            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<u64>().ok()
+        });
+        times.sum()
+    }
+
+    /// What is resident, in bytes, as /proc has it.
+    pub(crate) fn resident(&self) -> u64 {
+        resident(self.child.id())
     }
 }
 
@@ -100,4 +112,17 @@ impl Drop for Worker {
         let _gone = self.child.kill();
         let _status = self.child.wait();
     }
+}
+
+/// What is resident of a process, in bytes: the second number of proc_pid_statm(5).
+pub(crate) fn resident(pid: u32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("its memory");
+    let pages: u64 = statm.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).expect("a number");
+    pages * 4096
+}
+
+/// Asserts that two numbers are as close as is promised: one percent, or `least`.
+pub(crate) fn assert_close(found: u64, expected: u64, least: u64) {
+    let tolerance = (expected / 100).max(least);
+    assert!(found.abs_diff(expected) <= tolerance, "{found} is not {expected}");
 }

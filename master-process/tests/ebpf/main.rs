@@ -7,4 +7,5 @@ mod charge;
 mod death;
 mod family;
 mod harness;
+mod places;
 mod role;

@@ -19,6 +19,7 @@ fn role() {
 fn perform(name: &str, argument: &str) {
     match name {
         "burn" => burn(milliseconds(argument)),
+        "use" => use_up(milliseconds(argument)),
         "sleep" => {
             ready();
             std::thread::sleep(milliseconds(argument));
@@ -47,11 +48,16 @@ fn perform(name: &str, argument: &str) {
         // A child of the given role, waited for.
         "parent" => {
             let mut child = again(argument).spawn().expect("a child");
+            println!("{}", child.id());
             let _status = child.wait();
         }
-        // A child of the given role whose parent is gone.
+        // A child of the given role that outlives its parent.
         "abandon" => {
-            let _child = again(argument).spawn().expect("a child");
+            let child = again(argument).spawn().expect("a child");
+            println!("{}", child.id());
+            std::mem::forget(child);
+            ready();
+            std::thread::sleep(Duration::from_secs(60));
         }
         // Another thread than the first becomes the given role.
         "exec" => {
@@ -71,11 +77,11 @@ fn perform(name: &str, argument: &str) {
                 let _never = thread.join();
             }
         }
-        // So many processes, one after the other, each busy for 10 ms.
+        // So many processes, one after the other, each of which uses 10 ms.
         "many" => {
             let count: usize = argument.parse().expect("a number");
             for _ in 0..count {
-                let _status = again("burn 10").status();
+                let _status = again("use 10").status();
             }
             ready();
             std::thread::sleep(Duration::from_secs(60));
@@ -94,6 +100,18 @@ pub(crate) fn again(role: &str) -> Command {
 fn burn(time: Duration) {
     let begun = Instant::now();
     while begun.elapsed() < time {
+        std::hint::black_box(0);
+    }
+}
+
+/// Busy for so long, what others take of the CPU not counted.
+fn use_up(time: Duration) {
+    let used = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).expect("less than a second"))
+    };
+    let begun = used();
+    while used() - begun < time {
         std::hint::black_box(0);
     }
 }

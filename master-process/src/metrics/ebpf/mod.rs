@@ -34,8 +34,11 @@ use crate::sys::bpf;
 /// CPUs that were taken away from the scheduler.
 const STALE: u64 = 1_000_000_000;
 
-/// A wait so short that it is over at once, and that our CPU cannot get through without a switch.
-const BLINK: Duration = Duration::from_micros(1);
+/// A wait that our CPU does not get through without a switch, to somebody else or to being idle.
+const BLINK: Duration = Duration::from_millis(1);
+
+/// How often that is tried: a wait can be over before it has begun.
+const BLINKS: u32 = 5;
 
 /// The programs, and the memory that we share with them.
 #[derive(Debug)]
@@ -185,7 +188,10 @@ impl Ebpf {
         let cpus = &self.running.cpus;
         let switches = || cpus.iter().fold(0u64, |sum, cpu| sum.wrapping_add(cpu.switches.load(Relaxed)));
         let mut now = switches();
-        if now == self.switches {
+        for _ in 0..BLINKS {
+            if now != self.switches {
+                break;
+            }
             // Unless nobody has waited in between; so we do.
             std::thread::sleep(BLINK);
             now = switches();

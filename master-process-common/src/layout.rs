@@ -23,6 +23,9 @@ pub struct Layout {
     pub signal_nr_threads: u32,
     /// Counters of a `mm_struct`, in pages, whose sum is what is resident: of files, anonymous, and shared.
     pub mm_pages: [u32; 3],
+    /// Not 0: the verifier can follow the types from a `mm_struct` to these; before Linux 6.2 it loses its way in an array
+    /// of a `typedef`.
+    pub mm_pages_typed: u32,
     /// Not 0: `oom:mark_victim` gives a `task_struct`; 0: it gives a number.
     pub victim_is_task: u32,
 }
@@ -38,13 +41,14 @@ impl Layout {
         signal_live: FAR,
         signal_nr_threads: FAR,
         mm_pages: [FAR; 3],
+        mm_pages_typed: 0,
         victim_is_task: 0,
     };
 }
 
 const FAR: u32 = 0x00ff_ffff;
 
-const _: () = assert!(size_of::<Layout>() == 44 && align_of::<Layout>() == 4);
+const _: () = assert!(size_of::<Layout>() == 48 && align_of::<Layout>() == 4);
 
 /// Who loads the program, and what for.
 #[repr(C)]

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use master_process_common::{Cpu, NONE, Process};
 
-use crate::kernel::{Task, current_tgid, read, tgid};
+use crate::kernel::{Task, current_tgid, peek, read};
 use crate::maps::{CPUS, TARGETS, account, constant, process};
 use crate::word::{add, get, set};
 
@@ -28,14 +28,14 @@ pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
         make_good(cpu, prev);
     }
 
-    let comes = place_of(tgid(next)?);
+    let comes = place_of(peek(next, constant!(LAYOUT.task_tgid)));
     let leaves = get(&cpu.place);
     // Most switches are between strangers; they do not even pay for the clock.
     if leaves == NONE && comes == NONE {
         return None;
     }
     if leaves != NONE {
-        note_memory(leaves, prev);
+        note_memory(leaves, prev, Peek);
     }
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -65,8 +65,8 @@ fn make_good(cpu: &Cpu, prev: Task) -> Option<()> {
     if place == NONE {
         return None;
     }
-    note_memory(place, prev);
-    let (runtime, before): (u64, u64) = (read(prev, runtime)?, read(prev, before)?);
+    note_memory(place, prev, Peek);
+    let (runtime, before): (u64, u64) = (peek(prev, runtime), peek(prev, before));
     charge(place, runtime.checked_sub(before)?)
 }
 
@@ -79,7 +79,7 @@ pub(crate) fn refresh(current: Task) -> Option<()> {
     if place == NONE {
         return None;
     }
-    note_memory(place, current)
+    note_memory(place, current, Read)
 }
 
 /// Where the process of this number is watched.
@@ -105,22 +105,21 @@ fn charge(place: u64, ns: u64) -> Option<()> {
 
 /// What a process has in memory is one number whichever thread is asked, so the last writer is right.
 #[inline(always)]
-fn note_memory(place: u64, task: Task) -> Option<()> {
+fn note_memory(place: u64, task: Task, how: impl How) -> Option<()> {
     let process = process(place)?;
     if get(&process.ended) != 0 {
         return None;
     }
-    let mm: u64 = read(task, constant!(LAYOUT.task_mm))?;
+    let mm: *const c_void = how.get(task, constant!(LAYOUT.task_mm))?;
     // A thread that is ending has let go of it.
-    if mm == 0 {
+    if mm.is_null() {
         return None;
     }
-    if is_borrowed(process, mm) {
+    if is_borrowed(process, mm as u64) {
         return None;
     }
-    let mm = mm as *const c_void;
     let [files, anonymous, shared] = constant!(LAYOUT.mm_pages);
-    let pages = counter(mm, files)? + counter(mm, anonymous)? + counter(mm, shared)?;
+    let pages = counter(mm, files, &how)? + counter(mm, anonymous, &how)? + counter(mm, shared, &how)?;
     let bytes = pages << (constant!(SETUP.page_shift) & 31);
     set(&process.rss, bytes);
 
@@ -153,7 +152,33 @@ fn is_borrowed(process: &Process, mm: u64) -> bool {
 
 /// A counter of pages; what CPUs have not added to it yet can make it negative.
 #[inline(always)]
-fn counter(mm: *const c_void, offset: u32) -> Option<u64> {
-    let pages: i64 = read(mm, offset)?;
+fn counter(mm: *const c_void, offset: u32, how: &impl How) -> Option<u64> {
+    let pages: i64 =
+        if constant!(LAYOUT.mm_pages_typed) == 0 { read(mm, offset)? } else { how.get(mm, offset)? };
     Some(pages.max(0) as u64)
+}
+
+/// How the kernel's structures are read.
+trait How {
+    fn get<T>(&self, structure: *const c_void, offset: u32) -> Option<T>;
+}
+
+/// Where the verifier knows what they are.
+struct Peek;
+
+impl How for Peek {
+    #[inline(always)]
+    fn get<T>(&self, structure: *const c_void, offset: u32) -> Option<T> {
+        Some(peek(structure, offset))
+    }
+}
+
+/// Where it does not.
+struct Read;
+
+impl How for Read {
+    #[inline(always)]
+    fn get<T>(&self, structure: *const c_void, offset: u32) -> Option<T> {
+        read(structure, offset)
+    }
 }

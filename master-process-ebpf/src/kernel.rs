@@ -18,6 +18,15 @@ pub(crate) fn read<T>(structure: *const c_void, offset: u32) -> Option<T> {
     unsafe { bpf_probe_read_kernel(structure.wrapping_byte_add(offset as usize).cast()) }.ok()
 }
 
+/// The same by a plain load, a tenth of the price: of a structure whose type the verifier knows, which has to agree
+/// that there is such a field. Where nothing is mapped, it reads 0.
+#[inline(always)]
+pub(crate) fn peek<T>(structure: *const c_void, offset: u32) -> T {
+    // SAFETY: the verifier lets nothing pass but a load of a field of a structure of the kernel's, and the kernel makes
+    // such a load one that cannot fail; T is a plain number everywhere here.
+    unsafe { structure.wrapping_byte_add(offset as usize).cast::<T>().read_volatile() }
+}
+
 /// The number of the process that a task belongs to, as the first PID namespace has it.
 #[inline(always)]
 pub(crate) fn tgid(task: Task) -> Option<u32> {

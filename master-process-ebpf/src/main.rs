@@ -16,12 +16,12 @@ mod maps;
 mod word;
 
 use aya_ebpf::helpers::generated::bpf_get_current_task;
-use aya_ebpf::macros::raw_tracepoint;
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 
 /// Somebody leaves a CPU to somebody else: `(bool preempt, task_struct *prev, task_struct *next)`.
-#[raw_tracepoint(tracepoint = "sched_switch")]
-pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
+#[btf_tracepoint(function = "sched_switch")]
+pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     account::switch(ctx.arg(1), ctx.arg(2));
     0
 }

@@ -12,7 +12,7 @@ use crate::{run, tools};
 const TARGET: &str = "bpfel-unknown-none";
 
 /// What must be in the object for a loader to make sense of it: the program's section, the maps, their types.
-const SECTIONS: [&str; 2] = ["raw_tp/sched_switch", "maps"];
+const SECTIONS: [&str; 2] = ["tp_btf/sched_switch", "maps"];
 
 /// Builds the object with the tools that the machine has, and looks whether it is whole.
 pub(crate) fn build() -> Result<()> {

@@ -18,7 +18,10 @@ fn role() {
 
 fn perform(name: &str, argument: &str) {
     match name {
-        "burn" => burn(milliseconds(argument)),
+        "burn" => {
+            ready();
+            burn(milliseconds(argument));
+        }
         "use" => use_up(milliseconds(argument)),
         "sleep" => {
             ready();
@@ -56,7 +59,6 @@ fn perform(name: &str, argument: &str) {
             let child = again(argument).spawn().expect("a child");
             println!("{}", child.id());
             std::mem::forget(child);
-            ready();
             std::thread::sleep(Duration::from_secs(60));
         }
         // Another thread than the first becomes the given role.

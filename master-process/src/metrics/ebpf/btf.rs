@@ -17,6 +17,13 @@ pub(super) struct Btf<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TypeId(u32);
 
+impl TypeId {
+    /// The number, for the kernel.
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// A field of a structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Field {

@@ -9,17 +9,19 @@ use master_process_common::{Account, Control, Cpu, Process, Setup};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::btf::Btf;
-use super::layout::layout;
-use super::object::{self, Loaded};
+use super::layout::{layout, tracepoint};
+use super::object::{self, Loaded, Terms};
 use super::refusal::Refusal;
 use super::sizes::Sizes;
 use crate::config::Scope;
-use crate::sys::bpf::{self, Mapping, Shared};
+use crate::sys::bpf::{self, Mapping, Shared, Sight};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const NAMESPACE: &str = "/proc/self/ns/pid";
 const CPUS: &str = "/sys/devices/system/cpu/possible";
 
+/// The program whose arguments are typed: it runs so often that reading them must be cheap.
+const TYPED: &str = "sched_switch";
 /// The program that is run when we say so, and at no tracepoint.
 const REFRESH: &str = "refresh";
 /// What a kernel may lack without anything but this being lost: who was killed for want of memory.
@@ -45,10 +47,11 @@ pub(super) struct Running {
 /// # Errors
 /// What could not be had.
 pub(super) fn start(scope: Scope, sizes: Sizes) -> Result<Running, Refusal> {
-    let layout = {
+    let (layout, switch) = {
         let bytes = std::fs::read(BTF).map_err(|error| Refusal::new(BTF, error))?;
         let btf = Btf::parse(&bytes).ok_or_else(|| Refusal::new(BTF, "in a form that is not known"))?;
-        layout(&btf).map_err(|error| Refusal::new(BTF, error))?
+        let found = layout(&btf).and_then(|layout| Ok((layout, tracepoint(&btf, TYPED)?)));
+        found.map_err(|error| Refusal::new(BTF, error))?
     };
     let setup = setup(scope, sizes)?;
     let entries = HashMap::from([
@@ -58,7 +61,9 @@ pub(super) fn start(scope: Scope, sizes: Sizes) -> Result<Running, Refusal> {
         ("CPUS", possible_cpus()?),
         ("PLACES", sizes.descendants),
     ]);
-    let loaded = with_locked_memory(|| object::load(&layout, &setup, &entries))?;
+    let typed = HashMap::from([(TYPED, switch)]);
+    let terms = Terms { layout: &layout, setup: &setup, entries: &entries, typed: &typed };
+    let loaded = with_locked_memory(|| object::load(&terms))?;
     fill(&loaded, sizes)?;
     attach(loaded)
 }
@@ -113,12 +118,16 @@ fn fill(loaded: &Loaded, sizes: Sizes) -> Result<(), Refusal> {
 
 fn attach(mut loaded: Loaded) -> Result<Running, Refusal> {
     let refresh =
-        loaded.programs.remove(REFRESH).ok_or_else(|| Refusal::new("the eBPF object", "no refresh"))?;
+        loaded.programs.remove(REFRESH).ok_or_else(|| Refusal::new("the eBPF object", "no refresh"))?.fd;
     let mut links = Vec::new();
     let mut sees_oom = true;
     for (name, program) in &loaded.programs {
         let tracepoint = CString::new(name.as_str()).map_err(|error| Refusal::new(name, error))?;
-        match bpf::attach(program.as_fd(), &tracepoint) {
+        let tracepoint = match program.sight {
+            Sight::Raw => Some(tracepoint.as_c_str()),
+            Sight::Typed(_) => None,
+        };
+        match bpf::attach(program.fd.as_fd(), tracepoint) {
             Ok(link) => links.push(link),
             Err(error) if OPTIONAL.contains(&name.as_str()) => {
                 tracing::debug!("bpf(BPF_RAW_TRACEPOINT_OPEN) {name}: {error}");

@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use aya_obj::{EbpfSectionKind, Object};
+use aya_obj::{EbpfSectionKind, Object, ProgramSection};
 use master_process_common::{Layout, Setup};
 
 use super::refusal::Refusal;
-use crate::sys::bpf::{self, Map, MapKind, bytes_of};
+use crate::sys::bpf::{self, Map, MapKind, Sight, bytes_of};
 
 /// Reading it as numbers wants it aligned as such.
 #[repr(C, align(8))]
@@ -20,20 +20,39 @@ static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("MASTER_PROCESS_BP
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) maps: HashMap<String, Map>,
-    pub(super) programs: HashMap<String, OwnedFd>,
+    pub(super) programs: HashMap<String, Program>,
 }
 
-/// Makes the maps, with so many entries, and loads the programs.
+/// A program that is in the kernel.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) fd: OwnedFd,
+    pub(super) sight: Sight,
+}
+
+/// What the object does not say.
+#[derive(Debug)]
+pub(super) struct Terms<'a> {
+    pub(super) layout: &'a Layout,
+    pub(super) setup: &'a Setup,
+    /// Entries of maps.
+    pub(super) entries: &'a HashMap<&'a str, u32>,
+    /// The numbers of the tracepoints whose arguments are typed.
+    pub(super) typed: &'a HashMap<&'a str, u32>,
+}
+
+/// Makes the maps and loads the programs.
 ///
 /// # Errors
 /// What was refused, and how.
-pub(super) fn load(layout: &Layout, setup: &Setup, entries: &HashMap<&str, u32>) -> Result<Loaded, Refusal> {
+pub(super) fn load(terms: &Terms<'_>) -> Result<Loaded, Refusal> {
+    let Terms { layout, setup, entries, typed } = *terms;
     let mut object = Object::parse(&OBJECT.0).map_err(|error| Refusal::new("the eBPF object", error))?;
     let constants = HashMap::from([("LAYOUT", (bytes_of(layout), true)), ("SETUP", (bytes_of(setup), true))]);
     object.patch_map_data(constants).map_err(|error| Refusal::new("the eBPF object's constants", error))?;
     let maps = make_maps(&object, entries)?;
     relocate(&mut object, &maps)?;
-    let programs = load_programs(&object)?;
+    let programs = load_programs(&object, typed)?;
     Ok(Loaded { maps, programs })
 }
 
@@ -72,21 +91,28 @@ fn relocate(object: &mut Object, maps: &HashMap<String, Map>) -> Result<(), Refu
     object.relocate_calls(&text).map_err(|error| refused(&error))
 }
 
-fn load_programs(object: &Object) -> Result<HashMap<String, OwnedFd>, Refusal> {
+fn load_programs(object: &Object, typed: &HashMap<&str, u32>) -> Result<HashMap<String, Program>, Refusal> {
     let mut programs = HashMap::new();
     for (name, program) in &object.programs {
         let Some(function) = object.functions.get(&program.function_key()) else {
             return Err(Refusal::new("the eBPF object", format_args!("no function {name}")));
         };
-        let loaded = bpf::load(name, &function.instructions, &program.license, None).map_err(|error| {
+        let sight = match (matches!(program.section, ProgramSection::BtfTracePoint), typed.get(name.as_str()))
+        {
+            (true, Some(number)) => Sight::Typed(*number),
+            (true, None) => return Err(Refusal::new(name, "of an unknown type")),
+            (false, _) => Sight::Raw,
+        };
+        let load =
+            |log: Option<&mut [u8]>| bpf::load(name, sight, &function.instructions, &program.license, log);
+        let fd = load(None).map_err(|error| {
             // Asked again, with room for an answer: why is for those who look for it.
             let mut log = vec![0; LOG];
-            let _refused_again =
-                bpf::load(name, &function.instructions, &program.license, Some(log.as_mut_slice()));
+            let _refused_again = load(Some(log.as_mut_slice()));
             tracing::debug!("the verifier on {name}: {}", last_lines(&log));
             Refusal::new(format_args!("bpf(BPF_PROG_LOAD) {name}"), error)
         })?;
-        programs.insert(name.clone(), loaded);
+        programs.insert(name.clone(), Program { fd, sight });
     }
     Ok(programs)
 }

@@ -13,7 +13,7 @@ unsafe impl Shared for Cpu {}
 // SAFETY: as above.
 unsafe impl Shared for Process {}
 
-// SAFETY: eleven numbers of 32 bits; the size that is asserted beside the type leaves no room for padding.
+// SAFETY: twelve numbers of 32 bits; the size that is asserted beside the type leaves no room for padding.
 unsafe impl Plain for Layout {}
 // SAFETY: two numbers of 64 bits and four of 32, as above.
 unsafe impl Plain for Setup {}

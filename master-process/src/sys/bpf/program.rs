@@ -1,19 +1,29 @@
-//! Programs for raw tracepoints.
+//! Programs for tracepoints.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use aya_obj::generated::{BPF_F_TEST_RUN_ON_CPU, bpf_cmd, bpf_insn, bpf_prog_type};
+use aya_obj::generated::{BPF_F_TEST_RUN_ON_CPU, bpf_attach_type, bpf_cmd, bpf_insn, bpf_prog_type};
 
 use super::{blank, bpf, number, owned, short_name};
 
-/// Loads a program for a raw tracepoint. With a log, the verifier says in it what it thinks.
+/// How a program sees the tracepoint that it runs at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sight {
+    /// Its arguments are numbers.
+    Raw,
+    /// Its arguments are of the types of the `typedef` of this number in the kernel's type information.
+    Typed(u32),
+}
+
+/// Loads a program for a tracepoint. With a log, the verifier says in it what it thinks.
 ///
 /// # Errors
 /// EPERM where we may not, EACCES or EINVAL where the verifier refuses, ENOSPC where the log is too short.
 pub fn load(
     name: &str,
+    sight: Sight,
     instructions: &[bpf_insn],
     license: &CStr,
     log: Option<&mut [u8]>,
@@ -21,7 +31,14 @@ pub fn load(
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
     let load = unsafe { &mut attr.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT as u32;
+    match sight {
+        Sight::Raw => load.prog_type = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT as u32,
+        Sight::Typed(number) => {
+            load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+            load.expected_attach_type = bpf_attach_type::BPF_TRACE_RAW_TP as u32;
+            load.attach_btf_id = number;
+        }
+    }
     load.prog_name = short_name(name);
     load.insns = instructions.as_ptr().expose_provenance() as u64;
     load.insn_cnt = u32::try_from(instructions.len()).map_err(io::Error::other)?;
@@ -36,17 +53,18 @@ pub fn load(
     owned(unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) })
 }
 
-/// Has a program run at a tracepoint, for as long as the descriptor that is returned is open.
+/// Has a program run at a tracepoint, for as long as the descriptor that is returned is open. One that sees it typed
+/// was loaded for it, and needs no name.
 ///
 /// # Errors
 /// ENOENT where there is no such tracepoint; EINVAL where the program wants more arguments than it has.
-pub fn attach(program: BorrowedFd<'_>, tracepoint: &CStr) -> io::Result<OwnedFd> {
+pub fn attach(program: BorrowedFd<'_>, tracepoint: Option<&CStr>) -> io::Result<OwnedFd> {
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
     let open = unsafe { &mut attr.raw_tracepoint };
-    open.name = tracepoint.as_ptr().expose_provenance() as u64;
+    open.name = tracepoint.map_or(0, |name| name.as_ptr().expose_provenance() as u64);
     open.prog_fd = number(program);
-    // SAFETY: the name is borrowed for the call and ends with a NUL.
+    // SAFETY: the name, where there is one, is borrowed for the call and ends with a NUL.
     owned(unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) })
 }
 

@@ -1,10 +1,16 @@
 //! What the kernel counts of its eBPF programs: runs, and nanoseconds.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
+
+use super::super::stats::ratio;
+
+/// Far more than the kernel takes to free a program.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What one program has cost.
 #[derive(Debug, Clone, Copy, Default)]
@@ -16,7 +22,7 @@ pub(super) struct Cost {
 impl Cost {
     /// Of each run since `before`, in nanoseconds.
     pub(super) fn each_since(self, before: Cost) -> f64 {
-        super::super::stats::ratio(self.ns - before.ns, (self.runs - before.runs).max(1))
+        ratio(self.ns.saturating_sub(before.ns), self.runs.saturating_sub(before.runs).max(1))
     }
 }
 
@@ -25,7 +31,17 @@ pub(super) fn count() -> Result<OwnedFd> {
     enable_stats(Stats::RunTime).context("bpf(BPF_ENABLE_STATS)")
 }
 
-/// What the programs of this name have cost since they were loaded, all together.
+/// Waits until no program of this name is loaded: the kernel takes a supervisor's apart a moment after its end.
+pub(super) fn await_none(name: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while loaded_programs().flatten().any(|program| program.name_as_str() == Some(name)) {
+        anyhow::ensure!(Instant::now() < deadline, "another supervisor measures with eBPF on this host");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// What the programs of this name have cost since they were loaded, all together; nothing where there is none.
 pub(super) fn cost(name: &str) -> Result<Cost> {
     let mut cost = Cost::default();
     for program in loaded_programs() {
@@ -36,7 +52,6 @@ pub(super) fn cost(name: &str) -> Result<Cost> {
             cost.ns += u64::try_from(program.run_time().as_nanos()).unwrap_or(u64::MAX);
         }
     }
-    anyhow::ensure!(cost.runs > 0, "no program {name} is loaded, or none has run");
     Ok(cost)
 }
 

@@ -55,6 +55,7 @@ fn round_trip(pingpong: &Path) -> Result<u64> {
 }
 
 fn others(ours: &Supervisor, worker: &Path, pingpong: &Path) -> Result<f64> {
+    programs::await_none(CHARGE)?;
     let (running, _) = Running::start(ours, 1, worker)?;
     let counted = counted(|| round_trip(pingpong).map(drop))?;
     running.end()?;
@@ -66,6 +67,7 @@ fn workers(ours: &Supervisor, pingpong: &Path) -> Result<f64> {
     command.args(["-w", "1", "--ready", "none"]).args(ours.options).arg("--").arg(pingpong);
     command.args([ROUND_TRIPS.to_string(), "stay".to_owned()]);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+    programs::await_none(CHARGE)?;
     let mut child = None;
     let counted = counted(|| {
         let mut started = command.spawn().context("starting the supervisor")?;
@@ -90,10 +92,11 @@ fn workers(ours: &Supervisor, pingpong: &Path) -> Result<f64> {
 fn counted(work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let _counting = programs::count()?;
     let _nothing = Nothing::load()?;
-    let before = (cost(CHARGE).unwrap_or_default(), cost(NOTHING).unwrap_or_default());
+    let before = (cost(CHARGE)?, cost(NOTHING)?);
     work()?;
     let after = (cost(CHARGE)?, cost(NOTHING)?);
     let (charge, nothing) = (after.0.each_since(before.0), after.1.each_since(before.1));
+    anyhow::ensure!(charge > 0.0 && nothing > 0.0, "the programs have not run");
     println!("  (counted {charge:.1} ns, of which {nothing:.1} ns are the counting)");
     Ok(charge - nothing)
 }

@@ -42,6 +42,27 @@ impl Strikes {
     }
 }
 
+/// CPU time over the time in which it was used, both in nanoseconds. Ten thousand workers are compared with their
+/// limits at every sample: that takes no division.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    used: u128,
+    span: u128,
+}
+
+impl Share {
+    fn is_more_than(self, per_second: u64) -> bool {
+        self.used.saturating_mul(NS_PER_SECOND) > u128::from(per_second).saturating_mul(self.span)
+    }
+
+    /// CPU nanoseconds in a second.
+    fn per_second(self) -> u64 {
+        u64::try_from(self.used.saturating_mul(NS_PER_SECOND) / self.span).unwrap_or(u64::MAX)
+    }
+}
+
+const NS_PER_SECOND: u128 = 1_000_000_000;
+
 /// What a worker's samples have said since it became ready.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Watch {
@@ -107,23 +128,22 @@ impl Watch {
         self.memory.count(now, memory);
         // A second look at the same moment is no sample.
         if let Some(share) = share {
-            self.cpu.count(now, limits.max_cpu.is_some_and(|most| share > most));
+            self.cpu.count(now, limits.max_cpu.is_some_and(|most| share.is_more_than(most)));
         }
         let trip = |limit, strikes: Strikes, failures: u32, used| {
             let since = strikes.since.filter(|_| strikes.count >= failures)?;
             Some(Trip { limit, just_now: strikes.count == failures, calm: since.since(judged_from), used })
         };
         let trip = trip(Limit::Memory, self.memory, limits.memory_failures, usage.memory)
-            .or_else(|| trip(Limit::Cpu, self.cpu, limits.cpu_failures, share.unwrap_or(0)));
+            .or_else(|| trip(Limit::Cpu, self.cpu, limits.cpu_failures, share.map_or(0, Share::per_second)));
         Verdict { trip, passed_high }
     }
 
-    /// CPU nanoseconds in a second since the last sample.
-    fn share_of_cpu(&mut self, now: Time, cpu_ns: u64) -> Option<u64> {
+    /// What it used of the CPUs since the last sample.
+    fn share_of_cpu(&mut self, now: Time, cpu_ns: u64) -> Option<Share> {
         let (before, had) = self.last.replace((now, cpu_ns))?;
         let span = now.since(before).as_nanos();
-        let used = u128::from(cpu_ns.saturating_sub(had)).saturating_mul(1_000_000_000);
-        Some(u64::try_from(used.checked_div(span)?).unwrap_or(u64::MAX))
+        (span > 0).then(|| Share { used: u128::from(cpu_ns.saturating_sub(had)), span })
     }
 
     fn passed_high(&mut self, memory: u64, limits: &Limits) -> bool {

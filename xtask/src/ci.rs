@@ -36,12 +36,14 @@ const TOOLS: &str = "tools";
 fn steps() -> Result<Vec<(&'static str, Work)>> {
     let binary = run::target_dir()?.join("release/master-process");
     let cargo = |words: &'static str| -> Work {
-        Box::new(move || run::run(&mut run::cargo(words.split_whitespace())))
+        Box::new(move || run::run(ebpf::with_fresh_object(&mut run::cargo(words.split_whitespace()))?))
     };
     Ok(vec![
         (TOOLS, Box::new(|| tools::install(&[tools::for_tests(), tools::for_ebpf()].concat()))),
         ("format", cargo("fmt --all --check")),
         ("format of the eBPF program", cargo("fmt --check --manifest-path master-process-ebpf/Cargo.toml")),
+        // Before whatever contains it: what is tested is the object that was built just now.
+        ("eBPF build", Box::new(ebpf::check)),
         ("clippy", cargo("clippy --workspace --all-targets -- -D warnings")),
         ("build", cargo("build --workspace --all-targets")),
         ("release build", cargo("build --workspace --release")),
@@ -54,7 +56,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
                     None => "test --workspace --lib --bins --tests --examples",
                 };
                 run::run(
-                    run::cargo(runner.split_whitespace())
+                    ebpf::with_fresh_object(&mut run::cargo(runner.split_whitespace()))?
                         .env("MASTER_PROCESS_BIN", &binary)
                         // A test that cannot run where everything was installed for it is a failure.
                         .env("MASTER_PROCESS_NO_SKIP", "1"),
@@ -68,7 +70,6 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
                 run::run(run::cargo(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
             }),
         ),
-        ("eBPF build", Box::new(ebpf::build)),
     ])
 }
 

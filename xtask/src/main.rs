@@ -13,7 +13,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 fn main() -> ExitCode {
     let result = match cli().get_matches().subcommand() {
         Some(("ci", _)) => ci::run(),
-        Some(("ebpf", _)) => tools::install(&tools::for_ebpf()).and_then(|()| ebpf::build()),
+        Some(("ebpf", matches)) => {
+            let build = if matches.get_flag("check") { ebpf::check } else { ebpf::update };
+            tools::install(&tools::for_ebpf()).and_then(|()| build())
+        }
         Some(("bench", matches)) => match matches.subcommand() {
             Some(("reload", matches)) => bench::reload::run(&reload_options(matches)),
             _ => bench::run(&bench_options(matches)),
@@ -65,7 +68,11 @@ fn cli() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(Command::new("ci").about("Everything that CI checks; installs what the machine lacks"))
-        .subcommand(Command::new("ebpf").about("Builds the eBPF program from source; installs its tools"))
+        .subcommand(
+            Command::new("ebpf")
+                .about("Builds the eBPF programs from source, into the repository; installs their tools")
+                .arg(flag("check", "Fail when those in the repository were not made from this source")),
+        )
         .subcommand(
             Command::new("bench")
                 .about("The supervisor beside the bare floor, in one run")

@@ -111,3 +111,24 @@ fn who_killed_a_worker_is_named_where_the_kernel_tells() {
     process::signal(worker, Signal::CONT);
     assert_eq!(supervisor.stop(), 0);
 }
+
+/// Becomes the only process of a memory cgroup of 64 MiB, and then the command.
+const CONFINED: &str = "
+cgroup=/sys/fs/cgroup/test-$$
+mkdir $cgroup && echo +memory > /sys/fs/cgroup/cgroup.subtree_control && rmdir $cgroup && mkdir $cgroup
+echo 64M > $cgroup/memory.max && echo $$ > $cgroup/cgroup.procs && exec \"$@\"";
+
+#[test]
+#[ignore = "takes root and a cgroup v2 with a memory controller, as a virtual machine has"]
+fn a_worker_that_the_kernel_kills_for_want_of_memory_says_so() {
+    let text = "import time\nx = []\nwhile True:\n    x.append(b'x' * (1 << 20)); time.sleep(0.002)";
+    let supervisor = Supervisor::builder()
+        .wrap(["sh", "-c", CONFINED, "sh"])
+        .args(["--log-format", "json", "--monitor", "ebpf", "--ready", "none"])
+        .command([fixtures::python(), "-c".to_owned(), text.to_owned()])
+        .spawn();
+    let line = certificate(&supervisor, "was killed by SIGKILL");
+    assert!(message(&line).contains("was killed by SIGKILL of the kernel's OOM killer after"), "{line}");
+    assert_eq!(field(&line, "oom_killed"), true, "{line}");
+    assert_eq!(supervisor.stop(), 0);
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use master_process_tests::load::{Connections, Load};
 use master_process_tests::script::script;
-use master_process_tests::{Supervisor, address, always, eventually, process};
+use master_process_tests::{Supervisor, address, always, eventually, patient, process};
 use rustix::process::Signal;
 
 /// Every source must lead to the same.
@@ -28,12 +28,14 @@ def rest():
         signal.pause()
 ";
 
-/// Samples come fast, and three are too many: a test has no time for the defaults.
-const FAST: [[&str; 2]; 4] = [
+/// Nothing is limited but what a test is about. Samples come fast, and three are too many: a test has no time for the defaults.
+const FAST: [[&str; 2]; 6] = [
     ["--monitor-delay", "0"],
     ["--monitor-interval", "100ms"],
     ["--cpu-failures", "3"],
     ["--memory-failures", "3"],
+    ["--max-cpu", "off"],
+    ["--max-memory", "off"],
 ];
 
 /// A supervisor that looks often, unless the options have it otherwise.
@@ -62,7 +64,7 @@ fn a_worker_over_its_cpu_limit_is_replaced_and_its_successor_is_ready_first() {
     for source in SOURCES {
         // A tenth of a CPU is what a burner gets on the busiest of machines.
         let text = "notify('READY=1'); say('up', PID); burn()";
-        let supervisor = watched(source, &["--max-cpu", "10", "--max-memory", "off"], text);
+        let supervisor = watched(source, &["--max-cpu", "10"], text);
         let line = await_log(&supervisor, &["of a cpu, more than --max-cpu allows", "replacing it"]);
         assert!(!line.contains("may not fit"), "{line}");
         let successor = await_log(&supervisor, &["says that it is ready", "in the place of pid"]);
@@ -157,7 +159,8 @@ say('serving', PID)
 rest()
 "
         );
-        let options = ["--max-memory", "60MiB", "--ready", "notify", "--ready-timeout", "700ms"];
+        let soon = format!("{}ms", patient(Duration::from_millis(700)).as_millis());
+        let options = ["--max-memory", "60MiB", "--ready", "notify", "--ready-timeout", &soon];
         let supervisor = watched(source, &[&options[..], &["--throttle", "100ms"]].concat(), &text);
         let says = supervisor.until("the first worker serves", || {
             supervisor.output().iter().find_map(|line| line.strip_prefix("serving ").map(str::to_owned))

@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 mod charge;
+mod cost;
 mod death;
 mod family;
 mod harness;

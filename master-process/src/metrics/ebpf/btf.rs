@@ -133,17 +133,23 @@ impl<'a> Btf<'a> {
         self.find(|of| of.kind == TYPEDEF && self.is_called(of.name, name))
     }
 
-    /// The value of this name in whichever enumeration has it.
-    pub(super) fn enumerator(&self, name: &str) -> Option<u32> {
-        (0..self.starts.len()).find_map(|index| {
-            let of = self.get(TypeId(u32::try_from(index).ok()? + 1))?;
-            if of.kind != ENUM {
-                return None;
-            }
-            let mut values = of.rest.chunks_exact(8);
-            let value = values.find(|value| number(value, 0).is_some_and(|at| self.is_called(at, name)))?;
-            number(value, 4)
-        })
+    /// The enumeration that has a value of this name.
+    pub(super) fn enumeration_with(&self, name: &str) -> Option<TypeId> {
+        self.find(|of| self.value_of(of, name).is_some())
+    }
+
+    /// The value of this name in an enumeration.
+    pub(super) fn value(&self, enumeration: TypeId, name: &str) -> Option<u32> {
+        self.value_of(&self.get(enumeration)?, name)
+    }
+
+    fn value_of(&self, of: &Type<'_>, name: &str) -> Option<u32> {
+        if of.kind != ENUM {
+            return None;
+        }
+        let mut values = of.rest.chunks_exact(8);
+        let value = values.find(|value| number(value, 0).is_some_and(|at| self.is_called(at, name)))?;
+        number(value, 4)
     }
 
     /// A field of a structure, also where it lies in an anonymous structure inside of it.
@@ -162,7 +168,7 @@ impl<'a> Btf<'a> {
             let offset = if outer.has_bit_sizes { bits & 0x00ff_ffff } else { bits } / 8;
             if called == 0 {
                 let inner = self.field_within(of, name, depth - 1)?;
-                return Some(Field { offset: offset + inner.offset, of: inner.of });
+                return Some(Field { offset: offset.checked_add(inner.offset)?, of: inner.of });
             }
             self.is_called(called, name).then_some(Field { offset, of })
         })

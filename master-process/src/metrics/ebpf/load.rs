@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
+use std::sync::atomic::Ordering::Acquire;
 
 use master_process_common::{Account, Control, Cpu, Process, Setup};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -39,7 +40,16 @@ pub(super) struct Running {
     /// Whether it is known whom the kernel kills for want of memory.
     pub(super) sees_oom: bool,
     /// The programs run for as long as these are open.
-    pub(super) _links: Vec<OwnedFd>,
+    #[cfg_attr(not(test), expect(dead_code, reason = "held, not read"))]
+    pub(super) links: Vec<OwnedFd>,
+}
+
+impl Running {
+    /// Every place that was ever in use.
+    pub(super) fn used_places(&self) -> impl Iterator<Item = &Process> {
+        let highest = self.control.first().map_or(0, |control| control.highest.load(Acquire));
+        self.processes.iter().take(usize::try_from(highest).unwrap_or(0) + 1)
+    }
 }
 
 /// Loads and attaches everything.
@@ -145,7 +155,7 @@ fn attach(mut loaded: Loaded) -> Result<Running, Refusal> {
         control: mapping(&loaded, "CONTROL")?,
         refresh,
         sees_oom,
-        _links: links,
+        links,
     })
 }
 

@@ -1,6 +1,8 @@
 //! The eBPF source: programs in the kernel charge workers as they run, and a sample reads memory.
 
 mod btf;
+#[cfg(test)]
+mod btf_maker;
 mod clock;
 mod layout;
 mod load;
@@ -8,12 +10,12 @@ mod object;
 mod reading;
 mod refusal;
 mod roster;
+mod sample;
 mod shared;
 mod sizes;
 
-use std::os::fd::AsFd;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::time::Duration;
 
 use master_process_common::{Account, NONE};
 
@@ -21,24 +23,12 @@ pub use self::refusal::{Lost, Refusal};
 
 use self::clock::Clock;
 use self::load::Running;
-use self::reading::{Busy, Reading, narrow};
+use self::reading::Busy;
 use self::roster::Roster;
 use self::sizes::Sizes;
 use super::{Killer, LastWords};
 use crate::config::Scope;
-use crate::policy::{Usage, WorkerId};
-use crate::sys::bpf;
-
-/// A slice that has lasted this long is interrupted to see what is resident, in nanoseconds: shorter ones end by
-/// themselves. On an ordinary CPU even a busy loop that is alone is switched out a few times a second, so this is for
-/// CPUs that were taken away from the scheduler.
-const STALE: u64 = 1_000_000_000;
-
-/// A wait that our CPU does not get through without a switch, to somebody else or to being idle.
-const BLINK: Duration = Duration::from_millis(1);
-
-/// How often that is tried: a wait can be over before it has begun.
-const BLINKS: u32 = 5;
+use crate::policy::WorkerId;
 
 /// The programs, and the memory that we share with them.
 #[derive(Debug)]
@@ -111,52 +101,6 @@ impl Ebpf {
         }
     }
 
-    /// What every worker uses that has an account. No system call, but one for each CPU that a worker has had to itself
-    /// for a second, and one where nothing seems to run any more.
-    ///
-    /// # Errors
-    /// The programs do not run any more; the numbers would be those of the last sample for ever.
-    pub fn sample(&mut self, each: &mut dyn FnMut(WorkerId, Usage)) -> Result<(), Lost> {
-        self.look_for_life()?;
-        let Running { processes, accounts, cpus, control, refresh, .. } = &self.running;
-        let reading = Reading { processes, cpus, clock: &self.clock };
-
-        reading.busy(&mut self.busy);
-        for Busy { cpu, .. } in &self.busy {
-            if reading.slice(*cpu) >= STALE {
-                // A CPU that has gone offline since runs nobody; and a sample without this is only a little older.
-                let _best_effort = bpf::run_on(*cpu, refresh.as_fd());
-            }
-        }
-
-        let highest = control.first().map_or(0, |control| control.highest.load(Acquire));
-        self.memory.fill(0);
-        for process in processes.iter().take(usize::try_from(highest).unwrap_or(0) + 1) {
-            let account = usize::try_from(process.worker.load(Acquire)).unwrap_or(0);
-            let lives = account != 0 && process.ended.load(Acquire) == 0;
-            if let Some(memory) = self.memory.get_mut(account).filter(|_| lives) {
-                *memory += process.rss.load(Acquire);
-            }
-        }
-
-        let watched: Vec<u32> = self.roster.accounts().collect();
-        for number in watched {
-            let index = number as usize;
-            let (Some(entry), Some(account)) = (self.roster.entry(number), accounts.get(index)) else {
-                continue;
-            };
-            let memory = self.memory.get(index).copied().unwrap_or(0);
-            let first = self.busy.partition_point(|busy| busy.account < number);
-            let end = self.busy.partition_point(|busy| busy.account <= number);
-            let cpu_ns = reading.cpu_time(account, self.busy.get(first..end).unwrap_or_default());
-            // A slice that could not be told from a charged one comes with the next sample; what was said stays said.
-            entry.reported = cpu_ns.saturating_sub(entry.before).max(entry.reported);
-            entry.peak = entry.peak.max(memory);
-            each(entry.worker, Usage { cpu_ns: entry.reported, memory });
-        }
-        Ok(())
-    }
-
     /// What is known of a worker whose process has ended. Whatever it leaves behind is nobody's from now on.
     pub fn ended(&mut self, worker: WorkerId) -> LastWords {
         let sees_oom = self.running.sees_oom;
@@ -176,49 +120,23 @@ impl Ebpf {
     /// Takes a worker's account from it and from its processes.
     fn forget(&mut self, worker: WorkerId) {
         let Some((account, _entry)) = self.roster.leave(worker) else { return };
-        let highest = self.running.control.first().map_or(0, |control| control.highest.load(Acquire));
-        for process in self.running.processes.iter().take(usize::try_from(highest).unwrap_or(0) + 1) {
+        for process in self.running.used_places() {
             // Only from this worker: the place can have become somebody else's.
             let _somebody_elses = process.worker.compare_exchange(account.into(), NONE, AcqRel, Relaxed);
         }
     }
-
-    /// Between two samples our own CPU has switched at least twice: from us, and back.
-    fn look_for_life(&mut self) -> Result<(), Lost> {
-        let cpus = &self.running.cpus;
-        let switches = || cpus.iter().fold(0u64, |sum, cpu| sum.wrapping_add(cpu.switches.load(Relaxed)));
-        let mut now = switches();
-        for _ in 0..BLINKS {
-            if now != self.switches {
-                break;
-            }
-            // Unless nobody has waited in between; so we do.
-            std::thread::sleep(BLINK);
-            now = switches();
-        }
-        if now == self.switches {
-            return Err(Lost);
-        }
-        self.switches = now;
-        if let Some(control) = self.running.control.first() {
-            let turned_away = control.turned_away.load(Relaxed);
-            if turned_away != self.turned_away {
-                tracing::debug!(
-                    "{} descendants are not watched: no place is free",
-                    turned_away - self.turned_away
-                );
-                self.turned_away = turned_away;
-            }
-        }
-        Ok(())
-    }
 }
 
 fn killer(account: &Account) -> Option<Killer> {
-    let signal = i32::try_from(account.signal.load(Acquire)).ok().filter(|signal| *signal != 0)?;
-    let pid = narrow(account.sender.load(Acquire)).map(u32::cast_signed).filter(|pid| *pid != 0);
-    let uid = narrow(account.uid.load(Acquire)).unwrap_or(u32::MAX);
+    let signal = narrow(&account.signal).map(u32::cast_signed).filter(|signal| *signal != 0)?;
+    let pid = narrow(&account.sender).map(u32::cast_signed).filter(|pid| *pid != 0);
+    let uid = narrow(&account.uid).unwrap_or(u32::MAX);
     let comm = account.comm.each_ref().map(|half| half.load(Acquire).to_ne_bytes());
     let name = comm.as_flattened().split(|byte| *byte == 0).next().unwrap_or_default();
     Some(Killer { signal, pid, uid, name: String::from_utf8_lossy(name).into_owned() })
+}
+
+/// Everything shared is 64 bits wide, whatever is in it.
+fn narrow(number: &AtomicU64) -> Option<u32> {
+    u32::try_from(number.load(Acquire)).ok()
 }

@@ -2,11 +2,11 @@
 
 use std::sync::atomic::Ordering::Acquire;
 
-use master_process_common::{Account, Cpu, NONE, Process};
+use master_process_common::{Account, Cpu, Process};
 
 use super::clock::Clock;
 
-/// A worker's account, and the CPUs that it was seen on.
+/// The memory that tells who runs where, and the time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading<'a> {
     pub(super) processes: &'a [Process],
@@ -18,9 +18,18 @@ pub(super) struct Reading<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Busy {
     /// The worker's account.
-    pub(super) account: u32,
+    pub(super) account: usize,
     /// Which CPU.
-    pub(super) cpu: u32,
+    pub(super) cpu: usize,
+}
+
+/// What runs at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slices {
+    /// The sum of when they began. Each beginning is later than the one before on that CPU, so every switch moves it.
+    starts: u64,
+    /// How long they have lasted together, in nanoseconds.
+    ns: u64,
 }
 
 /// How often a worker is read again because one of its CPUs switched in between. A worker with threads on every CPU
@@ -31,67 +40,151 @@ impl Reading<'_> {
     /// Every CPU that runs a worker, sorted by account.
     pub(super) fn busy(&self, busy: &mut Vec<Busy>) {
         busy.clear();
-        for (index, cpu) in self.cpus.iter().enumerate() {
-            let account = self.runs_on(cpu);
-            if account != NONE {
-                busy.extend(
-                    narrow(account)
-                        .zip(u32::try_from(index).ok())
-                        .map(|(account, cpu)| Busy { account, cpu }),
-                );
-            }
-        }
+        let all =
+            self.cpus.iter().enumerate().map(|(index, cpu)| Busy { account: self.runs_on(cpu), cpu: index });
+        busy.extend(all.filter(|busy| busy.account != 0));
         busy.sort_unstable();
     }
 
-    /// CPU time of a worker until now, in nanoseconds: what it was charged, and what is running on `busy`.
+    /// CPU time of a worker until now, in nanoseconds: what it was charged, and what runs of it on `busy`.
     ///
     /// The kernel side says that it is about to charge a slice, charges it, and says when the next one began. Whoever
     /// finds the same beginning before and after reading the account knows that it does not have this slice.
     pub(super) fn cpu_time(&self, account: &Account, busy: &[Busy]) -> u64 {
         for _ in 0..TRIES {
-            let before = self.running(busy);
+            let Some(running) = self.running(busy) else { continue };
             let charged = account.cpu_ns.load(Acquire);
-            if before.is_some()
-                && before.map(|(starts, _)| starts) == self.running(busy).map(|(starts, _)| starts)
-            {
-                return charged + before.map_or(0, |(_, ns)| ns);
+            if self.running(busy).is_some_and(|later| later.starts == running.starts) {
+                return charged + running.ns;
             }
         }
         account.cpu_ns.load(Acquire)
     }
 
-    /// A sum over the beginnings of the slices that run, and how long they have lasted. `None` while one is being charged.
-    fn running(&self, busy: &[Busy]) -> Option<(u64, u64)> {
-        let (mut starts, mut ns) = (0u64, 0u64);
+    /// The slices of one worker; `None` while one of them is being charged.
+    fn running(&self, busy: &[Busy]) -> Option<Slices> {
+        let mut slices = Slices { starts: 0, ns: 0 };
         for Busy { account, cpu } in busy {
-            let cpu = self.cpus.get(*cpu as usize)?;
+            let cpu = self.cpus.get(*cpu)?;
             let since = cpu.since.load(Acquire);
             if since == 0 {
                 return None;
             }
-            // Each beginning is later than the one before, so the sum moves with every switch.
-            starts = starts.wrapping_add(since);
-            if self.runs_on(cpu) == u64::from(*account) {
-                ns += self.clock.now().saturating_sub(since);
+            slices.starts = slices.starts.wrapping_add(since);
+            // It may have left the CPU in the meantime, and then has been charged.
+            if self.runs_on(cpu) == *account {
+                slices.ns += self.clock.now().saturating_sub(since);
             }
         }
-        Some((starts, ns))
+        Some(slices)
     }
 
     /// How long the slice has lasted that runs on a CPU, in nanoseconds.
-    pub(super) fn slice(&self, cpu: u32) -> u64 {
-        let since = self.cpus.get(cpu as usize).map_or(0, |cpu| cpu.since.load(Acquire));
+    pub(super) fn slice(&self, cpu: usize) -> u64 {
+        let since = self.cpus.get(cpu).map_or(0, |cpu| cpu.since.load(Acquire));
         if since == 0 { 0 } else { self.clock.now().saturating_sub(since) }
     }
 
-    fn runs_on(&self, cpu: &Cpu) -> u64 {
+    /// The account that is charged for what a CPU runs; 0 where none is.
+    fn runs_on(&self, cpu: &Cpu) -> usize {
         let place = usize::try_from(cpu.place.load(Acquire)).unwrap_or(0);
-        self.processes.get(place).map_or(NONE, |process| process.worker.load(Acquire))
+        let worker = self.processes.get(place).map_or(0, |process| process.worker.load(Acquire));
+        usize::try_from(worker).unwrap_or(0)
     }
 }
 
-/// An account's number as the tables here have it.
-pub(super) fn narrow(account: u64) -> Option<u32> {
-    u32::try_from(account).ok()
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::{Relaxed, Release};
+    use std::time::Duration;
+
+    use master_process_common::{Account, Cpu, Process};
+
+    use super::{Busy, Clock, Reading};
+
+    /// Worker 1 at place 1, worker 2 at place 2.
+    fn processes() -> Vec<Process> {
+        let processes: Vec<Process> = (0..3).map(|_| Process::default()).collect();
+        processes[1].worker.store(1, Relaxed);
+        processes[2].worker.store(2, Relaxed);
+        processes
+    }
+
+    fn cpu(place: u64, since: u64) -> Cpu {
+        let cpu = Cpu::default();
+        cpu.place.store(place, Relaxed);
+        cpu.since.store(since, Relaxed);
+        cpu
+    }
+
+    #[test]
+    fn what_runs_is_added_to_what_was_charged() {
+        let (processes, clock, account) = (processes(), Clock::new(), Account::default());
+        let second_ago = clock.now() - 1_000_000_000;
+        let cpus = [cpu(0, second_ago), cpu(1, second_ago), cpu(2, second_ago), cpu(1, second_ago)];
+        let reading = Reading { processes: &processes, cpus: &cpus, clock: &clock };
+        let mut busy = Vec::new();
+        reading.busy(&mut busy);
+        assert_eq!(
+            busy,
+            [Busy { account: 1, cpu: 1 }, Busy { account: 1, cpu: 3 }, Busy { account: 2, cpu: 2 }]
+        );
+        account.cpu_ns.store(5_000_000_000, Relaxed);
+        let found = reading.cpu_time(&account, &busy[..2]);
+        assert!((7_000_000_000..7_500_000_000).contains(&found), "{found}");
+    }
+
+    #[test]
+    fn a_worker_that_has_left_its_cpu_has_been_charged() {
+        let (processes, clock, account) = (processes(), Clock::new(), Account::default());
+        let cpus = [cpu(2, 1)];
+        let reading = Reading { processes: &processes, cpus: &cpus, clock: &clock };
+        assert_eq!(reading.cpu_time(&account, &[Busy { account: 1, cpu: 0 }]), 0);
+    }
+
+    #[test]
+    fn a_cpu_that_never_holds_still_is_not_waited_for() {
+        let (processes, clock, account) = (processes(), Clock::new(), Account::default());
+        account.cpu_ns.store(3, Relaxed);
+        let cpus = [cpu(1, 0)];
+        let reading = Reading { processes: &processes, cpus: &cpus, clock: &clock };
+        assert_eq!(reading.cpu_time(&account, &[Busy { account: 1, cpu: 0 }]), 3);
+    }
+
+    #[test]
+    fn no_slice_is_counted_twice_or_left_out() {
+        let (processes, clock, account) = (processes(), Clock::new(), Account::default());
+        let begun = clock.now();
+        let cpus = [cpu(1, begun)];
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // What the kernel side does, in its order, for a worker that is switched out and in at once.
+            scope.spawn(|| {
+                while !done.load(Relaxed) {
+                    let (now, since) = (clock.now(), cpus[0].since.load(Relaxed));
+                    cpus[0].since.store(0, Release);
+                    account.cpu_ns.fetch_add(now - since, Release);
+                    cpus[0].since.store(now, Release);
+                    std::hint::spin_loop();
+                }
+            });
+            let reading = Reading { processes: &processes, cpus: &cpus, clock: &clock };
+            let until = begun + u64::try_from(Duration::from_millis(200).as_nanos()).expect("a moment");
+            let mut last = 0;
+            while clock.now() < until {
+                let before = clock.now() - begun;
+                let found = reading.cpu_time(&account, &[Busy { account: 1, cpu: 0 }]);
+                let after = clock.now() - begun;
+                assert!(found <= after, "{found} of {after}");
+                // Where it would not hold still, what was charged is all that is told.
+                if found >= before {
+                    assert!(found >= last, "{found} after {last}");
+                    last = found;
+                }
+            }
+            done.store(true, Relaxed);
+            assert!(last > 0, "it never held still");
+        });
+    }
 }

@@ -59,8 +59,38 @@ impl Roster {
         self.entries.get_mut(account as usize)?.as_mut()
     }
 
-    /// Every worker with its account, in the order of the workers.
-    pub(super) fn accounts(&self) -> impl Iterator<Item = u32> {
-        self.accounts.values().copied()
+    /// Every account, with the worker that has it, from account 0 on.
+    pub(super) fn entries(&mut self) -> impl Iterator<Item = Option<&mut Entry>> {
+        self.entries.iter_mut().map(Option::as_mut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Roster;
+    use crate::policy::WorkerId;
+
+    fn worker(serial: u64) -> WorkerId {
+        WorkerId { slot: 0, serial }
+    }
+
+    #[test]
+    fn an_account_rests_for_as_long_as_others_are_free() {
+        let mut roster = Roster::new(3);
+        assert_eq!(roster.enter(worker(1), |_| true), Some(1));
+        assert!(roster.leave(worker(1)).is_some());
+        assert_eq!(roster.enter(worker(2), |_| true), Some(2));
+        assert_eq!(roster.enter(worker(3), |_| true), Some(3));
+        assert_eq!(roster.enter(worker(4), |_| true), Some(1));
+        assert_eq!(roster.enter(worker(5), |_| true), None);
+    }
+
+    #[test]
+    fn an_account_whose_process_is_still_there_is_passed_over() {
+        let mut roster = Roster::new(2);
+        assert_eq!(roster.enter(worker(1), |account| account != 1), Some(2));
+        assert_eq!(roster.enter(worker(2), |account| account != 1), None);
+        assert_eq!(roster.enter(worker(2), |_| true), Some(1));
+        assert_eq!(roster.account(worker(2)), Some(1));
     }
 }

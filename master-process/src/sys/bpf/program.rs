@@ -72,13 +72,13 @@ pub fn attach(program: BorrowedFd<'_>, tracepoint: Option<&CStr>) -> io::Result<
 ///
 /// # Errors
 /// ENXIO where that CPU is not online.
-pub fn run_on(cpu: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+pub fn run_on(cpu: usize, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
     let test = unsafe { &mut attr.test };
     test.prog_fd = number(program);
     test.flags = BPF_F_TEST_RUN_ON_CPU;
-    test.cpu = cpu;
+    test.cpu = u32::try_from(cpu).map_err(io::Error::other)?;
     // SAFETY: the attributes hold no address; the kernel writes its answer into them.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
 }

@@ -1,6 +1,6 @@
 //! A line for people: when, how bad, what. The fields are for machines and stay in the JSON format.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::time::SystemTime;
 
 use tracing::{Event, Level, Subscriber};
@@ -75,7 +75,41 @@ struct Message<'a, 'b> {
 impl tracing::field::Visit for Message<'_, '_> {
     fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
         if field.name() == "message" {
-            self.result = write!(self.writer, "{value:?}");
+            self.result = write!(OneLine(self.writer), "{value:?}");
         }
+    }
+}
+
+/// A message may hold what strangers chose: a process's name, a path, a worker's status. None of them makes a line of
+/// its own, nor tells a terminal what to do.
+struct OneLine<'a, W>(&'a mut W);
+
+impl<W: fmt::Write> fmt::Write for OneLine<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for part in text.split_inclusive(char::is_control) {
+            let end = part.char_indices().next_back().filter(|(_, last)| last.is_control());
+            let (plain, control) = part.split_at(end.map_or(part.len(), |(at, _)| at));
+            self.0.write_str(plain)?;
+            write!(self.0, "{}", control.escape_default())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stranger_chose_stays_within_its_line() {
+        let written = |text: &str| {
+            let mut line = String::new();
+            write!(OneLine(&mut line), "from {text} (pid 7)").expect("a string takes it");
+            line
+        };
+        assert_eq!(written("gödel's bash"), "from gödel's bash (pid 7)");
+        assert_eq!(written("x\n<3>all is lost"), "from x\\n<3>all is lost (pid 7)");
+        assert_eq!(written("\x1b[2J\r\u{9b}m\0"), "from \\u{1b}[2J\\r\\u{9b}m\\u{0} (pid 7)");
+        assert_eq!(written(""), "from  (pid 7)");
     }
 }

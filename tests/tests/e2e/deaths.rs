@@ -131,4 +131,27 @@ fn a_worker_that_the_kernel_kills_for_want_of_memory_says_so() {
     assert!(message(&line).contains("was killed by SIGKILL of the kernel's OOM killer after"), "{line}");
     assert_eq!(field(&line, "oom_killed"), true, "{line}");
     assert_eq!(supervisor.stop(), 0);
+#[test]
+fn a_killers_name_makes_no_line_of_its_own() {
+    if !process::is_root() {
+        master_process_tests::skip!("a_killers_name_makes_no_line_of_its_own", "not root");
+    }
+    let text = "
+import ctypes, os, time
+if os.fork() == 0:
+    ctypes.CDLL(None).prctl(15, b'x\\n<3>\\x1b[2Jforged', 0, 0, 0)
+    os.kill(os.getppid(), 9)
+time.sleep(1000)
+";
+    for format in ["pretty", "journald"] {
+        let supervisor = Supervisor::builder()
+            .args(["--monitor", "ebpf", "--ready", "none", "--log-format", format])
+            .command([fixtures::python(), "-c".to_owned(), text.to_owned()])
+            .spawn();
+        let line = supervisor.until("a killer is named", || {
+            supervisor.log().into_iter().find(|line| line.contains("was killed by SIGKILL from"))
+        });
+        assert!(line.contains("from x\\n<3>\\u{1b}[2Jforged (pid "), "{line}");
+        assert_eq!(supervisor.stop(), 0);
+    }
 }

@@ -17,6 +17,8 @@ pub(super) struct Backoff {
     /// From the last replacement to the next; zero: there was none.
     pause: Duration,
     until: Option<Time>,
+    /// Whether anybody was told that the next one waits.
+    told: bool,
 }
 
 /// What is to be done about a worker that is over its limit.
@@ -28,7 +30,12 @@ pub(super) enum Turn {
         again: bool,
     },
     /// Its turn comes later, if it is still over the limit by then.
-    Later(Duration),
+    Later {
+        /// How long from now.
+        wait: Duration,
+        /// It was said before.
+        told: bool,
+    },
 }
 
 impl Backoff {
@@ -39,11 +46,12 @@ impl Backoff {
     pub(super) fn turn(&mut self, now: Time, calm: Duration, shortest: Duration) -> Turn {
         let again = self.until.is_some() && calm < self.pause.max(WARM_UP);
         if again && let Some(wait) = self.until.map(|until| until.since(now)).filter(|wait| !wait.is_zero()) {
-            return Turn::Later(wait);
+            return Turn::Later { wait, told: std::mem::replace(&mut self.told, true) };
         }
         let before = if again { self.pause } else { shortest };
         self.pause = before.saturating_mul(2).min(LONGEST);
         self.until = Some(now.after(self.pause));
+        self.told = false;
         Turn::Now { again }
     }
 }
@@ -70,7 +78,10 @@ mod tests {
         assert_eq!(backoff.turn(at(now), Duration::ZERO, SHORTEST), Turn::Now { again: false });
         for wait in [100, 200, 400, 800, 1600, 3200, 3600, 3600] {
             let early = Duration::from_secs(wait - 50);
-            assert_eq!(backoff.turn(at(now + 50), Duration::ZERO, SHORTEST), Turn::Later(early));
+            let later = Turn::Later { wait: early, told: false };
+            assert_eq!(backoff.turn(at(now + 50), Duration::ZERO, SHORTEST), later);
+            let again = backoff.turn(at(now + 52), Duration::ZERO, SHORTEST);
+            assert!(matches!(again, Turn::Later { told: true, .. }), "{again:?}");
             now += wait;
             assert_eq!(backoff.turn(at(now), Duration::ZERO, SHORTEST), Turn::Now { again: true });
         }

@@ -172,6 +172,11 @@ pub enum Note {
         /// How, and what follows.
         over: OverLimit,
     },
+    /// A worker that was to be replaced may stay: no limit holds against it any more.
+    CalledOff {
+        /// Which.
+        worker: WorkerId,
+    },
     /// The limits of all workers are paused, or hold again.
     Monitoring {
         /// Which of both.

@@ -29,15 +29,21 @@ struct Strikes {
     count: u32,
     /// When the first of them came.
     since: Option<Time>,
+    /// When the first row began that came to the last strike. One that is over its limit with short breaks would look
+    /// like one that was within it until now, if the last row counted.
+    tripped: Option<Time>,
 }
 
 impl Strikes {
-    fn count(&mut self, now: Time, over: bool) {
+    fn count(&mut self, now: Time, over: bool, failures: u32) {
         if over {
             self.count = self.count.saturating_add(1);
-            self.since.get_or_insert(now);
+            let since = *self.since.get_or_insert(now);
+            if self.count >= failures {
+                self.tripped.get_or_insert(since);
+            }
         } else {
-            *self = Strikes::default();
+            *self = Strikes { tripped: self.tripped, ..Strikes::default() };
         }
     }
 }
@@ -80,9 +86,7 @@ pub(super) struct Watch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Trip {
     pub(super) limit: Limit,
-    /// The last strike that it takes: not one after that.
-    pub(super) just_now: bool,
-    /// How long the worker had been judged before it went over the limit.
+    /// How long the worker had been judged before it went over the limit for too long, the first time.
     pub(super) calm: Duration,
     /// What it used: CPU nanoseconds in a second, or bytes.
     pub(super) used: u64,
@@ -91,20 +95,27 @@ pub(super) struct Trip {
 /// What one sample amounts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Verdict {
-    pub(super) trip: Option<Trip>,
+    /// Memory first. One limit that has to wait for its turn must not hide the other.
+    pub(super) trips: [Option<Trip>; 2],
     /// Whether it has just passed 80 % of its memory limit.
     pub(super) passed_high: bool,
 }
 
 impl Watch {
-    /// Starts or stops the judging of this one worker; what it has done so far is forgotten.
-    pub(super) fn pause(&mut self, paused: bool) {
-        *self = Watch { paused, high: self.high, ..Watch::default() };
+    /// Starts or stops the judging of this one worker; what it has done so far is forgotten. False where that was so
+    /// already: a worker that says it with each job must not be let off.
+    pub(super) fn pause(&mut self, paused: bool) -> bool {
+        let changes = self.paused != paused;
+        if changes {
+            self.paused = paused;
+            self.forget();
+        }
+        changes
     }
 
     /// Forgets the strikes: what comes next does not follow on what came before.
     pub(super) fn forget(&mut self) {
-        self.pause(self.paused);
+        *self = Watch { paused: self.paused, high: self.high, ..Watch::default() };
     }
 
     /// Whether neither limit has a strike against it.
@@ -122,21 +133,24 @@ impl Watch {
         let passed_high = self.passed_high(usage.memory, limits);
         let judged_from = ready_at.after(limits.delay);
         if now < judged_from {
-            return Verdict { trip: None, passed_high };
+            return Verdict { passed_high, ..Verdict::default() };
         }
         let memory = limits.max_memory.is_some_and(|most| usage.memory > most);
-        self.memory.count(now, memory);
+        self.memory.count(now, memory, limits.memory_failures);
         // A second look at the same moment is no sample.
         if let Some(share) = share {
-            self.cpu.count(now, limits.max_cpu.is_some_and(|most| share.is_more_than(most)));
+            let over = limits.max_cpu.is_some_and(|most| share.is_more_than(most));
+            self.cpu.count(now, over, limits.cpu_failures);
         }
         let trip = |limit, strikes: Strikes, failures: u32, used| {
-            let since = strikes.since.filter(|_| strikes.count >= failures)?;
-            Some(Trip { limit, just_now: strikes.count == failures, calm: since.since(judged_from), used })
+            let began = strikes.tripped.filter(|_| strikes.count >= failures)?;
+            Some(Trip { limit, calm: began.since(judged_from), used })
         };
-        let trip = trip(Limit::Memory, self.memory, limits.memory_failures, usage.memory)
-            .or_else(|| trip(Limit::Cpu, self.cpu, limits.cpu_failures, share.map_or(0, Share::per_second)));
-        Verdict { trip, passed_high }
+        let trips = [
+            trip(Limit::Memory, self.memory, limits.memory_failures, usage.memory),
+            trip(Limit::Cpu, self.cpu, limits.cpu_failures, share.map_or(0, Share::per_second)),
+        ];
+        Verdict { trips, passed_high }
     }
 
     /// What it used of the CPUs since the last sample.

@@ -37,9 +37,11 @@ impl Supervisor {
         if verdict.passed_high && self.settings.signals_high_memory {
             self.actions.push_back(Action::SignalHigh(worker));
         }
-        match verdict.trip {
-            Some(trip) => self.over_limit(now, worker, trip),
-            None => self.within_limits(now, worker.slot),
+        for trip in verdict.trips.into_iter().flatten() {
+            self.over_limit(now, worker, trip);
+        }
+        if self.slots.get(index(worker.slot)).is_some_and(Slot::is_recycling) {
+            self.settle(worker.slot, now);
         }
     }
 
@@ -55,8 +57,8 @@ impl Supervisor {
                 slot.recycled = Some(worker);
                 OverLimit { limit: trip.limit, used: trip.used, wait: None, again }
             }
-            Turn::Later(_) if !trip.just_now => return,
-            Turn::Later(wait) => {
+            Turn::Later { told: true, .. } => return,
+            Turn::Later { wait, told: false } => {
                 OverLimit { limit: trip.limit, used: trip.used, wait: Some(wait), again: true }
             }
         };
@@ -64,30 +66,35 @@ impl Supervisor {
         self.settle(worker.slot, now);
     }
 
-    /// A worker that was to be replaced behaves again before anybody could take its place.
-    fn within_limits(&mut self, now: Time, id: u32) {
+    /// A worker that was to be replaced behaves again, or is not judged any more, before anybody took its place: who is
+    /// on the way already may still come, but nobody after that.
+    pub(super) fn call_off(&mut self, id: u32) {
         let slot = &mut self.slots[index(id)];
-        let behaves = slot.serving.is_some_and(|serving| serving.watch.is_calm());
-        if behaves && slot.is_recycling() && slot.starting.is_none() {
-            slot.recycled = None;
-            self.settle(id, now);
+        if slot.starting.is_none()
+            && slot.is_recycling()
+            && !slot.wants_other()
+            && let Some(worker) = slot.recycled.take()
+        {
+            self.push(Note::CalledOff { worker });
         }
     }
 
     /// The user pauses the judging of all workers, or lets it go on.
-    pub(super) fn toggle_monitoring(&mut self) {
+    pub(super) fn toggle_monitoring(&mut self, now: Time) {
         self.paused = !self.paused;
         let ready = self.slots.iter_mut().flat_map(|slot| [&mut slot.serving, &mut slot.standby]);
         ready.flatten().for_each(|ready| ready.watch.forget());
         self.push(Note::Monitoring { paused: self.paused });
+        self.settle_all(now);
     }
 
     /// A worker pauses the judging of itself, or lets it go on.
-    pub(super) fn watch_itself(&mut self, worker: WorkerId, paused: bool) {
+    pub(super) fn watch_itself(&mut self, now: Time, worker: WorkerId, paused: bool) {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
-        let Some(watch) = slot.watch_of(worker) else { return };
-        watch.pause(paused);
-        self.push(Note::WatchesItself { worker, paused });
+        if slot.watch_of(worker).is_some_and(|watch| watch.pause(paused)) {
+            self.push(Note::WatchesItself { worker, paused });
+            self.settle(worker.slot, now);
+        }
     }
 }
 
@@ -95,5 +102,9 @@ impl Slot {
     /// Whether the worker that serves is to be replaced because of what it uses.
     pub(super) fn is_recycling(&self) -> bool {
         self.serving.is_some_and(|serving| self.recycled == Some(serving.worker))
+    }
+    /// Whether a strike still stands against the worker that is to be replaced.
+    pub(super) fn wants_other(&self) -> bool {
+        self.is_recycling() && self.serving.is_some_and(|serving| !serving.watch.is_calm())
     }
 }

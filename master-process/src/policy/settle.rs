@@ -26,6 +26,7 @@ impl Supervisor {
         if self.mode == Mode::Running && id < self.wanted {
             self.settle_starting(id, now);
             self.end_trial(id, now);
+            self.call_off(id);
             self.launch_if_wanted(id, now);
         } else {
             self.retire_all(id, now);
@@ -115,9 +116,9 @@ impl Supervisor {
         self.mode == Mode::Running
             && id < self.wanted
             && slot.starting.is_none()
-            && slot.serving.is_none_or(|serving| {
-                slot.is_recycling() || serving.generation < self.generation && replace()
-            })
+            && slot
+                .serving
+                .is_none_or(|serving| slot.wants_other() || serving.generation < self.generation && replace())
     }
 
     pub(super) fn launch_if_wanted(&mut self, id: u32, now: Time) {

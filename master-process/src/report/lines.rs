@@ -83,6 +83,14 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
             );
         }
         Note::OverLimit { worker, over } => over_limit(named(worker), over),
+        Note::CalledOff { worker } => {
+            let worker = named(worker);
+            info!(
+                worker = worker.slot,
+                pid = worker.pid,
+                "{worker} is not replaced after all: no limit holds against it any more"
+            );
+        }
         Note::Monitoring { paused: true } => info!("the limits of all workers are paused"),
         Note::Monitoring { paused: false } => info!("the limits of all workers hold again"),
         Note::WatchesItself { worker, paused } => {

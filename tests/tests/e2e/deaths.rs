@@ -106,9 +106,6 @@ fn who_killed_a_worker_is_named_where_the_kernel_tells() {
     assert_eq!(field(&line, "killer"), "sh", "{line}");
     assert_eq!(field(&line, "killer_uid"), 0, "{line}");
     assert!(message(&line).contains(&format!("SIGKILL from sh (pid {killer}, uid 0) after")), "{line}");
-    // A crash is nobody's doing.
-    let worker = *supervisor.await_workers(1).first().expect("its replacement");
-    process::signal(worker, Signal::CONT);
     assert_eq!(supervisor.stop(), 0);
 }
 
@@ -131,6 +128,8 @@ fn a_worker_that_the_kernel_kills_for_want_of_memory_says_so() {
     assert!(message(&line).contains("was killed by SIGKILL of the kernel's OOM killer after"), "{line}");
     assert_eq!(field(&line, "oom_killed"), true, "{line}");
     assert_eq!(supervisor.stop(), 0);
+}
+
 #[test]
 fn a_killers_name_makes_no_line_of_its_own() {
     if !process::is_root() {

@@ -22,6 +22,8 @@ enum Step {
     ScaleUp,
     ScaleDown,
     TooMuch,
+    Little,
+    PauseLimits,
     UntilDue,
     LongTime,
 }
@@ -41,6 +43,24 @@ const STEPS: [Step; 16] = [
     Step::ScaleUp,
     Step::ScaleDown,
     Step::TooMuch,
+    Step::UntilDue,
+    Step::LongTime,
+];
+
+/// What matters to a worker that is over its limit.
+const OVER_LIMIT: [Step; 14] = [
+    Step::Launch,
+    Step::LaunchFails,
+    Step::ReadyOldest,
+    Step::DieOldest,
+    Step::DieNewest,
+    Step::Leave,
+    Step::Reload,
+    Step::ScaleUp,
+    Step::ScaleDown,
+    Step::TooMuch,
+    Step::Little,
+    Step::PauseLimits,
     Step::UntilDue,
     Step::LongTime,
 ];
@@ -71,13 +91,17 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::Stop => happens(sim, Event::Stop),
         Step::ScaleUp => happens(sim, Event::ScaleUp),
         Step::ScaleDown => happens(sim, Event::ScaleDown),
-        Step::TooMuch => {
-            running.iter().for_each(|worker| sim.sample(*worker, 0, 2000));
-            !running.is_empty()
-        }
+        Step::TooMuch => samples(sim, &running, 2000),
+        Step::Little => samples(sim, &running, 10),
+        Step::PauseLimits => happens(sim, Event::ToggleMonitoring),
         Step::UntilDue => sim.policy.deadline().is_some_and(|at| passes(sim, at.since(sim.now))),
         Step::LongTime => passes(sim, Duration::from_secs(20)),
     }
+}
+
+fn samples(sim: &mut Sim, running: &[WorkerId], memory: u64) -> bool {
+    running.iter().for_each(|worker| sim.sample(*worker, 0, memory));
+    !running.is_empty()
 }
 
 fn happens(sim: &mut Sim, event: Event) -> bool {
@@ -97,16 +121,16 @@ fn passes(sim: &mut Sim, span: Duration) -> bool {
 }
 
 /// Walks every history of up to `depth` steps from `sim` on; each must come to a clean end.
-fn walk(sim: &Sim, depth: usize, walked: &mut u64) {
+fn walk(sim: &Sim, steps: &[Step], depth: usize, walked: &mut u64) {
     *walked += 1;
     if depth == 0 {
         sim.clone().finish();
         return;
     }
-    for step in STEPS {
+    for step in steps {
         let mut next = sim.clone();
-        if play(&mut next, step) {
-            walk(&next, depth - 1, walked);
+        if play(&mut next, *step) {
+            walk(&next, steps, depth - 1, walked);
         }
     }
 }
@@ -120,7 +144,7 @@ fn walk_all(mut settings: Settings, warm: bool, depth: usize) {
         sim.run_smoothly();
     }
     let mut walked = 0;
-    walk(&sim, depth, &mut walked);
+    walk(&sim, &STEPS, depth, &mut walked);
     assert!(walked > 10_000, "only {walked} histories: the walk does not walk");
 }
 
@@ -143,6 +167,19 @@ fn every_short_history_of_a_reload_slot_by_slot_keeps_the_invariants() {
     sim.run_smoothly();
     sim.event(Event::Reload);
     let mut walked = 0;
-    walk(&sim, 5, &mut walked);
+    walk(&sim, &STEPS, 5, &mut walked);
+    assert!(walked > 10_000, "only {walked} histories");
+}
+
+#[test]
+fn every_short_history_of_a_worker_that_is_being_replaced_keeps_the_invariants() {
+    let mut settings = settings(1);
+    settings.limits.memory_failures = 1;
+    settings.limits.delay = Duration::ZERO;
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    assert!(play(&mut sim, Step::TooMuch));
+    let mut walked = 0;
+    walk(&sim, &OVER_LIMIT, 5, &mut walked);
     assert!(walked > 10_000, "only {walked} histories");
 }

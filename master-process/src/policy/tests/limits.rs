@@ -335,3 +335,123 @@ fn a_worker_can_pause_its_own_limits_even_before_it_is_ready() {
     assert_eq!(starting(&sim), 2);
     sim.finish();
 }
+
+#[test]
+fn a_limit_that_has_to_wait_for_its_turn_does_not_hide_the_other_one() {
+    let mut sim = judged(1);
+    replaced_for_good(&mut sim);
+    let worker = sim.alive()[0];
+    sim.pass(31 * SECOND);
+    memory(&mut sim, worker, &[2000; 12]);
+    assert_eq!(starting(&sim), 0, "it waits");
+    let mut used = 0;
+    for _ in 0..11 {
+        used += 6_000_000_000;
+        sim.sample(worker, used, 2000);
+        sim.pass(INTERVAL);
+    }
+    assert_eq!(starting(&sim), 1);
+    assert_eq!(overs(&sim).last().map(|over| (over.limit, over.wait)), Some((Limit::Cpu, None)));
+    sim.finish();
+}
+
+#[test]
+fn a_limit_that_does_not_fit_is_recognised_through_short_breaks_as_well() {
+    let mut sim = judged(1);
+    for _ in 0..4 {
+        replaced_for_good(&mut sim);
+    }
+    // Replaced again from 800 s on; now it is over its limit for most of the time, but not just then.
+    let worker = sim.alive()[0];
+    sim.pass(31 * SECOND);
+    for _ in 0..30 {
+        memory(&mut sim, worker, &[[2000; 11].as_slice(), &[500; 4]].concat());
+    }
+    assert_eq!(starting(&sim) + sim.alive().len(), 2);
+    assert!(overs(&sim)[1..].iter().all(|over| over.again), "{:?}", overs(&sim));
+    sim.finish();
+}
+
+#[test]
+fn a_wait_is_announced_once_however_often_the_worker_is_over_its_limit_meanwhile() {
+    let mut sim = judged(1);
+    for _ in 0..5 {
+        replaced_for_good(&mut sim);
+    }
+    let before = overs(&sim).len();
+    let worker = sim.alive()[0];
+    sim.pass(31 * SECOND);
+    for _ in 0..10 {
+        memory(&mut sim, worker, &[[2000; 11].as_slice(), &[500]].concat());
+    }
+    assert_eq!(overs(&sim).len(), before + 1);
+    sim.finish();
+}
+
+/// A worker over its limit whose successor is late.
+fn failing_to_be_replaced() -> (Sim, WorkerId) {
+    let mut sim = judged(1);
+    let old = sim.alive()[0];
+    memory(&mut sim, old, &[2000; 10]);
+    sim.launch_all();
+    (sim, old)
+}
+
+/// Lets two ready time-outs pass, each successor starting and none ever ready; how many there were.
+fn late_successors(sim: &mut Sim, old: WorkerId, samples: &[u64]) -> usize {
+    let before = sim.notes.iter().filter(|note| matches!(note, Note::Late { .. })).count();
+    for _ in 0..65 {
+        memory(sim, old, samples);
+        sim.launch_all();
+        sim.leave_all();
+        sim.pass(INTERVAL.saturating_sub(INTERVAL * u32::try_from(samples.len()).expect("few")));
+    }
+    sim.notes.iter().filter(|note| matches!(note, Note::Late { .. })).count() - before
+}
+
+#[test]
+fn a_worker_that_behaves_again_while_its_successor_starts_gets_no_other_one() {
+    let (mut sim, old) = failing_to_be_replaced();
+    assert_eq!(late_successors(&mut sim, old, &[2000]), 2);
+    assert_eq!(late_successors(&mut sim, old, &[500]), 1, "the one that was on the way");
+    assert_eq!((starting(&sim), sim.alive()), (0, vec![old]));
+    assert!(sim.notes.contains(&Note::CalledOff { worker: old }));
+    sim.finish();
+}
+
+#[test]
+fn paused_limits_let_nobody_else_be_started_for_a_worker_that_was_over_one() {
+    let (mut sim, old) = failing_to_be_replaced();
+    assert_eq!(late_successors(&mut sim, old, &[2000]), 2);
+    sim.event(Event::ToggleMonitoring);
+    assert_eq!(late_successors(&mut sim, old, &[2000]), 1, "the one that was on the way");
+    assert_eq!((starting(&sim), sim.alive()), (0, vec![old]));
+    sim.event(Event::ToggleMonitoring);
+    memory(&mut sim, old, &[2000; 9]);
+    assert_eq!(starting(&sim), 0, "and then it counts from nothing");
+    sim.finish();
+
+    let (mut sim, old) = failing_to_be_replaced();
+    sim.event(Event::WatchesItself(old, true));
+    assert_eq!(late_successors(&mut sim, old, &[2000]), 1);
+    assert_eq!((starting(&sim), sim.alive()), (0, vec![old]));
+    sim.finish();
+}
+
+#[test]
+fn a_worker_that_says_again_what_holds_already_is_neither_let_off_nor_reported() {
+    let mut sim = judged(1);
+    let worker = sim.alive()[0];
+    for _ in 0..10 {
+        sim.event(Event::WatchesItself(worker, false));
+        memory(&mut sim, worker, &[2000]);
+    }
+    assert_eq!(starting(&sim), 1);
+    let said = |sim: &Sim| sim.notes.iter().filter(|note| matches!(note, Note::WatchesItself { .. })).count();
+    assert_eq!(said(&sim), 0);
+    for _ in 0..10 {
+        sim.event(Event::WatchesItself(worker, true));
+    }
+    assert_eq!(said(&sim), 1);
+    sim.finish();
+}

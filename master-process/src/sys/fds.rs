@@ -69,7 +69,7 @@ pub fn move_from(fd: OwnedFd, lowest: RawFd) -> io::Result<OwnedFd> {
 
 /// Raises the soft limit of open files to the hard one, and returns what it was: the workers get that back.
 ///
-/// A supervisor holds two descriptors for a worker, three with `notify:fd`.
+/// A supervisor holds two descriptors for a worker, one more with `notify:fd`, and one where procfs measures.
 ///
 /// # Errors
 /// None on a sane kernel: a process may always raise its soft limit so far; see setrlimit(2).

@@ -21,6 +21,8 @@ pub struct Stat {
     pub cpu_ns: u64,
     /// Resident memory, in bytes; 0 for a zombie.
     pub memory: u64,
+    /// When it was started, in ticks since the machine was: with its pid it tells a process from all others.
+    pub started: u64,
 }
 
 /// An open `stat`: it stays that process's, and is read at the cost of one call. After the process was reaped reading
@@ -61,7 +63,8 @@ fn parse(text: &[u8]) -> Option<Stat> {
     let group = skip_to(0)?.parse().ok()?;
     let user: u64 = skip_to(8)?.parse().ok()?;
     let system: u64 = skip_to(0)?.parse().ok()?;
-    let pages: u64 = skip_to(8)?.parse().ok()?;
+    let started = skip_to(6)?.parse().ok()?;
+    let pages: u64 = skip_to(1)?.parse().ok()?;
     let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
     let page = u64::try_from(rustix::param::page_size()).ok()?;
     Some(Stat {
@@ -69,6 +72,7 @@ fn parse(text: &[u8]) -> Option<Stat> {
         group: Pid::from_raw(group),
         cpu_ns: user.saturating_add(system).saturating_mul(tick_ns),
         memory: pages.saturating_mul(page),
+        started,
     })
 }
 
@@ -90,6 +94,7 @@ mod tests {
             assert_eq!(stat.group, Pid::from_raw(800), "{name}");
             assert_eq!(stat.memory, 300 * 4096, "{name}");
             assert_eq!(stat.cpu_ns, 2_000_000_000, "{name}: 200 ticks of 10 ms");
+            assert_eq!(stat.started, 99, "{name}");
         }
     }
 

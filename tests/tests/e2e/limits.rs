@@ -314,3 +314,34 @@ fn with_monitoring_off_nobody_is_measured() {
     assert_eq!(supervisor.logged(&["measuring"]), Vec::<String>::new());
     assert_eq!(supervisor.stop(), 0);
 }
+
+#[test]
+fn a_worker_with_more_descendants_than_files_can_be_open_is_measured_and_keeps_nobody_from_starting() {
+    let text = "
+for i in range(100):
+    if os.fork() == 0:
+        x = memory(2)
+        rest()
+notify('READY=1')
+rest()
+";
+    let supervisor = Supervisor::builder()
+        .wrap(["prlimit", "--nofile=80:80"])
+        .args([
+            "--monitor",
+            "procfs",
+            "--monitor-interval",
+            "100ms",
+            "--throttle",
+            "0",
+            "--monitor-delay",
+            "0",
+        ])
+        .args(["--memory-failures", "3", "--max-memory", "200MiB"])
+        .command(script(&format!("{TOOLS}{text}"), address::tcp()))
+        .spawn();
+    await_log(&supervisor, &["more than --max-memory allows"]);
+    supervisor.eventually("it is replaced", || replacements(&supervisor) >= 1);
+    assert_eq!(supervisor.logged(&["could not be started"]), Vec::<String>::new());
+    assert_eq!(supervisor.stop(), 0);
+}

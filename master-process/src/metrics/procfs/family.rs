@@ -1,6 +1,7 @@
 //! Who descends from the workers, as far as `/proc` tells.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 
 use rustix::process::Pid;
 
@@ -14,21 +15,50 @@ const LOOKS_UNTIL_ANEW: u32 = 30;
 #[derive(Debug)]
 pub(super) struct Relative {
     pub(super) worker: WorkerId,
-    pub(super) file: StatFile,
-    /// What it had used when it was last seen.
-    pub(super) cpu_ns: u64,
+    /// `None`: it is opened for each look.
+    file: Option<StatFile>,
+    /// What was read last.
+    pub(super) last: Stat,
 }
 
-/// All of them. A look costs one pass over the names in `/proc`, and two calls for each process that was not there
-/// before.
+impl Relative {
+    /// Looks how it is. False where it is gone; one that cannot be looked at is as it was.
+    fn refresh(&mut self, pid: Pid) -> bool {
+        let read = match &self.file {
+            Some(file) => file.read(),
+            None => StatFile::open(pid).and_then(|file| file.read()),
+        };
+        match read {
+            Ok(stat) if stat.started == self.last.started => {
+                self.last = stat;
+                true
+            }
+            Ok(_somebody_else) => false,
+            Err(error) => !is_gone(&error),
+        }
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+/// All of them. A look costs one pass over the names in `/proc`, three calls for each process that was not there before,
+/// and one for each descendant, or three for those whose files cannot be kept open.
 #[derive(Debug, Default)]
 pub(super) struct Family {
     relatives: HashMap<Pid, Relative>,
     strangers: HashSet<Pid>,
     looks: u32,
+    /// So many files may stay open.
+    files: usize,
 }
 
 impl Family {
+    pub(super) fn new(files: usize) -> Family {
+        Family { files, ..Family::default() }
+    }
+
     /// Looks who is there. `worker_of` knows the workers' own processes.
     pub(super) fn look(&mut self, worker_of: impl Fn(Pid) -> Option<WorkerId>) {
         self.looks += 1;
@@ -44,20 +74,21 @@ impl Family {
             {
                 continue;
             }
-            if let Ok(file) = StatFile::open(pid)
-                && let Ok(stat) = file.read()
-            {
-                new.insert(pid, (file, stat));
+            if let Ok(stat) = StatFile::open(pid).and_then(|file| file.read()) {
+                new.insert(pid, stat);
             }
         }
-        let stats: HashMap<Pid, Stat> = new.iter().map(|(pid, (_, stat))| (*pid, *stat)).collect();
-        for (pid, (file, stat)) in new {
-            match self.owner(&stat, &stats, &worker_of) {
+        let mut room =
+            self.files.saturating_sub(self.relatives.values().filter(|r| r.file.is_some()).count());
+        for (pid, stat) in &new {
+            match self.owner(stat, &new, &worker_of) {
                 Some(worker) => {
-                    self.relatives.insert(pid, Relative { worker, file, cpu_ns: stat.cpu_ns });
+                    let file = if room > 0 { StatFile::open(*pid).ok() } else { None };
+                    room -= usize::from(file.is_some());
+                    self.relatives.insert(*pid, Relative { worker, file, last: *stat });
                 }
                 None => {
-                    self.strangers.insert(pid);
+                    self.strangers.insert(*pid);
                 }
             }
         }
@@ -82,9 +113,13 @@ impl Family {
         None
     }
 
-    /// Hands every descendant to `each`, which says whether it is still there.
-    pub(super) fn retain(&mut self, mut each: impl FnMut(&mut Relative) -> bool) {
-        self.relatives.retain(|_, relative| each(relative));
+    /// Looks at every descendant and hands it to `each`, with whether it is still there; those that are not are forgotten.
+    pub(super) fn refresh(&mut self, mut each: impl FnMut(&Relative, bool)) {
+        self.relatives.retain(|pid, relative| {
+            let lives = relative.refresh(*pid);
+            each(relative, lives);
+            lives
+        });
     }
 
     /// A worker is gone, and whoever is left of it belongs to nobody.

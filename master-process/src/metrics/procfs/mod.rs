@@ -6,13 +6,17 @@ mod family;
 use std::collections::HashMap;
 use std::io;
 
-use rustix::process::{Pid, getpid};
+use rustix::process::{Pid, Resource, getpid, getrlimit};
 
 use super::LastWords;
 use crate::config::Scope;
 use crate::policy::{Usage, WorkerId};
 use crate::sys::proc_stat::StatFile;
 use family::Family;
+
+/// The workers' files may take this part of the descriptors that we may have, and those of their descendants as much
+/// again. The rest is for the workers themselves: one that forks without end must not keep others from starting.
+const PART: u64 = 4;
 
 /// Reads what the workers use.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub struct Procfs {
     by_pid: HashMap<Pid, WorkerId>,
     /// `None`: descendants do not count.
     family: Option<Family>,
+    /// So many workers' files may stay open.
+    files: usize,
 }
 
 #[derive(Debug)]
@@ -41,11 +47,13 @@ impl Procfs {
     /// `/proc` is not mounted, or does not show this process.
     pub fn new(scope: Scope) -> io::Result<Procfs> {
         StatFile::open(getpid())?.read()?;
+        let limit = getrlimit(Resource::Nofile).current;
+        let files = limit.map_or(usize::MAX, |limit| usize::try_from(limit / PART).unwrap_or(usize::MAX));
         let family = match scope {
-            Scope::Tree => Some(Family::default()),
+            Scope::Tree => Some(Family::new(files)),
             Scope::Worker => None,
         };
-        Ok(Procfs { workers: HashMap::new(), by_pid: HashMap::new(), family })
+        Ok(Procfs { workers: HashMap::new(), by_pid: HashMap::new(), family, files })
     }
 
     /// Measures a worker from now on, until [`Self::ended`] is called, which must be before its pid can be somebody
@@ -60,8 +68,9 @@ impl Procfs {
     pub fn sample(&mut self, each: &mut dyn FnMut(WorkerId, Usage)) {
         self.workers.values_mut().for_each(|watched| watched.now = Usage::default());
         self.sample_descendants();
+        let keep = self.workers.len() <= self.files;
         for (worker, watched) in &mut self.workers {
-            if let Some(usage) = watched.read() {
+            if let Some(usage) = watched.read(keep) {
                 each(*worker, usage);
             }
         }
@@ -70,19 +79,13 @@ impl Procfs {
     fn sample_descendants(&mut self) {
         let Some(family) = &mut self.family else { return };
         family.look(|pid| self.by_pid.get(&pid).copied());
-        family.retain(|relative| {
-            let Some(watched) = self.workers.get_mut(&relative.worker) else { return false };
-            match relative.file.read() {
-                Ok(stat) => {
-                    relative.cpu_ns = stat.cpu_ns;
-                    watched.now.cpu_ns += stat.cpu_ns;
-                    watched.now.memory += stat.memory;
-                    true
-                }
-                Err(_gone) => {
-                    watched.gone_ns += relative.cpu_ns;
-                    false
-                }
+        family.refresh(|relative, lives| {
+            let Some(watched) = self.workers.get_mut(&relative.worker) else { return };
+            if lives {
+                watched.now.cpu_ns += relative.last.cpu_ns;
+                watched.now.memory += relative.last.memory;
+            } else {
+                watched.gone_ns += relative.last.cpu_ns;
             }
         });
     }
@@ -99,12 +102,15 @@ impl Procfs {
 }
 
 impl Watched {
-    /// Its own use on top of its descendants'.
-    fn read(&mut self) -> Option<Usage> {
-        if self.file.is_none() {
-            self.file = StatFile::open(self.pid).ok();
-        }
-        let own = self.file.as_ref()?.read().ok()?;
+    /// Its own use on top of its descendants'. The pid is its own for as long as it is watched.
+    fn read(&mut self, keep: bool) -> Option<Usage> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => StatFile::open(self.pid).ok()?,
+        };
+        let own = file.read();
+        self.file = keep.then_some(file);
+        let own = own.ok()?;
         self.now.cpu_ns += own.cpu_ns + self.gone_ns;
         self.now.memory += own.memory;
         self.peak = self.peak.max(self.now.memory);

@@ -1,6 +1,8 @@
 //! What a worker may use, and who measures it.
 
-use super::error::UsageError;
+use std::time::Duration;
+
+use super::error::{Parsed, UsageError};
 use super::resolver::{Resolved, Resolver, Source};
 use super::size::{self, Size};
 use super::{count, duration, percent, signal};
@@ -20,9 +22,21 @@ pub(super) fn limits(from: &Resolver<'_>) -> Result<Limits, UsageError> {
         cpu_failures: from.one("cpu-failures", count::at_least_one)?,
         max_memory: max_memory(from)?,
         memory_failures: from.one("memory-failures", count::at_least_one)?,
-        interval: from.one("monitor-interval", duration::positive)?,
+        interval: from.one("monitor-interval", interval)?,
         delay: from.one("monitor-delay", duration::parse)?,
     })
+}
+
+/// CPU time is counted in ticks of 10 ms in `/proc`, and who measures more often does nothing else: a bare `2`, which is
+/// milliseconds, was meant to be seconds.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
+
+fn interval(text: &str) -> Parsed<Duration> {
+    let interval = duration::positive(text)?;
+    if interval < SHORTEST_INTERVAL {
+        return Err("is too short to measure anything; give 10ms or more, such as 2s".into());
+    }
+    Ok(interval)
 }
 
 fn max_memory(from: &Resolver<'_>) -> Result<Option<u64>, UsageError> {
@@ -42,7 +56,7 @@ fn max_memory(from: &Resolver<'_>) -> Result<Option<u64>, UsageError> {
 
 /// The signal that warns a worker of its memory, which must have a limit then.
 pub(super) fn memory_high_signal(from: &Resolver<'_>, limits: &Limits) -> Result<Option<Signal>, UsageError> {
-    let Some(signal) = from.optional("memory-high-signal", signal::parse)? else { return Ok(None) };
+    let Some(signal) = from.optional("memory-high-signal", signal::parse_handled)? else { return Ok(None) };
     if limits.max_memory.is_none() {
         return Err(signal.misfit("has no memory limit to warn of; give --max-memory a size"));
     }

@@ -84,6 +84,15 @@ fn steps(offset: &str, sign: char) -> Option<i32> {
 }
 
 /// Whether the default action is to stop, to resume, or the bookkeeping of both.
+/// A signal that a process can have a handler for.
+pub(super) fn parse_handled(text: &str) -> Parsed<Signal> {
+    let signal = parse(text)?;
+    if [libc::SIGKILL, libc::SIGSTOP].contains(&signal.0) {
+        return Err("cannot be handled by any process; give a signal that can, such as USR1".into());
+    }
+    Ok(signal)
+}
+
 fn ends_nothing(signal: Signal) -> bool {
     [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU, libc::SIGCONT, libc::SIGCHLD]
         .contains(&signal.0)

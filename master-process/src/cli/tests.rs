@@ -470,7 +470,15 @@ fn there_is_no_warning_of_a_memory_limit_that_is_off() {
 
 #[test]
 fn samples_need_an_interval() {
+    for signal in ["KILL", "SIGSTOP", "9"] {
+        let line = error(&[], &["--memory-high-signal", signal]);
+        assert!(line.contains("cannot be handled by any process"), "{line}");
+    }
     assert!(error(&[], &["--monitor-interval", "0"]).starts_with(r#"--monitor-interval: "0" is zero"#));
+    for short in ["2", "1ns", "9999us"] {
+        let line = error(&[], &["--monitor-interval", short]);
+        assert!(line.contains("is too short to measure anything; give 10ms or more"), "{line}");
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub struct Meter {
 #[derive(Debug)]
 enum Source {
     Ebpf(Box<Ebpf>),
-    Procfs(Procfs),
+    Procfs(Box<Procfs>),
     Off,
 }
 
@@ -36,7 +36,8 @@ impl Meter {
             Ok(())
         };
         let try_procfs = || {
-            procfs = Some(Procfs::new(scope).map_err(|error| format!("reading /proc: {error}"))?);
+            let read = Procfs::new(scope).map_err(|error| format!("reading /proc: {error}"))?;
+            procfs = Some(Box::new(read));
             Ok(())
         };
         let decision = decide(wish, try_ebpf, try_procfs).map_err(|why| {
@@ -104,7 +105,7 @@ impl Meter {
             Ok(mut procfs) => {
                 warn!("{lost}: measuring with procfs from now on");
                 alive.for_each(|(worker, pid)| procfs.watch(worker, pid));
-                Source::Procfs(procfs)
+                Source::Procfs(Box::new(procfs))
             }
             Err(error) => {
                 warn!("{lost}, and procfs cannot be read ({error}): nothing is measured from now on");

@@ -36,8 +36,7 @@ impl Meter {
             Ok(())
         };
         let try_procfs = || {
-            let read = Procfs::new(scope).map_err(|error| format!("reading /proc: {error}"))?;
-            procfs = Some(Box::new(read));
+            procfs = Some(Box::new(Procfs::new(scope).map_err(|error| format!("reading /proc: {error}"))?));
             Ok(())
         };
         let decision = decide(wish, try_ebpf, try_procfs).map_err(|why| {

@@ -188,6 +188,8 @@ pub enum Note {
         worker: WorkerId,
         /// Which of both.
         paused: bool,
+        /// It has done both before.
+        often: bool,
     },
     /// A reload began.
     ReloadStarted {

@@ -74,6 +74,8 @@ const NS_PER_SECOND: u128 = 1_000_000_000;
 pub(super) struct Watch {
     /// The worker itself has asked not to be judged.
     paused: bool,
+    /// How often it has changed its mind about that.
+    changes: u32,
     /// The last sample's moment and CPU time: the next one's is compared with it.
     last: Option<(Time, u64)>,
     cpu: Strikes,
@@ -102,20 +104,22 @@ pub(super) struct Verdict {
 }
 
 impl Watch {
-    /// Starts or stops the judging of this one worker; what it has done so far is forgotten. False where that was so
-    /// already: a worker that says it with each job must not be let off.
-    pub(super) fn pause(&mut self, paused: bool) -> bool {
-        let changes = self.paused != paused;
-        if changes {
-            self.paused = paused;
-            self.forget();
+    /// Starts or stops the judging of this one worker, and says how often that was done; what it has done so far is
+    /// forgotten. `None` where that was so already: a worker that says it with each job must not be let off.
+    pub(super) fn pause(&mut self, paused: bool) -> Option<u32> {
+        if self.paused == paused {
+            return None;
         }
-        changes
+        self.paused = paused;
+        self.changes = self.changes.saturating_add(1);
+        self.forget();
+        Some(self.changes)
     }
 
     /// Forgets the strikes: what comes next does not follow on what came before.
     pub(super) fn forget(&mut self) {
-        *self = Watch { paused: self.paused, high: self.high, ..Watch::default() };
+        let Watch { paused, changes, high, .. } = *self;
+        *self = Watch { paused, changes, high, ..Watch::default() };
     }
 
     /// Whether neither limit has a strike against it.

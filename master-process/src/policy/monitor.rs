@@ -91,8 +91,8 @@ impl Supervisor {
     /// A worker pauses the judging of itself, or lets it go on.
     pub(super) fn watch_itself(&mut self, now: Time, worker: WorkerId, paused: bool) {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
-        if slot.watch_of(worker).is_some_and(|watch| watch.pause(paused)) {
-            self.push(Note::WatchesItself { worker, paused });
+        if let Some(changes) = slot.watch_of(worker).and_then(|watch| watch.pause(paused)) {
+            self.push(Note::WatchesItself { worker, paused, often: changes > 2 });
             self.settle(worker.slot, now);
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use bytesize::ByteSize;
 
@@ -93,10 +93,15 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
         }
         Note::Monitoring { paused: true } => info!("the limits of all workers are paused"),
         Note::Monitoring { paused: false } => info!("the limits of all workers hold again"),
-        Note::WatchesItself { worker, paused } => {
+        Note::WatchesItself { worker, paused, often } => {
             let worker = named(worker);
             let now = if paused { "pauses its limits" } else { "lets its limits hold again" };
-            info!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
+            if often {
+                // One that does so around each job would fill the log.
+                debug!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
+            } else {
+                info!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
+            }
         }
         Note::ReloadStarted { generation, slots } => {
             info!(generation, slots, "reload {generation} begins: {slots} to replace");

@@ -455,3 +455,17 @@ fn a_worker_that_says_again_what_holds_already_is_neither_let_off_nor_reported()
     assert_eq!(said(&sim), 1);
     sim.finish();
 }
+
+#[test]
+fn a_worker_that_pauses_its_limits_around_each_job_says_so_once_to_everybody() {
+    let mut sim = judged(1);
+    let worker = sim.alive()[0];
+    for _ in 0..5 {
+        sim.event(Event::WatchesItself(worker, true));
+        sim.event(Event::WatchesItself(worker, false));
+    }
+    let often = |note: &Note| if let Note::WatchesItself { often, .. } = *note { Some(often) } else { None };
+    let said: Vec<bool> = sim.notes.iter().filter_map(often).collect();
+    assert_eq!(said, [[false; 2].as_slice(), &[true; 8]].concat());
+    sim.finish();
+}

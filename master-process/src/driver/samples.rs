@@ -9,6 +9,9 @@ use super::chores::Chore;
 use crate::policy::{Event, Usage, WorkerId};
 use crate::sys::handlers::{Disposition, disposition};
 
+/// So many workers are named in one line: more than fit into a pipe at once would be cut off with the line's end.
+const NAMED: usize = 8;
+
 /// The samples' rhythm, and their place.
 #[derive(Debug)]
 pub(super) struct Sampling {
@@ -51,12 +54,18 @@ impl Driver {
             match disposition(entry.pid, libc::SIGUSR2) {
                 Some(Disposition::Handled) => self.signal(entry.id, libc::SIGUSR2),
                 Some(Disposition::Ignored) => {}
-                Some(Disposition::Default) | None => unhandled.push(self.name(entry.id).to_string()),
+                Some(Disposition::Default) | None => unhandled.push(entry.id),
             }
         }
         if !unhandled.is_empty() {
             unhandled.sort_unstable();
-            let (workers, who) = (unhandled.len(), unhandled.join(", "));
+            let workers = unhandled.len();
+            let named: Vec<String> =
+                unhandled.iter().take(NAMED).map(|worker| self.name(*worker).to_string()).collect();
+            let mut who = named.join(", ");
+            if workers > NAMED {
+                who += &format!(" and {} more", workers - NAMED);
+            }
             warn!(workers, "SIGUSR2 is not passed on to {who}: without a handler it would end them");
         }
         self.event(Event::ToggleMonitoring);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use master_process_tests::load::{Connections, Load};
 use master_process_tests::script::script;
-use master_process_tests::{Supervisor, address, always, eventually, patient, process};
+use master_process_tests::{Supervisor, address, always, eventually, fixtures, patient, process};
 use rustix::process::Signal;
 
 /// Every source must lead to the same.
@@ -343,5 +343,17 @@ rest()
     await_log(&supervisor, &["more than --max-memory allows"]);
     supervisor.eventually("it is replaced", || replacements(&supervisor) >= 1);
     assert_eq!(supervisor.logged(&["could not be started"]), Vec::<String>::new());
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn usr2_names_a_few_of_many_workers_that_do_not_handle_it() {
+    let supervisor = fast("off", &["-w", "10", "--ready", "none"], fixtures::idle());
+    supervisor.await_workers(10);
+    supervisor.signal(Signal::USR2);
+    let line = await_log(&supervisor, &["sigusr2 is not passed on to worker 0 (pid "]);
+    assert!(line.contains("worker 7 (pid ") && !line.contains("worker 8"), "{line}");
+    assert!(line.contains(" and 2 more: without a handler"), "{line}");
+    assert_eq!(supervisor.workers().len(), 10);
     assert_eq!(supervisor.stop(), 0);
 }

@@ -13,9 +13,10 @@ pub struct Layout {
     pub task_mm: u32,
     /// `task_struct.signal`.
     pub task_signal: u32,
-    /// `task_struct.se.sum_exec_runtime`: how long a thread has run, in nanoseconds; 0 where there is no such field.
+    /// `task_struct.se.sum_exec_runtime`: how long a thread has run, in nanoseconds.
     pub task_runtime: u32,
-    /// `task_struct.se.prev_sum_exec_runtime`: the same when it came to its CPU; 0 where there is no such field.
+    /// `task_struct.se.prev_sum_exec_runtime`: the same when it came to its CPU; 0 where there is no such
+    /// field.
     pub task_runtime_before: u32,
     /// `signal_struct.live`: threads that have not begun to end.
     pub signal_live: u32,
@@ -36,7 +37,7 @@ impl Layout {
         task_tgid: FAR,
         task_mm: FAR,
         task_signal: FAR,
-        task_runtime: 0,
+        task_runtime: FAR,
         task_runtime_before: 0,
         signal_live: FAR,
         signal_nr_threads: FAR,

@@ -25,13 +25,16 @@ pub const DEFAULT_ENTRIES: u32 = 1024;
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Cpu {
-    /// When whoever runs was last charged, in nanoseconds of the monotonic clock; 0 while the program is at it. What it
-    /// has used since is in no account yet.
+    /// Since when the process at `place` runs, in nanoseconds of the monotonic clock; 0 while the program is at it. What
+    /// it has used since is in no account yet. Each value is larger than the one before, also where nobody runs that
+    /// is watched.
     pub since: AtomicU64,
     /// Counts the switches: moves as long as the program runs.
     pub switches: AtomicU64,
     /// The address of the thread's `task_struct` that runs, as far as is known.
     pub task: AtomicU64,
+    /// How long that thread had run, in nanoseconds, when it came to this CPU; where it is watched.
+    pub runtime: AtomicU64,
     /// The place of the process that runs.
     pub place: AtomicU64,
 }
@@ -71,7 +74,7 @@ pub struct Account {
     /// Not 0: the kernel chose it when memory ran out.
     pub oom: AtomicU64,
     /// The last signal of those that end a process which another one sent to the worker's own; 0 where there was none
-    /// or the last one was the kernel's.
+    /// or the last one was the kernel's or its own.
     pub signal: AtomicU64,
     /// Who sent it, as the supervisor's PID namespace numbers it; 0 where that does not.
     pub sender: AtomicU64,

@@ -4,7 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use master_process_common::{Cpu, NONE, Process};
+use master_process_common::{NONE, Process};
 
 use crate::kernel::{Task, current_tgid, peek, read};
 use crate::maps::{CPUS, TARGETS, account, constant, process};
@@ -14,60 +14,63 @@ use crate::word::{add, get, set};
 /// end.
 ///
 /// Who leaves is known from when he came, so only who comes is looked up. A dying process thereby pays for its last
-/// slice although nobody finds it any more.
+/// slice although nobody finds it any more. What a slice took is what the scheduler says, and so what everybody else
+/// says who asks the kernel: on some machines without what interrupts or a hypervisor took of it, which a clock could
+/// not tell.
 #[inline(always)]
 pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
     // SAFETY: a helper without arguments.
     let cpu = CPUS.get(unsafe { bpf_get_smp_processor_id() })?;
     // The tracepoint fires with interrupts off: nobody else on this CPU is at it.
     set(&cpu.switches, get(&cpu.switches) + 1);
-
-    let expected = get(&cpu.task);
+    let noted = get(&cpu.place);
+    let (leaves, before) =
+        if get(&cpu.task) == prev as u64 { (noted, get(&cpu.runtime)) } else { unexpected(prev) };
     set(&cpu.task, next as u64);
-    if expected != prev as u64 {
-        make_good(cpu, prev);
-    }
-
     let comes = place_of(peek(next, constant!(LAYOUT.task_tgid)));
-    let leaves = get(&cpu.place);
-    // Most switches are between strangers; they do not even pay for the clock.
-    if leaves == NONE && comes == NONE {
+    // Most switches are between strangers.
+    if leaves == NONE && comes == NONE && noted == NONE {
         return None;
     }
+
     if leaves != NONE {
         note_memory(leaves, prev, Peek);
     }
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
     let since = get(&cpu.since);
     // Whoever reads an account while this is 0 or has changed starts again: the slice may be in it already.
     set(&cpu.since, 0);
     if leaves != NONE {
-        charge(leaves, now - since);
+        let after = runtime(prev);
+        if after > before {
+            charge(leaves, after - before);
+        }
     }
     set(&cpu.place, comes);
-    set(&cpu.since, now);
+    if comes == NONE {
+        // Another number is all that it takes; strangers do not pay for the clock.
+        set(&cpu.since, since + 1);
+    } else {
+        set(&cpu.runtime, runtime(next));
+        // SAFETY: a helper without arguments.
+        set(&cpu.since, unsafe { bpf_ktime_get_ns() });
+    }
     Some(())
 }
 
-/// Charges a slice whose beginning was not seen by what the scheduler says of it, and forgets whose was expected to end.
+/// Who leaves, and what he had run for when he came, where his coming was not seen.
 ///
-/// The kernel does not promise that every switch is seen: it leaves a program out while the same CPU is running it,
-/// and on one machine, whatever made it so, no switch away from one certain task was.
+/// The kernel does not promise that every switch is: it leaves a program out while the same CPU is running it, and on
+/// one machine, whatever made it so, no switch away from one certain task was.
 #[inline(always)]
-fn make_good(cpu: &Cpu, prev: Task) -> Option<()> {
-    set(&cpu.place, NONE);
-    let (runtime, before) = (constant!(LAYOUT.task_runtime), constant!(LAYOUT.task_runtime_before));
-    if runtime == 0 || before == 0 {
-        return None;
-    }
-    let place = place_of(current_tgid());
-    if place == NONE {
-        return None;
-    }
-    note_memory(place, prev, Peek);
-    let (runtime, before): (u64, u64) = (peek(prev, runtime), peek(prev, before));
-    charge(place, runtime.checked_sub(before)?)
+fn unexpected(prev: Task) -> (u64, u64) {
+    let before = constant!(LAYOUT.task_runtime_before);
+    if before == 0 { (NONE, 0) } else { (place_of(current_tgid()), peek(prev, before)) }
+}
+
+/// How long a thread has run, in nanoseconds.
+#[inline(always)]
+fn runtime(task: Task) -> u64 {
+    peek(task, constant!(LAYOUT.task_runtime))
 }
 
 /// Notes what is resident now of the process that runs here.

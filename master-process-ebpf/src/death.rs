@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
 use master_process_common::{Account, NONE};
 
 use crate::account::place_of;
-use crate::kernel::{Task, current_in_namespace, read, tgid};
+use crate::kernel::{Task, current_in_namespace, current_tgid, read, tgid};
 use crate::maps::{account, constant, first_shared_place, process};
 use crate::word::{get, set};
 
@@ -32,8 +32,10 @@ pub(crate) fn signal(number: i32, info: u64, target: Task) -> Option<()> {
     if !(1..64).contains(&number) || HARMLESS & (1 << number) != 0 {
         return None;
     }
-    let account = account_of(tgid(target)?)?;
-    if !is_by_a_process(info)? {
+    let target = tgid(target)?;
+    let account = account_of(target)?;
+    // A worker that calls `abort` kills itself; so does the kernel in its name.
+    if target == current_tgid() || !is_by_a_process(info)? {
         // What ends it then is not what somebody sent before.
         set(&account.signal, 0);
         return None;

@@ -94,5 +94,7 @@ fn the_peak_of_a_short_life_is_known() {
     worker.ready();
     let resident = worker.resident();
     worker.child.kill().expect("a living worker");
-    assert_close(bench.bury(worker).peak_memory.expect("a peak"), resident, MIB);
+    let peak = bench.bury(worker).peak_memory.expect("a peak");
+    // It can have let go of some in the meantime.
+    assert!((resident - MIB..resident + 8 * MIB).contains(&peak), "{peak} of {resident}");
 }

@@ -1,8 +1,9 @@
 //! What having it costs the supervisor.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use master_process::config::Scope;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::harness::bench;
 
@@ -13,17 +14,23 @@ fn memory() -> u64 {
     line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
 }
 
+/// What this process has used of its CPUs, the kernel's work for it included.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).expect("less than a second"))
+}
+
 #[test]
 fn loading_leaves_little_behind() {
     // The first time, what it takes is in the numbers that the allocator keeps.
     let before = memory();
-    let begun = Instant::now();
+    let begun = cpu_time();
     let mut bench = bench!("loading_leaves_little_behind", Scope::Tree);
-    let took = begun.elapsed();
+    let took = cpu_time() - begun;
     bench.ebpf.sample(&mut |_, _| ()).expect("a sample");
     let more = memory().saturating_sub(before);
     println!("{more} KiB, {took:?}");
     assert!(more <= 2048, "{more} KiB");
-    // The kernel's types read the ordinary way take longer than that in an unoptimized build.
-    assert!(took < Duration::from_secs(1), "{took:?}");
+    // A tenth of it, unoptimized and on an ordinary machine; the kernel's types read the ordinary way take more.
+    assert!(took < Duration::from_millis(300), "{took:?}");
 }

@@ -44,6 +44,13 @@ fn a_fault_has_no_killer() {
 }
 
 #[test]
+fn who_kills_itself_has_no_killer() {
+    let mut bench = bench!("who_kills_itself_has_no_killer", Scope::Worker);
+    let worker = bench.start("abort");
+    assert_eq!(bench.bury(worker).killer, None);
+}
+
+#[test]
 fn an_exit_has_no_killer() {
     let mut bench = bench!("an_exit_has_no_killer", Scope::Worker);
     let worker = bench.start("sleep 0");
@@ -54,7 +61,7 @@ fn an_exit_has_no_killer() {
 fn a_descendant_that_is_killed_is_not_the_worker() {
     let mut bench = bench!("a_descendant_that_is_killed_is_not_the_worker", Scope::Tree);
     let mut worker = bench.start("parent sleep 60000");
-    let child = worker.ready()[0];
+    let child = *worker.ready().last().expect("a child");
     Command::new("sh").args(["-c", &format!("kill -9 {child}")]).status().expect("a shell");
     assert_eq!(bench.bury(worker).killer, None);
 }
@@ -64,7 +71,7 @@ fn a_descendant_that_is_killed_is_not_the_worker() {
 #[ignore = "uses up all memory that there is"]
 fn a_worker_that_the_kernel_chose_is_told_apart() {
     let mut bench = bench!("a_worker_that_the_kernel_chose_is_told_apart", Scope::Worker);
-    let worker = bench.start("hold 1000000");
+    let worker = bench.start("gorge");
     let words = bench.bury(worker);
     assert_eq!((words.killer, words.oom), (None, Some(true)));
 }

@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 fn a_tree_has_the_memory_of_all_its_processes() {
     let mut bench = bench!("a_tree_has_the_memory_of_all_its_processes", Scope::Tree);
     let mut worker = bench.start("parent hold 100");
-    let child = worker.ready()[0];
+    let child = *worker.ready().last().expect("a child");
     let usage = bench.usage(&worker).expect("a sample");
     assert_close(usage.memory, worker.resident() + resident(child), 2 * MIB);
 }
@@ -54,7 +54,7 @@ fn a_grandchild_whose_parent_is_gone_still_counts() {
     let mut bench = bench!("a_grandchild_whose_parent_is_gone_still_counts", Scope::Tree);
     let mut worker = bench.start("parent abandon hold 100");
     let said = worker.ready();
-    let [parent, orphan] = said[..] else { panic!("{said:?}") };
+    let [_worker, parent, orphan] = said[..] else { panic!("{said:?}") };
     std::thread::sleep(Duration::from_millis(200));
     kill(parent);
     eventually(PATIENCE, "the orphan alone counts", || {
@@ -68,7 +68,7 @@ fn a_grandchild_whose_parent_is_gone_still_counts() {
 fn a_thread_that_becomes_another_program_stays_the_worker() {
     let mut bench = bench!("a_thread_that_becomes_another_program_stays_the_worker", Scope::Tree);
     let mut worker = bench.start("exec parent hold 50");
-    let child = worker.ready()[0];
+    let child = *worker.ready().last().expect("a child");
     let usage = bench.usage(&worker).expect("a sample");
     assert_close(usage.memory, worker.resident() + resident(child), 2 * MIB);
     kill(child);
@@ -78,7 +78,7 @@ fn a_thread_that_becomes_another_program_stays_the_worker() {
 fn a_worker_that_ends_leaves_nothing_to_the_next() {
     let mut bench = bench!("a_worker_that_ends_leaves_nothing_to_the_next", Scope::Tree);
     let mut worker = bench.start("abandon burn 60000");
-    let orphan = worker.ready()[0];
+    let orphan = *worker.ready().last().expect("a child");
     worker.child.kill().expect("a living worker");
     bench.bury(worker);
     // More starts than there are accounts: one of them has that of the first.

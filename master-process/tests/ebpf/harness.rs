@@ -77,7 +77,7 @@ impl Bench {
 }
 
 impl Worker {
-    /// Waits until the worker, or its child, says that it is ready; what was said before by numbers.
+    /// Waits until the worker, or its child, says that it is ready. The numbers of both and of all between them.
     pub(crate) fn ready(&mut self) -> Vec<u32> {
         let mut numbers = Vec::new();
         let mut line = String::new();

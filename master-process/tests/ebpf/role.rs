@@ -11,6 +11,8 @@ pub(crate) const ROLE: &str = "EBPF_TEST_ROLE";
 fn role() {
     let Ok(role) = std::env::var(ROLE) else { return };
     let (name, argument) = role.split_once(' ').unwrap_or((&role, ""));
+    // Before it can have a child that says anything.
+    println!("{}", std::process::id());
     perform(name, argument);
     #[expect(clippy::exit, reason = "the end of a worker, not of a test")]
     exit(0);
@@ -43,6 +45,14 @@ fn perform(name: &str, argument: &str) {
             burn(Duration::from_secs(60));
             drop(memory);
         }
+        "abort" => std::process::abort(),
+        // All memory that there is.
+        "gorge" => {
+            let mut memory: Vec<Vec<u8>> = Vec::new();
+            loop {
+                memory.push(vec![1; 16 << 20]);
+            }
+        }
         "crash" => {
             ready();
             // SAFETY: the very fault that is wanted.
@@ -51,13 +61,11 @@ fn perform(name: &str, argument: &str) {
         // A child of the given role, waited for.
         "parent" => {
             let mut child = again(argument).spawn().expect("a child");
-            println!("{}", child.id());
             let _status = child.wait();
         }
         // A child of the given role that outlives its parent.
         "abandon" => {
             let child = again(argument).spawn().expect("a child");
-            println!("{}", child.id());
             std::mem::forget(child);
             std::thread::sleep(Duration::from_secs(60));
         }

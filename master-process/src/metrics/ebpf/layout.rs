@@ -29,7 +29,8 @@ pub(super) fn layout(btf: &Btf<'_>) -> Result<Layout, String> {
         task_tgid: task.field("tgid")?.offset,
         task_mm: task.field("mm")?.offset,
         task_signal: task.field("signal")?.offset,
-        task_runtime: entity(btf, &task, "sum_exec_runtime").unwrap_or(0),
+        task_runtime: entity(btf, &task, "sum_exec_runtime")
+            .ok_or("the kernel's types have no sched_entity.sum_exec_runtime")?,
         task_runtime_before: entity(btf, &task, "prev_sum_exec_runtime").unwrap_or(0),
         signal_live: signal.field("live")?.offset,
         signal_nr_threads: signal.field("nr_threads")?.offset,
@@ -59,7 +60,7 @@ impl<'a> Structure<'a> {
     }
 }
 
-/// A field of what the fair scheduler keeps of a thread. Only wanted to make good for switches that were not seen.
+/// A field of what the scheduler keeps of a thread.
 fn entity(btf: &Btf<'_>, task: &Structure<'_>, field: &str) -> Option<u32> {
     let entity = task.field("se").ok()?;
     counter(btf, entity.of, field)?.checked_add(entity.offset)

@@ -45,7 +45,7 @@ impl Driver {
             self.poller.forget(Token::ReadyPipe(serial).encode());
         }
         let words = self.meter.ended(id);
-        self.workers.ended(serial, Certificate::new(pid.as_raw_pid(), death, words));
+        self.workers.ended(serial, Certificate::new(death, words));
         self.broker.leave(serial, self.policy.expects_end(id));
         if !self.listeners.has(serial) {
             self.broker.forget(serial);

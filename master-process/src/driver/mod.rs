@@ -227,11 +227,7 @@ impl Driver {
                     self.ask_to_leave(worker);
                 }
                 Action::Kill(worker) => self.kill(worker),
-                Action::SignalHigh(worker) => {
-                    if let Some(number) = self.memory_high_signal {
-                        self.signal(worker, number);
-                    }
-                }
+                Action::SignalHigh(worker) => self.warn_of_memory(worker),
                 Action::Report(note) => self.report(&note),
             }
         }

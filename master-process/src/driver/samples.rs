@@ -8,6 +8,7 @@ use super::Driver;
 use super::chores::Chore;
 use crate::policy::{Event, Usage, WorkerId};
 use crate::sys::handlers::{Disposition, disposition};
+use crate::sys::signals;
 
 /// So many workers are named in one line: more than fit into a pipe at once would be cut off with the line's end.
 const NAMED: usize = 8;
@@ -45,6 +46,24 @@ impl Driver {
         }
         self.sampling.taken = taken;
         self.start_sampling();
+    }
+
+    /// A worker passes 80 % of its memory limit. The signal is to warn it, not to end it.
+    pub(super) fn warn_of_memory(&self, worker: WorkerId) {
+        let (Some(number), Some(entry)) = (self.memory_high_signal, self.workers.get(worker.serial)) else {
+            return;
+        };
+        match disposition(entry.pid, number) {
+            Some(Disposition::Handled) => self.signal(worker, number),
+            Some(Disposition::Ignored) => {}
+            Some(Disposition::Default) | None => {
+                let (name, signal) = (self.name(worker), signals::name(number));
+                warn!(
+                    worker = worker.slot,
+                    "{name} passes 80 % of --max-memory, and has no handler for {signal} that could be told"
+                );
+            }
+        }
     }
 
     /// The user's SIGUSR2: for the workers that handle it, and for the limits.

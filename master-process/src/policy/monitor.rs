@@ -52,7 +52,7 @@ impl Supervisor {
         if slot.is_recycling() || slot.starting.is_some() {
             return;
         }
-        let over = match slot.backoffs.of(trip.limit).turn(now, trip.calm, shortest) {
+        let over = match slot.backoffs.of(trip.limit).turn(now, trip.limit, trip.calm, shortest) {
             Turn::Now { again } => {
                 slot.recycled = Some(worker);
                 OverLimit { limit: trip.limit, used: trip.used, wait: None, again }

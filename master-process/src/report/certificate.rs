@@ -20,14 +20,12 @@ pub struct Certificate {
     peak_memory: Option<u64>,
     killer: Option<Killer>,
     oom: Option<bool>,
-    /// Its own pid.
-    pid: i32,
 }
 
 impl Certificate {
     /// Puts together what the kernel said when it was reaped, and what the source of the samples had to say. The
     /// supervisor is no killer worth a word: its own signals have lines of their own.
-    pub fn new(pid: i32, death: Option<Death>, words: LastWords) -> Certificate {
+    pub fn new(death: Option<Death>, words: LastWords) -> Certificate {
         let ours = i32::try_from(std::process::id()).ok();
         let exit = death.map(|death| death.exit);
         let number = match exit {
@@ -41,7 +39,6 @@ impl Certificate {
             peak_memory: death.and_then(|death| death.peak_memory).max(words.peak_memory),
             killer,
             oom: words.oom,
-            pid,
         }
     }
 
@@ -99,9 +96,6 @@ impl fmt::Display for Certificate {
             return f.write_str(" of the kernel's OOM killer");
         }
         let Some(killer) = &self.killer else { return Ok(()) };
-        if killer.pid == Some(self.pid) {
-            return f.write_str(" from itself");
-        }
         write!(f, " from {} (", killer.name)?;
         match killer.pid {
             Some(pid) => write!(f, "pid {pid}")?,
@@ -144,7 +138,7 @@ mod tests {
     }
 
     fn text(exit: Exit, words: LastWords) -> String {
-        let certificate = Certificate::new(4242, death(exit), words);
+        let certificate = Certificate::new(death(exit), words);
         format!("{certificate}{}", Used(&certificate))
     }
 
@@ -166,7 +160,6 @@ mod tests {
             says(libc::SIGKILL, Some(7)).starts_with("was killed by SIGKILL from bash (pid 7, uid 1000) (")
         );
         assert!(says(libc::SIGKILL, None).contains("from bash (outside of this PID namespace, uid 1000)"));
-        assert!(says(libc::SIGKILL, Some(4242)).starts_with("was killed by SIGKILL from itself ("));
         assert!(says(libc::SIGTERM, Some(7)).starts_with("was killed by SIGKILL ("));
     }
 

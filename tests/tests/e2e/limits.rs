@@ -305,6 +305,16 @@ rest()
 }
 
 #[test]
+fn a_warning_ends_no_worker_that_has_no_handler_for_it() {
+    let options = ["--max-memory", "110MiB", "--memory-high-signal", "USR1"];
+    let supervisor = watched("procfs", &options, "notify('READY=1'); x = memory(80); rest()");
+    let worker = supervisor.await_workers(1);
+    await_log(&supervisor, &["passes 80 % of --max-memory", "no handler for sigusr1"]);
+    assert_eq!(supervisor.workers(), worker);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
 fn with_monitoring_off_nobody_is_measured() {
     let supervisor = watched("off", &["--max-memory", "60MiB"], "x = memory(80); notify('READY=1'); rest()");
     await_log(&supervisor, &["says that it is ready"]);

@@ -16,7 +16,7 @@ pub(super) struct Entry {
     pub(super) pidfd: OwnedFd,
     pub(super) ready_pipe: Option<OwnedFd>,
     /// Set once it is reaped: from then on its pid may be somebody else's.
-    pub(super) end: Option<Certificate>,
+    pub(super) end: Option<Box<Certificate>>,
 }
 
 /// All of them, by serial; and by pid while they are not reaped.
@@ -53,7 +53,7 @@ impl Workers {
     pub(super) fn ended(&mut self, serial: u64, end: Certificate) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             self.by_pid.remove(&entry.pid);
-            entry.end = Some(end);
+            entry.end = Some(Box::new(end));
         }
     }
 

@@ -15,7 +15,8 @@ impl Supervisor {
     pub(super) fn retire_all(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
         slot.trial = None;
-        let (starting, served) = (slot.starting.take(), [slot.serving.take(), slot.standby.take()]);
+        let (starting, served) =
+            (slot.starting.take(), [slot.serving.take(), slot.standby.take().map(|standby| *standby)]);
         if let Some(starting) = starting {
             self.retire(now, starting.worker, starting.phase);
         }

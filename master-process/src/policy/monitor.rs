@@ -82,7 +82,8 @@ impl Supervisor {
     /// The user pauses the judging of all workers, or lets it go on.
     pub(super) fn toggle_monitoring(&mut self, now: Time) {
         self.paused = !self.paused;
-        let ready = self.slots.iter_mut().flat_map(|slot| [&mut slot.serving, &mut slot.standby]);
+        let ready =
+            self.slots.iter_mut().flat_map(|slot| [slot.serving.as_mut(), slot.standby.as_deref_mut()]);
         ready.flatten().for_each(|ready| ready.watch.forget());
         self.push(Note::Monitoring { paused: self.paused });
         self.settle_all(now);

@@ -85,13 +85,13 @@ impl Supervisor {
         // In this order: at no moment is nobody there.
         self.actions.push_back(Action::Serve(worker));
         let slot = &mut self.slots[index(id)];
-        let before = std::mem::replace(&mut slot.standby, old);
+        let before = std::mem::replace(&mut slot.standby, old.map(Box::new));
         // A new release may be ready and die: until it has outlived the throttle, the old one stands by.
         let trial = self.settings.throttle.min(LONGEST_TRIAL);
         slot.trial = (self.rollout.is_some() || recycles).then(|| since.after(trial));
         self.actions.extend(old.map(|old| Action::Retire(old.worker)));
         if let Some(before) = before {
-            self.relieve(now, before);
+            self.relieve(now, *before);
         }
         self.end_trial(id, now);
     }
@@ -102,7 +102,7 @@ impl Supervisor {
         let Some(serving) = slot.serving.filter(|_| slot.trial.is_none_or(|at| at <= now)) else { return };
         let was_on_trial = slot.trial.take().is_some();
         if let Some(standby) = slot.standby.take() {
-            self.relieve(now, standby);
+            self.relieve(now, *standby);
         }
         if was_on_trial && serving.generation == self.generation {
             self.finish_rollout(id, now);

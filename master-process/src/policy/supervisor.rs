@@ -141,7 +141,7 @@ impl Supervisor {
         let slot = self.slots.get(index(worker.slot));
         slot.is_some_and(|slot| {
             slot.leaving.iter().any(|leaving| leaving.worker == worker)
-                || slot.standby.is_some_and(|standby| standby.worker == worker)
+                || slot.standby.as_ref().is_some_and(|standby| standby.worker == worker)
         })
     }
 
@@ -245,7 +245,7 @@ impl Supervisor {
             self.push(Note::Left { worker, uptime: now.since(standby.since) });
         } else if let Some(serving) = slot.serving.take_if(|serving| serving.worker == worker) {
             slot.trial = None;
-            slot.serving = slot.standby.take();
+            slot.serving = slot.standby.take().map(|standby| *standby);
             if let Some(back) = slot.serving {
                 self.actions.push_back(Action::Serve(back.worker));
             }

@@ -1,24 +1,48 @@
 //! Points in time, as the driver's one clock counts them.
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// A point in time, counted from an epoch that only the driver knows.
+///
+/// Nanoseconds, and one: a slot has a dozen of these that mostly are not set, and is looked at at every sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Time(Duration);
+pub struct Time(NonZeroU64);
 
 impl Time {
-    /// The point that lies `since_epoch` after the driver's epoch.
+    /// The point that lies `since_epoch` after the driver's epoch; the end of time, in five hundred years, where that
+    /// does not fit.
     pub fn new(since_epoch: Duration) -> Time {
-        Time(since_epoch)
+        Time(NonZeroU64::MIN.saturating_add(nanoseconds(since_epoch)))
     }
 
     /// This point and `span` later; the end of time where that does not fit.
     pub fn after(self, span: Duration) -> Time {
-        Time(self.0.saturating_add(span))
+        Time(self.0.saturating_add(nanoseconds(span)))
     }
 
     /// How long ago `earlier` was; zero where it lies ahead.
     pub fn since(self, earlier: Time) -> Duration {
-        self.0.saturating_sub(earlier.0)
+        Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
+    }
+}
+
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_time_is_not_passed() {
+        let end = Time::new(Duration::MAX);
+        assert_eq!(end.after(Duration::MAX), end);
+        assert_eq!(Time::new(Duration::ZERO).since(end), Duration::ZERO);
+        assert_eq!(
+            Time::new(Duration::from_secs(3)).since(Time::new(Duration::from_secs(1))),
+            Duration::from_secs(2)
+        );
     }
 }

@@ -17,6 +17,11 @@ pub(crate) trait Subject {
 
     /// Whether what this project promises is promised of it.
     fn is_ours(&self) -> bool;
+
+    /// Whether its start has only workers in it.
+    fn starts_bare(&self) -> bool {
+        true
+    }
 }
 
 /// The least that one can do.
@@ -69,6 +74,10 @@ impl Subject for Supervisor {
 
     fn ends_its_workers(&self) -> bool {
         true
+    }
+
+    fn starts_bare(&self) -> bool {
+        self.options.contains(&"procfs")
     }
 
     fn is_ours(&self) -> bool {

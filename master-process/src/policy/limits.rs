@@ -52,18 +52,18 @@ impl Strikes {
 /// limits at every sample: that takes no division.
 #[derive(Debug, Clone, Copy)]
 struct Share {
-    used: u128,
-    span: u128,
+    used: u64,
+    span: u64,
 }
 
 impl Share {
     fn is_more_than(self, per_second: u64) -> bool {
-        self.used.saturating_mul(NS_PER_SECOND) > u128::from(per_second).saturating_mul(self.span)
+        u128::from(self.used) * NS_PER_SECOND > u128::from(per_second) * u128::from(self.span)
     }
 
     /// CPU nanoseconds in a second.
     fn per_second(self) -> u64 {
-        u64::try_from(self.used.saturating_mul(NS_PER_SECOND) / self.span).unwrap_or(u64::MAX)
+        u64::try_from(u128::from(self.used) * NS_PER_SECOND / u128::from(self.span)).unwrap_or(u64::MAX)
     }
 }
 
@@ -135,8 +135,7 @@ impl Watch {
         }
         let share = self.share_of_cpu(now, usage.cpu_ns);
         let passed_high = self.passed_high(usage.memory, limits);
-        let judged_from = ready_at.after(limits.delay);
-        if now < judged_from {
+        if now.since(ready_at) < limits.delay {
             return Verdict { passed_high, ..Verdict::default() };
         }
         let memory = limits.max_memory.is_some_and(|most| usage.memory > most);
@@ -148,7 +147,7 @@ impl Watch {
         }
         let trip = |limit, strikes: Strikes, failures: u32, used| {
             let began = strikes.tripped.filter(|_| strikes.count >= failures)?;
-            Some(Trip { limit, calm: began.since(judged_from), used })
+            Some(Trip { limit, calm: began.since(ready_at.after(limits.delay)), used })
         };
         let trips = [
             trip(Limit::Memory, self.memory, limits.memory_failures, usage.memory),
@@ -160,8 +159,8 @@ impl Watch {
     /// What it used of the CPUs since the last sample.
     fn share_of_cpu(&mut self, now: Time, cpu_ns: u64) -> Option<Share> {
         let (before, had) = self.last.replace((now, cpu_ns))?;
-        let span = now.since(before).as_nanos();
-        (span > 0).then(|| Share { used: u128::from(cpu_ns.saturating_sub(had)), span })
+        let span = now.nanoseconds_since(before);
+        (span > 0).then(|| Share { used: cpu_ns.saturating_sub(had), span })
     }
 
     fn passed_high(&mut self, memory: u64, limits: &Limits) -> bool {

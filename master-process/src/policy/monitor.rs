@@ -28,19 +28,20 @@ impl Supervisor {
         if self.paused || self.mode != Mode::Running {
             return;
         }
-        let limits = self.settings.limits;
+        let limits = &self.settings.limits;
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
         let Some(serving) = slot.serving.as_mut().filter(|serving| serving.worker == worker) else {
             return;
         };
-        let verdict = serving.watch.judge(now, usage, serving.ready_at, &limits);
+        let verdict = serving.watch.judge(now, usage, serving.ready_at, limits);
+        let is_recycling = serving.recycled;
         if verdict.passed_high && self.settings.signals_high_memory {
             self.actions.push_back(Action::SignalHigh(worker));
         }
         for trip in verdict.trips.into_iter().flatten() {
             self.over_limit(now, worker, trip);
         }
-        if self.slots.get(index(worker.slot)).is_some_and(Slot::is_recycling) {
+        if is_recycling {
             self.settle(worker.slot, now);
         }
     }
@@ -54,7 +55,7 @@ impl Supervisor {
         }
         let over = match slot.backoffs.of(trip.limit).turn(now, trip.limit, trip.calm, shortest) {
             Turn::Now { again } => {
-                slot.recycled = Some(worker);
+                slot.set_recycling(true);
                 OverLimit { limit: trip.limit, used: trip.used, wait: None, again }
             }
             Turn::Later { told: true, .. } => return,
@@ -73,7 +74,7 @@ impl Supervisor {
         if slot.starting.is_none()
             && slot.is_recycling()
             && !slot.wants_other()
-            && let Some(worker) = slot.recycled.take()
+            && let Some(worker) = slot.set_recycling(false)
         {
             self.push(Note::CalledOff { worker });
         }
@@ -102,8 +103,16 @@ impl Supervisor {
 impl Slot {
     /// Whether the worker that serves is to be replaced because of what it uses.
     pub(super) fn is_recycling(&self) -> bool {
-        self.serving.is_some_and(|serving| self.recycled == Some(serving.worker))
+        self.serving.is_some_and(|serving| serving.recycled)
     }
+
+    /// Whether the worker that serves is to be replaced; who that is.
+    pub(super) fn set_recycling(&mut self, recycled: bool) -> Option<WorkerId> {
+        let serving = self.serving.as_mut()?;
+        serving.recycled = recycled;
+        Some(serving.worker)
+    }
+
     /// Whether a strike still stands against the worker that is to be replaced.
     pub(super) fn wants_other(&self) -> bool {
         self.is_recycling() && self.serving.is_some_and(|serving| !serving.watch.is_calm())

@@ -18,7 +18,7 @@ impl Supervisor {
         for (id, slot) in (0..self.wanted).zip(&mut self.slots) {
             slot.throttle.reset();
             slot.failed = 0;
-            slot.recycled = None;
+            slot.set_recycling(false);
             slot.backoffs = Backoffs::default();
             if slot.serving.is_some() {
                 serving.push_back(id);

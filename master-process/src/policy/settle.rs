@@ -79,7 +79,14 @@ impl Supervisor {
             return;
         };
         slot.starting = None;
-        let old = slot.serving.replace(Serving { worker, generation, since, ready_at: now, watch });
+        let old = slot.serving.replace(Serving {
+            worker,
+            generation,
+            since,
+            ready_at: now,
+            recycled: false,
+            watch,
+        });
         let replaces = old.map(|old| old.worker);
         self.push(Note::Ready { worker, after: now.since(since), by, replaces });
         // In this order: at no moment is nobody there.

@@ -24,8 +24,6 @@ pub(super) struct Slot {
     pub(super) leaving: Vec<Leaving>,
     /// How long the next start has to wait.
     pub(super) throttle: Throttle,
-    /// The worker that is to be replaced because of what it uses, for as long as it serves.
-    pub(super) recycled: Option<WorkerId>,
     /// When the next such replacement may be.
     pub(super) backoffs: Backoffs,
     /// How many starts have failed in the reload that is under way.
@@ -60,6 +58,8 @@ pub(super) struct Serving {
     pub(super) generation: u32,
     pub(super) since: Time,
     pub(super) ready_at: Time,
+    /// Whether it is to be replaced because of what it uses.
+    pub(super) recycled: bool,
     pub(super) watch: Watch,
 }
 

@@ -23,7 +23,12 @@ impl Time {
 
     /// How long ago `earlier` was; zero where it lies ahead.
     pub fn since(self, earlier: Time) -> Duration {
-        Duration::from_nanos(self.0.get().saturating_sub(earlier.0.get()))
+        Duration::from_nanos(self.nanoseconds_since(earlier))
+    }
+
+    /// The same, as a number.
+    pub fn nanoseconds_since(self, earlier: Time) -> u64 {
+        self.0.get().saturating_sub(earlier.0.get())
     }
 }
 

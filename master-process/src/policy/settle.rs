@@ -44,7 +44,7 @@ impl Supervisor {
     /// A starting worker is outdated, ready by its age, late, or simply not there yet.
     pub(super) fn settle_starting(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
-        let Some(starting) = slot.starting else { return };
+        let Some(starting) = slot.starting.as_deref().copied() else { return };
         let replaces = self.rollout.as_ref().is_some_and(|r| r.is_active(id)) || slot.is_recycling();
         let keeps_old = slot.serving.is_some() && !replaces;
         if starting.generation < self.generation || keeps_old {
@@ -74,7 +74,7 @@ impl Supervisor {
         let slot = &mut self.slots[index(id)];
         let recycles = slot.is_recycling();
         let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, .. }, watch }) =
-            slot.starting
+            slot.starting.as_deref().copied()
         else {
             return;
         };
@@ -141,7 +141,8 @@ impl Supervisor {
         let worker = WorkerId { slot: id, serial: self.serial };
         let phase = StartPhase::Launching;
         let watch = Watch::default();
-        slot.starting = Some(Starting { worker, generation: self.generation, phase, watch });
+        let starting = Starting { worker, generation: self.generation, phase, watch };
+        slot.starting = Some(Box::new(starting));
         self.actions.push_back(Action::Launch { worker, generation: self.generation });
     }
 }

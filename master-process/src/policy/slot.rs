@@ -11,12 +11,12 @@ use super::{Time, WorkerId};
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Slot {
-    /// The worker that is to serve next.
-    pub(super) starting: Option<Starting>,
+    /// The worker that is to serve next. Mostly there is none, and ten thousand slots are gone
+    /// through at every sample.
+    pub(super) starting: Option<Box<Starting>>,
     /// The worker that serves.
     pub(super) serving: Option<Serving>,
-    /// The worker that served before, out of rotation: it comes back if its successor dies early. There seldom is one,
-    /// and ten thousand slots are gone through at every sample.
+    /// The worker that served before, out of rotation: it comes back if its successor dies early.
     pub(super) standby: Option<Box<Serving>>,
     /// Until when the worker that serves is on trial in a reload.
     pub(super) trial: Option<Time>,

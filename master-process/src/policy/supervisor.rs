@@ -148,8 +148,8 @@ impl Supervisor {
     /// Whether a worker is to be started in a slot, at once or later, or is on its way.
     pub fn expects_start(&self, slot: u32) -> bool {
         let state = self.slots.get(index(slot));
-        let launching = |starting: Starting| matches!(starting.phase, StartPhase::Launching);
-        state.is_some_and(|state| state.starting.is_some_and(launching) || self.wants_launch(slot))
+        let launching = |starting: &Starting| matches!(starting.phase, StartPhase::Launching);
+        state.is_some_and(|state| state.starting.as_deref().is_some_and(launching) || self.wants_launch(slot))
     }
 
     fn launched(&mut self, now: Time, worker: WorkerId) {

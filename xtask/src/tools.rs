@@ -55,6 +55,11 @@ pub(crate) fn for_reloads() -> Vec<Need> {
     ]
 }
 
+/// What the benchmark of measuring runs.
+pub(crate) fn for_measuring() -> Vec<Need> {
+    vec![Need { present: || run::find("perf").is_some(), how: How::Apt(&["linux-perf"]) }]
+}
+
 /// What building the eBPF program takes.
 pub(crate) fn for_ebpf() -> Vec<Need> {
     let apt = |present, packages| Need { present, how: How::Apt(packages) };

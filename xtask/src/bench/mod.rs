@@ -14,7 +14,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit, getpid, getrlimit, set_child_subreaper, setrlimit};
 
-use crate::run;
+use crate::{run, tools};
 use subject::{Floor, Subject, Supervisor};
 
 /// What is measured, and how often.
@@ -57,6 +57,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         broken.extend(memory::measure(&subjects, &worker, options.workers)?);
     }
     if options.measure {
+        tools::install(&tools::for_measuring())?;
         let dir = run::target_dir()?;
         let pingpong = dir.join("bench/pingpong");
         compile("pingpong.c", &pingpong, &[])?;

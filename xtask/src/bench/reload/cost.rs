@@ -74,14 +74,15 @@ pub(super) fn measure(programs: &Programs) -> Section {
     section
 }
 
-/// Pairs of runs, with sharing and without, on the same two supervisors.
+/// Pairs of runs, with sharing and without. Each has two programs of its own: where one happens to lie in memory is worth
+/// some percent for as long as it lives, and would be taken for what sharing costs.
 fn pairs(programs: &Programs, program: Program, keep: bool) -> Result<Vec<(Speed, Speed)>> {
-    let sites = ["slots", "off"].map(|share| Site::start(programs, program, Over::Tcp, share, 1));
-    let [shared, alone] = sites;
-    let (shared, alone) = (shared?, alone?);
     let mut pairs = Vec::new();
     // One more than counted: the first finds cold caches.
     for round in 0..=PAIRS {
+        let sites = ["slots", "off"].map(|share| Site::start(programs, program, Over::Tcp, share, 1));
+        let [shared, alone] = sites;
+        let (shared, alone) = (shared?, alone?);
         // Neither is always the one after the other.
         let pair = if round % 2 == 0 {
             let first = speed(&shared, keep)?;
@@ -94,9 +95,9 @@ fn pairs(programs: &Programs, program: Program, keep: bool) -> Result<Vec<(Speed
         if round > 0 {
             pairs.push(pair);
         }
+        shared.end()?;
+        alone.end()?;
     }
-    shared.end()?;
-    alone.end()?;
     Ok(pairs)
 }
 

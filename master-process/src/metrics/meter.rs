@@ -122,3 +122,35 @@ impl Meter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn procfs_takes_over_where_the_programs_are_gone() {
+        let mut ebpf = match Ebpf::load(Scope::Worker, 1) {
+            Ok(ebpf) => Box::new(ebpf),
+            Err(refusal) => {
+                master_process_tests::skip!("procfs_takes_over_where_the_programs_are_gone", refusal)
+            }
+        };
+        let mut child = Command::new("sleep").arg("60").spawn().expect("a process");
+        let pid = Pid::from_child(&child);
+        let worker = WorkerId { slot: 0, serial: 1 };
+        ebpf.detach();
+        let mut meter = Meter { source: Source::Ebpf(ebpf), scope: Scope::Worker };
+        let mut samples = Vec::new();
+        // One more sample may have what was counted before the programs went, and the one that notices has nothing.
+        for _ in 0..3 {
+            meter.sample([(worker, pid)].into_iter(), &mut |worker, usage| {
+                samples.push((worker, usage.memory))
+            });
+        }
+        let _killed = child.kill().and_then(|()| child.wait());
+        assert!(matches!(meter.source, Source::Procfs(_)));
+        assert!(samples.iter().any(|(of, memory)| *of == worker && *memory > 0), "{samples:?}");
+    }
+}

@@ -127,6 +127,14 @@ impl Ebpf {
     }
 }
 
+#[cfg(test)]
+impl Ebpf {
+    /// What somebody does who removes the programs.
+    pub(super) fn detach(&mut self) {
+        self.running.links.clear();
+    }
+}
+
 fn killer(account: &Account) -> Option<Killer> {
     let signal = narrow(&account.signal).map(u32::cast_signed).filter(|signal| *signal != 0)?;
     let pid = narrow(&account.sender).map(u32::cast_signed).filter(|pid| *pid != 0);

@@ -114,7 +114,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(ebpf.sample(&mut |_, _| ()), Ok(()));
         }
-        ebpf.running.links.clear();
+        ebpf.detach();
         // What was counted before they went.
         let _last = ebpf.sample(&mut |_, _| ());
         assert_eq!(ebpf.sample(&mut |_, _| ()), Err(Lost));

@@ -26,7 +26,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Attached nowhere: the user side has a CPU run it that has not switched for long, since resident memory is otherwise
+/// Attached nowhere: the user side has a CPU run it that runs a worker just then, since resident memory is otherwise
 /// noted at switches only.
 #[raw_tracepoint(tracepoint = "refresh")]
 pub fn refresh(_ctx: RawTracePointContext) -> i32 {

@@ -10,10 +10,9 @@ use super::refusal::Lost;
 use crate::policy::{Usage, WorkerId};
 use crate::sys::bpf;
 
-/// A slice that has lasted this long is interrupted to see what is resident, in nanoseconds: shorter ones end by
-/// themselves. On an ordinary CPU even a busy loop that is alone is switched out a few times a second, so this is for
-/// CPUs that were taken away from the scheduler.
-const STALE: u64 = 1_000_000_000;
+/// A slice that has lasted this long is interrupted to see what is resident, in nanoseconds: it was noted when the worker
+/// last left a CPU. In this time a worker gets some hundred pages; in a whole slice it can get hundreds of megabytes.
+const STALE: u64 = 100_000;
 
 /// A wait that our CPU does not get through without a switch, to somebody else or to being idle.
 const BLINK: Duration = Duration::from_millis(1);
@@ -22,8 +21,8 @@ const BLINK: Duration = Duration::from_millis(1);
 const BLINKS: u32 = 5;
 
 impl Ebpf {
-    /// What every worker uses that has an account. No system call, but one for each CPU that a worker has had to itself
-    /// for a second, and one where nothing seems to run any more.
+    /// What every worker uses that has an account. No system call, but one for each CPU that runs a worker just now,
+    /// and one where nothing seems to run any more.
     ///
     /// # Errors
     /// The programs do not run any more; the numbers would be those of the last sample for ever.

@@ -188,52 +188,40 @@ fn cpu_percent(ns_per_second: u64) -> f64 {
     ns_per_second as f64 / 10_000_000.0
 }
 
+/// Writes an end at a level: all that is known of it as fields, then whatever else there is, then the line.
+macro_rules! end {
+    ($level:ident, $worker:expr, $end:expr, $uptime:expr, $($rest:tt)+) => {{
+        let killer = $end.killer();
+        $level!(
+            worker = $worker.slot,
+            pid = $worker.pid,
+            code = $end.code(),
+            signal = $end.signal().map(|(number, _)| number),
+            core_dumped = $end.signal().map(|(_, dumped)| dumped),
+            uptime_ms = millis($uptime),
+            cpu_ms = $end.cpu_ms(),
+            peak_memory = $end.peak_memory(),
+            oom_killed = $end.oom(),
+            killer_pid = killer.and_then(|killer| killer.pid),
+            killer_uid = killer.map(|killer| killer.uid),
+            killer = killer.map(|killer| killer.name.as_str()),
+            $($rest)+
+        );
+    }};
+}
+
 fn died(worker: Named, uptime: Duration, end: &Certificate, next: Next) {
     let restart_in_ms = match next {
         Next::Restart(wait) => Some(millis(wait)),
         Next::Successor | Next::Predecessor | Next::Nothing => None,
     };
-    let killer = end.killer();
-    warn!(
-        worker = worker.slot,
-        pid = worker.pid,
-        code = end.code(),
-        signal = end.signal().map(|(number, _)| number),
-        core_dumped = end.signal().map(|(_, dumped)| dumped),
-        uptime_ms = millis(uptime),
-        cpu_ms = end.cpu_ms(),
-        peak_memory = end.peak_memory(),
-        oom_killed = end.oom(),
-        killer_pid = killer.and_then(|killer| killer.pid),
-        killer_uid = killer.map(|killer| killer.uid),
-        killer = killer.map(|killer| killer.name.as_str()),
-        restart_in_ms,
-        "{worker} {end} after {}{}{}",
-        Span(uptime),
-        Used(end),
-        Follows(next, "restarting")
-    );
+    let (age, used, next) = (Span(uptime), Used(end), Follows(next, "restarting"));
+    end!(warn, worker, end, uptime, restart_in_ms, "{worker} {end} after {age}{used}{next}");
 }
 
 fn left(worker: Named, uptime: Duration, end: &Certificate) {
-    let killer = end.killer();
-    info!(
-        worker = worker.slot,
-        pid = worker.pid,
-        code = end.code(),
-        signal = end.signal().map(|(number, _)| number),
-        core_dumped = end.signal().map(|(_, dumped)| dumped),
-        uptime_ms = millis(uptime),
-        cpu_ms = end.cpu_ms(),
-        peak_memory = end.peak_memory(),
-        oom_killed = end.oom(),
-        killer_pid = killer.and_then(|killer| killer.pid),
-        killer_uid = killer.map(|killer| killer.uid),
-        killer = killer.map(|killer| killer.name.as_str()),
-        "{worker} left as asked: it {end} after {}{}",
-        Span(uptime),
-        Used(end)
-    );
+    let (age, used) = (Span(uptime), Used(end));
+    end!(info, worker, end, uptime, "{worker} left as asked: it {end} after {age}{used}");
 }
 
 fn millis(span: Duration) -> u64 {

@@ -5,12 +5,14 @@
 //! special, the first neither, and between two workers the connections wait in our socket's queue.
 
 mod address;
+mod binding;
 mod broker;
 mod caller;
 mod calls;
 mod generations;
 mod handed;
 mod lanes;
+mod listening;
 mod orphans;
 mod remark;
 mod renaming;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use master_process::config::Scope;
+use master_process::policy::WorkerId;
 use master_process_tests::{PATIENCE, eventually};
 
 use crate::harness::{assert_close, bench, resident};
@@ -77,7 +78,7 @@ fn a_thread_that_becomes_another_program_stays_the_worker() {
 #[test]
 fn a_worker_that_ends_leaves_nothing_to_the_next() {
     let mut bench = bench!("a_worker_that_ends_leaves_nothing_to_the_next", Scope::Tree);
-    let mut worker = bench.start("abandon burn 60000");
+    let mut worker = bench.start("abandon hold-and-burn 100");
     let orphan = *worker.ready().last().expect("a child");
     worker.child.kill().expect("a living worker");
     bench.bury(worker);
@@ -90,6 +91,21 @@ fn a_worker_that_ends_leaves_nothing_to_the_next() {
         assert!(words.peak_memory.is_some_and(|peak| peak < 50 * MIB), "{words:?}");
     }
     kill(orphan);
+}
+
+#[test]
+fn a_start_that_came_to_nothing_keeps_no_account() {
+    let mut bench = bench!("a_start_that_came_to_nothing_keeps_no_account", Scope::Tree);
+    // Many more than there are accounts.
+    for serial in 1000..1200 {
+        let id = WorkerId { slot: 0, serial };
+        bench.ebpf.arm(id);
+        bench.ebpf.launched(id, false);
+    }
+    let mut worker = bench.start("hold 50");
+    worker.ready();
+    let usage = bench.usage(&worker).expect("a sample");
+    assert_close(usage.memory, worker.resident(), MIB);
 }
 
 fn kill(pid: u32) {

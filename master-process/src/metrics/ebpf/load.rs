@@ -35,6 +35,8 @@ pub(super) struct Running {
     pub(super) accounts: Mapping<Account>,
     pub(super) cpus: Mapping<Cpu>,
     pub(super) control: Mapping<Control>,
+    /// The first place that is not a worker's own.
+    first_shared_place: usize,
     /// The program that notes what is resident of whoever runs on a CPU.
     pub(super) refresh: OwnedFd,
     /// Whether it is known whom the kernel kills for want of memory.
@@ -49,6 +51,13 @@ impl Running {
     pub(super) fn used_places(&self) -> impl Iterator<Item = &Process> {
         let highest = self.control.first().map_or(0, |control| control.highest.load(Acquire));
         self.processes.iter().take(usize::try_from(highest).unwrap_or(0) + 1)
+    }
+
+    /// Every place that an account's processes can be in: a worker's own, which has the account's number, and those
+    /// that are given out to descendants.
+    pub(super) fn places_of(&self, account: u32) -> impl Iterator<Item = &Process> {
+        let own = self.processes.get(account as usize);
+        own.into_iter().chain(self.used_places().skip(self.first_shared_place))
     }
 }
 
@@ -75,7 +84,7 @@ pub(super) fn start(scope: Scope, sizes: Sizes) -> Result<Running, Refusal> {
     let terms = Terms { layout: &layout, setup: &setup, entries: &entries, typed: &typed };
     let loaded = with_locked_memory(|| object::load(&terms))?;
     fill(&loaded, sizes)?;
-    attach(loaded)
+    attach(loaded, sizes)
 }
 
 /// Which process we are, as the kernel side can tell.
@@ -126,7 +135,7 @@ fn fill(loaded: &Loaded, sizes: Sizes) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn attach(mut loaded: Loaded) -> Result<Running, Refusal> {
+fn attach(mut loaded: Loaded, sizes: Sizes) -> Result<Running, Refusal> {
     let refresh =
         loaded.programs.remove(REFRESH).ok_or_else(|| Refusal::new("the eBPF object", "no refresh"))?.fd;
     let mut links = Vec::new();
@@ -153,6 +162,7 @@ fn attach(mut loaded: Loaded) -> Result<Running, Refusal> {
         accounts: mapping(&loaded, "ACCOUNTS")?,
         cpus: mapping(&loaded, "CPUS")?,
         control: mapping(&loaded, "CONTROL")?,
+        first_shared_place: sizes.first_shared_place() as usize,
         refresh,
         sees_oom,
         links,

@@ -120,7 +120,7 @@ impl Ebpf {
     /// Takes a worker's account from it and from its processes.
     fn forget(&mut self, worker: WorkerId) {
         let Some((account, _entry)) = self.roster.leave(worker) else { return };
-        for process in self.running.used_places() {
+        for process in self.running.places_of(account) {
             // Only from this worker: the place can have become somebody else's.
             let _somebody_elses = process.worker.compare_exchange(account.into(), NONE, AcqRel, Relaxed);
         }

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use tracing::{info, warn};
 
 use super::{Driver, Token};
-use crate::policy::{Time, WorkerId};
+use crate::policy::Time;
 use crate::share::{Remark, Watch};
 use crate::sys::pidfd;
 use crate::sys::seccomp::Notification;
@@ -109,11 +109,6 @@ impl Driver {
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
             }
         }
-    }
-
-    /// A worker begins to serve: in a moment it is looked at once, and then left alone.
-    pub(super) fn look_again(&mut self, worker: WorkerId) {
-        self.later(Chore::Sweep(worker.serial));
     }
 
     fn sweep(&mut self, serial: u64) {

@@ -10,7 +10,7 @@ use super::chores::Chore;
 use super::{Driver, Token};
 use crate::policy::Event;
 use crate::report::Certificate;
-use crate::sys::pidfd;
+use crate::sys::{children, pidfd};
 
 /// SIGKILL takes effect within microseconds, unless a process hangs in the kernel.
 const LAST_WAIT: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ impl Driver {
 
     /// Children that came to us because their parents died; not those that we had before we were who we are.
     fn adopted(&self) -> Vec<Pid> {
-        pidfd::children().into_iter().filter(|child| !self.inherited.contains(child)).collect()
+        children::ours().into_iter().filter(|child| !self.inherited.contains(child)).collect()
     }
 
     /// Reaps what nobody else will. A worker among the dead is dealt with on the way: it would otherwise

@@ -28,10 +28,10 @@ use crate::policy::{
 use crate::report::{self, Certificate, Named};
 use crate::share::{Broker, HandedOver};
 use crate::sys::notify::NotifySocket;
-use crate::sys::pidfd;
 use crate::sys::poller::Poller;
 use crate::sys::signals::Signals;
 use crate::sys::spawn::{SpawnError, Step};
+use crate::sys::{children, pidfd};
 use calls::Listeners;
 use chores::{Chore, Chores};
 use launch::Launcher;
@@ -117,7 +117,7 @@ impl Driver {
             broker,
             chores: Chores::default(),
             dying_groups: Vec::new(),
-            inherited: pidfd::children(),
+            inherited: children::ours(),
             stop_signal: config.stop_signal.0,
             memory_high_signal: config.memory_high_signal.map(|signal| signal.0),
             meter,
@@ -215,7 +215,8 @@ impl Driver {
                 Action::Target(target) => self.broker.set_target(target),
                 Action::Serve(worker) => {
                     self.broker.serve(worker.serial);
-                    self.look_again(worker);
+                    // In a moment it is looked at once, and then left alone.
+                    self.later(Chore::Sweep(worker.serial));
                 }
                 Action::Retire(worker) => self.broker.retire(worker.serial),
                 Action::Look(worker) => {
@@ -260,17 +261,15 @@ impl Driver {
                 debug!(worker = worker.slot, generation, "{} is started", self.name(worker));
                 self.event(Event::Launched(worker));
             }
-            Err(failure) if failure.step == Step::Seccomp && !failure.is_passing() => {
-                self.launcher.do_without_filter(&failure);
-                self.meter.not_launched(worker);
-                self.broker.leave(worker.serial, false);
-                self.launch(worker, generation);
-            }
             Err(failure) => {
                 self.meter.not_launched(worker);
                 self.broker.leave(worker.serial, false);
-                self.broker.forget(worker.serial);
                 let passing = failure.is_passing();
+                if failure.step == Step::Seccomp && !passing {
+                    self.launcher.do_without_filter(&failure);
+                    return self.launch(worker, generation);
+                }
+                self.broker.forget(worker.serial);
                 self.last_failure = Some(failure);
                 let kind = if passing { LaunchFailure::Passing } else { LaunchFailure::Lasting };
                 self.event(Event::LaunchFailed(worker, kind));

@@ -12,15 +12,14 @@ use super::table::Part;
 use crate::config::Share;
 use crate::sys::closer::close_elsewhere;
 use crate::sys::peer::Peer;
-use crate::sys::sockets;
+use crate::sys::{children, sockets};
 
 /// Of each process: a busy one may have very many connections, and nobody waits for this.
 const SOCKETS_LOOKED_AT: usize = 256;
 
 impl Broker {
     /// Holds what a worker has bound against what its processes have open, and what its slot once had against what
-    /// it has now. Called a moment after it began to serve.
-    /// `lives` tells whether its process is still there.
+    /// it has now. Called a moment after it began to serve. `lives` tells whether its process is still there.
     pub fn sweep(&mut self, serial: u64, pid: Pid, lives: impl Fn() -> bool) {
         // Who is on the way out closes what it has: that is no trial of a port.
         let Some(member) = self.members.get(serial).filter(|member| member.serves) else { return };
@@ -119,7 +118,7 @@ fn tree_holds(pid: Pid, inode: u64) -> bool {
     if Peer::new(pid).holds(inode).unwrap_or(true) {
         return true;
     }
-    children(pid).is_none_or(|children| children.into_iter().any(|child| tree_holds(child, inode)))
+    children::of(pid).is_none_or(|children| children.into_iter().any(|child| tree_holds(child, inode)))
 }
 
 /// A process and its descendants, as far as they can be known.
@@ -127,18 +126,8 @@ fn tree(pid: Pid) -> Vec<Pid> {
     let mut found = vec![pid];
     let mut at = 0;
     while let Some(parent) = found.get(at) {
-        found.extend(children(*parent).unwrap_or_default());
+        found.extend(children::of(*parent).unwrap_or_default());
         at += 1;
     }
     found
-}
-
-/// The children of all threads of a process: proc_pid_task_tid_children(5).
-fn children(pid: Pid) -> Option<Vec<Pid>> {
-    let mut found = Vec::new();
-    for thread in std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).ok()? {
-        let text = std::fs::read_to_string(thread.ok()?.path().join("children")).ok()?;
-        found.extend(text.split_whitespace().filter_map(|number| Pid::from_raw(number.parse().ok()?)));
-    }
-    Some(found)
 }

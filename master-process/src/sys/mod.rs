@@ -1,6 +1,7 @@
 //! One file per kernel facility: typed in both directions, no policy, no logging.
 
 pub mod bpf;
+pub mod children;
 pub mod closer;
 pub mod fds;
 pub mod handlers;

@@ -183,13 +183,6 @@ pub fn kill_orphan(pid: Pid) -> io::Result<()> {
     signal(std::os::fd::AsFd::as_fd(&pidfd), libc::SIGKILL)
 }
 
-/// Our children, as far as the kernel tells: proc_pid_task_tid_children(5).
-pub fn children() -> Vec<Pid> {
-    let thread = rustix::thread::gettid().as_raw_pid();
-    let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|number| Pid::from_raw(number.parse().ok()?)).collect()
-}
-
 /// Makes orphaned descendants ours, as they are pid 1's.
 ///
 /// # Errors

@@ -130,7 +130,7 @@ fn what_ebpf_says_lies_between_what_procfs_says_before_and_after() {
     let mut workers = Workers(Vec::new());
     for (serial, (_, text)) in (0..).zip(WORKERS) {
         let id = WorkerId { slot: 0, serial };
-        let mut command = Command::new("python3");
+        let mut command = Command::new(master_process_tests::fixtures::python());
         command.arg("-c").arg(format!("{TOOLS}{text}")).stdin(Stdio::null()).process_group(0);
         ebpf.arm(id);
         let child = command.spawn().expect("python");

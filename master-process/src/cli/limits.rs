@@ -44,9 +44,8 @@ fn max_memory(from: &Resolver<'_>) -> Result<Option<u64>, UsageError> {
     match size.value {
         None => Ok(None),
         Some(Size::Bytes(bytes)) => Ok(Some(bytes)),
-        Some(bare @ Size::Bare(_)) if size.source == Source::Variable(COUNTS_MIB.to_owned()) => {
-            let bytes = bare.bare_is_mib();
-            bytes
+        Some(Size::Bare(number)) if size.source == Source::Variable(COUNTS_MIB.to_owned()) => {
+            size::mib(number)
                 .map(Some)
                 .ok_or_else(|| size.misfit("is more memory than there can be; give MiB, such as 1200"))
         }

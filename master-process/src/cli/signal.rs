@@ -83,7 +83,6 @@ fn steps(offset: &str, sign: char) -> Option<i32> {
     i32::try_from(number).ok()
 }
 
-/// Whether the default action is to stop, to resume, or the bookkeeping of both.
 /// A signal that a process can have a handler for.
 pub(super) fn parse_handled(text: &str) -> Parsed<Signal> {
     let signal = parse(text)?;
@@ -93,6 +92,7 @@ pub(super) fn parse_handled(text: &str) -> Parsed<Signal> {
     Ok(signal)
 }
 
+/// Whether the default action is to stop, to resume, or the bookkeeping of both.
 fn ends_nothing(signal: Signal) -> bool {
     [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU, libc::SIGCONT, libc::SIGCHLD]
         .contains(&signal.0)

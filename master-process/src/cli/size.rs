@@ -17,14 +17,9 @@ pub(super) enum Size {
     Bare(u64),
 }
 
-impl Size {
-    /// In bytes, where a bare number counts MiB; `None`: more than there can be.
-    pub(super) fn bare_is_mib(self) -> Option<u64> {
-        match self {
-            Size::Bytes(bytes) => Some(bytes),
-            Size::Bare(number) => number.checked_mul(MIB),
-        }
-    }
+/// So many MiB in bytes; `None`: more than there can be.
+pub(super) fn mib(number: u64) -> Option<u64> {
+    number.checked_mul(MIB)
 }
 
 /// A size, zero excluded; `None`: `off`.
@@ -82,8 +77,8 @@ mod tests {
     #[test]
     fn a_bare_number_is_left_to_whoever_asked() {
         assert_eq!(parse_or_off("100"), Ok(Some(Size::Bare(100))));
-        assert_eq!(Size::Bare(100).bare_is_mib(), Some(100 << 20));
-        assert_eq!(Size::Bare(u64::MAX).bare_is_mib(), None);
+        assert_eq!(mib(100), Some(100 << 20));
+        assert_eq!(mib(u64::MAX), None);
     }
 
     #[test]

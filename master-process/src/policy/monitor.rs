@@ -106,7 +106,7 @@ impl Slot {
         self.serving.is_some_and(|serving| serving.recycled)
     }
 
-    /// Whether the worker that serves is to be replaced; who that is.
+    /// Says of the worker that serves whether it is to be replaced, and gives who that is.
     pub(super) fn set_recycling(&mut self, recycled: bool) -> Option<WorkerId> {
         let serving = self.serving.as_mut()?;
         serving.recycled = recycled;

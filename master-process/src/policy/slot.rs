@@ -11,8 +11,7 @@ use super::{Time, WorkerId};
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Slot {
-    /// The worker that is to serve next. Mostly there is none, and ten thousand slots are gone
-    /// through at every sample.
+    /// The worker that is to serve next. Mostly there is none, and ten thousand slots are gone through at every sample.
     pub(super) starting: Option<Box<Starting>>,
     /// The worker that serves.
     pub(super) serving: Option<Serving>,
@@ -24,7 +23,7 @@ pub(super) struct Slot {
     pub(super) leaving: Vec<Leaving>,
     /// How long the next start has to wait.
     pub(super) throttle: Throttle,
-    /// When the next such replacement may be.
+    /// When a worker that uses too much may be replaced next.
     pub(super) backoffs: Backoffs,
     /// How many starts have failed in the reload that is under way.
     pub(super) failed: u32,

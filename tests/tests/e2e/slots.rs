@@ -34,21 +34,29 @@ fn are_told(askers: Vec<Kept>) {
     }
 }
 
+/// Asserts that those who answered are the workers, and that each had its share of four hundred.
+fn is_even(supervisor: &Supervisor, answered: impl IntoIterator<Item = i32>) {
+    let mut spread: BTreeMap<i32, u32> = BTreeMap::new();
+    for pid in answered {
+        *spread.entry(pid).or_default() += 1;
+    }
+    assert_eq!(spread.keys().copied().collect::<BTreeSet<_>>(), supervisor.workers());
+    assert!(spread.values().all(|count| (60..=150).contains(count)), "{spread:?}");
+}
+
 #[test]
 fn four_hundred_kept_connections_are_spread_evenly_over_four_workers() {
     let address = address::tcp();
     let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::node("plain.js"));
     let supervisor = builder.env("LISTEN", address.to_string()).spawn();
     await_listening(&supervisor, 4);
-    let mut spread: BTreeMap<i32, u32> = BTreeMap::new();
     // Kept to the end: a worker that has fewer gets more is not what is asked.
     let mut kept = askers(address, 400);
-    for one in &mut kept {
+    let answered = kept.iter_mut().map(|one| {
         let Outcome::Ok(body) = one.answer() else { panic!("not answered") };
-        *spread.entry(body.trim().parse().expect("a pid")).or_default() += 1;
-    }
-    assert_eq!(spread.keys().copied().collect::<BTreeSet<_>>(), supervisor.workers());
-    assert!(spread.values().all(|count| (60..=150).contains(count)), "{spread:?}");
+        body.trim().parse().expect("a pid")
+    });
+    is_even(&supervisor, answered);
 }
 
 #[test]
@@ -61,12 +69,7 @@ fn the_spread_is_even_after_reloads_as_well() {
     for _ in 0..3 {
         supervisor.reload(4);
     }
-    let mut spread: BTreeMap<i32, u32> = BTreeMap::new();
-    for pid in answers(askers(address, 400)) {
-        *spread.entry(pid).or_default() += 1;
-    }
-    assert_eq!(spread.keys().copied().collect::<BTreeSet<_>>(), supervisor.workers());
-    assert!(spread.values().all(|count| (60..=150).contains(count)), "{spread:?}");
+    is_even(&supervisor, answers(askers(address, 400)));
 }
 
 #[test]

@@ -15,16 +15,13 @@ use samples::Sources;
 
 /// Measures everything, prints tables, and gives the broken promises.
 pub(super) fn measure(program: &Path, worker: &Path, pingpong: &Path) -> Result<Vec<String>> {
-    let ours = |name, options| Supervisor { name, program: program.to_owned(), options };
+    let ours =
+        |name, options: &'static [&'static str]| Supervisor { name, program: program.to_owned(), options };
     let ebpf = || ours("eBPF", &["--share", "off", "--monitor", "ebpf"]);
     let procfs = || ours("procfs", &["--share", "off", "--monitor", "procfs"]);
-    let fast = |name, source| match source {
-        "ebpf" => ours(name, &["--share", "off", "--monitor", "ebpf", "--monitor-interval", "100ms"]),
-        _procfs => ours(name, &["--share", "off", "--monitor", "procfs", "--monitor-interval", "100ms"]),
-    };
     let sources = Sources {
-        ebpf: fast("eBPF", "ebpf"),
-        procfs: fast("procfs", "procfs"),
+        ebpf: ours("eBPF", &["--share", "off", "--monitor", "ebpf", "--monitor-interval", "100ms"]),
+        procfs: ours("procfs", &["--share", "off", "--monitor", "procfs", "--monitor-interval", "100ms"]),
         default: ebpf(),
         fast: Duration::from_millis(100),
     };

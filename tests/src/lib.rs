@@ -13,6 +13,7 @@ pub mod address;
 pub mod askers;
 pub mod fixtures;
 pub mod load;
+pub mod network;
 pub mod process;
 pub mod profile;
 pub mod script;

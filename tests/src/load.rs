@@ -6,10 +6,10 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -353,21 +353,42 @@ pub enum Connections {
 pub struct Load {
     stop: Arc<AtomicBool>,
     tally: Arc<Mutex<Tally>>,
+    /// In microseconds.
+    longest: Arc<AtomicU64>,
     clients: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    /// Starts so many clients.
+    /// Starts so many HTTP clients.
     pub fn start(target: impl Into<Target>, clients: usize, connections: Connections) -> Load {
         let target = target.into();
+        Load::repeat(clients, || {
+            let (target, mut kept) = (target.clone(), None);
+            move || ask(&target, connections, &mut kept)
+        })
+    }
+
+    /// Starts so many clients of any protocol. Each is made by `client`, and then called again and again.
+    pub fn repeat<C>(clients: usize, client: impl Fn() -> C) -> Load
+    where
+        C: FnMut() -> Outcome + Send + 'static,
+    {
         let stop = Arc::new(AtomicBool::new(false));
         let tally = Arc::new(Mutex::new(Tally::default()));
-        let client = || {
-            let (target, stop, tally) = (target.clone(), Arc::clone(&stop), Arc::clone(&tally));
-            std::thread::spawn(move || run(&target, connections, &stop, &tally))
+        let longest = Arc::new(AtomicU64::new(0));
+        let start = || {
+            let (client, stop, tally) = (client(), Arc::clone(&stop), Arc::clone(&tally));
+            let longest = Arc::clone(&longest);
+            std::thread::spawn(move || run(client, &stop, &tally, &longest))
         };
-        let clients = (0..clients).map(|_| client()).collect();
-        Load { stop, tally, clients }
+        let clients = (0..clients).map(|_| start()).collect();
+        Load { stop, tally, longest, clients }
+    }
+
+    /// How long the longest request took that was served since this was asked last.
+    #[must_use]
+    pub fn take_longest(&self) -> Duration {
+        Duration::from_micros(self.longest.swap(0, Ordering::Relaxed))
     }
 
     /// The outcomes so far.
@@ -390,23 +411,31 @@ impl Load {
     }
 }
 
-fn run(target: &Target, connections: Connections, stop: &AtomicBool, tally: &Mutex<Tally>) {
+/// One request, on the connection that is kept if there is one.
+fn ask(target: &Target, connections: Connections, kept: &mut Option<Box<dyn Stream>>) -> Outcome {
     let keep = connections == Connections::KeepAlive;
-    let mut kept: Option<Box<dyn Stream>> = None;
-    while !stop.load(Ordering::Relaxed) {
-        let reused = kept.is_some();
-        let outcome = match kept.take().map_or_else(|| connect(target), Ok) {
-            Ok(mut stream) => {
-                let (outcome, usable) = exchange(stream.as_mut(), "/", keep, reused);
-                if usable {
-                    kept = Some(stream);
-                }
-                outcome
+    let reused = kept.is_some();
+    match kept.take().map_or_else(|| connect(target), Ok) {
+        Ok(mut stream) => {
+            let (outcome, usable) = exchange(stream.as_mut(), "/", keep, reused);
+            if usable {
+                *kept = Some(stream);
             }
-            Err(error) => Outcome::of(&error),
-        };
+            outcome
+        }
+        Err(error) => Outcome::of(&error),
+    }
+}
+
+fn run(mut client: impl FnMut() -> Outcome, stop: &AtomicBool, tally: &Mutex<Tally>, longest: &AtomicU64) {
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        let outcome = client();
         // A failure is instant, an answer is not: without a pause one dead second would outnumber all answers.
-        if !matches!(outcome, Outcome::Ok(_)) {
+        if matches!(outcome, Outcome::Ok(_)) {
+            let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            longest.fetch_max(took, Ordering::Relaxed);
+        } else {
             std::thread::sleep(Duration::from_millis(2));
         }
         tally.lock().unwrap_or_else(PoisonError::into_inner).count(outcome);

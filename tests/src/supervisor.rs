@@ -411,11 +411,16 @@ impl Supervisor {
             [1, 2].into_iter().filter_map(|number| fd(number).ok()).any(|file| self.pipes.contains(&file))
         };
         let ours = |process: &Stat| process::environment(process.pid).contains(&self.tag) || piped(process);
-        process::all()
-            .into_iter()
-            .filter(|process| !matches!(process.state, 'Z' | 'X'))
-            .filter(ours)
-            .collect()
+        let mut all = process::all();
+        all.retain(|process| !matches!(process.state, 'Z' | 'X'));
+        let (mut found, mut others): (Vec<Stat>, Vec<Stat>) = all.into_iter().partition(ours);
+        // One that has neither any more (a child of php-fpm) is known by its parent.
+        let mut index = 0;
+        while let Some(parent) = found.get(index).map(|process| process.pid) {
+            found.extend(others.extract_if(.., |process| process.ppid == parent));
+            index += 1;
+        }
+        found
     }
 
     /// What the supervisor has logged.

@@ -1,7 +1,8 @@
-//! What CI and contributors run: `cargo xtask ci | ebpf | bench`.
+//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance`.
 
 mod bench;
 mod ci;
+mod conformance;
 mod ebpf;
 mod run;
 mod tools;
@@ -21,6 +22,10 @@ fn main() -> ExitCode {
             Some(("reload", matches)) => bench::reload::run(&reload_options(matches)),
             _ => bench::run(&bench_options(matches)),
         },
+        Some(("conformance", matches)) => {
+            let suites: Vec<String> = matches.get_many("suite").into_iter().flatten().cloned().collect();
+            conformance::run(&suites)
+        }
         // clap has refused everything else.
         _ => Ok(()),
     };
@@ -72,6 +77,16 @@ fn cli() -> Command {
             Command::new("ebpf")
                 .about("Builds the eBPF programs from source, into the repository; installs their tools")
                 .arg(flag("check", "Fail when those in the repository were not made from this source")),
+        )
+        .subcommand(
+            Command::new("conformance")
+                .about("Other projects' test suites as the only worker, against the same suites alone")
+                .arg(
+                    Arg::new("suite")
+                        .num_args(0..)
+                        .value_parser(conformance::names())
+                        .help("Suites that are run [default: all]"),
+                ),
         )
         .subcommand(
             Command::new("bench")

@@ -10,8 +10,41 @@ use crate::run;
 /// A thing that must be on the machine.
 #[derive(Clone, Copy)]
 pub(crate) struct Need {
-    present: fn() -> bool,
+    present: Present,
     how: How,
+}
+
+/// How to tell that it is there.
+#[derive(Clone, Copy)]
+enum Present {
+    Program(&'static str),
+    File(&'static str),
+    Test(fn() -> bool),
+}
+
+impl Need {
+    /// A program that packages of Debian have.
+    pub(crate) fn program(name: &'static str, packages: &'static [&'static str]) -> Need {
+        Need { present: Present::Program(name), how: How::Apt(packages) }
+    }
+
+    /// A file that packages of Debian have.
+    pub(crate) fn file(path: &'static str, packages: &'static [&'static str]) -> Need {
+        Need { present: Present::File(path), how: How::Apt(packages) }
+    }
+
+    /// What packages of Debian have, and `present` finds.
+    pub(crate) fn apt(present: fn() -> bool, packages: &'static [&'static str]) -> Need {
+        Need { present: Present::Test(present), how: How::Apt(packages) }
+    }
+
+    fn is_met(&self) -> bool {
+        match self.present {
+            Present::Program(name) => run::find(name).is_some(),
+            Present::File(path) => exists(path),
+            Present::Test(test) => test(),
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -32,37 +65,59 @@ const LLVM: &str = "/usr/lib/llvm-22";
 /// The compiler of Debian's package `rustc-web`, which Debian keeps new for its web browsers.
 pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
-/// What the end-to-end tests run, and the compiler of the benchmark's worker.
-pub(crate) fn for_tests() -> Vec<Need> {
-    let apt = |present, packages| Need { present, how: How::Apt(packages) };
+/// What the fixtures run, and the compiler of the benchmark's worker.
+pub(crate) fn for_fixtures() -> Vec<Need> {
     vec![
-        apt(|| run::find("cc").is_some(), &["gcc"]),
-        apt(|| exists("/usr/include/stdio.h"), &["libc6-dev"]),
-        apt(|| run::find("node").is_some(), &["nodejs"]),
-        apt(|| run::find("python3").is_some(), &["python3"]),
-        apt(|| run::find("go").is_some(), &["golang-go"]),
-        apt(|| run::find("nginx").is_some(), &["nginx-light"]),
+        Need::program("cc", &["gcc"]),
+        Need::file("/usr/include/stdio.h", &["libc6-dev"]),
+        Need::program("node", &["nodejs"]),
+        Need::program("python3", &["python3"]),
+        Need::program("go", &["golang-go"]),
+        Need::program("nginx", &["nginx-light"]),
     ]
 }
 
-/// What the benchmark of reloads runs beside those.
+/// What all tests run: the fixtures, and the programs of the test target `real`.
+pub(crate) fn for_tests() -> Vec<Need> {
+    let real = vec![
+        Need::program("ip", &["iproute2"]),
+        Need::program("g++", &["g++"]),
+        Need::file("/usr/include/asio.hpp", &["libasio-dev"]),
+        Need::file("/usr/include/httplib.h", &["libcpp-httplib-dev"]),
+        Need::apt(has_venv, &["python3-venv"]),
+        Need::file("/usr/lib/python3/dist-packages/pyftpdlib", &["python3-pyftpdlib"]),
+        Need::program("vsftpd", &["vsftpd"]),
+        Need::program("php-fpm8.2", &["php8.2-fpm"]),
+        Need::program("puma", &["puma"]),
+        Need::program("haproxy", &["haproxy"]),
+        Need::program("sshd", &["openssh-server"]),
+        Need::program("ssh", &["openssh-client"]),
+        Need::program("erl", &["erlang-base"]),
+        Need::file("/usr/lib/postgresql", &["postgresql"]),
+        Need::program("dnsmasq", &["dnsmasq-base"]),
+        Need::program("memcached", &["memcached"]),
+        Need::program("redis-server", &["redis-server"]),
+    ];
+    [for_fixtures(), real].concat()
+}
+
+/// What the benchmark of reloads runs beside the fixtures.
 pub(crate) fn for_reloads() -> Vec<Need> {
-    let apt = |present, packages| Need { present, how: How::Apt(packages) };
     vec![
-        apt(has_venv, &["python3-venv"]),
-        apt(|| run::find("redis-server").is_some(), &["redis-server"]),
-        apt(|| run::find("wrk").is_some(), &["wrk"]),
+        Need::apt(has_venv, &["python3-venv"]),
+        Need::program("redis-server", &["redis-server"]),
+        Need::program("wrk", &["wrk"]),
     ]
 }
 
 /// What the benchmark of measuring runs.
 pub(crate) fn for_measuring() -> Vec<Need> {
-    vec![Need { present: || run::find("perf").is_some(), how: How::Apt(&["linux-perf"]) }]
+    vec![Need::program("perf", &["linux-perf"])]
 }
 
 /// What building the eBPF program takes.
 pub(crate) fn for_ebpf() -> Vec<Need> {
-    let apt = |present, packages| Need { present, how: How::Apt(packages) };
+    let apt = Need::apt;
     // The libraries are for building the linker and not for having it.
     vec![
         apt(|| debian_compiler() || nightly_compiler(), &["rustc-web", "rust-web-src"]),
@@ -71,13 +126,13 @@ pub(crate) fn for_ebpf() -> Vec<Need> {
         apt(|| linker() || exists("/usr/lib/llvm-22/lib/libPolly.a"), &["libpolly-22-dev"]),
         apt(|| linker() || exists("/usr/include/zlib.h"), &["zlib1g-dev"]),
         apt(|| linker() || exists("/usr/include/zstd.h"), &["libzstd-dev"]),
-        Need { present: linker, how: How::BpfLinker },
+        Need { present: Present::Test(linker), how: How::BpfLinker },
     ]
 }
 
 /// Installs those that are missing, and touches nothing where none is.
 pub(crate) fn install(needs: &[Need]) -> Result<()> {
-    let missing: Vec<How> = needs.iter().filter(|need| !(need.present)()).map(|need| need.how).collect();
+    let missing: Vec<How> = needs.iter().filter(|need| !need.is_met()).map(|need| need.how).collect();
     let packages: Vec<&str> = missing
         .iter()
         .flat_map(|how| match how {
@@ -119,9 +174,15 @@ fn install_packages(packages: &[&str]) -> Result<()> {
 
 /// Packages that start a service when they are installed, its name and its pid file. What runs them here starts
 /// its own; the package's would keep a port of this machine.
-const SERVICES: [(&str, &str, &str); 2] = [
+const SERVICES: [(&str, &str, &str); 8] = [
+    ("haproxy", "haproxy", "/run/haproxy.pid"),
+    ("memcached", "memcached", "/run/memcached/memcached.pid"),
     ("nginx-light", "nginx", "/run/nginx.pid"),
+    ("openssh-server", "ssh", "/run/sshd.pid"),
+    ("php8.2-fpm", "php8.2-fpm", "/run/php/php8.2-fpm.pid"),
+    ("postgresql", "postgresql", "/run/postgresql/15-main.pid"),
     ("redis-server", "redis-server", "/run/redis/redis-server.pid"),
+    ("vsftpd", "vsftpd", "/run/vsftpd/vsftpd.pid"),
 ];
 
 fn stop_service(name: &str, pid_file: &str) -> Result<()> {

@@ -141,7 +141,8 @@ fn a_stale_unix_socket_is_removed_at_the_start() {
 #[test]
 fn a_unix_socket_has_mode_664() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let supervisor = server(&unix(folder.path()), &[]).spawn();
+    // The Node.js module set it unasked; here the worker's umask holds where nobody says otherwise.
+    let supervisor = server(&unix(folder.path()), &[("MASTER_PROCESS_SOCKET_MODE", "664")]).spawn();
     supervisor.await_events(1, "ready");
     let metadata = folder.path().join("server.sock").metadata().expect("the worker listens");
     assert!(metadata.file_type().is_socket());
@@ -153,7 +154,8 @@ fn a_unix_socket_and_its_mode_outlive_the_only_worker() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let target = unix(folder.path());
     let path = folder.path().join("server.sock");
-    let supervisor = server(&target, &[("WORKER_THROTTLE", "100")]).spawn();
+    let environment = [("WORKER_THROTTLE", "100"), ("MASTER_PROCESS_SOCKET_MODE", "664")];
+    let supervisor = server(&target, &environment).spawn();
     let first = supervisor.await_events(1, "ready")[0].pid;
     let _ = load::get(target.clone(), "/crash");
     let there = || path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o7777 == 0o664);

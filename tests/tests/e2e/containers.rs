@@ -105,7 +105,8 @@ fn a_unix_path_is_shared_and_reloaded(place: Place) {
     let path = folder.path().join("app.sock");
     let mut command = script(UNIX, address::tcp());
     command.push(path.to_str().expect("UTF-8").to_owned());
-    let supervisor = place.builder().args(["-w", "3", "--throttle", "100ms"]).command(command).spawn();
+    let options = ["-w", "3", "--throttle", "100ms", "--socket-mode", "664"];
+    let supervisor = place.builder().args(options).command(command).spawn();
     said(&supervisor, 3);
     reloads_lose_nothing(&supervisor, path.as_path(), 3);
     assert_eq!(mode(&path), 0o664);

@@ -8,7 +8,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use master_process_tests::load;
 use master_process_tests::supervisor::await_gone;
+use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
 use master_process_tests::{PATIENCE, Supervisor, always, eventually, fixtures, patient, process, skip};
 use rustix::process::Signal;
 
@@ -260,9 +262,12 @@ fn a_user_alone_brings_its_own_group() {
 }
 
 #[test]
-fn workers_as_an_ordinary_user_share_a_privileged_port() {
+fn workers_as_an_ordinary_user_get_a_privileged_port_by_listen_and_by_nothing_else() {
     if !process::is_root() {
-        skip!("workers_as_an_ordinary_user_share_a_privileged_port", "to become another user takes root");
+        skip!(
+            "workers_as_an_ordinary_user_get_a_privileged_port_by_listen_and_by_nothing_else",
+            "to become another user takes root"
+        );
     }
     let mut address = master_process_tests::address::tcp();
     address.set_port(80);
@@ -274,9 +279,23 @@ fn workers_as_an_ordinary_user_share_a_privileged_port() {
     fs::copy(fixtures::folder().join("worker.py"), &script).expect("the folder is ours");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o644)).expect("ours");
     let command = [fixtures::python(), script.to_str().expect("UTF-8").to_owned(), listen];
-    let supervisor = Supervisor::start(&["-w", "2", "--user", "nobody"], command);
+    let supervisor = Supervisor::start(&["--user", "nobody", "--throttle", "30s"], command.clone());
+    supervisor.eventually("its bind is refused, as alone", || {
+        !supervisor.logged(&["exited with code 1"]).is_empty()
+    });
+    assert_eq!(supervisor.stop(), 0);
+    // By name it is theirs: each has a socket of its own, and reloads lose nothing.
+    let named = address.to_string();
+    let supervisor = Supervisor::start(&["-w", "2", "--user", "nobody", "--listen", &named], command);
     supervisor.await_events(2, "ready");
-    assert!(master_process_tests::load::who(address).is_some());
+    let clients = load::Load::start(address, 4, load::Connections::Fresh);
+    for _ in 0..2 {
+        pass(&supervisor, &clients, 100);
+        supervisor.reload(2);
+    }
+    pass(&supervisor, &clients, 100);
+    nothing_is_lost(clients);
+    all_answer(&supervisor, address, &supervisor.workers());
     assert_eq!(supervisor.stop(), 0);
 }
 

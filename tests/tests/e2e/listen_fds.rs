@@ -168,3 +168,47 @@ fn sockets_that_were_meant_for_another_process_are_not_taken() {
     let environment = supervisor.await_environment(|_| true);
     assert!(environment["LISTEN_FDS"].is_null(), "{environment}");
 }
+
+/// Says that there are `count` sockets from descriptor 3 on, has a real one there, and `other` on descriptor 4.
+fn activated_wrongly(count: &str, other: Option<&str>) -> Vec<String> {
+    let text = "
+import fcntl, os, socket, sys
+count, other, command = sys.argv[1], sys.argv[2], sys.argv[3:]
+made = socket.socket(); made.bind(('127.0.0.1', 0)); made.listen(8)
+passed = [made.fileno()] + ([os.open(other, os.O_RDONLY)] if other else [])
+# Out of the way first, as above.
+high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 50) for fd in passed]
+os.closerange(3, 50)
+for number, fd in enumerate(high, 3):
+    os.dup2(fd, number, True)
+os.closerange(50, 60)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=count)
+os.execv(command[0], command)
+";
+    vec![fixtures::python(), "-c".into(), text.into(), count.into(), other.unwrap_or_default().into()]
+}
+
+#[test]
+fn a_count_of_sockets_that_were_not_passed_is_an_error_that_names_the_descriptor() {
+    let cases = [
+        // With one too many it was the descriptor that signals are read from.
+        ("2", None, "descriptor 4, which is not open"),
+        ("5", None, "descriptor 4, which is not open"),
+        ("2", Some("/etc/passwd"), "descriptor 4, which is not a socket"),
+        ("2", Some("/dev/null"), "descriptor 4, which is not a socket"),
+        ("2000000000", None, "the count 2000000000 is too large"),
+    ];
+    for (count, other, expected) in cases {
+        let wrapper = activated_wrongly(count, other);
+        let finished = Supervisor::builder().wrap(&wrapper).command(fixtures::shell("echo started")).run();
+        assert_eq!((finished.code, finished.signal), (Some(1), None), "{finished:?}");
+        assert!(finished.stdout.is_empty(), "{finished:?}");
+        let [line] = &finished.stderr[..] else { panic!("{finished:?}") };
+        assert!(line.contains("LISTEN_FDS: ") && line.contains(expected), "{line}");
+    }
+    // The right count with the same wrapper, and a log that needs a descriptor of its own: TERM is seen.
+    let builder = Supervisor::builder().wrap(activated_wrongly("1", None)).args(["--ready", "none"]);
+    let supervisor = builder.command(fixtures::idle()).spawn();
+    supervisor.await_workers(1);
+    assert_eq!(supervisor.stop(), 0);
+}

@@ -1,7 +1,12 @@
 //! What the supervisor says, and how.
 
-use master_process_tests::supervisor::Builder;
-use master_process_tests::{Supervisor, fixtures, process};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use master_process_tests::supervisor::{Builder, binary};
+use master_process_tests::{PATIENCE, Supervisor, eventually, fixtures, process};
 use rustix::process::Signal;
 
 /// A short life with a death, a reload and a clean end; gives what was logged.
@@ -58,4 +63,78 @@ fn quiet_says_less_and_verbose_says_more() {
         normal,
         "DEBUG of another program"
     );
+}
+
+/// What a pipe takes whole or not at all: `PIPE_BUF`.
+const ONE_PIECE: usize = 4096;
+
+/// The lines of a supervisor whose program vanishes after its first start, each with a path of nearly the longest that
+/// there is, while nobody reads them for a while.
+fn logged_to_a_slow_reader(format: &str) -> Vec<String> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (program, ran) = (folder.path().join("program"), folder.path().join("ran"));
+    // Not a script: its interpreter would complain on the same standard error.
+    fs::copy("/usr/bin/touch", &program).expect("every host has it");
+    let long = format!("{}/{}program", folder.path().display(), "./".repeat(1900));
+    let mut supervisor = Command::new(binary())
+        .args([
+            "--workers",
+            "8",
+            "--log-format",
+            format,
+            "--throttle",
+            "10ms",
+            "--throttle-max",
+            "10ms",
+            "--ready",
+            "none",
+            "--",
+            &long,
+        ])
+        .arg(&ran)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it was built");
+    eventually(PATIENCE, "the program has run", || ran.exists());
+    fs::remove_file(&program).expect("ours");
+    // Many times what a pipe holds.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut reader = BufReader::new(supervisor.stderr.take().expect("a pipe"));
+    let mut lines = Vec::new();
+    let pid = i32::try_from(supervisor.id()).expect("pids are small");
+    let mut next = |lines: &mut Vec<String>| {
+        let mut line = String::new();
+        let length = reader.read_line(&mut line).expect("UTF-8");
+        lines.push(line);
+        length > 0
+    };
+    while lines.len() < 60 && next(&mut lines) {}
+    process::signal(pid, Signal::TERM);
+    while next(&mut lines) {}
+    assert!(supervisor.wait().expect("our child").success());
+    lines.pop();
+    lines
+}
+
+#[test]
+fn long_lines_are_shortened_and_whole_for_a_slow_reader_too() {
+    for format in ["json", "journald", "pretty"] {
+        let lines = logged_to_a_slow_reader(format);
+        assert!(
+            lines.iter().all(|line| line.len() <= ONE_PIECE && line.ends_with('\n')),
+            "{format}: {lines:?}"
+        );
+        let tells =
+            |line: &&String| line.contains("could not be started: execve") && line.contains("No such file");
+        assert!(lines.iter().filter(tells).count() > 20, "{format}: {lines:?}");
+        assert!(lines.iter().any(|line| line.contains("dropped ")), "{format}: {lines:?}");
+        let is_whole = |line: &String| match format {
+            "json" => {
+                serde_json::from_str::<serde_json::Value>(line).is_ok_and(|value| value["level"].is_string())
+            }
+            "journald" => line.starts_with('<'),
+            _pretty => line.starts_with("20") && line.as_bytes()[10] == b'T',
+        };
+        assert!(lines.iter().all(is_whole), "{format}: {lines:?}");
+    }
 }

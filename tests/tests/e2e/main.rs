@@ -2,9 +2,11 @@
 
 mod ancestor;
 mod bypass;
+mod closing;
 mod containers;
 mod deaths;
 mod faults;
+mod flood;
 mod harness;
 mod input;
 mod life;
@@ -12,6 +14,7 @@ mod limits;
 mod listen_fds;
 mod log;
 mod measuring;
+mod notify;
 mod orphans;
 mod pid_one;
 mod pitfalls;
@@ -19,6 +22,8 @@ mod programs;
 mod ready;
 mod reload;
 mod resources;
+mod rights;
+mod searching;
 mod security;
 mod sharing;
 mod signals;

@@ -294,16 +294,16 @@ def run(number):
     # Eight bind an address each, eight bind the same one.
     port = PORT + 100 + number if number < 8 else PORT
     results[number] = attempt(lambda: made.__setitem__(number, bound(HOST, port)))
-    if results[number] == 'ok': made[number].listen(64)
+    # Two that bind before either listens both succeed, alone as well: SO_REUSEADDR. One of them listens.
+    if results[number] == 'ok': results[number] = attempt(lambda: made[number].listen(64))
 threads = [threading.Thread(target=run, args=(number,)) for number in range(16)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-say('own', *sorted(set(results[:8])), 'same', *sorted(results[8:]))
-serve(next(filter(None, made[8:])))";
+say('own', *sorted(set(results[:8])), 'same', results[8:].count('ok'))
+serve(next(one for one in made[8:] if one and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))";
     let address = address::tcp();
     let supervisor = started(&["-w", "3"], text, address);
-    let same = "EADDRINUSE ".repeat(7);
-    assert_eq!(said(&supervisor, 3), lines(&[&format!("own ok same {same}ok")]));
+    assert_eq!(said(&supervisor, 3), lines(&["own ok same 1"]));
     let workers = supervisor.await_workers(3);
     all_answer(&supervisor, address, &workers);
 }

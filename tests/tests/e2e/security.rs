@@ -108,3 +108,153 @@ while True: signal.pause()",
     assert!(start.elapsed() < patient(Duration::from_secs(5)), "it was held up for {:?}", start.elapsed());
     assert_eq!(supervisor.stop(), 0);
 }
+
+/// Says the worker's capability sets: inheritable, permitted, effective, ambient.
+const SAY_CAPABILITIES: &str = "
+status = dict(line.split(':', 1) for line in open('/proc/self/status'))
+say(*(int(status[name], 16) for name in ['CapInh', 'CapPrm', 'CapEff', 'CapAmb']))
+while True: signal.pause()";
+
+/// The bit of `CAP_NET_BIND_SERVICE`.
+const BIND: u64 = 1 << 10;
+
+/// Starts the supervisor as an ordinary user with inheritable and ambient capabilities, as systemd does with
+/// `User=` and `AmbientCapabilities=`.
+fn as_service_with(capabilities: &str) -> Vec<String> {
+    let words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(str::to_owned);
+    let sets = [format!("--inh-caps={capabilities}"), format!("--ambient-caps={capabilities}")];
+    words.into_iter().chain(sets).collect()
+}
+
+/// The four sets of one worker, as [`SAY_CAPABILITIES`] has them.
+fn capabilities_of_a_worker(wrapper: &[String], options: &[&str]) -> String {
+    let command = script(SAY_CAPABILITIES, address::tcp());
+    let supervisor = Supervisor::builder().wrap(wrapper).args(options).command(command).spawn();
+    let line = said(&supervisor, 1).pop_first().unwrap_or_default();
+    assert_eq!(supervisor.stop(), 0);
+    line
+}
+
+#[test]
+fn ambient_capabilities_of_the_supervisor_reach_no_worker() {
+    if !process::is_root() {
+        skip!("ambient_capabilities_of_the_supervisor_reach_no_worker", "not root");
+    }
+    let service = as_service_with("+bpf,+perfmon,+net_bind_service,+kill");
+    for options in [&[] as &[&str], &["--share", "off", "--ready", "none"]] {
+        assert_eq!(capabilities_of_a_worker(&service, options), "0 0 0 0", "{options:?}");
+    }
+}
+
+#[test]
+fn inheritable_capabilities_of_root_reach_no_worker_of_another_user() {
+    if !process::is_root() {
+        skip!("inheritable_capabilities_of_root_reach_no_worker_of_another_user", "not root");
+    }
+    let root = ["setpriv", "--inh-caps=+chown,+kill"].map(str::to_owned);
+    assert_eq!(capabilities_of_a_worker(&root, &["--user", "nobody"]), "0 0 0 0");
+}
+
+#[test]
+fn ambient_gives_a_worker_exactly_what_it_names() {
+    if !process::is_root() {
+        skip!("ambient_gives_a_worker_exactly_what_it_names", "not root");
+    }
+    let expected = format!("{BIND} {BIND} {BIND} {BIND}");
+    let by_root = ["--user", "nobody", "--ambient", "net_bind_service"];
+    assert_eq!(capabilities_of_a_worker(&[], &by_root), expected);
+    let hardened = [&by_root[..], &["--no-new-privs"]].concat();
+    assert_eq!(capabilities_of_a_worker(&[], &hardened), expected);
+    let service = as_service_with("+bpf,+net_bind_service");
+    assert_eq!(capabilities_of_a_worker(&service, &["--ambient", "CAP_NET_BIND_SERVICE"]), expected);
+}
+
+#[test]
+fn a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing() {
+    if !process::is_root() {
+        skip!("a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing", "not root");
+    }
+    let root = ["setpriv", "--inh-caps=+chown,+kill"].map(str::to_owned);
+    let line = capabilities_of_a_worker(&root, &[]);
+    let sets: Vec<u64> = line.split(' ').filter_map(|set| set.parse().ok()).collect();
+    let [inheritable, permitted, effective, ambient] = sets[..] else { panic!("{line}") };
+    assert_eq!((inheritable, ambient), (0, 0));
+    assert!(permitted != 0 && permitted == effective, "{line}");
+}
+
+#[test]
+fn a_capability_that_the_supervisor_lacks_is_an_error_at_start() {
+    if !process::is_root() {
+        skip!("a_capability_that_the_supervisor_lacks_is_an_error_at_start", "not root");
+    }
+    let wrappers = [
+        as_service_with("+kill"),
+        ["setpriv", "--bounding-set=-net_bind_service"].map(str::to_owned).to_vec(),
+    ];
+    for wrapper in wrappers {
+        let options = ["--ambient", "kill,net_bind_service"];
+        let command = ["sh", "-c", "echo started"];
+        let finished = Supervisor::builder().wrap(&wrapper).args(options).command(command).run();
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stdout.is_empty(), "{finished:?}");
+        let [line] = &finished.stderr[..] else { panic!("{finished:?}") };
+        assert!(line.contains("--ambient") && line.contains(" CAP_NET_BIND_SERVICE;"), "{line}");
+    }
+}
+
+#[test]
+fn an_ordinary_user_binds_a_low_port_only_with_the_capability() {
+    let name = "an_ordinary_user_binds_a_low_port_only_with_the_capability";
+    const LOW: u16 = 81;
+    let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if !process::is_root() || first_free.trim().parse().is_ok_and(|first: u16| first <= LOW) {
+        skip!(name, "not root, or every user may bind low ports here");
+    }
+    let text = "
+made = None
+def bind():
+    global made
+    made = bound(HOST, PORT)
+    made.listen(8)
+say(attempt(bind))
+while True: signal.pause()";
+    let bind = |share: &str, extra: &[&str]| {
+        let mut low = address::tcp();
+        low.set_port(LOW);
+        let options = [&["--user", "nobody", "--share", share, "--ready", "none"], extra].concat();
+        let supervisor = Supervisor::start(&options, script(text, low));
+        let outcome = said(&supervisor, 1).pop_first().unwrap_or_default();
+        assert_eq!(supervisor.stop(), 0);
+        outcome
+    };
+    assert_eq!(bind("off", &[]), "EACCES");
+    for share in ["slots", "shared", "off"] {
+        assert_eq!(bind(share, &["--ambient", "net_bind_service"]), "ok", "--share {share}");
+    }
+}
+
+#[test]
+fn with_no_new_privs_a_set_user_id_program_gains_nothing() {
+    let name = "with_no_new_privs_a_set_user_id_program_gains_nothing";
+    if !process::is_root() {
+        skip!(name, "to make a program of root takes root");
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    let program = folder.path().join("id");
+    fs::copy("/usr/bin/id", &program).expect("every host has it");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("ours");
+    let user = |extra: &[&str]| {
+        let text = format!("{} -u; exec sleep 1000", program.display());
+        let options = [&["--user", "nobody", "--ready", "none"], extra].concat();
+        let supervisor = Supervisor::start(&options, ["sh", "-c", &text]);
+        let line = said(&supervisor, 1).pop_first().unwrap_or_default();
+        assert_eq!(supervisor.stop(), 0);
+        line
+    };
+    if user(&[]) != "0" {
+        skip!(name, "set-user-ID programs have no effect in the temporary folder anyway");
+    }
+    assert_eq!(user(&["--no-new-privs"]), "65534");
+    assert_eq!(user(&["--no-new-privs", "--share", "off"]), "65534", "without a filter, too");
+}

@@ -37,13 +37,17 @@ serve(own)";
 }
 
 #[test]
-fn a_datagram_socket_is_every_workers_own() {
+fn a_datagram_socket_of_a_fixed_port_is_shared_and_each_workers_second_one_is_refused() {
     let text = "
-made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-say(attempt(lambda: made.bind((HOST, PORT))))
+def datagram():
+    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.bind((HOST, PORT))
+    return made
+made = datagram()
+say('first ok, second', attempt(datagram))
 while True: signal.pause()";
     let supervisor = started(&["-w", "2", "--ready", "none"], text, address::tcp());
-    assert_eq!(said(&supervisor, 2), lines(&["EADDRINUSE", "ok"]));
+    assert_eq!(said(&supervisor, 2), lines(&["first ok, second EADDRINUSE"]));
 }
 
 #[test]

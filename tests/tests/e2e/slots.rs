@@ -5,10 +5,13 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use master_process_tests::askers::{answers, askers};
-use master_process_tests::load::{self, Connections, Kept, Load, Outcome};
+use master_process_tests::load::{self, Connections, Load, Outcome};
 use master_process_tests::script::{script, started};
+use master_process_tests::supervisor::Builder;
 use master_process_tests::traffic::{nothing_is_lost, pass};
-use master_process_tests::{PATIENCE, Supervisor, address, always, eventually, fixtures, patient, process};
+use master_process_tests::{
+    PATIENCE, Supervisor, address, always, eventually, fixtures, patient, process, profile, skip,
+};
 use rustix::process::Signal;
 
 /// The fixture says that it is ready just after it was, and that it was asked to leave just after it was.
@@ -23,14 +26,6 @@ fn version_4(address: SocketAddr) -> SocketAddrV4 {
     match address {
         SocketAddr::V4(address) => address,
         SocketAddr::V6(_) => unreachable!("the tests' addresses are of version 4"),
-    }
-}
-
-/// Nobody will ever accept these: they are told soon, instead of waiting for nothing.
-fn are_told(askers: Vec<Kept>) {
-    for mut asker in askers {
-        let outcome = asker.answer();
-        assert!(matches!(outcome, Outcome::Reset | Outcome::Truncated), "{outcome:?}");
     }
 }
 
@@ -72,27 +67,43 @@ fn the_spread_is_even_after_reloads_as_well() {
     is_even(&supervisor, answers(askers(address, 400)));
 }
 
-#[test]
-fn the_queue_of_a_crashed_worker_is_served_by_its_replacement() {
+/// Stops one of two workers, lets clients come, kills it: who answered them, and who lives then.
+fn served_after_a_crash(builder: Builder) -> (BTreeSet<i32>, BTreeSet<i32>) {
     let address = address::tcp();
     let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "1ms", "--throttle-max", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    let options = ["-w", "2", "--throttle", "1s", "--throttle-max", "1s"];
+    let supervisor = builder.args(options).command(fixtures::worker(&[&listen])).spawn();
     let ready = supervisor.await_events(2, "ready");
-    let (victim, other) = (ready[0].pid, ready[1].pid);
-    for _ in 0..3 {
-        let victim = supervisor.workers().into_iter().find(|pid| *pid != other).unwrap_or(victim);
-        // What comes to it from now on waits in its queue.
-        process::freeze(victim);
-        eventually(PATIENCE, "it is stopped", || {
-            process::stat(victim).is_some_and(|found| found.state == 'T')
-        });
-        let waiting = askers(address, 40);
-        process::signal(victim, Signal::KILL);
-        let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
-        assert!(!answered.contains(&victim));
-        assert_eq!(answered, supervisor.await_workers(2), "the other and the replacement, nobody else");
+    let victim = ready[0].pid;
+    // What comes to it from now on waits in its queue.
+    process::freeze(victim);
+    eventually(PATIENCE, "it is stopped", || process::stat(victim).is_some_and(|found| found.state == 'T'));
+    let waiting = askers(address, 40);
+    process::signal(victim, Signal::KILL);
+    let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
+    assert!(!answered.contains(&victim));
+    (answered, supervisor.await_workers(2))
+}
+
+#[test]
+fn the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it() {
+    if !process::is_root() {
+        skip!(
+            "the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it",
+            "eBPF takes root"
+        );
     }
+    let (answered, alive) = served_after_a_crash(Supervisor::builder());
+    assert!(answered.is_subset(&alive), "{answered:?} of {alive:?}");
+    assert_eq!(answered.len(), 1, "the replacement starts a second later: the other has served all of them");
+}
+
+#[test]
+fn the_queue_of_a_crashed_worker_is_served_by_its_replacement_where_the_kernel_moves_nothing() {
+    let user = process::is_root().then(profile::ordinary_user);
+    let builder = Supervisor::builder().wrap(profile::launcher(user, &[]));
+    let (answered, alive) = served_after_a_crash(builder);
+    assert_eq!(answered, alive, "the other and the replacement, nobody else");
 }
 
 #[test]
@@ -145,6 +156,23 @@ while True:
 }
 
 /// Two reloads under load; not one request may be lost.
+#[test]
+fn a_saturated_worker_whose_queue_stays_full_is_not_taken_for_one_that_hangs() {
+    let address = address::tcp();
+    // Each worker serves some twenty clients a second, and more than its queue takes come at any moment.
+    let text = "
+made = bound(HOST, PORT); made.listen(4)
+while True:
+    connection, _ = made.accept()
+    reply(connection, 0.05)";
+    let supervisor = started(&["-w", "2"], text, address);
+    await_listening(&supervisor, 2);
+    let clients = Load::start(address, 40, Connections::Fresh);
+    always(Duration::from_secs(12), "it accepts", || supervisor.logged(&["does not accept on"]).is_empty());
+    assert!(clients.stop().served() > 100, "it did serve");
+    assert_eq!(supervisor.stop(), 0);
+}
+
 fn reloads_lose_nothing(supervisor: &Supervisor, address: SocketAddr) {
     supervisor.eventually("somebody answers", || load::who(address).is_some());
     supervisor.await_workers(4);
@@ -341,7 +369,10 @@ fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_success
 }
 
 #[test]
-fn who_waits_for_a_new_worker_that_dies_is_told_and_the_old_one_serves() {
+fn who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one_where_the_kernel_moves_it() {
+    if !process::is_root() {
+        skip!("who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one", "eBPF takes root");
+    }
     // The new release listens, accepts nobody, and dies within the throttle.
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -366,8 +397,7 @@ serve(made)";
     std::fs::write(&gate, "").expect("the folder is ours");
     supervisor.eventually("it is given up", || !supervisor.logged(&["is given up"]).is_empty());
     assert_eq!(supervisor.await_workers(1), old);
-    are_told(waiting);
-    let answered: BTreeSet<i32> = answers(askers(address, 5)).into_iter().collect();
+    let answered: BTreeSet<i32> = answers(waiting).into_iter().chain(answers(askers(address, 5))).collect();
     assert_eq!(answered, old, "the old one serves everybody");
 }
 

@@ -406,3 +406,40 @@ fn a_deep_working_directory_is_no_obstacle_to_a_relative_path() {
     fs::create_dir_all(&deep).expect("ours");
     serves_at(&deep, Path::new("app.sock"), &deep.join("app.sock"));
 }
+
+#[test]
+fn mode_and_owner_that_the_program_gives_its_path_after_bind_hold_for_the_next_generations_as_well() {
+    let name =
+        "mode_and_owner_that_the_program_gives_its_path_after_bind_hold_for_the_next_generations_as_well";
+    if !process::is_root() {
+        skip!(name, "to give a file away takes root");
+    }
+    // Only the first generation does it, before it listens or after.
+    let before = "
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[2])
+if not RELOAD and INDEX == '0': os.chmod(sys.argv[2], 0o640); os.chown(sys.argv[2], 12345, 54321)
+made.listen(64)
+say('ready', RELOAD)
+serve(made)";
+    let after = "
+made = socket.socket(socket.AF_UNIX)
+made.bind(sys.argv[2]); made.listen(64)
+if not RELOAD and INDEX == '0': os.chmod(sys.argv[2], 0o640); os.chown(sys.argv[2], 12345, 54321)
+say('ready', RELOAD)
+serve(made)";
+    for text in [before, after] {
+        let (_folder, path) = address::unix();
+        let supervisor = Supervisor::start(&QUICK, server(text, &path));
+        // Both say the same line.
+        supervisor.eventually("both are ready", || supervisor.output().len() == 2);
+        for reloads in 0..3 {
+            let found = path.metadata().expect("it is there");
+            let access = (found.mode() & 0o7777, found.uid(), found.gid());
+            assert_eq!(access, (0o640, 12345, 54321), "after {reloads} reloads: {text}");
+            assert!(load::who(path.as_path()).is_some());
+            supervisor.reload(2);
+        }
+        assert_eq!(supervisor.stop(), 0);
+    }
+}

@@ -40,7 +40,7 @@ fn mode_at_first_connection(path: &Path) -> u32 {
 
 #[test]
 fn the_mode_is_right_at_the_first_connection() {
-    for umask in ["0", "077"] {
+    for (umask, left) in [("0", 0o777), ("077", 0o700)] {
         let wrapper = ["sh", "-c", &format!("umask {umask}; exec \"$@\""), "sh"].map(str::to_owned);
         for _ in 0..10 {
             let (_folder, path) = address::unix();
@@ -53,7 +53,13 @@ fn the_mode_is_right_at_the_first_connection() {
             let (_folder, path) = address::unix();
             let builder = Supervisor::builder().wrap(&wrapper).command(listening_worker(&path, &[]));
             let _supervisor = builder.spawn();
-            assert_eq!(mode_at_first_connection(&path), 0o664, "bound by the worker, umask {umask}");
+            assert_eq!(mode_at_first_connection(&path), left, "bound by the worker, umask {umask}");
+        }
+        for _ in 0..4 {
+            let (_folder, path) = address::unix();
+            let builder = Supervisor::builder().wrap(&wrapper).args(["--socket-mode", "664"]);
+            let _supervisor = builder.command(listening_worker(&path, &[])).spawn();
+            assert_eq!(mode_at_first_connection(&path), 0o664, "as told, umask {umask}");
         }
     }
 }
@@ -141,7 +147,8 @@ fn a_listen_path_in_a_folder_that_is_not_there_is_fatal_and_named() {
 fn a_worker_that_unlinks_the_path_does_not_take_it_away() {
     let (_folder, path) = address::unix();
     // node unlinks the path when its server closes.
-    let builder = Supervisor::builder().args(["-w", "2"]).command(fixtures::node("graceful.js"));
+    let options = ["-w", "2", "--socket-mode", "664"];
+    let builder = Supervisor::builder().args(options).command(fixtures::node("graceful.js"));
     let supervisor = builder.env("LISTEN", &path).spawn();
     supervisor.eventually("somebody answers", || load::who(path.as_path()).is_some());
     supervisor.await_workers(2);
@@ -165,7 +172,7 @@ fn a_worker_that_unlinks_the_path_does_not_take_it_away() {
 #[test]
 fn the_path_is_there_with_no_worker_alive() {
     let (_folder, path) = address::unix();
-    let options = ["--throttle", "1500ms", "--throttle-max", "1500ms"];
+    let options = ["--throttle", "1500ms", "--throttle-max", "1500ms", "--socket-mode", "664"];
     let supervisor = Supervisor::start(&options, listening_worker(&path, &["term=default"]));
     let first = supervisor.await_events(1, "ready")[0].pid;
     process::signal(first, Signal::KILL);

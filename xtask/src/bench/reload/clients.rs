@@ -40,6 +40,14 @@ impl Clients {
         }
     }
 
+    /// How long the longest request of HTTP took that was served since this was asked last.
+    pub(super) fn take_longest(&self) -> Duration {
+        match self {
+            Clients::Http(load) => load.as_ref().map(Load::take_longest).unwrap_or_default(),
+            Clients::Ping(_) => Duration::ZERO,
+        }
+    }
+
     /// Ends the clients after the request that each is at, and gives all outcomes.
     pub(super) fn stop(mut self) -> Tally {
         self.halt()

@@ -42,6 +42,10 @@ struct Costs {
     lost: u64,
     /// From the kill until a new worker answered, in the worst round.
     gap: Duration,
+    /// The longest that a client waited, in the worst round: in the second before a kill, and from then until the
+    /// replacements serve.
+    undisturbed: Duration,
+    longest: Duration,
 }
 
 /// Measures every row.
@@ -54,6 +58,8 @@ pub(super) fn measure(programs: &Programs) -> Section {
         "other failures",
         "lost by a kill, at most",
         "new worker answers after",
+        "longest wait before",
+        "longest wait with the kill",
     ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for program in [Program::NodePlain, Program::Go].into_iter().filter(|program| programs.wanted(*program)) {
@@ -68,7 +74,18 @@ pub(super) fn measure(programs: &Programs) -> Section {
                     section.broken.extend(broken(&name, &costs));
                     let gap = format!("{} ms", costs.gap.as_millis());
                     let unexplained = costs.inexcusable - costs.refused;
-                    rows.push(row([&name, &costs.requests, &costs.refused, &unexplained, &costs.lost, &gap]));
+                    let millis = |span: Duration| format!("{:.1} ms", span.as_secs_f64() * 1e3);
+                    let (before, with) = (millis(costs.undisturbed), millis(costs.longest));
+                    rows.push(row([
+                        &name,
+                        &costs.requests,
+                        &costs.refused,
+                        &unexplained,
+                        &costs.lost,
+                        &gap,
+                        &before,
+                        &with,
+                    ]));
                 }
                 Err(error) => {
                     section.broken.push(format!("kill, {name}: not measured, {error:#}"));
@@ -79,7 +96,7 @@ pub(super) fn measure(programs: &Programs) -> Section {
     }
     section.text = format!(
         "`kill -9` while {CLIENTS} clients ask, {ROUNDS} times. What a worker had accepted dies with it, at most one \
-         request of each client; what waits is served by the next worker.\n\n{}",
+         request of each client; what waits is served by the others, or by the next worker.\n\n{}",
         table(&rows)
     );
     section
@@ -109,7 +126,9 @@ fn killed_under_load(programs: &Programs, program: Program, victims: Victims) ->
         site.eventually("every worker serves, and has lived for a while", || {
             seen.elapsed() > PAST_THE_THROTTLE && all_serve(&clients.tally())
         });
+        costs.undisturbed = costs.undisturbed.max(clients.take_longest());
         let gap = kill(&site, &clients, &workers, victims);
+        costs.longest = costs.longest.max(clients.take_longest());
         costs.gap = costs.gap.max(gap);
         let after = clients.tally();
         costs.lost = costs.lost.max(after.lost() - before.lost());

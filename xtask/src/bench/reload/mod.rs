@@ -123,7 +123,7 @@ fn settle_binary(target: &Path) -> Result<PathBuf> {
     if named.as_ref() == Some(&copy) {
         return Ok(copy);
     }
-    if let Err(error) = tools::install(&[tools::for_tests(), tools::for_reloads()].concat()) {
+    if let Err(error) = tools::install(&[tools::for_fixtures(), tools::for_reloads()].concat()) {
         eprintln!("some programs will be left out: {error:#}");
     }
     let built = match named {

@@ -1,9 +1,15 @@
 //! What a run of the supervisor was asked to do: plain, validated data, no text left to parse.
 
+mod capabilities;
+mod share_rules;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use capabilities::Capabilities;
+pub use share_rules::{AddressPattern, ShareRules};
 
 /// Everything that the command line and the environment decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,14 +50,21 @@ pub struct Config {
     pub listen: Vec<Listen>,
     /// How the workers' own addresses are shared.
     pub share: Share,
+    /// Which of those addresses are shared.
+    pub share_rules: ShareRules,
     /// What becomes of the workers when the supervisor is killed.
     pub orphans: Orphans,
-    /// Permission bits of every Unix socket that we hold.
-    pub socket_mode: u32,
+    /// Permission bits of every Unix socket that we hold; `None`: 664 for those of `--listen`, and what its umask leaves
+    /// for a worker's own.
+    pub socket_mode: Option<u32>,
     /// Owner of every Unix socket that we hold; `None` leaves it unchanged.
     pub socket_owner: Option<Owner>,
     /// Who the workers run as; `None`: as the supervisor does.
     pub identity: Option<Identity>,
+    /// The capabilities that the workers have beyond what their user and program give them.
+    pub ambient: Capabilities,
+    /// Whether no program that a worker runs can gain rights: prctl(2), `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privs: bool,
     /// The workers' working directory, resolved again at every start; `None`: the supervisor's.
     pub chdir: Option<PathBuf>,
     /// The workers' umask; `None`: the supervisor's.

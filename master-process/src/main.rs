@@ -9,14 +9,17 @@ use master_process::config::Config;
 use master_process::driver::{Driver, Ending};
 use master_process::exit_code as code;
 use master_process::report;
-use master_process::share::{Access, Broker, HandedOver};
+use master_process::share::{Access, Broker, InheritedListeners};
 use master_process::sys::fds;
 use master_process::sys::signals::Signals;
 use master_process::sys::spawn::{SpawnError, Step};
 
 fn main() -> ExitCode {
+    // Before anything opens a descriptor, which a wrong count would reach. No signal is lost meanwhile: all of them
+    // are blocked since the program's first instruction.
+    let handed_over = InheritedListeners::from_service_manager(|name| std::env::var_os(name));
     match cli::parse(std::env::args_os(), &cli::ProcessEnv) {
-        Ok(Command::Run(config)) => run(&config),
+        Ok(Command::Run(config)) => run(&config, handed_over),
         Ok(Command::Help(text) | Command::Version(text)) => {
             // Whoever closed standard output did not want to read it.
             let _closed = std::io::stdout().write_all(text.as_bytes());
@@ -26,9 +29,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> ExitCode {
+fn run(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> ExitCode {
     report::start_logging(config.log_format, &config.verbosity);
-    let driver = match prepare(config) {
+    let driver = match prepare(config, handed_over) {
         Ok(driver) => driver,
         Err(error) => return fail(code::FATAL, &format_args!("{error:#}")),
     };
@@ -40,15 +43,15 @@ fn run(config: &Config) -> ExitCode {
 }
 
 /// Everything that can fail before the first worker; from then on, nothing ends the supervisor.
-fn prepare(config: &Config) -> anyhow::Result<Driver> {
+fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> anyhow::Result<Driver> {
     use anyhow::Context;
+    let mut handed_over = handed_over.context("LISTEN_FDS")?;
     let signals = Signals::new().context("signalfd")?;
-    let mut handed_over =
-        HandedOver::from_service_manager(|name| std::env::var_os(name)).context("LISTEN_FDS")?;
     fds::close_on_exec().context("close_range")?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     handed_over.open(&config.listen, access)?;
-    let broker = Broker::new(config.share, config.orphans, access, &mut handed_over);
+    let rules = config.share_rules.clone();
+    let broker = Broker::new(config.share, rules, access, &mut handed_over).context("eventfd")?;
     Driver::new(config, signals, broker, handed_over)
 }
 

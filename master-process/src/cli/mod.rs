@@ -5,6 +5,7 @@
 
 mod accounts;
 mod batch;
+mod capabilities;
 mod choice;
 mod clap_error;
 mod command;
@@ -27,6 +28,7 @@ mod readme;
 mod ready;
 mod resolver;
 mod settings;
+mod share_rules;
 mod signal;
 mod size;
 #[cfg(test)]

@@ -177,6 +177,24 @@ pub const OPTIONS: &[Opt] = &[
                   `auto` is `slots`",
     },
     Opt {
+        long: "share-only",
+        short: None,
+        kind: Kind::Values("ADDR,..."),
+        variables: &[],
+        unset: Unset::Nothing("every address"),
+        meaning: "Only these addresses are shared; every worker binds the others for itself: a port `3000` or a range \
+                  `9100-9199` on any IP address, `IP:PORT`, `[::]:PORT`, `unix:/path` or `/path`, `@name` for an abstract \
+                  Unix socket",
+    },
+    Opt {
+        long: "no-share",
+        short: None,
+        kind: Kind::Values("ADDR,..."),
+        variables: &[],
+        unset: Unset::Nothing("none"),
+        meaning: "These addresses are not shared, also if `--share-only` names them",
+    },
+    Opt {
         long: "drain",
         short: None,
         kind: Kind::Value("DUR"),
@@ -199,7 +217,7 @@ pub const OPTIONS: &[Opt] = &[
         short: None,
         kind: Kind::Value("MODE"),
         variables: &[],
-        unset: Unset::Default("664"),
+        unset: Unset::Nothing("664 for --listen, the umask's for a worker's own"),
         meaning: "Permissions of every Unix socket that the supervisor holds, in octal",
     },
     Opt {
@@ -298,6 +316,25 @@ pub const OPTIONS: &[Opt] = &[
         unset: Unset::Nothing("unchanged"),
         meaning: "The workers' group, a name or an id, instead of the user's first. Without a user: this group and no \
                   other",
+    },
+    Opt {
+        long: "ambient",
+        short: None,
+        kind: Kind::Values("CAPS"),
+        variables: &[],
+        unset: Unset::Nothing("none"),
+        meaning: "Capabilities that the workers have whatever their user, separated by commas: `net_bind_service` or \
+                  `CAP_NET_BIND_SERVICE`. Every other inheritable and ambient capability of the supervisor is taken from \
+                  them",
+    },
+    Opt {
+        long: "no-new-privs",
+        short: None,
+        kind: Kind::Switch,
+        variables: &[],
+        unset: Unset::Nothing(""),
+        meaning: "No worker can gain rights by a program that it runs: set-user-ID, set-group-ID and file capabilities have \
+                  no effect. Sharing addresses needs this in any case where the supervisor does not have CAP_SYS_ADMIN",
     },
     Opt {
         long: "chdir",

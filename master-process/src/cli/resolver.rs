@@ -122,6 +122,20 @@ impl<'a> Resolver<'a> {
         list.split(',').map(|text| read(source.clone(), OsString::from(text.trim()), &parse)).collect()
     }
 
+    /// The values of a repeatable option whose flag separates by commas, as its variable does.
+    pub(super) fn list<T>(
+        &self,
+        long: &str,
+        parse: impl Fn(&str) -> Parsed<T>,
+    ) -> Result<Vec<T>, UsageError> {
+        let flags = self.many(long, |text| Ok(text.to_owned()))?;
+        let entries =
+            flags.iter().flat_map(|flag| flag.text.split(',').map(|entry| (&flag.source, entry.trim())));
+        entries
+            .map(|(source, text)| parse(text).map_err(|reason| UsageError::value(source, text, &reason)))
+            .collect()
+    }
+
     /// A variable that is not empty.
     pub(super) fn variable_named(&self, name: &str) -> Option<OsString> {
         self.env.var(name).filter(|text| !text.is_empty())

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::error::UsageError;
 use super::resolver::Resolver;
 use super::{
-    batch, choice, count, directory, duration, give_up, identity, limits, listen, octal, owner, ready,
-    signal, verbosity, workers,
+    batch, capabilities, choice, count, directory, duration, give_up, identity, limits, listen, octal, owner,
+    ready, share_rules, signal, verbosity, workers,
 };
 use crate::config::{Config, Identity, Listen, LogFormat, Orphans, ReadyMode, Share, Stdin};
 
@@ -55,9 +55,12 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         memory_high_signal: limits::memory_high_signal(from, &limits)?,
         listen,
         share: from.one("share", |text| choice::parse(text, SHARE))?,
-        socket_mode: from.one("socket-mode", octal::parse)?,
+        share_rules: share_rules::rules(from)?,
+        socket_mode: from.optional("socket-mode", octal::parse)?.map(|mode| mode.value),
         socket_owner: from.optional("socket-owner", |text| owner::parse(text, env))?.map(|owner| owner.value),
         identity: workers_identity(from)?,
+        ambient: capabilities::ambient(from)?,
+        no_new_privs: from.switch("no-new-privs"),
         chdir: from.optional("chdir", |text| directory::parse(text, env))?.map(|dir| dir.value),
         umask: from.optional("umask", octal::parse)?.map(|umask| umask.value),
         stdin: from.one("stdin", |text| choice::parse(text, STDIN))?,

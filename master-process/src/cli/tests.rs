@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::testing::Host;
 use super::*;
 use crate::config::{
-    Batch, Identity, Limits, LogFormat, Monitor, Orphans, Owner, ReadyMode, Scope, Share, Signal, Stdin,
-    Verbosity,
+    AddressPattern, Batch, Capabilities, Identity, Limits, LogFormat, Monitor, Orphans, Owner, ReadyMode,
+    Scope, Share, ShareRules, Signal, Stdin, Verbosity,
 };
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
@@ -67,9 +67,12 @@ fn defaults_are_those_of_the_contract() {
             memory_high_signal: None,
             listen: vec![],
             share: Share::Auto,
-            socket_mode: 0o664,
+            share_rules: ShareRules::default(),
+            socket_mode: None,
             socket_owner: None,
             identity: None,
+            ambient: Capabilities::NONE,
+            no_new_privs: false,
             chdir: None,
             umask: None,
             stdin: Stdin::Null,
@@ -134,6 +137,9 @@ fn every_flag_reaches_the_configuration() {
             "deploy",
             "--group",
             "www-data",
+            "--ambient",
+            "chown,Cap_Kill",
+            "--no-new-privs",
             "--chdir",
             "app",
             "--umask",
@@ -166,9 +172,10 @@ fn every_flag_reaches_the_configuration() {
     };
     assert_eq!((config.limits, config.monitor, config.account), (limits, Monitor::Off, Scope::Worker));
     assert_eq!(config.memory_high_signal, Some(Signal(libc::SIGUSR1)));
-    assert_eq!((config.share, config.socket_mode), (Share::Off, 0o600));
+    assert_eq!((config.share, config.socket_mode), (Share::Off, Some(0o600)));
     assert_eq!(config.socket_owner, Some(Owner { uid: Some(1000), gid: Some(33) }));
     assert_eq!(config.identity, Some(Identity { uid: Some(1000), gid: 33, groups: vec![33, 27] }));
+    assert_eq!((config.ambient, config.no_new_privs), (Capabilities(0b10_0001), true));
     assert_eq!((config.chdir, config.umask), (Some(PathBuf::from("/srv/app")), Some(0o027)));
     assert_eq!((config.stdin, config.log_format), (Stdin::Inherit, LogFormat::Json));
     assert_eq!(config.verbosity, Verbosity::Quiet);
@@ -184,9 +191,11 @@ fn sample(opt: &Opt) -> &'static str {
         "ready" => "none",
         "listen" => "3000",
         "share" => "off",
+        "share-only" | "no-share" => "3000,9100-9199",
         "socket-mode" | "umask" => "077",
         "socket-owner" | "user" => "deploy",
         "group" => "www-data",
+        "ambient" => "net_bind_service,CAP_KILL",
         "chdir" => "/srv/app",
         "orphans" => "keep",
         "max-memory" => "300MiB",
@@ -243,6 +252,30 @@ fn flag_then_own_variable_then_the_ancestors() {
     assert_eq!(config(&[("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "")], &[]).workers, 2);
     // What is not used is not looked at.
     assert_eq!(config(&[("WORKERS", "garbage")], &["-w", "4"]).workers, 4);
+}
+
+#[test]
+fn share_rules_are_repeated_or_separated_by_commas() {
+    let ports = |port| AddressPattern::Ports(port..=port);
+    let expected = ShareRules { only: [1, 2, 3].map(ports).to_vec(), except: vec![ports(4)] };
+    let by_flag = config(&[], &["--share-only", "1, 2", "--share-only=3", "--no-share", "4"]);
+    assert_eq!(by_flag.share_rules, expected);
+    let vars = [("MASTER_PROCESS_SHARE_ONLY", "1,2,3"), ("MASTER_PROCESS_NO_SHARE", "4")];
+    assert_eq!(config(&vars, &[]).share_rules, expected);
+    assert!(error(&[], &["--no-share", "80,"]).starts_with(r#"--no-share: "" is not an address; give "#));
+    let line = error(&[("MASTER_PROCESS_SHARE_ONLY", "80,http,81")], &[]);
+    assert!(
+        line.starts_with(r#"MASTER_PROCESS_SHARE_ONLY: "http" is not an address; give PORT, "#),
+        "{line}"
+    );
+}
+
+#[test]
+fn an_unknown_capability_is_named() {
+    assert_eq!(
+        error(&[], &["--ambient", "kill,fly"]),
+        r#"--ambient: "fly" is not a capability; give names of capabilities(7), such as net_bind_service or CAP_NET_BIND_SERVICE"#
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use tracing::{debug, warn};
 use super::chores::Chore;
 use super::{Driver, Token};
 use crate::policy::{Event, Sign, WorkerId};
-use crate::share::Listens;
+use crate::share::{Decision, Listens};
 use crate::sys::seccomp::{self, Notification};
 
 /// Where notifications arrive. One outlives its worker for as long as a descendant of that is left: without
@@ -64,18 +64,21 @@ impl Driver {
         }
     }
 
-    /// Answers a call, now or, where the kernel lacks something just now, later: letting it go on would give the
-    /// worker an address of its own that the others then cannot have.
+    /// Answers a call, now or, where something must be found out or the kernel lacks something, later: letting it go on
+    /// would give the worker an address of its own that the others then cannot have.
     pub(super) fn reply_to(&mut self, serial: u64, call: &Notification) {
+        let now = self.now();
         let Some((worker, listener)) = self.listeners.open.get(&serial) else { return };
         let (worker, listener) = (*worker, listener.as_fd());
-        let Some(reply) = self.broker.reply(listener, call, worker) else {
-            return self.later(Chore::Call(serial, *call));
+        let reply = match self.broker.reply(now, listener, call, worker) {
+            Decision::Reply(reply) => reply,
+            Decision::Wait(wait) => return self.later_in(wait, Chore::Call(serial, *call)),
+            Decision::AwaitLook => return,
         };
         debug!("{}: {:?}: {:?}", self.name(worker), call.call, reply.answer);
         if seccomp::answer(listener, call, reply.answer).is_err() {
             // Dead, or to come again: what the call did has no meaning before the worker knows of it.
-            return self.broker.unheard(worker, reply.answer);
+            return self.broker.undelivered(worker, reply.answer);
         }
         let sign = reply.listens.map(|listens| match listens {
             Listens::All => Sign::Listen,
@@ -83,6 +86,20 @@ impl Driver {
         });
         if let Some(sign) = sign {
             self.event(Event::Signed(worker, sign));
+        }
+    }
+
+    /// What the helper thread has found: calls that waited for it go on.
+    pub(super) fn read_looks(&mut self) {
+        for (serial, call) in self.broker.take_looks(self.now()) {
+            self.reply_to(serial, &call);
+        }
+        self.watch_looks();
+    }
+
+    pub(super) fn watch_looks(&mut self) {
+        if let Err(error) = self.poller.watch(self.broker.looks(), Token::Looks.encode()) {
+            warn!("watching: {error}: what workers have closed is not noticed");
         }
     }
 }

@@ -3,14 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use std::os::fd::AsFd;
-
 use tracing::{info, warn};
 
 use super::{Driver, Token};
 use crate::policy::Time;
-use crate::share::{Remark, Watch};
-use crate::sys::pidfd;
+use crate::share::{CLOSE_CHECK, Report, Watch};
 use crate::sys::seccomp::Notification;
 
 /// How long after somebody came a queue is looked at, and how often while somebody waits. It bounds what a
@@ -21,9 +18,13 @@ const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// tried a port out has closed it by then; clients of that port hang for so long.
 const SWEEP_AFTER: Duration = Duration::from_secs(2);
 
-/// A program that binds in order to connect does so within a few looks; one that is slow to listen must not keep
-/// us awake.
-const LOOKS_AT_UNLISTENED: u32 = 5;
+/// How soon a `bind` that was let go on is looked after: it takes the kernel microseconds. Each further look waits twice as
+/// long.
+const UNSETTLED_AFTER: Duration = Duration::from_millis(1);
+
+/// A program that binds in order to connect does so within a few seconds; one that is slow to listen must not keep us
+/// awake.
+const LOOKS_AT_UNSETTLED: u32 = 13;
 
 /// How long what failed for want of a resource waits.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -33,8 +34,10 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 pub(super) enum Chore {
     /// See whether the queue of the socket with this inode number moves.
     Queue(u64),
-    /// See whether the socket with this inode number was made for something else than listening; so often at most.
-    Unlistened(u64, u32),
+    /// See whether the socket with this inode number is bound, or listens, by now; it was so often.
+    Unsettled(u64, u32),
+    /// See whether workers still have their listeners open.
+    CheckListeners,
     /// See what the worker of this serial really holds.
     Sweep(u64),
     /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
@@ -50,7 +53,11 @@ impl Chore {
     fn wait(self, interval: Duration) -> Duration {
         match self {
             Chore::Sample => interval,
-            Chore::Queue(_) | Chore::Unlistened(..) => LOOK_AFTER,
+            Chore::Queue(_) => LOOK_AFTER,
+            Chore::Unsettled(_, looks) => {
+                UNSETTLED_AFTER * 2u32.saturating_pow(looks.min(LOOKS_AT_UNSETTLED))
+            }
+            Chore::CheckListeners => CLOSE_CHECK,
             Chore::Sweep(_) => SWEEP_AFTER,
             Chore::Exit(_) | Chore::Call(..) => AGAIN_AFTER,
         }
@@ -84,7 +91,11 @@ impl Chores {
 impl Driver {
     /// Leaves something for later.
     pub(super) fn later(&mut self, chore: Chore) {
-        let wait = chore.wait(self.sampling.interval);
+        self.later_in(chore.wait(self.sampling.interval), chore);
+    }
+
+    /// The same, after a time of its own.
+    pub(super) fn later_in(&mut self, wait: Duration, chore: Chore) {
         self.chores.add(self.now().after(wait), chore);
     }
 
@@ -93,82 +104,82 @@ impl Driver {
         let now = self.now();
         while let Some(chore) = self.chores.due(now) {
             match chore {
-                Chore::Queue(inode) => match self.broker.look_at_queue(inode) {
-                    Watch::Come => self.watch_queue(inode),
+                Chore::Queue(inode) => match self.broker.look_at_queue(now, inode) {
+                    Watch::Come => self.broker.watch_queue(inode),
                     Watch::Soon => self.later(chore),
                     Watch::Over => {}
                 },
-                Chore::Unlistened(inode, looks) => {
-                    if looks > 0 && self.broker.look_at_unlistened(inode) == Watch::Soon {
-                        self.later(Chore::Unlistened(inode, looks - 1));
+                Chore::Unsettled(inode, looks) => {
+                    if self.broker.look_at_unsettled(now, inode, looks == LOOKS_AT_UNSETTLED) == Watch::Soon {
+                        self.later(Chore::Unsettled(inode, looks + 1));
                     }
                 }
+                Chore::CheckListeners => {
+                    self.broker.check_listeners();
+                    self.checks_listeners = false;
+                }
                 Chore::Sample => self.sample(),
-                Chore::Sweep(serial) => self.sweep(serial),
+                Chore::Sweep(serial) => self.broker.sweep(now, serial),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
             }
         }
     }
 
-    fn sweep(&mut self, serial: u64) {
-        let Some(entry) = self.workers.get(serial) else { return };
-        let (pid, pidfd) = (entry.pid, entry.pidfd.as_fd());
-        // A zombie has nothing open, and what it had is its successor's.
-        self.broker.sweep(serial, pid, || matches!(pidfd::peek(pidfd), Ok(None)));
+    /// Somebody came to sockets, or they were shut down.
+    pub(super) fn read_queues(&mut self) {
+        for inode in self.broker.take_queue_events(self.now()) {
+            self.later(Chore::Queue(inode));
+        }
+        self.watch_queues();
     }
 
-    fn watch_queue(&mut self, inode: u64) {
-        if let Some(socket) = self.broker.socket(inode)
-            && let Err(error) = self.poller.watch(socket, Token::Queue(inode).encode())
-        {
-            warn!("watching: {error}: a hung worker may not be noticed");
+    pub(super) fn watch_queues(&mut self) {
+        if let Err(error) = self.poller.watch(self.broker.queues(), Token::Queues.encode()) {
+            warn!("watching: {error}: a worker that does not accept may not be noticed");
         }
     }
 
-    /// Before the end: the kernel takes a ring apart only after its process has ended, and until then the watches
-    /// in it would hold the sockets, and so the addresses, that somebody may want at once.
-    pub(super) fn end_watches(&mut self) {
-        for inode in self.broker.inodes() {
-            self.poller.forget(Token::Queue(inode).encode());
-        }
-        let _cancelled = self.poller.wait(Some(Duration::ZERO), &mut Vec::new());
-    }
-
-    /// Does what followed from sharing: points addresses, watches new queues, tells what came up.
+    /// Does what followed from sharing: watches new queues, looks after what is under way, tells what came up.
     pub(super) fn after_sharing(&mut self) {
-        self.broker.take_turns();
-        self.broker.close_orphans(|slot| self.policy.expects_start(slot));
-        self.broker.close_spares();
-        for inode in self.broker.take_unlistened() {
-            self.later(Chore::Unlistened(inode, LOOKS_AT_UNLISTENED));
+        let now = self.now();
+        self.broker.reconcile(now);
+        self.broker.abandon_slots(now, |slot| self.policy.expects_start(slot));
+        for inode in self.broker.take_unsettled() {
+            self.later(Chore::Unsettled(inode, 0));
         }
-        for inode in self.broker.take_unwatched() {
-            self.watch_queue(inode);
+        if !self.checks_listeners && self.broker.wants_check(now) {
+            self.checks_listeners = true;
+            self.later(Chore::CheckListeners);
         }
-        for remark in self.broker.take_remarks() {
-            self.remark(&remark);
+        for report in self.broker.take_reports() {
+            self.tell(&report);
         }
     }
 
-    fn remark(&mut self, remark: &Remark) {
-        match remark {
-            Remark::Holds { address } | Remark::LetGo { address } => info!(address, "{remark}"),
-            Remark::NotSteered { address, .. } | Remark::NotRenamed { address, .. } => {
-                warn!(address, "{remark}");
+    fn tell(&mut self, report: &Report) {
+        match report {
+            Report::Listening { address } | Report::Closed { address } => info!(address, "{report}"),
+            Report::Unwatched { .. } => warn!("{report}"),
+            Report::NotSelected { address, .. } | Report::NotRenamed { address, .. } => {
+                warn!(address, "{report}");
             }
-            Remark::Refused { worker, address, .. }
-            | Remark::Hung { worker, address, .. }
-            | Remark::Bypassed { worker, address } => {
-                warn!(worker = worker.slot, address, "{} {remark}", self.name(*worker));
+            Report::Refused { worker, address, .. }
+            | Report::Stalled { worker, address, .. }
+            | Report::Bypassed { worker, address }
+            | Report::Unshared { worker, address } => {
+                warn!(worker = worker.slot, address, "{} {report}", self.name(*worker));
             }
-            Remark::Moves { worker, address } => {
-                info!(worker = worker.slot, address, "{} {remark}", self.name(*worker));
+            Report::TooManyListeners { worker, .. } => {
+                warn!(worker = worker.slot, "{} {report}", self.name(*worker));
             }
-            Remark::Unseen { worker, .. } => {
+            Report::Accepts { worker, address } => {
+                info!(worker = worker.slot, address, "{} {report}", self.name(*worker));
+            }
+            Report::Unseen { worker, .. } => {
                 if self.listeners.warn_once() {
                     let worker_name = self.name(*worker);
-                    warn!(worker = worker.slot, "{worker_name}: {remark}; more such calls are not told of");
+                    warn!(worker = worker.slot, "{worker_name}: {report}; more such calls are not told of");
                 }
             }
         }

@@ -46,7 +46,7 @@ impl Driver {
         }
         let words = self.meter.ended(id);
         self.workers.ended(serial, Certificate::new(death, words));
-        self.broker.leave(serial, self.policy.expects_end(id));
+        self.broker.leave(self.now(), serial, self.policy.expects_end(id));
         if !self.listeners.has(serial) {
             self.broker.forget(serial);
         }

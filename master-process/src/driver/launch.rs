@@ -7,13 +7,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 
-use crate::config::{Config, Identity, Orphans, ReadyMode, Share, Stdin};
+use crate::config::{Capabilities, Config, Identity, Orphans, ReadyMode, Share, Stdin};
 use crate::policy::WorkerId;
-use crate::share::HandedOver;
+use crate::share::InheritedListeners;
+use crate::sys::capabilities::OwnCapabilities;
 use crate::sys::fds;
 use crate::sys::notify::NotifySocket;
 use crate::sys::seccomp::{self, Calls, Filter};
-use crate::sys::spawn::{Directory, Particulars, SpawnError, Spawned, Spawner, Step, Template};
+use crate::sys::spawn::{
+    Directory, Particulars, SpawnError, Spawned, Spawner, Step, Template, WorkerCapabilities,
+};
 
 /// Where a command without a slash is looked for when there is no `PATH`; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -58,7 +61,7 @@ pub(super) struct Launched {
 impl Launcher {
     pub(super) fn new(
         config: &Config,
-        handed_over: HandedOver,
+        handed_over: InheritedListeners,
         notify: &NotifySocket,
     ) -> anyhow::Result<Launcher> {
         let ready_fd = match config.ready {
@@ -80,13 +83,15 @@ impl Launcher {
         let environment = environment(&handed_over, notify)?;
         let command = config.command.first().context("no command")?;
         let directory = directory(config)?;
+        let identity = config.identity.clone().filter(|identity| !is_ours(identity));
         let template = Template {
             candidates: candidates(command, std::env::var_os("PATH").as_deref())?,
             argv: config.command.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
             environment,
             directory,
             umask: config.umask,
-            identity: config.identity.clone().filter(|identity| !is_ours(identity)),
+            capabilities: capabilities(config.ambient, identity.as_ref())?,
+            identity,
             nofile: Some(fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?),
             stdin: match config.stdin {
                 Stdin::Null => Some(open_null(lowest)?),
@@ -94,7 +99,8 @@ impl Launcher {
             },
             handed_over: handed_over.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
             filter: None,
-            no_new_privs: !seccomp::may_filter_with_privileges(),
+            filter_needs_no_new_privs: !seccomp::may_filter_with_privileges(),
+            no_new_privs: config.no_new_privs,
             dies_with_us: config.orphans == Orphans::Kill,
         };
         let watches_listen = matches!(config.ready, ReadyMode::Auto | ReadyMode::Listen);
@@ -170,6 +176,20 @@ impl Launcher {
     }
 }
 
+/// What the workers' capability sets are set to; `None`: they need no change.
+fn capabilities(
+    ambient: Capabilities,
+    identity: Option<&Identity>,
+) -> anyhow::Result<Option<WorkerCapabilities>> {
+    let own = OwnCapabilities::read().context("capget")?;
+    let missing = own.lacks(ambient);
+    anyhow::ensure!(
+        missing.is_empty(),
+        "--ambient: the supervisor itself does not have {missing}; start it as root or with these capabilities"
+    );
+    Ok(WorkerCapabilities::new(&own, ambient, identity))
+}
+
 /// Whether we are who the workers are to be, and could not change that anyway.
 fn is_ours(identity: &Identity) -> bool {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
@@ -207,7 +227,7 @@ fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
     Ok(Some(Directory { path: c_string(path.as_os_str())?, optional: true }))
 }
 
-fn environment(handed_over: &HandedOver, notify: &NotifySocket) -> anyhow::Result<Vec<CString>> {
+fn environment(handed_over: &InheritedListeners, notify: &NotifySocket) -> anyhow::Result<Vec<CString>> {
     let kept = std::env::vars_os().filter(|(name, _)| !NOT_PASSED_ON.iter().any(|ours| name == ours));
     let mut environment: Vec<OsString> = kept.map(|(name, value)| pair(&name, &value)).collect();
     environment.push(format!("PPID={}", std::process::id()).into());

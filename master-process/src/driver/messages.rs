@@ -22,7 +22,8 @@ impl Driver {
             let Some(message) = self.notify.receive() else {
                 break;
             };
-            let Some(serial) = message.sender.and_then(|sender| self.worker_of(sender)) else {
+            let serial = message.sender.and_then(|sender| self.worker_of(sender));
+            let Some(serial) = serial.filter(|_| !message.is_sender_gone()) else {
                 debug!(
                     "a notification of process {:?}, which belongs to no worker, is passed over",
                     message.sender
@@ -43,7 +44,7 @@ impl Driver {
                 self.event(Event::Signed(id, Sign::Notify));
             }
         }
-        if let Err(error) = self.poller.watch(self.notify.as_fd(), Token::Messages.encode()) {
+        if let Err(error) = self.poller.watch(self.notify.watched(), Token::Messages.encode()) {
             warn!("watching: {error}: notifications are not watched");
         }
     }

@@ -8,6 +8,7 @@ mod chores;
 mod exits;
 mod launch;
 mod messages;
+mod notify_place;
 pub mod orders;
 mod samples;
 mod token;
@@ -26,9 +27,10 @@ use crate::policy::{
     Action, Event, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
 };
 use crate::report::{self, Certificate, Named};
-use crate::share::{Broker, HandedOver};
+use crate::share::{Broker, InheritedListeners};
 use crate::sys::notify::NotifySocket;
 use crate::sys::poller::Poller;
+use crate::sys::seccomp;
 use crate::sys::signals::Signals;
 use crate::sys::spawn::{SpawnError, Step};
 use crate::sys::{children, pidfd};
@@ -66,6 +68,8 @@ pub struct Driver {
     listeners: Listeners,
     broker: Broker,
     chores: Chores,
+    /// Whether a round of checks of the workers' listeners is to come.
+    checks_listeners: bool,
     /// Killed with their workers, and not all gone when those were reaped.
     dying_groups: Vec<(OwnedFd, Pid)>,
     /// Children of whatever this process was before it was exec'ed.
@@ -93,16 +97,17 @@ impl Driver {
     pub fn new(
         config: &Config,
         signals: Signals,
-        broker: Broker,
-        handed_over: HandedOver,
+        mut broker: Broker,
+        handed_over: InheritedListeners,
     ) -> anyhow::Result<Driver> {
         use anyhow::Context;
         let mut poller = choose_poller(std::env::var("MASTER_PROCESS_LOOP").ok().as_deref())?;
-        let notify = NotifySocket::new().context("the notify socket")?;
+        let notify = notify_place::open(config.identity.as_ref()).context("the notify socket")?;
+        broker.set_notify_address(&notify.address());
         let launcher = Launcher::new(config, handed_over, &notify)?;
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
-        poller.watch(notify.as_fd(), Token::Messages.encode()).context("watching")?;
+        poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
         let (meter, measures) = Meter::new(config.monitor, config.account, config.workers)?;
         let settings = Settings::from(config);
         Ok(Driver {
@@ -116,6 +121,7 @@ impl Driver {
             listeners: Listeners::default(),
             broker,
             chores: Chores::default(),
+            checks_listeners: false,
             dying_groups: Vec::new(),
             inherited: children::ours(),
             stop_signal: config.stop_signal.0,
@@ -135,12 +141,13 @@ impl Driver {
     pub fn run(mut self) -> Ending {
         let mut ready = Vec::new();
         self.start_sampling();
+        self.watch_looks();
+        self.watch_queues();
         loop {
             let unfinished = self.carry_out();
             self.after_sharing();
             if let Some(outcome) = self.policy.outcome() {
                 self.outlive_all();
-                self.end_watches();
                 return match (outcome, self.last_failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
                     (Outcome::GaveUp, _) => Ending::GaveUp,
@@ -167,7 +174,8 @@ impl Driver {
     }
 
     fn until_deadline(&self) -> Option<Duration> {
-        let first = [self.policy.deadline(), self.chores.first()].into_iter().flatten().min();
+        let first =
+            [self.policy.deadline(), self.chores.first(), self.broker.deadline()].into_iter().flatten().min();
         first.map(|at| at.since(self.now()))
     }
 
@@ -176,7 +184,8 @@ impl Driver {
             Token::Messages => self.read_messages(),
             Token::Calls(serial) => self.answer_call(serial),
             Token::ReadyPipe(serial) => self.read_ready_pipe(serial),
-            Token::Queue(inode) => self.later(Chore::Queue(inode)),
+            Token::Looks => self.read_looks(),
+            Token::Queues => self.read_queues(),
             Token::Signals => self.read_signals(),
             Token::Exit(serial) => self.worker_ended(serial),
         }
@@ -212,19 +221,19 @@ impl Driver {
                     starts += 1;
                     self.launch(worker, generation);
                 }
-                Action::Target(target) => self.broker.set_target(target),
+                Action::Target(target) => self.broker.set_target(now, target),
                 Action::Serve(worker) => {
-                    self.broker.serve(worker.serial);
+                    self.broker.set_serves(now, worker.serial, true);
                     // In a moment it is looked at once, and then left alone.
                     self.later(Chore::Sweep(worker.serial));
                 }
-                Action::Retire(worker) => self.broker.retire(worker.serial),
+                Action::Retire(worker) => self.broker.set_serves(now, worker.serial, false),
                 Action::Look(worker) => {
                     let queue = self.broker.queue(worker.serial);
                     self.event(Event::Queue(worker, queue));
                 }
                 Action::Stop(worker) => {
-                    self.broker.dismiss(worker.serial);
+                    self.broker.set_stopping(now, worker.serial);
                     self.ask_to_leave(worker);
                 }
                 Action::Kill(worker) => self.kill(worker),
@@ -248,6 +257,7 @@ impl Driver {
                     self.watch(pipe.as_fd(), Token::ReadyPipe(serial));
                 }
                 if let Some(listener) = launched.spawned.listener {
+                    seccomp::answer_on_callers_cpu(listener.as_fd());
                     self.watch(listener.as_fd(), Token::Calls(serial));
                     self.listeners.insert(worker, listener);
                 }
@@ -257,13 +267,14 @@ impl Driver {
                     launched.spawned.pidfd,
                     launched.ready_pipe,
                 );
+                self.broker.launched(worker, pid);
                 self.meter.launched(worker, pid);
                 debug!(worker = worker.slot, generation, "{} is started", self.name(worker));
                 self.event(Event::Launched(worker));
             }
             Err(failure) => {
                 self.meter.not_launched(worker);
-                self.broker.leave(worker.serial, false);
+                self.broker.leave(self.now(), worker.serial, true);
                 let passing = failure.is_passing();
                 if failure.step == Step::Seccomp && !passing {
                     self.launcher.do_without_filter(&failure);

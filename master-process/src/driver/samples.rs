@@ -45,6 +45,7 @@ impl Driver {
             self.policy.handle(now, Event::Sampled(worker, usage));
         }
         self.sampling.taken = taken;
+        self.broker.check_listeners();
         self.start_sampling();
     }
 

@@ -9,8 +9,10 @@ pub(super) enum Token {
     Calls(u64),
     /// The pipe on which it says that it is ready.
     ReadyPipe(u64),
-    /// The queue of the socket with this inode number.
-    Queue(u64),
+    /// What the helper thread of the sockets has found.
+    Looks,
+    /// The queues of the sockets that workers listen on.
+    Queues,
     /// The signalfd.
     Signals,
     /// Its pidfd.
@@ -27,9 +29,10 @@ impl Token {
             Token::Messages => 0,
             Token::Calls(serial) => 1 << KIND_AT | serial,
             Token::ReadyPipe(serial) => 2 << KIND_AT | serial,
-            Token::Queue(inode) => 3 << KIND_AT | inode,
-            Token::Signals => 4 << KIND_AT,
-            Token::Exit(serial) => 5 << KIND_AT | serial,
+            Token::Looks => 3 << KIND_AT,
+            Token::Queues => 4 << KIND_AT,
+            Token::Signals => 5 << KIND_AT,
+            Token::Exit(serial) => 6 << KIND_AT | serial,
         }
     }
 
@@ -39,8 +42,9 @@ impl Token {
             0 => Token::Messages,
             1 => Token::Calls(serial),
             2 => Token::ReadyPipe(serial),
-            3 => Token::Queue(serial),
-            4 => Token::Signals,
+            3 => Token::Looks,
+            4 => Token::Queues,
+            5 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -56,7 +60,8 @@ mod tests {
             Token::Messages,
             Token::Calls(7),
             Token::ReadyPipe(7),
-            Token::Queue(7),
+            Token::Looks,
+            Token::Queues,
             Token::Signals,
             Token::Exit(SERIAL),
         ];

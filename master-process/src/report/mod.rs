@@ -4,6 +4,7 @@ mod certificate;
 mod format;
 mod lines;
 mod setup;
+mod shorten;
 mod span;
 mod writer;
 

@@ -15,9 +15,10 @@ use crate::config::{LogFormat, Verbosity};
 /// Starts the log on standard error. Called once; a second call changes nothing.
 pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
     let filter = filter(verbosity);
-    let layer = tracing_subscriber::fmt::layer().with_writer(Stderr::new());
+    let format = resolve(format);
+    let layer = tracing_subscriber::fmt::layer().with_writer(Stderr::new(format));
     let terminal = std::io::stderr().is_terminal();
-    let subscriber: Box<dyn tracing::Subscriber + Send + Sync> = match resolve(format) {
+    let subscriber: Box<dyn tracing::Subscriber + Send + Sync> = match format {
         LogFormat::Json => {
             let layer = layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
             Box::new(Registry::default().with(layer.with_filter(filter)))

@@ -4,14 +4,19 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::SendFlags;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// A pipe that is writable has room for this much (PIPE_BUF in pipe(7)), and takes it whole.
-const SURE_TO_FIT: usize = 4096;
+use super::shorten::fit;
+use crate::config::LogFormat;
+
+/// The longest line. A pipe takes this much whole or not at all (PIPE_BUF in pipe(7)): of a longer one it may take the
+/// beginning, and put what a worker writes behind that.
+const LONGEST: usize = 4096;
 
 /// Writes whole lines, or none: a reader that has stopped reading must not stop the supervisor.
 ///
@@ -19,6 +24,7 @@ const SURE_TO_FIT: usize = 4096;
 #[derive(Debug, Clone)]
 pub(super) struct Stderr {
     way: Arc<Way>,
+    form: LogFormat,
     /// Lines that found no room since the last one that did.
     lost: Arc<AtomicU64>,
 }
@@ -34,7 +40,8 @@ enum Way {
 }
 
 impl Stderr {
-    pub(super) fn new() -> Stderr {
+    /// For lines of this form.
+    pub(super) fn new(form: LogFormat) -> Stderr {
         let kind = rustix::fs::fstat(io::stderr()).map(|stat| FileType::from_raw_mode(stat.st_mode));
         let way = match kind {
             Ok(FileType::Socket) => Way::Socket,
@@ -44,18 +51,30 @@ impl Stderr {
             }
             Ok(_) | Err(_) => Way::Itself,
         };
-        Stderr { way: Arc::new(way), lost: Arc::default() }
+        Stderr { way: Arc::new(way), form, lost: Arc::default() }
     }
 
     fn put(&self, line: &[u8]) -> rustix::io::Result<usize> {
         match &*self.way {
             Way::Reopened(fd) => rustix::io::write(fd, line),
             Way::Socket => rustix::net::send(io::stderr(), line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
-            Way::Itself if has_room(io::stderr().as_fd()) => {
-                rustix::io::write(io::stderr(), &line[..line.len().min(SURE_TO_FIT)])
-            }
+            Way::Itself if has_room(io::stderr().as_fd()) => rustix::io::write(io::stderr(), line),
             Way::Itself => Err(rustix::io::Errno::AGAIN),
         }
+    }
+}
+
+/// Says how many lines are missing, in the form of the others.
+fn dropped(lost: u64, form: LogFormat) -> String {
+    let message = format!("dropped {lost} log lines: standard error was not writable");
+    let now = humantime::format_rfc3339_millis(SystemTime::now());
+    match form {
+        LogFormat::Json => {
+            let head = format!("\"timestamp\":\"{now}\",\"level\":\"WARN\"");
+            format!("{{{head},\"message\":\"{message}\",\"dropped\":{lost}}}\n")
+        }
+        LogFormat::Journald => format!("<4>{message}\n"),
+        LogFormat::Pretty | LogFormat::Auto => format!("{now}  WARN {message}\n"),
     }
 }
 
@@ -68,9 +87,9 @@ fn has_room(fd: BorrowedFd<'_>) -> bool {
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let lost = self.lost.swap(0, Ordering::Relaxed);
-        let remark = format!("master-process: {lost} log lines were lost: nobody read them\n");
-        let caught_up = lost == 0 || self.put(remark.as_bytes()).is_ok();
-        if !caught_up || self.put(line).is_err() {
+        let caught_up = lost == 0 || self.put(dropped(lost, self.form).as_bytes()).is_ok();
+        let short = fit(line, LONGEST, self.form == LogFormat::Json);
+        if !caught_up || self.put(&short).is_err() {
             self.lost.fetch_add(lost + 1, Ordering::Relaxed);
         }
         Ok(line.len())

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -76,18 +76,48 @@ fn decode_unix(path: &[u8]) -> Address {
     }
 }
 
-/// What tells one held socket from another.
+/// What is sent over an IP address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// TCP, also where a worker asked for MPTCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// What tells one address from another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Key {
     /// An IP address; an IPv6 socket that leaves IPv4 to others is not the same as one that does not.
-    Inet { address: SocketAddr, v6only: bool },
+    Inet {
+        /// Its protocol.
+        protocol: Protocol,
+        /// Address and port.
+        address: SocketAddr,
+        /// `IPV6_V6ONLY`.
+        v6only: bool,
+        /// The interface that it is bound to, or 0.
+        interface: u32,
+    },
     /// A name in a folder, whatever path leads there.
-    Unix { folder: (u64, u64), name: OsString, shown: PathBuf },
+    Unix {
+        /// Device and inode.
+        folder: (u64, u64),
+        /// The file's name.
+        name: OsString,
+        /// The path as a worker wrote it.
+        shown: PathBuf,
+    },
     /// A name in the abstract name space.
     Abstract(Vec<u8>),
 }
 
 impl Key {
+    /// An address of TCP on every interface.
+    pub(super) fn tcp(address: SocketAddr, v6only: bool) -> Key {
+        Key::Inet { protocol: Protocol::Tcp, address, v6only, interface: 0 }
+    }
+
     /// Whether both mean the same socket: how a path is written is not part of it.
     pub(super) fn matches(&self, other: &Key) -> bool {
         match (self, other) {
@@ -97,12 +127,54 @@ impl Key {
             (one, other) => one == other,
         }
     }
+
+    /// Whether the kernel lets only one socket without `SO_REUSEPORT` listen on both
+    /// (`inet_rcv_saddr_equal` with wildcards, net/ipv4/inet_connection_sock.c).
+    pub(super) fn overlaps(&self, other: &Key) -> bool {
+        let (
+            Key::Inet { protocol, address, v6only, interface },
+            Key::Inet {
+                protocol: other_protocol,
+                address: other_address,
+                v6only: other_v6only,
+                interface: other_interface,
+            },
+        ) = (self, other)
+        else {
+            return self.matches(other);
+        };
+        let interfaces = interface == other_interface || *interface == 0 || *other_interface == 0;
+        protocol == other_protocol
+            && address.port() == other_address.port()
+            && interfaces
+            && ips_overlap((address.ip(), *v6only), (other_address.ip(), *other_v6only))
+    }
+
+    /// Whether its sockets can be in a group of `SO_REUSEPORT`.
+    pub(super) fn has_group(&self) -> bool {
+        matches!(self, Key::Inet { .. })
+    }
+
+    /// Whether its sockets have no queue of connections.
+    pub(super) fn is_datagram(&self) -> bool {
+        matches!(self, Key::Inet { protocol: Protocol::Udp, .. })
+    }
+}
+
+fn ips_overlap((one, one_v6only): (IpAddr, bool), (other, other_v6only): (IpAddr, bool)) -> bool {
+    if one.is_ipv4() == other.is_ipv4() {
+        return one == other || one.is_unspecified() || other.is_unspecified();
+    }
+    let (v4, v6, v6only) = if one.is_ipv4() { (one, other, other_v6only) } else { (other, one, one_v6only) };
+    let takes_v4 = v6.is_unspecified() && !v6only;
+    takes_v4 || v6.to_canonical() == v4
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Key::Inet { address, .. } => write!(f, "{address}"),
+            Key::Inet { protocol: Protocol::Tcp, address, .. } => write!(f, "{address}"),
+            Key::Inet { protocol: Protocol::Udp, address, .. } => write!(f, "{address}/udp"),
             Key::Unix { shown, .. } => write!(f, "{}", shown.display()),
             Key::Abstract(name) => write!(f, "@{}", name.escape_ascii()),
         }
@@ -136,6 +208,25 @@ mod tests {
         for bytes in [port_zero, cut, netlink, autobind, vec![], vec![2]] {
             assert_eq!(Address::decode(&bytes), Address::Private, "{bytes:?}");
         }
+    }
+
+    #[test]
+    fn addresses_overlap_as_the_kernel_has_it() {
+        let key = |text: &str, v6only| Key::tcp(text.parse().expect("an address"), v6only);
+        let overlap = |one: &str, other: &str, v6only| {
+            let (one, other) = (key(one, false), key(other, v6only));
+            assert_eq!(one.overlaps(&other), other.overlaps(&one));
+            one.overlaps(&other)
+        };
+        assert!(overlap("127.0.0.1:80", "127.0.0.1:80", false));
+        assert!(overlap("127.0.0.1:80", "0.0.0.0:80", false));
+        assert!(overlap("127.0.0.1:80", "[::]:80", false));
+        assert!(!overlap("127.0.0.1:80", "[::]:80", true));
+        assert!(overlap("127.0.0.1:80", "[::ffff:127.0.0.1]:80", false));
+        assert!(overlap("[::1]:80", "[::]:80", true));
+        assert!(!overlap("127.0.0.1:80", "127.0.0.2:80", false));
+        assert!(!overlap("127.0.0.1:80", "0.0.0.0:81", false));
+        assert!(!overlap("127.0.0.1:80", "[::1]:80", false));
     }
 
     #[test]

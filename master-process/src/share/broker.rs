@@ -1,42 +1,112 @@
-//! The sockets, the workers, and what is decided about them.
+//! The one who answers the workers' calls: asks the core what is to be, and tells the kernel.
 
-use super::address::Key;
-use super::handed::HandedOver;
-use super::lanes::Lanes;
-use super::remark::Remark;
-use super::table::Table;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use rustix::process::Pid;
+
+use super::address::{Address, Key};
+use super::copies::Copies;
+use super::core::{Core, SocketId};
+use super::listen_fds::InheritedListeners;
+use super::looks::Looks;
+use super::report::Report;
+use super::selection::Selection;
 use super::unix::Access;
-use super::workers::{Member, Members};
-use crate::config::{Orphans, Share};
-use crate::policy::WorkerId;
+use crate::config::{Share, ShareRules};
+use crate::policy::{Time, WorkerId};
+use crate::sys::epoll_entries::Entry;
+use crate::sys::holders::Holder;
 use crate::sys::peer;
-use crate::sys::seccomp::{Answer, Calls};
+use crate::sys::queue_watch::QueueWatch;
+use crate::sys::seccomp::{Answer, Calls, Notification};
 
-/// Holds the shared sockets and hands them out.
+/// Holds what workers listen on, and answers their calls.
 #[derive(Debug)]
 pub struct Broker {
     pub(super) share: Share,
-    /// What becomes of the workers when we are killed.
-    pub(super) on_our_death: Orphans,
+    pub(super) rules: ShareRules,
     pub(super) access: Access,
-    pub(super) table: Table,
+    pub(super) core: Core,
+    pub(super) copies: Copies,
+    pub(super) selection: Selection,
     /// What was opened before any worker was there.
-    pub(super) handed_over: Vec<Key>,
-    pub(super) members: Members,
-    pub(super) lanes: Lanes,
-    pub(super) remarks: Vec<Remark>,
-    /// Addresses whose new connections are to go elsewhere than they do.
-    pub(super) to_turn: Vec<Key>,
-    /// The generation that a reload under way leads to.
-    pub(super) target: Option<u32>,
-    /// Whether any lane may have lost its worker.
-    pub(super) orphans: bool,
-    /// Sockets that were made for workers and do not listen yet.
-    pub(super) unlistened: Vec<u64>,
-    /// Sockets that began to listen and are not watched yet.
-    pub(super) unwatched: Vec<u64>,
+    pub(super) permanent: Vec<Permanent>,
+    pub(super) processes: HashMap<u64, Process>,
+    pub(super) queues: QueueWatch,
+    pub(super) looks: Looks,
+    /// What walks found for calls that still wait.
+    pub(super) found: Vec<(u64, Notification, SocketId, Holder)>,
+    /// Where sockets are registered with epoll that are to be replaced by calls that still wait.
+    pub(super) registered: Vec<(u64, Notification, Vec<Entry>)>,
+    pub(super) reports: Vec<Report>,
+    /// UDP sockets that are about to be bound, or stand-ins that do not listen yet.
+    /// With each, whether it is being looked at.
+    pub(super) unsettled: Vec<(SocketId, bool)>,
+    pub(super) paths: PathUse,
+    /// What our workers find as `NOTIFY_SOCKET`: those of a supervisor among them find another one.
+    pub(super) notify_variable: Vec<u8>,
     /// Whether workers' sockets can be copied and so looked at.
-    can_copy: bool,
+    pub(super) can_copy: bool,
+    /// When something happened to a listener last.
+    pub(super) active_at: Option<Time>,
+    /// Where the last round of checks has come to.
+    pub(super) checked: usize,
+}
+
+/// A socket that was opened before any worker was there.
+#[derive(Debug, Clone)]
+pub(super) struct Permanent {
+    pub(super) id: SocketId,
+    pub(super) key: Key,
+    /// Whether each worker that binds its address can have a shard of its own: `--listen` of TCP.
+    pub(super) can_be_joined: bool,
+}
+
+/// What is known of a worker's process.
+#[derive(Debug, Default)]
+pub(super) struct Process {
+    pub(super) pid: Option<Pid>,
+    /// Whether it has ended, and only descendants of it may be left.
+    pub(super) ended: bool,
+    /// What its last call has put into the place of its own socket.
+    pub(super) given: Option<(SocketId, Address)>,
+    /// What it was given by calls that it was torn out of before they returned.
+    undelivered: Vec<(SocketId, Address)>,
+    /// What it gets when it listens on a socket of its own.
+    pub(super) substitutes: Vec<(SocketId, SocketId)>,
+    /// `IPV6_V6ONLY` and `SO_REUSEPORT` as it set them, where its sockets cannot be looked at.
+    pub(super) options: super::options::NotedOptions,
+    /// Listeners that are its own business, and are known to be: no report is made of them.
+    pub(super) alone: super::options::Recent,
+    /// Whether its memory could not be read in time: nothing of it is read any more, and nothing shared.
+    pub(super) is_unreadable: bool,
+    /// Whether it was told of that no more of its sockets are kept.
+    pub(super) is_full: bool,
+}
+
+/// Whether the program listens on a Unix path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PathUse {
+    /// No worker has become ready yet, nor bound a path.
+    Unknown,
+    /// It does.
+    Used,
+    /// It was ready without.
+    Unused,
+}
+
+/// The answer to a call.
+#[derive(Debug)]
+pub enum Decision {
+    /// What the kernel is to be told, and what else follows.
+    Reply(Reply),
+    /// Ask again after this time.
+    Wait(Duration),
+    /// Ask again when [`Broker::take_looks`] names the call.
+    AwaitLook,
 }
 
 /// The answer to a call, and what else follows from it.
@@ -58,85 +128,188 @@ pub enum Listens {
 }
 
 impl Broker {
-    /// A broker that answers `bind` as `share` says, and watches `listen` in any case. It holds what was opened
-    /// for handing over as well, so that a worker that binds such an address gets that very socket.
-    pub fn new(share: Share, on_our_death: Orphans, access: Access, handed_over: &mut HandedOver) -> Broker {
-        let mut table = Table::default();
-        let mut given = Vec::new();
-        for held in handed_over.take_held() {
-            given.push(held.key.clone());
-            table.add(held);
-        }
-        Broker {
+    /// A broker that answers `bind` as `share` and `rules` say, and watches `listen` in any case. It holds what was
+    /// opened for handing over as well: a worker that binds such an address by itself gets it.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn new(
+        share: Share,
+        rules: ShareRules,
+        access: Access,
+        inherited: &mut InheritedListeners,
+    ) -> io::Result<Broker> {
+        let mut broker = Broker {
             share,
-            on_our_death,
+            rules,
             access,
-            table,
-            handed_over: given,
-            members: Members::default(),
-            lanes: Lanes::default(),
-            remarks: Vec::new(),
-            to_turn: Vec::new(),
-            target: None,
-            orphans: false,
-            unlistened: Vec::new(),
-            unwatched: Vec::new(),
+            core: Core::new(super::core::Migration::Resets),
+            copies: Copies::default(),
+            selection: Selection::default(),
+            permanent: Vec::new(),
+            processes: HashMap::new(),
+            queues: QueueWatch::new()?,
+            looks: Looks::new()?,
+            found: Vec::new(),
+            registered: Vec::new(),
+            reports: Vec::new(),
+            unsettled: Vec::new(),
+            paths: PathUse::Unknown,
+            notify_variable: Vec::new(),
             can_copy: peer::can_copy(),
+            active_at: None,
+            checked: 0,
+        };
+        for opened in inherited.take_opened() {
+            let id = opened.id;
+            broker.core.add_permanent(id, opened.key.clone(), opened.can_be_joined);
+            broker.copies.insert(id, opened.fd).backlog = opened.backlog;
+            if let Some(file) = opened.file {
+                broker.copies.set_file(id, file);
+                broker.paths = PathUse::Used;
+            }
+            let can_be_joined = opened.can_be_joined;
+            broker.permanent.push(Permanent { id, key: opened.key, can_be_joined });
         }
+        Ok(broker)
     }
 
-    /// What a worker's filter must send us.
+    /// What our workers find as `NOTIFY_SOCKET`.
+    pub fn set_notify_address(&mut self, address: &[u8]) {
+        self.notify_variable = [b"NOTIFY_SOCKET=", address].concat();
+    }
+
+    /// What a worker's filter must send us: each call costs the worker ten microseconds, whatever it is about.
     pub fn calls(&self) -> Calls {
         let shares = self.share != Share::Off;
+        let paths = shares && self.rules.may_share_paths();
+        let uses_path = paths && self.paths == PathUse::Used;
         Calls {
             bind: shares,
             options: shares && !self.can_copy,
             listen: true,
-            shutdown: shares,
-            unlink: shares,
+            // Of a shard only its own worker is concerned.
+            shutdown: uses_path || self.share == Share::Shared || (shares && !self.permanent.is_empty()),
+            paths: paths && self.paths != PathUse::Unused,
+            connect: uses_path,
         }
     }
 
-    /// Whether a slot, or a generation, has sockets of its own.
-    pub(super) fn parts(&self) -> bool {
+    /// Whether a worker, or a generation, has sockets of its own.
+    pub(super) fn has_shards(&self) -> bool {
         matches!(self.share, Share::Auto | Share::Slots)
     }
 
     /// A worker is about to start.
     pub fn enter(&mut self, worker: WorkerId, generation: u32) {
-        let lane = self.lanes.enter(worker.slot);
-        self.members.insert(Member::new(worker, generation, lane));
+        self.core.started(worker, generation);
+        self.processes.insert(worker.serial, Process::default());
     }
 
-    /// A worker is gone, or did not start; a descendant of it may be left. Who still waits for it is its slot's
-    /// next one's, as is everybody who may have come in the moment of its death where nobody expected it.
-    pub fn leave(&mut self, serial: u64, expected: bool) {
-        let Some(member) = self.members.ended(serial) else { return };
-        let (lane, slot, bound) = (member.lane, member.id.slot, member.bound.clone());
-        let waited_for = self.table.iter().any(|held| bound.contains(&held.inode) && held.is_waited_for());
-        self.lanes.leave(lane, slot, waited_for || !expected);
-        self.orphans |= waited_for || !expected;
-        self.turn(serial);
+    /// The worker's process.
+    pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
+        if let Some(process) = self.processes.get_mut(&worker.serial) {
+            process.pid = Some(pid);
+        }
+    }
+
+    /// A worker is gone, or did not start; a descendant of it may be left. `asked`: it was to go, and what waits for it
+    /// is not its slot's next one's.
+    pub fn leave(&mut self, now: Time, serial: u64, asked: bool) {
+        self.choose_migration();
+        self.note_queues(serial);
+        self.core.died(serial, asked);
+        self.copies.forget_worker(serial);
+        self.found.retain(|(of, ..)| *of != serial);
+        self.registered.retain(|(of, ..)| *of != serial);
+        if let Some(process) = self.processes.get_mut(&serial) {
+            process.ended = true;
+        }
+        self.reconcile(now);
     }
 
     /// Nobody of a worker's whole tree is left.
     pub fn forget(&mut self, serial: u64) {
-        if self.members.get(serial).is_some_and(|member| !member.lives) {
-            self.members.remove(serial);
+        if self.processes.get(&serial).is_some_and(|process| process.ended) {
+            self.processes.remove(&serial);
         }
+    }
+
+    /// New connections may come to a worker, or go to others.
+    pub fn set_serves(&mut self, now: Time, serial: u64, serves: bool) {
+        self.core.serves(now, serial, serves);
+        self.learns_paths(serves);
+        self.note_activity(now);
+        self.reconcile(now);
+    }
+
+    /// A worker is asked to stop: it accepts no more, or not for long.
+    pub fn set_stopping(&mut self, now: Time, serial: u64) {
+        self.core.stopping(serial);
+        self.reconcile(now);
+    }
+
+    /// The generation that a reload under way leads to; none: there is no reload under way.
+    pub fn set_target(&mut self, now: Time, target: Option<u32>) {
+        self.core.set_target(target);
+        self.reconcile(now);
     }
 
     /// A worker does not have our answer to the call that [`reply`](Self::reply) decided last. Where it was killed,
     /// that is all the same. Before Linux 5.19 any signal tears it out of the call, which is then made again by the
     /// kernel, or by a program that was told EINTR: what we have done for it is done.
-    pub fn unheard(&mut self, worker: WorkerId, answer: Answer) {
-        if let Some(member) = self.members.get_mut(worker.serial).filter(|_| answer == Answer::Done) {
-            member.was_torn_away();
+    pub fn undelivered(&mut self, worker: WorkerId, answer: Answer) {
+        let Some(process) = self.processes.get_mut(&worker.serial) else { return };
+        if answer == Answer::Done
+            && let Some(given) = process.given.take()
+            && !process.undelivered.contains(&given)
+        {
+            process.undelivered.push(given);
         }
     }
 
     /// What has come up since this was asked last.
-    pub fn take_remarks(&mut self) -> Vec<Remark> {
-        std::mem::take(&mut self.remarks)
+    pub fn take_reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.reports)
+    }
+
+    /// Readable when [`take_looks`](Self::take_looks) has something to say.
+    pub fn looks(&self) -> BorrowedFd<'_> {
+        self.looks.fd()
+    }
+
+    /// Readable when [`take_queue_events`](Self::take_queue_events) has something to say.
+    pub fn queues(&self) -> BorrowedFd<'_> {
+        self.queues.as_fd()
+    }
+
+    /// When [`reconcile`](Self::reconcile) is to be called though nothing has happened.
+    pub fn deadline(&self) -> Option<Time> {
+        self.core.deadline()
+    }
+}
+
+impl Process {
+    /// Whether it has this socket from a call that it was torn out of, for this address. It is taken to know by now: if
+    /// not, we shall be told again.
+    pub(super) fn take_undelivered(&mut self, id: SocketId, address: &Address) -> bool {
+        let known = self.undelivered.iter().position(|(at, named)| (*at, named) == (id, address));
+        known.map(|at| self.undelivered.swap_remove(at)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bind_that_was_interrupted_is_recognised_once_by_its_socket_and_address() {
+        let address = |name: &[u8]| Address::Abstract(name.to_vec());
+        let mut process = Process::default();
+        process.undelivered.push((7, address(b"a")));
+        assert!(!process.take_undelivered(8, &address(b"a")));
+        assert!(!process.take_undelivered(7, &address(b"b")));
+        assert!(process.take_undelivered(7, &address(b"a")));
+        assert!(!process.take_undelivered(7, &address(b"a")));
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-use crate::sys::closer::close_elsewhere;
+use super::address::{Key, Protocol};
 use crate::sys::peer::Peer;
 use crate::sys::sockets::{self, Kind};
 
@@ -11,10 +11,14 @@ use crate::sys::sockets::{self, Kind};
 #[derive(Debug)]
 pub(super) struct CallerSocket {
     pub(super) kind: Kind,
+    /// Its inode number.
+    pub(super) inode: u64,
     /// As far as it could be seen; `None`: unknown.
     pub(super) v6only: Option<bool>,
     /// As far as it could be seen; `None`: unknown.
     pub(super) reuseport: Option<bool>,
+    /// The interface that it is bound to, or 0.
+    pub(super) interface: u32,
     /// Whether the kernel would bind it: not where it is bound already.
     pub(super) bindable: bool,
     /// A copy, where the kernel gives us one. It may be the last one by the time that it is closed, if the worker
@@ -24,7 +28,7 @@ pub(super) struct CallerSocket {
 
 impl CallerSocket {
     /// Looks at the socket behind descriptor `fd` of a worker.
-    pub(super) fn look(peer: Peer, fd: RawFd) -> io::Result<CallerSocket> {
+    pub(super) fn look(peer: &Peer, fd: RawFd) -> io::Result<CallerSocket> {
         match peer.copy(fd) {
             Ok(copy) => CallerSocket::from_copy(copy),
             Err(error) if is_shortage(&error) => Err(error),
@@ -35,37 +39,72 @@ impl CallerSocket {
     fn from_copy(copy: OwnedFd) -> io::Result<CallerSocket> {
         let fd = copy.as_fd();
         let kind = sockets::kind(fd)?;
+        let (v6, tcp) = match kind {
+            Kind::Tcp { v6, .. } => (v6, true),
+            Kind::Udp { v6 } => (v6, false),
+            Kind::UnixStream | Kind::Other => (false, false),
+        };
         Ok(CallerSocket {
             kind,
-            v6only: (kind == Kind::Inet6).then(|| sockets::is_v6only(fd)),
+            inode: sockets::inode(fd)?,
+            v6only: v6.then(|| sockets::is_v6only(fd)),
             reuseport: Some(sockets::is_reuseport(fd)),
-            bindable: !sockets::is_bound(fd) && !sockets::is_bound_to_device(fd) && sockets::is_closed(fd),
+            interface: sockets::interface(fd),
+            bindable: !sockets::is_bound(fd) && (!tcp || sockets::is_closed(fd)),
             copy: Some(copy),
         })
     }
 
-    fn from_proc(peer: Peer, fd: RawFd) -> io::Result<CallerSocket> {
+    fn from_proc(peer: &Peer, fd: RawFd) -> io::Result<CallerSocket> {
         let kind = match peer.protocol(fd)?.as_str() {
-            "TCP" | "MPTCP" => Kind::Inet,
-            "TCPv6" | "MPTCPv6" => Kind::Inet6,
+            "TCP" => Kind::Tcp { v6: false, multipath: false },
+            "TCPv6" => Kind::Tcp { v6: true, multipath: false },
+            "MPTCP" => Kind::Tcp { v6: false, multipath: true },
+            "MPTCPv6" => Kind::Tcp { v6: true, multipath: true },
             "UNIX-STREAM" => Kind::UnixStream,
             _other => Kind::Other,
         };
-        Ok(CallerSocket { kind, v6only: None, reuseport: None, bindable: true, copy: None })
+        let inode = peer.inode(fd)?;
+        Ok(CallerSocket {
+            kind,
+            inode,
+            v6only: None,
+            reuseport: None,
+            interface: 0,
+            bindable: true,
+            copy: None,
+        })
     }
 
     /// The copy, where there is one.
     pub(super) fn copy(&self) -> Option<BorrowedFd<'_>> {
         self.copy.as_ref().map(AsFd::as_fd)
     }
+
+    /// The copy, to be kept.
+    pub(super) fn take_copy(&mut self) -> Option<OwnedFd> {
+        self.copy.take()
+    }
 }
 
 impl Drop for CallerSocket {
     fn drop(&mut self) {
         if let Some(copy) = self.copy.take() {
-            close_elsewhere(copy);
+            sockets::close_copy(copy);
         }
     }
+}
+
+/// The address that the kernel has bound an IP socket to; `None` where it has none.
+pub(super) fn bound_key(fd: BorrowedFd<'_>) -> Option<Key> {
+    let protocol = match sockets::kind(fd).ok()? {
+        Kind::Tcp { .. } => Protocol::Tcp,
+        Kind::Udp { .. } => Protocol::Udp,
+        Kind::UnixStream | Kind::Other => return None,
+    };
+    let address = sockets::inet_address(fd)?;
+    let v6only = address.is_ipv6() && sockets::is_v6only(fd);
+    Some(Key::Inet { protocol, address, v6only, interface: sockets::interface(fd) })
 }
 
 /// Whether something is short just now: what cannot be known for that must not be guessed.

@@ -1,20 +1,22 @@
-//! Answering the workers' calls.
+//! A worker's call: who made it, and which way it goes.
 
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use super::address::Key;
-use super::broker::{Broker, Reply};
+use super::bind::is_for_all;
+use super::broker::{Broker, Decision, Reply};
 use super::caller::is_shortage;
-use super::remark::Remark;
-use super::table::Part;
-use super::unix::Place;
-use crate::policy::WorkerId;
+use super::core::Socket;
+use super::report::Report;
+use crate::policy::{Time, WorkerId};
+use crate::sys::epoll_entries::{self, Entry};
 use crate::sys::peer::Peer;
 use crate::sys::seccomp::{self, Answer, Call, Notification, SocketOption};
+
+/// How long a call waits whose answer takes a descriptor or memory that there is none of.
+const SHORTAGE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// A call and who made it.
 pub(super) struct Request<'a> {
@@ -22,98 +24,132 @@ pub(super) struct Request<'a> {
     pub(super) call: &'a Notification,
     pub(super) peer: Peer,
     pub(super) worker: WorkerId,
+    pub(super) now: Time,
 }
 
 impl Request<'_> {
     pub(super) fn is_waiting(&self) -> bool {
         seccomp::is_waiting(self.listener, self.call)
     }
+
+    /// Puts a socket in the place of the caller's descriptor `at`, with the flags that this has, and where that was
+    /// registered with epoll.
+    pub(super) fn put(
+        &self,
+        socket: BorrowedFd<'_>,
+        at: RawFd,
+        flags: i32,
+        registered: &[Entry],
+    ) -> io::Result<()> {
+        seccomp::put_descriptor(self.listener, self.call, socket, at, flags & libc::O_CLOEXEC != 0)?;
+        epoll_entries::put_back(&self.peer, socket, at, registered)
+    }
 }
 
-pub(super) fn plain(answer: Answer) -> Reply {
-    Reply { answer, listens: None }
+pub(super) fn answer(answer: Answer) -> Decision {
+    Decision::Reply(Reply { answer, listens: None })
 }
 
 impl Broker {
-    /// Decides what becomes of a worker's call, and does what must be done before it is answered. `None`: the
-    /// kernel lacks something just now, and the call has to wait.
+    /// Decides what becomes of a worker's call, and does what must be done before it is answered.
     pub fn reply(
         &mut self,
+        now: Time,
         listener: BorrowedFd<'_>,
         call: &Notification,
         worker: WorkerId,
-    ) -> Option<Reply> {
-        let request = Request { listener, call, peer: Peer::new(call.thread), worker };
-        if let Some(member) = self.members.get_mut(worker.serial) {
-            member.asks(None);
+    ) -> Decision {
+        if let Some(process) = self.processes.get_mut(&worker.serial) {
+            process.given = None;
         }
-        let (name, result) = match call.call {
-            Call::Bind { fd, address, length } => ("bind", self.bind(&request, fd, address, length)),
-            Call::Listen { fd, backlog } => ("listen", self.listen(&request, fd, backlog)),
-            Call::SetOption { fd, option, value } => {
-                ("setsockopt", self.set_option(&request, fd, option, value))
-            }
-            Call::Shutdown { fd } => ("shutdown", self.shutdown(&request, fd)),
-            Call::Unlink { dir, path } => ("unlink", self.unlink(&request, dir, path)),
-            Call::Other => ("call", Ok(plain(Answer::Continue))),
-        };
+        let (name, result) = self.dispatch(now, listener, call, worker);
+        let waits = matches!(result, Ok(Decision::AwaitLook | Decision::Wait(_)));
+        if !waits {
+            self.found.retain(|(_, of, ..)| of != call);
+            self.registered.retain(|(_, of, _)| of != call);
+        }
         let error = match result {
-            Ok(reply) => return Some(reply),
-            Err(error) if is_shortage(&error) => return None,
+            Ok(decision) => return decision,
+            Err(error) if is_shortage(&error) => return Decision::Wait(SHORTAGE),
             Err(error) => error,
         };
+        if error.raw_os_error() == Some(libc::ETIMEDOUT)
+            && let Some(process) = self.processes.get_mut(&worker.serial)
+        {
+            process.is_unreadable = true;
+        }
         // A program's own mistake (a bad descriptor, a bad address) is the kernel's to report.
-        let mistakes = [libc::ENOENT, libc::EBADF, libc::EIO, libc::ENOTSOCK, libc::EOPNOTSUPP];
+        let mistakes = [libc::ENOENT, libc::EBADF, libc::EIO, libc::ENOTSOCK, libc::EOPNOTSUPP, libc::ESTALE];
         let mistake = error.raw_os_error().is_some_and(|errno| mistakes.contains(&errno));
-        if !mistake && request.is_waiting() {
-            self.remarks.push(Remark::Unseen { worker, call: name, error });
+        if !mistake && seccomp::is_waiting(listener, call) {
+            self.reports.push(Report::Unseen { worker, call: name, error });
         }
-        Some(plain(Answer::Continue))
+        answer(Answer::Continue)
     }
 
-    pub(super) fn refuse(&mut self, worker: WorkerId, key: &Key, errno: i32, why: impl Display) -> Reply {
-        let (address, why) = (key.to_string(), why.to_string());
-        self.remarks.push(Remark::Refused { worker, address, why });
-        plain(Answer::Fail(errno))
-    }
-
-    /// A listener that is shut down is shut for whoever holds it. One that only this worker has, and that no new
-    /// connection comes to any more, may be: the program may rely on it to wake its threads. Another one is kept.
-    fn shutdown(&mut self, request: &Request<'_>, fd: RawFd) -> io::Result<Reply> {
-        if self.table.iter().next().is_none() {
-            return Ok(plain(Answer::Continue));
-        }
-        let inode = request.peer.inode(fd)?;
-        let Some(held) = self.table.by_inode(inode) else { return Ok(plain(Answer::Continue)) };
-        let alone = matches!(held.part, Part::Lane(_));
-        let serves = self.members.get(request.worker.serial).is_some_and(|member| member.serves);
-        let key = held.key.clone();
-        if alone && !serves && !held.is_waited_for() {
-            self.take_out(&key, inode);
-        } else if alone {
-            // Who waits in its queue is its successor's; nobody else is to come.
-            held.shut = true;
-            self.turn_key(&key);
-        }
-        Ok(plain(Answer::Done))
-    }
-
-    /// A path that we hold stays; the worker believes that it is gone, which is all that it needs.
-    fn unlink(&mut self, request: &Request<'_>, dir: RawFd, path: u64) -> io::Result<Reply> {
-        if !self.table.has_files() {
-            return Ok(plain(Answer::Continue));
-        }
-        let path = request.peer.string(path)?;
-        let path = Path::new(std::ffi::OsStr::from_bytes(path.as_bytes()));
-        if !path.file_name().is_some_and(|name| self.table.has_file_called(name)) {
-            return Ok(plain(Answer::Continue));
-        }
-        let Ok(place) = Place::of(request.peer, &request.peer.fs_identity()?, dir, path) else {
-            return Ok(plain(Answer::Continue));
+    fn dispatch(
+        &mut self,
+        now: Time,
+        listener: BorrowedFd<'_>,
+        call: &Notification,
+        worker: WorkerId,
+    ) -> (&'static str, io::Result<Decision>) {
+        let name = match call.call {
+            Call::Bind { .. } => "bind",
+            Call::Listen { .. } => "listen",
+            Call::SetOption { .. } => "setsockopt",
+            Call::Shutdown { .. } => "shutdown",
+            Call::Connect { .. } => "connect",
+            Call::Unlink { .. } => "unlink",
+            Call::Rename { .. } => "rename",
+            Call::Other => "call",
         };
-        let key = place.key();
-        let ours = self.table.of_key(&key).any(|held| held.file.as_ref().is_some_and(|file| file.is_found()));
-        Ok(plain(if ours && request.is_waiting() { Answer::Done } else { Answer::Continue }))
+        let about_path =
+            matches!(call.call, Call::Unlink { .. } | Call::Rename { .. } | Call::Connect { .. });
+        if about_path && self.copies.files().next().is_none() {
+            return (name, Ok(answer(Answer::Continue)));
+        }
+        let peer = match Peer::open(call.thread) {
+            Ok(peer) => peer,
+            Err(error) => return (name, Err(error)),
+        };
+        let request = Request { listener, call, peer, worker, now };
+        // What is pinned is the caller only if that still waits: its number may have been another's by then.
+        if !request.is_waiting() {
+            return (name, Ok(answer(Answer::Continue)));
+        }
+        let decision = match call.call {
+            Call::Bind { fd, address, length } => self.bind(&request, fd, address, length),
+            Call::Listen { fd, backlog } => self.listen(&request, fd, backlog),
+            Call::SetOption { fd, option, value } => self.set_option(&request, fd, option, value),
+            Call::Shutdown { fd } => self.shutdown(&request, fd),
+            Call::Connect { address, length } => self.connect(&request, address, length),
+            Call::Unlink { dir, path } => self.unlink(&request, dir, path),
+            Call::Rename { from_dir, from, to_dir, to, flags } => {
+                self.rename(&request, (from_dir, from), (to_dir, to), flags)
+            }
+            Call::Other => Ok(answer(Answer::Continue)),
+        };
+        (name, decision)
+    }
+
+    pub(super) fn refuse(&mut self, worker: WorkerId, key: &Key, errno: i32, why: impl Display) -> Decision {
+        let (address, why) = (key.to_string(), why.to_string());
+        self.reports.push(Report::Refused { worker, address, why });
+        answer(Answer::Fail(errno))
+    }
+
+    /// A listener that is shut down is shut for whoever has it: one that others have as well is not. The worker believes
+    /// that it is, and leaves it alone.
+    fn shutdown(&mut self, request: &Request<'_>, fd: RawFd) -> io::Result<Decision> {
+        let id = request.peer.inode(fd)?;
+        let others = |socket: &Socket| {
+            let is_other = |user: &u64| *user != request.worker.serial;
+            let has_others = socket.users.iter().any(is_other) || !socket.awaited_by.is_empty();
+            socket.permanent || (is_for_all(socket.scope) && has_others)
+        };
+        let has_others = self.core.socket(id).is_some_and(others);
+        Ok(answer(if has_others { Answer::Done } else { Answer::Continue }))
     }
 
     fn set_option(
@@ -122,12 +158,12 @@ impl Broker {
         fd: RawFd,
         option: SocketOption,
         value: u64,
-    ) -> io::Result<Reply> {
+    ) -> io::Result<Decision> {
         let on = request.peer.memory(value, size_of::<i32>())?.iter().any(|byte| *byte != 0);
         let inode = request.peer.inode(fd)?;
-        if let Some(member) = self.members.get_mut(request.worker.serial) {
-            member.set_option(inode, option, on);
+        if let Some(process) = self.processes.get_mut(&request.worker.serial) {
+            process.options.set(inode, option, on);
         }
-        Ok(plain(Answer::Continue))
+        Ok(answer(Answer::Continue))
     }
 }

@@ -1,114 +1,252 @@
-//! A worker listens: it is ready, and its queue is watched.
+//! A worker listens: it is ready, and its queue is ours to keep.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 
 use super::address::Key;
-use super::broker::{Broker, Listens, Reply};
-use super::caller::CallerSocket;
-use super::calls::{Request, plain};
-use super::remark::Remark;
-use super::table::Part;
-use crate::sys::seccomp::{self, Answer};
+use super::bind::is_for_all;
+use super::broker::{Broker, Decision, Listens, Reply};
+use super::caller::{CallerSocket, bound_key};
+use super::calls::{Request, answer};
+use super::core::{Scope, SocketId};
+use super::report::Report;
+use crate::sys::seccomp::Answer;
 use crate::sys::sockets::{self, Kind};
 
+/// Listeners and shared UDP sockets of one worker that are kept. What it opens beyond is its own: bounded, so that no worker takes the
+/// descriptors that the others need.
+pub(super) const MAX_LISTENERS: usize = 256;
+
 impl Broker {
-    pub(super) fn listen(&mut self, request: &Request<'_>, fd: RawFd, backlog: i32) -> io::Result<Reply> {
-        let mut inode = request.peer.inode(fd)?;
+    pub(super) fn listen(&mut self, request: &Request<'_>, fd: RawFd, backlog: i32) -> io::Result<Decision> {
         let serial = request.worker.serial;
-        if self.table.by_inode(inode).is_some() {
-            inode = self.adopt(request, fd, inode)?;
+        let mut id = request.peer.inode(fd)?;
+        if let Some(permanent) = self.permanent.iter().find(|permanent| permanent.id == id) {
+            let key = permanent.key.clone();
+            return self.listen_on_kept(request, id, &key, backlog);
         }
-        let first_of_key = {
-            let key = self.table.by_inode(inode).map(|held| held.key.clone());
-            key.is_some_and(|key| !self.table.of_key(&key).any(|held| held.is_listening()))
+        if let Some(there) = self.substitute(serial, id) {
+            let Some(exchanged) = self.exchange(request, fd, id, there)? else {
+                return Ok(self.await_look(request));
+            };
+            self.forget_substitute(serial, id);
+            id = exchanged;
+        }
+        if self.copies.get(id).is_none() {
+            let mut socket = CallerSocket::look(&request.peer, fd)?;
+            let known = self.core.socket(id).is_some_and(|known| known.users.contains(&serial));
+            let room = self.listeners_of(serial) < MAX_LISTENERS;
+            let copy = socket.take_copy().filter(|_| known && room);
+            let Some(copy) = copy else {
+                self.tell_if_full(request, known && !room, id);
+                return self.listen_alone(request, &CallerSocket::look(&request.peer, fd)?, backlog);
+            };
+            self.copies.insert(id, copy);
+        }
+        let Some(open) = self.copies.get(id) else { return Ok(answer(Answer::Continue)) };
+        // The call read its address anew: what is bound is what the kernel says.
+        let bound = bound_key(open.fd());
+        let (scope, noted) = match self.core.socket(id) {
+            Some(socket) => (socket.scope, socket.key.clone()),
+            None => return Ok(answer(Answer::Continue)),
         };
-        let Some(held) = self.table.by_inode(inode) else {
-            return self.listen_alone(request, fd, backlog);
+        let Some(key) = bound.or_else(|| (!noted.has_group()).then_some(noted)) else {
+            // It has no address yet: the kernel will give it a port of its own.
+            self.core.released(serial, id);
+            self.reconcile(request.now);
+            return Ok(answer(Answer::Continue));
         };
-        let key = held.key.clone();
-        let first = !held.is_listening();
-        // A Unix socket's peers see the credentials of who called `listen` last: that is the worker's to do.
-        let answer = if matches!(key, Key::Unix { .. }) { Answer::Continue } else { Answer::Done };
-        if let Err(error) = held.listen(backlog) {
-            let errno = error.raw_os_error().unwrap_or(libc::EIO);
-            return Ok(self.refuse(request.worker, &key, errno, format_args!("listen: {error}")));
+        self.note_queues_of_awaited();
+        if let Some(inherited) = self.core.inherited_by(serial, id, &key) {
+            let Some(exchanged) = self.exchange(request, fd, id, inherited)? else {
+                return Ok(self.await_look(request));
+            };
+            id = exchanged;
         }
-        if first_of_key {
-            self.remarks.push(Remark::Holds { address: key.to_string() });
-        }
-        let Some(held) = self.table.by_inode(inode) else { return Ok(plain(answer)) };
-        let watched = first && matches!(held.part, Part::Lane(_));
-        if watched {
-            self.table.number(inode);
-            self.unwatched.push(inode);
-        }
-        if watched || self.members.get(serial).is_some_and(|member| member.serves) {
-            self.turn_key(&key);
-        }
-        Ok(Reply { answer, listens: Some(self.listens(serial, Some(&key))) })
-    }
-
-    /// A worker that does not listen yet takes over the queues of one that died in its slot meanwhile, with all who
-    /// wait there: each of its sockets is exchanged as it begins to listen. Returns the inode number of what it
-    /// has now.
-    fn adopt(&mut self, request: &Request<'_>, fd: RawFd, inode: u64) -> io::Result<u64> {
-        let Some(member) = self.members.get(request.worker.serial) else { return Ok(inode) };
-        let (own, slot, fresh) = (member.lane, member.id.slot, member.listens.is_empty());
-        if fresh && let Some(orphan) = self.lanes.adopt(own, slot) {
-            self.members.change_lane(request.worker.serial, orphan);
-        }
-        let Some(lane) = self.members.get(request.worker.serial).map(|member| member.lane) else {
-            return Ok(inode);
-        };
-        let Some(mine) = self.table.by_inode(inode) else { return Ok(inode) };
-        let (key, kept) = (mine.key.clone(), mine.is_listening());
-        if !matches!(mine.part, Part::Lane(old) if old != lane) {
-            return Ok(inode);
-        }
-        let Some(better) = self.table.find(&key, Part::Lane(lane)).filter(|held| !held.is_used_up()) else {
-            // Nobody waits for this address: its own socket will do.
-            if let Some(mine) = self.table.by_inode(inode) {
-                mine.part = Part::Lane(lane);
+        self.copies.locate(serial, id, request.call.thread, fd);
+        if scope == Scope::Shard {
+            let in_the_way = self.core.listeners_in_the_way(serial, id, &key);
+            if !in_the_way.is_empty() && !self.check(request, &in_the_way) {
+                return Ok(self.await_look(request));
             }
-            return Ok(inode);
-        };
-        better.shut = false;
-        better.users.insert(slot);
-        let (flags, taken) = (request.peer.flags(fd)?, better.inode);
-        sockets::set_nonblocking(better.fd(), flags & libc::O_NONBLOCK != 0)?;
-        let close_on_exec = flags & libc::O_CLOEXEC != 0;
-        seccomp::put_descriptor(request.listener, request.call, better.fd(), fd, close_on_exec)?;
-        if !kept {
-            self.table.remove(inode);
+            if !self.core.listeners_in_the_way(serial, id, &key).is_empty() {
+                self.keep_nothing_of(id);
+                return Ok(answer(Answer::Fail(libc::EADDRINUSE)));
+            }
+            return self.listen_on_shard(request, id, &key, backlog);
         }
-        if let Some(member) = self.members.get_mut(request.worker.serial) {
-            member.bound.retain(|bound| *bound != inode);
-            member.bound.push(taken);
+        if let Some(file) = self.copies.file_mut(id)
+            && let Err(error) = file.adopt(self.access)
+        {
+            let (worker, address) = (request.worker, key.to_string());
+            self.reports.push(Report::Refused { worker, address, why: format!("its file: {error}") });
         }
-        Ok(taken)
+        self.listen_on_kept(request, id, &key, backlog)
     }
 
-    /// On a socket that we do not hold. Whether it succeeds decides whether the worker is ready: so it is done here,
-    /// on a copy, where there is one.
-    fn listen_alone(&mut self, request: &Request<'_>, fd: RawFd, backlog: i32) -> io::Result<Reply> {
-        let socket = CallerSocket::look(request.peer, fd)?;
-        if socket.kind == Kind::Other || !request.is_waiting() {
-            return Ok(plain(Answer::Continue));
+    /// The worker's own socket. `listen` is called on our copy of it, which is the same: so we know whether it succeeds,
+    /// and in which order the sockets of an address begin to listen.
+    fn listen_on_shard(
+        &mut self,
+        request: &Request<'_>,
+        id: SocketId,
+        key: &Key,
+        backlog: i32,
+    ) -> io::Result<Decision> {
+        let Some(open) = self.copies.get_mut(id) else { return Ok(answer(Answer::Continue)) };
+        let first = open.backlog.is_none();
+        if first {
+            // Others may join it from now on; until now an address that a stranger has was an error, as ever.
+            sockets::set_reuseport(open.fd())?;
         }
-        let listens = Some(self.listens(request.worker.serial, None));
-        let inode = request.peer.inode(fd)?;
-        if let Some(member) = self.members.get_mut(request.worker.serial) {
-            member.alone.push(inode);
+        if let Err(error) = sockets::listen(open.fd(), backlog) {
+            self.keep_nothing_of(id);
+            return Ok(answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL))));
+        }
+        open.backlog = Some(backlog);
+        self.activate(request, id, key, first);
+        Ok(self.ready(request, Answer::Done, key))
+    }
+
+    /// A socket that all workers have: of their wishes for its queue the largest holds.
+    fn listen_on_kept(
+        &mut self,
+        request: &Request<'_>,
+        id: SocketId,
+        key: &Key,
+        backlog: i32,
+    ) -> io::Result<Decision> {
+        let Some(open) = self.copies.get_mut(id) else { return Ok(answer(Answer::Continue)) };
+        let first = open.backlog.is_none();
+        // A negative backlog is the largest there is: listen(2) takes the number as unsigned.
+        let wish = if backlog < 0 { i32::MAX } else { backlog };
+        if open.backlog.is_none_or(|current| current < wish) {
+            if let Err(error) = sockets::listen(open.fd(), wish) {
+                return Ok(answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL))));
+            }
+            open.backlog = Some(wish);
+        }
+        // A Unix socket's peers see the credentials of who called `listen` last: that is the worker's to do.
+        let reply = if key.has_group() { Answer::Done } else { Answer::Continue };
+        if self.core.socket(id).is_some_and(|socket| !socket.permanent) {
+            self.activate(request, id, key, first);
+        }
+        Ok(self.ready(request, reply, key))
+    }
+
+    /// Of a socket that does not listen no copy is kept, unless the worker has it from us.
+    fn keep_nothing_of(&mut self, id: SocketId) {
+        let stands_in = self.unsettled.iter().any(|(unsettled, _)| *unsettled == id);
+        if !stands_in && self.core.socket(id).is_some_and(|socket| !socket.active) {
+            self.copies.drop_copy(id);
+        }
+    }
+
+    fn activate(&mut self, request: &Request<'_>, id: SocketId, key: &Key, first: bool) {
+        let is_new = !self.core.sockets().iter().any(|socket| socket.active && socket.key.matches(key));
+        self.core.activated(request.now, request.worker.serial, id, key);
+        self.note_activity(request.now);
+        if is_new {
+            self.reports.push(Report::Listening { address: key.to_string() });
+        }
+        let watched = self.core.socket(id).is_some_and(|socket| !is_for_all(socket.scope));
+        if first && watched {
+            self.watch_queue(id);
+        }
+        self.reconcile(request.now);
+    }
+
+    fn ready(&mut self, request: &Request<'_>, answer: Answer, key: &Key) -> Decision {
+        let all = self.core.listens(request.worker.serial, Some(key));
+        Decision::Reply(Reply { answer, listens: Some(if all { Listens::All } else { Listens::Some }) })
+    }
+
+    /// On a socket that is the worker's own business. Whether it succeeds decides whether the worker is ready: so it is
+    /// done here, on a copy, where there is one.
+    fn listen_alone(
+        &mut self,
+        request: &Request<'_>,
+        socket: &CallerSocket,
+        backlog: i32,
+    ) -> io::Result<Decision> {
+        if matches!(socket.kind, Kind::Other | Kind::Udp { .. }) {
+            return Ok(answer(Answer::Continue));
+        }
+        if let Some(process) = self.processes.get_mut(&request.worker.serial) {
+            process.alone.insert(socket.inode);
         }
         match socket.copy().map(|copy| sockets::listen(copy, backlog)) {
-            Some(Err(error)) => Ok(plain(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))),
+            Some(Err(error)) => Ok(answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))),
             // Once more, by the worker: a Unix socket's peers see who called it last.
-            Some(Ok(())) | None => Ok(Reply { answer: Answer::Continue, listens }),
+            Some(Ok(())) | None => {
+                let all = self.core.listens(request.worker.serial, None);
+                let listens = Some(if all { Listens::All } else { Listens::Some });
+                Ok(Decision::Reply(Reply { answer: Answer::Continue, listens }))
+            }
         }
     }
 
-    fn listens(&mut self, serial: u64, key: Option<&Key>) -> Listens {
-        if self.members.listens(serial, key) { Listens::All } else { Listens::Some }
+    /// The worker gets another socket in the place of its own as it begins to listen: one that has connections waiting
+    /// for it, or one that its siblings have. `None`: a walk over its descriptors has to tell first where its own is
+    /// registered.
+    pub(super) fn exchange(
+        &mut self,
+        request: &Request<'_>,
+        fd: RawFd,
+        own: SocketId,
+        there: SocketId,
+    ) -> io::Result<Option<SocketId>> {
+        let serial = request.worker.serial;
+        let Some(registered) = self.registered_with_epoll(request, fd) else { return Ok(None) };
+        let copied = match self.copies.get(there) {
+            Some(_) => None,
+            None => self.copy_from_user(there, serial),
+        };
+        if let Some(copy) = copied {
+            self.copies.insert(there, copy);
+        }
+        let Some(open) = self.copies.get(there) else { return Ok(Some(own)) };
+        let flags = request.peer.flags(fd)?;
+        if self.core.socket(there).is_some_and(|socket| socket.users.is_empty()) {
+            sockets::set_nonblocking(open.fd(), flags & libc::O_NONBLOCK != 0)?;
+        }
+        request.put(open.fd(), fd, flags, &registered)?;
+        self.core.released(serial, own);
+        self.core.give(serial, there, false);
+        self.reconcile(request.now);
+        Ok(Some(there))
     }
+
+    fn substitute(&self, serial: u64, id: SocketId) -> Option<SocketId> {
+        let substitutes = &self.processes.get(&serial)?.substitutes;
+        substitutes.iter().find(|(own, _)| *own == id).map(|(_, there)| *there)
+    }
+
+    fn forget_substitute(&mut self, serial: u64, id: SocketId) {
+        if let Some(process) = self.processes.get_mut(&serial) {
+            process.substitutes.retain(|(own, _)| *own != id);
+        }
+    }
+
+    pub(super) fn listeners_of(&self, serial: u64) -> usize {
+        let of_worker = |socket: &&super::core::Socket| socket.active && socket.users.contains(&serial);
+        self.core.sockets().iter().filter(of_worker).count()
+    }
+
+    fn tell_if_full(&mut self, request: &Request<'_>, full: bool, id: SocketId) {
+        if !full {
+            return;
+        }
+        self.core.released(request.worker.serial, id);
+        if let Some(process) = self.processes.get_mut(&request.worker.serial)
+            && !std::mem::replace(&mut process.is_full, true)
+        {
+            self.reports.push(Report::TooManyListeners { worker: request.worker, limit: MAX_LISTENERS });
+        }
+    }
+}
+
+/// Whether a socket is listening, for what only an IP socket has.
+pub(super) fn is_open(open: &super::copies::OpenSocket) -> bool {
+    sockets::is_listening(open.fd().as_fd())
 }

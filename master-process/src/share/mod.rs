@@ -1,32 +1,32 @@
-//! One address, many workers: the sockets that we hold for them.
+//! One address, many workers.
 //!
-//! [`Broker`] answers the calls that the workers' filters send us, from a table of sockets
-//! of our own: every worker that binds an address is given ours in the place of its own. No worker is
-//! special, the first neither, and between two workers the connections wait in our socket's queue.
+//! Every worker binds and listens with its own socket and its own rights. [`Broker`] answers the calls that the workers'
+//! filters send us: it lets the kernel bind, makes the sockets of one address one group, and keeps a copy of each that
+//! listens, so that its queue outlives its worker. [`core`] decides, without any I/O; the rest asks and does.
 
 mod address;
-mod binding;
+mod bind;
+mod bind_path;
 mod broker;
 mod caller;
 mod calls;
-mod generations;
-mod handed;
-mod lanes;
+mod copies;
+mod core;
+mod listen_fds;
 mod listening;
-mod orphans;
-mod remark;
-mod renaming;
-mod rotation;
-mod steering;
-mod stillness;
-mod sweep;
-mod table;
+mod looks;
+mod options;
+mod paths;
+mod queues;
+mod report;
+mod selection;
+mod stall;
 mod unix;
-mod watch;
-mod workers;
+mod upkeep;
 
-pub use broker::{Broker, Listens, Reply};
-pub use handed::{HandedOver, OpenError};
-pub use remark::Remark;
+pub use broker::{Broker, Decision, Listens, Reply};
+pub use core::CLOSE_CHECK;
+pub use listen_fds::{InheritedListeners, OpenError};
+pub use queues::Watch;
+pub use report::Report;
 pub use unix::{Access, Refused};
-pub use watch::Watch;

@@ -6,7 +6,14 @@ use rustix::process::Pid;
 pub fn of(pid: Pid) -> Option<Vec<Pid>> {
     let mut found = Vec::new();
     for thread in std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid())).ok()? {
-        let text = std::fs::read_to_string(thread.ok()?.path().join("children")).ok()?;
+        let thread = thread.ok()?.path();
+        let text = match std::fs::read_to_string(thread.join("children")) {
+            Ok(text) => text,
+            // A thread that has ended meanwhile has none: they are another thread's.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+            Err(_) if matches!(thread.try_exists(), Ok(false)) => continue,
+            Err(_) => return None,
+        };
         found.extend(text.split_whitespace().filter_map(|number| Pid::from_raw(number.parse().ok()?)));
     }
     Some(found)

@@ -33,22 +33,46 @@ fn close_on_exec_one_by_one() -> io::Result<()> {
     Ok(())
 }
 
-/// The descriptors `3` to `3 + count - 1`, which our own parent left open for us to own: sd_listen_fds(3).
+/// The sockets `3` to `3 + count - 1`, which our own parent left open for us to own: sd_listen_fds(3). They are
+/// close-on-exec from here on.
 ///
-/// Call it once, before anything else opens a descriptor.
+/// Call it once, before anything else opens a descriptor: a count that is too large would otherwise reach descriptors
+/// of this program, which then had two owners.
 ///
 /// # Errors
-/// EBADF where one of them is not open: whoever set `LISTEN_FDS` did not mean us.
+/// `InvalidInput` where one of them is not open or not a socket, with its number; none of them is taken then.
 pub fn take_inherited(count: RawFd) -> io::Result<Vec<OwnedFd>> {
-    let end = count.checked_add(3).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
+    let end = 3 + RawFd::from(u16::try_from(count).map_err(|_too_large| wrong_count(count, "is too large"))?);
     for number in 3..end {
-        // SAFETY: the call only asks whether the number is in use.
-        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        check_socket(number)
+            .map_err(|why| wrong_count(count, &format!("names descriptor {number}, which {why}")))?;
     }
-    // SAFETY: all of them are open, and no code of ours has opened or taken them: this runs first.
-    Ok((3..end).map(|number| unsafe { OwnedFd::from_raw_fd(number) }).collect())
+    // SAFETY: all of them are open, and no code of ours has opened or taken them: this runs first. Setting the flag of
+    // an open descriptor changes nothing else.
+    Ok((3..end)
+        .map(|number| unsafe {
+            libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC);
+            OwnedFd::from_raw_fd(number)
+        })
+        .collect())
+}
+
+fn wrong_count(count: RawFd, why: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("the count {count} {why}; check what sets LISTEN_FDS"),
+    )
+}
+
+/// What is wrong with a descriptor that should be a socket of our parent's.
+fn check_socket(number: RawFd) -> Result<(), &'static str> {
+    // SAFETY: the call only asks whether the number is in use.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err("is not open");
+    }
+    // SAFETY: it is open, and nobody closes it during the call: this program has one thread as yet.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::net::sockopt::socket_type(fd).map(drop).map_err(|_not_a_socket| "is not a socket")
 }
 
 /// A close-on-exec copy of `fd` with a number of at least `lowest`.

@@ -1,25 +1,55 @@
 //! The socket that workers send their sd_notify messages to.
+//!
+//! It is a file in a directory of the supervisor's own, so that the kernel keeps other users away. Where no directory
+//! can be had, it has an abstract address, which every process of the network namespace can send to.
 
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+mod directory;
+mod message;
+mod received;
+
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
-use super::closer::close_elsewhere;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags,
-    SocketType, recvmsg, socket_with, sockopt,
-};
-use rustix::process::Pid;
+use rustix::fs::{AtFlags, Mode, chmodat, chownat, fchmod, fchown};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
+use rustix::process::{Gid, Pid, Uid};
 
-/// The longest message that is read; systemd's own limit.
-const LONGEST: usize = 4096;
+use super::pidfd;
+use directory::PrivateDirectory;
+use received::ReceivedFds;
 
-/// A datagram socket under a name that the kernel chose, in the abstract name space: no file to clean up, no
-/// permission that keeps a worker of another user away, and no collision between supervisors.
+/// `SO_PASSPIDFD` of unix(7), Linux 6.5: each message brings a pidfd of its sender.
+const SO_PASSPIDFD: i32 = libc::SO_PASSPIDFD;
+
+/// The socket's name in its directory.
+const SOCKET: &str = "notify";
+
+/// Where the socket of an abstract address, or of a path, is found.
+#[derive(Debug)]
+enum Place {
+    Directory(PrivateDirectory),
+    Abstract(Vec<u8>),
+}
+
+/// Who sends messages: the workers' user.
+#[derive(Debug, Clone, Copy)]
+pub struct Sender<'a> {
+    /// User id.
+    pub uid: u32,
+    /// Group id; `None`: the supervisor's.
+    pub gid: Option<u32>,
+    /// Supplementary groups.
+    pub groups: &'a [u32],
+}
+
+/// A datagram socket that only the workers' user and root can send to.
 #[derive(Debug)]
 pub struct NotifySocket {
     fd: OwnedFd,
-    name: Vec<u8>,
+    place: Place,
+    received: ReceivedFds,
 }
 
 /// A message and the process that sent it, as the kernel says.
@@ -27,56 +57,230 @@ pub struct NotifySocket {
 pub struct Message {
     /// The sender; `None` where it lives in a PID namespace that is not below ours.
     pub sender: Option<Pid>,
+    /// A handle of the sender; `None` before Linux 6.5, or where the sender is gone already.
+    pidfd: Option<OwnedFd>,
     /// The text: `NAME=VALUE` lines.
     pub text: Vec<u8>,
 }
 
+impl Message {
+    /// Whether the sender's process id may belong to another process by now: the sender was gone when the kernel
+    /// was asked for a handle of it, or has been reaped since.
+    ///
+    /// Ask this after looking the process id up. Before Linux 6.5 nothing is known, and the answer is no.
+    pub fn is_sender_gone(&self) -> bool {
+        let errno = |fd: &OwnedFd| pidfd::signal(fd.as_fd(), 0).err().and_then(|error| error.raw_os_error());
+        self.pidfd.as_ref().is_some_and(|fd| errno(fd) == Some(libc::ESRCH))
+    }
+}
+
 impl NotifySocket {
-    /// Opens the socket.
+    /// Opens the socket in a new directory below `base`, an absolute path, for messages of `sender`.
+    ///
+    /// Directories that supervisors of the same user left there when they were killed are removed.
+    ///
+    /// # Errors
+    /// Those of mkdir(2), socket(2), bind(2) and chown(2). `PermissionDenied` where another user could replace what is
+    /// in `base`, or where `sender` could not find the socket there; `InvalidInput` where the path is too long for a
+    /// socket.
+    pub fn in_directory(base: &Path, sender: Sender<'_>) -> io::Result<NotifySocket> {
+        let is_another = sender.uid != rustix::process::geteuid().as_raw();
+        if is_another {
+            directory::check_reachable(base, sender)?;
+        }
+        let directory = PrivateDirectory::create(base, SOCKET)?;
+        let fd = new_socket()?;
+        rustix::net::bind(&fd, &SocketAddrUnix::new(directory.path().join(SOCKET))?)?;
+        // Nobody but us and root has access to the directory until this is done.
+        chmodat(directory.fd(), SOCKET, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+        if is_another {
+            let uid = Some(Uid::from_raw(sender.uid));
+            chownat(directory.fd(), SOCKET, uid, None, AtFlags::SYMLINK_NOFOLLOW)?;
+            // The sender may pass through and not change anything: the directory stays ours. Whoever else is in the
+            // group comes as far as the socket, which is not his to write to.
+            fchown(directory.fd(), None, sender.gid.map(Gid::from_raw))?;
+            fchmod(directory.fd(), Mode::RWXU | Mode::XGRP)?;
+        }
+        NotifySocket::new(fd, Place::Directory(directory))
+    }
+
+    /// Opens the socket under an abstract address that the kernel chooses: "autobind" in unix(7). Every process in the
+    /// network namespace can send to it.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2): EMFILE, ENFILE, ENOMEM.
-    pub fn new() -> io::Result<NotifySocket> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
-        sockopt::set_socket_passcred(&fd, true)?;
-        // An address of the family alone makes the kernel choose: "autobind" in unix(7).
+    pub fn with_abstract_address() -> io::Result<NotifySocket> {
+        let fd = new_socket()?;
+        // An address of the family alone makes the kernel choose.
         rustix::net::bind(&fd, &SocketAddrUnix::new_unnamed())?;
         let bound = SocketAddrUnix::try_from(rustix::net::getsockname(&fd)?)?;
         let name = bound.abstract_name().map(<[u8]>::to_vec);
         let name = name.ok_or_else(|| io::Error::other("the kernel chose no name for an unnamed socket"))?;
-        Ok(NotifySocket { fd, name })
+        NotifySocket::new(fd, Place::Abstract(name))
     }
 
-    /// What `NOTIFY_SOCKET` says: `@` stands for the leading zero byte.
+    fn new(fd: OwnedFd, place: Place) -> io::Result<NotifySocket> {
+        let received = ReceivedFds::new(fd.as_fd())?;
+        Ok(NotifySocket { fd, place, received })
+    }
+
+    /// What `NOTIFY_SOCKET` says: a path, or a name in the abstract name space, where `@` stands for the leading zero
+    /// byte.
     pub fn address(&self) -> Vec<u8> {
-        [b"@".as_slice(), &self.name].concat()
+        match &self.place {
+            Place::Directory(directory) => directory.path().join(SOCKET).as_os_str().as_bytes().to_vec(),
+            Place::Abstract(name) => [b"@".as_slice(), name].concat(),
+        }
     }
 
-    /// The next message; `None` when there is none.
+    /// The next message; `None` when there is none, or when so many descriptors wait to be closed that no more may be
+    /// received.
     pub fn receive(&self) -> Option<Message> {
-        let mut text = vec![0; LONGEST];
-        // Room for all that a message can carry (SCM_MAX_FD): what the kernel has to drop, it drops in our time.
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1), ScmRights(253))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-        let got = recvmsg(&self.fd, &mut [IoSliceMut::new(&mut text)], &mut control, flags).ok()?;
-        let mut sender = None;
-        for message in control.drain() {
-            match message {
-                RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials.pid),
-                // `BARRIER=1` sends a pipe and waits until we have closed it.
-                RecvAncillaryMessage::ScmRights(given) => given.for_each(close_elsewhere),
-                _unknown => {}
-            }
+        if self.received.is_full() {
+            return None;
         }
-        text.truncate(got.bytes);
-        Some(Message { sender, text })
+        let raw = message::receive(self.fd.as_fd()).ok()?;
+        // Also for a barrier: `BARRIER=1` sends a pipe and waits until we have closed it.
+        self.received.close(raw.fds);
+        Some(Message { sender: raw.sender, pidfd: raw.pidfd, text: raw.text })
+    }
+
+    /// What to watch for the next message. It is another descriptor while [`receive`](Self::receive) must wait for
+    /// descriptors to be closed; ask again after each turn.
+    pub fn watched(&self) -> BorrowedFd<'_> {
+        if self.received.is_full() { self.received.drained() } else { self.fd.as_fd() }
     }
 }
 
-impl AsFd for NotifySocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+/// A socket whose messages bring the credentials of their senders.
+fn new_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+    sockopt::set_socket_passcred(&fd, true)?;
+    // Before Linux 6.5 there is no such option; the process id alone has to do.
+    let _unknown_option = message::set_option(fd.as_fd(), SO_PASSPIDFD, true);
+    Ok(fd)
+}
+
+/// Creates a directory that everybody may pass through; one that is there is left as it is.
+///
+/// # Errors
+/// Those of mkdir(2).
+pub fn make_base(path: &Path) -> io::Result<()> {
+    directory::make_base(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::net::UnixDatagram;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn ourselves() -> Sender<'static> {
+        Sender { uid: rustix::process::geteuid().as_raw(), gid: None, groups: &[] }
+    }
+
+    fn path_of(socket: &NotifySocket) -> PathBuf {
+        String::from_utf8(socket.address()).expect("UTF-8").into()
+    }
+
+    #[test]
+    fn the_path_is_ours_alone_and_goes_with_the_socket() {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        let socket = NotifySocket::in_directory(base.path(), ourselves()).expect("opened");
+        let path = path_of(&socket);
+        let directory = path.parent().expect("it has a folder").to_owned();
+        assert_eq!(directory.metadata().expect("there").permissions().mode() & 0o7777, 0o700);
+        assert_eq!(path.metadata().expect("there").permissions().mode() & 0o7777, 0o600);
+        let sender = UnixDatagram::unbound().expect("a socket");
+        sender.send_to(b"READY=1", &path).expect("sent");
+        let message = socket.receive().expect("received");
+        assert_eq!(
+            (message.text.as_slice(), message.sender),
+            (b"READY=1".as_slice(), Some(rustix::process::getpid()))
+        );
+        assert!(!message.is_sender_gone());
+        assert!(socket.receive().is_none());
+        drop(socket);
+        assert_eq!(base.path().read_dir().expect("there").count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_supervisor_left_is_removed_and_what_lives_stays() {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        let alive = NotifySocket::in_directory(base.path(), ourselves()).expect("opened");
+        let left = base.path().join("master-process-4194304-0123456789abcdef");
+        std::fs::create_dir(&left).expect("ours");
+        drop(UnixDatagram::bind(left.join(SOCKET)).expect("ours"));
+        let other = base.path().join("master-process-4194304-fedcba9876543210");
+        std::fs::create_dir(&other).expect("ours");
+        std::fs::write(other.join(SOCKET), "no socket").expect("ours");
+        let next = NotifySocket::in_directory(base.path(), ourselves()).expect("opened");
+        assert!(!left.exists());
+        assert!(other.join(SOCKET).exists() && path_of(&alive).exists() && path_of(&next).exists());
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_directory_is_not_followed() {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        let target = tempfile::tempdir().expect("a temporary folder");
+        drop(UnixDatagram::bind(target.path().join(SOCKET)).expect("ours"));
+        let link = base.path().join("master-process-1-0123456789abcdef");
+        std::os::unix::fs::symlink(target.path(), &link).expect("ours");
+        let _socket = NotifySocket::in_directory(base.path(), ourselves()).expect("opened");
+        assert!(target.path().join(SOCKET).exists());
+    }
+
+    #[test]
+    fn a_base_that_others_can_write_to_is_refused_without_the_sticky_bit() {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        let set = |mode| {
+            std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(mode)).expect("ours");
+        };
+        set(0o777);
+        let error = NotifySocket::in_directory(base.path(), ourselves()).expect_err("not safe");
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        set(0o1777);
+        assert!(NotifySocket::in_directory(base.path(), ourselves()).is_ok());
+    }
+
+    #[test]
+    fn a_base_that_the_sender_cannot_reach_is_refused() {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o700)).expect("ours");
+        let uid = base.path().metadata().expect("there").uid() + 4242;
+        let sender = Sender { uid, gid: Some(4242), groups: &[] };
+        let error = NotifySocket::in_directory(base.path(), sender).expect_err("mode 0700");
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_refused_and_leaves_nothing() {
+        let base = tempfile::tempdir().expect("a temporary folder");
+        let deep = base.path().join("x".repeat(100));
+        std::fs::create_dir(&deep).expect("ours");
+        assert!(NotifySocket::in_directory(&deep, ourselves()).is_err());
+        assert_eq!(deep.read_dir().expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_sender_that_was_reaped_is_gone_and_a_zombie_is_not() {
+        use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+        let mut child = std::process::Command::new("true").spawn().expect("every host has it");
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("it is our child");
+        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).expect("it ends");
+        let message = Message { sender: Some(pid), pidfd: Some(pidfd), text: Vec::new() };
+        assert!(!message.is_sender_gone());
+        child.wait().expect("it is our child");
+        assert!(message.is_sender_gone());
+    }
+
+    #[test]
+    fn an_abstract_address_begins_with_the_sign_for_it() {
+        let socket = NotifySocket::with_abstract_address().expect("opened");
+        assert!(socket.address().starts_with(b"@"));
     }
 }

@@ -58,6 +58,22 @@ pub fn copy_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     }
 }
 
+/// Lets a socket bind an address on which connections of the last listener linger.
+///
+/// # Errors
+/// None for an open socket.
+pub fn set_reuseaddr(fd: BorrowedFd<'_>) -> std::io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_reuseaddr(fd, true)?)
+}
+
+/// Makes an IPv6 socket leave IPv4 to others, or not.
+///
+/// # Errors
+/// EINVAL where it is bound.
+pub fn set_v6only(fd: BorrowedFd<'_>, on: bool) -> std::io::Result<()> {
+    Ok(rustix::net::sockopt::set_ipv6_v6only(fd, on)?)
+}
+
 /// An option's value, as far as it fits into a few words.
 pub(in crate::sys) fn option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<Vec<u8>> {
     let mut value = [0u8; 64];
@@ -68,7 +84,8 @@ pub(in crate::sys) fn option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc:
     (result == 0).then(|| value[..value.len().min(length as usize)].to_vec())
 }
 
-fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &[u8]) {
+/// Sets an option; one that cannot be set stays as it is.
+pub(in crate::sys) fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &[u8]) {
     let length = libc::socklen_t::try_from(value.len()).unwrap_or(0);
     // SAFETY: the kernel reads `length` bytes, the size of `value`, which outlives the call.
     unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), length) };

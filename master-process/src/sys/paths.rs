@@ -17,7 +17,7 @@ use super::peer::{FsIdentity, Peer};
 /// What the lookup of the folder fails with, with the caller's own rights. ELOOP also where the path goes
 /// through a magic link of `/proc`, which would lead to something of ours, or could leave a root that is not
 /// ours: such a path is the kernel's to follow.
-pub fn folder_of(peer: Peer, dir: RawFd, path: &Path) -> io::Result<(OwnedFd, OsString)> {
+pub fn folder_of(peer: &Peer, dir: RawFd, path: &Path) -> io::Result<(OwnedFd, OsString)> {
     let (folder, name) = split(path)?;
     let (root, root_is_ours) = peer.root()?;
     let safe = ResolveFlags::NO_MAGICLINKS;
@@ -61,23 +61,35 @@ fn open(base: &OwnedFd, folder: &Path, resolve: ResolveFlags) -> rustix::io::Res
     openat2(base, folder, flags, Mode::empty(), resolve)
 }
 
-/// Runs `call` with the file-system rights of another user, where they are not ours anyway: ours come back
-/// before this returns. Without the right to change them, `call` runs with ours.
-pub fn as_user<T>(identity: Option<&FsIdentity>, call: impl FnOnce() -> T) -> T {
-    struct Restore(FsIdentity);
+/// Runs `call` with the file-system rights of another user, where they are not ours anyway: ours, and who may look into
+/// this process, are as before when this returns.
+///
+/// # Errors
+/// EPERM where this thread could not become that user in every respect: then `call` does not run.
+pub fn as_user<T>(identity: Option<&FsIdentity>, call: impl FnOnce() -> T) -> io::Result<T> {
+    struct Restore(FsIdentity, rustix::process::DumpableBehavior);
     impl Drop for Restore {
         fn drop(&mut self) {
             assume(&self.0);
-            // Who changes its rights cannot be looked at any more: proc(5), PR_SET_DUMPABLE(2const).
-            let _as_before =
-                rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable);
+            // Whoever changes its rights cannot be looked into any more: proc(5), PR_SET_DUMPABLE(2const).
+            let _as_before = rustix::process::set_dumpable_behavior(self.1);
         }
     }
     let ours = ours();
-    let Some(theirs) = identity.filter(|theirs| **theirs != ours) else { return call() };
-    let _restore = Restore(ours);
+    let Some(theirs) = identity.filter(|theirs| !is_same(theirs, &ours)) else { return Ok(call()) };
+    let dumpable = rustix::process::dumpable_behavior();
+    let _restore = Restore(ours, dumpable.unwrap_or(rustix::process::DumpableBehavior::NotDumpable));
     assume(theirs);
-    call()
+    if !is_assumed(theirs) {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    Ok(call())
+}
+
+/// Whether both may do the same; the mask of permissions is no right.
+fn is_same(one: &FsIdentity, other: &FsIdentity) -> bool {
+    (one.uid, one.gid, &one.groups, one.capabilities)
+        == (other.uid, other.gid, &other.groups, other.capabilities)
 }
 
 fn ours() -> FsIdentity {
@@ -87,6 +99,7 @@ fn ours() -> FsIdentity {
         gid: rustix::process::getegid().as_raw(),
         groups: groups.into_iter().map(rustix::process::Gid::as_raw).collect(),
         capabilities: capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective),
+        umask: 0,
     }
 }
 
@@ -106,12 +119,30 @@ fn assume(identity: &FsIdentity) {
     limit_to(identity.capabilities);
 }
 
+/// Whether this thread is that user now. setfsuid(2) and setfsgid(2) do not say whether they did anything; with a number
+/// that cannot be, they tell the current one. Capabilities that the other has and we have not do no harm.
+fn is_assumed(identity: &FsIdentity) -> bool {
+    // SAFETY: -1 is no user and no group: the calls change nothing and touch no memory.
+    let (uid, gid) =
+        unsafe { (libc::syscall(libc::SYS_setfsuid, -1), libc::syscall(libc::SYS_setfsgid, -1)) };
+    let mut groups: Vec<u32> = identity.groups.clone();
+    groups.sort_unstable();
+    let mut held: Vec<u32> = rustix::process::getgroups()
+        .map(|groups| groups.into_iter().map(rustix::process::Gid::as_raw).collect())
+        .unwrap_or_default();
+    held.sort_unstable();
+    let capabilities = capabilities(None).map(|sets| sets.effective);
+    (uid, gid) == (identity.uid.into(), identity.gid.into())
+        && groups == held
+        && capabilities.is_ok_and(|effective| identity.capabilities.contains(effective))
+}
+
 /// Makes those of our permitted capabilities effective that are among `wanted`.
 fn limit_to(wanted: CapabilitySet) {
     if let Ok(mut sets) = capabilities(None) {
         sets.effective = sets.permitted & wanted;
-        // Without the right to do this there is nothing to limit.
-        let _none = set_capabilities(None, sets);
+        // Whether it worked is looked at where it matters.
+        let _looked_at = set_capabilities(None, sets);
     }
 }
 
@@ -139,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_magic_link_is_not_followed() {
-        let me = Peer::new(rustix::process::getpid());
+        let me = &Peer::open(rustix::process::getpid()).expect("we live");
         let error = folder_of(me, libc::AT_FDCWD, Path::new("/proc/self/cwd/x.sock")).expect_err("refused");
         assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
         assert!(folder_of(me, libc::AT_FDCWD, Path::new("/tmp/x.sock")).is_ok());

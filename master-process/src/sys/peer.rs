@@ -6,21 +6,29 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
-use rustix::fs::{Mode, OFlags};
+use super::remote_read;
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::thread::CapabilitySet;
 
-/// The thread that made a call.
-#[derive(Debug, Clone, Copy)]
+/// A thread that waits in a call, pinned: one handle on its directory in `/proc` serves every look, so that no look is
+/// at a later process with the same number.
+#[derive(Debug)]
 pub struct Peer {
     thread: Pid,
+    proc: OwnedFd,
 }
 
 /// A path that is longer does not exist.
 const PATH_MAX: usize = 4096;
+/// What is looked at of an environment.
+const ENVIRONMENT_MAX: u64 = 64 * 1024;
 /// `/proc/PID/mem` is read in pieces that end with a page: the next page may not be mapped.
 const PAGE: u64 = 4096;
+/// `PIDFD_THREAD`, Linux 6.9: a pidfd of a thread that is not its process's first, whose descriptor table may be its own.
+const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
 
 /// Who a thread's file-system calls are made as.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,16 +41,44 @@ pub struct FsIdentity {
     pub groups: Vec<u32>,
     /// What it may do beyond that.
     pub capabilities: CapabilitySet,
+    /// What it takes from the permissions of a new file.
+    pub umask: u32,
 }
 
 impl Peer {
-    /// The thread `thread`, which must wait for our answer for as long as this is used.
-    pub fn new(thread: Pid) -> Peer {
-        Peer { thread }
+    /// Pins the thread `thread`. Where it waits in a call, the caller asks afterwards whether it still does: only then
+    /// was the right one pinned.
+    ///
+    /// # Errors
+    /// ENOENT where it is gone, EMFILE.
+    pub fn open(thread: Pid) -> io::Result<Peer> {
+        let path = format!("/proc/{}", thread.as_raw_pid());
+        Ok(Peer { thread, proc: open_directory(&path)? })
     }
 
-    fn path(&self, what: &str) -> String {
-        format!("/proc/{}/{what}", self.thread.as_raw_pid())
+    /// The metadata of what an entry of its directory leads to.
+    fn stat(&self, entry: &str) -> io::Result<rustix::fs::Stat> {
+        Ok(rustix::fs::statat(&self.proc, entry, AtFlags::empty())?)
+    }
+
+    fn file(&self, entry: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.proc, entry, flags, Mode::empty())?.into())
+    }
+
+    fn text(&self, entry: &str) -> io::Result<String> {
+        io::read_to_string(self.file(entry)?)
+    }
+
+    fn directory(&self, entry: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.proc, entry, flags, Mode::empty())?)
+    }
+
+    fn link(&self, entry: &str) -> io::Result<PathBuf> {
+        use std::os::unix::ffi::OsStringExt;
+        let target = rustix::fs::readlinkat(&self.proc, entry, Vec::new())?;
+        Ok(std::ffi::OsString::from_vec(target.into_bytes()).into())
     }
 
     /// The inode number of the file behind a descriptor; for a socket, of the socket.
@@ -50,31 +86,54 @@ impl Peer {
     /// # Errors
     /// ENOENT where the descriptor is not open, EACCES where we may not look.
     pub fn inode(&self, fd: RawFd) -> io::Result<u64> {
-        Ok(std::fs::metadata(self.path(&format!("fd/{fd}")))?.ino())
+        Ok(self.stat(&format!("fd/{fd}"))?.st_ino)
     }
 
-    /// Whether any descriptor of this process is the socket with this inode number.
+    /// Its open sockets, `most` of them at most: descriptor and inode number.
     ///
     /// # Errors
     /// As [`inode`](Self::inode).
-    pub fn holds(&self, inode: u64) -> io::Result<bool> {
-        Ok(self.sockets()?.iter().any(|(_, other)| *other == inode))
-    }
-
-    /// Its open sockets: descriptor and inode number.
-    ///
-    /// # Errors
-    /// As [`inode`](Self::inode).
-    pub fn sockets(&self) -> io::Result<Vec<(RawFd, u64)>> {
+    pub fn sockets(&self, most: usize) -> io::Result<Vec<(RawFd, u64)>> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(self.path("fd"))? {
+        for entry in std::fs::read_dir(format!("/proc/{}/fd", self.thread.as_raw_pid()))? {
             let entry = entry?;
             let target = std::fs::read_link(entry.path()).unwrap_or_default();
             let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'));
             let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
             found.extend(number.zip(inode.and_then(|inode| inode.parse().ok())));
+            if found.len() >= most {
+                break;
+            }
         }
         Ok(found)
+    }
+
+    /// Its epoll instances.
+    ///
+    /// # Errors
+    /// As [`inode`](Self::inode), and E2BIG where it has more than `most` descriptors.
+    pub fn epolls(&self, most: usize) -> io::Result<Vec<RawFd>> {
+        let mut found = Vec::new();
+        for (count, entry) in std::fs::read_dir(format!("/proc/{}/fd", self.thread.as_raw_pid()))?.enumerate()
+        {
+            if count >= most {
+                return Err(io::Error::from_raw_os_error(libc::E2BIG));
+            }
+            let entry = entry?;
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            if target.as_os_str() == "anon_inode:[eventpoll]" {
+                found.extend(entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+            }
+        }
+        Ok(found)
+    }
+
+    /// What `/proc/PID/fdinfo` says of a descriptor.
+    ///
+    /// # Errors
+    /// As [`inode`](Self::inode).
+    pub fn descriptor_info(&self, fd: RawFd) -> io::Result<String> {
+        self.text(&format!("fdinfo/{fd}"))
     }
 
     /// What kind of socket a descriptor is, as the kernel names its protocol: `TCP`, `TCPv6`, `MPTCP`, `UDP`,
@@ -84,8 +143,9 @@ impl Peer {
     /// EOPNOTSUPP where it is no socket, and as [`inode`](Self::inode).
     pub fn protocol(&self, fd: RawFd) -> io::Result<String> {
         let mut value = [0u8; 64];
-        let length =
-            rustix::fs::getxattr(self.path(&format!("fd/{fd}")), "system.sockprotoname", &mut value[..])?;
+        // There is no getxattrat(2) before Linux 6.13: the path of our handle leads to the pinned directory.
+        let path = format!("/proc/self/fd/{}/fd/{fd}", std::os::fd::AsRawFd::as_raw_fd(&self.proc));
+        let length = rustix::fs::getxattr(path, "system.sockprotoname", &mut value[..])?;
         let name = value[..length].split(|byte| *byte == 0).next().unwrap_or_default();
         // Before Linux 5.15 Unix sockets of every kind have this name, and only the table of all of them tells.
         if name == b"UNIX" && self.is_unix_stream(self.inode(fd)?)? {
@@ -97,7 +157,8 @@ impl Peer {
     /// Whether the table of its network namespace has the Unix socket of this inode number as a stream.
     fn is_unix_stream(&self, inode: u64) -> io::Result<bool> {
         // A path is the bytes that a program gave, and need not be UTF-8.
-        let table = std::fs::read(self.path("net/unix"))?;
+        let mut table = Vec::new();
+        io::Read::read_to_end(&mut self.file("net/unix")?, &mut table)?;
         let mut lines = table.split(|byte| *byte == b'\n').skip(1).map(String::from_utf8_lossy);
         Ok(lines.any(|line| stream_inode(&line) == Some(inode)))
     }
@@ -105,19 +166,26 @@ impl Peer {
     /// A copy of a descriptor: the same open file, in our table.
     ///
     /// # Errors
-    /// EPERM and ENOSYS where pidfd_getfd(2) is denied, as container engines do; EBADF.
+    /// EPERM and ENOSYS where pidfd_getfd(2) is denied, as container engines do; EBADF; ESTALE where the descriptor of
+    /// that number is another one in the table of its process, which a thread need not share.
     pub fn copy(&self, fd: RawFd) -> io::Result<OwnedFd> {
-        let pidfd = match pidfd_open(self.thread, PidfdFlags::empty()) {
-            // Only the thread that a process began with gives a pidfd everywhere.
-            Err(_) => pidfd_open(self.process()?, PidfdFlags::empty())?,
-            Ok(pidfd) => pidfd,
-        };
-        Ok(pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty())?)
+        let pidfd = pidfd_open(self.thread, PidfdFlags::empty())
+            .or_else(|_| pidfd_open(self.thread, PIDFD_THREAD))
+            .or_else(|_| Ok::<_, io::Error>(pidfd_open(self.process()?, PidfdFlags::empty())?))?;
+        let copy = pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty())?;
+        if rustix::fs::fstat(&copy)?.st_ino == self.inode(fd)? {
+            return Ok(copy);
+        }
+        super::closer::close_elsewhere(copy);
+        Err(io::Error::from_raw_os_error(libc::ESTALE))
     }
 
-    fn process(&self) -> io::Result<Pid> {
-        let status = std::fs::read_to_string(self.path("status"))?;
-        field(&status, "Tgid:")
+    /// The process that the thread belongs to.
+    ///
+    /// # Errors
+    /// ESRCH where it is gone.
+    pub fn process(&self) -> io::Result<Pid> {
+        field(&self.text("status")?, "Tgid:")
             .and_then(|number| Pid::from_raw(number.trim().parse().ok()?))
             .ok_or_else(|| io::Error::other("no Tgid in status"))
     }
@@ -127,8 +195,7 @@ impl Peer {
     /// # Errors
     /// As [`inode`](Self::inode).
     pub fn flags(&self, fd: RawFd) -> io::Result<i32> {
-        let info = std::fs::read_to_string(self.path(&format!("fdinfo/{fd}")))?;
-        field(&info, "flags:")
+        field(&self.descriptor_info(fd)?, "flags:")
             .and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok())
             .ok_or_else(|| io::Error::other("no flags in fdinfo"))
     }
@@ -136,31 +203,40 @@ impl Peer {
     /// `length` bytes of its memory.
     ///
     /// # Errors
-    /// EIO where that is not mapped, EACCES where we may not look (a process that is not dumpable).
+    /// EIO where that is not mapped, EACCES where we may not look (a process that is not dumpable), ETIMEDOUT where it is of
+    /// a file that does not come.
     pub fn memory(&self, at: u64, length: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = vec![0; length];
-        File::open(self.path("mem"))?.read_exact_at(&mut bytes, at)?;
-        Ok(bytes)
+        let memory = self.file("mem")?;
+        remote_read::read(move || {
+            let mut bytes = vec![0; length];
+            memory.read_exact_at(&mut bytes, at)?;
+            Ok(bytes)
+        })
     }
 
     /// The C string at an address.
     ///
     /// # Errors
     /// ENAMETOOLONG, and as [`memory`](Self::memory).
-    pub fn string(&self, mut at: u64) -> io::Result<CString> {
-        let memory = File::open(self.path("mem"))?;
-        let mut bytes = Vec::new();
-        while bytes.len() < PATH_MAX {
-            let mut piece = vec![0; usize::try_from(PAGE - at % PAGE).unwrap_or(PATH_MAX)];
-            memory.read_exact_at(&mut piece, at)?;
-            at += piece.len() as u64;
-            if let Some(end) = piece.iter().position(|byte| *byte == 0) {
-                bytes.extend_from_slice(&piece[..end]);
-                return CString::new(bytes).map_err(io::Error::other);
-            }
-            bytes.append(&mut piece);
-        }
-        Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG))
+    pub fn string(&self, at: u64) -> io::Result<CString> {
+        let memory = self.file("mem")?;
+        let bytes = remote_read::read(move || read_string(&memory, at))?;
+        CString::new(bytes).map_err(io::Error::other)
+    }
+
+    /// The variables that it was started with, as far as they fit into a bounded look.
+    ///
+    /// # Errors
+    /// EACCES where we may not look.
+    pub fn environment(&self) -> io::Result<Vec<Vec<u8>>> {
+        // It lies in the memory of the process, too.
+        let environment = io::Read::take(self.file("environ")?, ENVIRONMENT_MAX);
+        let bytes = remote_read::read(move || {
+            let (mut environment, mut bytes) = (environment, Vec::new());
+            io::Read::read_to_end(&mut environment, &mut bytes)?;
+            Ok(bytes)
+        })?;
+        Ok(bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
     }
 
     /// Whether it lives in our network namespace.
@@ -168,9 +244,28 @@ impl Peer {
     /// # Errors
     /// EACCES where we may not look.
     pub fn shares_network(&self) -> io::Result<bool> {
-        let ours = std::fs::metadata("/proc/self/ns/net")?;
-        let theirs = std::fs::metadata(self.path("ns/net"))?;
-        Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+        static OURS: OnceLock<Option<(u64, u64)>> = OnceLock::new();
+        self.shares("ns/net", &OURS)
+    }
+
+    /// Whether it lives in our user namespace: the numbers of users and the capabilities of another one mean less than
+    /// they seem to; see user_namespaces(7).
+    ///
+    /// # Errors
+    /// EACCES where we may not look.
+    pub fn shares_users(&self) -> io::Result<bool> {
+        static OURS: OnceLock<Option<(u64, u64)>> = OnceLock::new();
+        self.shares("ns/user", &OURS)
+    }
+
+    /// We never leave our own namespaces: they are looked up once.
+    fn shares(&self, namespace: &str, ours: &OnceLock<Option<(u64, u64)>>) -> io::Result<bool> {
+        let ours = ours.get_or_init(|| {
+            let metadata = std::fs::metadata(format!("/proc/self/{namespace}")).ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        });
+        let theirs = self.stat(namespace)?;
+        Ok(*ours == Some((theirs.st_dev, theirs.st_ino)))
     }
 
     /// Its root directory, and whether that is ours, in our mount namespace.
@@ -178,11 +273,11 @@ impl Peer {
     /// # Errors
     /// EACCES where we may not look.
     pub fn root(&self) -> io::Result<(OwnedFd, bool)> {
-        let root = open_directory(&self.path("root"))?;
+        let root = self.directory("root")?;
         let same = |what: &str| -> io::Result<bool> {
-            let (ours, theirs) =
-                (std::fs::metadata(format!("/proc/self/{what}"))?, std::fs::metadata(self.path(what))?);
-            Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+            let ours = std::fs::metadata(format!("/proc/self/{what}"))?;
+            let theirs = self.stat(what)?;
+            Ok((ours.dev(), ours.ino()) == (theirs.st_dev, theirs.st_ino))
         };
         let ours = same("root")? && same("ns/mnt")?;
         Ok((root, ours))
@@ -190,9 +285,7 @@ impl Peer {
 
     /// The same as a path below its root, where that is not ours; `None` where it lies outside.
     pub fn base_below_root(&self, dir: RawFd) -> Option<PathBuf> {
-        let base = if dir == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{dir}") };
-        let (root, base) = (self.path("root"), self.path(&base));
-        let (root, base) = (std::fs::read_link(root).ok()?, std::fs::read_link(base).ok()?);
+        let (root, base) = (self.link("root").ok()?, self.link(&base(dir)).ok()?);
         Some(base.strip_prefix(root).ok()?.to_owned())
     }
 
@@ -201,11 +294,7 @@ impl Peer {
     /// # Errors
     /// EACCES where we may not look, ENOENT and ENOTDIR where `dir` is no directory.
     pub fn base(&self, dir: RawFd) -> io::Result<OwnedFd> {
-        if dir == libc::AT_FDCWD {
-            open_directory(&self.path("cwd"))
-        } else {
-            open_directory(&self.path(&format!("fd/{dir}")))
-        }
+        self.directory(&base(dir))
     }
 
     /// Who it opens and creates files as.
@@ -213,18 +302,39 @@ impl Peer {
     /// # Errors
     /// EACCES where we may not look.
     pub fn fs_identity(&self) -> io::Result<FsIdentity> {
-        let status = std::fs::read_to_string(self.path("status"))?;
+        let status = self.text("status")?;
         // Four numbers: real, effective, saved, file system; see proc_pid_status(5).
         let fourth = |name| field(&status, name)?.split_whitespace().nth(3)?.parse().ok();
         let groups = field(&status, "Groups:").unwrap_or_default().split_whitespace();
         let groups = groups.filter_map(|group| group.parse().ok()).collect();
         let capabilities = field(&status, "CapEff:").and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
         let capabilities = CapabilitySet::from_bits_retain(capabilities.unwrap_or(0));
-        match (fourth("Uid:"), fourth("Gid:")) {
-            (Some(uid), Some(gid)) => Ok(FsIdentity { uid, gid, groups, capabilities }),
-            _missing => Err(io::Error::other("no Uid or Gid in status")),
+        let umask = field(&status, "Umask:").and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok());
+        match (fourth("Uid:"), fourth("Gid:"), umask) {
+            (Some(uid), Some(gid), Some(umask)) => Ok(FsIdentity { uid, gid, groups, capabilities, umask }),
+            _missing => Err(io::Error::other("no Uid, Gid or Umask in status")),
         }
     }
+}
+
+/// The bytes before the first zero.
+fn read_string(memory: &File, mut at: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while bytes.len() < PATH_MAX {
+        let mut piece = vec![0; usize::try_from(PAGE - at % PAGE).unwrap_or(PATH_MAX)];
+        memory.read_exact_at(&mut piece, at)?;
+        at += piece.len() as u64;
+        if let Some(end) = piece.iter().position(|byte| *byte == 0) {
+            bytes.extend_from_slice(&piece[..end]);
+            return Ok(bytes);
+        }
+        bytes.append(&mut piece);
+    }
+    Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG))
+}
+
+fn base(dir: RawFd) -> String {
+    if dir == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{dir}") }
 }
 
 /// Whether sockets of other processes can be copied here at all.
@@ -261,7 +371,7 @@ mod tests {
 
     #[test]
     fn the_kinds_of_unix_sockets_are_told_apart() {
-        let me = Peer::new(rustix::process::getpid());
+        let me = Peer::open(rustix::process::getpid()).expect("we live");
         let new =
             |kind| socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).expect("a socket");
         let (stream, datagram) = (new(SocketType::STREAM), new(SocketType::DGRAM));

@@ -68,12 +68,17 @@ fn parse(text: &[u8]) -> Option<Stat> {
     let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
     let page = u64::try_from(rustix::param::page_size()).ok()?;
     Some(Stat {
-        parent: Pid::from_raw(parent),
-        group: Pid::from_raw(group),
+        parent: known(parent),
+        group: known(group),
         cpu_ns: user.saturating_add(system).saturating_mul(tick_ns),
         memory: pages.saturating_mul(page),
         started,
     })
+}
+
+/// A process that is being reaped has the parent 0 and the group -1.
+fn known(number: i32) -> Option<Pid> {
+    if number > 0 { Pid::from_raw(number) } else { None }
 }
 
 #[cfg(test)]
@@ -96,6 +101,13 @@ mod tests {
             assert_eq!(stat.cpu_ns, 2_000_000_000, "{name}: 200 ticks of 10 ms");
             assert_eq!(stat.started, 99, "{name}");
         }
+    }
+
+    #[test]
+    fn a_process_that_is_being_reaped_has_neither_parent_nor_group() {
+        let line = line("node").replace(" S 1 800 ", " X 0 -1 ");
+        let stat = parse(line.as_bytes()).expect("a line");
+        assert_eq!((stat.parent, stat.group), (None, None));
     }
 
     #[test]

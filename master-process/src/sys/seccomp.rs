@@ -20,8 +20,10 @@ pub struct Calls {
     pub listen: bool,
     /// `shutdown` of more than the writing half.
     pub shutdown: bool,
-    /// `unlink` and `unlinkat` of what is not a directory.
-    pub unlink: bool,
+    /// What a program does with the path of its Unix socket: `unlink` and `rename`.
+    pub paths: bool,
+    /// `connect` to an address that is as long as none of IPv4 or IPv6 is.
+    pub connect: bool,
 }
 
 impl Calls {
@@ -32,9 +34,14 @@ impl Calls {
             (self.options, libc::SYS_setsockopt),
             (self.listen, libc::SYS_listen),
             (self.shutdown, libc::SYS_shutdown),
+            (self.connect, libc::SYS_connect),
             #[cfg(target_arch = "x86_64")]
-            (self.unlink, libc::SYS_unlink),
-            (self.unlink, libc::SYS_unlinkat),
+            (self.paths, libc::SYS_unlink),
+            #[cfg(target_arch = "x86_64")]
+            (self.paths, libc::SYS_rename),
+            (self.paths, libc::SYS_unlinkat),
+            (self.paths, libc::SYS_renameat),
+            (self.paths, libc::SYS_renameat2),
         ];
         let numbers = asked.into_iter().filter(|(asked, _)| *asked).map(|(_, call)| number(call));
         numbers.fold((u32::MAX - 1, 0), |(first, last), call| (first.min(call), last.max(call)))
@@ -80,9 +87,17 @@ impl Filter {
         if calls.shutdown {
             program.extend(notify_on_shutdown());
         }
-        if calls.unlink {
+        if calls.connect {
+            program.extend(notify_on_connect());
+        }
+        if calls.paths {
             #[cfg(target_arch = "x86_64")]
-            program.extend(notify_on(libc::SYS_unlink));
+            for call in [libc::SYS_unlink, libc::SYS_rename] {
+                program.extend(notify_on(call));
+            }
+            for call in [libc::SYS_renameat, libc::SYS_renameat2] {
+                program.extend(notify_on(call));
+            }
             program.extend(notify_on_unlinkat());
         }
         program.push(allow());
@@ -160,6 +175,24 @@ fn notify_on_shutdown() -> [libc::sock_filter; 5] {
     ]
 }
 
+/// The length of an address tells the families apart, as far as it must: what is as long as a `sockaddr_in` or a
+/// `sockaddr_in6` is taken for one. A path is mostly given in a whole `sockaddr_un`.
+fn notify_on_connect() -> [libc::sock_filter; 6] {
+    [
+        jump_if_equal(number(libc::SYS_connect), 0, 5),
+        load(low_half_at(2)),
+        jump_if_equal(SOCKADDR_IN, 2, 0),
+        jump_if_equal(SOCKADDR_IN6, 1, 0),
+        notify(),
+        allow(),
+    ]
+}
+
+/// Bytes of a `struct sockaddr_in`; ip(7).
+const SOCKADDR_IN: u32 = 16;
+/// Bytes of a `struct sockaddr_in6`; ipv6(7).
+const SOCKADDR_IN6: u32 = 28;
+
 fn notify_on_unlinkat() -> [libc::sock_filter; 5] {
     [
         jump_if_equal(number(libc::SYS_unlinkat), 0, 4),
@@ -174,6 +207,17 @@ fn notify_on_unlinkat() -> [libc::sock_filter; 5] {
 pub fn may_filter_with_privileges() -> bool {
     rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
+}
+
+/// Asks the kernel to run the supervisor on the caller's processor and back, where it can (Linux 6.6): a call and its
+/// answer are a hand-over, and each would otherwise wait for another processor to wake up.
+pub fn answer_on_callers_cpu(listener: BorrowedFd<'_>) {
+    /// `SECCOMP_IOCTL_NOTIF_SET_FLAGS`, `SECCOMP_IOW(4, __u64)`, `<linux/seccomp.h>`.
+    const SET_FLAGS: libc::Ioctl = 0x4008_2104;
+    /// `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`.
+    const SYNC_WAKE_UP: u64 = 1;
+    // SAFETY: the request takes its flags as the argument itself and touches no memory of ours.
+    let _not_known_before_6_6 = unsafe { libc::ioctl(listener.as_raw_fd(), SET_FLAGS, SYNC_WAKE_UP) };
 }
 
 /// A call that waits for our answer.
@@ -218,6 +262,26 @@ pub enum Call {
     Shutdown {
         /// The socket.
         fd: RawFd,
+    },
+    /// `connect(fd, address, length)`.
+    Connect {
+        /// Where its address stands.
+        address: u64,
+        /// How long that is.
+        length: u32,
+    },
+    /// `rename`, `renameat` or `renameat2`.
+    Rename {
+        /// What a relative old path is relative to; `AT_FDCWD` as the kernel has it.
+        from_dir: RawFd,
+        /// Where the old path stands.
+        from: u64,
+        /// The same of the new path.
+        to_dir: RawFd,
+        /// Where the new path stands.
+        to: u64,
+        /// `RENAME_…`.
+        flags: u32,
     },
     /// `unlink` or `unlinkat`.
     Unlink {
@@ -283,6 +347,22 @@ impl Call {
                 Call::SetOption { fd: fd(0), option, value: data.args[3] }
             }
             libc::SYS_shutdown => Call::Shutdown { fd: fd(0) },
+            libc::SYS_connect => Call::Connect { address: data.args[1], length: low(data.args[2]) },
+            #[cfg(target_arch = "x86_64")]
+            libc::SYS_rename => Call::Rename {
+                from_dir: libc::AT_FDCWD,
+                from: data.args[0],
+                to_dir: libc::AT_FDCWD,
+                to: data.args[1],
+                flags: 0,
+            },
+            libc::SYS_renameat | libc::SYS_renameat2 => Call::Rename {
+                from_dir: fd(0),
+                from: data.args[1],
+                to_dir: fd(2),
+                to: data.args[3],
+                flags: if libc::c_long::from(data.nr) == libc::SYS_renameat2 { low(data.args[4]) } else { 0 },
+            },
             #[cfg(target_arch = "x86_64")]
             libc::SYS_unlink => Call::Unlink { dir: libc::AT_FDCWD, path: data.args[0] },
             libc::SYS_unlinkat => Call::Unlink { dir: fd(0), path: data.args[1] },
@@ -378,7 +458,10 @@ mod tests {
         }
     }
 
-    const ALL: Calls = Calls { bind: true, options: true, listen: true, shutdown: true, unlink: true };
+    const ALL: Calls =
+        Calls { bind: true, options: true, listen: true, shutdown: true, paths: true, connect: true };
+    const LISTEN: Calls =
+        Calls { bind: false, options: false, listen: true, shutdown: false, paths: false, connect: false };
 
     #[test]
     fn what_was_asked_for_is_notified_and_nothing_else() {
@@ -390,6 +473,10 @@ mod tests {
         assert!(check(libc::SYS_setsockopt, [3, bits(libc::SOL_SOCKET), bits(libc::SO_REUSEPORT)]));
         assert!(!check(libc::SYS_setsockopt, [3, bits(libc::SOL_SOCKET), bits(libc::SO_REUSEADDR)]));
         assert!(!check(libc::SYS_setsockopt, [3, bits(libc::IPPROTO_TCP), bits(libc::TCP_NODELAY)]));
+        assert!(check(libc::SYS_connect, [3, 0, 110]));
+        assert!(!check(libc::SYS_connect, [3, 0, SOCKADDR_IN]), "connections over IP stay cheap");
+        assert!(!check(libc::SYS_connect, [3, 0, SOCKADDR_IN6]));
+        assert!(check(libc::SYS_renameat2, [0; 3]));
         assert!(check(libc::SYS_shutdown, [3, bits(libc::SHUT_RDWR), 0]));
         assert!(!check(libc::SYS_shutdown, [3, bits(libc::SHUT_WR), 0]), "the usual half-close stays cheap");
         assert!(check(libc::SYS_unlinkat, [0, 0, 0]));
@@ -407,8 +494,7 @@ mod tests {
 
     #[test]
     fn a_filter_for_listen_alone_lets_bind_pass() {
-        let filter =
-            Filter::new(Calls { bind: false, options: false, listen: true, shutdown: false, unlink: false });
+        let filter = Filter::new(LISTEN);
         assert!(notifies(&filter, ARCH, libc::SYS_listen, [0; 3]));
         for nr in [libc::SYS_bind, libc::SYS_shutdown, libc::SYS_unlinkat] {
             assert!(!notifies(&filter, ARCH, nr, [0; 3]));

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use super::closer::close_elsewhere;
-use super::options::{copy_options, option};
+use super::options::option;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
@@ -17,20 +17,18 @@ pub const LONGEST_QUEUE: i32 = 4096;
 
 /// How a TCP socket is made.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Tcp<'a> {
+pub struct Tcp {
     /// Whether an IPv6 socket leaves IPv4 to others.
     pub v6only: bool,
     /// Whether it is one of several that the kernel chooses among.
     pub reuseport: bool,
-    /// A socket whose options it is to have.
-    pub model: Option<BorrowedFd<'a>>,
 }
 
 /// A TCP socket bound to `addr`, not listening yet.
 ///
 /// # Errors
 /// Those of socket(2) and bind(2), above all EADDRINUSE, EADDRNOTAVAIL and EACCES.
-pub fn bind_tcp(addr: SocketAddr, how: Tcp<'_>) -> io::Result<OwnedFd> {
+pub fn bind_tcp(addr: SocketAddr, how: Tcp) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // A restart must not wait for connections of the last run that linger in TIME_WAIT.
@@ -38,9 +36,6 @@ pub fn bind_tcp(addr: SocketAddr, how: Tcp<'_>) -> io::Result<OwnedFd> {
     sockopt::set_socket_reuseport(&fd, how.reuseport)?;
     if addr.is_ipv6() {
         sockopt::set_ipv6_v6only(&fd, how.v6only)?;
-    }
-    if let Some(model) = how.model {
-        copy_options(model, fd.as_fd());
     }
     rustix::net::bind(&fd, &addr)?;
     Ok(fd)
@@ -75,43 +70,35 @@ pub fn shut_down(fd: BorrowedFd<'_>) {
     let _not_listening = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
 }
 
-/// A Unix stream socket bound to an abstract name, not listening yet.
+/// A Unix stream socket, not bound yet.
 ///
 /// # Errors
-/// Those of socket(2) and bind(2).
-pub fn bind_abstract(name: &[u8]) -> io::Result<OwnedFd> {
-    let fd = unix_socket(SocketFlags::CLOEXEC)?;
-    rustix::net::bind(&fd, &SocketAddrUnix::new_abstract_name(name)?)?;
-    Ok(fd)
+/// Those of socket(2).
+pub fn new_unix() -> io::Result<OwnedFd> {
+    unix_socket(SocketFlags::CLOEXEC)
 }
 
-/// A Unix stream socket bound to `name` in the directory `dir`, not listening yet, its file with these permission
-/// bits from its first moment. `shown` is a path to the same place, where there is one: peers see it as the
-/// socket's address.
+/// Binds a Unix socket to `name` in the directory `dir`, its file with these permission bits from its first moment.
+/// `shown` is a path to the same place, where there is one: peers see it as the socket's address.
 ///
 /// # Errors
-/// Those of socket(2) and bind(2), above all EADDRINUSE, EACCES and ENAMETOOLONG.
+/// Those of bind(2), above all EADDRINUSE, EACCES and ENAMETOOLONG.
 pub fn bind_unix(
+    fd: BorrowedFd<'_>,
     dir: BorrowedFd<'_>,
     name: &OsStr,
     shown: Option<&Path>,
     mode: u32,
-    model: Option<BorrowedFd<'_>>,
-) -> io::Result<OwnedFd> {
-    let fd = unix_socket(SocketFlags::CLOEXEC)?;
-    if let Some(model) = model {
-        copy_options(model, fd.as_fd());
-    }
+) -> io::Result<()> {
     // The file gets the mode of the unbound socket, less the umask (unix_bind_bsd, net/unix/af_unix.c). To set
     // it afterwards, by name, would be to trust that nobody has put something else there.
-    rustix::fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
     let fitting = shown.and_then(|shown| SocketAddrUnix::new(shown).ok());
     let address = fitting.map_or_else(|| SocketAddrUnix::new(in_dir(dir, name)), Ok)?;
     let umask = rustix::process::umask(Mode::empty());
-    let bound = rustix::net::bind(&fd, &address);
+    let bound = rustix::net::bind(fd, &address);
     rustix::process::umask(umask);
-    bound?;
-    Ok(fd)
+    Ok(bound?)
 }
 
 /// Whether anybody answers on the socket file `name` in `dir`. What cannot be known counts as yes: only a
@@ -139,15 +126,32 @@ pub fn set_owner(
     uid: Option<u32>,
     gid: Option<u32>,
 ) -> io::Result<()> {
-    let file =
-        rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let file = open_socket_file(dir, name, creator)?;
+    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+    Ok(rustix::fs::chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?)
+}
+
+/// Gives the socket file `name` these permission bits, with the same care as [`set_owner`].
+///
+/// # Errors
+/// As [`set_owner`].
+pub fn set_mode(dir: BorrowedFd<'_>, name: &OsStr, creator: u32, mode: u32) -> io::Result<()> {
+    let file = open_socket_file(dir, name, creator)?;
+    // fchmod(2) refuses such a handle; its path leads to what it is a handle of and nowhere else.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode))?)
+}
+
+/// A handle on a socket file of one name that `creator` owns, and on nothing else.
+fn open_socket_file(dir: BorrowedFd<'_>, name: &OsStr, creator: u32) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&file)?;
     let socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
     if !socket || stat.st_uid != creator || stat.st_nlink != 1 {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }
-    let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-    Ok(rustix::fs::chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?)
+    Ok(file)
 }
 
 /// Starts or widens a queue for connections.
@@ -158,12 +162,9 @@ pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     Ok(rustix::net::listen(fd, backlog)?)
 }
 
-/// The address that a TCP socket is bound to; `None` for every other kind.
-pub fn tcp_address(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
-    if sockopt::socket_type(fd).ok()? != SocketType::STREAM {
-        return None;
-    }
-    SocketAddr::try_from(rustix::net::getsockname(fd).ok()?).ok()
+/// The IP address that a socket is bound to; `None` where it is no such socket, or has no port yet.
+pub fn inet_address(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
+    SocketAddr::try_from(rustix::net::getsockname(fd).ok()?).ok().filter(|address| address.port() != 0)
 }
 
 /// The path that a Unix stream socket is bound to; `None` for every other kind.
@@ -184,13 +185,21 @@ pub fn is_v6only(fd: BorrowedFd<'_>) -> bool {
 /// What kind of socket a descriptor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// TCP or MPTCP over IPv4.
-    Inet,
-    /// TCP or MPTCP over IPv6.
-    Inet6,
+    /// TCP, of IPv6 where that is said.
+    Tcp {
+        /// Over IPv6.
+        v6: bool,
+        /// It asked for MPTCP.
+        multipath: bool,
+    },
+    /// UDP.
+    Udp {
+        /// Over IPv6.
+        v6: bool,
+    },
     /// A Unix stream.
     UnixStream,
-    /// Datagrams, netlink and whatever else: none of our business.
+    /// Other datagrams, netlink and the rest.
     Other,
 }
 
@@ -199,17 +208,55 @@ pub enum Kind {
 /// # Errors
 /// ENOTSOCK.
 pub fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
-    if sockopt::socket_type(fd)? != SocketType::STREAM {
-        return Ok(Kind::Other);
-    }
-    let protocol = sockopt::socket_protocol(fd)?.map_or(0, |protocol| protocol.as_raw().get());
-    let tcp = [libc::IPPROTO_TCP, libc::IPPROTO_MPTCP].contains(&protocol.cast_signed());
-    Ok(match sockopt::socket_domain(fd)? {
-        AddressFamily::INET if tcp => Kind::Inet,
-        AddressFamily::INET6 if tcp => Kind::Inet6,
-        AddressFamily::UNIX => Kind::UnixStream,
+    let protocol = sockopt::socket_protocol(fd)?.map_or(0, |protocol| protocol.as_raw().get()).cast_signed();
+    let v6 = match sockopt::socket_domain(fd)? {
+        AddressFamily::INET => false,
+        AddressFamily::INET6 => true,
+        AddressFamily::UNIX if sockopt::socket_type(fd)? == SocketType::STREAM => {
+            return Ok(Kind::UnixStream);
+        }
+        _other => return Ok(Kind::Other),
+    };
+    Ok(match (sockopt::socket_type(fd)?, protocol) {
+        (SocketType::STREAM, libc::IPPROTO_TCP) => Kind::Tcp { v6, multipath: false },
+        (SocketType::STREAM, libc::IPPROTO_MPTCP) => Kind::Tcp { v6, multipath: true },
+        (SocketType::DGRAM, libc::IPPROTO_UDP) => Kind::Udp { v6 },
         _other => Kind::Other,
     })
+}
+
+/// Lets other sockets of the same user bind the same address, where they have asked for it as well: socket(7).
+///
+/// # Errors
+/// EOPNOTSUPP for other families than IP.
+pub fn set_reuseport(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(sockopt::set_socket_reuseport(fd, true)?)
+}
+
+/// A TCP socket that is to stand in the place of a worker's.
+///
+/// # Errors
+/// Those of socket(2).
+pub fn new_tcp(v6: bool) -> io::Result<OwnedFd> {
+    let family = if v6 { AddressFamily::INET6 } else { AddressFamily::INET };
+    Ok(socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Binds a socket to an IP address, with our own rights.
+///
+/// # Errors
+/// Those of bind(2).
+pub fn bind_to(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
+    Ok(rustix::net::bind(fd, &address)?)
+}
+
+/// The interface that a socket is bound to, by number; 0: none.
+pub fn interface(fd: BorrowedFd<'_>) -> u32 {
+    /// Linux 5.7; before, a name tells only that there is one.
+    const SO_BINDTOIFINDEX: libc::c_int = 62;
+    let number = option(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX);
+    let number = number.and_then(|bytes| bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)));
+    number.unwrap_or_else(|| if is_bound_to_device(fd) { u32::MAX } else { 0 })
 }
 
 /// Whether `SO_REUSEPORT` is set: then binding an address twice is meant.
@@ -218,7 +265,7 @@ pub fn is_reuseport(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// Whether a socket is bound to a device: then its address means something else than another's.
-pub fn is_bound_to_device(fd: BorrowedFd<'_>) -> bool {
+fn is_bound_to_device(fd: BorrowedFd<'_>) -> bool {
     option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE).is_some_and(|name| !name.is_empty())
 }
 
@@ -227,6 +274,16 @@ pub fn is_closed(fd: BorrowedFd<'_>) -> bool {
     /// The first byte of `TCP_INFO` is the state; TCP_CLOSE in `<net/tcp_states.h>`.
     const CLOSE: u8 = 7;
     option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).is_none_or(|info| info.first() == Some(&CLOSE))
+}
+
+/// Closes a copy of another process's socket, which may be the last one. It is closed when this returns, so that the
+/// other process finds what it would find without the copy; a connection, whose last close may wait for its peer, is
+/// closed in a thread of its own.
+pub fn close_copy(copy: OwnedFd) {
+    if is_closed(copy.as_fd()) || is_listening(copy.as_fd()) {
+        return drop(copy);
+    }
+    close_elsewhere(copy);
 }
 
 /// Whether a socket listens.
@@ -282,8 +339,10 @@ mod tests {
     fn a_socket_is_bound_when_it_has_an_address_of_any_kind() {
         let unbound = unix_socket(SocketFlags::CLOEXEC).expect("a socket");
         assert!(!is_bound(unbound.as_fd()));
-        let named = bind_abstract(format!("master-process/{}", std::process::id()).as_bytes());
-        assert!(is_bound(named.expect("bound").as_fd()));
+        let name =
+            SocketAddrUnix::new_abstract_name(format!("master-process/{}", std::process::id()).as_bytes());
+        rustix::net::bind(&unbound, &name.expect("it fits")).expect("bound");
+        assert!(is_bound(unbound.as_fd()));
         let flags = SocketFlags::CLOEXEC;
         let unbound = socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).expect("a socket");
         assert!(!is_bound(unbound.as_fd()));

@@ -1,7 +1,7 @@
 //! Maps: the memory of programs.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use aya_obj::generated::bpf_cmd;
 
@@ -20,6 +20,26 @@ pub struct MapKind {
     pub entries: u32,
     /// `BPF_F_…`.
     pub flags: u32,
+}
+
+impl MapKind {
+    /// What the fdinfo of a map says.
+    fn from_info(info: &str) -> Option<MapKind> {
+        let field = |name: &str| {
+            let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            let value = value.trim();
+            value
+                .strip_prefix("0x")
+                .map_or_else(|| value.parse().ok(), |hex| u32::from_str_radix(hex, 16).ok())
+        };
+        Some(MapKind {
+            number: field("map_type")?,
+            key_size: field("key_size")?,
+            value_size: field("value_size")?,
+            entries: field("max_entries")?,
+            flags: field("map_flags")?,
+        })
+    }
 }
 
 /// A map.
@@ -49,6 +69,17 @@ impl Map {
         Ok(Map { fd, kind })
     }
 
+    /// Takes over a map that another process made, or this one before it executed itself anew.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] where the descriptor is not one of a map; those of reading
+    /// `/proc/self/fdinfo`, proc_pid_fdinfo(5).
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Map> {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+        let kind = MapKind::from_info(&info).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Map { fd, kind })
+    }
+
     /// What it is.
     pub fn kind(&self) -> MapKind {
         self.kind
@@ -70,6 +101,24 @@ impl Map {
         update.__bindgen_anon_1.value = address(value);
         // SAFETY: both are borrowed for the call, and as long as the kernel takes them to be.
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+    }
+
+    /// Removes an entry, of the kinds of map whose entries can be absent.
+    ///
+    /// # Errors
+    /// ENOENT where there is none, E2BIG for an index beyond the map's end; EINVAL where the key has another size
+    /// than the map's; see bpf(2).
+    pub fn delete(&self, key: &[u8]) -> io::Result<()> {
+        if key.len() != self.kind.key_size as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut attr = blank();
+        // SAFETY: as in `Map::new`.
+        let delete = unsafe { &mut attr.__bindgen_anon_2 };
+        delete.map_fd = number(self.as_fd());
+        delete.key = address(key);
+        // SAFETY: the key is borrowed for the call, and as long as the kernel takes it to be.
+        unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
     }
 
     /// Lets nobody write it through bpf(2) any more: the verifier takes what is in it for constant.

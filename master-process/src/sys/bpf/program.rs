@@ -1,9 +1,10 @@
-//! Programs for tracepoints.
+//! Programs: for tracepoints, and for groups of sockets.
 
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use aya_obj::generated::bpf_attr__bindgen_ty_4 as LoadAttr;
 use aya_obj::generated::{BPF_F_TEST_RUN_ON_CPU, bpf_attach_type, bpf_cmd, bpf_insn, bpf_prog_type};
 
 use super::{blank, bpf, number, owned, short_name};
@@ -39,10 +40,7 @@ pub fn load(
             load.attach_btf_id = number;
         }
     }
-    load.prog_name = short_name(name);
-    load.insns = instructions.as_ptr().expose_provenance() as u64;
-    load.insn_cnt = u32::try_from(instructions.len()).map_err(io::Error::other)?;
-    load.license = license.as_ptr().expose_provenance() as u64;
+    set_code(load, name, instructions, license)?;
     if let Some(log) = log {
         load.log_level = 1;
         load.log_size = u32::try_from(log.len()).map_err(io::Error::other)?;
@@ -51,6 +49,33 @@ pub fn load(
     // SAFETY: instructions, license and log are borrowed for the call, with their lengths or a NUL at the end; the
     // kernel writes to the log alone.
     owned(unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) })
+}
+
+/// Loads a program that selects among the sockets of a `SO_REUSEPORT` group, and where the connections of a listener
+/// go that closes.
+///
+/// # Errors
+/// EPERM without `CAP_BPF`; EACCES or EINVAL where the verifier refuses. Before Linux 5.14 it is loaded, and never asked
+/// about a listener that closes.
+pub fn load_reuseport(name: &str, instructions: &[bpf_insn], license: &CStr) -> io::Result<OwnedFd> {
+    let mut attr = blank();
+    // SAFETY: as in `Map::new`.
+    let load = unsafe { &mut attr.__bindgen_anon_3 };
+    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SK_REUSEPORT as u32;
+    load.expected_attach_type = bpf_attach_type::BPF_SK_REUSEPORT_SELECT_OR_MIGRATE as u32;
+    set_code(load, name, instructions, license)?;
+    // SAFETY: instructions and license are borrowed for the call, with their length or a NUL at the end; the kernel
+    // reads them only.
+    owned(unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) })
+}
+
+/// Puts into the attributes what every kind of program has.
+fn set_code(load: &mut LoadAttr, name: &str, instructions: &[bpf_insn], license: &CStr) -> io::Result<()> {
+    load.prog_name = short_name(name);
+    load.insns = instructions.as_ptr().expose_provenance() as u64;
+    load.insn_cnt = u32::try_from(instructions.len()).map_err(io::Error::other)?;
+    load.license = license.as_ptr().expose_provenance() as u64;
+    Ok(())
 }
 
 /// Has a program run at a tracepoint, for as long as the descriptor that is returned is open. One that sees it typed

@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
+use super::capabilities::CapHeader;
 use super::{Particulars, Step, Template};
 use crate::sys::seccomp::Filter;
 
@@ -78,6 +79,7 @@ type Failure = (Step, c_int);
 impl Order<'_, '_> {
     fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
         let template = self.prepared.template;
+        self.no_new_privs()?;
         self.filter()?;
         // From here on the descriptor table is the child's own, and as short as it can be.
         call(
@@ -95,6 +97,7 @@ impl Order<'_, '_> {
             call(Step::Limit, libc::SYS_prlimit64, [0, word(libc::RLIMIT_NOFILE), address(&limit)])?;
         }
         self.identity()?;
+        self.capabilities()?;
         if let Some(directory) = &template.directory {
             let changed = call(Step::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
             if !directory.optional {
@@ -109,13 +112,19 @@ impl Order<'_, '_> {
         self.exec()
     }
 
+    fn no_new_privs(&self) -> Result<(), Failure> {
+        let template = self.prepared.template;
+        let for_filter = template.filter_needs_no_new_privs && self.prepared.fprog.is_some();
+        if template.no_new_privs || for_filter {
+            prctl(Step::NoNewPrivs, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
+        }
+        Ok(())
+    }
+
     fn filter(&mut self) -> Result<(), Failure> {
         let Some(fprog) = &self.prepared.fprog else {
             return Ok(());
         };
-        if self.prepared.template.no_new_privs {
-            call(Step::NoNewPrivs, libc::SYS_prctl, [word(libc::PR_SET_NO_NEW_PRIVS.cast_unsigned()), 1, 0])?;
-        }
         let install = |flags: libc::c_ulong| {
             let mode = word(libc::SECCOMP_SET_MODE_FILTER);
             call(
@@ -161,22 +170,40 @@ impl Order<'_, '_> {
         call(Step::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
         let gid = word(identity.gid);
         call(Step::Group, libc::SYS_setresgid, [gid, gid, gid])?;
+        if self.prepared.template.capabilities.is_some_and(|sets| sets.keep) {
+            // The change of user would otherwise empty the permitted set; `execve` ends this by itself.
+            prctl(Step::KeepCapabilities, libc::PR_SET_KEEPCAPS, [1, 0])?;
+        }
         if let Some(uid) = identity.uid.map(word) {
             call(Step::User, libc::SYS_setresuid, [uid, uid, uid])?;
         }
         Ok(())
     }
 
-    /// After the change of user, which would clear it.
+    /// After the change of user, which changes the sets. By system call, for this thread, as there.
+    fn capabilities(&self) -> Result<(), Failure> {
+        let Some(sets) = &self.prepared.template.capabilities else {
+            return Ok(());
+        };
+        // This also takes from the ambient set what is not inheritable any more.
+        let (header, data) = (CapHeader::VERSION_3, sets.data());
+        call(Step::Capabilities, libc::SYS_capset, [address(&header), address(&data), 0])?;
+        for number in sets.ambient.numbers().map(word) {
+            prctl(
+                Step::Ambient,
+                libc::PR_CAP_AMBIENT,
+                [word(libc::PR_CAP_AMBIENT_RAISE.cast_unsigned()), number],
+            )?;
+        }
+        Ok(())
+    }
+
+    /// After the change of user and of capabilities, which clear it.
     fn die_with_parent(&self) -> Result<(), Failure> {
         if !self.prepared.template.dies_with_us {
             return Ok(());
         }
-        call(
-            Step::DeathSignal,
-            libc::SYS_prctl,
-            [word(libc::PR_SET_PDEATHSIG.cast_unsigned()), word(libc::SIGKILL.cast_unsigned()), 0],
-        )?;
+        prctl(Step::DeathSignal, libc::PR_SET_PDEATHSIG, [word(libc::SIGKILL.cast_unsigned()), 0])?;
         // The supervisor may have died just before: then nobody is left to send it.
         let parent = call(Step::DeathSignal, libc::SYS_getppid, [0, 0, 0])?;
         if parent == self.prepared.parent as usize { Ok(()) } else { Err((Step::DeathSignal, libc::ESRCH)) }
@@ -235,6 +262,11 @@ fn word(value: u32) -> usize {
 
 fn address<T>(pointer: *const T) -> usize {
     pointer.expose_provenance()
+}
+
+/// prctl(2): the operation and its arguments.
+fn prctl(step: Step, operation: c_int, [first, second]: [usize; 2]) -> Result<(), Failure> {
+    call(step, libc::SYS_prctl, [word(operation.cast_unsigned()), first, second]).map(drop)
 }
 
 /// One system call; its result, or the step that it was and its errno.

@@ -6,6 +6,7 @@
 //! table (`CLONE_FILES`), so the listener of its seccomp filter is ours without any passing, and then takes
 //! a copy of the low end of that table for itself.
 
+mod capabilities;
 mod child;
 mod clone;
 
@@ -17,6 +18,7 @@ use std::ptr;
 use rustix::process::{Pid, Rlimit};
 
 use super::seccomp::Filter;
+pub use capabilities::WorkerCapabilities;
 use child::{Order, Prepared, Report, child};
 use clone::{CLONE_CLEAR_SIGHAND, clone, clone3};
 
@@ -35,6 +37,8 @@ pub struct Template {
     pub umask: Option<u32>,
     /// User, group and supplementary groups.
     pub identity: Option<crate::config::Identity>,
+    /// The worker's capability sets; `None`: they are as they should be.
+    pub capabilities: Option<WorkerCapabilities>,
     /// What the soft limit of open files is set back to.
     pub nofile: Option<Rlimit>,
     /// Standard input, if not ours.
@@ -44,6 +48,8 @@ pub struct Template {
     /// The worker's seccomp filter.
     pub filter: Option<Filter>,
     /// Whether the filter needs `NO_NEW_PRIVS`.
+    pub filter_needs_no_new_privs: bool,
+    /// Whether the worker gets `NO_NEW_PRIVS`, with a filter or without.
     pub no_new_privs: bool,
     /// Whether the kernel kills a worker when we are gone.
     pub dies_with_us: bool,
@@ -102,6 +108,12 @@ pub enum Step {
     Group,
     /// `setresuid`.
     User,
+    /// `prctl(PR_SET_KEEPCAPS)`.
+    KeepCapabilities,
+    /// `capset`.
+    Capabilities,
+    /// `prctl(PR_CAP_AMBIENT)`.
+    Ambient,
     /// `chdir`.
     Directory,
     /// `prctl(PR_SET_PDEATHSIG)`.
@@ -122,8 +134,8 @@ pub struct SpawnError {
 impl Step {
     fn of(raw: c_int) -> Step {
         use Step::{
-            Clone, DeathSignal, Descriptor, Directory, Exec, Group, Groups, Limit, NoNewPrivs, ProcessGroup,
-            Seccomp, Unshare, User,
+            Ambient, Capabilities, Clone, DeathSignal, Descriptor, Directory, Exec, Group, Groups,
+            KeepCapabilities, Limit, NoNewPrivs, ProcessGroup, Seccomp, Unshare, User,
         };
         let all = [
             Clone,
@@ -136,6 +148,9 @@ impl Step {
             Groups,
             Group,
             User,
+            KeepCapabilities,
+            Capabilities,
+            Ambient,
             Directory,
             DeathSignal,
             Exec,
@@ -158,6 +173,9 @@ impl SpawnError {
             Step::Groups => "setgroups",
             Step::Group => "setresgid",
             Step::User => "setresuid",
+            Step::KeepCapabilities => "prctl(PR_SET_KEEPCAPS)",
+            Step::Capabilities => "capset",
+            Step::Ambient => "prctl(PR_CAP_AMBIENT)",
             Step::Directory => "chdir",
             Step::DeathSignal => "prctl(PR_SET_PDEATHSIG)",
             Step::Exec => "execve",

@@ -7,9 +7,9 @@ use crate::policy::WorkerId;
 
 /// Something to tell.
 #[derive(Debug)]
-pub enum Remark {
-    /// We hold a new address from now on.
-    Holds {
+pub enum Report {
+    /// A worker listens on an address that nobody did.
+    Listening {
         /// Which.
         address: String,
     },
@@ -32,7 +32,7 @@ pub enum Remark {
         error: io::Error,
     },
     /// The kernel does not let us choose who gets new connections of an address.
-    NotSteered {
+    NotSelected {
         /// Which.
         address: String,
         /// Why.
@@ -46,7 +46,7 @@ pub enum Remark {
         error: io::Error,
     },
     /// A worker has stopped accepting while connections wait for it.
-    Hung {
+    Stalled {
         /// Who.
         worker: WorkerId,
         /// Where.
@@ -55,7 +55,7 @@ pub enum Remark {
         waiting: u32,
     },
     /// It accepts again.
-    Moves {
+    Accepts {
         /// Who.
         worker: WorkerId,
         /// Where.
@@ -68,39 +68,69 @@ pub enum Remark {
         /// Where.
         address: String,
     },
-    /// Nobody has an address open any more: we let it go.
-    LetGo {
+    /// A worker that has long been ready binds an address that no worker had before.
+    Unshared {
+        /// Who.
+        worker: WorkerId,
+        /// Which.
+        address: String,
+    },
+    /// A worker has as many listeners as are kept of one.
+    TooManyListeners {
+        /// Who.
+        worker: WorkerId,
+        /// How many.
+        limit: usize,
+    },
+    /// A queue cannot be watched.
+    Unwatched {
+        /// Why.
+        error: io::Error,
+    },
+    /// No worker listens on an address any more.
+    Closed {
         /// Which.
         address: String,
     },
 }
 
-impl fmt::Display for Remark {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Remark::Holds { address } => write!(f, "listening on {address}, shared by all workers"),
-            Remark::Refused { address, why, .. } => write!(f, "cannot have {address}: {why}"),
-            Remark::Unseen { call, error, .. } => {
+            Report::Listening { address } => write!(f, "listening on {address}, shared by all workers"),
+            Report::Refused { address, why, .. } => write!(f, "cannot have {address}: {why}"),
+            Report::Unseen { call, error, .. } => {
                 write!(f, "its {call} cannot be looked into ({error}): its address is not shared")
             }
-            Remark::NotSteered { address, error } => {
+            Report::NotSelected { address, error } => {
                 write!(
                     f,
                     "{address}: new connections go to all workers alike: SO_ATTACH_REUSEPORT_CBPF: {error}"
                 )
             }
-            Remark::NotRenamed { address, error } => {
+            Report::NotRenamed { address, error } => {
                 write!(f, "{address}: the new workers' socket cannot be put there: renameat2: {error}")
             }
-            Remark::Hung { address, waiting, .. } => {
+            Report::Stalled { address, waiting, .. } => {
                 write!(f, "does not accept on {address}, where {waiting} wait: new connections go to others")
             }
-            Remark::Moves { address, .. } => write!(f, "accepts on {address} again"),
-            Remark::Bypassed { address, .. } => write!(
+            Report::Accepts { address, .. } => write!(f, "accepts on {address} again"),
+            Report::Bypassed { address, .. } => write!(
                 f,
                 "listens on {address} by io_uring or by calls of another architecture: that is not shared"
             ),
-            Remark::LetGo { address } => write!(f, "no worker listens on {address} any more: it is closed"),
+            Report::Unshared { address, .. } => write!(
+                f,
+                "binds {address} long after it was ready, where no worker listened before: such addresses are not \
+                 shared (--share-only names those that are)"
+            ),
+            Report::TooManyListeners { limit, .. } => {
+                write!(f, "has {limit} listeners: what it opens beyond is not shared")
+            }
+            Report::Unwatched { error } => {
+                write!(f, "epoll_ctl: {error}: a worker that does not accept may not be noticed")
+            }
+            Report::Closed { address } => write!(f, "no worker listens on {address} any more: it is closed"),
         }
     }
 }

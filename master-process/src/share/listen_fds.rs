@@ -7,8 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::address::Key;
-use super::table::{Held, Part};
-use super::unix::{Access, Claim, Place, Refused};
+use super::caller::bound_key;
+use super::core::SocketId;
+use super::unix::{Access, Place, Refused, SocketFile};
 use crate::config::{Listen, ListenAddr};
 use crate::sys::fds;
 use crate::sys::sockets::{self, Tcp};
@@ -18,10 +19,30 @@ const NAMELESS: &str = "unknown";
 
 /// The sockets, in the order in which the workers get them.
 #[derive(Debug, Default)]
-pub struct HandedOver {
+pub struct InheritedListeners {
     sockets: Vec<OwnedFd>,
     names: Vec<String>,
-    held: Vec<Held>,
+    opened: Vec<Opened>,
+}
+
+/// A socket that a worker may bind by itself as well.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) id: SocketId,
+    pub(super) key: Key,
+    pub(super) fd: OwnedFd,
+    pub(super) file: Option<SocketFile>,
+    /// The queue's length; `None`: it does not listen yet.
+    pub(super) backlog: Option<i32>,
+    /// Whether other sockets can be bound to the same address: then each worker that binds it has one of its own.
+    pub(super) can_be_joined: bool,
+}
+
+impl Opened {
+    fn new(key: Key, fd: OwnedFd, file: Option<SocketFile>) -> io::Result<Opened> {
+        let id = sockets::inode(fd.as_fd())?;
+        Ok(Opened { id, key, fd, file, backlog: None, can_be_joined: false })
+    }
 }
 
 /// Why a socket of `--listen` could not be opened.
@@ -39,29 +60,29 @@ impl fmt::Display for OpenError {
 
 impl std::error::Error for OpenError {}
 
-impl HandedOver {
+impl InheritedListeners {
     /// What systemd passed to this process, if it did: sd_listen_fds(3).
     ///
     /// # Errors
     /// EBADF where the variables promise a descriptor that is not open.
-    pub fn from_service_manager(var: impl Fn(&str) -> Option<OsString>) -> io::Result<HandedOver> {
+    pub fn from_service_manager(var: impl Fn(&str) -> Option<OsString>) -> io::Result<InheritedListeners> {
         let number = |name| var(name)?.to_str()?.parse::<RawFd>().ok();
         let ours = rustix::process::getpid().as_raw_pid();
         let count = number("LISTEN_FDS").filter(|count| *count > 0 && number("LISTEN_PID") == Some(ours));
         let Some(count) = count else {
-            return Ok(HandedOver::default());
+            return Ok(InheritedListeners::default());
         };
         let names =
             var("LISTEN_FDNAMES").map(|names| names.to_string_lossy().into_owned()).unwrap_or_default();
         let mut names = names.split(':');
-        let mut handed_over = HandedOver::default();
+        let mut inherited = InheritedListeners::default();
         for socket in fds::take_inherited(count)? {
-            handed_over.held.extend(recognise(socket.as_fd())?);
-            handed_over.sockets.push(socket);
+            inherited.opened.extend(recognise(socket.as_fd())?);
+            inherited.sockets.push(socket);
             let name = names.next().filter(|name| !name.is_empty());
-            handed_over.names.push(name.unwrap_or(NAMELESS).to_owned());
+            inherited.names.push(name.unwrap_or(NAMELESS).to_owned());
         }
-        Ok(handed_over)
+        Ok(inherited)
     }
 
     /// Opens the sockets of `--listen`; all of them listen when this returns.
@@ -72,13 +93,21 @@ impl HandedOver {
         for wish in listen {
             let failed = |why| OpenError { address: wish.text.clone(), why };
             let kernel = |call| move |error| Refused::Kernel(call, error);
-            let mut held =
+            let mut opened =
                 open_one(&wish.addr, leaves_ipv4_alone(&wish.addr, listen), access).map_err(failed)?;
-            held.listen(sockets::LONGEST_QUEUE).map_err(kernel("listen")).map_err(failed)?;
-            let copy = fds::copy_from(held.fd(), 3).map_err(kernel("fcntl")).map_err(failed)?;
+            if opened.key.has_group() {
+                // Only now: with it before, a stranger of our user could be sharing the port unseen.
+                sockets::set_reuseport(opened.fd.as_fd()).map_err(kernel("setsockopt")).map_err(failed)?;
+                opened.can_be_joined = true;
+            }
+            sockets::listen(opened.fd.as_fd(), sockets::LONGEST_QUEUE)
+                .map_err(kernel("listen"))
+                .map_err(failed)?;
+            opened.backlog = Some(sockets::LONGEST_QUEUE);
+            let copy = fds::copy_from(opened.fd.as_fd(), 3).map_err(kernel("fcntl")).map_err(failed)?;
             self.sockets.push(copy);
             self.names.push(wish.name.clone().unwrap_or_else(|| NAMELESS.to_owned()));
-            self.held.push(held);
+            self.opened.push(opened);
         }
         Ok(())
     }
@@ -94,8 +123,8 @@ impl HandedOver {
     }
 
     /// What is held for sharing, taken out.
-    pub(super) fn take_held(&mut self) -> Vec<Held> {
-        std::mem::take(&mut self.held)
+    pub(super) fn take_opened(&mut self) -> Vec<Opened> {
+        std::mem::take(&mut self.opened)
     }
 
     /// The sockets themselves, each with a number of at least `lowest`.
@@ -107,26 +136,22 @@ impl HandedOver {
     }
 }
 
-fn open_one(address: &ListenAddr, v6only: bool, access: Access) -> Result<Held, Refused> {
+fn open_one(address: &ListenAddr, v6only: bool, access: Access) -> Result<Opened, Refused> {
     let kernel = |error| Refused::Kernel("bind", error);
-    let (key, fd, file) = match address {
+    let fd = match address {
         ListenAddr::Unix(path) => {
             let place = Place::own(path).map_err(|error| Refused::Kernel("its folder", error))?;
             let key = place.key();
-            let (fd, file) = place.claim(Claim { access, identity: None, model: None })?;
-            (Some(key), fd, Some(file))
+            let (fd, file) = place.bind_own(access)?;
+            return Opened::new(key, fd, Some(file)).map_err(kernel);
         }
-        ListenAddr::Inet(address) => {
-            let fd = sockets::bind_tcp(*address, Tcp { v6only, ..Tcp::default() }).map_err(kernel)?;
-            (inet_key(fd.as_fd()), fd, None)
-        }
-        ListenAddr::Port(port) => {
-            let fd = bind_port(*port).map_err(kernel)?;
-            (inet_key(fd.as_fd()), fd, None)
-        }
+        ListenAddr::Inet(address) => sockets::bind_tcp(*address, Tcp { v6only, ..Tcp::default() }),
+        ListenAddr::Port(port) => bind_port(*port),
     };
+    let fd = fd.map_err(kernel)?;
+    let key = bound_key(fd.as_fd());
     let key = key.ok_or_else(|| kernel(io::Error::other("the socket has no address")))?;
-    Held::bound(key, Part::All, fd, file).map_err(kernel)
+    Opened::new(key, fd, None).map_err(kernel)
 }
 
 /// An IPv6 address takes IPv4 connections as well, as the kernel has it, unless the user gives that port of
@@ -148,15 +173,10 @@ fn bind_port(port: u16) -> io::Result<OwnedFd> {
     }
 }
 
-fn inet_key(fd: BorrowedFd<'_>) -> Option<Key> {
-    let address = sockets::tcp_address(fd)?;
-    Some(Key::Inet { address, v6only: address.is_ipv6() && sockets::is_v6only(fd) })
-}
-
 /// A socket of systemd's that a worker may bind by itself as well; its file, where it has one, is systemd's, and
-/// no worker may remove it.
-fn recognise(fd: BorrowedFd<'_>) -> io::Result<Option<Held>> {
-    let (key, file) = match (inet_key(fd), sockets::unix_path(fd)) {
+/// no worker may remove it. It is one for all: whether others may join it is not ours to change.
+fn recognise(fd: BorrowedFd<'_>) -> io::Result<Option<Opened>> {
+    let (key, file) = match (bound_key(fd).filter(|key| !key.is_datagram()), sockets::unix_path(fd)) {
         (Some(key), _) => (key, None),
         (None, Some(path)) => {
             let Ok(place) = Place::own(&path) else { return Ok(None) };
@@ -164,5 +184,5 @@ fn recognise(fd: BorrowedFd<'_>) -> io::Result<Option<Held>> {
         }
         (None, None) => return Ok(None),
     };
-    Ok(Some(Held::bound(key, Part::All, fds::copy_from(fd, 3)?, file)?))
+    Ok(Some(Opened::new(key, fds::copy_from(fd, 3)?, file)?))
 }

@@ -15,62 +15,63 @@
 
 /// A socket of one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Standing {
-    pub(super) inode: u64,
-    pub(super) generation: u32,
+pub(in crate::share) struct SocketState {
+    pub(in crate::share) inode: u64,
+    pub(in crate::share) generation: u32,
     /// Clients find it at the path.
-    pub(super) found: bool,
-    pub(super) listening: bool,
+    pub(in crate::share) at_path: bool,
+    pub(in crate::share) listening: bool,
     /// How many workers have it and serve.
-    pub(super) serving: usize,
+    pub(in crate::share) serving: usize,
     /// How many have it, do not serve and were not asked to leave: they start, stand by or drain.
-    pub(super) staying: usize,
+    pub(in crate::share) staying: usize,
 }
 
 /// Which socket a worker gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Joins {
+pub(in crate::share) enum SocketChoice {
     /// Its generation's; it is made where there is none.
     Own,
     /// That of another generation, as it is.
-    With(u32),
+    Share(u32),
     /// That of another generation, which is its own generation's from now on.
-    Instead(u32),
+    TakeOver(u32),
 }
 
 /// Which of a path's sockets a worker of generation `own` gets. `target` is the generation that a reload under way
 /// leads to.
-pub(super) fn joins(own: u32, target: Option<u32>, sockets: &[Standing]) -> Joins {
-    let Some(found) = sockets.iter().find(|socket| socket.found) else {
-        return Joins::Own;
+pub(in crate::share) fn choose(own: u32, target: Option<u32>, sockets: &[SocketState]) -> SocketChoice {
+    let Some(found) = sockets.iter().find(|socket| socket.at_path) else {
+        return SocketChoice::Own;
     };
     let other = found.generation;
     if other == own {
-        return Joins::Own;
+        return SocketChoice::Own;
     }
     let has_own = sockets.iter().any(|socket| socket.generation == own);
     match target {
-        None => Joins::With(other),
-        Some(_) if has_own => Joins::Own,
-        Some(target) if target == own && found.serving + found.staying > 0 => Joins::Own,
-        Some(target) if target == own => Joins::Instead(other),
+        None => SocketChoice::Share(other),
+        Some(_) if has_own => SocketChoice::Own,
+        Some(target) if target == own && found.serving + found.staying > 0 => SocketChoice::Own,
+        Some(target) if target == own => SocketChoice::TakeOver(other),
         // An old one that binds late.
-        Some(_) => Joins::With(other),
+        Some(_) => SocketChoice::Share(other),
     }
 }
 
 /// Which of a path's sockets is to be at the path; none: whatever is there.
-pub(super) fn wanted(target: Option<u32>, sockets: &[Standing]) -> Option<u64> {
+pub(in crate::share) fn wanted(target: Option<u32>, sockets: &[SocketState]) -> Option<u64> {
     let served = || sockets.iter().filter(|socket| socket.listening && socket.serving > 0);
-    let most = |from: &mut dyn Iterator<Item = &Standing>| {
-        from.max_by_key(|socket| (socket.serving, socket.found, socket.generation)).map(|socket| socket.inode)
+    let most = |from: &mut dyn Iterator<Item = &SocketState>| {
+        from.max_by_key(|socket| (socket.serving, socket.at_path, socket.generation))
+            .map(|socket| socket.inode)
     };
     let of_target = served().find(|socket| target == Some(socket.generation));
-    let current = served().find(|socket| socket.found);
+    let current = served().find(|socket| socket.at_path);
     match (of_target, current, target) {
         (Some(of_target), _, _) => Some(of_target.inode),
         (None, Some(current), Some(_)) => Some(current.inode),
-        (None, Some(_), None) => most(&mut served().filter(|socket| socket.found || socket.staying == 0)),
+        (None, Some(_), None) => most(&mut served().filter(|socket| socket.at_path || socket.staying == 0)),
         (None, None, _) => most(&mut served()),
     }
 }
@@ -80,66 +81,70 @@ mod tests {
     use super::*;
 
     /// The socket of a generation, whose inode number is ten times the generation's.
-    fn socket(generation: u32, serving: usize, staying: usize) -> Standing {
+    fn socket(generation: u32, serving: usize, staying: usize) -> SocketState {
         let inode = u64::from(generation) * 10;
-        Standing { inode, generation, found: false, listening: true, serving, staying }
+        SocketState { inode, generation, at_path: false, listening: true, serving, staying }
     }
 
-    fn found(generation: u32, serving: usize, staying: usize) -> Standing {
-        Standing { found: true, ..socket(generation, serving, staying) }
+    fn found(generation: u32, serving: usize, staying: usize) -> SocketState {
+        SocketState { at_path: true, ..socket(generation, serving, staying) }
     }
 
     #[test]
     fn the_first_workers_share_their_generations_socket() {
-        assert_eq!(joins(0, None, &[]), Joins::Own);
-        assert_eq!(joins(0, None, &[found(0, 0, 1)]), Joins::Own);
+        assert_eq!(choose(0, None, &[]), SocketChoice::Own);
+        assert_eq!(choose(0, None, &[found(0, 0, 1)]), SocketChoice::Own);
     }
 
     #[test]
     fn who_replaces_a_crashed_worker_joins_those_who_serve() {
-        assert_eq!(joins(0, None, &[found(0, 3, 0)]), Joins::Own);
-        assert_eq!(joins(2, None, &[found(0, 3, 0)]), Joins::With(0), "two reloads were given up");
-        assert_eq!(joins(1, None, &[found(0, 3, 0), socket(1, 1, 0)]), Joins::With(0), "one, half-way");
+        assert_eq!(choose(0, None, &[found(0, 3, 0)]), SocketChoice::Own);
+        assert_eq!(choose(2, None, &[found(0, 3, 0)]), SocketChoice::Share(0), "two reloads were given up");
+        assert_eq!(
+            choose(1, None, &[found(0, 3, 0), socket(1, 1, 0)]),
+            SocketChoice::Share(0),
+            "one, half-way"
+        );
     }
 
     #[test]
     fn who_replaces_a_crashed_worker_takes_the_queue_when_all_have_crashed() {
-        assert_eq!(joins(0, None, &[found(0, 0, 0)]), Joins::Own);
-        assert_eq!(joins(1, None, &[found(0, 0, 0)]), Joins::With(0));
+        assert_eq!(choose(0, None, &[found(0, 0, 0)]), SocketChoice::Own);
+        assert_eq!(choose(1, None, &[found(0, 0, 0)]), SocketChoice::Share(0));
     }
 
     #[test]
     fn in_a_reload_every_new_worker_gets_its_generations_socket() {
-        assert_eq!(joins(1, Some(1), &[found(0, 4, 0)]), Joins::Own, "the first one makes it");
+        assert_eq!(choose(1, Some(1), &[found(0, 4, 0)]), SocketChoice::Own, "the first one makes it");
         assert_eq!(
-            joins(1, Some(1), &[found(0, 1, 0)]),
-            Joins::Own,
+            choose(1, Some(1), &[found(0, 1, 0)]),
+            SocketChoice::Own,
             "with most of the old ones not there yet"
         );
-        assert_eq!(joins(1, Some(1), &[found(0, 4, 0), socket(1, 0, 1)]), Joins::Own);
-        assert_eq!(joins(1, Some(1), &[socket(0, 3, 1), found(1, 1, 0)]), Joins::Own);
-        assert_eq!(joins(1, Some(1), &[found(0, 0, 4)]), Joins::Own, "all the old ones drain");
+        assert_eq!(choose(1, Some(1), &[found(0, 4, 0), socket(1, 0, 1)]), SocketChoice::Own);
+        assert_eq!(choose(1, Some(1), &[socket(0, 3, 1), found(1, 1, 0)]), SocketChoice::Own);
+        assert_eq!(choose(1, Some(1), &[found(0, 0, 4)]), SocketChoice::Own, "all the old ones drain");
     }
 
     #[test]
     fn in_a_reload_a_path_at_which_nobody_accepts_is_taken_over_with_its_queue() {
-        assert_eq!(joins(1, Some(1), &[found(0, 0, 0)]), Joins::Instead(0));
+        assert_eq!(choose(1, Some(1), &[found(0, 0, 0)]), SocketChoice::TakeOver(0));
         assert_eq!(
-            joins(1, Some(1), &[found(0, 0, 0), socket(1, 0, 1)]),
-            Joins::Own,
+            choose(1, Some(1), &[found(0, 0, 0), socket(1, 0, 1)]),
+            SocketChoice::Own,
             "the others have theirs"
         );
     }
 
     #[test]
     fn an_old_worker_that_binds_late_in_a_reload_makes_no_socket() {
-        assert_eq!(joins(0, Some(1), &[found(1, 2, 0)]), Joins::With(1));
+        assert_eq!(choose(0, Some(1), &[found(1, 2, 0)]), SocketChoice::Share(1));
         assert_eq!(
-            joins(0, Some(1), &[found(1, 2, 0), socket(0, 1, 0)]),
-            Joins::Own,
+            choose(0, Some(1), &[found(1, 2, 0), socket(0, 1, 0)]),
+            SocketChoice::Own,
             "and keeps what it has"
         );
-        assert_eq!(joins(0, Some(2), &[found(1, 0, 0)]), Joins::With(1), "it takes nothing over");
+        assert_eq!(choose(0, Some(2), &[found(1, 0, 0)]), SocketChoice::Share(1), "it takes nothing over");
     }
 
     #[test]
@@ -170,7 +175,7 @@ mod tests {
     fn the_path_is_where_somebody_serves() {
         assert_eq!(wanted(None, &[socket(0, 1, 3), found(1, 0, 0)]), Some(0));
         assert_eq!(wanted(None, &[socket(0, 0, 2), found(1, 0, 0)]), None);
-        let bound = Standing { listening: false, ..socket(1, 1, 0) };
+        let bound = SocketState { listening: false, ..socket(1, 1, 0) };
         assert_eq!(wanted(Some(1), &[found(0, 1, 0), bound]), Some(0), "which takes a listener");
         assert_eq!(wanted(None, &[]), None);
     }

@@ -1,0 +1,128 @@
+//! The descriptors behind the sockets of the core: our copies, and where the workers have theirs.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::process::Pid;
+
+use super::core::SocketId;
+use super::stall::StallDetector;
+use super::unix::SocketFile;
+use crate::sys::peer::Peer;
+use crate::sys::sockets;
+
+/// A socket that we have open: one that listens, one that we made to stand in the place of a worker's, or one that we
+/// opened before any worker was there.
+#[derive(Debug)]
+pub(super) struct OpenSocket {
+    fd: OwnedFd,
+    /// The queue's length as it was asked for; `None`: it does not listen.
+    pub(super) backlog: Option<i32>,
+    pub(super) stall: StallDetector,
+}
+
+impl OpenSocket {
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Where a worker has a socket open: a look there mostly spares a walk over all its descriptors.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Location {
+    pub(super) thread: Pid,
+    pub(super) fd: RawFd,
+}
+
+impl Location {
+    /// Whether this is still the socket of that inode number. False says nothing: it may be open elsewhere.
+    pub(super) fn has(&self, id: SocketId) -> bool {
+        Peer::open(self.thread).and_then(|peer| peer.inode(self.fd)).is_ok_and(|inode| inode == id)
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Copies {
+    copies: HashMap<SocketId, OpenSocket>,
+    /// By worker's serial and socket.
+    locations: HashMap<(u64, SocketId), Location>,
+    /// The files of Unix sockets, also of those that we have no copy of.
+    files: HashMap<SocketId, SocketFile>,
+}
+
+impl Copies {
+    pub(super) fn insert(&mut self, id: SocketId, fd: OwnedFd) -> &mut OpenSocket {
+        self.copies.entry(id).or_insert(OpenSocket { fd, backlog: None, stall: StallDetector::default() })
+    }
+
+    pub(super) fn get(&self, id: SocketId) -> Option<&OpenSocket> {
+        self.copies.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: SocketId) -> Option<&mut OpenSocket> {
+        self.copies.get_mut(&id)
+    }
+
+    pub(super) fn set_file(&mut self, id: SocketId, file: SocketFile) {
+        self.files.insert(id, file);
+    }
+
+    pub(super) fn file(&self, id: SocketId) -> Option<&SocketFile> {
+        self.files.get(&id)
+    }
+
+    pub(super) fn file_mut(&mut self, id: SocketId) -> Option<&mut SocketFile> {
+        self.files.get_mut(&id)
+    }
+
+    /// A file goes, its socket stays.
+    pub(super) fn drop_file(&mut self, id: SocketId) {
+        self.files.remove(&id);
+    }
+
+    /// Two files, to be exchanged.
+    pub(super) fn two_files(
+        &mut self,
+        one: SocketId,
+        other: Option<SocketId>,
+    ) -> Option<(&mut SocketFile, Option<&mut SocketFile>)> {
+        let Some(other) = other else { return Some((self.files.get_mut(&one)?, None)) };
+        match self.files.get_disjoint_mut([&one, &other]) {
+            [Some(one), other] => Some((one, other)),
+            [None, _] => None,
+        }
+    }
+
+    pub(super) fn files(&self) -> impl Iterator<Item = (SocketId, &SocketFile)> {
+        self.files.iter().map(|(id, file)| (*id, file))
+    }
+
+    pub(super) fn locate(&mut self, serial: u64, id: SocketId, thread: Pid, fd: RawFd) {
+        self.locations.insert((serial, id), Location { thread, fd });
+    }
+
+    pub(super) fn location(&self, serial: u64, id: SocketId) -> Option<Location> {
+        self.locations.get(&(serial, id)).copied()
+    }
+
+    /// A worker is gone.
+    pub(super) fn forget_worker(&mut self, serial: u64) {
+        self.locations.retain(|(of, _), _| *of != serial);
+    }
+
+    /// Closes our copy of a socket. Its file, where it has one that is ours, goes with it. A listener is closed when this
+    /// returns, since a worker may bind its address next: unlike a connection it never lingers.
+    pub(super) fn close(&mut self, id: SocketId) {
+        self.locations.retain(|(_, of), _| *of != id);
+        self.files.remove(&id);
+        self.drop_copy(id);
+    }
+
+    /// Closes our copy, and remembers the socket.
+    pub(super) fn drop_copy(&mut self, id: SocketId) {
+        if let Some(copy) = self.copies.remove(&id) {
+            sockets::close_copy(copy.fd);
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! What becomes of a `bind`: the worker's own socket, alone or among others, or one that others have.
+
+use std::time::Duration;
+
+use super::generations::{self, SocketChoice};
+use super::{Core, Effect, Migration, Scope, Socket, SocketId};
+use crate::policy::Time;
+use crate::share::address::Key;
+
+/// How long a `bind` that was let go on may take: the kernel needs microseconds, a stopped worker for ever.
+const BIND_TAKES: Duration = Duration::from_millis(50);
+
+/// Sockets that one worker has bound and that do not listen yet. Each is a few words; the one that is to listen is among
+/// the latest.
+pub(in crate::share) const MAX_BOUND: usize = 256;
+
+/// A `bind` to an address whose sockets are shards.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::share) struct Asked<'a> {
+    /// Of the worker.
+    pub(in crate::share) serial: u64,
+    /// The socket.
+    pub(in crate::share) id: SocketId,
+    /// The address.
+    pub(in crate::share) key: &'a Key,
+    /// Which worker of a supervisor that is itself a worker asks; 0: none.
+    pub(in crate::share) inner: u64,
+    /// Whether the program itself has set `SO_REUSEPORT`.
+    pub(in crate::share) asked_reuseport: bool,
+    /// Whether [`Bind::Check`] was done.
+    pub(in crate::share) checked: bool,
+}
+
+/// What becomes of a `bind`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::share) enum Bind {
+    /// The kernel decides as if we were not there, and we remember nothing.
+    Private,
+    /// The kernel binds the worker's own socket. It gets `SO_REUSEPORT` before if `reuseport`, and so do these.
+    Own {
+        /// Whether it joins others.
+        reuseport: bool,
+        /// Sockets of others that do not have `SO_REUSEPORT` yet.
+        enable: Vec<SocketId>,
+    },
+    /// The worker is to get this socket in the place of its own; when it has it, call [`give`](Core::give).
+    Give(SocketId),
+    /// It fails with this errno.
+    Refuse(i32),
+    /// First find out whether the worker still has these open; report those that are [`closed`](Core::released), and
+    /// ask again with `checked`.
+    Check(Vec<SocketId>),
+}
+
+impl Core {
+    /// A worker asks to bind a socket, which has no address yet, to an address whose sockets are shards.
+    pub(in crate::share) fn bind(&mut self, now: Time, asked: Asked<'_>) -> Bind {
+        let Asked { serial, id, key, inner, asked_reuseport, checked } = asked;
+        let own = self.own_overlapping(&asked);
+        if !checked && !own.is_empty() {
+            return Bind::Check(own);
+        }
+        // Only now: what it has closed must not be in its way, shared or not.
+        if !self.is_shareable(now, serial, key) {
+            return Bind::Private;
+        }
+        let own = || self.sockets.iter().filter(|socket| own.contains(&socket.id));
+        // What the kernel says to a worker alone must not change because its siblings' sockets can be joined.
+        let has_own = own().next().is_some();
+        let may_join_own = asked_reuseport && own().all(|socket| socket.asked_reuseport);
+        if asked_reuseport && own().any(|socket| socket.reuseport && !socket.asked_reuseport) {
+            return Bind::Refuse(libc_errno::EADDRINUSE);
+        }
+        let is_other = |socket: &&Socket| {
+            socket.id != id && socket.key.overlaps(key) && !own().any(|own| own.id == socket.id)
+        };
+        let others: Vec<&Socket> = self.sockets.iter().filter(is_other).collect();
+        if let Some(orphaned) = self.inherited_by(serial, id, key).filter(|_| !has_own) {
+            return Bind::Give(orphaned);
+        }
+        let joins = !others.is_empty() && (!has_own || may_join_own);
+        let enable =
+            others.iter().filter(|socket| joins && !socket.reuseport).map(|socket| socket.id).collect();
+        self.track(
+            serial,
+            Socket {
+                users: vec![serial],
+                inner,
+                asked_at: Some(now),
+                asked_reuseport,
+                reuseport: joins || asked_reuseport,
+                ..Socket::new(id, key.clone(), Scope::Shard)
+            },
+        );
+        Bind::Own { reuseport: joins, enable }
+    }
+
+    /// Sockets of the worker itself that the kernel would hold against its `bind`, if they are open still.
+    fn own_overlapping(&self, asked: &Asked<'_>) -> Vec<SocketId> {
+        let is_own = |socket: &&Socket| {
+            socket.id != asked.id
+                && socket.users.contains(&asked.serial)
+                && socket.inner == asked.inner
+                && socket.key.overlaps(asked.key)
+        };
+        self.sockets.iter().filter(is_own).map(|socket| socket.id).collect()
+    }
+
+    /// Listeners of a worker that a socket of it, which is about to listen, cannot listen beside, as far as the program
+    /// itself is concerned: two sockets with `SO_REUSEADDR` can be bound before either listens.
+    pub(in crate::share) fn listeners_in_the_way(
+        &self,
+        serial: u64,
+        id: SocketId,
+        key: &Key,
+    ) -> Vec<SocketId> {
+        let Some(own) = self.socket(id).filter(|own| !own.active) else { return Vec::new() };
+        let in_the_way = |socket: &&Socket| {
+            socket.id != id
+                && socket.active
+                && socket.scope == Scope::Shard
+                && socket.users.contains(&serial)
+                && socket.inner == own.inner
+                && !(socket.asked_reuseport && own.asked_reuseport)
+                && socket.key.overlaps(key)
+        };
+        self.sockets.iter().filter(in_the_way).map(|socket| socket.id).collect()
+    }
+
+    /// A worker asks to bind the socket `id` to an address that has one socket for all workers.
+    pub(in crate::share) fn bind_shared(
+        &mut self,
+        now: Time,
+        serial: u64,
+        (id, key): (SocketId, &Key),
+        checked: bool,
+    ) -> Bind {
+        let there = self.sockets.iter().find(|socket| socket.key.matches(key));
+        let there = there.map(|there| (there.id, there.users.contains(&serial)));
+        if let Some((there, true)) = there.filter(|_| !checked) {
+            return Bind::Check(vec![there]);
+        }
+        if !self.is_shareable(now, serial, key) {
+            return Bind::Private;
+        }
+        let Some((there, has)) = there else {
+            let socket = Socket::new(id, key.clone(), Scope::Shared);
+            self.track(serial, Socket { users: vec![serial], asked_at: Some(now), ..socket });
+            return Bind::Own { reuseport: false, enable: Vec::new() };
+        };
+        if has { Bind::Refuse(libc_errno::EADDRINUSE) } else { Bind::Give(there) }
+    }
+
+    /// Remembers a socket that a worker binds; the oldest that does not listen goes where there are too many.
+    pub(in crate::share) fn track(&mut self, serial: u64, socket: Socket) {
+        // An inode number that is used again is another socket's.
+        self.sockets.retain(|old| old.id != socket.id);
+        self.sockets.push(socket);
+        let bound = |socket: &Socket| !socket.active && socket.users == [serial];
+        if self.sockets.iter().filter(|socket| bound(socket)).count() > MAX_BOUND
+            && let Some(oldest) = self.sockets.iter().position(bound)
+        {
+            let oldest = self.sockets.remove(oldest);
+            self.effects.push(Effect::Close(oldest.id));
+        }
+    }
+
+    /// A worker asks to bind the socket `id` to a path. `at_path`: the socket there now.
+    pub(in crate::share) fn bind_path(
+        &mut self,
+        now: Time,
+        serial: u64,
+        (id, key): (SocketId, &Key),
+        at_path: Option<SocketId>,
+    ) -> Bind {
+        if !self.is_shareable(now, serial, key) {
+            return Bind::Private;
+        }
+        let Some(own) = self.workers.get(serial).map(|worker| worker.generation) else {
+            return Bind::Private;
+        };
+        let states = self.states_at(key, at_path);
+        let generation = match generations::choose(own, self.target, &states) {
+            SocketChoice::Own => own,
+            SocketChoice::Share(other) => other,
+            SocketChoice::TakeOver(other) => {
+                let taken = self.sockets.iter_mut().filter(|socket| socket.key.matches(key));
+                for socket in taken.filter(|socket| socket.scope == Scope::Generation(other)) {
+                    socket.scope = Scope::Generation(own);
+                }
+                own
+            }
+        };
+        let of_generation = |socket: &&Socket| {
+            socket.key.matches(key) && socket.scope == Scope::Generation(generation) && !socket.unlinked
+        };
+        match self
+            .sockets
+            .iter()
+            .find(of_generation)
+            .map(|socket| (socket.id, socket.users.contains(&serial)))
+        {
+            // What is at the path now is all that the kernel looks at.
+            Some((_, true)) => Bind::Private,
+            Some((there, false)) => Bind::Give(there),
+            None => {
+                self.track(
+                    serial,
+                    Socket {
+                        users: vec![serial],
+                        asked_at: Some(now),
+                        ..Socket::new(id, key.clone(), Scope::Generation(generation))
+                    },
+                );
+                Bind::Own { reuseport: false, enable: Vec::new() }
+            }
+        }
+    }
+
+    /// A worker moves the socket that it has bound to another path; `false`: it has another one there to share.
+    pub(in crate::share) fn renamed(
+        &mut self,
+        serial: u64,
+        id: SocketId,
+        key: &Key,
+        at_path: Option<SocketId>,
+    ) -> Bind {
+        let Some(own) = self.workers.get(serial).map(|worker| worker.generation) else {
+            return Bind::Private;
+        };
+        let choice = generations::choose(own, self.target, &self.states_at(key, at_path));
+        let generation = match choice {
+            SocketChoice::Own | SocketChoice::TakeOver(_) => own,
+            SocketChoice::Share(other) => other,
+        };
+        let there = self.sockets.iter().find(|socket| {
+            socket.id != id
+                && socket.key.matches(key)
+                && socket.scope == Scope::Generation(generation)
+                && !socket.unlinked
+        });
+        match there.map(|socket| (socket.id, socket.users.contains(&serial))) {
+            Some((there, false)) => return Bind::Give(there),
+            // It puts another socket of its own in the place of the first.
+            Some((there, true)) => self.unlinked(there),
+            None => {}
+        }
+        if let Some(socket) = self.socket_mut(id) {
+            socket.key = key.clone();
+            socket.scope = Scope::Generation(own);
+        }
+        Bind::Own { reuseport: false, enable: Vec::new() }
+    }
+
+    /// A worker has a socket from now on that others have, or that its slot's last worker had.
+    pub(in crate::share) fn give(&mut self, serial: u64, id: SocketId, asked_reuseport: bool) {
+        let slot = self.workers.slot_of(serial);
+        let Some(socket) = self.socket_mut(id) else { return };
+        if !socket.users.contains(&serial) {
+            socket.users.push(serial);
+        }
+        socket.awaited_by.retain(|awaiting| Some(*awaiting) != slot);
+        socket.closed = None;
+        socket.released = false;
+        socket.stalled = false;
+        socket.asked_reuseport = asked_reuseport;
+        let key = socket.key.clone();
+        self.touch(&key);
+    }
+
+    /// Whether a worker may share an address: one that is long ready and binds an address which no worker listened on
+    /// as it started searches for a free port, and must not be given its sibling's.
+    pub(in crate::share) fn is_shareable(&mut self, now: Time, serial: u64, key: &Key) -> bool {
+        let Some(worker) = self.workers.get(serial) else { return false };
+        if self.is_known(key) || !worker.is_settled(now) {
+            return true;
+        }
+        if !std::mem::replace(&mut self.told_unshared, true) {
+            self.effects.push(Effect::Unshared(worker.id, key.clone()));
+        }
+        false
+    }
+
+    /// The socket that a worker gets in the place of its own as it listens: one that its slot's last worker left, with
+    /// connections that the kernel cannot move.
+    pub(in crate::share) fn inherited_by(&self, serial: u64, own: SocketId, key: &Key) -> Option<SocketId> {
+        let slot = self.workers.slot_of(serial)?;
+        let inherits = |socket: &&Socket| {
+            self.migration == Migration::Resets
+                && socket.scope == Scope::Shard
+                && socket.active
+                && socket.waiting
+                && socket.users.is_empty()
+                && socket.id != own
+                && socket.key.matches(key)
+                && socket.awaited_by.contains(&slot)
+        };
+        self.sockets.iter().find(inherits).map(|socket| socket.id)
+    }
+
+    /// Whether a `bind` was let go on a moment ago, and may not be carried out yet.
+    pub(in crate::share) fn is_fresh(&self, now: Time, id: SocketId) -> bool {
+        let asked_at = self.socket(id).and_then(|socket| socket.asked_at);
+        asked_at.is_some_and(|asked_at| now.since(asked_at) < BIND_TAKES)
+    }
+
+    /// Whether a worker has listened on an address as it started.
+    pub(in crate::share) fn is_known(&self, key: &Key) -> bool {
+        self.known.iter().any(|known| known.matches(key))
+    }
+}
+
+/// The one number of the C library that a decision is.
+mod libc_errno {
+    /// errno(3).
+    pub(in crate::share) const EADDRINUSE: i32 = 98;
+}

@@ -1,0 +1,57 @@
+//! The sockets of a Unix path: one for each generation, of which clients find one.
+
+use super::generations::{self, SocketState};
+use super::{Core, Scope, Socket, SocketId};
+use crate::share::address::Key;
+
+impl Core {
+    /// The sockets of a path, as the rules about generations see them.
+    pub(in crate::share) fn states_at(&self, key: &Key, at_path: Option<SocketId>) -> Vec<SocketState> {
+        let state = |socket: &Socket| {
+            let Scope::Generation(generation) = socket.scope else { return None };
+            let users = || socket.users.iter().filter_map(|serial| self.workers.get(*serial));
+            Some(SocketState {
+                inode: socket.id,
+                generation,
+                at_path: at_path == Some(socket.id),
+                listening: socket.active,
+                serving: users().filter(|worker| worker.serves).count(),
+                staying: users().filter(|worker| !worker.serves && !worker.stopping).count(),
+            })
+        };
+        self.sockets
+            .iter()
+            .filter(|socket| socket.key.matches(key) && !socket.unlinked)
+            .filter_map(state)
+            .collect()
+    }
+
+    /// Which socket is to be at a path; none: whatever is there.
+    pub(in crate::share) fn wanted_at(&self, key: &Key, at_path: Option<SocketId>) -> Option<SocketId> {
+        generations::wanted(self.target, &self.states_at(key, at_path))
+    }
+
+    /// The generation that a reload under way leads to; none: there is no reload under way.
+    pub(in crate::share) fn set_target(&mut self, target: Option<u32>) {
+        if std::mem::replace(&mut self.target, target) != target {
+            let of_path = |socket: &&Socket| matches!(socket.scope, Scope::Generation(_));
+            let keys: Vec<Key> =
+                self.sockets.iter().filter(of_path).map(|socket| socket.key.clone()).collect();
+            keys.iter().for_each(|key| self.touch(key));
+        }
+    }
+
+    /// The file of a socket is not at its path any more: what is bound there next is another socket.
+    pub(in crate::share) fn unlinked(&mut self, id: SocketId) {
+        if let Some(socket) = self.socket_mut(id) {
+            socket.unlinked = true;
+        }
+    }
+
+    /// A worker was told that it has removed its path, while others need it: it may bind there again.
+    pub(in crate::share) fn gives_up(&mut self, serial: u64, id: SocketId) {
+        if let Some(socket) = self.socket_mut(id) {
+            socket.users.retain(|user| *user != serial);
+        }
+    }
+}

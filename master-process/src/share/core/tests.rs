@@ -1,0 +1,282 @@
+//! What must hold of every history, and single cases by name.
+
+use std::time::Duration;
+
+use super::binding::MAX_BOUND;
+use super::simulation::{Simulation, Step, asked};
+use super::{Asked, Bind, Core, Effect, Migration, SETTLING};
+use crate::policy::{Time, WorkerId};
+use crate::share::address::{Key, Protocol};
+
+const BOTH: [Migration; 2] = [Migration::Moves, Migration::Resets];
+
+const STEPS: [Step; 15] = [
+    Step::Listen(0),
+    Step::Listen(1),
+    Step::Serve(0),
+    Step::Serve(1),
+    Step::Stop(0),
+    Step::Die(0),
+    Step::Die(1),
+    Step::Crash(0),
+    Step::Close(0),
+    Step::Close(1),
+    Step::ShutDown(0),
+    Step::ShutDown(1),
+    Step::Connect,
+    Step::Accept,
+    Step::Pass,
+];
+
+fn walk(simulation: &Simulation, depth: u32, count: &mut u64) {
+    *count += 1;
+    if depth == 0 {
+        return simulation.clone().finish();
+    }
+    for step in STEPS {
+        let mut next = simulation.clone();
+        if next.step(step) {
+            walk(&next, depth - 1, count);
+        }
+    }
+}
+
+#[test]
+fn no_short_history_leads_a_connection_to_a_socket_that_nobody_serves_while_somebody_does() {
+    for migration in BOTH {
+        let mut count = 0;
+        walk(&Simulation::new(migration), 5, &mut count);
+        assert!(count > 10_000, "{count} histories");
+    }
+}
+
+#[test]
+fn nor_does_a_long_one() {
+    let mut random = 1u64;
+    for round in 0..2_000 {
+        let mut simulation = Simulation::new(BOTH[round % 2]);
+        for _ in 0..60 {
+            // xorshift: any numbers will do, the same each time.
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let step = STEPS[usize::try_from(random % STEPS.len() as u64).expect("small")];
+            simulation.step(step);
+        }
+        simulation.finish();
+    }
+}
+
+fn run(migration: Migration, steps: &[Step]) -> Simulation {
+    let mut simulation = Simulation::new(migration);
+    for step in steps {
+        assert!(simulation.step(*step), "{step:?}");
+    }
+    simulation
+}
+
+#[test]
+fn what_waits_for_a_crashed_worker_is_its_siblings_at_once_where_the_kernel_moves_it() {
+    use Step::{Accept, Connect, Die, Listen, Serve};
+    let steps = [Listen(0), Listen(1), Serve(0), Connect, Serve(1), Die(0)];
+    let simulation = run(Migration::Moves, &steps);
+    assert_eq!((simulation.members(), simulation.waiting(), simulation.lost), (1, 1, 0));
+    let simulation = run(Migration::Moves, &[&steps[..], &[Accept]].concat());
+    assert_eq!(simulation.waiting(), 0, "the sibling has accepted it");
+}
+
+#[test]
+fn what_waits_for_a_crashed_worker_is_its_successors_where_the_kernel_moves_nothing() {
+    use Step::{Accept, Connect, Die, Listen, Pass, Serve};
+    let steps =
+        [Listen(0), Listen(1), Serve(0), Connect, Serve(1), Die(0), Pass, Listen(0), Serve(0), Accept];
+    let simulation = run(Migration::Resets, &steps);
+    assert_eq!((simulation.members(), simulation.waiting(), simulation.lost), (2, 0, 0));
+}
+
+#[test]
+fn what_waits_while_no_worker_lives_is_the_next_ones() {
+    use Step::{Accept, Connect, Die, Listen, Pass, Serve};
+    for migration in BOTH {
+        let steps = [Listen(0), Serve(0), Connect, Die(0), Connect, Pass, Listen(0), Serve(0), Accept, Pass];
+        let simulation = run(migration, &steps);
+        assert_eq!((simulation.members(), simulation.waiting(), simulation.lost), (1, 0, 0), "{migration:?}");
+    }
+}
+
+#[test]
+fn a_listener_that_its_worker_closed_goes_at_once_where_others_serve_and_after_a_grace_where_none_does() {
+    use Step::{Close, Listen, Pass, Serve};
+    for migration in BOTH {
+        let two = run(migration, &[Listen(0), Listen(1), Serve(0), Serve(1), Close(0)]);
+        assert_eq!(two.members(), 1);
+        let mut one = run(migration, &[Listen(0), Serve(0), Close(0)]);
+        assert_eq!(one.members(), 1, "its worker may be about to end");
+        one.step(Pass);
+        assert_eq!(one.members(), 0);
+    }
+}
+
+fn key(text: &str, protocol: Protocol) -> Key {
+    Key::Inet { protocol, address: text.parse().expect("an address"), v6only: false, interface: 0 }
+}
+
+fn tcp(text: &str) -> Key {
+    key(text, Protocol::Tcp)
+}
+
+fn at(seconds: u64) -> Time {
+    Time::new(Duration::from_secs(seconds))
+}
+
+fn core_with(workers: u64) -> Core {
+    let mut core = Core::new(Migration::Moves);
+    for serial in 1..=workers {
+        core.started(WorkerId { slot: u32::try_from(serial).expect("small"), serial }, 0);
+    }
+    core
+}
+
+fn own(reuseport: bool) -> Bind {
+    Bind::Own { reuseport, enable: Vec::new() }
+}
+
+#[test]
+fn a_second_socket_of_one_worker_gets_what_it_would_get_alone() {
+    let mut core = core_with(1);
+    let port = tcp("127.0.0.1:80");
+    assert_eq!(core.bind(at(1), asked(1, 10, &port, false, false)), own(false));
+    assert_eq!(core.bind(at(1), asked(1, 11, &port, false, false)), Bind::Check(vec![10]));
+    // It is open still: the kernel refuses, or not, as ever.
+    assert_eq!(core.bind(at(1), asked(1, 11, &port, false, true)), own(false));
+    core.released(1, 11);
+    core.released(1, 10);
+    assert_eq!(core.bind(at(1), asked(1, 12, &port, false, false)), own(false), "it was closed");
+}
+
+#[test]
+fn sockets_of_one_worker_join_only_if_the_program_wants_it_of_all() {
+    let mut core = core_with(2);
+    let port = tcp("127.0.0.1:80");
+    assert_eq!(core.bind(at(1), asked(2, 20, &port, false, false)), own(false));
+    assert!(core.activated(at(1), 2, 20, &port));
+    assert_eq!(core.bind(at(1), asked(1, 10, &port, true, false)), own(true));
+    assert_eq!(core.bind(at(1), asked(1, 11, &port, true, true)), own(true));
+    assert_eq!(core.bind(at(1), asked(1, 12, &port, false, true)), own(false));
+    assert_eq!(
+        core.bind(at(1), asked(2, 21, &port, true, true)),
+        Bind::Refuse(98),
+        "its first is not for sharing"
+    );
+}
+
+#[test]
+fn workers_of_a_supervisor_that_is_a_worker_share_with_one_another() {
+    let mut core = core_with(1);
+    let port = tcp("127.0.0.1:80");
+    let inner = |id, inner, checked| Asked { inner, ..asked(1, id, &port, false, checked) };
+    assert_eq!(core.bind(at(1), inner(10, 7, false)), own(false));
+    let joins = Bind::Own { reuseport: true, enable: vec![10] };
+    assert_eq!(core.bind(at(1), inner(20, 8, false)), joins);
+    assert_eq!(core.bind(at(1), inner(21, 8, false)), Bind::Check(vec![20]), "and not with themselves");
+}
+
+#[test]
+fn two_sockets_of_one_worker_that_are_bound_before_either_listens_do_not_both_listen() {
+    let mut core = core_with(1);
+    let port = tcp("127.0.0.1:80");
+    for id in [10, 11] {
+        assert_eq!(core.bind(at(1), asked(1, id, &port, false, true)), own(false));
+    }
+    assert!(core.listeners_in_the_way(1, 10, &port).is_empty());
+    assert!(core.activated(at(1), 1, 10, &port));
+    assert_eq!(core.listeners_in_the_way(1, 11, &port), [10]);
+    core.released(1, 10);
+    assert!(core.listeners_in_the_way(1, 11, &port).is_empty(), "it was closed");
+}
+
+#[test]
+fn an_address_that_its_worker_wants_for_another_socket_is_free_at_once() {
+    for migration in BOTH {
+        let mut core = core_with(2);
+        core.set_migration(migration);
+        let port = tcp("127.0.0.1:80");
+        for (serial, id) in [(1, 10), (2, 20)] {
+            let _own = core.bind(at(1), asked(serial, id, &port, false, false));
+            assert!(core.activated(at(1), serial, id, &port));
+            core.serves(at(1), serial, true);
+        }
+        let _selected = core.reconcile(at(1));
+        // Also if it was found closed before, and is kept for a moment.
+        core.closed(at(1), 1, 10);
+        core.released(1, 10);
+        assert!(core.reconcile(at(1)).contains(&Effect::Close(10)), "{migration:?}");
+    }
+    let mut core = core_with(1);
+    let port = tcp("127.0.0.1:80");
+    let _own = core.bind(at(1), asked(1, 10, &port, false, false));
+    assert!(core.activated(at(1), 1, 10, &port));
+    core.closed(at(1), 1, 10);
+    assert_eq!(core.reconcile(at(1)), [], "alone it is kept for a moment");
+    core.released(1, 10);
+    assert!(core.reconcile(at(1)).contains(&Effect::Close(10)));
+}
+
+#[test]
+fn siblings_of_an_overlapping_address_are_joined() {
+    let mut core = core_with(2);
+    assert_eq!(core.bind(at(1), asked(1, 10, &tcp("0.0.0.0:80"), false, false)), own(false));
+    let joins = Bind::Own { reuseport: true, enable: vec![10] };
+    assert_eq!(core.bind(at(1), asked(2, 20, &tcp("127.0.0.1:80"), false, false)), joins);
+    assert_eq!(core.bind(at(1), asked(2, 21, &key("127.0.0.1:80", Protocol::Udp), false, false)), own(false));
+}
+
+#[test]
+fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with() {
+    let mut core = core_with(2);
+    let (known, late) = (tcp("127.0.0.1:80"), tcp("127.0.0.1:30000"));
+    assert_eq!(core.bind(at(1), asked(1, 10, &known, false, false)), own(false));
+    assert!(core.activated(at(1), 1, 10, &known));
+    core.serves(at(1), 1, true);
+    assert_eq!(core.bind(at(2), asked(1, 11, &late, false, false)), own(false), "it may still be starting");
+    core.released(1, 11);
+    let settled = at(1).after(SETTLING);
+    assert_eq!(core.bind(settled, asked(1, 11, &late, false, false)), Bind::Private);
+    assert_eq!(core.bind(settled, asked(1, 12, &late, false, false)), Bind::Private);
+    let mut told = core.reconcile(settled);
+    told.retain(|effect| !matches!(effect, Effect::Close(_)));
+    assert_eq!(told, [Effect::Unshared(WorkerId { slot: 1, serial: 1 }, late.clone())], "once");
+    assert_eq!(
+        core.bind(settled, asked(2, 20, &late, false, false)),
+        own(false),
+        "one that starts may share it"
+    );
+    let wildcard = tcp("0.0.0.0:80");
+    let over = asked(1, 14, &wildcard, false, false);
+    assert_eq!(
+        core.bind(settled, over),
+        Bind::Check(vec![10]),
+        "what it may have closed is let go of all the same"
+    );
+    core.released(1, 10);
+    let _closed = core.reconcile(settled);
+    assert_eq!(
+        core.bind(settled, asked(1, 13, &known, false, false)),
+        own(false),
+        "and what is known is shared"
+    );
+}
+
+#[test]
+fn a_worker_that_binds_for_ever_fills_nothing() {
+    let mut core = core_with(1);
+    for port in 1..10_000u16 {
+        let key = Key::tcp(([127, 0, 0, 1], port).into(), false);
+        assert_eq!(core.bind(at(1), asked(1, port.into(), &key, false, false)), own(false));
+    }
+    assert_eq!(core.sockets().len(), MAX_BOUND);
+    let forgotten = core.reconcile(at(1));
+    assert_eq!(forgotten.len(), 9_999 - MAX_BOUND);
+    core.died(1, false);
+    assert!(core.sockets().is_empty());
+}

@@ -1,0 +1,185 @@
+//! The helper thread: walks over descriptor tables, whose length a worker decides.
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::Pid;
+
+use super::core::SocketId;
+use crate::sys::epoll_entries::{self, Entry};
+use crate::sys::holders::{self, Holder};
+use crate::sys::inet_diag;
+use crate::sys::peer::Peer;
+use crate::sys::seccomp::Notification;
+
+/// Walks that may wait. One that finds no room is not made: what cannot be known is taken for open.
+const MAX_WAITING: usize = 256;
+
+/// Walks of one worker that may wait: one walk takes as long as the worker has descriptors, and its siblings wait behind it.
+const MAX_OF_ONE_WORKER: usize = 2;
+
+/// The same of those that no call waits for: each look after closed listeners asks for some, and a worker may have closed
+/// hundreds at once.
+const MAX_CHECKS_OF_ONE_WORKER: usize = 32;
+
+/// What became of a question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asking {
+    /// The answer comes.
+    Sent,
+    /// The worker has to wait for the answers to its other ones.
+    Busy,
+    /// There is no room, or no thread to be had.
+    Impossible,
+}
+
+/// What is to be found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Does anybody of a worker's tree have this socket open?
+    Holder(SocketId),
+    /// Where has this thread registered this descriptor with epoll?
+    Epoll(Pid, RawFd),
+    /// Which connections to the port of this socket has nobody accepted?
+    Unaccepted(SocketId, u16),
+    /// Which TCP listeners does it have?
+    Listeners,
+}
+
+/// A call that waits for an answer, and the serial of the worker that makes it.
+pub(super) type Caller = (u64, Notification);
+
+/// A question about one worker.
+#[derive(Debug, Clone)]
+pub(super) struct Look {
+    pub(super) serial: u64,
+    pub(super) question: Question,
+    pub(super) root: Pid,
+    /// The other workers' processes.
+    pub(super) workers: Vec<Pid>,
+    /// None: the answer is for us.
+    pub(super) call: Option<Caller>,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(super) enum Found {
+    Holder(SocketId, Holder),
+    Epoll(Vec<Entry>),
+    /// `None`: the kernel does not tell.
+    Unaccepted(SocketId, Option<HashSet<u64>>),
+    Listeners(Vec<(SocketId, SocketAddr)>),
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) look: Look,
+    pub(super) found: Found,
+}
+
+/// The thread, from the first question on.
+#[derive(Debug)]
+pub(super) struct Looks {
+    wake: OwnedFd,
+    answers: Arc<Mutex<Vec<Answer>>>,
+    sender: Option<SyncSender<Look>>,
+    /// What is asked and not answered.
+    asked: Vec<(u64, Question, Option<Caller>)>,
+}
+
+impl Looks {
+    /// # Errors
+    /// Those of eventfd(2).
+    pub(super) fn new() -> io::Result<Looks> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Looks { wake, answers: Arc::default(), sender: None, asked: Vec::new() })
+    }
+
+    /// Readable when there are answers.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Whether this is asked already.
+    pub(super) fn is_asked(
+        &self,
+        serial: u64,
+        question: Question,
+        call: Option<(u64, Notification)>,
+    ) -> bool {
+        self.asked.contains(&(serial, question, call))
+    }
+
+    /// Whether a call waits for an answer.
+    pub(super) fn is_awaited_by(&self, call: &Notification) -> bool {
+        self.asked.iter().any(|(_, _, caller)| caller.is_some_and(|(_, waiting)| waiting == *call))
+    }
+
+    /// Asks.
+    pub(super) fn ask(&mut self, look: Look) -> Asking {
+        // A call is by whoever makes it: its question may be about another worker.
+        let blamed = |serial: u64, call: Option<Caller>| call.map_or(serial, |(caller, _)| caller);
+        let by = blamed(look.serial, look.call);
+        let is_check = look.call.is_none();
+        let under_way = |(of, _, call): &&(u64, Question, Option<Caller>)| {
+            blamed(*of, *call) == by && call.is_none() == is_check
+        };
+        let most = if is_check { MAX_CHECKS_OF_ONE_WORKER } else { MAX_OF_ONE_WORKER };
+        if self.asked.iter().filter(under_way).count() >= most {
+            return Asking::Busy;
+        }
+        if self.sender.is_none() {
+            self.sender = self.start();
+        }
+        let key = (look.serial, look.question, look.call);
+        let sent = self.sender.as_ref().is_some_and(|sender| sender.try_send(look).is_ok());
+        if !sent {
+            return Asking::Impossible;
+        }
+        self.asked.push(key);
+        Asking::Sent
+    }
+
+    fn start(&self) -> Option<SyncSender<Look>> {
+        let (sender, receiver) = sync_channel(MAX_WAITING);
+        let (answers, wake) = (Arc::clone(&self.answers), self.wake.try_clone().ok()?);
+        let thread = std::thread::Builder::new().name("looks".to_owned()).stack_size(128 * 1024);
+        thread.spawn(move || run(&receiver, &answers, &wake)).ok().map(|_running| sender)
+    }
+
+    /// The answers since this was called last.
+    pub(super) fn take(&mut self) -> Vec<Answer> {
+        let _none_or_some = rustix::io::read(&self.wake, &mut [0u8; 8]);
+        let answers = std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
+        for answer in &answers {
+            let key = (answer.look.serial, answer.look.question, answer.look.call);
+            if let Some(at) = self.asked.iter().position(|asked| *asked == key) {
+                self.asked.swap_remove(at);
+            }
+        }
+        answers
+    }
+}
+
+fn run(looks: &Receiver<Look>, answers: &Mutex<Vec<Answer>>, wake: &OwnedFd) {
+    while let Ok(look) = looks.recv() {
+        let found = match look.question {
+            Question::Holder(id) => Found::Holder(id, holders::find(id, look.root, &look.workers)),
+            Question::Epoll(thread, fd) => {
+                let peer = Peer::open(thread);
+                Found::Epoll(peer.and_then(|peer| epoll_entries::find(&peer, fd)).unwrap_or_default())
+            }
+            Question::Unaccepted(id, port) => Found::Unaccepted(id, inet_diag::unaccepted(port).ok()),
+            Question::Listeners => Found::Listeners(holders::tcp_listeners(look.root)),
+        };
+        answers.lock().unwrap_or_else(PoisonError::into_inner).push(Answer { look, found });
+        // It is full only with 2^64 answers that nobody has read.
+        let _woken = rustix::io::write(wake, &1u64.to_ne_bytes());
+    }
+}

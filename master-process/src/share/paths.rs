@@ -1,0 +1,156 @@
+//! What a program does with the path of its socket besides binding it: remove it, move its socket there, look whether
+//! somebody answers.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use super::address::Address;
+use super::broker::{Broker, Decision};
+use super::calls::{Request, answer};
+use super::core::{Bind, SocketId};
+use super::unix::Access;
+use crate::sys::peer::Peer;
+use crate::sys::seccomp::Answer;
+
+/// The longest `sockaddr` that is looked into.
+const LONGEST_ADDRESS: u32 = 128;
+
+impl Broker {
+    /// A path that others need stays; the worker believes that it is gone, which is all that it needs.
+    pub(super) fn unlink(&mut self, request: &Request<'_>, dir: RawFd, path: u64) -> io::Result<Decision> {
+        let path = read_path(&request.peer, path)?;
+        if !self.is_name_of_ours(&path) || !request.peer.shares_users()? {
+            return Ok(answer(Answer::Continue));
+        }
+        let Some(place) = self.place_of(request, &request.peer.fs_identity()?, dir, &path)? else {
+            return Ok(answer(Answer::Continue));
+        };
+        let Some(id) = self.at_path(&place.key()) else { return Ok(answer(Answer::Continue)) };
+        let serial = request.worker.serial;
+        if self.is_needed_by_others(serial, id) {
+            // What it binds there next is this socket again.
+            self.core.gives_up(serial, id);
+            return Ok(answer(Answer::Done));
+        }
+        self.core.unlinked(id);
+        Ok(answer(Answer::Continue))
+    }
+
+    /// Whether the path of a socket must outlive that this worker removes it.
+    fn is_needed_by_others(&self, serial: u64, id: SocketId) -> bool {
+        let Some(socket) = self.core.socket(id) else { return false };
+        let workers = self.core.workers();
+        let stops = workers.get(serial).is_some_and(|worker| worker.stopping);
+        let is_other =
+            |user: &u64| *user != serial && workers.get(*user).is_some_and(|worker| !worker.stopping);
+        socket.permanent
+            || stops
+            || !socket.users.contains(&serial)
+            || !socket.awaited_by.is_empty()
+            || socket.users.iter().any(is_other)
+    }
+
+    /// A program that binds a name of its own and moves that over its path, as haproxy does: the second such worker of a
+    /// generation gets the first one's socket when it listens; one of another generation has bound beside already.
+    pub(super) fn rename(
+        &mut self,
+        request: &Request<'_>,
+        (from_dir, from): (RawFd, u64),
+        (to_dir, to): (RawFd, u64),
+        flags: u32,
+    ) -> io::Result<Decision> {
+        let from = read_path(&request.peer, from)?;
+        if flags != 0 || !self.is_name_of_ours(&from) || !request.peer.shares_users()? {
+            return Ok(answer(Answer::Continue));
+        }
+        let to = read_path(&request.peer, to)?;
+        let identity = request.peer.fs_identity()?;
+        let source = self.place_of(request, &identity, from_dir, &from)?;
+        let target = self.place_of(request, &identity, to_dir, &to)?;
+        let Some((source, target)) = source.zip(target).filter(|(source, target)| source.is_beside(target))
+        else {
+            return Ok(answer(Answer::Continue));
+        };
+        let serial = request.worker.serial;
+        let is_source = |id: &SocketId| {
+            self.core
+                .socket(*id)
+                .is_some_and(|socket| socket.users.contains(&serial) && socket.key.matches(&source.key()))
+        };
+        let Some(id) = self.copies.files().map(|(id, _)| id).find(|id| is_source(id)) else {
+            return Ok(answer(Answer::Continue));
+        };
+        let no_access = Access { mode: None, owner: None };
+        if self.copies.file_mut(id).is_none_or(|file| file.adopt(no_access).is_err()) {
+            return Ok(answer(Answer::Continue));
+        }
+        let key = target.key();
+        let at_path = self.at_path(&key);
+        match self.core.renamed(serial, id, &key, at_path) {
+            Bind::Give(there) => {
+                // Its own file goes; what it listens on becomes the one that the others have.
+                let listens_at = self.copies.location(serial, id).filter(|at| at.has(id));
+                let active = self.core.socket(id).is_some_and(|socket| socket.active);
+                if let Some(at) = listens_at.filter(|_| active) {
+                    if self.exchange(request, at.fd, id, there)?.is_none() {
+                        return Ok(self.await_look(request));
+                    }
+                } else if let Some(process) = self.processes.get_mut(&serial) {
+                    process.substitutes.push((id, there));
+                }
+                self.copies.drop_file(id);
+                Ok(answer(Answer::Done))
+            }
+            Bind::Own { .. } => {
+                let taken = at_path
+                    .is_some_and(|there| self.core.socket(there).is_some_and(|socket| !socket.unlinked));
+                if let Some(file) = self.copies.file_mut(id) {
+                    file.moves_to(target, !taken);
+                }
+                Ok(answer(if taken { Answer::Done } else { Answer::Continue }))
+            }
+            Bind::Private | Bind::Refuse(_) | Bind::Check(_) => Ok(answer(Answer::Continue)),
+        }
+    }
+
+    /// A program that looks whether somebody answers at its path before it binds there must not find its own siblings,
+    /// or the queue that its predecessor has left.
+    pub(super) fn connect(
+        &mut self,
+        request: &Request<'_>,
+        address: u64,
+        length: u32,
+    ) -> io::Result<Decision> {
+        if !(3..=LONGEST_ADDRESS).contains(&length) {
+            return Ok(answer(Answer::Continue));
+        }
+        let Address::Path(path) = Address::decode(&request.peer.memory(address, length as usize)?) else {
+            return Ok(answer(Answer::Continue));
+        };
+        if !self.is_name_of_ours(&path) || !request.peer.shares_users()? {
+            return Ok(answer(Answer::Continue));
+        }
+        let identity = request.peer.fs_identity()?;
+        let Some(place) = self.place_of(request, &identity, libc::AT_FDCWD, &path)? else {
+            return Ok(answer(Answer::Continue));
+        };
+        let key = place.key();
+        let serial = request.worker.serial;
+        let mut of_key =
+            self.core.sockets().iter().filter(|socket| socket.key.matches(&key) && !socket.permanent);
+        let is_probe =
+            of_key.clone().next().is_some() && !of_key.any(|socket| socket.users.contains(&serial));
+        Ok(answer(if is_probe { Answer::Fail(libc::ECONNREFUSED) } else { Answer::Continue }))
+    }
+
+    fn is_name_of_ours(&self, path: &Path) -> bool {
+        path.file_name().is_some_and(|name| self.copies.files().any(|(_, file)| file.place().name() == name))
+    }
+}
+
+fn read_path(peer: &Peer, at: u64) -> io::Result<PathBuf> {
+    Ok(Path::new(OsStr::from_bytes(peer.string(at)?.as_bytes())).to_owned())
+}

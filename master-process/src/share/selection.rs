@@ -1,0 +1,142 @@
+//! Telling the kernel which sockets of an address get new connections: by an eBPF program where that may be loaded,
+//! which also moves the queue of a socket that closes, else by a classic one.
+
+use std::collections::HashMap;
+use std::io;
+
+use super::address::Key;
+use super::copies::Copies;
+use super::core::{Migration, SocketId};
+use crate::sys::reuseport::{self, Selector, Spread};
+
+/// Sockets that one selector has room for at first: a word of kernel memory each. It is made anew where more come.
+const FIRST_CAPACITY: u32 = 16;
+
+/// How selection works on this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Means {
+    /// `SO_ATTACH_REUSEPORT_EBPF`.
+    Program,
+    /// `SO_ATTACH_REUSEPORT_CBPF`; the sysctl moves queues or not.
+    Classic(Migration),
+}
+
+/// The selectors of all addresses.
+#[derive(Debug, Default)]
+pub(super) struct Selection {
+    means: Option<Means>,
+    groups: Vec<Group>,
+}
+
+/// The program of one address.
+#[derive(Debug)]
+struct Group {
+    key: Key,
+    selector: Selector,
+    members: HashMap<SocketId, u32>,
+}
+
+impl Selection {
+    /// What becomes of the queue of a listener that is closed. Found out once, and only when somebody wants to know.
+    pub(super) fn migration(&mut self) -> Migration {
+        match self.means() {
+            Means::Program => Migration::Moves,
+            Means::Classic(migration) => migration,
+        }
+    }
+
+    fn means(&mut self) -> Means {
+        *self.means.get_or_insert_with(|| match Selector::new(1, Spread::Random) {
+            Ok(_loads) => Means::Program,
+            Err(_not_allowed) if reuseport::migrates_without_program().unwrap_or(false) => {
+                Means::Classic(Migration::Moves)
+            }
+            Err(_not_allowed) => Means::Classic(Migration::Resets),
+        })
+    }
+
+    /// Points the address to these sockets, each with its number in the kernel's group.
+    pub(super) fn select(
+        &mut self,
+        key: &Key,
+        targets: &[(SocketId, usize)],
+        copies: &Copies,
+    ) -> io::Result<()> {
+        let ids: Vec<SocketId> = targets.iter().map(|(id, _)| *id).collect();
+        if self.means() == Means::Program && self.select_by_program(key, &ids, copies).is_ok() {
+            return Ok(());
+        }
+        let Some(any) = ids.iter().find_map(|id| copies.get(*id)) else { return Ok(()) };
+        let numbers: Vec<u32> =
+            targets.iter().filter_map(|(_, number)| u32::try_from(*number).ok()).collect();
+        reuseport::attach_selector(any.fd(), &numbers, spread(key))
+    }
+
+    fn select_by_program(&mut self, key: &Key, ids: &[SocketId], copies: &Copies) -> io::Result<()> {
+        let at = self.groups.iter().position(|group| group.key.matches(key));
+        let at = match at {
+            Some(at) if self.groups[at].has_room(ids) => at,
+            Some(at) => {
+                let capacity = self.groups[at].selector.capacity();
+                // A socket is in one array at a time.
+                self.groups.swap_remove(at);
+                self.add_group(key, capacity.saturating_mul(2), ids.len())?
+            }
+            None => self.add_group(key, FIRST_CAPACITY, ids.len())?,
+        };
+        self.groups[at].select(ids, copies)
+    }
+
+    fn add_group(&mut self, key: &Key, capacity: u32, targets: usize) -> io::Result<usize> {
+        let wanted = u32::try_from(targets).unwrap_or(u32::MAX).saturating_mul(2);
+        let capacity = capacity.max(wanted).min(reuseport::MAX_CAPACITY);
+        let selector = Selector::new(capacity, spread(key))?;
+        self.groups.push(Group { key: key.clone(), selector, members: HashMap::new() });
+        Ok(self.groups.len() - 1)
+    }
+
+    /// A socket is about to be closed.
+    pub(super) fn remove(&mut self, id: SocketId) {
+        for group in &mut self.groups {
+            if let Some(index) = group.members.remove(&id) {
+                // The kernel takes it out by itself when it is closed; not before, if others have it open as well.
+                let _gone_already = group.selector.remove(index);
+            }
+        }
+    }
+
+    /// No socket of an address is left: the next ones are another group.
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.groups.retain(|group| !group.key.matches(key));
+    }
+}
+
+impl Group {
+    fn has_room(&self, ids: &[SocketId]) -> bool {
+        let new = ids.iter().filter(|id| !self.members.contains_key(*id)).count();
+        self.members.len() + new <= self.selector.capacity() as usize
+    }
+
+    fn select(&mut self, ids: &[SocketId], copies: &Copies) -> io::Result<()> {
+        let mut indexes = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(index) = self.members.get(id) {
+                indexes.push(*index);
+                continue;
+            }
+            let Some(open) = copies.get(*id) else { continue };
+            let free = (0..).find(|index| !self.members.values().any(|used| used == index)).unwrap_or(0);
+            self.selector.insert(free, open.fd())?;
+            self.members.insert(*id, free);
+            indexes.push(free);
+        }
+        let Some(any) = ids.iter().find_map(|id| copies.get(*id)) else { return Ok(()) };
+        self.selector.set_targets(&indexes)?;
+        self.selector.attach(any.fd())
+    }
+}
+
+/// A connection is asked for once; datagrams of one peer belong together.
+fn spread(key: &Key) -> Spread {
+    if key.is_datagram() { Spread::Flow } else { Spread::Random }
+}

@@ -1,0 +1,123 @@
+//! Whether a worker does not accept: connections wait, and none of them is taken.
+//!
+//! The length of a queue does not tell: that of a busy worker stays at its limit, since for each connection that it takes
+//! another one comes. So a queue that does not get shorter is only suspected, and the connections themselves are looked
+//! at: a worker that accepts nothing has the same ones waiting a second later.
+
+use std::collections::HashSet;
+
+/// So many looks, one a second, must find the queue no shorter than the look before. Fewer would suspect a worker that
+/// is busy for a moment; more would leave clients waiting longer.
+const LOOKS: u32 = 4;
+
+/// What a socket's queue looked like lately.
+#[derive(Debug, Default)]
+pub(super) struct StallDetector {
+    last: u32,
+    looks: u32,
+    stalled: bool,
+    /// The connections that waited as they were looked at last.
+    waiting: Option<HashSet<u64>>,
+}
+
+/// What has changed with a look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing worth telling.
+    None,
+    /// The connections are to be looked at.
+    Suspected,
+    /// The worker does not accept.
+    Stalled,
+    /// It accepts again.
+    Moves,
+}
+
+impl StallDetector {
+    /// Notes how many wait now.
+    pub(super) fn observe(&mut self, waiting: u32) -> Change {
+        let still = waiting > 0 && waiting >= self.last;
+        self.last = waiting;
+        if self.stalled {
+            self.stalled = still;
+            return if still { Change::None } else { self.reset(Change::Moves) };
+        }
+        if !still {
+            return self.reset(Change::None);
+        }
+        self.looks += 1;
+        if self.looks > LOOKS { Change::Suspected } else { Change::None }
+    }
+
+    fn reset(&mut self, change: Change) -> Change {
+        self.looks = 0;
+        self.waiting = None;
+        change
+    }
+
+    /// Notes which connections wait now, for all sockets of the port. If fewer of them waited a look ago than wait for
+    /// this worker, it has accepted some.
+    pub(super) fn confirm(&mut self, waiting: HashSet<u64>) -> Change {
+        let Some(before) = self.waiting.take() else {
+            self.waiting = Some(waiting);
+            return Change::None;
+        };
+        let same = before.intersection(&waiting).count();
+        if same < self.last as usize || self.last == 0 {
+            return self.reset(Change::None);
+        }
+        self.stalled = true;
+        Change::Stalled
+    }
+
+    /// The kernel does not tell which connections wait: the suspicion has to do.
+    pub(super) fn confirm_unseen(&mut self) -> Change {
+        self.stalled = true;
+        Change::Stalled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connections(numbers: std::ops::Range<u64>) -> HashSet<u64> {
+        numbers.collect()
+    }
+
+    #[test]
+    fn a_queue_that_never_gets_shorter_is_suspected_and_the_same_connections_confirm_it() {
+        let mut detector = StallDetector::default();
+        let changes: Vec<_> = [1, 1, 2, 2].map(|waiting| detector.observe(waiting)).into();
+        assert_eq!(changes, [Change::None; 4]);
+        assert_eq!(detector.observe(2), Change::Suspected);
+        assert_eq!(detector.confirm(connections(0..2)), Change::None);
+        assert_eq!(detector.observe(2), Change::Suspected);
+        assert_eq!(detector.confirm(connections(0..2)), Change::Stalled);
+        assert_eq!(detector.observe(3), Change::None, "said once");
+        assert_eq!(detector.observe(1), Change::Moves);
+    }
+
+    #[test]
+    fn a_saturated_worker_whose_queue_stays_full_is_not_stalled() {
+        let mut detector = StallDetector::default();
+        for second in 0..60u64 {
+            let change = detector.observe(128);
+            if change == Change::Suspected {
+                // It accepts 50 a second, and as many come.
+                let waiting = connections(second * 50..second * 50 + 128);
+                assert_eq!(detector.confirm(waiting), Change::None, "second {second}");
+            } else {
+                assert_eq!(change, Change::None);
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_that_moves_or_is_empty_is_not_even_suspected() {
+        let mut detector = StallDetector::default();
+        for waiting in [3, 2, 4, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0] {
+            assert_eq!(detector.observe(waiting), Change::None);
+        }
+    }
+}

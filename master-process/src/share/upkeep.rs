@@ -1,0 +1,242 @@
+//! What is done a moment after a call: carrying decisions out, and finding out what workers have closed.
+
+use std::time::Duration;
+
+use super::address::Key;
+use super::broker::{Broker, PathUse};
+use super::caller::bound_key;
+use super::core::{Effect, Socket, SocketId};
+use super::looks::{Found, Question};
+use super::queues::Watch;
+use super::report::Report;
+use crate::config::Share;
+use crate::policy::Time;
+use crate::sys::holders::Holder;
+use crate::sys::seccomp::Notification;
+use crate::sys::sockets;
+
+/// So many sockets are looked at in one round of checks: some microseconds each, and the loop waits.
+const CHECKS_AT_ONCE: usize = 256;
+
+/// How long after a connection, a `listen` or a start the listeners are checked by themselves. Later they are checked
+/// with each sample, and when somebody comes.
+const CHECKED_FOR: Duration = Duration::from_secs(10);
+
+impl Broker {
+    /// Whether the kernel moves queues decides what becomes of those that lose their worker.
+    pub(super) fn choose_migration(&mut self) {
+        let migration = self.selection.migration();
+        self.core.set_migration(migration);
+    }
+
+    /// Does what the core wants.
+    pub fn reconcile(&mut self, now: Time) {
+        self.note_queues_of_awaited();
+        for effect in self.core.reconcile(now) {
+            match effect {
+                Effect::Select { key, targets } => {
+                    if let Err(error) = self.selection.select(&key, &targets, &self.copies) {
+                        self.reports.push(Report::NotSelected { address: key.to_string(), error });
+                    }
+                }
+                Effect::Arrange(key) => self.arrange(&key),
+                Effect::Close(id) => {
+                    self.selection.remove(id);
+                    if let Some(open) = self.copies.get(id) {
+                        self.queues.forget(open.fd());
+                    }
+                    self.copies.close(id);
+                }
+                Effect::Released(key) => {
+                    self.selection.forget(&key);
+                    self.reports.push(Report::Closed { address: key.to_string() });
+                }
+                Effect::Unshared(worker, key) => {
+                    self.reports.push(Report::Unshared { worker, address: key.to_string() });
+                }
+            }
+        }
+    }
+
+    /// What the helper thread has found; the calls that waited for it are to be asked about again.
+    pub fn take_looks(&mut self, now: Time) -> Vec<(u64, Notification)> {
+        let mut calls = Vec::new();
+        for found in self.looks.take() {
+            let serial = found.look.serial;
+            match (found.found, found.look.call) {
+                (Found::Holder(id, holder), Some((caller, call))) => {
+                    self.found.push((caller, call, id, holder));
+                    calls.push((caller, call));
+                }
+                (Found::Holder(id, Holder::Nobody), None) => {
+                    self.choose_migration();
+                    self.note_queues(serial);
+                    self.core.closed(now, serial, id);
+                    let has_others = self.core.socket(id).is_some_and(|socket| {
+                        !socket.users.is_empty() || !socket.awaited_by.is_empty() || socket.permanent
+                    });
+                    if !has_others && let Some(file) = self.copies.file_mut(id) {
+                        file.disown();
+                    }
+                    self.reconcile(now);
+                }
+                (Found::Holder(id, Holder::Found(thread, fd)), None) => {
+                    self.copies.locate(serial, id, thread, fd)
+                }
+                (Found::Holder(_, Holder::Unknown), None) => {}
+                (Found::Epoll(entries), Some((caller, call))) => {
+                    self.registered.push((caller, call, entries));
+                    calls.push((caller, call));
+                }
+                (Found::Epoll(_), None) => {}
+                (Found::Unaccepted(id, waiting), _) => self.confirm_stall(now, id, waiting),
+                (Found::Listeners(listeners), _) => self.report_bypasses(serial, &listeners),
+            }
+        }
+        calls
+    }
+
+    /// Asks whether anybody of a worker's tree has a socket open, unless that is being found out.
+    pub(super) fn ask_whether_open(&mut self, serial: u64, id: SocketId) {
+        let question = Question::Holder(id);
+        if !self.looks.is_asked(serial, question, None) {
+            self.ask(serial, question, None);
+        }
+    }
+
+    /// Whether to check soon whether workers still have their listeners. A worker that does not run closes nothing: so
+    /// checks follow what it does, as far as that is seen, and an idle host is left alone.
+    pub fn wants_check(&self, now: Time) -> bool {
+        let active = self.active_at.is_some_and(|active| now.since(active) < CHECKED_FOR);
+        active && self.core.sockets().iter().any(may_be_closed)
+    }
+
+    /// Something has happened to a listener.
+    pub(super) fn note_activity(&mut self, now: Time) {
+        self.active_at = Some(now);
+    }
+
+    /// Looks whether workers still have their listeners, where they had them; where not, a walk over their descriptors
+    /// is asked for.
+    pub fn check_listeners(&mut self) {
+        let candidates: Vec<(u64, SocketId)> = self
+            .core
+            .sockets()
+            .iter()
+            .filter(|socket| may_be_closed(socket))
+            .flat_map(|socket| socket.users.iter().map(|user| (*user, socket.id)))
+            .collect();
+        let from = if self.checked < candidates.len() { self.checked } else { 0 };
+        let round = candidates.iter().skip(from).take(CHECKS_AT_ONCE);
+        self.checked = from + round.len();
+        let gone: Vec<(u64, SocketId)> = round
+            .filter(|(serial, id)| !self.copies.location(*serial, *id).is_some_and(|at| at.has(*id)))
+            .copied()
+            .collect();
+        for (serial, id) in gone {
+            self.ask_whether_open(serial, id);
+        }
+    }
+
+    /// A worker has served for a moment: what its slot's earlier workers had and it has not is let go, and whether it
+    /// listens past its filter is found out.
+    pub fn sweep(&mut self, now: Time, serial: u64) {
+        let Some(worker) = self.core.workers().get(serial).filter(|worker| worker.serves) else { return };
+        let (slot, listens) = (worker.id.slot, worker.listens.clone());
+        self.core.abandon(slot, |key: &Key| listens.iter().any(|listened| listened.matches(key)));
+        if self.share != Share::Off && self.can_copy {
+            self.ask(serial, Question::Listeners, None);
+        }
+        self.reconcile(now);
+    }
+
+    /// Listeners of a worker or of a descendant of it that were bound and set to listen without a call that the filter
+    /// sees. Each is told of once.
+    fn report_bypasses(&mut self, serial: u64, listeners: &[(SocketId, std::net::SocketAddr)]) {
+        let Some(worker) = self.core.workers().get(serial).map(|worker| worker.id) else { return };
+        for (id, address) in listeners {
+            let is_ours =
+                self.core.socket(*id).is_some() || self.permanent.iter().any(|permanent| permanent.id == *id);
+            let Some(process) = self.processes.get_mut(&serial).filter(|_| !is_ours) else { continue };
+            if process.alone.insert(*id) {
+                self.reports.push(Report::Bypassed { worker, address: address.to_string() });
+            }
+        }
+    }
+
+    /// Lets go of what waits for slots that get no worker. `expects_start` tells whether a slot is to get one.
+    pub fn abandon_slots(&mut self, now: Time, expects_start: impl Fn(u32) -> bool) {
+        let slots = self.core.awaited_slots();
+        for slot in slots {
+            let may_take = self
+                .core
+                .workers()
+                .iter()
+                .any(|worker| worker.id.slot == slot && !worker.stopping && worker.listens.is_empty());
+            if !expects_start(slot) && !may_take {
+                self.core.abandon(slot, |_| false);
+            }
+        }
+        self.reconcile(now);
+    }
+
+    /// Sockets to be looked at a moment later: about to be bound, or not listening yet.
+    pub fn take_unsettled(&mut self) -> Vec<u64> {
+        self.fresh_unsettled()
+    }
+
+    fn fresh_unsettled(&mut self) -> Vec<u64> {
+        let fresh: Vec<u64> = self.unsettled.iter().filter(|(_, asked)| !asked).map(|(id, _)| *id).collect();
+        self.unsettled.iter_mut().for_each(|(_, asked)| *asked = true);
+        fresh
+    }
+
+    /// Looks at a UDP socket that is about to be bound, and at one that stands in the place of a worker's and does not
+    /// listen yet: one that is connected instead would outlive its worker's close. `last`: it is given up else.
+    pub fn look_at_unsettled(&mut self, now: Time, id: u64, last: bool) -> Watch {
+        let Some(open) = self.copies.get(id) else {
+            self.unsettled.retain(|(other, _)| *other != id);
+            return Watch::Over;
+        };
+        let Some(socket) = self.core.socket(id) else {
+            self.unsettled.retain(|(other, _)| *other != id);
+            self.copies.close(id);
+            return Watch::Over;
+        };
+        let (user, datagram) = (socket.users.first().copied(), socket.key.is_datagram());
+        let (active, grouped) = (socket.active, socket.key.has_group());
+        let done = if datagram {
+            match (bound_key(open.fd()), user) {
+                (Some(key), Some(user)) => self.core.activated(now, user, id, &key),
+                _not_bound_yet => false,
+            }
+        } else {
+            active
+        };
+        let used_up = !datagram && !done && grouped && !sockets::is_closed(open.fd());
+        if !done
+            && (used_up || last)
+            && let Some(user) = user
+        {
+            self.core.released(user, id);
+        }
+        if done || used_up || last {
+            self.unsettled.retain(|(other, _)| *other != id);
+            self.reconcile(now);
+            return Watch::Over;
+        }
+        Watch::Soon
+    }
+
+    /// Whether the program is known to have a Unix path.
+    pub(super) fn learns_paths(&mut self, serves: bool) {
+        let has_path = self.core.sockets().iter().any(|socket| matches!(socket.key, Key::Unix { .. }));
+        if serves && self.paths == PathUse::Unknown && !has_path {
+            self.paths = PathUse::Unused;
+        }
+    }
+}
+
+fn may_be_closed(socket: &Socket) -> bool {
+    socket.active && !socket.permanent && socket.closed.is_none() && !socket.users.is_empty()
+}

@@ -1,0 +1,179 @@
+//! Who has a socket open: a walk over descriptor tables, as long as they are. Not for the loop.
+
+use std::collections::HashSet;
+use std::fs::read_dir;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, RawFd};
+
+use rustix::process::Pid;
+
+use super::closer::close_elsewhere;
+use super::peer::Peer;
+use super::{children, sockets};
+
+/// What a walk found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// This thread has it under this descriptor.
+    Found(Pid, RawFd),
+    /// Nobody in the tree has it.
+    Nobody,
+    /// It cannot be known: a table may not be looked into, or the tree is too large.
+    Unknown,
+}
+
+/// Processes and descriptors that are looked at for one answer. A worker with more keeps what it has closed.
+const MAX_PROCESSES: usize = 4096;
+/// About a second's work.
+const MAX_DESCRIPTORS: usize = 400_000;
+/// Sockets of one process among which its listeners are.
+const DESCRIPTORS_FOR_LISTENERS: usize = 256;
+/// Threads of one process that can have a descriptor table of their own.
+const MAX_THREADS: usize = 4096;
+
+/// Looks for the socket with this inode number in everything that descends from `root`, and in what was handed to us as
+/// an orphan: whose that is cannot be known here. `workers` are the other children of ours.
+pub fn find(inode: u64, root: Pid, workers: &[Pid]) -> Holder {
+    let mut walk = Walk { target: format!("socket:[{inode}]"), left: MAX_DESCRIPTORS, unknown: false };
+    let adopted = children::ours().into_iter().filter(|child| !workers.contains(child));
+    let mut processes: Vec<Pid> = std::iter::once(root).chain(adopted).collect();
+    let mut seen: HashSet<Pid> = processes.iter().copied().collect();
+    let mut at = 0;
+    while let Some(process) = processes.get(at).copied() {
+        at += 1;
+        if let Some((thread, fd)) = walk.process(process) {
+            return Holder::Found(thread, fd);
+        }
+        let Some(children) = children::of(process) else {
+            // One that ended meanwhile has handed its children to us.
+            walk.unknown |= std::fs::exists(format!("/proc/{}", process.as_raw_pid())).unwrap_or(true);
+            continue;
+        };
+        processes.extend(children.into_iter().filter(|child| seen.insert(*child)));
+        if processes.len() > MAX_PROCESSES || walk.left == 0 {
+            return Holder::Unknown;
+        }
+    }
+    if walk.unknown { Holder::Unknown } else { Holder::Nobody }
+}
+
+/// The TCP listeners of a process and its descendants: inode number and address. Of each process the first descriptors
+/// are looked at: a listener is there before its connections, and the lowest numbers are given out first.
+pub fn tcp_listeners(root: Pid) -> Vec<(u64, SocketAddr)> {
+    let (mut processes, mut at, mut found) = (vec![root], 0, Vec::new());
+    while let Some(process) = processes.get(at).copied().filter(|_| at < MAX_PROCESSES) {
+        at += 1;
+        processes.extend(children::of(process).unwrap_or_default());
+        let Ok(peer) = Peer::open(process) else { continue };
+        for (fd, inode) in peer.sockets(DESCRIPTORS_FOR_LISTENERS).unwrap_or_default() {
+            // Where sockets cannot be copied, nothing can be told.
+            let Ok(copy) = peer.copy(fd) else { continue };
+            if sockets::is_listening(copy.as_fd()) {
+                found.extend(sockets::inet_address(copy.as_fd()).map(|address| (inode, address)));
+            }
+            close_elsewhere(copy);
+        }
+    }
+    found
+}
+
+struct Walk {
+    target: String,
+    left: usize,
+    unknown: bool,
+}
+
+impl Walk {
+    /// The thread of a process that has it, and where. Threads mostly share one table; the first may be gone while the
+    /// others go on.
+    fn process(&mut self, process: Pid) -> Option<(Pid, RawFd)> {
+        let threads = read_dir(format!("/proc/{}/task", process.as_raw_pid())).ok()?;
+        let threads =
+            threads.flatten().filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+        let mut tables: Vec<Pid> = Vec::new();
+        for (count, thread) in threads.enumerate() {
+            if count >= MAX_THREADS {
+                self.unknown = true;
+                return None;
+            }
+            if tables.iter().any(|other| share_table(*other, thread)) {
+                continue;
+            }
+            tables.push(thread);
+            if let Some(fd) = self.table(process, thread) {
+                return Some((thread, fd));
+            }
+        }
+        None
+    }
+
+    fn table(&mut self, process: Pid, thread: Pid) -> Option<RawFd> {
+        let path = format!("/proc/{}/task/{}/fd", process.as_raw_pid(), thread.as_raw_pid());
+        let entries = match read_dir(path) {
+            Ok(entries) => entries,
+            Err(error) => {
+                // Gone already: what it had is not its any more.
+                self.unknown |= !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH));
+                return None;
+            }
+        };
+        for entry in entries.flatten() {
+            let Some(left) = self.left.checked_sub(1) else {
+                self.unknown = true;
+                return None;
+            };
+            self.left = left;
+            match std::fs::read_link(entry.path()) {
+                Ok(target) if target.as_os_str() == self.target.as_str() => {
+                    return entry.file_name().to_str()?.parse().ok();
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => self.unknown = true,
+                Ok(_) | Err(_) => {}
+            }
+        }
+        None
+    }
+}
+
+/// Whether two threads share their descriptor table: kcmp(2). Not where that cannot be known.
+fn share_table(one: Pid, other: Pid) -> bool {
+    const KCMP_FILES: libc::c_int = 2;
+    // SAFETY: the call compares two numbers of the kernel's and touches no memory of ours.
+    let result =
+        unsafe { libc::syscall(libc::SYS_kcmp, one.as_raw_pid(), other.as_raw_pid(), KCMP_FILES, 0, 0) };
+    result == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn an_open_socket_is_found_where_it_is_and_a_closed_one_is_nobodys() {
+        let me = rustix::process::getpid();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
+        assert!(matches!(find(inode, me, &[]), Holder::Found(_, fd) if fd == listener.as_raw_fd()));
+        drop(listener);
+        assert_eq!(find(inode, me, &[]), Holder::Nobody);
+    }
+
+    #[test]
+    fn a_thread_with_a_table_of_its_own_is_looked_at() {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: this thread uses no descriptor of the others from here on.
+            unsafe { libc::unshare(libc::CLONE_FILES) };
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+            sender.send(crate::sys::sockets::inode(listener.as_fd()).expect("open")).expect("heard");
+            let _until_told = wait.recv();
+        });
+        let inode = receiver.recv().expect("said");
+        let found = find(inode, rustix::process::getpid(), &[]);
+        drop(done);
+        thread.join().expect("ended");
+        assert!(matches!(found, Holder::Found(..)), "{found:?}");
+    }
+}

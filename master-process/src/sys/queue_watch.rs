@@ -1,0 +1,103 @@
+//! Watching many sockets through one descriptor: an epoll instance, which holds none of them open.
+//!
+//! A ring does hold what it watches: a listener that we close would go on listening until its watch is cancelled.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+
+/// Events that are taken at once.
+const AT_ONCE: usize = 64;
+
+/// The instance.
+#[derive(Debug)]
+pub struct QueueWatch {
+    epoll: OwnedFd,
+}
+
+impl QueueWatch {
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM; see epoll_create(2).
+    pub fn new() -> io::Result<QueueWatch> {
+        Ok(QueueWatch { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+    }
+
+    /// Watches a listener until somebody comes, and for its being shut down. Whoever is told that somebody came calls
+    /// [`ignore_connections`](Self::ignore_connections), or is told for ever.
+    ///
+    /// # Errors
+    /// ENOMEM and ENOSPC of epoll_ctl(2).
+    pub fn watch(&self, fd: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+        self.set(fd, id, EventFlags::IN)
+    }
+
+    /// Watches a listener only for its being shut down, which epoll tells unasked.
+    ///
+    /// # Errors
+    /// As [`watch`](Self::watch).
+    pub fn ignore_connections(&self, fd: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+        self.set(fd, id, EventFlags::empty())
+    }
+
+    fn set(&self, fd: BorrowedFd<'_>, id: u64, events: EventFlags) -> io::Result<()> {
+        let data = EventData::new_u64(id);
+        match epoll::modify(&self.epoll, fd, data, events) {
+            Err(rustix::io::Errno::NOENT) => Ok(epoll::add(&self.epoll, fd, data, events)?),
+            result => Ok(result?),
+        }
+    }
+
+    /// Watches a socket no more. Its close alone would not do where a worker has it open as well.
+    pub fn forget(&self, fd: BorrowedFd<'_>) {
+        let _not_watched = epoll::delete(&self.epoll, fd);
+    }
+
+    /// Appends the sockets that something has happened to; it does not wait.
+    pub fn take(&self, ids: &mut Vec<u64>) {
+        let mut events: Vec<Event> = Vec::with_capacity(AT_ONCE);
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)).is_ok() {
+            ids.extend(events.iter().map(|event| event.data.u64()));
+        }
+    }
+}
+
+impl AsFd for QueueWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    fn taken(watch: &QueueWatch) -> Vec<u64> {
+        let mut ids = Vec::new();
+        watch.take(&mut ids);
+        ids
+    }
+
+    #[test]
+    fn a_connection_and_a_shutdown_are_told_and_a_closed_listener_is_closed() {
+        let watch = QueueWatch::new().expect("an epoll instance");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("it has one");
+        watch.watch(listener.as_fd(), 7).expect("watched");
+        assert_eq!(taken(&watch), [0; 0]);
+        let _client = TcpStream::connect(address).expect("it listens");
+        assert_eq!(taken(&watch), [7]);
+        watch.ignore_connections(listener.as_fd(), 7).expect("watched");
+        assert_eq!(taken(&watch), [0; 0], "connections are ignored");
+        rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).expect("shut down");
+        assert_eq!(taken(&watch), [7], "a shutdown is not");
+        let other = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = other.local_addr().expect("it has one");
+        watch.watch(other.as_fd(), 8).expect("watched");
+        drop(other);
+        TcpStream::connect(address).expect_err("a watch does not keep it open");
+    }
+}

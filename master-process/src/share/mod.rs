@@ -2,7 +2,7 @@
 //!
 //! Every worker binds and listens with its own socket and its own rights. [`Broker`] answers the calls that the workers'
 //! filters send us: it lets the kernel bind, makes the sockets of one address one group, and keeps a copy of each that
-//! listens, so that its queue outlives its worker. [`core`] decides, without any I/O; the rest asks and does.
+//! listens, so that its queue outlives its worker. `core` decides, without any I/O; the rest asks and does.
 
 mod address;
 mod bind;

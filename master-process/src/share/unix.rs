@@ -15,7 +15,7 @@ use crate::sys::{paths, sockets};
 /// Who may connect to the Unix sockets that we hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Access {
-    /// Permission bits; `None`: those of `--listen` are [`LISTEN_MODE`], a worker's are as its umask says.
+    /// Permission bits; `None`: those of `--listen` are 664, a worker's are as its umask says.
     pub mode: Option<u32>,
     /// Owner, where it is to change.
     pub owner: Option<Owner>,

@@ -98,7 +98,9 @@ impl Core {
         if socket.closed.is_some() {
             // Of one that stops the queue goes on: to its siblings where the kernel moves it.
             let moves = self.migration == Migration::Moves;
-            return if stops { others_live && moves } else { others_live || is_overdue(socket, now) };
+            // Of one that lives on what waits is lost where nothing moves it; but it may be dying.
+            let at_once = others_live && (moves || !(stops || socket.waiting));
+            return at_once || (!stops && is_overdue(socket, now));
         }
         if !socket.users.is_empty() {
             return false;

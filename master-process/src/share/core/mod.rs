@@ -303,6 +303,10 @@ impl Core {
         for socket in &mut self.sockets {
             let had = socket.users.len();
             socket.users.retain(|user| *user != serial);
+            if socket.users.len() < had {
+                // It may have been seen as closed just because its worker was dying.
+                socket.closed = None;
+            }
             if socket.users.len() < had
                 && !asked
                 && !socket.awaited_by.contains(&slot)
@@ -335,7 +339,10 @@ impl Core {
 
     /// No process of a worker has this socket open any more, and the worker lives.
     pub(super) fn closed(&mut self, now: Time, serial: u64, id: SocketId) {
-        let Some(socket) = self.socket_mut(id) else { return };
+        // What is found of one that has died meanwhile says nothing: its successor gets what waits there.
+        let Some(socket) = self.socket_mut(id).filter(|socket| socket.users.contains(&serial)) else {
+            return;
+        };
         if socket.scope == Scope::Shard {
             socket.closed.get_or_insert(now);
         } else {

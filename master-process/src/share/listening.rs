@@ -1,7 +1,7 @@
 //! A worker listens: it is ready, and its queue is ours to keep.
 
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::RawFd;
 
 use super::address::Key;
 use super::bind::is_for_all;
@@ -13,8 +13,8 @@ use super::report::Report;
 use crate::sys::seccomp::Answer;
 use crate::sys::sockets::{self, Kind};
 
-/// Listeners and shared UDP sockets of one worker that are kept. What it opens beyond is its own: bounded, so that no worker takes the
-/// descriptors that the others need.
+/// Listeners and shared UDP sockets of one worker that are kept. What it opens beyond is its own: bounded, so that no
+/// worker takes the descriptors that the others need.
 pub(super) const MAX_LISTENERS: usize = 256;
 
 impl Broker {
@@ -36,10 +36,10 @@ impl Broker {
             let mut socket = CallerSocket::look(&request.peer, fd)?;
             let known = self.core.socket(id).is_some_and(|known| known.users.contains(&serial));
             let room = self.listeners_of(serial) < MAX_LISTENERS;
-            let copy = socket.take_copy().filter(|_| known && room);
+            let copy = if known && room { socket.take_copy() } else { None };
             let Some(copy) = copy else {
                 self.tell_if_full(request, known && !room, id);
-                return self.listen_alone(request, &CallerSocket::look(&request.peer, fd)?, backlog);
+                return self.listen_alone(request, &socket, backlog);
             };
             self.copies.insert(id, copy);
         }
@@ -105,7 +105,7 @@ impl Broker {
         }
         open.backlog = Some(backlog);
         self.activate(request, id, key, first);
-        Ok(self.ready(request, Answer::Done, key))
+        Ok(self.ready(request, Answer::Done, Some(key)))
     }
 
     /// A socket that all workers have: of their wishes for its queue the largest holds.
@@ -131,7 +131,7 @@ impl Broker {
         if self.core.socket(id).is_some_and(|socket| !socket.permanent) {
             self.activate(request, id, key, first);
         }
-        Ok(self.ready(request, reply, key))
+        Ok(self.ready(request, reply, Some(key)))
     }
 
     /// Of a socket that does not listen no copy is kept, unless the worker has it from us.
@@ -156,8 +156,8 @@ impl Broker {
         self.reconcile(request.now);
     }
 
-    fn ready(&mut self, request: &Request<'_>, answer: Answer, key: &Key) -> Decision {
-        let all = self.core.listens(request.worker.serial, Some(key));
+    fn ready(&mut self, request: &Request<'_>, answer: Answer, key: Option<&Key>) -> Decision {
+        let all = self.core.listens(request.worker.serial, key);
         Decision::Reply(Reply { answer, listens: Some(if all { Listens::All } else { Listens::Some }) })
     }
 
@@ -178,11 +178,7 @@ impl Broker {
         match socket.copy().map(|copy| sockets::listen(copy, backlog)) {
             Some(Err(error)) => Ok(answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))),
             // Once more, by the worker: a Unix socket's peers see who called it last.
-            Some(Ok(())) | None => {
-                let all = self.core.listens(request.worker.serial, None);
-                let listens = Some(if all { Listens::All } else { Listens::Some });
-                Ok(Decision::Reply(Reply { answer: Answer::Continue, listens }))
-            }
+            Some(Ok(())) | None => Ok(self.ready(request, Answer::Continue, None)),
         }
     }
 
@@ -244,9 +240,4 @@ impl Broker {
             self.reports.push(Report::TooManyListeners { worker: request.worker, limit: MAX_LISTENERS });
         }
     }
-}
-
-/// Whether a socket is listening, for what only an IP socket has.
-pub(super) fn is_open(open: &super::copies::OpenSocket) -> bool {
-    sockets::is_listening(open.fd().as_fd())
 }

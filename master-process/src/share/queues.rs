@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use super::address::Key;
 use super::broker::Broker;
 use super::core::{Scope, Socket, SocketId};
-use super::listening::is_open;
 use super::looks::Question;
 use super::report::Report;
 use super::stall::Change;
@@ -94,7 +93,7 @@ impl Broker {
     fn on_queue_event(&mut self, now: Time, id: u64) -> Watch {
         let Some(open) = self.copies.get(id) else { return Watch::Over };
         let Some(socket) = self.core.socket(id) else { return Watch::Over };
-        if !socket.key.is_datagram() && !is_open(open) {
+        if !socket.key.is_datagram() && !sockets::is_listening(open.fd()) {
             self.choose_migration();
             self.core.shut_down(id);
             self.reconcile(now);

@@ -182,10 +182,6 @@ impl Broker {
 
     /// Sockets to be looked at a moment later: about to be bound, or not listening yet.
     pub fn take_unsettled(&mut self) -> Vec<u64> {
-        self.fresh_unsettled()
-    }
-
-    fn fresh_unsettled(&mut self) -> Vec<u64> {
         let fresh: Vec<u64> = self.unsettled.iter().filter(|(_, asked)| !asked).map(|(id, _)| *id).collect();
         self.unsettled.iter_mut().for_each(|(_, asked)| *asked = true);
         fresh

@@ -297,9 +297,7 @@ impl Core {
         let (slot, asked) = (worker.id.slot, asked || worker.stopping);
         self.touch_all_of(serial);
         self.workers.remove(serial);
-        for id in self.drop_inactive(|socket| socket.users == [serial]) {
-            self.effects.push(Effect::Close(id));
-        }
+        self.drop_inactive(|socket| socket.users == [serial]);
         for socket in &mut self.sockets {
             let had = socket.users.len();
             socket.users.retain(|user| *user != serial);
@@ -358,25 +356,21 @@ impl Core {
         socket.users.retain(|user| *user != serial);
         socket.released = socket.users.is_empty();
         let key = socket.key.clone();
-        if !self.drop_inactive(|socket| socket.id == id).is_empty() {
-            self.effects.push(Effect::Close(id));
-        }
+        self.drop_inactive(|socket| socket.id == id);
         self.touch(&key);
     }
 
     /// A socket that does not listen is not to be had any more.
     pub(super) fn drop_socket(&mut self, id: SocketId) {
-        if !self.drop_inactive(|socket| socket.id == id).is_empty() {
-            self.effects.push(Effect::Close(id));
-        }
+        self.drop_inactive(|socket| socket.id == id);
     }
 
     /// Forgets sockets that are bound and nothing else.
-    fn drop_inactive(&mut self, which: impl Fn(&Socket) -> bool) -> Vec<SocketId> {
+    fn drop_inactive(&mut self, which: impl Fn(&Socket) -> bool) {
         let dropped = |socket: &Socket| !socket.active && !socket.permanent && which(socket);
-        let ids = self.sockets.iter().filter(|socket| dropped(socket)).map(|socket| socket.id).collect();
+        let ids = self.sockets.iter().filter(|socket| dropped(socket)).map(|socket| socket.id);
+        self.effects.extend(ids.map(Effect::Close));
         self.sockets.retain(|socket| !dropped(socket));
-        ids
     }
 
     /// The socket does not listen any more: its worker has shut it down. The kernel has taken it out of its group.

@@ -25,7 +25,7 @@ use crate::sys::sockets::{self, Kind};
 const LONGEST_ADDRESS: u32 = 128;
 
 /// How long a `bind` waits for another one that was let go on and is not done yet: that takes microseconds.
-const SOON: Duration = Duration::from_millis(1);
+pub(super) const SOON: Duration = Duration::from_millis(1);
 
 /// How long a call waits whose worker has as many walks under way as it may.
 const LATER: Duration = Duration::from_millis(20);

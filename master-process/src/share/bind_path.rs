@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, RawFd};
 use std::path::Path;
 
 use super::address::{Address, Key};
+use super::bind::SOON;
 use super::broker::{Broker, Decision, PathUse};
 use super::caller::{CallerSocket, is_shortage};
 use super::calls::{Request, answer};
@@ -41,6 +42,9 @@ impl Broker {
         }
         self.forget_unmade(request.worker.serial, &key);
         let at_path = self.at_path(&key);
+        if at_path.is_none() && self.removals.is_under_way(request.now, request.worker.serial, &key) {
+            return Ok(Decision::Wait(SOON));
+        }
         // Where the kernel gives us no copy, the worker binds a socket of ours under its own descriptor.
         let stand_in = match socket.copy() {
             Some(_) => None,
@@ -108,7 +112,10 @@ impl Broker {
         identity: &FsIdentity,
     ) -> io::Result<Decision> {
         let key = place.key();
-        let _marks_those_that_are_gone = self.at_path(&key);
+        let at_path = self.at_path(&key);
+        if at_path.is_none() && self.removals.is_under_way(request.now, request.worker.serial, &key) {
+            return Ok(Decision::Wait(SOON));
+        }
         if !self.core.sockets().iter().any(|known| known.key.matches(&key)) {
             self.make_room(request, &place, identity);
             self.copies.set_file(socket.inode, place.for_bind(identity));

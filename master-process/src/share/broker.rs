@@ -12,6 +12,7 @@ use super::copies::Copies;
 use super::core::{Core, SocketId};
 use super::listen_fds::InheritedListeners;
 use super::looks::Looks;
+use super::removals::Removals;
 use super::report::Report;
 use super::selection::Selection;
 use super::unix::Access;
@@ -46,6 +47,7 @@ pub struct Broker {
     /// With each, whether it is being looked at.
     pub(super) unsettled: Vec<(SocketId, bool)>,
     pub(super) paths: PathUse,
+    pub(super) removals: Removals,
     /// What our workers find as `NOTIFY_SOCKET`: those of a supervisor among them find another one.
     pub(super) notify_variable: Vec<u8>,
     /// Whether workers' sockets can be copied and so looked at.
@@ -155,6 +157,7 @@ impl Broker {
             reports: Vec::new(),
             unsettled: Vec::new(),
             paths: PathUse::Unknown,
+            removals: Removals::default(),
             notify_variable: Vec::new(),
             can_copy: peer::can_copy(),
             active_at: None,

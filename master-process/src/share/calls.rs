@@ -62,6 +62,7 @@ impl Broker {
         if let Some(process) = self.processes.get_mut(&worker.serial) {
             process.given = None;
         }
+        self.removals.next_call(call.thread);
         let (name, result) = self.dispatch(now, listener, call, worker);
         let waits = matches!(result, Ok(Decision::AwaitLook | Decision::Wait(_)));
         if !waits {
@@ -106,7 +107,9 @@ impl Broker {
         };
         let about_path =
             matches!(call.call, Call::Unlink { .. } | Call::Rename { .. } | Call::Connect { .. });
-        if about_path && self.copies.files().next().is_none() {
+        let clears =
+            || matches!(call.call, Call::Unlink { .. }) && self.may_clear_the_way(now, worker.serial);
+        if about_path && self.copies.files().next().is_none() && !clears() {
             return (name, Ok(answer(Answer::Continue)));
         }
         let peer = match Peer::open(call.thread) {

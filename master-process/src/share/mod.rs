@@ -18,6 +18,7 @@ mod looks;
 mod options;
 mod paths;
 mod queues;
+mod removals;
 mod report;
 mod selection;
 mod stall;

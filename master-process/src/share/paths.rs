@@ -7,11 +7,12 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::address::Address;
+use super::address::{Address, Key};
 use super::broker::{Broker, Decision};
 use super::calls::{Request, answer};
 use super::core::{Bind, SocketId};
-use super::unix::Access;
+use super::unix::{Access, SocketFile};
+use crate::policy::Time;
 use crate::sys::peer::Peer;
 use crate::sys::seccomp::Answer;
 
@@ -22,14 +23,23 @@ impl Broker {
     /// A path that others need stays; the worker believes that it is gone, which is all that it needs.
     pub(super) fn unlink(&mut self, request: &Request<'_>, dir: RawFd, path: u64) -> io::Result<Decision> {
         let path = read_path(&request.peer, path)?;
-        if !self.is_name_of_ours(&path) || !request.peer.shares_users()? {
+        let serial = request.worker.serial;
+        let clears = self.may_clear_the_way(request.now, serial);
+        if !(clears || self.is_name_of_ours(&path)) || !request.peer.shares_users()? {
             return Ok(answer(Answer::Continue));
         }
-        let Some(place) = self.place_of(request, &request.peer.fs_identity()?, dir, &path)? else {
+        let identity = request.peer.fs_identity()?;
+        let Some(place) = self.place_of(request, &identity, dir, &path)? else {
             return Ok(answer(Answer::Continue));
         };
-        let Some(id) = self.at_path(&place.key()) else { return Ok(answer(Answer::Continue)) };
-        let serial = request.worker.serial;
+        let key = place.key();
+        let there = self.at_path(&key).or_else(|| self.about_to_listen(&key));
+        let Some(id) = there else {
+            if clears && let Ok(watch) = request.peer.watch_call() {
+                self.removals.begin(request.now, (serial, request.call.thread), key, watch);
+            }
+            return Ok(answer(Answer::Continue));
+        };
         if self.is_needed_by_others(serial, id) {
             // What it binds there next is this socket again.
             self.core.gives_up(serial, id);
@@ -37,6 +47,21 @@ impl Broker {
         }
         self.core.unlinked(id);
         Ok(answer(Answer::Continue))
+    }
+
+    /// Whether a worker that removes a file may do so because it and a sibling are about to bind there.
+    pub(super) fn may_clear_the_way(&self, now: Time, serial: u64) -> bool {
+        let workers = self.core.workers();
+        workers.get(serial).is_some_and(|worker| !worker.is_settled(now)) && workers.iter().nth(1).is_some()
+    }
+
+    /// The socket that a worker has bound at a path, or binds there at this moment, and does not listen on yet.
+    fn about_to_listen(&self, key: &Key) -> Option<SocketId> {
+        let mut of_key =
+            self.core.sockets().iter().filter(|socket| !socket.unlinked && socket.key.matches(key));
+        of_key
+            .find(|socket| self.copies.file(socket.id).is_some_and(SocketFile::is_awaited))
+            .map(|socket| socket.id)
     }
 
     /// Whether the path of a socket must outlive that this worker removes it.

@@ -281,6 +281,11 @@ impl SocketFile {
         self.id.is_some() && file_id(&self.place.folder, &self.now) == self.id
     }
 
+    /// Whether its worker binds it, or has, and does not listen yet.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.born.is_some() && self.id.is_none()
+    }
+
     /// Whether anything is where it was to be made.
     pub(super) fn is_there(&self) -> bool {
         file_id(&self.place.folder, &self.now).is_some()

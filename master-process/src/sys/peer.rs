@@ -45,6 +45,22 @@ pub struct FsIdentity {
     pub umask: u32,
 }
 
+/// Tells which call a thread is in: `/proc/TID/syscall`, see proc_pid_syscall(5).
+#[derive(Debug)]
+pub struct CallWatch(File);
+
+impl CallWatch {
+    /// Whether it may be in one of these calls: a thread that runs does not show what it is at.
+    #[must_use]
+    pub fn may_be_in(&self, calls: &[i64]) -> bool {
+        let mut text = [0; 64];
+        let Ok(length) = self.0.read_at(&mut text, 0) else { return false };
+        let text = String::from_utf8_lossy(&text[..length]);
+        let first = text.split_whitespace().next().unwrap_or_default();
+        first == "running" || first.parse().is_ok_and(|call| calls.contains(&call))
+    }
+}
+
 impl Peer {
     /// Pins the thread `thread`. Where it waits in a call, the caller asks afterwards whether it still does: only then
     /// was the right one pinned.
@@ -268,6 +284,14 @@ impl Peer {
         Ok(*ours == Some((theirs.st_dev, theirs.st_ino)))
     }
 
+    /// The means to see whether it is still in the call that it waits in now.
+    ///
+    /// # Errors
+    /// EACCES where we may not look, ENOENT where the kernel does not say.
+    pub fn watch_call(&self) -> io::Result<CallWatch> {
+        self.file("syscall").map(CallWatch)
+    }
+
     /// Its root directory, and whether that is ours, in our mount namespace.
     ///
     /// # Errors
@@ -368,6 +392,40 @@ mod tests {
     use super::*;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_thread_is_seen_in_its_call_until_that_is_over() {
+        use std::io::{Read, Write};
+        let (mut reader, mut writer) = io::pipe().expect("a pipe");
+        let (tell, told) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid()).expect("somebody waits");
+            reader.read_exact(&mut [0]).expect("a byte comes");
+            std::thread::park();
+        });
+        let watch =
+            Peer::open(told.recv().expect("it runs")).and_then(|peer| peer.watch_call()).expect("ours");
+        let shown = || {
+            let mut text = [0; 64];
+            let length = watch.0.read_at(&mut text, 0).expect("it lives");
+            String::from_utf8_lossy(&text[..length]).into_owned()
+        };
+        let wait_for = |call: i64| {
+            let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            while !shown().starts_with(&format!("{call} ")) {
+                assert!(std::time::Instant::now() < end, "{}", shown());
+                std::thread::yield_now();
+            }
+        };
+        wait_for(libc::SYS_read);
+        assert!(watch.may_be_in(&[libc::SYS_unlink, libc::SYS_read]));
+        writer.write_all(b"x").expect("it reads");
+        wait_for(libc::SYS_futex);
+        assert!(!watch.may_be_in(&[libc::SYS_unlink, libc::SYS_read]));
+        thread.thread().unpark();
+        thread.join().expect("it ends");
+        assert!(!watch.may_be_in(&[libc::SYS_unlink, libc::SYS_read]), "it is gone");
+    }
 
     #[test]
     fn the_kinds_of_unix_sockets_are_told_apart() {

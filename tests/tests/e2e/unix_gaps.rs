@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use master_process_tests::askers::{answers, askers};
@@ -88,6 +89,55 @@ serve(listening())";
     nothing_is_lost(clients);
     site.answer(&new);
     site.leaves_one_file();
+}
+
+#[test]
+fn a_worker_that_clears_the_path_before_it_binds_leaves_the_socket_that_a_sibling_is_about_to_listen_on() {
+    // As php-fpm does it: look whether somebody answers, remove the file, bind.
+    let text = "
+made = socket.socket(socket.AF_UNIX)
+if INDEX == '0':
+    made.bind(sys.argv[2])
+    wait()
+else:
+    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+    say(attempt(lambda: socket.socket(socket.AF_UNIX).connect(sys.argv[2])), attempt(lambda: os.unlink(sys.argv[2])))
+    made.bind(sys.argv[2])
+    open(sys.argv[3], 'w').close()
+made.listen(64)
+say('listens')
+serve(made)";
+    let site = Site::start(&["-w", "2"], text);
+    said(&site.supervisor, 3);
+    site.answer(&site.supervisor.await_workers(2));
+    assert_eq!(site.supervisor.output().first().map(String::as_str), Some("ECONNREFUSED ok"));
+    site.leaves_one_file();
+}
+
+#[test]
+fn workers_that_clear_the_path_and_bind_at_the_same_time_are_all_found_there() {
+    // Whatever comes first: no unlink comes to the kernel after a sibling's bind.
+    let text = "
+wait()
+made = socket.socket(socket.AF_UNIX)
+attempt(lambda: os.unlink(sys.argv[2]))
+made.bind(sys.argv[2])
+made.listen(64)
+say(os.readlink(f'/proc/self/fd/{made.fileno()}'), os.path.exists(sys.argv[2]))
+serve(made)";
+    for _round in 0..20 {
+        let site = Site::start(&["-w", "8"], text);
+        // What an earlier run has left.
+        drop(UnixListener::bind(site.path()).expect("the folder is ours"));
+        site.supervisor.await_workers(8);
+        site.tell();
+        said(&site.supervisor, 8);
+        let sockets: BTreeSet<String> = site.supervisor.output().into_iter().collect();
+        assert_eq!(sockets.len(), 1, "{sockets:?}");
+        assert!(sockets.iter().all(|line| line.ends_with("True")), "{sockets:?}");
+        assert!(load::who(site.path().as_path()).is_some());
+        site.leaves_one_file();
+    }
 }
 
 #[test]

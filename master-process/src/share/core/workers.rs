@@ -23,7 +23,7 @@ pub(in crate::share) struct Worker {
 
 impl Worker {
     /// Whether it has been ready for long enough to have bound all that it serves.
-    pub(super) fn is_settled(&self, now: Time) -> bool {
+    pub(in crate::share) fn is_settled(&self, now: Time) -> bool {
         self.ready_at.is_some_and(|since| now.since(since) >= SETTLING)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! What promises are about is what the supervisor does by default. The tables are made to be put into the README.
 
+mod calls;
 mod clients;
 mod cost;
 mod kill;
@@ -32,11 +33,13 @@ pub(crate) enum Part {
     Orphans,
     Spread,
     Cost,
+    Calls,
 }
 
 impl Part {
     /// In the order in which they are shown.
-    pub(crate) const ALL: [Part; 5] = [Part::Reload, Part::Kill, Part::Orphans, Part::Spread, Part::Cost];
+    pub(crate) const ALL: [Part; 6] =
+        [Part::Reload, Part::Kill, Part::Orphans, Part::Spread, Part::Cost, Part::Calls];
 
     fn name(self) -> &'static str {
         match self {
@@ -45,6 +48,7 @@ impl Part {
             Part::Orphans => "orphans",
             Part::Spread => "spread",
             Part::Cost => "cost",
+            Part::Calls => "calls",
         }
     }
 
@@ -92,6 +96,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 Part::Orphans => orphans::measure(&programs),
                 Part::Spread => spread::measure(&programs),
                 Part::Cost => cost::measure(&programs),
+                Part::Calls => calls::measure(),
             }
         })
         .collect();

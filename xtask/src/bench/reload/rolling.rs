@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::clients::{Clients, ended, failed};
 use super::program::{Program, Programs};
-use super::site::{Over, Site};
+use super::site::{Over, Rights, Site};
 use super::{Section, caught, left_out, row, table};
 
 /// Of each row.
@@ -25,6 +25,7 @@ struct Case {
     over: Over,
     share: &'static str,
     connections: Connections,
+    rights: Rights,
 }
 
 impl Case {
@@ -45,12 +46,19 @@ impl Case {
         if self.connections == Connections::KeepAlive {
             name += ", kept alive";
         }
+        match self.rights {
+            Rights::All => {}
+            Rights::WithoutBpf => name += ", without CAP_BPF",
+            Rights::User => name += ", ordinary user",
+            Rights::Container => name += ", container profile",
+        }
         name
     }
 }
 
 fn cases() -> Vec<Case> {
-    let case = |program, over, share, connections| Case { program, over, share, connections };
+    let case =
+        |program, over, share, connections| Case { program, over, share, connections, rights: Rights::All };
     let (plain, graceful) = (Program::NodePlain, Program::NodeGraceful);
     let mut cases: Vec<Case> = Program::ALL
         .into_iter()
@@ -63,6 +71,11 @@ fn cases() -> Vec<Case> {
         case(plain, Over::Tcp, "auto", Connections::KeepAlive),
         case(graceful, Over::Tcp, "auto", Connections::KeepAlive),
     ]);
+    for rights in [Rights::WithoutBpf, Rights::User, Rights::Container] {
+        for program in [plain, Program::Go] {
+            cases.push(Case { rights, ..case(program, Over::Tcp, "auto", Connections::Fresh) });
+        }
+    }
     cases
 }
 
@@ -124,7 +137,8 @@ fn row_of(name: &str, tally: &Tally) -> Vec<String> {
 }
 
 fn rolled(programs: &Programs, case: &Case, requests: u64) -> Result<Tally> {
-    let site = Site::start(programs, case.program, case.over, case.share, WORKERS)?;
+    let options = ["--share", case.share];
+    let site = Site::start_as(case.rights, programs, case.program, case.over, &options, WORKERS)?;
     let clients = site.clients(CLIENTS, case.connections);
     let mut witness = Witness::default();
     for reload in 1..=RELOADS {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use master_process_tests::load::{Connections, Target};
-use master_process_tests::{Supervisor, address, await_some};
+use master_process_tests::{Supervisor, address, await_some, profile};
 use tempfile::TempDir;
 
 use super::clients::Clients;
@@ -19,6 +19,31 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(super) enum Over {
     Tcp,
     Unix,
+}
+
+/// What the supervisor may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// What root may.
+    All,
+    /// The same without bpf(2): the kernel resets what waits in a closed listener, so that is worked off first.
+    WithoutBpf,
+    /// What an ordinary user may.
+    User,
+    /// What the default profile of container engines leaves: neither bpf(2), nor pidfd_getfd(2), nor io_uring.
+    Container,
+}
+
+impl Rights {
+    /// Words to put in front of the command line.
+    fn launcher(self) -> Vec<String> {
+        match self {
+            Rights::All => Vec::new(),
+            Rights::WithoutBpf => profile::launcher(None, &["bpf=1"]),
+            Rights::User => profile::launcher(Some(profile::ordinary_user()), &[]),
+            Rights::Container => profile::launcher(None, &profile::CONTAINER),
+        }
+    }
 }
 
 /// A supervisor whose workers all listen. Dropping it ends all of it.
@@ -38,11 +63,23 @@ impl Site {
         share: &str,
         workers: usize,
     ) -> Result<Self> {
-        Self::start_with(programs, program, over, &["--share", share], workers)
+        Self::start_as(Rights::All, programs, program, over, &["--share", share], workers)
     }
 
     /// With more to say than what is shared.
     pub(super) fn start_with(
+        programs: &Programs,
+        program: Program,
+        over: Over,
+        options: &[&str],
+        workers: usize,
+    ) -> Result<Self> {
+        Self::start_as(Rights::All, programs, program, over, options, workers)
+    }
+
+    /// With fewer rights than root's, too.
+    pub(super) fn start_as(
+        rights: Rights,
         programs: &Programs,
         program: Program,
         over: Over,
@@ -67,6 +104,7 @@ impl Site {
             .args(["--verbose", "--workers", &workers.to_string()])
             .args(options)
             .env("LISTEN", &listen)
+            .wrap(rights.launcher())
             .command(command)
             .spawn();
         let site = Self { supervisor, target, program, _scratch: scratch };

@@ -30,6 +30,8 @@ pub struct Config {
     pub drain: Duration,
     /// What asks a worker to drain and leave.
     pub stop_signal: Signal,
+    /// Who gets it first.
+    pub stop_group: StopGroup,
     /// When a worker counts as ready.
     pub ready: ReadyMode,
     /// A worker that is not ready by then is stopped and counted as an early death.
@@ -194,6 +196,15 @@ pub enum Share {
     Shared,
     /// Every worker binds for itself.
     Off,
+}
+
+/// `--stop-group WHO`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopGroup {
+    /// The first process of a worker; the others when that has left before them.
+    Leader,
+    /// Every process of its tree.
+    Tree,
 }
 
 /// `--orphans MODE`.

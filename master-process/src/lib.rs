@@ -10,3 +10,4 @@ pub mod policy;
 pub mod report;
 pub mod share;
 pub mod sys;
+pub mod tree;

@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use tempfile::TempDir;
 
-/// The lowest port given out: not privileged, and below the range of outgoing connections.
-const FIRST_PORT: u16 = 3000;
+/// The lowest port given out: not privileged, below the range of outgoing connections, and not among those that people
+/// use for what they develop: a server on every address of the machine would be in the way.
+const FIRST_PORT: u16 = 13_000;
 
 /// A TCP address of this test alone. The loopback network has room for an address per process, so parallel tests cannot
 /// meet, and the port is never one that the kernel has just lent to an outgoing connection.
@@ -21,7 +22,7 @@ pub fn tcp() -> SocketAddr {
 }
 
 /// A port for a program that binds every address, where tests are told apart by the port alone: far from those of
-/// [`tcp`], which it would take away from others, and below the range of outgoing connections.
+/// [`tcp`], which it would take away from others, and below the range of outgoing connections, and not one
 #[must_use]
 pub fn wildcard_port() -> u16 {
     const LOWEST: u32 = 20_000;

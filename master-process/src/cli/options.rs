@@ -124,6 +124,15 @@ pub const OPTIONS: &[Opt] = &[
         meaning: "What asks a worker to drain and leave: a name with or without SIG, or a number",
     },
     Opt {
+        long: "stop-group",
+        short: None,
+        kind: Kind::Value("leader|tree"),
+        variables: &[],
+        unset: Unset::Default("leader"),
+        meaning: "Who gets the stop signal first: a worker's first process, and the others of its tree when that has left \
+                  before them, or every process of its tree at once",
+    },
+    Opt {
         long: "ready",
         short: None,
         kind: Kind::Value("MODE"),

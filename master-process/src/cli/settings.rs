@@ -9,7 +9,9 @@ use super::{
     batch, capabilities, choice, count, directory, duration, give_up, identity, limits, listen, octal, owner,
     ready, share_rules, signal, verbosity, workers,
 };
-use crate::config::{Config, Identity, Listen, LogFormat, Orphans, ReadyMode, Share, Stdin};
+use crate::config::{Config, Identity, Listen, LogFormat, Orphans, ReadyMode, Share, Stdin, StopGroup};
+
+const STOP_GROUPS: &[(&str, StopGroup)] = &[("leader", StopGroup::Leader), ("tree", StopGroup::Tree)];
 
 const ORPHANS: &[(&str, Orphans)] = &[("kill", Orphans::Kill), ("keep", Orphans::Keep)];
 
@@ -45,6 +47,7 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         drain: from.one("drain", duration::parse)?,
         orphans: from.one("orphans", |text| choice::parse(text, ORPHANS))?,
         stop_signal: from.one("stop-signal", signal::parse_stop)?,
+        stop_group: from.one("stop-group", |text| choice::parse(text, STOP_GROUPS))?,
         ready,
         ready_timeout,
         reload_batch: from.one("reload-batch", batch::parse)?,

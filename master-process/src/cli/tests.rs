@@ -8,7 +8,7 @@ use super::testing::Host;
 use super::*;
 use crate::config::{
     AddressPattern, Batch, Capabilities, Identity, Limits, LogFormat, Monitor, Orphans, Owner, ReadyMode,
-    Scope, Share, ShareRules, Signal, Stdin, Verbosity,
+    Scope, Share, ShareRules, Signal, Stdin, StopGroup, Verbosity,
 };
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
@@ -50,6 +50,7 @@ fn defaults_are_those_of_the_contract() {
             drain: Duration::from_millis(200),
             orphans: Orphans::Kill,
             stop_signal: Signal(libc::SIGTERM),
+            stop_group: StopGroup::Leader,
             ready: ReadyMode::Auto,
             ready_timeout: Duration::from_secs(60),
             reload_batch: Batch::All,
@@ -198,6 +199,7 @@ fn sample(opt: &Opt) -> &'static str {
         "ambient" => "net_bind_service,CAP_KILL",
         "chdir" => "/srv/app",
         "orphans" => "keep",
+        "stop-group" => "tree",
         "max-memory" => "300MiB",
         "max-cpu" => "250",
         "memory-failures" | "cpu-failures" => "3",

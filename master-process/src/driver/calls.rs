@@ -1,7 +1,7 @@
 //! The calls that workers wait in: their filters' notifications.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, warn};
@@ -27,6 +27,10 @@ impl Listeners {
         self.open.contains_key(&serial)
     }
 
+    pub(super) fn get(&self, serial: u64) -> Option<BorrowedFd<'_>> {
+        self.open.get(&serial).map(|(_, listener)| listener.as_fd())
+    }
+
     /// True the first time.
     pub(super) fn warn_once(&mut self) -> bool {
         !std::mem::replace(&mut self.warned, true)
@@ -50,8 +54,11 @@ impl Driver {
         if !state.contains(PollFlags::IN) {
             if state.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
                 // Nobody of the worker's whole tree is left.
-                self.broker.forget(serial);
                 self.listeners.open.remove(&serial);
+                self.tree_is_empty(serial);
+                if !self.trees.has(serial) {
+                    self.broker.forget(serial);
+                }
                 return;
             }
         } else if let Ok(call) = seccomp::receive(listener) {

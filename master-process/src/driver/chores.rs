@@ -26,6 +26,9 @@ const UNSETTLED_AFTER: Duration = Duration::from_millis(1);
 /// awake.
 const LOOKS_AT_UNSETTLED: u32 = 13;
 
+/// How long the helper thread may take to kill a worker with all of its tree.
+const KILLED_AFTER: Duration = Duration::from_millis(250);
+
 /// How long what failed for want of a resource waits.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -40,6 +43,12 @@ pub(super) enum Chore {
     CheckListeners,
     /// See what the worker of this serial really holds.
     Sweep(u64),
+    /// Kill the first process of the worker of this serial, which was to be killed with all of its tree.
+    KillFirst(u64),
+    /// See who is left of the worker of this serial, whose first process is gone.
+    Remains(u64),
+    /// See whether the worker of this serial, which went into the background, listens.
+    Background(u64),
     /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
     Exit(u64),
     /// Measure all workers.
@@ -59,6 +68,9 @@ impl Chore {
             }
             Chore::CheckListeners => CLOSE_CHECK,
             Chore::Sweep(_) => SWEEP_AFTER,
+            Chore::KillFirst(_) => KILLED_AFTER,
+            Chore::Remains(_) => super::remains::LOOK_AGAIN,
+            Chore::Background(_) => super::remains::ANSWERED_WITHIN,
             Chore::Exit(_) | Chore::Call(..) => AGAIN_AFTER,
         }
     }
@@ -120,6 +132,9 @@ impl Driver {
                 }
                 Chore::Sample => self.sample(),
                 Chore::Sweep(serial) => self.broker.sweep(now, serial),
+                Chore::KillFirst(serial) => self.kill_first(serial),
+                Chore::Remains(serial) => self.look_at_remains(serial),
+                Chore::Background(serial) => self.check_daemon(serial),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
             }

@@ -8,49 +8,30 @@ use tracing::{debug, warn};
 
 use super::chores::Chore;
 use super::{Driver, Token};
-use crate::policy::Event;
-use crate::report::Certificate;
 use crate::sys::{children, pidfd};
 
 /// SIGKILL takes effect within microseconds, unless a process hangs in the kernel.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 impl Driver {
-    /// A worker's pidfd says that it is gone: nobody of its group survives it.
+    /// The pidfd of a worker's first process says that it is gone.
     pub(super) fn worker_ended(&mut self, serial: u64) {
-        let Some(entry) = self.workers.get(serial).filter(|entry| entry.end.is_none()) else {
+        let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) else {
             return;
         };
-        let (id, pid, pidfd) = (entry.id, entry.pid, entry.pidfd.as_fd());
+        let (id, pidfd) = (entry.id, entry.pidfd.as_fd());
         match pidfd::peek(pidfd) {
             Ok(Some(_exit)) => {}
             // Its tracer has to be told first. Until then it is as good as gone, and we must not spin.
             Ok(None) => return self.later(Chore::Exit(serial)),
             Err(error) => warn!("{}: waitid: {error}; it counts as ended", self.name(id)),
         }
-        // Before it is reaped: the zombie keeps the group's number from being anybody else's.
-        if let Err(error) = pidfd::kill_group(pidfd, pid)
-            && error.raw_os_error() != Some(libc::ESRCH)
-        {
-            warn!("{}: killing what is left of its group: {error}", self.name(id));
-        }
         let death = pidfd::reap(pidfd).ok().flatten();
-        if pidfd::has_group(pidfd, pid)
-            && let Ok(pidfd) = pidfd.try_clone_to_owned()
-        {
-            self.dying_groups.push((pidfd, pid));
-        }
         if entry.ready_pipe.is_some() {
             // A descendant may hold the other end for ever; the ring must not.
             self.poller.forget(Token::ReadyPipe(serial).encode());
         }
-        let words = self.meter.ended(id);
-        self.workers.ended(serial, Certificate::new(death, words));
-        self.broker.leave(self.now(), serial, self.policy.expects_end(id));
-        if !self.listeners.has(serial) {
-            self.broker.forget(serial);
-        }
-        self.event(Event::Died(id));
+        self.first_process_ended(serial, death);
     }
 
     /// Before the end: kills what workers have left behind, daemons that left their groups included, and waits until
@@ -82,7 +63,7 @@ impl Driver {
 
     /// Children that came to us because their parents died; not those that we had before we were who we are.
     fn adopted(&self) -> Vec<Pid> {
-        children::ours().into_iter().filter(|child| !self.inherited.contains(child)).collect()
+        children::ours().into_iter().filter(|child| !self.trees.inherited().contains(child)).collect()
     }
 
     /// Reaps what nobody else will. A worker among the dead is dealt with on the way: it would otherwise

@@ -52,15 +52,18 @@ impl Driver {
     /// The worker that a process is, or descends from: a shell script's `systemd-notify` speaks for it.
     fn worker_of(&self, sender: Pid) -> Option<u64> {
         let group = getpgid(Some(sender)).ok();
-        if let Some(serial) =
-            [Some(sender), group].into_iter().flatten().find_map(|pid| self.workers.serial_of(pid))
+        if let Some(serial) = [Some(sender), group]
+            .into_iter()
+            .flatten()
+            .find_map(|pid| self.workers.serial_of(pid))
+            .or_else(|| self.trees.owner(sender))
         {
             return Some(serial);
         }
         let mut pid = sender;
         for _ in 0..GENERATIONS {
             pid = parent_of(pid)?;
-            if let Some(serial) = self.workers.serial_of(pid) {
+            if let Some(serial) = self.workers.serial_of(pid).or_else(|| self.trees.owner(pid)) {
                 return Some(serial);
             }
         }

@@ -10,6 +10,7 @@ mod launch;
 mod messages;
 mod notify_place;
 pub mod orders;
+mod remains;
 mod samples;
 mod token;
 mod workers;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 use tracing::{debug, info, warn};
 
-use crate::config::{Config, Share};
+use crate::config::{Config, Share, StopGroup};
 use crate::metrics::Meter;
 use crate::policy::{
     Action, Event, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
@@ -29,14 +30,16 @@ use crate::policy::{
 use crate::report::{self, Certificate, Named};
 use crate::share::{Broker, InheritedListeners};
 use crate::sys::notify::NotifySocket;
+use crate::sys::pidfd;
 use crate::sys::poller::Poller;
 use crate::sys::seccomp;
 use crate::sys::signals::Signals;
 use crate::sys::spawn::{SpawnError, Step};
-use crate::sys::{children, pidfd};
+use crate::tree::Trees;
 use calls::Listeners;
 use chores::{Chore, Chores};
 use launch::Launcher;
+use remains::Remainders;
 use samples::Sampling;
 use token::Token;
 use workers::Workers;
@@ -70,11 +73,15 @@ pub struct Driver {
     chores: Chores,
     /// Whether a round of checks of the workers' listeners is to come.
     checks_listeners: bool,
-    /// Killed with their workers, and not all gone when those were reaped.
+    trees: Trees,
+    /// Workers whose first process is gone while others of them live.
+    remainders: Remainders,
+    /// Killed without their workers being known, and not all gone when those were.
     dying_groups: Vec<(OwnedFd, Pid)>,
-    /// Children of whatever this process was before it was exec'ed.
-    inherited: Vec<Pid>,
     stop_signal: i32,
+    /// Whether the stop signal goes to everybody of a worker.
+    stops_trees: bool,
+    ready_timeout: Duration,
     memory_high_signal: Option<i32>,
     meter: Meter,
     sampling: Sampling,
@@ -122,9 +129,12 @@ impl Driver {
             broker,
             chores: Chores::default(),
             checks_listeners: false,
+            trees: Trees::new().context("eventfd")?,
+            remainders: Remainders::new(),
             dying_groups: Vec::new(),
-            inherited: children::ours(),
             stop_signal: config.stop_signal.0,
+            stops_trees: config.stop_group == StopGroup::Tree,
+            ready_timeout: config.ready_timeout,
             memory_high_signal: config.memory_high_signal.map(|signal| signal.0),
             meter,
             sampling: Sampling::new(config.limits.interval),
@@ -143,6 +153,7 @@ impl Driver {
         self.start_sampling();
         self.watch_looks();
         self.watch_queues();
+        self.watch_trees();
         loop {
             let unfinished = self.carry_out();
             self.after_sharing();
@@ -185,6 +196,7 @@ impl Driver {
             Token::Calls(serial) => self.answer_call(serial),
             Token::ReadyPipe(serial) => self.read_ready_pipe(serial),
             Token::Looks => self.read_looks(),
+            Token::Trees => self.read_trees(),
             Token::Queues => self.read_queues(),
             Token::Signals => self.read_signals(),
             Token::Exit(serial) => self.worker_ended(serial),
@@ -236,6 +248,7 @@ impl Driver {
                     self.broker.set_stopping(now, worker.serial);
                     self.ask_to_leave(worker);
                 }
+                Action::StopRemains(worker) => self.stop_remains(worker),
                 Action::Kill(worker) => self.kill(worker),
                 Action::SignalHigh(worker) => self.warn_of_memory(worker),
                 Action::Report(note) => self.report(&note),
@@ -269,6 +282,7 @@ impl Driver {
                 );
                 self.broker.launched(worker, pid);
                 self.meter.launched(worker, pid);
+                self.trees.started(worker, generation, pid);
                 debug!(worker = worker.slot, generation, "{} is started", self.name(worker));
                 self.event(Event::Launched(worker));
             }
@@ -298,9 +312,13 @@ impl Driver {
     }
 
     /// Asks a worker to leave. One that is stopped, by a terminal for example, must run to hear it.
-    fn ask_to_leave(&self, worker: WorkerId) {
+    fn ask_to_leave(&mut self, worker: WorkerId) {
         self.signal(worker, self.stop_signal);
         self.signal(worker, libc::SIGCONT);
+        if self.stops_trees {
+            let hints = self.meter.processes_of(worker);
+            self.trees.signal(worker.serial, self.stop_signal, hints);
+        }
     }
 
     fn signal(&self, worker: WorkerId, number: i32) {
@@ -310,9 +328,21 @@ impl Driver {
         }
     }
 
-    /// The group and the worker: it may have left its group.
-    fn kill(&self, worker: WorkerId) {
-        let Some(entry) = self.workers.get(worker.serial) else { return };
+    /// Everybody of a worker. Who descends from whom is known only as long as the first process lives: so that is killed
+    /// with the others, or by itself where that takes too long.
+    fn kill(&mut self, worker: WorkerId) {
+        if self.kill_remains(worker) || self.workers.get(worker.serial).is_none() {
+            return;
+        }
+        let hints = self.meter.processes_of(worker);
+        self.trees.signal(worker.serial, libc::SIGKILL, hints);
+        self.later(Chore::KillFirst(worker.serial));
+    }
+
+    /// The first process of a worker, and its process group: it may have left that.
+    fn kill_first(&self, serial: u64) {
+        let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) else { return };
+        let worker = entry.id;
         if let Err(error) = pidfd::kill_group(entry.pidfd.as_fd(), entry.pid) {
             self.failed_to_signal(worker, &error);
         }

@@ -15,7 +15,9 @@ pub(super) struct Entry {
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
     pub(super) ready_pipe: Option<OwnedFd>,
-    /// Set once it is reaped: from then on its pid may be somebody else's.
+    /// Whether its process is reaped: from then on its pid may be somebody else's.
+    pub(super) reaped: bool,
+    /// Set once it is known how it ended.
     pub(super) end: Option<Box<Certificate>>,
 }
 
@@ -29,7 +31,7 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn insert(&mut self, id: WorkerId, pid: Pid, pidfd: OwnedFd, ready_pipe: Option<OwnedFd>) {
         self.by_pid.insert(pid, id.serial);
-        self.entries.insert(id.serial, Entry { id, pid, pidfd, ready_pipe, end: None });
+        self.entries.insert(id.serial, Entry { id, pid, pidfd, ready_pipe, reaped: false, end: None });
     }
 
     pub(super) fn get(&self, serial: u64) -> Option<&Entry> {
@@ -42,7 +44,7 @@ impl Workers {
 
     /// Those that are not reaped.
     pub(super) fn alive(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.values().filter(|entry| entry.end.is_none())
+        self.entries.values().filter(|entry| !entry.reaped)
     }
 
     pub(super) fn serial_of(&self, pid: Pid) -> Option<u64> {
@@ -50,10 +52,25 @@ impl Workers {
     }
 
     /// A process was reaped: its pid is free.
-    pub(super) fn ended(&mut self, serial: u64, end: Certificate) {
+    pub(super) fn reaped(&mut self, serial: u64) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             self.by_pid.remove(&entry.pid);
+            entry.reaped = true;
+        }
+    }
+
+    /// A worker has ended in this way.
+    pub(super) fn ended(&mut self, serial: u64, end: Certificate) {
+        if let Some(entry) = self.entries.get_mut(&serial) {
             entry.end = Some(Box::new(end));
+        }
+    }
+
+    /// Another process is the worker from now on.
+    pub(super) fn replace_process(&mut self, serial: u64, pid: Pid, pidfd: OwnedFd) {
+        if let Some(entry) = self.entries.get_mut(&serial) {
+            (entry.pid, entry.pidfd, entry.reaped) = (pid, pidfd, false);
+            self.by_pid.insert(pid, serial);
         }
     }
 

@@ -74,6 +74,22 @@ impl Meter {
         }
     }
 
+    /// Another process is the worker from now on: one that it has started.
+    pub fn moved(&mut self, worker: WorkerId, pid: Pid) {
+        if let Source::Procfs(procfs) = &mut self.source {
+            procfs.moved(worker, pid);
+        }
+    }
+
+    /// Processes that are known to be a worker's, as far as the source knows.
+    pub fn processes_of(&self, worker: WorkerId) -> Vec<Pid> {
+        match &self.source {
+            Source::Ebpf(ebpf) => ebpf.processes_of(worker),
+            Source::Procfs(procfs) => procfs.processes_of(worker),
+            Source::Off => Vec::new(),
+        }
+    }
+
     /// It could not be started.
     pub fn not_launched(&mut self, worker: WorkerId) {
         if let Source::Ebpf(ebpf) = &mut self.source {

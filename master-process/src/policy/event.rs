@@ -33,8 +33,15 @@ pub enum Event {
     Signed(WorkerId, Sign),
     /// What an [`Action::Look`] saw.
     Queue(WorkerId, Queue),
-    /// A worker's process is gone.
+    /// A worker is gone, with everybody of its tree.
     Died(WorkerId),
+    /// The first process of a worker is gone, and others of its tree are not.
+    DiedWithRemains(WorkerId),
+    /// Nobody is left of a worker of which [`Event::DiedWithRemains`] was said.
+    RemainsGone(WorkerId),
+    /// The first process of a worker has ended, and what it has started is the worker from now on: a daemon. It is ready
+    /// when it listens, whatever its age.
+    WentIntoBackground(WorkerId),
     /// A worker was measured.
     Sampled(WorkerId, Usage),
     /// A worker wants to be left alone with its limits (`true`), or to be judged again.
@@ -104,7 +111,9 @@ pub enum Action {
     Look(WorkerId),
     /// Ask this worker to leave.
     Stop(WorkerId),
-    /// Kill this worker and its process group.
+    /// Ask what a worker has left behind to leave, unless it was asked with its first process.
+    StopRemains(WorkerId),
+    /// Kill this worker and everybody of its tree.
     Kill(WorkerId),
     /// Send this worker the signal that warns of much memory.
     SignalHigh(WorkerId),

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
-use super::slot::{LeavePhase, Leaving, Serving, StartPhase};
+use super::slot::{LeavePhase, Leaving, Serving, Slot, StartPhase};
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, Note, Queue, Time, WorkerId};
 
 /// How often a draining worker's queue is looked at. Shorter costs calls, longer costs a reload time.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// How long what a crashed worker leaves behind has from the stop signal to SIGKILL, where the kill time-out is not
+/// shorter. It holds what the next one needs, and nobody waits for it: long enough to write a file, not to drain.
+const REMAINS_AFTER_A_CRASH: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     /// The slot is given up, or everything is. Only in the latter case does nobody else take over: then those
@@ -105,19 +109,63 @@ impl Supervisor {
         self.actions.push_back(Action::Stop(worker));
     }
 
+    /// The first process of a worker is gone, and others of its tree are not. They get what is left of the worker's time
+    /// where it was asked to leave, and a short one where it was not.
+    pub(super) fn died_with_remains(&mut self, now: Time, worker: WorkerId) {
+        let Some(slot) = self.slots.get(index(worker.slot)) else { return };
+        let leaving =
+            slot.leaving.iter().find(|leaving| leaving.worker == worker).map(|leaving| leaving.phase);
+        let short = now.after(self.settings.kill_timeout.min(REMAINS_AFTER_A_CRASH));
+        let (asked_at, kill_at) = match leaving {
+            Some(LeavePhase::Asked { asked_at, kill_at, .. }) => (asked_at, kill_at),
+            Some(LeavePhase::Killed { .. }) => (now, now),
+            Some(LeavePhase::Draining { .. } | LeavePhase::Launching) | None => (now, short),
+            Some(LeavePhase::Remains { .. }) => return,
+        };
+        self.died(now, worker);
+        // A slot that was scaled away may have gone with its last worker.
+        while self.slots.len() <= index(worker.slot) {
+            self.slots.push(Slot::default());
+        }
+        let slot = &mut self.slots[index(worker.slot)];
+        let phase = LeavePhase::Remains { asked_at, kill_at: Some(kill_at) };
+        slot.leaving.push(Leaving { worker, phase });
+        self.actions.push_back(Action::StopRemains(worker));
+        self.settle(worker.slot, now);
+    }
+
+    /// Nobody of a worker's tree is left.
+    pub(super) fn remains_gone(&mut self, now: Time, worker: WorkerId) {
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        slot.leaving.retain(|leaving| {
+            leaving.worker != worker || !matches!(leaving.phase, LeavePhase::Remains { .. })
+        });
+        self.settle(worker.slot, now);
+    }
+
     pub(super) fn kill_overdue(&mut self, id: u32, now: Time) {
         let kill_now = matches!(self.mode, Mode::Stopping { kill: true, .. });
         for at in 0..self.slots[index(id)].leaving.len() {
             let leaving = &mut self.slots[index(id)].leaving[at];
-            let LeavePhase::Asked { since, asked_at, kill_at } = leaving.phase else {
-                continue;
+            let (asked_at, kill_at, killed) = match leaving.phase {
+                LeavePhase::Asked { since, asked_at, kill_at } => {
+                    (asked_at, kill_at, LeavePhase::Killed { since })
+                }
+                LeavePhase::Remains { asked_at, kill_at: Some(kill_at) } => {
+                    (asked_at, kill_at, LeavePhase::Remains { asked_at, kill_at: None })
+                }
+                LeavePhase::Launching
+                | LeavePhase::Draining { .. }
+                | LeavePhase::Killed { .. }
+                | LeavePhase::Remains { kill_at: None, .. } => continue,
             };
             if !kill_now && kill_at > now {
                 continue;
             }
             let worker = leaving.worker;
-            leaving.phase = LeavePhase::Killed { since };
-            if !kill_now {
+            leaving.phase = killed;
+            // What was to be killed with its first process had no time to be late.
+            if !kill_now && now > asked_at {
                 self.push(Note::Overdue { worker, after: now.since(asked_at) });
             }
             self.actions.push_back(Action::Kill(worker));

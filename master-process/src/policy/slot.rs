@@ -81,13 +81,16 @@ pub(super) enum LeavePhase {
     Asked { since: Time, asked_at: Time, kill_at: Time },
     /// It has SIGKILL; only its death is left to wait for.
     Killed { since: Time },
+    /// Its first process is gone, and others of its tree are not: they have the stop signal, and SIGKILL from `kill_at` on.
+    /// `None`: they have that, too.
+    Remains { asked_at: Time, kill_at: Option<Time> },
 }
 
 impl LeavePhase {
     /// When the worker was started, where it was.
     pub(super) fn since(self) -> Option<Time> {
         match self {
-            LeavePhase::Launching => None,
+            LeavePhase::Launching | LeavePhase::Remains { .. } => None,
             LeavePhase::Draining { since, .. }
             | LeavePhase::Asked { since, .. }
             | LeavePhase::Killed { since } => Some(since),
@@ -148,6 +151,7 @@ impl Slot {
             LeavePhase::Launching | LeavePhase::Killed { .. } => None,
             LeavePhase::Draining { look_at, .. } => look_at,
             LeavePhase::Asked { kill_at, .. } => Some(kill_at),
+            LeavePhase::Remains { kill_at, .. } => kill_at,
         });
         let launch = self.throttle.not_before().filter(|_| wants_launch);
         starting.chain(leaving).chain(launch).chain(self.trial).min()

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::monitor::Backoffs;
 use super::rollout::Rollout;
-use super::slot::{Slot, StartPhase, Starting};
+use super::slot::{LeavePhase, Slot, StartPhase, Starting};
 use super::throttle::Patience;
 use super::timers::Timers;
 use super::{Action, Event, FailedStart, LaunchFailure, Next, Note, ReadyBy, Settings, Sign, Time, WorkerId};
@@ -90,6 +90,9 @@ impl Supervisor {
             Event::Signed(worker, sign) => self.signed(now, worker, sign),
             Event::Queue(worker, queue) => self.looked(now, worker, queue),
             Event::Died(worker) => self.died(now, worker),
+            Event::DiedWithRemains(worker) => self.died_with_remains(now, worker),
+            Event::RemainsGone(worker) => self.remains_gone(now, worker),
+            Event::WentIntoBackground(worker) => self.went_into_background(now, worker),
             Event::Sampled(worker, usage) => self.sampled(now, worker, usage),
             Event::WatchesItself(worker, paused) => self.watch_itself(now, worker, paused),
             Event::ToggleMonitoring => self.toggle_monitoring(now),
@@ -143,6 +146,14 @@ impl Supervisor {
             slot.leaving.iter().any(|leaving| leaving.worker == worker)
                 || slot.standby.as_ref().is_some_and(|standby| standby.worker == worker)
         })
+    }
+
+    /// Whether a worker has the stop signal.
+    pub fn was_asked_to_stop(&self, worker: WorkerId) -> bool {
+        let slot = self.slots.get(index(worker.slot));
+        slot.and_then(|slot| slot.leaving.iter().find(|leaving| leaving.worker == worker)).is_some_and(
+            |leaving| matches!(leaving.phase, LeavePhase::Asked { .. } | LeavePhase::Killed { .. }),
+        )
     }
 
     /// Whether a worker is to be started in a slot, at once or later, or is on its way.
@@ -232,7 +243,24 @@ impl Supervisor {
         self.settle(worker.slot, now);
     }
 
-    fn died(&mut self, now: Time, worker: WorkerId) {
+    /// A daemon is not ready because it has lived for a while: it is a worker because it listens.
+    fn went_into_background(&mut self, now: Time, worker: WorkerId) {
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        if let Some(starting) = slot.starting.as_mut().filter(|starting| starting.worker == worker)
+            && let StartPhase::Waiting { ready_at, .. } = &mut starting.phase
+        {
+            *ready_at = None;
+        }
+        self.settle(worker.slot, now);
+    }
+
+    /// Whether a worker is not ready yet.
+    pub fn is_starting(&self, worker: WorkerId) -> bool {
+        let slot = self.slots.get(index(worker.slot));
+        slot.and_then(|slot| slot.starting.as_deref()).is_some_and(|starting| starting.worker == worker)
+    }
+
+    pub(super) fn died(&mut self, now: Time, worker: WorkerId) {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
             return;
         };

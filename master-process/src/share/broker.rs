@@ -9,7 +9,7 @@ use rustix::process::Pid;
 
 use super::address::{Address, Key};
 use super::copies::Copies;
-use super::core::{Core, SocketId};
+use super::core::{Core, Socket, SocketId};
 use super::listen_fds::InheritedListeners;
 use super::looks::Looks;
 use super::removals::Removals;
@@ -214,6 +214,30 @@ impl Broker {
         if let Some(process) = self.processes.get_mut(&worker.serial) {
             process.pid = Some(pid);
         }
+    }
+
+    /// The first process of a worker is gone, and others of its tree live: no new connection comes to them.
+    pub fn first_ended(&mut self, now: Time, serial: u64) {
+        self.core.stopping(serial);
+        self.core.serves(now, serial, false);
+        if let Some(process) = self.processes.get_mut(&serial) {
+            process.pid = None;
+        }
+        self.reconcile(now);
+    }
+
+    /// Whether a worker listens on anything, as far as is known.
+    pub fn listens(&self, serial: u64) -> bool {
+        let is_open =
+            |socket: &Socket| socket.active && socket.closed.is_none() && socket.users.contains(&serial);
+        self.core.sockets().iter().any(is_open)
+            || self.processes.get(&serial).is_some_and(|process| !process.alone.is_empty())
+    }
+
+    /// The inode numbers of what a worker listens on.
+    pub fn listeners_of_worker(&self, serial: u64) -> Vec<u64> {
+        let of_worker = |socket: &&Socket| socket.active && socket.users.contains(&serial);
+        self.core.sockets().iter().filter(of_worker).map(|socket| socket.id).collect()
     }
 
     /// A worker is gone, or did not start; a descendant of it may be left. `asked`: it was to go, and what waits for it

@@ -35,6 +35,10 @@ impl NotedOptions {
 pub(super) struct Recent(VecDeque<SocketId>);
 
 impl Recent {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// `false`: it was there already.
     pub(super) fn insert(&mut self, id: SocketId) -> bool {
         if self.0.contains(&id) {

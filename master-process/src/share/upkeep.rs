@@ -141,9 +141,10 @@ impl Broker {
     /// A worker has served for a moment: what its slot's earlier workers had and it has not is let go, and whether it
     /// listens past its filter is found out.
     pub fn sweep(&mut self, now: Time, serial: u64) {
-        let Some(worker) = self.core.workers().get(serial).filter(|worker| worker.serves) else { return };
-        let (slot, listens) = (worker.id.slot, worker.listens.clone());
-        self.core.abandon(slot, |key: &Key| listens.iter().any(|listened| listened.matches(key)));
+        if self.core.workers().get(serial).is_none_or(|worker| !worker.serves) {
+            return;
+        }
+        self.core.swept(serial);
         if self.share != Share::Off && self.can_copy {
             self.ask(serial, Question::Listeners, None);
         }
@@ -172,7 +173,7 @@ impl Broker {
                 .core
                 .workers()
                 .iter()
-                .any(|worker| worker.id.slot == slot && !worker.stopping && worker.listens.is_empty());
+                .any(|worker| worker.id.slot == slot && !worker.stopping && !worker.swept);
             if !expects_start(slot) && !may_take {
                 self.core.abandon(slot, |_| false);
             }

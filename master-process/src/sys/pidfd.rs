@@ -66,6 +66,14 @@ pub fn kill_group(pidfd: BorrowedFd<'_>, pid: Pid) -> io::Result<()> {
     }
 }
 
+/// Sends SIGKILL to the process group that the process behind `pidfd` led, whether it was reaped or not.
+///
+/// # Errors
+/// ESRCH where nobody is left in the group; EINVAL before Linux 6.9, where a group cannot be named without its number.
+pub fn kill_led_group(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    send(pidfd, libc::SIGKILL, libc::PIDFD_SIGNAL_PROCESS_GROUP)
+}
+
 /// Whether anybody is left in the process group that the process behind `pidfd`, of number `pid`, led, zombies
 /// included.
 pub fn has_group(pidfd: BorrowedFd<'_>, pid: Pid) -> bool {

@@ -16,6 +16,10 @@ pub struct Stat {
     pub parent: Option<Pid>,
     /// Its process group, likewise.
     pub group: Option<Pid>,
+    /// Its session, likewise.
+    pub session: Option<Pid>,
+    /// Whether it has ended and waits to be reaped.
+    pub is_zombie: bool,
     /// CPU time of all its threads, those that are gone included, in nanoseconds; the kernel counts it in ticks, mostly
     /// of 10 ms.
     pub cpu_ns: u64,
@@ -59,9 +63,11 @@ fn parse(text: &[u8]) -> Option<Stat> {
     // The first field behind the name is the third of the manual.
     let mut fields = rest.split_ascii_whitespace();
     let mut skip_to = |n: usize| fields.nth(n);
-    let parent = skip_to(1)?.parse().ok()?;
+    let is_zombie = matches!(skip_to(0)?, "Z" | "X" | "x");
+    let parent = skip_to(0)?.parse().ok()?;
     let group = skip_to(0)?.parse().ok()?;
-    let user: u64 = skip_to(8)?.parse().ok()?;
+    let session = skip_to(0)?.parse().ok()?;
+    let user: u64 = skip_to(7)?.parse().ok()?;
     let system: u64 = skip_to(0)?.parse().ok()?;
     let started = skip_to(6)?.parse().ok()?;
     let pages: u64 = skip_to(1)?.parse().ok()?;
@@ -70,6 +76,8 @@ fn parse(text: &[u8]) -> Option<Stat> {
     Some(Stat {
         parent: known(parent),
         group: known(group),
+        session: known(session),
+        is_zombie,
         cpu_ns: user.saturating_add(system).saturating_mul(tick_ns),
         memory: pages.saturating_mul(page),
         started,
@@ -79,6 +87,13 @@ fn parse(text: &[u8]) -> Option<Stat> {
 /// A process that is being reaped has the parent 0 and the group -1.
 fn known(number: i32) -> Option<Pid> {
     if number > 0 { Pid::from_raw(number) } else { None }
+}
+
+/// The name of a process, as `ps` shows it; proc_pid_comm(5).
+#[must_use]
+pub fn name(pid: Pid) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid())).ok()?;
+    Some(text.trim_end_matches('\n').to_owned())
 }
 
 #[cfg(test)]
@@ -96,7 +111,7 @@ mod tests {
         for name in ["node", "a b", ") S 9 9", "((", "a\nb", "tmux: server", ")", ""] {
             let stat = parse(line(name).as_bytes()).expect(name);
             assert_eq!(stat.parent, Pid::from_raw(1), "{name}");
-            assert_eq!(stat.group, Pid::from_raw(800), "{name}");
+            assert_eq!((stat.group, stat.session), (Pid::from_raw(800), Pid::from_raw(812)), "{name}");
             assert_eq!(stat.memory, 300 * 4096, "{name}");
             assert_eq!(stat.cpu_ns, 2_000_000_000, "{name}: 200 ticks of 10 ms");
             assert_eq!(stat.started, 99, "{name}");
@@ -107,7 +122,7 @@ mod tests {
     fn a_process_that_is_being_reaped_has_neither_parent_nor_group() {
         let line = line("node").replace(" S 1 800 ", " X 0 -1 ");
         let stat = parse(line.as_bytes()).expect("a line");
-        assert_eq!((stat.parent, stat.group), (None, None));
+        assert_eq!((stat.parent, stat.group, stat.is_zombie), (None, None, true));
     }
 
     #[test]

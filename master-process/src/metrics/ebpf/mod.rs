@@ -14,10 +14,12 @@ mod sample;
 mod shared;
 mod sizes;
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use master_process_common::{Account, NONE};
+use master_process_common::{Account, NONE, Process};
+use rustix::process::Pid;
 
 pub use self::refusal::{Lost, Refusal};
 
@@ -40,6 +42,8 @@ pub struct Ebpf {
     switches: u64,
     /// How many processes had been turned away at the last sample.
     turned_away: u64,
+    /// Whether processes have the same numbers here as in the kernel's first PID namespace.
+    in_first_namespace: bool,
     /// Used by each sample anew: memory by account, and the CPUs that run workers.
     memory: Vec<u64>,
     busy: Vec<Busy>,
@@ -58,6 +62,7 @@ impl Ebpf {
             clock: Clock::new(),
             switches: 0,
             turned_away: 0,
+            in_first_namespace: is_first_namespace(),
             memory: vec![0; sizes.accounts() as usize],
             busy: Vec::new(),
         })
@@ -101,6 +106,19 @@ impl Ebpf {
         }
     }
 
+    /// The processes that are charged to a worker. None where the kernel's numbers are not ours: in a PID namespace.
+    pub fn processes_of(&self, worker: WorkerId) -> Vec<Pid> {
+        let Some(account) = self.roster.account(worker).filter(|_| self.in_first_namespace) else {
+            return Vec::new();
+        };
+        let is_its_own = |process: &&Process| {
+            process.worker.load(Acquire) == u64::from(account) && process.ended.load(Acquire) == 0
+        };
+        let numbers =
+            self.running.places_of(account).filter(is_its_own).map(|process| process.tgid.load(Acquire));
+        numbers.filter_map(|number| Pid::from_raw(i32::try_from(number).ok()?)).collect()
+    }
+
     /// What is known of a worker whose process has ended. Whatever it leaves behind is nobody's from now on.
     pub fn ended(&mut self, worker: WorkerId) -> LastWords {
         let sees_oom = self.running.sees_oom;
@@ -125,6 +143,12 @@ impl Ebpf {
             let _somebody_elses = process.worker.compare_exchange(account.into(), NONE, AcqRel, Relaxed);
         }
     }
+}
+
+/// The first PID namespace has this inode number: `PROC_PID_INIT_INO` of the kernel's `include/linux/proc_ns.h`.
+fn is_first_namespace() -> bool {
+    const FIRST: u64 = 0xEFFF_FFFC;
+    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|metadata| metadata.ino() == FIRST)
 }
 
 #[cfg(test)]

@@ -122,6 +122,18 @@ impl Family {
         });
     }
 
+    /// A process is a worker's own from now on, and is counted as that.
+    pub(super) fn is_worker(&mut self, pid: Pid) {
+        self.relatives.remove(&pid);
+        self.strangers.remove(&pid);
+    }
+
+    /// The processes that descend from a worker.
+    pub(super) fn of(&self, worker: WorkerId) -> Vec<Pid> {
+        let of_worker = self.relatives.iter().filter(|(_, relative)| relative.worker == worker);
+        of_worker.map(|(pid, _)| *pid).collect()
+    }
+
     /// A worker is gone, and whoever is left of it belongs to nobody.
     pub(super) fn disown(&mut self, worker: WorkerId) {
         self.relatives.retain(|_, relative| relative.worker != worker);

@@ -64,6 +64,22 @@ impl Procfs {
         self.workers.insert(worker, watched);
     }
 
+    /// Another process is the worker from now on.
+    pub fn moved(&mut self, worker: WorkerId, pid: Pid) {
+        let Some(watched) = self.workers.get_mut(&worker) else { return };
+        self.by_pid.remove(&watched.pid);
+        self.by_pid.insert(pid, worker);
+        (watched.pid, watched.file) = (pid, None);
+        if let Some(family) = &mut self.family {
+            family.is_worker(pid);
+        }
+    }
+
+    /// Descendants of a worker that were seen.
+    pub fn processes_of(&self, worker: WorkerId) -> Vec<Pid> {
+        self.family.as_ref().map(|family| family.of(worker)).unwrap_or_default()
+    }
+
     /// Measures every worker. One that cannot be read has no sample.
     pub fn sample(&mut self, each: &mut dyn FnMut(WorkerId, Usage)) {
         self.workers.values_mut().for_each(|watched| watched.now = Usage::default());

@@ -61,6 +61,8 @@ pub(super) struct Sim {
     pub(super) policy: Supervisor,
     pub(super) now: Time,
     pub(super) processes: BTreeMap<WorkerId, Process>,
+    /// What is left of workers whose first process is gone: whether it was asked to leave, and whether it was killed.
+    pub(super) remains: BTreeMap<WorkerId, (bool, bool)>,
     pub(super) notes: Vec<Note>,
     /// Who was told that it uses much memory.
     pub(super) warned: Vec<WorkerId>,
@@ -83,6 +85,7 @@ impl Sim {
             policy: Supervisor::new(settings, now),
             now,
             processes: BTreeMap::new(),
+            remains: BTreeMap::new(),
             notes: Vec::new(),
             warned: Vec::new(),
             looks: Vec::new(),
@@ -110,6 +113,9 @@ impl Sim {
             | Event::Died(_)
             | Event::Sampled(..)
             | Event::WatchesItself(..)
+            | Event::DiedWithRemains(_)
+            | Event::RemainsGone(_)
+            | Event::WentIntoBackground(_)
             | Event::ToggleMonitoring => {}
         }
         self.policy.handle(self.now, event);
@@ -169,6 +175,16 @@ impl Sim {
                     let process = self.processes.get_mut(&worker).expect("only a process can be stopped");
                     assert!(process.running && !process.stopped, "{worker:?} stopped in vain");
                     process.stopped = true;
+                }
+                Action::StopRemains(worker) => {
+                    let (asked, killed) = self.remains.get_mut(&worker).expect("only what remains is asked");
+                    assert!(!*asked && !*killed, "what remains of {worker:?} is asked twice");
+                    *asked = true;
+                }
+                Action::Kill(worker) if self.remains.contains_key(&worker) => {
+                    let (asked, killed) = self.remains.get_mut(&worker).expect("it is there");
+                    assert!(*asked && !*killed, "what remains of {worker:?} is killed in vain");
+                    *killed = true;
                 }
                 Action::Kill(worker) => {
                     let process = self.processes.get_mut(&worker).expect("only a process can be killed");
@@ -297,6 +313,20 @@ impl Sim {
         self.event(Event::Died(worker));
     }
 
+    /// Its first process dies, and others of its tree live.
+    pub(super) fn die_with_remains(&mut self, worker: WorkerId) {
+        self.looks.retain(|looked| *looked != worker);
+        self.processes.remove(&worker).expect("only a process can die");
+        self.remains.insert(worker, (false, false));
+        self.event(Event::DiedWithRemains(worker));
+    }
+
+    /// The last of its tree is gone.
+    pub(super) fn end_remains(&mut self, worker: WorkerId) {
+        self.remains.remove(&worker).expect("only what is there can go");
+        self.event(Event::RemainsGone(worker));
+    }
+
     /// Everybody who was asked to leave does.
     pub(super) fn leave_all(&mut self) {
         for worker in self.find(|process| process.running && process.stopped) {
@@ -330,6 +360,9 @@ impl Sim {
         for _ in 0..100 {
             self.launch_all();
             self.leave_all();
+            for worker in self.remains.keys().copied().collect::<Vec<_>>() {
+                self.end_remains(worker);
+            }
             if self.processes.is_empty() {
                 break;
             }

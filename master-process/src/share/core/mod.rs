@@ -315,6 +315,14 @@ impl Core {
         }
     }
 
+    /// A worker has served for a moment: what its slot's earlier workers had and it has not, it will not take.
+    pub(super) fn swept(&mut self, serial: u64) {
+        let Some(worker) = self.workers.get(serial).filter(|worker| worker.serves) else { return };
+        let (slot, listens) = (worker.id.slot, worker.listens.clone());
+        self.workers.set_swept(serial);
+        self.abandon(slot, |key| listens.iter().any(|listened| listened.matches(key)));
+    }
+
     /// No worker of this slot will come, or the one that came serves without these: what waits for it is let go.
     pub(super) fn abandon(&mut self, slot: u32, kept: impl Fn(&Key) -> bool) {
         let mut keys = Vec::new();

@@ -19,6 +19,8 @@ pub(in crate::share) struct Worker {
     ready_at: Option<Time>,
     /// What it listens on.
     pub(in crate::share) listens: Vec<Key>,
+    /// It has served for long enough to have taken all that its slot's earlier workers had.
+    pub(in crate::share) swept: bool,
 }
 
 impl Worker {
@@ -38,13 +40,26 @@ pub(in crate::share) struct Workers {
 
 impl Workers {
     pub(super) fn start(&mut self, id: WorkerId, generation: u32) {
-        let worker =
-            Worker { id, generation, serves: false, stopping: false, ready_at: None, listens: Vec::new() };
+        let worker = Worker {
+            id,
+            generation,
+            serves: false,
+            stopping: false,
+            ready_at: None,
+            listens: Vec::new(),
+            swept: false,
+        };
         self.workers.insert(id.serial, worker);
     }
 
     pub(in crate::share) fn get(&self, serial: u64) -> Option<&Worker> {
         self.workers.get(&serial)
+    }
+
+    pub(super) fn set_swept(&mut self, serial: u64) {
+        if let Some(worker) = self.workers.get_mut(&serial) {
+            worker.swept = true;
+        }
     }
 
     pub(in crate::share) fn slot_of(&self, serial: u64) -> Option<u32> {

@@ -1,0 +1,333 @@
+//! What is left of a worker whose first process is gone: a daemon that is the worker from now on, or processes that are
+//! to go.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tracing::{debug, info, warn};
+
+use super::chores::Chore;
+use super::{Driver, Token};
+use crate::policy::{Event, Time, WorkerId};
+use crate::report::Certificate;
+use crate::sys::pidfd::{self, Death, Exit};
+use crate::tree::{Found, Member};
+
+/// So many processes are named in one line.
+const NAMED: usize = 5;
+
+/// How long the answer to the question who is left is waited for. The helper thread needs milliseconds, unless the
+/// workers have tens of thousands of processes.
+pub(super) const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How often processes that were killed and are not gone are looked at again.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// SIGKILL takes effect within microseconds, unless a process hangs in the kernel: then nobody can end it.
+const KILL_TAKES: Duration = Duration::from_secs(5);
+
+/// How soon after a daemon took its worker's place it is looked whether it has the worker's listeners.
+const LISTENS_WITHIN: Duration = Duration::from_secs(1);
+
+/// Programs that go into the background unless they are told not to, and how they are told.
+const FOREGROUND: [(&str, &str); 13] = [
+    ("nginx", "-g 'daemon off;'"),
+    ("redis-server", "--daemonize no"),
+    ("valkey-server", "--daemonize no"),
+    ("php-fpm", "--nodaemonize"),
+    ("httpd", "-DFOREGROUND"),
+    ("apache2", "-DFOREGROUND"),
+    ("sshd", "-D"),
+    ("lighttpd", "-D"),
+    ("dnsmasq", "--keep-in-foreground"),
+    ("named", "-f"),
+    ("squid", "--foreground"),
+    ("vsftpd", "-obackground=NO"),
+    ("unbound", "-d"),
+];
+
+/// A worker whose first process is gone.
+#[derive(Debug)]
+pub(super) struct Remainder {
+    worker: WorkerId,
+    /// Whether the worker was to go anyway.
+    asked: bool,
+    /// Whether the others have the stop signal already.
+    had_stop_signal: bool,
+    phase: Phase,
+    /// What leads its process group, as long as anybody is in it.
+    first: OwnedFd,
+    first_pid: Pid,
+    /// What was known to belong to it when its first process ended.
+    hints: Vec<Pid>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// It is being found out who is left.
+    Asked(Option<Death>),
+    /// They were told of, and are to go; since when they have SIGKILL.
+    Leaving(Option<Time>),
+}
+
+/// All of them, by serial.
+pub(super) type Remainders = HashMap<u64, Remainder>;
+
+impl Driver {
+    /// The first process of a worker is gone and reaped. Whether anybody else of it lives, the helper thread finds out,
+    /// unless the kernel says that nobody does: then the worker is gone.
+    pub(super) fn first_process_ended(&mut self, serial: u64, death: Option<Death>) {
+        let Some(entry) = self.workers.get(serial) else { return };
+        let (worker, first_pid) = (entry.id, entry.pid);
+        let Ok(first) = entry.pidfd.try_clone() else { return self.worker_gone(serial, death) };
+        self.trees.first_ended(serial);
+        self.workers.reaped(serial);
+        if !self.may_have_remains(serial) {
+            return self.worker_gone(serial, death);
+        }
+        let hints = self.meter.processes_of(worker);
+        let remainder = Remainder {
+            worker,
+            asked: self.policy.expects_end(worker),
+            had_stop_signal: self.stops_trees && self.policy.was_asked_to_stop(worker),
+            phase: Phase::Asked(death),
+            first,
+            first_pid,
+            hints: hints.clone(),
+        };
+        self.remainders.insert(serial, remainder);
+        self.trees.look(serial, hints, self.broker.listeners_of_worker(serial));
+        self.later_in(ANSWERED_WITHIN, Chore::Remains(serial));
+    }
+
+    /// Nobody of a worker is left, its first process included.
+    fn worker_gone(&mut self, serial: u64, death: Option<Death>) {
+        let Some(entry) = self.workers.get(serial) else { return };
+        let id = entry.id;
+        let words = self.meter.ended(id);
+        self.workers.ended(serial, Certificate::new(death, words));
+        self.broker.leave(self.now(), serial, self.policy.expects_end(id));
+        self.forget_tree(serial);
+        self.event(Event::Died(id));
+    }
+
+    fn forget_tree(&mut self, serial: u64) {
+        self.trees.gone(serial);
+        if !self.listeners.has(serial) {
+            self.broker.forget(serial);
+        }
+    }
+
+    /// Whether anybody of a worker whose first process is gone may live. Its filter says so where it has one: the kernel
+    /// keeps it for as long as a process has it.
+    fn may_have_remains(&self, serial: u64) -> bool {
+        let Some(listener) = self.listeners.get(serial) else { return true };
+        let mut state = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+        let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        !state[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)
+    }
+
+    /// What the helper thread has found.
+    pub(super) fn read_trees(&mut self) {
+        for found in self.trees.take() {
+            self.found_tree(&found);
+        }
+        self.watch_trees();
+    }
+
+    pub(super) fn watch_trees(&mut self) {
+        if let Err(error) = self.poller.watch(self.trees.fd(), Token::Trees.encode()) {
+            warn!("watching: {error}: what workers leave behind is found late");
+        }
+    }
+
+    fn found_tree(&mut self, found: &Found) {
+        let serial = found.worker.serial;
+        let Some(remainder) = self.remainders.get_mut(&serial) else { return };
+        match &mut remainder.phase {
+            Phase::Asked(death) => {
+                let death = *death;
+                if found.members.is_empty() {
+                    self.none_found(serial, death);
+                } else if let Some(main) = self.daemon(found, death) {
+                    self.becomes_daemon(found.worker, &main);
+                } else {
+                    self.leaves_behind(found.worker, death, &found.members);
+                }
+            }
+            Phase::Leaving(_) if found.members.is_empty() => self.remains_gone(serial),
+            Phase::Leaving(_) => {}
+        }
+    }
+
+    /// Nobody was found, though the kernel says that somebody has the worker's filter: who cannot be told from the others'.
+    /// What is in its process group is certainly its own.
+    fn none_found(&mut self, serial: u64, death: Option<Death>) {
+        if let Some(remainder) = self.remainders.remove(&serial)
+            && pidfd::kill_led_group(remainder.first.as_fd()).is_ok()
+        {
+            self.dying_groups.push((remainder.first, remainder.first_pid));
+        }
+        self.worker_gone(serial, death);
+    }
+
+    /// The process that is the worker from now on, if its first process has only put it into the background.
+    fn daemon(&self, found: &Found, death: Option<Death>) -> Option<Member> {
+        let exited_well = death.is_some_and(|death| death.exit == Exit::Code(0));
+        let asked = self.remainders.get(&found.worker.serial).is_some_and(|remainder| remainder.asked);
+        let may_serve = self.broker.listens(found.worker.serial) || self.policy.is_starting(found.worker);
+        if !exited_well || asked || !may_serve {
+            return None;
+        }
+        let adopted = found.members.iter().filter(|member| member.adopted);
+        adopted.min_by_key(|member| (!member.listens, member.started, member.pid.as_raw_pid())).cloned()
+    }
+
+    /// A daemon takes the place of the process that has started it.
+    fn becomes_daemon(&mut self, worker: WorkerId, main: &Member) {
+        let serial = worker.serial;
+        let handle = pidfd_open(main.pid, PidfdFlags::empty()).ok();
+        let Some(handle) = handle.filter(|_| main.is_there()) else {
+            // It is gone meanwhile: who is left is asked again.
+            return self.trees.look(serial, Vec::new(), self.broker.listeners_of_worker(serial));
+        };
+        self.remainders.remove(&serial);
+        let before = self.name(worker);
+        self.watch(handle.as_fd(), Token::Exit(serial));
+        self.workers.replace_process(serial, main.pid, handle);
+        self.trees.replaced(serial, main.pid, main.started);
+        self.broker.launched(worker, main.pid);
+        self.meter.moved(worker, main.pid);
+        let (name, pid) = (&main.name, main.pid.as_raw_pid());
+        let known = FOREGROUND.iter().find(|(program, _)| name.starts_with(program));
+        let hint = known.map_or_else(String::new, |(_, flag)| format!("; {flag} keeps it in the foreground"));
+        info!(
+            worker = worker.slot,
+            pid, "{before} went into the background: {name} (pid {pid}) is the worker from now on{hint}"
+        );
+        self.event(Event::WentIntoBackground(worker));
+        let wait = if self.policy.is_starting(worker) { self.ready_timeout } else { LISTENS_WITHIN };
+        self.later_in(wait, Chore::Background(serial));
+    }
+
+    /// A daemon that serves nothing is not the worker.
+    pub(super) fn check_daemon(&mut self, serial: u64) {
+        let Some(entry) = self.workers.get(serial).filter(|entry| entry.end.is_none()) else { return };
+        if self.broker.listens(serial) || self.policy.expects_end(entry.id) {
+            return;
+        }
+        let id = entry.id;
+        warn!(
+            worker = id.slot,
+            "{} went into the background and does not listen: stopping it",
+            self.name(id)
+        );
+        self.signal(id, self.stop_signal);
+        self.later_in(LISTENS_WITHIN, Chore::KillFirst(serial));
+    }
+
+    /// Processes of a worker live on without its first one, and are to go.
+    fn leaves_behind(&mut self, worker: WorkerId, death: Option<Death>, members: &[Member]) {
+        let serial = worker.serial;
+        let named: Vec<String> = members
+            .iter()
+            .take(NAMED)
+            .map(|member| format!("{} (pid {})", member.name, member.pid.as_raw_pid()))
+            .collect();
+        let more = members.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let (count, es) = (members.len(), if members.len() == 1 { "" } else { "es" });
+        info!(
+            worker = worker.slot,
+            processes = count,
+            "worker {} left {count} process{es} behind: {}{more}",
+            worker.slot,
+            named.join(", ")
+        );
+        if let Some(remainder) = self.remainders.get_mut(&serial) {
+            remainder.phase = Phase::Leaving(None);
+        }
+        let words = self.meter.ended(worker);
+        self.workers.ended(serial, Certificate::new(death, words));
+        self.broker.first_ended(self.now(), serial);
+        self.event(Event::DiedWithRemains(worker));
+        self.later_in(LOOK_AGAIN, Chore::Remains(serial));
+    }
+
+    /// The policy wants them to go.
+    pub(super) fn stop_remains(&mut self, worker: WorkerId) {
+        let Some(remainder) = self.remainders.get(&worker.serial) else { return };
+        if !remainder.had_stop_signal {
+            self.trees.signal(worker.serial, self.stop_signal, remainder.hints.clone());
+        }
+    }
+
+    /// The policy wants them dead. False where the worker's first process lives.
+    pub(super) fn kill_remains(&mut self, worker: WorkerId) -> bool {
+        let now = self.now();
+        let Some(remainder) = self.remainders.get_mut(&worker.serial) else { return false };
+        let since = match remainder.phase {
+            Phase::Asked(_) => return false,
+            Phase::Leaving(since) => since.unwrap_or(now),
+        };
+        remainder.phase = Phase::Leaving(Some(since));
+        let _nobody_is_in_it = pidfd::kill_led_group(remainder.first.as_fd());
+        let hints = remainder.hints.clone();
+        self.trees.signal(worker.serial, libc::SIGKILL, hints);
+        self.later_in(LOOK_AGAIN, Chore::Remains(worker.serial));
+        true
+    }
+
+    /// Looks again who is left of a worker.
+    pub(super) fn look_at_remains(&mut self, serial: u64) {
+        let now = self.now();
+        let Some(remainder) = self.remainders.get(&serial) else { return };
+        match remainder.phase {
+            // No answer came in time.
+            Phase::Asked(death) => self.none_found(serial, death),
+            Phase::Leaving(Some(since)) if now.since(since) > KILL_TAKES => {
+                warn!(
+                    worker = remainder.worker.slot,
+                    "what worker {} left behind cannot be killed: it is left alone", remainder.worker.slot
+                );
+                self.remains_gone(serial);
+            }
+            Phase::Leaving(killed) => {
+                let (worker, hints) = (remainder.worker, remainder.hints.clone());
+                if killed.is_some() {
+                    self.kill_remains(worker);
+                } else {
+                    // Where there is a filter the kernel tells.
+                    if !self.listeners.has(serial) {
+                        self.trees.look(serial, hints, Vec::new());
+                    }
+                    self.later_in(LOOK_AGAIN, Chore::Remains(serial));
+                }
+            }
+        }
+    }
+
+    /// The kernel says that nobody of a worker's tree is left.
+    pub(super) fn tree_is_empty(&mut self, serial: u64) {
+        match self.remainders.get(&serial).map(|remainder| &remainder.phase) {
+            Some(Phase::Asked(death)) => {
+                let death = *death;
+                self.remainders.remove(&serial);
+                self.worker_gone(serial, death);
+            }
+            Some(Phase::Leaving(_)) => self.remains_gone(serial),
+            None => {}
+        }
+    }
+
+    fn remains_gone(&mut self, serial: u64) {
+        let Some(remainder) = self.remainders.remove(&serial) else { return };
+        debug!(worker = remainder.worker.slot, "nothing is left of worker {}", remainder.worker.slot);
+        self.broker.leave(self.now(), serial, remainder.asked);
+        self.forget_tree(serial);
+        self.event(Event::RemainsGone(remainder.worker));
+    }
+}

@@ -1,0 +1,112 @@
+//! What is left of a worker whose first process is gone.
+
+use std::time::Duration;
+
+use super::sim::{Sim, settings};
+use crate::policy::{Event, Note, Outcome, WorkerId};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+/// Whether what remains was asked to leave, and whether it was killed.
+fn remains(sim: &Sim, worker: WorkerId) -> (bool, bool) {
+    sim.remains[&worker]
+}
+
+#[test]
+fn what_a_crashed_worker_leaves_behind_has_a_second_and_nobody_waits_for_it() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.pass(2 * SECOND);
+    let crashed = sim.alive()[0];
+    sim.die_with_remains(crashed);
+    assert_eq!(remains(&sim, crashed), (true, false));
+    sim.launch_all();
+    sim.sign_all();
+    assert_eq!(sim.alive().len(), 1, "the replacement does not wait");
+    sim.pass(999 * MS);
+    assert!(!remains(&sim, crashed).1, "too early");
+    sim.pass(MS);
+    assert_eq!(remains(&sim, crashed), (true, true));
+    sim.end_remains(crashed);
+    assert_eq!(sim.finish(), Outcome::Stopped);
+}
+
+#[test]
+fn a_kill_timeout_that_is_shorter_holds_after_a_crash_as_well() {
+    let mut sim = Sim::new(crate::policy::Settings { kill_timeout: 300 * MS, ..settings(1) });
+    sim.run_smoothly();
+    sim.pass(2 * SECOND);
+    let crashed = sim.alive()[0];
+    sim.die_with_remains(crashed);
+    sim.pass(300 * MS);
+    assert!(remains(&sim, crashed).1);
+    sim.end_remains(crashed);
+    sim.finish();
+}
+
+#[test]
+fn what_a_worker_that_left_as_asked_leaves_behind_has_the_rest_of_the_kill_timeout() {
+    let mut sim = Sim::new(settings(2));
+    sim.run_smoothly();
+    sim.event(Event::Stop);
+    let worker = sim.find(|process| process.stopped)[0];
+    sim.pass(3 * SECOND);
+    sim.die_with_remains(worker);
+    assert_eq!(remains(&sim, worker), (true, false));
+    sim.pass(1999 * MS);
+    assert!(!remains(&sim, worker).1, "too early");
+    sim.pass(MS);
+    assert!(remains(&sim, worker).1);
+    assert!(sim.notes.contains(&Note::Overdue { worker, after: 5 * SECOND }));
+    sim.leave_all();
+    assert_eq!(sim.policy.outcome(), None, "somebody is left");
+    sim.end_remains(worker);
+    assert_eq!(sim.policy.outcome(), Some(Outcome::Stopped));
+}
+
+#[test]
+fn what_a_killed_worker_leaves_behind_is_killed_at_once() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.event(Event::Stop);
+    sim.pass(5 * SECOND);
+    let worker = sim.find(|process| process.killed)[0];
+    sim.die_with_remains(worker);
+    assert_eq!(remains(&sim, worker), (true, true));
+    sim.end_remains(worker);
+    assert_eq!(sim.finish(), Outcome::Stopped);
+}
+
+#[test]
+fn a_reload_is_complete_while_something_remains_of_an_old_worker() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.pass(2 * SECOND);
+    sim.event(Event::Reload);
+    let old = sim.alive()[0];
+    sim.launch_all();
+    sim.sign_all();
+    sim.pass(2 * SECOND);
+    sim.answer_looks(crate::policy::Queue::None);
+    assert!(sim.processes[&old].stopped);
+    sim.die_with_remains(old);
+    sim.run_smoothly();
+    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. })));
+    sim.end_remains(old);
+    sim.finish();
+}
+
+#[test]
+fn a_slot_that_was_scaled_away_is_kept_for_what_remains_in_it() {
+    let mut sim = Sim::new(settings(2));
+    sim.run_smoothly();
+    sim.event(Event::ScaleDown);
+    sim.answer_looks(crate::policy::Queue::None);
+    let worker = sim.find(|process| process.stopped)[0];
+    sim.die_with_remains(worker);
+    sim.pass(5 * SECOND);
+    assert_eq!(remains(&sim, worker), (true, true));
+    sim.end_remains(worker);
+    assert_eq!(sim.finish(), Outcome::Stopped);
+}

@@ -1,0 +1,232 @@
+//! Who belongs to a worker: everything that descends from its start, whatever group, session or parent it has now.
+//!
+//! A process whose parent ends becomes a child of the supervisor, which is a subreaper. Whose it was is then told by
+//! what it still has of its worker ([`ownership`]). The walk over `/proc` that finds out is as long as the workers make
+//! it, so a helper thread makes it ([`walker`]); the loop asks and is told.
+//!
+//! The order of evidence, for a process that was handed to the supervisor:
+//! 1. it was seen as this worker's before;
+//! 2. the eBPF account of the worker has it;
+//! 3. its process group or session is the worker's first process's;
+//! 4. it has one of the worker's listeners open;
+//! 5. its environment names the supervisor, the slot and the generation;
+//! 6. there is no other worker.
+//!
+//! What nobody can be named for belongs to no worker, and is ended with the supervisor.
+
+mod ownership;
+mod walker;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use rustix::process::Pid;
+
+use crate::policy::WorkerId;
+use crate::sys::children;
+use crate::sys::proc_stat::StatFile;
+use ownership::TreeFacts;
+use walker::{Task, Walk, Walker};
+
+/// Processes of one worker that are looked at. One that has more is ended in several rounds.
+const MAX_MEMBERS: usize = 4096;
+
+/// A process of a worker's tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its number.
+    pub pid: Pid,
+    /// When it was started, in ticks since the machine was: with its pid it tells a process from all others.
+    pub started: u64,
+    /// What `ps` calls it.
+    pub name: String,
+    /// Whether it is a child of the supervisor.
+    pub adopted: bool,
+    /// Whether it has one of the worker's listeners open.
+    pub listens: bool,
+}
+
+impl Member {
+    /// Whether its number is still its own.
+    pub fn is_there(&self) -> bool {
+        let stat = StatFile::open(self.pid).and_then(|file| file.read());
+        stat.is_ok_and(|stat| stat.started == self.started)
+    }
+}
+
+/// What a walk found of one worker.
+#[derive(Debug)]
+pub struct Found {
+    /// Whose.
+    pub worker: WorkerId,
+    /// Everybody of it who lives, its first process included.
+    pub members: Vec<Member>,
+}
+
+/// What is to be done at the next walk.
+#[derive(Debug, Clone, Default)]
+struct Request {
+    signal: Option<i32>,
+    hints: Vec<Pid>,
+    sockets: Vec<u64>,
+}
+
+/// The trees of all workers, as far as the loop knows them.
+#[derive(Debug)]
+pub struct Trees {
+    trees: BTreeMap<u64, TreeFacts>,
+    /// Processes that were handed to us and whose worker is known: when they were started, and its serial.
+    owners: HashMap<Pid, (u64, u64)>,
+    /// Children of whatever this process was before it was exec'ed.
+    inherited: HashSet<Pid>,
+    requests: BTreeMap<u64, Request>,
+    /// Whether a walk is under way.
+    walks: bool,
+    walker: Walker,
+}
+
+impl Trees {
+    /// # Errors
+    /// Those of eventfd(2).
+    pub fn new() -> io::Result<Trees> {
+        Ok(Trees {
+            trees: BTreeMap::new(),
+            owners: HashMap::new(),
+            inherited: children::ours().into_iter().collect(),
+            requests: BTreeMap::new(),
+            walks: false,
+            walker: Walker::new()?,
+        })
+    }
+
+    /// Readable when [`take`](Self::take) has something.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.walker.fd()
+    }
+
+    /// Children of whatever this process was before it was exec'ed.
+    pub fn inherited(&self) -> &HashSet<Pid> {
+        &self.inherited
+    }
+
+    /// A worker runs.
+    pub fn started(&mut self, worker: WorkerId, generation: u32, first: Pid) {
+        let tree = TreeFacts {
+            serial: worker.serial,
+            slot: worker.slot,
+            generation,
+            first,
+            started: ticks_since_boot(),
+            first_started: ticks_since_boot(),
+            first_lives: true,
+        };
+        self.trees.insert(worker.serial, tree);
+    }
+
+    /// The first process of a worker is gone, and reaped.
+    pub fn first_ended(&mut self, serial: u64) {
+        if let Some(tree) = self.trees.get_mut(&serial) {
+            tree.first_lives = false;
+        }
+    }
+
+    /// Another process of a worker takes the place of its first one, which is gone.
+    pub fn replaced(&mut self, serial: u64, first: Pid, started: u64) {
+        if let Some(tree) = self.trees.get_mut(&serial) {
+            (tree.first, tree.first_started, tree.first_lives) = (first, started, true);
+        }
+    }
+
+    /// Nobody of a worker is left.
+    pub fn gone(&mut self, serial: u64) {
+        self.trees.remove(&serial);
+        self.requests.remove(&serial);
+        self.owners.retain(|_, (_, owner)| *owner != serial);
+    }
+
+    /// Whether anybody of a worker may live.
+    pub fn has(&self, serial: u64) -> bool {
+        self.trees.contains_key(&serial)
+    }
+
+    /// The worker of a process that was handed to us, where a walk has found it.
+    pub fn owner(&self, pid: Pid) -> Option<u64> {
+        self.owners.get(&pid).map(|(_, serial)| *serial)
+    }
+
+    /// Asks who lives of a worker. `hints` are processes that are known to be its own, `sockets` its listeners.
+    pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>) {
+        if self.trees.contains_key(&serial) {
+            let request = self.requests.entry(serial).or_default();
+            request.hints.extend(hints);
+            request.sockets = sockets;
+            self.walk();
+        }
+    }
+
+    /// Sends a signal to everybody of a worker.
+    pub fn signal(&mut self, serial: u64, number: i32, hints: Vec<Pid>) {
+        if self.trees.contains_key(&serial) {
+            let request = self.requests.entry(serial).or_default();
+            // What ends a process for sure is not taken back by a milder wish that comes later.
+            if request.signal != Some(libc::SIGKILL) {
+                request.signal = Some(number);
+            }
+            request.hints.extend(hints);
+            self.walk();
+        }
+    }
+
+    /// One walk answers all that was asked until then.
+    fn walk(&mut self) {
+        if self.walks || self.requests.is_empty() {
+            return;
+        }
+        let tasks: Vec<Task> = std::mem::take(&mut self.requests)
+            .into_iter()
+            .map(|(serial, request)| Task {
+                serial,
+                signal: request.signal,
+                hints: request.hints,
+                sockets: request.sockets,
+            })
+            .collect();
+        let walk = Box::new(Walk {
+            tasks,
+            trees: self.trees.values().copied().collect(),
+            owners: self.owners.clone(),
+            inherited: self.inherited.clone(),
+        });
+        self.walks = self.walker.start(walk);
+    }
+
+    /// What walks have found since this was called last.
+    pub fn take(&mut self) -> Vec<Found> {
+        let mut found = Vec::new();
+        for answer in self.walker.take() {
+            self.walks = false;
+            self.owners = answer.owners;
+            // One that is gone meanwhile owns nothing.
+            let trees = &self.trees;
+            self.owners.retain(|_, (_, serial)| trees.contains_key(serial));
+            for (serial, members) in answer.members {
+                if let Some(tree) = self.trees.get(&serial) {
+                    found.push(Found { worker: WorkerId { slot: tree.slot, serial }, members });
+                }
+            }
+        }
+        self.walk();
+        found
+    }
+}
+
+/// The moment that it is, as `/proc/PID/stat` counts starts.
+fn ticks_since_boot() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let since =
+        Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
+    let ticks = since.as_nanos() * u128::from(rustix::param::clock_ticks_per_second()) / 1_000_000_000;
+    u64::try_from(ticks).unwrap_or(u64::MAX)
+}

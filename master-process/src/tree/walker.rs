@@ -1,0 +1,257 @@
+//! The helper thread: walks over `/proc`, whose length the workers decide, and signals to everybody it finds.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
+
+use super::ownership::{Evidence, TreeFacts, owner, read_environment};
+use super::{MAX_MEMBERS, Member};
+use crate::sys::peer::Peer;
+use crate::sys::proc_stat::{self, Stat, StatFile};
+use crate::sys::{children, pidfd};
+
+/// Children of ours that are looked at. More than that are found when some of these are gone.
+const MAX_ADOPTED: usize = 16_384;
+
+/// Descriptors of one process among which its listeners are: they are opened early, and the lowest numbers go first.
+const DESCRIPTORS_FOR_LISTENERS: usize = 256;
+
+/// Who forks while it is killed leaves children behind: so many rounds are made at once, the others a moment later.
+const ROUNDS: usize = 8;
+
+/// The start of a process is noted by another clock than the kernel's: they may differ by so many ticks.
+const CLOCK_SLACK: u64 = 5;
+
+/// What is to be done about one worker.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) serial: u64,
+    /// None: see who is there.
+    pub(super) signal: Option<i32>,
+    pub(super) hints: Vec<Pid>,
+    pub(super) sockets: Vec<u64>,
+}
+
+/// One walk, and what it may know beforehand.
+#[derive(Debug)]
+pub(super) struct Walk {
+    pub(super) tasks: Vec<Task>,
+    pub(super) trees: Vec<TreeFacts>,
+    pub(super) owners: HashMap<Pid, (u64, u64)>,
+    pub(super) inherited: HashSet<Pid>,
+}
+
+/// What it found.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) owners: HashMap<Pid, (u64, u64)>,
+    /// By serial: who lives, after any signal.
+    pub(super) members: Vec<(u64, Vec<Member>)>,
+}
+
+/// The thread, from the first walk on.
+#[derive(Debug)]
+pub(super) struct Walker {
+    wake: OwnedFd,
+    answers: Arc<Mutex<Vec<Answer>>>,
+    sender: Option<SyncSender<Box<Walk>>>,
+}
+
+impl Walker {
+    pub(super) fn new() -> io::Result<Walker> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Walker { wake, answers: Arc::default(), sender: None })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    /// Makes a walk. False where no thread is to be had: then nothing comes back.
+    pub(super) fn start(&mut self, walk: Box<Walk>) -> bool {
+        if self.sender.is_none() {
+            self.sender = self.spawn();
+        }
+        match self.sender.as_ref().map(|sender| sender.try_send(walk)) {
+            Some(Ok(())) => true,
+            Some(Err(_)) | None => {
+                tracing::warn!("the processes of workers cannot be looked for: no thread is available");
+                false
+            }
+        }
+    }
+
+    fn spawn(&self) -> Option<SyncSender<Box<Walk>>> {
+        let (sender, receiver) = sync_channel(1);
+        let (answers, wake) = (Arc::clone(&self.answers), self.wake.try_clone().ok()?);
+        let thread = std::thread::Builder::new().name("trees".to_owned()).stack_size(256 * 1024);
+        thread.spawn(move || run(&receiver, &answers, &wake)).ok().map(|_running| sender)
+    }
+
+    pub(super) fn take(&mut self) -> Vec<Answer> {
+        let _none_or_some = rustix::io::read(&self.wake, &mut [0u8; 8]);
+        std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn run(walks: &Receiver<Box<Walk>>, answers: &Mutex<Vec<Answer>>, wake: &OwnedFd) {
+    while let Ok(walk) = walks.recv() {
+        let answer = carry_out(*walk);
+        answers.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+        // It is full only with 2^64 answers that nobody has read.
+        let _woken = rustix::io::write(wake, &1u64.to_ne_bytes());
+    }
+}
+
+fn carry_out(mut walk: Walk) -> Answer {
+    let tasks = std::mem::take(&mut walk.tasks);
+    let mut adopted = walk.adopted(&tasks);
+    let mut members = Vec::with_capacity(tasks.len());
+    for task in &tasks {
+        let mut found = walk.members(task, &adopted);
+        if let Some(number) = task.signal {
+            // The first process gets what asks to leave from the loop.
+            let spared = |member: &&Member| number == libc::SIGKILL || !walk.is_first(member.pid);
+            found.iter().filter(spared).for_each(|member| send(member, number));
+            for _ in 1..ROUNDS {
+                if number != libc::SIGKILL || found.is_empty() {
+                    break;
+                }
+                // Whose parents were killed are children of ours by now.
+                adopted = walk.adopted(&tasks);
+                found = walk.members(task, &adopted);
+                found.iter().for_each(|member| send(member, number));
+            }
+        }
+        members.push((task.serial, found));
+    }
+    let present: HashSet<Pid> = adopted.iter().map(|(pid, _)| *pid).collect();
+    walk.owners.retain(|pid, _| present.contains(pid));
+    Answer { owners: walk.owners, members }
+}
+
+impl Walk {
+    fn is_first(&self, pid: Pid) -> bool {
+        self.trees.iter().any(|tree| tree.first_lives && tree.first == pid)
+    }
+
+    /// Processes that were handed to us and live, each with its worker's serial where that can be told.
+    fn adopted(&mut self, tasks: &[Task]) -> Vec<(Pid, Option<u64>)> {
+        let firsts: HashSet<Pid> =
+            self.trees.iter().filter(|tree| tree.first_lives).map(|tree| tree.first).collect();
+        let others = children::ours()
+            .into_iter()
+            .filter(|child| !firsts.contains(child) && !self.inherited.contains(child));
+        let mut found = Vec::new();
+        for pid in others.take(MAX_ADOPTED) {
+            let Some(stat) = stat(pid).filter(|stat| !stat.is_zombie) else { continue };
+            let known = self.owners.get(&pid).is_some_and(|(started, _)| *started == stat.started);
+            let evidence = if known {
+                Evidence { started: stat.started, ..Evidence::default() }
+            } else {
+                evidence(pid, &stat, tasks)
+            };
+            let owner = owner(pid, &evidence, &self.trees, &self.owners);
+            if let Some(serial) = owner {
+                self.owners.insert(pid, (stat.started, serial));
+            }
+            found.push((pid, owner));
+        }
+        found
+    }
+
+    /// Everybody of one worker who lives.
+    fn members(&self, task: &Task, adopted: &[(Pid, Option<u64>)]) -> Vec<Member> {
+        let mut found = Vec::new();
+        let first = self.trees.iter().find(|tree| tree.serial == task.serial && tree.first_lives);
+        if let Some(tree) = first
+            && let Some(stat) = stat(tree.first)
+            && !stat.is_zombie
+            && stat.parent == Some(getpid())
+            && stat.started.abs_diff(tree.first_started) <= CLOCK_SLACK
+        {
+            found.push(member(tree.first, &stat, false, &[]));
+        }
+        for (pid, _) in adopted.iter().filter(|(_, owner)| *owner == Some(task.serial)) {
+            let is_ours = |stat: &Stat| !stat.is_zombie && stat.parent == Some(getpid());
+            if let Some(stat) = stat(*pid).filter(is_ours) {
+                found.push(member(*pid, &stat, true, &task.sockets));
+            }
+        }
+        let mut seen: HashSet<Pid> = found.iter().map(|member| member.pid).collect();
+        let mut at = 0;
+        while let Some(parent) = found.get(at).map(|parent| (parent.pid, parent.started)) {
+            at += 1;
+            for (pid, stat) in children_of(parent) {
+                if found.len() >= MAX_MEMBERS {
+                    return found;
+                }
+                if seen.insert(pid) {
+                    found.push(member(pid, &stat, false, &task.sockets));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// The living children of a process. They are its own only if it still is who it was after they were read: a number
+/// that is used again would lead to a stranger's.
+fn children_of((pid, started): (Pid, u64)) -> Vec<(Pid, Stat)> {
+    let children = children::of(pid).unwrap_or_default();
+    let living: Vec<(Pid, Stat)> = children
+        .into_iter()
+        .take(MAX_MEMBERS)
+        .filter_map(|child| Some((child, stat(child)?)))
+        .filter(|(_, stat)| !stat.is_zombie && stat.parent == Some(pid))
+        .collect();
+    let is_same = stat(pid).is_some_and(|stat| stat.started == started);
+    if is_same { living } else { Vec::new() }
+}
+
+fn member(pid: Pid, stat: &Stat, adopted: bool, sockets: &[u64]) -> Member {
+    let name = proc_stat::name(pid).unwrap_or_else(|| "?".to_owned());
+    Member { pid, started: stat.started, name, adopted, listens: has_any(pid, sockets) }
+}
+
+fn stat(pid: Pid) -> Option<Stat> {
+    StatFile::open(pid).and_then(|file| file.read()).ok()
+}
+
+fn evidence(pid: Pid, stat: &Stat, tasks: &[Task]) -> Evidence {
+    let accounted = tasks.iter().find(|task| task.hints.contains(&pid) || has_any(pid, &task.sockets));
+    let environment = Peer::open(pid).and_then(|peer| peer.environment()).ok();
+    Evidence {
+        started: stat.started,
+        group: stat.group,
+        session: stat.session,
+        environment: environment.and_then(|variables| read_environment(&variables, getpid())),
+        accounted: accounted.map(|task| task.serial),
+    }
+}
+
+/// Whether a process has one of these sockets open.
+fn has_any(pid: Pid, sockets: &[u64]) -> bool {
+    if sockets.is_empty() {
+        return false;
+    }
+    let open = Peer::open(pid).and_then(|peer| peer.sockets(DESCRIPTORS_FOR_LISTENERS));
+    open.is_ok_and(|open| open.iter().any(|(_, inode)| sockets.contains(inode)))
+}
+
+/// One that is gone meanwhile needs no signal, and who has its number by now gets none. A process that is stopped, by a
+/// terminal for example, must run to hear it.
+fn send(member: &Member, number: i32) {
+    let Ok(handle) = pidfd_open(member.pid, PidfdFlags::empty()) else { return };
+    if stat(member.pid).is_some_and(|stat| stat.started == member.started) {
+        let _gone_or_not_ours_to_signal = pidfd::signal(handle.as_fd(), number);
+        if number != libc::SIGKILL {
+            let _likewise = pidfd::signal(handle.as_fd(), libc::SIGCONT);
+        }
+    }
+}

@@ -197,17 +197,21 @@ impl Driver {
         self.remainders.remove(&serial);
         let before = self.name(worker);
         self.watch(handle.as_fd(), Token::Exit(serial));
-        self.workers.replace_process(serial, main.pid, handle);
         self.trees.replaced(serial, main.pid, main.started);
         self.broker.launched(worker, main.pid);
         self.meter.moved(worker, main.pid);
         let (name, pid) = (&main.name, main.pid.as_raw_pid());
         let known = FOREGROUND.iter().find(|(program, _)| name.starts_with(program));
         let hint = known.map_or_else(String::new, |(_, flag)| format!("; {flag} keeps it in the foreground"));
-        info!(
-            worker = worker.slot,
-            pid, "{before} went into the background: {name} (pid {pid}) is the worker from now on{hint}"
-        );
+        // A daemon forks twice: one line for both.
+        let first = !self.workers.get(serial).is_some_and(|entry| entry.in_background);
+        if first {
+            info!(
+                worker = worker.slot,
+                pid, "{before} went into the background: {name} (pid {pid}) is the worker from now on{hint}"
+            );
+        }
+        self.workers.replace_process(serial, main.pid, handle);
         self.event(Event::WentIntoBackground(worker));
         let wait = if self.policy.is_starting(worker) { self.ready_timeout } else { LISTENS_WITHIN };
         self.later_in(wait, Chore::Background(serial));

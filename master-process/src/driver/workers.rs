@@ -17,6 +17,8 @@ pub(super) struct Entry {
     pub(super) ready_pipe: Option<OwnedFd>,
     /// Whether its process is reaped: from then on its pid may be somebody else's.
     pub(super) reaped: bool,
+    /// Whether a daemon has taken the place of the process that was started.
+    pub(super) in_background: bool,
     /// Set once it is known how it ended.
     pub(super) end: Option<Box<Certificate>>,
 }
@@ -31,7 +33,10 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn insert(&mut self, id: WorkerId, pid: Pid, pidfd: OwnedFd, ready_pipe: Option<OwnedFd>) {
         self.by_pid.insert(pid, id.serial);
-        self.entries.insert(id.serial, Entry { id, pid, pidfd, ready_pipe, reaped: false, end: None });
+        self.entries.insert(
+            id.serial,
+            Entry { id, pid, pidfd, ready_pipe, reaped: false, in_background: false, end: None },
+        );
     }
 
     pub(super) fn get(&self, serial: u64) -> Option<&Entry> {
@@ -70,6 +75,7 @@ impl Workers {
     pub(super) fn replace_process(&mut self, serial: u64, pid: Pid, pidfd: OwnedFd) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             (entry.pid, entry.pidfd, entry.reaped) = (pid, pidfd, false);
+            entry.in_background = true;
             self.by_pid.insert(pid, serial);
         }
     }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 /// The lowest port given out: not privileged, below the range of outgoing connections, and not among those that people
 /// use for what they develop: a server on every address of the machine would be in the way.
-const FIRST_PORT: u16 = 13_000;
+const FIRST_PORT: u16 = 6200;
 
 /// A TCP address of this test alone. The loopback network has room for an address per process, so parallel tests cannot
 /// meet, and the port is never one that the kernel has just lent to an outgoing connection.

@@ -52,7 +52,8 @@ impl Driver {
         let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let state = state[0].revents();
         if !state.contains(PollFlags::IN) {
-            if state.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+            // Not ERR: the kernel says that where it was interrupted (`seccomp_notify_poll` of kernel/seccomp.c).
+            if state.intersects(PollFlags::HUP | PollFlags::NVAL) {
                 // Nobody of the worker's whole tree is left.
                 self.listeners.open.remove(&serial);
                 self.tree_is_empty(serial);

@@ -129,7 +129,7 @@ impl Driver {
             broker,
             chores: Chores::default(),
             checks_listeners: false,
-            trees: Trees::new().context("eventfd")?,
+            trees: Trees::new(remains::cgroups(config)).context("eventfd")?,
             remainders: Remainders::new(),
             dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,
@@ -261,7 +261,9 @@ impl Driver {
         self.launcher.set_filter(self.broker.calls());
         self.broker.enter(worker, generation);
         self.meter.expect(worker);
-        match self.launcher.launch(worker, generation) {
+        let cgroup = self.trees.make_cgroup(worker);
+        let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
+        match self.launcher.launch(worker, generation, into) {
             Ok(launched) => {
                 self.greet();
                 let (serial, pid) = (worker.serial, launched.spawned.pid);
@@ -282,7 +284,9 @@ impl Driver {
                 );
                 self.broker.launched(worker, pid);
                 self.meter.launched(worker, pid);
-                self.trees.started(worker, generation, pid);
+                // Where clone3(2) is denied, it is put there before it has had time to fork.
+                let cgroup = cgroup.filter(|cgroup| launched.spawned.in_cgroup || cgroup.enter(pid).is_ok());
+                self.trees.started(worker, generation, pid, cgroup);
                 debug!(worker = worker.slot, generation, "{} is started", self.name(worker));
                 self.event(Event::Launched(worker));
             }

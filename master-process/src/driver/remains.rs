@@ -11,8 +11,10 @@ use tracing::{debug, info, warn};
 
 use super::chores::Chore;
 use super::{Driver, Token};
+use crate::config::{Config, Orphans};
 use crate::policy::{Event, Time, WorkerId};
 use crate::report::Certificate;
+use crate::sys::cgroup::Supervisors;
 use crate::sys::pidfd::{self, Death, Exit};
 use crate::tree::{Found, Member};
 
@@ -76,6 +78,34 @@ enum Phase {
 /// All of them, by serial.
 pub(super) type Remainders = HashMap<u64, Remainder>;
 
+/// Cgroups for the workers, where they can be had. What an earlier supervisor has left in ours is ended, unless its
+/// workers were to live on.
+pub(super) fn cgroups(config: &Config) -> Option<Supervisors> {
+    let (cgroups, leftovers) = match Supervisors::make() {
+        Ok(made) => made?,
+        Err(error) => {
+            debug!("cgroups: {error}: the processes of a worker are told apart without");
+            return None;
+        }
+    };
+    for leftover in leftovers {
+        let (count, supervisor) = (leftover.processes(), leftover.supervisor().to_owned());
+        let processes = if count == 1 { "process" } else { "processes" };
+        let from = format!("{count} {processes} of an earlier master-process (pid {supervisor})");
+        if config.orphans == Orphans::Keep && count > 0 {
+            warn!(processes = count, "found {from} in this cgroup: they live on, as --orphans keep says");
+            continue;
+        }
+        let ended = leftover.end();
+        match (count, ended) {
+            (0, _) => {}
+            (_, true) => warn!(processes = count, "found {from} in this cgroup: killed"),
+            (_, false) => warn!(processes = count, "found {from} in this cgroup: they cannot be killed"),
+        }
+    }
+    Some(cgroups)
+}
+
 impl Driver {
     /// The first process of a worker is gone and reaped. Whether anybody else of it lives, the helper thread finds out,
     /// unless the kernel says that nobody does: then the worker is gone.
@@ -121,13 +151,15 @@ impl Driver {
         }
     }
 
-    /// Whether anybody of a worker whose first process is gone may live. Its filter says so where it has one: the kernel
-    /// keeps it for as long as a process has it.
+    /// Whether anybody of a worker whose first process is gone may live. Its cgroup says so, and its filter: the kernel
+    /// keeps that for as long as a process has it, in whatever cgroup that is.
     fn may_have_remains(&self, serial: u64) -> bool {
-        let Some(listener) = self.listeners.get(serial) else { return true };
+        let populated = self.trees.is_populated(serial);
+        let Some(listener) = self.listeners.get(serial) else { return populated.unwrap_or(true) };
         let mut state = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
         let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        !state[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL)
+        populated == Some(true)
+            || !state[0].revents().intersects(PollFlags::HUP | PollFlags::NVAL)
     }
 
     /// What the helper thread has found.
@@ -244,13 +276,14 @@ impl Driver {
         let more = members.len().saturating_sub(NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let (count, es) = (members.len(), if members.len() == 1 { "" } else { "es" });
-        info!(
-            worker = worker.slot,
-            processes = count,
-            "worker {} left {count} process{es} behind: {}{more}",
-            worker.slot,
-            named.join(", ")
-        );
+        let slot = worker.slot;
+        let line = format!("worker {slot} left {count} process{es} behind: {}{more}", named.join(", "));
+        if self.policy.was_killed(worker) {
+            // Its end is under way for all of them.
+            debug!(worker = slot, processes = count, "{line}");
+        } else {
+            info!(worker = slot, processes = count, "{line}");
+        }
         if let Some(remainder) = self.remainders.get_mut(&serial) {
             remainder.phase = Phase::Leaving(None);
         }

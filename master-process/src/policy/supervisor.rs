@@ -148,12 +148,19 @@ impl Supervisor {
         })
     }
 
+    fn leave_phase(&self, worker: WorkerId) -> Option<LeavePhase> {
+        let leaving = &self.slots.get(index(worker.slot))?.leaving;
+        leaving.iter().find(|leaving| leaving.worker == worker).map(|leaving| leaving.phase)
+    }
+
     /// Whether a worker has the stop signal.
     pub fn was_asked_to_stop(&self, worker: WorkerId) -> bool {
-        let slot = self.slots.get(index(worker.slot));
-        slot.and_then(|slot| slot.leaving.iter().find(|leaving| leaving.worker == worker)).is_some_and(
-            |leaving| matches!(leaving.phase, LeavePhase::Asked { .. } | LeavePhase::Killed { .. }),
-        )
+        matches!(self.leave_phase(worker), Some(LeavePhase::Asked { .. } | LeavePhase::Killed { .. }))
+    }
+
+    /// Whether a worker has SIGKILL.
+    pub fn was_killed(&self, worker: WorkerId) -> bool {
+        matches!(self.leave_phase(worker), Some(LeavePhase::Killed { .. }))
     }
 
     /// Whether a worker is to be started in a slot, at once or later, or is on its way.

@@ -13,7 +13,7 @@ use super::calls::{Request, answer};
 use super::core::{Asked, Bind, Scope, SocketId};
 use super::listening::MAX_LISTENERS;
 use super::looks::{Asking, Caller, Look, Question};
-use crate::policy::WorkerId;
+use crate::policy::{Time, WorkerId};
 use crate::sys::epoll_entries::Entry;
 use crate::sys::holders::Holder;
 use crate::sys::options;
@@ -263,7 +263,7 @@ impl Broker {
                 Some(copy) if sockets::is_bound(copy.as_fd()) => Some(copy),
                 Some(copy) => {
                     sockets::close_copy(copy);
-                    if !self.core.is_fresh(request.now, id) {
+                    if !self.may_be_binding(request.now, id) {
                         // Its bind has failed.
                         self.core.drop_socket(id);
                         self.reconcile(request.now);
@@ -338,6 +338,18 @@ impl Broker {
         Decision::Wait(SOON)
     }
 
+    /// Whether the `bind` of a socket was let go on and may not be carried out yet.
+    fn may_be_binding(&self, now: Time, id: SocketId) -> bool {
+        let users = || self.core.socket(id).into_iter().flat_map(|socket| &socket.users);
+        let may_be_in_bind = || {
+            users().filter_map(|user| self.copies.location(*user, id)).any(|at| {
+                let watch = Peer::open(at.thread).and_then(|peer| peer.watch_call());
+                watch.is_ok_and(|watch| watch.may_be_in(&[libc::SYS_bind]))
+            })
+        };
+        self.core.is_fresh(now, id, may_be_in_bind)
+    }
+
     /// A copy of a socket that is not kept, from one of the workers that have it.
     pub(super) fn copy_from_user(&self, id: SocketId, except: u64) -> Option<OwnedFd> {
         let users = self.core.socket(id)?.users.iter().filter(|user| **user != except);
@@ -369,7 +381,7 @@ impl Broker {
         };
         if !sockets::is_bound(copy.as_fd()) {
             sockets::close_copy(copy);
-            if self.core.is_fresh(request.now, id) {
+            if self.may_be_binding(request.now, id) {
                 return Some(Decision::Wait(SOON));
             }
             // Its bind has failed.

@@ -2,6 +2,7 @@
 
 pub mod bpf;
 pub mod capabilities;
+pub mod cgroup;
 pub mod children;
 pub mod closer;
 pub mod epoll_entries;

@@ -4,9 +4,12 @@
 //! what it still has of its worker ([`ownership`]). The walk over `/proc` that finds out is as long as the workers make
 //! it, so a helper thread makes it ([`walker`]); the loop asks and is told.
 //!
+//! Where a cgroup is delegated to the supervisor, each worker has one below it, and the kernel says who is in there. The
+//! rest is for everywhere else, and for what a worker has put into another cgroup.
+//!
 //! The order of evidence, for a process that was handed to the supervisor:
 //! 1. it was seen as this worker's before;
-//! 2. the eBPF account of the worker has it;
+//! 2. it is in the worker's cgroup, or the eBPF account of the worker has it;
 //! 3. its process group or session is the worker's first process's;
 //! 4. it has one of the worker's listeners open;
 //! 5. its environment names the supervisor, the slot and the generation;
@@ -20,11 +23,13 @@ mod walker;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Pid;
 
 use crate::policy::WorkerId;
+use crate::sys::cgroup::{Cgroup, Supervisors};
 use crate::sys::children;
 use crate::sys::proc_stat::StatFile;
 use ownership::TreeFacts;
@@ -81,6 +86,9 @@ pub struct Trees {
     owners: HashMap<Pid, (u64, u64)>,
     /// Children of whatever this process was before it was exec'ed.
     inherited: HashSet<Pid>,
+    /// Where the cgroups of workers are made; none: none is delegated to us.
+    parent: Option<Supervisors>,
+    cgroups: HashMap<u64, Arc<Cgroup>>,
     requests: BTreeMap<u64, Request>,
     /// Whether a walk is under way.
     walks: bool,
@@ -90,11 +98,13 @@ pub struct Trees {
 impl Trees {
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new() -> io::Result<Trees> {
+    pub fn new(parent: Option<Supervisors>) -> io::Result<Trees> {
         Ok(Trees {
             trees: BTreeMap::new(),
             owners: HashMap::new(),
             inherited: children::ours().into_iter().collect(),
+            parent,
+            cgroups: HashMap::new(),
             requests: BTreeMap::new(),
             walks: false,
             walker: Walker::new()?,
@@ -111,8 +121,23 @@ impl Trees {
         &self.inherited
     }
 
+    /// A cgroup for a worker that is about to be started.
+    pub fn make_cgroup(&self, worker: WorkerId) -> Option<Cgroup> {
+        let made = self.parent.as_ref()?.create(worker.serial);
+        made.inspect_err(|error| {
+            tracing::debug!("cgroups: {error}: worker {} is started without one", worker.slot);
+        })
+        .ok()
+    }
+
+    /// Whether anybody is in the cgroup of a worker; none: it has none, or that cannot be known.
+    pub fn is_populated(&self, serial: u64) -> Option<bool> {
+        self.cgroups.get(&serial)?.is_populated().ok()
+    }
+
     /// A worker runs.
-    pub fn started(&mut self, worker: WorkerId, generation: u32, first: Pid) {
+    pub fn started(&mut self, worker: WorkerId, generation: u32, first: Pid, cgroup: Option<Cgroup>) {
+        self.cgroups.extend(cgroup.map(|cgroup| (worker.serial, Arc::new(cgroup))));
         let tree = TreeFacts {
             serial: worker.serial,
             slot: worker.slot,
@@ -143,6 +168,7 @@ impl Trees {
     pub fn gone(&mut self, serial: u64) {
         self.trees.remove(&serial);
         self.requests.remove(&serial);
+        self.cgroups.remove(&serial);
         self.owners.retain(|_, (_, owner)| *owner != serial);
     }
 
@@ -191,6 +217,7 @@ impl Trees {
                 signal: request.signal,
                 hints: request.hints,
                 sockets: request.sockets,
+                cgroup: self.cgroups.get(&serial).cloned(),
             })
             .collect();
         let walk = Box::new(Walk {

@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
 use super::ownership::{Evidence, TreeFacts, owner, read_environment};
 use super::{MAX_MEMBERS, Member};
+use crate::sys::cgroup::Cgroup;
 use crate::sys::peer::Peer;
 use crate::sys::proc_stat::{self, Stat, StatFile};
 use crate::sys::{children, pidfd};
@@ -35,6 +36,7 @@ pub(super) struct Task {
     pub(super) signal: Option<i32>,
     pub(super) hints: Vec<Pid>,
     pub(super) sockets: Vec<u64>,
+    pub(super) cgroup: Option<Arc<Cgroup>>,
 }
 
 /// One walk, and what it may know beforehand.
@@ -117,6 +119,12 @@ fn carry_out(mut walk: Walk) -> Answer {
         if let Some(number) = task.signal {
             // The first process gets what asks to leave from the loop.
             let spared = |member: &&Member| number == libc::SIGKILL || !walk.is_first(member.pid);
+            if number == libc::SIGKILL
+                && let Some(cgroup) = &task.cgroup
+            {
+                // Before Linux 5.14 they are killed one by one.
+                let _killed = cgroup.kill();
+            }
             found.iter().filter(spared).for_each(|member| send(member, number));
             for _ in 1..ROUNDS {
                 if number != libc::SIGKILL || found.is_empty() {
@@ -147,6 +155,11 @@ impl Walk {
         let others = children::ours()
             .into_iter()
             .filter(|child| !firsts.contains(child) && !self.inherited.contains(child));
+        let of_task = |task: &Task| {
+            let members = task.cgroup.iter().flat_map(|cgroup| cgroup.members(MAX_MEMBERS));
+            members.map(|pid| (pid, task.serial)).collect::<Vec<_>>()
+        };
+        let in_cgroups: HashMap<Pid, u64> = tasks.iter().flat_map(of_task).collect();
         let mut found = Vec::new();
         for pid in others.take(MAX_ADOPTED) {
             let Some(stat) = stat(pid).filter(|stat| !stat.is_zombie) else { continue };
@@ -154,7 +167,7 @@ impl Walk {
             let evidence = if known {
                 Evidence { started: stat.started, ..Evidence::default() }
             } else {
-                evidence(pid, &stat, tasks)
+                evidence(pid, &stat, tasks, &in_cgroups)
             };
             let owner = owner(pid, &evidence, &self.trees, &self.owners);
             if let Some(serial) = owner {
@@ -184,6 +197,15 @@ impl Walk {
             }
         }
         let mut seen: HashSet<Pid> = found.iter().map(|member| member.pid).collect();
+        let in_cgroup = task.cgroup.iter().flat_map(|cgroup| cgroup.members(MAX_MEMBERS));
+        for pid in in_cgroup {
+            if let Some(stat) = stat(pid).filter(|stat| !stat.is_zombie)
+                && seen.insert(pid)
+            {
+                let adopted = stat.parent == Some(getpid());
+                found.push(member(pid, &stat, adopted, &task.sockets));
+            }
+        }
         let mut at = 0;
         while let Some(parent) = found.get(at).map(|parent| (parent.pid, parent.started)) {
             at += 1;
@@ -223,15 +245,17 @@ fn stat(pid: Pid) -> Option<Stat> {
     StatFile::open(pid).and_then(|file| file.read()).ok()
 }
 
-fn evidence(pid: Pid, stat: &Stat, tasks: &[Task]) -> Evidence {
-    let accounted = tasks.iter().find(|task| task.hints.contains(&pid) || has_any(pid, &task.sockets));
+fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroups: &HashMap<Pid, u64>) -> Evidence {
+    let in_cgroup = in_cgroups.get(&pid).copied();
+    let accounted = || tasks.iter().find(|task| task.hints.contains(&pid) || has_any(pid, &task.sockets));
+    let accounted = in_cgroup.or_else(|| accounted().map(|task| task.serial));
     let environment = Peer::open(pid).and_then(|peer| peer.environment()).ok();
     Evidence {
         started: stat.started,
         group: stat.group,
         session: stat.session,
         environment: environment.and_then(|variables| read_environment(&variables, getpid())),
-        accounted: accounted.map(|task| task.serial),
+        accounted,
     }
 }
 

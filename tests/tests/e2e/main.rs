@@ -2,6 +2,7 @@
 
 mod ancestor;
 mod bypass;
+mod cgroups;
 mod closing;
 mod containers;
 mod deaths;

@@ -7,8 +7,12 @@ use super::{Core, Effect, Migration, Scope, Socket, SocketId};
 use crate::policy::Time;
 use crate::share::address::Key;
 
-/// How long a `bind` that was let go on may take: the kernel needs microseconds, a stopped worker for ever.
+/// How long a `bind` that was let go on takes: the kernel needs microseconds.
 const BIND_TAKES: Duration = Duration::from_millis(50);
+
+/// How long it may take where its thread is not seen to have done anything else since: on a busy machine a thread may wait
+/// for a CPU, and a stopped one does not go on at all.
+const BIND_TAKES_AT_MOST: Duration = Duration::from_secs(5);
 
 /// Sockets that one worker has bound and that do not listen yet. Each is a few words; the one that is to listen is among
 /// the latest.
@@ -272,7 +276,7 @@ impl Core {
     /// as it started searches for a free port, and must not be given its sibling's.
     pub(in crate::share) fn is_shareable(&mut self, now: Time, serial: u64, key: &Key) -> bool {
         let Some(worker) = self.workers.get(serial) else { return false };
-        if self.is_known(key) || !worker.is_settled(now) {
+        if self.is_known(key) || !self.is_settled(worker, now) {
             return true;
         }
         if !std::mem::replace(&mut self.told_unshared, true) {
@@ -298,10 +302,19 @@ impl Core {
         self.sockets.iter().find(inherits).map(|socket| socket.id)
     }
 
-    /// Whether a `bind` was let go on a moment ago, and may not be carried out yet.
-    pub(in crate::share) fn is_fresh(&self, now: Time, id: SocketId) -> bool {
+    /// Whether a `bind` that was let go on may not be carried out yet. `may_be_in_bind`: whether its thread may still be in
+    /// that call.
+    pub(in crate::share) fn is_fresh(
+        &self,
+        now: Time,
+        id: SocketId,
+        may_be_in_bind: impl FnOnce() -> bool,
+    ) -> bool {
         let asked_at = self.socket(id).and_then(|socket| socket.asked_at);
-        asked_at.is_some_and(|asked_at| now.since(asked_at) < BIND_TAKES)
+        asked_at.is_some_and(|asked_at| {
+            let age = now.since(asked_at);
+            age < BIND_TAKES || (age < BIND_TAKES_AT_MOST && may_be_in_bind())
+        })
     }
 
     /// Whether a worker has listened on an address as it started.

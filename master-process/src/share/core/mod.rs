@@ -224,10 +224,16 @@ impl Core {
         self.workers.start(worker, generation);
     }
 
+    /// Whether what a worker binds now is a search for a free port: it has been ready for a while, and the program's own
+    /// addresses are known. One that counts as ready by its age alone, and then binds its first address, is just slow.
+    fn is_settled(&self, worker: &workers::Worker, now: Time) -> bool {
+        worker.is_settled(now) && !self.known.is_empty()
+    }
+
     /// A worker listens on a socket, or its UDP socket is shared from now on. `key` is the address that the kernel has
     /// bound it to. `false`: it is not one of ours to keep.
     pub(super) fn activated(&mut self, now: Time, serial: u64, id: SocketId, key: &Key) -> bool {
-        let settled = self.workers.get(serial).is_none_or(|worker| worker.is_settled(now));
+        let settled = self.workers.get(serial).is_none_or(|worker| self.is_settled(worker, now));
         let Some(socket) = self.socket_mut(id).filter(|socket| socket.users.contains(&serial)) else {
             return false;
         };

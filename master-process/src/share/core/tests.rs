@@ -280,3 +280,44 @@ fn a_worker_that_binds_for_ever_fills_nothing() {
     core.died(1, false);
     assert!(core.sockets().is_empty());
 }
+
+#[test]
+fn a_bind_that_was_let_go_on_is_waited_for_while_its_thread_may_be_in_it_and_not_for_ever() {
+    let mut core = Core::new(Migration::Moves);
+    let start = Time::new(Duration::from_secs(100));
+    let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
+    core.started(WorkerId { slot: 0, serial: 1 }, 0);
+    assert!(matches!(core.bind(start, asked(1, 7, &key, false, false)), Bind::Own { .. }));
+    let fresh = |after: u64, in_bind: bool| {
+        core.is_fresh(start.after(Duration::from_millis(after)), 7, || in_bind)
+    };
+    assert!(fresh(49, false), "the kernel may not have come to it");
+    assert!(!fresh(50, false), "it failed");
+    assert!(fresh(50, true), "its thread waits for a CPU");
+    assert!(fresh(4999, true));
+    assert!(!fresh(5000, true), "it is stopped");
+    assert!(!core.is_fresh(start, 8, || true), "nobody asked");
+}
+
+#[test]
+fn a_program_that_binds_its_first_address_long_after_it_counts_as_ready_is_slow_and_not_searching() {
+    let mut core = Core::new(Migration::Moves);
+    let start = Time::new(Duration::from_secs(100));
+    for (slot, serial) in [(0, 1), (1, 2)] {
+        core.started(WorkerId { slot, serial }, 0);
+        core.serves(start, serial, true);
+    }
+    let late = start.after(SETTLING * 2);
+    let (first, other) = (
+        Key::tcp("127.0.0.1:80".parse().expect("an address"), false),
+        Key::tcp("127.0.0.1:81".parse().expect("an address"), false),
+    );
+    assert!(matches!(core.bind(late, asked(1, 7, &first, false, false)), Bind::Own { .. }));
+    assert!(core.activated(late, 1, 7, &first));
+    // Its sibling shares that, and what either binds now beyond it is a search.
+    assert_eq!(
+        core.bind(late, asked(2, 8, &first, false, false)),
+        Bind::Own { reuseport: true, enable: Vec::new() }
+    );
+    assert_eq!(core.bind(late, asked(1, 9, &other, false, false)), Bind::Private);
+}

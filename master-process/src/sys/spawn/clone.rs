@@ -5,6 +5,9 @@ use std::ffi::{c_long, c_void};
 /// `CLONE_CLEAR_SIGHAND`, which does not fit the C library's int.
 pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
+/// `CLONE_INTO_CGROUP`, likewise.
+pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// clone3(2) with a function for the child, which the C library does not offer. Returns the pid or -errno.
 ///
 /// # Safety
@@ -16,12 +19,12 @@ pub(super) unsafe fn clone3(args: &libc::clone_args, entry: Entry, argument: *mu
 }
 
 /// The same by clone(2), for container engines that answer clone3 with ENOSYS because their filters cannot look
-/// into its arguments. It knows no `CLONE_CLEAR_SIGHAND`: we have no handlers but the runtime's for faults.
+/// into its arguments. It knows neither `CLONE_CLEAR_SIGHAND`, which we do not miss: we have no handlers but the runtime's for faults; nor `CLONE_INTO_CGROUP`.
 ///
 /// # Safety
 /// As [`clone3`].
 pub(super) unsafe fn clone(args: &libc::clone_args, entry: Entry, argument: *mut c_void) -> c_long {
-    let flags = (args.flags & !CLONE_CLEAR_SIGHAND) | args.exit_signal;
+    let flags = (args.flags & !(CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP)) | args.exit_signal;
     let top = args.stack + args.stack_size;
     let registers = [flags, top, args.pidfd].map(|value| usize::try_from(value).unwrap_or(0));
     // SAFETY: the arguments are clone's, the pidfd goes where the parent's thread id would; see clone(2).

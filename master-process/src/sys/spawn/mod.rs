@@ -12,7 +12,7 @@ mod clone;
 
 use std::ffi::{CString, c_int, c_long, c_void};
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use rustix::process::{Pid, Rlimit};
@@ -20,7 +20,7 @@ use rustix::process::{Pid, Rlimit};
 use super::seccomp::Filter;
 pub use capabilities::WorkerCapabilities;
 use child::{Order, Prepared, Report, child};
-use clone::{CLONE_CLEAR_SIGHAND, clone, clone3};
+use clone::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, clone, clone3};
 
 /// What every worker of a supervisor has in common.
 #[derive(Debug)]
@@ -71,6 +71,8 @@ pub struct Particulars {
     pub environment: Vec<CString>,
     /// A descriptor of ours and the number that the worker finds it under.
     pub extra: Option<(OwnedFd, RawFd)>,
+    /// The cgroup that it is started in, if not ours.
+    pub cgroup: Option<OwnedFd>,
 }
 
 /// A worker that runs.
@@ -82,6 +84,8 @@ pub struct Spawned {
     pub pidfd: OwnedFd,
     /// Where its filter's notifications arrive.
     pub listener: Option<OwnedFd>,
+    /// Whether it was started in the cgroup that was wanted: `CLONE_INTO_CGROUP`.
+    pub in_cgroup: bool,
 }
 
 /// What the child was doing when it failed.
@@ -227,20 +231,30 @@ impl Spawner {
         let mut prepared = Prepared::new(template, particulars);
         let mut report = Report { step: Step::Exec as i32, errno: 0, listener: -1 };
         let mut order = Order { prepared: &mut prepared, report: &mut report };
-        let (pid, pidfd) = self.clone_child(&mut order)?;
+        let cgroup = particulars.cgroup.as_ref().map(AsFd::as_fd);
+        let (pid, pidfd, in_cgroup) = match self.clone_child(&mut order, cgroup) {
+            // Whatever is wrong with the cgroup: the worker is to run.
+            Err(error) if cgroup.is_some() && !error.is_passing() => self.clone_child(&mut order, None)?,
+            result => result?,
+        };
         // The child wrote through a pointer that `order` held; it is another program, or gone, by now.
         let listener = (report.listener >= 0)
             // SAFETY: the kernel put this descriptor into our table for the child's filter; nobody else knows it.
             .then(|| unsafe { OwnedFd::from_raw_fd(report.listener) });
         if report.errno == 0 {
-            return Ok(Spawned { pid, pidfd, listener });
+            return Ok(Spawned { pid, pidfd, listener, in_cgroup });
         }
         // It is about to exit or has: there is nothing to wait for but the kernel's last steps.
         let _exit_127 = super::pidfd::reap(pidfd.as_fd());
         Err(SpawnError { step: Step::of(report.step), errno: report.errno })
     }
 
-    fn clone_child(&mut self, order: &mut Order<'_, '_>) -> Result<(Pid, OwnedFd), SpawnError> {
+    /// Whether the child is in the cgroup comes with it: clone(2) knows none.
+    fn clone_child(
+        &mut self,
+        order: &mut Order<'_, '_>,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<(Pid, OwnedFd, bool), SpawnError> {
         let mut pidfd: c_int = -1;
         let flags = libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES;
         // SAFETY: all zero is "nothing asked for" in clone3(2).
@@ -251,6 +265,11 @@ impl Spawner {
         args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
         args.stack = self.stack.addr() as u64;
         args.stack_size = STACK as u64;
+        if let Some(cgroup) = cgroup {
+            args.flags |= CLONE_INTO_CGROUP;
+            args.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or(0);
+        }
+        let mut in_cgroup = cgroup.is_some();
         // SAFETY: the stack is a mapping of its own that only this child uses, one child at a time: CLONE_VFORK
         // holds us until the child has called `execve` or `_exit`, so `order`, and all it points to, outlives
         // the child's use of it. The signal handlers are the defaults, so nothing of ours runs in the child
@@ -258,7 +277,10 @@ impl Spawner {
         let result = unsafe {
             let order = ptr::from_mut(order).cast();
             match clone3(&args, child, order) {
-                refused if refused == -c_long::from(libc::ENOSYS) => clone(&args, child, order),
+                refused if refused == -c_long::from(libc::ENOSYS) => {
+                    in_cgroup = false;
+                    clone(&args, child, order)
+                }
                 result => result,
             }
         };
@@ -269,6 +291,6 @@ impl Spawner {
         let pid = c_int::try_from(result).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or(SpawnError { step: Step::Clone, errno: libc::EINVAL })?;
         // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that is ours alone.
-        Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+        Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }, in_cgroup))
     }
 }

@@ -14,6 +14,7 @@ mod rounds;
 mod ruby;
 mod sources;
 mod suite;
+mod tokio;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{ebpf, run, tools};
+use crate::{conformance, ebpf, run, tools};
 
 type Work = Box<dyn Fn() -> Result<()>>;
 
@@ -33,13 +33,24 @@ pub(crate) fn run() -> Result<()> {
 
 const TOOLS: &str = "tools";
 
+/// The suites of other projects that take about a minute or less, what has to be fetched and built included. Those of
+/// Node are not among them: they must be of the version of the installed Node, which need not be Debian's.
+const SUITES: [&str; 4] = ["cpython-asyncio", "go-net", "go-http", "ruby"];
+
 fn steps() -> Result<Vec<(&'static str, Work)>> {
     let binary = run::target_dir()?.join("release/master-process");
+    let tested = binary.clone();
     let cargo = |words: &'static str| -> Work {
         Box::new(move || run::run(ebpf::with_fresh_object(&mut run::cargo(words.split_whitespace()))?))
     };
     Ok(vec![
-        (TOOLS, Box::new(|| tools::install(&[tools::for_tests(), tools::for_ebpf()].concat()))),
+        (
+            TOOLS,
+            Box::new(|| {
+                let needs = [tools::for_tests(), tools::for_ebpf(), conformance::needs(&SUITES)];
+                tools::install(&needs.concat())
+            }),
+        ),
         ("format", cargo("fmt --all --check")),
         ("format of the eBPF program", cargo("fmt --check --manifest-path master-process-ebpf/Cargo.toml")),
         // Before whatever contains it: what is tested is the object that was built just now.
@@ -63,6 +74,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
                 )
             }),
         ),
+        ("other projects' suites", Box::new(move || conformance::run(&SUITES, Some(&tested)))),
         ("doc tests", cargo("test --workspace --doc")),
         (
             "documentation",

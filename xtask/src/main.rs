@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         },
         Some(("conformance", matches)) => {
             let suites: Vec<String> = matches.get_many("suite").into_iter().flatten().cloned().collect();
-            conformance::run(&suites)
+            conformance::run(&suites, None)
         }
         // clap has refused everything else.
         _ => Ok(()),

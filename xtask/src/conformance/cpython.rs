@@ -64,7 +64,7 @@ impl Suite for CPython {
 
     fn needs(&self) -> Vec<Need> {
         let present = || run::output(fixtures::python(), &["-c", "import test.test_socket"]).is_some();
-        vec![Need::program("python3", &["python3"]), Need::apt(present, &["libpython3-testsuite"])]
+        vec![Need::program("python3", &["python3"]), Need::apt(present, &["libpython3.11-testsuite"])]
     }
 
     fn prepare(&self, _cache: &Path) -> Result<()> {

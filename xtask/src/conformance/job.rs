@@ -49,8 +49,8 @@ pub(super) struct Site<'a> {
     pub(super) log: &'a Path,
 }
 
-/// Longer than every job: a command that has ended is not started again.
-const NO_RESTART: &str = "5h";
+/// Longer than every job: a command that has ended is not started again, and one that is never ready is not stopped.
+const NEVER: &str = "5h";
 
 /// The command with its output in the file `$1`; at the end, its exit status in the file `$0`.
 const RECORD: &str = r#"status=$0 output=$1; shift; "$@" > "$output" 2>&1; echo $? > "$status""#;
@@ -77,7 +77,10 @@ fn run_here(job: &Job, way: Way, site: &Site<'_>) -> Result<String> {
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", INIT, "init"]);
     if way == Way::Worker {
         command.arg(site.binary).args(["--workers", "1", "--monitor", "off"]);
-        command.args(["--throttle", NO_RESTART, "--throttle-max", NO_RESTART, "--"]);
+        command.args(["--throttle", NEVER, "--throttle-max", NEVER]);
+        // No suite says READY=1, so the worker never counts as ready: else what it binds some seconds after its first
+        // `listen` would not be shared, and most tests would test nothing.
+        command.args(["--ready", "notify", "--ready-timeout", NEVER, "--"]);
     }
     command.args(["sh", "-c", RECORD]).arg(&status).arg(&output).args(&job.words);
     command.current_dir(&job.cwd).process_group(0);

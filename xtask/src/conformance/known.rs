@@ -24,10 +24,13 @@ pub(super) const KNOWN: &[Known] = &[
         test: "TestSocket_UNIXSocket#test_abstract_unix_socket_econnrefused",
         reason: CLOSED_A_MOMENT_AGO,
     },
+    Known { suite: "tokio", test: "uds_stream::epollhup", reason: WAITED_AS_IT_CLOSED },
 ];
 
 /// A closed listener takes connections for up to two seconds, since its worker may be about to end.
 const CLOSED_A_MOMENT_AGO: &str = "connects within two seconds after the program closed its listener";
+const WAITED_AS_IT_CLOSED: &str =
+    "a connection that waits when the program closes its listener is cut off within two seconds";
 const AFTER_THE_LAST_TEST: &str = "connects within two seconds after another process of the worker, the last test, ended that listened there";
 
 /// The reason for a known difference.

@@ -14,6 +14,7 @@ mod rounds;
 mod ruby;
 mod sources;
 mod suite;
+mod tokio;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,18 +33,28 @@ pub(crate) fn names() -> Vec<&'static str> {
     suite::all().iter().map(|suite| suite.name()).collect()
 }
 
-/// Runs the suites that are named, or all, prints what differs, and fails when a difference is not known.
-pub(crate) fn run(named: &[String]) -> Result<()> {
+/// What the suites take that are named.
+pub(crate) fn needs(named: &[&str]) -> Vec<tools::Need> {
+    suite::all()
+        .iter()
+        .filter(|suite| named.contains(&suite.name()))
+        .flat_map(|suite| suite.needs())
+        .collect()
+}
+
+/// Runs the suites that are named, or all, prints what differs, and fails when a difference is not known. `built`: the
+/// binary that is tested; without it, the one named in `MASTER_PROCESS_BIN`, or one built now.
+pub(crate) fn run<S: AsRef<str>>(named: &[S], built: Option<&Path>) -> Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("only root can make the namespaces that the suites run in");
     }
     let cache = run::target_dir()?.join("conformance");
     fs::create_dir_all(&cache).context("making the folder of the suites")?;
     let folder = tempfile::tempdir_in(&cache).context("making a folder for the binary")?;
-    let binary = binary(folder.path())?;
+    let binary = binary(folder.path(), built)?;
     let mut reports = Vec::new();
     for suite in suite::all() {
-        if named.is_empty() || named.iter().any(|name| name == suite.name()) {
+        if named.is_empty() || named.iter().any(|name| name.as_ref() == suite.name()) {
             println!("==> {}", suite.name());
             let report = compare(suite.as_ref(), &cache, &binary).unwrap_or_else(|error| {
                 println!("    not run: {error:#}");
@@ -62,11 +73,10 @@ pub(crate) fn run(named: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A copy of the binary that is tested, the one named in `MASTER_PROCESS_BIN` or one built now: nobody builds it anew
-/// between two runs.
-fn binary(folder: &Path) -> Result<PathBuf> {
+/// A copy of the binary that is tested: nobody builds it anew between two runs.
+fn binary(folder: &Path, built: Option<&Path>) -> Result<PathBuf> {
     let named = std::env::var_os("MASTER_PROCESS_BIN").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let built = match named {
+    let built = match built.map(Path::to_owned).or(named) {
         Some(path) => path,
         None => {
             run::run(&mut run::cargo(["build", "--release", "--package", "master-process"]))?;

@@ -1,8 +1,9 @@
-//! The sources of other projects, from Debian, as they were released.
+//! The sources of other projects, from Debian or crates.io, as they were released.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
@@ -45,6 +46,37 @@ pub(super) fn fetch(cache: &Path, source: &Source) -> Result<PathBuf> {
     tar.arg("-C").arg(&fresh).args(["--strip-components=1", "--wildcards", "-xf"]).arg(archive);
     run::run(tar.args(source.members))?;
     fs::rename(&fresh, &folder).context("moving a source to its place")?;
+    Ok(folder)
+}
+
+/// A published crate as it was released, with the lock file that it has, fetched by cargo when it is not there yet. Its
+/// tests must be built with something that depends on it.
+pub(super) fn vendor(cache: &Path, name: &str, version: &str) -> Result<PathBuf> {
+    let folder = cache.join(name);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    println!("fetching {name} {version}");
+    let fetched = cache.join(format!("{name}.new"));
+    let _ = fs::remove_dir_all(&fetched);
+    fs::create_dir_all(&fetched).context("making the folder of a source")?;
+    let manifest = format!(
+        "[package]\nname = \"fetched\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[lib]\npath = \"lib.rs\"\n\n\
+         [workspace]\n\n[dependencies]\n{name} = \"={version}\"\n"
+    );
+    fs::write(fetched.join("Cargo.toml"), manifest).context("writing a manifest")?;
+    fs::write(fetched.join("lib.rs"), "").context("writing an empty library")?;
+    run::run(run::cargo(["vendor", "vendor"]).current_dir(&fetched).stdout(Stdio::null()))?;
+    let source = fetched.join("vendor").join(name);
+    // It lies below this project's folder, and does not belong to this project's workspace. What its tests are built
+    // with may depend on it: on this very copy.
+    let mut manifest = OpenOptions::new().append(true).open(source.join("Cargo.toml"))?;
+    write!(manifest, "\n[workspace]\n\n[patch.crates-io]\n{name} = {{ path = \".\" }}\n")
+        .context("completing a manifest")?;
+    let released = format!("registry+https://github.com/rust-lang/crates.io-index#{name}");
+    run::run(run::cargo(["update", &released]).current_dir(&source))?;
+    fs::rename(&source, &folder).context("moving a source to its place")?;
+    fs::remove_dir_all(&fetched).context("removing what was fetched along")?;
     Ok(folder)
 }
 
@@ -102,7 +134,7 @@ pub(super) fn build_once(product: &Path, build: impl FnOnce() -> Result<()>) -> 
 pub(super) fn cmake(folder: &Path, options: &[&str], target: &str) -> Result<()> {
     let build = folder.join("build");
     let mut configure = Command::new("cmake");
-    configure.arg("-S").arg(folder).arg("-B").arg(&build).args(options).stdout(std::process::Stdio::null());
+    configure.arg("-S").arg(folder).arg("-B").arg(&build).args(options).stdout(Stdio::null());
     run::run(&mut configure)?;
     run::run(Command::new("cmake").arg("--build").arg(&build).args(["--target", target, "--parallel"]))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::job::Job;
-use super::{cpython, go, libevent, libuv, node, redis, ruby};
+use super::{cpython, go, libevent, libuv, node, redis, ruby, tokio};
 use crate::tools::Need;
 
 /// What became of one test.
@@ -74,5 +74,6 @@ pub(super) fn all() -> Vec<Box<dyn Suite>> {
         Box::new(node::Node::http()),
         Box::new(ruby::Ruby),
         Box::new(redis::Redis),
+        Box::new(tokio::Tokio),
     ]
 }

@@ -18,6 +18,10 @@ const BIND_TAKES_AT_MOST: Duration = Duration::from_secs(5);
 /// the latest.
 pub(in crate::share) const MAX_BOUND: usize = 256;
 
+/// How many of a worker's own UDP sockets of an address are looked at before its next one, where nothing depends on them.
+/// Each look takes some microseconds, in which the supervisor does nothing else.
+const LOOKED_AT: usize = 8;
+
 /// A `bind` to an address whose sockets are shards.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::share) struct Asked<'a> {
@@ -60,24 +64,23 @@ impl Core {
     /// A worker asks to bind a socket, which has no address yet, to an address whose sockets are shards.
     pub(in crate::share) fn bind(&mut self, now: Time, asked: Asked<'_>) -> Bind {
         let Asked { serial, id, key, inner, asked_reuseport, checked } = asked;
-        let own = self.own_overlapping(&asked);
-        if !checked && !own.is_empty() {
-            return Bind::Check(own);
+        let own_ids = self.own_overlapping(&asked);
+        if !checked && !own_ids.is_empty() {
+            return Bind::Check(self.worth_checking(&asked, own_ids));
         }
         // Only now: what it has closed must not be in its way, shared or not.
         if !self.is_shareable(now, serial, key) {
             return Bind::Private;
         }
-        let own = || self.sockets.iter().filter(|socket| own.contains(&socket.id));
+        let own = || self.sockets.iter().filter(|socket| own_ids.contains(&socket.id));
         // What the kernel says to a worker alone must not change because its siblings' sockets can be joined.
         let has_own = own().next().is_some();
         let may_join_own = asked_reuseport && own().all(|socket| socket.asked_reuseport);
         if asked_reuseport && own().any(|socket| socket.reuseport && !socket.asked_reuseport) {
             return Bind::Refuse(libc_errno::EADDRINUSE);
         }
-        let is_other = |socket: &&Socket| {
-            socket.id != id && socket.key.overlaps(key) && !own().any(|own| own.id == socket.id)
-        };
+        let is_other =
+            |socket: &&Socket| socket.id != id && socket.key.overlaps(key) && !own_ids.contains(&socket.id);
         let others: Vec<&Socket> = self.sockets.iter().filter(is_other).collect();
         if let Some(orphaned) = self.inherited_by(serial, id, key).filter(|_| !has_own) {
             return Bind::Give(orphaned);
@@ -108,6 +111,18 @@ impl Core {
                 && socket.key.overlaps(asked.key)
         };
         self.sockets.iter().filter(is_own).map(|socket| socket.id).collect()
+    }
+
+    /// Which of a worker's own sockets are to be looked at. Of many UDP sockets that no sibling has joined only the latest
+    /// are: the kernel alone decides about the next one, and it is enough that those which the worker has closed are
+    /// forgotten in time.
+    fn worth_checking(&self, asked: &Asked<'_>, mut own: Vec<SocketId>) -> Vec<SocketId> {
+        let is_private = |socket: &Socket| own.contains(&socket.id) && !socket.active && !socket.reuseport;
+        let mut overlapping = self.sockets.iter().filter(|socket| socket.key.overlaps(asked.key));
+        if asked.key.is_datagram() && !asked.asked_reuseport && overlapping.all(is_private) {
+            own.drain(..own.len().saturating_sub(LOOKED_AT));
+        }
+        own
     }
 
     /// Listeners of a worker that a socket of it, which is about to listen, cannot listen beside, as far as the program

@@ -171,6 +171,26 @@ fn sockets_of_one_worker_join_only_if_the_program_wants_it_of_all() {
 }
 
 #[test]
+fn of_many_udp_sockets_of_one_worker_only_the_latest_are_looked_at_before_its_next() {
+    let mut core = core_with(2);
+    let port = key("127.0.0.1:53", Protocol::Udp);
+    for id in 100..200 {
+        assert_eq!(core.bind(at(1), asked(1, id, &port, false, true)), own(false));
+    }
+    let latest: Vec<u64> = (192..200).collect();
+    assert_eq!(core.bind(at(1), asked(1, 200, &port, false, false)), Bind::Check(latest));
+    // What it means that the program itself wants to share depends on each of them.
+    let all: Vec<u64> = (100..200).collect();
+    assert_eq!(core.bind(at(1), asked(1, 200, &port, true, false)), Bind::Check(all.clone()));
+    // With a sibling, so does whether the next one joins.
+    let Bind::Own { reuseport: true, enable } = core.bind(at(1), asked(2, 300, &port, false, false)) else {
+        panic!("a sibling joins")
+    };
+    assert_eq!(enable, all);
+    assert_eq!(core.bind(at(1), asked(1, 200, &port, false, false)), Bind::Check(all));
+}
+
+#[test]
 fn workers_of_a_supervisor_that_is_a_worker_share_with_one_another() {
     let mut core = core_with(1);
     let port = tcp("127.0.0.1:80");

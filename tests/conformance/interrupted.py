@@ -1,6 +1,8 @@
 """Signals that come all the time, with SA_RESTART: bind and listen never fail with EINTR, and are made once."""
 import ctypes
+import errno
 import os
+import platform
 import signal
 import socket
 import struct
@@ -12,8 +14,15 @@ libc = ctypes.CDLL(None, use_errno=True)
 signal.signal(signal.SIGALRM, lambda *_: None)
 # Python leaves SA_RESTART out; nearly everybody else sets it.
 libc.siginterrupt(signal.SIGALRM, 0)
-# The interval is far below what a call takes that somebody else must answer.
-signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+SECCOMP = 317 if platform.machine() == "x86_64" else 277
+SET_MODE_FILTER, NEW_LISTENER, WAIT_KILLABLE_RECV = 1, 8, 32
+# No filter is given: a kernel that knows the flags stumbles over that, another one over the flags. One without them lets
+# any signal break a call off that somebody else answers: it is made again, and a signal for each time that an answer
+# takes would keep it from ever being made. And a slow machine must get on with the program between two signals.
+libc.syscall(SECCOMP, SET_MODE_FILTER, NEW_LISTENER | WAIT_KILLABLE_RECV, None)
+every = 0.0003 if ctypes.get_errno() == errno.EFAULT else 0.004
+every *= int(os.environ.get("MASTER_PROCESS_SLOW") or 1)
+signal.setitimer(signal.ITIMER_REAL, every, every)
 address = struct.pack("=H", socket.AF_INET) + struct.pack(">H", 28324) + b"\x7f\0\0\1" + bytes(8)
 outcomes = Counter()
 

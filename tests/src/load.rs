@@ -431,12 +431,13 @@ fn run(mut client: impl FnMut() -> Outcome, stop: &AtomicBool, tally: &Mutex<Tal
     while !stop.load(Ordering::Relaxed) {
         let begun = Instant::now();
         let outcome = client();
-        // A failure is instant, an answer is not: without a pause one dead second would outnumber all answers.
+        // A failure is instant, an answer is not: without a pause one dead second would outnumber all answers, and on a
+        // slow machine leave no time for a server to start.
         if matches!(outcome, Outcome::Ok(_)) {
             let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             longest.fetch_max(took, Ordering::Relaxed);
         } else {
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(patient(Duration::from_millis(2)));
         }
         tally.lock().unwrap_or_else(PoisonError::into_inner).count(outcome);
     }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 /// How long a condition that must come true may take: long, because the machine may be busy with all the other tests.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Between two looks: short against everything that is measured, long enough to leave the CPU to those measured.
+/// Between two looks: short against everything that is measured, long enough to leave the CPU to those measured. A slow
+/// machine takes longer for both.
 const LOOK_EVERY: Duration = Duration::from_millis(4);
 
 /// What `deadline` is on this machine: `MASTER_PROCESS_SLOW` times as long, as in an emulated one, where programs take
@@ -44,7 +45,7 @@ pub fn await_some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> O
             return found;
         }
         assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
-        sleep(LOOK_EVERY);
+        sleep(patient(LOOK_EVERY));
     }
 }
 
@@ -64,6 +65,6 @@ pub fn always(time: Duration, what: &str, mut cond: impl FnMut() -> bool) {
     let start = Instant::now();
     while start.elapsed() < time {
         assert!(cond(), "not so after {:?}: {what}", start.elapsed());
-        sleep(LOOK_EVERY);
+        sleep(patient(LOOK_EVERY));
     }
 }

@@ -10,12 +10,15 @@ use master_process_tests::script::{script, started};
 use master_process_tests::supervisor::Builder;
 use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{
-    PATIENCE, Supervisor, address, always, eventually, fixtures, patient, process, profile, skip,
+    PATIENCE, Supervisor, address, always, eventually, fixtures, network, patient, process, profile, skip,
 };
 use rustix::process::Signal;
 
 /// The fixture says that it is ready just after it was, and that it was asked to leave just after it was.
 const BETWEEN_BEING_AND_SAYING: f64 = 0.1;
+
+/// Why a test of moved queues cannot run.
+const NO_QUEUE_MOVES: &str = "this kernel moves nothing from a queue that closes to another one";
 
 fn await_listening(supervisor: &Supervisor, count: usize) {
     supervisor
@@ -91,6 +94,12 @@ fn the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_move
         skip!(
             "the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it",
             "eBPF takes root"
+        );
+    }
+    if !network::kernel_moves_queues() {
+        skip!(
+            "the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it",
+            NO_QUEUE_MOVES
         );
     }
     let (answered, alive) = served_after_a_crash(Supervisor::builder());
@@ -372,6 +381,9 @@ fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_success
 fn who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one_where_the_kernel_moves_it() {
     if !process::is_root() {
         skip!("who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one", "eBPF takes root");
+    }
+    if !network::kernel_moves_queues() {
+        skip!("who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one", NO_QUEUE_MOVES);
     }
     // The new release listens, accepts nobody, and dies within the throttle.
     let text = "

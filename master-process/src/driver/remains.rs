@@ -158,8 +158,7 @@ impl Driver {
         let Some(listener) = self.listeners.get(serial) else { return populated.unwrap_or(true) };
         let mut state = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
         let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        populated == Some(true)
-            || !state[0].revents().intersects(PollFlags::HUP | PollFlags::NVAL)
+        populated == Some(true) || !state[0].revents().intersects(PollFlags::HUP | PollFlags::NVAL)
     }
 
     /// What the helper thread has found.

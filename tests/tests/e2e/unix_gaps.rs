@@ -107,7 +107,7 @@ else:
 made.listen(64)
 say('listens')
 serve(made)";
-    let site = Site::start(&["-w", "2", "--ready", "listen"], text);
+    let site = Site::start(&["-w", "2"], text);
     said(&site.supervisor, 3);
     site.answer(&site.supervisor.await_workers(2));
     assert_eq!(site.supervisor.output().first().map(String::as_str), Some("ECONNREFUSED ok"));
@@ -126,8 +126,7 @@ made.listen(64)
 say(os.readlink(f'/proc/self/fd/{made.fileno()}'), os.path.exists(sys.argv[2]))
 serve(made)";
     for _round in 0..20 {
-        // However long they need to come so far: nobody is ready, and late, before it listens.
-        let site = Site::start(&["-w", "8", "--ready", "listen"], text);
+        let site = Site::start(&["-w", "8"], text);
         // What an earlier run has left.
         drop(UnixListener::bind(site.path()).expect("the folder is ours"));
         site.supervisor.await_workers(8);

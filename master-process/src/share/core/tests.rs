@@ -308,9 +308,8 @@ fn a_bind_that_was_let_go_on_is_waited_for_while_its_thread_may_be_in_it_and_not
     let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
     core.started(WorkerId { slot: 0, serial: 1 }, 0);
     assert!(matches!(core.bind(start, asked(1, 7, &key, false, false)), Bind::Own { .. }));
-    let fresh = |after: u64, in_bind: bool| {
-        core.is_fresh(start.after(Duration::from_millis(after)), 7, || in_bind)
-    };
+    let fresh =
+        |after: u64, in_bind: bool| core.is_fresh(start.after(Duration::from_millis(after)), 7, || in_bind);
     assert!(fresh(49, false), "the kernel may not have come to it");
     assert!(!fresh(50, false), "it failed");
     assert!(fresh(50, true), "its thread waits for a CPU");

@@ -25,6 +25,9 @@ const DESCRIPTORS_FOR_LISTENERS: usize = 256;
 /// Who forks while it is killed leaves children behind: so many rounds are made at once, the others a moment later.
 const ROUNDS: usize = 8;
 
+/// How often nobody is looked for before nobody is there.
+const LOOKS_AT_NOBODY: usize = 3;
+
 /// The start of a process is noted by another clock than the kernel's: they may differ by so many ticks.
 const CLOCK_SLACK: u64 = 5;
 
@@ -115,27 +118,10 @@ fn carry_out(mut walk: Walk) -> Answer {
     let mut adopted = walk.adopted(&tasks);
     let mut members = Vec::with_capacity(tasks.len());
     for task in &tasks {
-        let mut found = walk.members(task, &adopted);
-        if let Some(number) = task.signal {
-            // The first process gets what asks to leave from the loop.
-            let spared = |member: &&Member| number == libc::SIGKILL || !walk.is_first(member.pid);
-            if number == libc::SIGKILL
-                && let Some(cgroup) = &task.cgroup
-            {
-                // Before Linux 5.14 they are killed one by one.
-                let _killed = cgroup.kill();
-            }
-            found.iter().filter(spared).for_each(|member| send(member, number));
-            for _ in 1..ROUNDS {
-                if number != libc::SIGKILL || found.is_empty() {
-                    break;
-                }
-                // Whose parents were killed are children of ours by now.
-                adopted = walk.adopted(&tasks);
-                found = walk.members(task, &adopted);
-                found.iter().for_each(|member| send(member, number));
-            }
-        }
+        let found = match task.signal {
+            Some(number) => walk.signal(task, number, &tasks, &mut adopted),
+            None => walk.look(task, &tasks, &mut adopted),
+        };
         members.push((task.serial, found));
     }
     let present: HashSet<Pid> = adopted.iter().map(|(pid, _)| *pid).collect();
@@ -143,13 +129,57 @@ fn carry_out(mut walk: Walk) -> Answer {
     Answer { owners: walk.owners, members }
 }
 
+/// Processes that were handed to us, each with its worker's serial where that can be told.
+type Adopted = Vec<(Pid, Option<u64>)>;
+
 impl Walk {
     fn is_first(&self, pid: Pid) -> bool {
         self.trees.iter().any(|tree| tree.first_lives && tree.first == pid)
     }
 
+    /// Who lives of a worker. While its processes are gone through, a child of one that ends just then is in nobody's list:
+    /// that nobody is there is believed when it is seen again.
+    fn look(&mut self, task: &Task, tasks: &[Task], adopted: &mut Adopted) -> Vec<Member> {
+        let mut found = self.members(task, adopted);
+        for _ in 1..LOOKS_AT_NOBODY {
+            if !found.is_empty() {
+                break;
+            }
+            *adopted = self.adopted(tasks);
+            found = self.members(task, adopted);
+        }
+        found
+    }
+
+    /// Sends a signal to everybody of a worker, in as many rounds as it takes for those who were missed, or were born
+    /// meanwhile.
+    fn signal(&mut self, task: &Task, number: i32, tasks: &[Task], adopted: &mut Adopted) -> Vec<Member> {
+        let kills = number == libc::SIGKILL;
+        let mut have_it = HashSet::new();
+        let mut found = Vec::new();
+        for _ in 0..ROUNDS {
+            if kills && let Some(cgroup) = &task.cgroup {
+                // Before Linux 5.14 they are killed one by one.
+                let _killed = cgroup.kill();
+            }
+            found = self.look(task, tasks, adopted);
+            // The first process gets what asks to leave from the loop.
+            let spared = |member: &Member| !kills && self.is_first(member.pid);
+            let new: Vec<&Member> = found
+                .iter()
+                .filter(|member| !spared(member) && (kills || have_it.insert((member.pid, member.started))))
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            new.into_iter().for_each(|member| send(member, number));
+            *adopted = self.adopted(tasks);
+        }
+        found
+    }
+
     /// Processes that were handed to us and live, each with its worker's serial where that can be told.
-    fn adopted(&mut self, tasks: &[Task]) -> Vec<(Pid, Option<u64>)> {
+    fn adopted(&mut self, tasks: &[Task]) -> Adopted {
         let firsts: HashSet<Pid> =
             self.trees.iter().filter(|tree| tree.first_lives).map(|tree| tree.first).collect();
         let others = children::ours()

@@ -120,6 +120,12 @@ serve(made)";
         lines.iter().find_map(|line| line.strip_prefix("child ")?.parse().ok()).expect("it says");
     let worker = process::stat(child).expect("it lives").ppid;
     supervisor.eventually("it is another program", || process::environment(child).len() <= 1);
+    if options.contains(&"procfs") {
+        let stat = std::path::PathBuf::from(format!("/proc/{child}/stat"));
+        supervisor.eventually("a sample has seen it", || {
+            process::descriptors(supervisor.pid()).iter().any(|(_, file)| *file == stat)
+        });
+    }
     process::signal(worker, Signal::KILL);
     await_gone(child);
     supervisor.eventually("it is told of", || {

@@ -8,7 +8,7 @@ pub const TABLE: [(&str, &str); 7] = [
     ("HUP", "reload: new workers start, and each old one is asked to leave when its own successor is ready"),
     (
         "TERM, INT, QUIT",
-        "stop every worker, clean the sockets up, exit 0; the second one kills what is left at once",
+        "stop every worker, clean the sockets up, exit 0; a second one, more than 500 ms later, kills what is left at once",
     ),
     ("TTIN", "one worker more"),
     ("TTOU", "one worker fewer, never below 1"),

@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::process::Pid;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::chores::Chore;
 use super::{Driver, Token};
@@ -22,12 +22,16 @@ impl Driver {
             return;
         };
         let (id, pid, pidfd) = (entry.id, entry.pid, entry.pidfd.as_fd());
-        match pidfd::peek(pidfd) {
-            Ok(Some(_exit)) => {}
+        let exit = match pidfd::peek(pidfd) {
+            Ok(Some(exit)) => Some(exit),
             // Its tracer has to be told first. Until then it is as good as gone, and we must not spin.
             Ok(None) => return self.later(Chore::Exit(serial)),
-            Err(error) => warn!("{}: waitid: {error}; it counts as ended", self.name(id)),
-        }
+            Err(error) => {
+                warn!("{}: waitid: {error}; it counts as ended", self.name(id));
+                None
+            }
+        };
+        let interrupted = self.take_terminal_back(serial, exit);
         // Before it is reaped: the zombie keeps the group's number from being anybody else's.
         if let Err(error) = pidfd::kill_group(pidfd, pid)
             && error.raw_os_error() != Some(libc::ESRCH)
@@ -49,6 +53,10 @@ impl Driver {
         self.broker.leave(self.now(), serial, self.policy.expects_end(id));
         if !self.listeners.has(serial) {
             self.broker.forget(serial);
+        }
+        if interrupted {
+            info!("{} was interrupted from the terminal", self.name(id));
+            self.event(Event::Stop);
         }
         self.event(Event::Died(id));
     }

@@ -148,8 +148,13 @@ impl Launcher {
         );
     }
 
-    /// Starts a worker.
-    pub(super) fn launch(&mut self, worker: WorkerId, generation: u32) -> Result<Launched, SpawnError> {
+    /// Starts a worker, in the foreground of the terminal that it reads or in the background.
+    pub(super) fn launch(
+        &mut self,
+        worker: WorkerId,
+        generation: u32,
+        foreground: bool,
+    ) -> Result<Launched, SpawnError> {
         let (ready_pipe, extra) = match self.ready_fd {
             None => (None, None),
             Some(at) => {
@@ -159,7 +164,7 @@ impl Launcher {
         };
         let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).unwrap_or_default();
         let environment = vec![variable("RELOAD_INDEX", generation), variable("WORKER_INDEX", worker.slot)];
-        let spawned = self.spawner.spawn(&self.template, &Particulars { environment, extra })?;
+        let spawned = self.spawner.spawn(&self.template, &Particulars { environment, extra, foreground })?;
         Ok(Launched { spawned, ready_pipe })
     }
 

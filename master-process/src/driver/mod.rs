@@ -11,6 +11,7 @@ mod messages;
 mod notify_place;
 pub mod orders;
 mod samples;
+mod terminal;
 mod token;
 mod workers;
 
@@ -38,6 +39,7 @@ use calls::Listeners;
 use chores::{Chore, Chores};
 use launch::Launcher;
 use samples::Sampling;
+use terminal::Tty;
 use token::Token;
 use workers::Workers;
 
@@ -62,6 +64,7 @@ pub struct Driver {
     epoch: Instant,
     poller: Poller,
     signals: Signals,
+    tty: Tty,
     notify: NotifySocket,
     launcher: Launcher,
     workers: Workers,
@@ -114,6 +117,7 @@ impl Driver {
             policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
             epoch: Instant::now(),
             poller,
+            tty: Tty::new(config, &signals),
             signals,
             notify,
             launcher,
@@ -141,6 +145,7 @@ impl Driver {
     pub fn run(mut self) -> Ending {
         let mut ready = Vec::new();
         self.start_sampling();
+        self.watch_terminal();
         self.watch_looks();
         self.watch_queues();
         loop {
@@ -148,6 +153,7 @@ impl Driver {
             self.after_sharing();
             if let Some(outcome) = self.policy.outcome() {
                 self.outlive_all();
+                self.leave_terminal();
                 return match (outcome, self.last_failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
                     (Outcome::GaveUp, _) => Ending::GaveUp,
@@ -186,6 +192,7 @@ impl Driver {
             Token::ReadyPipe(serial) => self.read_ready_pipe(serial),
             Token::Looks => self.read_looks(),
             Token::Queues => self.read_queues(),
+            Token::Terminal => self.check_terminal(),
             Token::Signals => self.read_signals(),
             Token::Exit(serial) => self.worker_ended(serial),
         }
@@ -248,7 +255,8 @@ impl Driver {
         self.launcher.set_filter(self.broker.calls());
         self.broker.enter(worker, generation);
         self.meter.expect(worker);
-        match self.launcher.launch(worker, generation) {
+        let foreground = self.next_worker_is_in_foreground();
+        match self.launcher.launch(worker, generation, foreground) {
             Ok(launched) => {
                 self.greet();
                 let (serial, pid) = (worker.serial, launched.spawned.pid);

@@ -13,6 +13,8 @@ pub(super) enum Token {
     Looks,
     /// The queues of the sockets that workers listen on.
     Queues,
+    /// The controlling terminal.
+    Terminal,
     /// The signalfd.
     Signals,
     /// Its pidfd.
@@ -31,8 +33,9 @@ impl Token {
             Token::ReadyPipe(serial) => 2 << KIND_AT | serial,
             Token::Looks => 3 << KIND_AT,
             Token::Queues => 4 << KIND_AT,
-            Token::Signals => 5 << KIND_AT,
-            Token::Exit(serial) => 6 << KIND_AT | serial,
+            Token::Terminal => 5 << KIND_AT,
+            Token::Signals => 6 << KIND_AT,
+            Token::Exit(serial) => 7 << KIND_AT | serial,
         }
     }
 
@@ -44,7 +47,8 @@ impl Token {
             2 => Token::ReadyPipe(serial),
             3 => Token::Looks,
             4 => Token::Queues,
-            5 => Token::Signals,
+            5 => Token::Terminal,
+            6 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -62,6 +66,7 @@ mod tests {
             Token::ReadyPipe(7),
             Token::Looks,
             Token::Queues,
+            Token::Terminal,
             Token::Signals,
             Token::Exit(SERIAL),
         ];

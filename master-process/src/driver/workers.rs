@@ -15,6 +15,10 @@ pub(super) struct Entry {
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
     pub(super) ready_pipe: Option<OwnedFd>,
+    /// Whether somebody has stopped it with SIGSTOP, and wants it stopped.
+    pub(super) is_held: bool,
+    /// How often the terminal has stopped it.
+    pub(super) stops: u32,
     /// Set once it is reaped: from then on its pid may be somebody else's.
     pub(super) end: Option<Box<Certificate>>,
 }
@@ -29,7 +33,8 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn insert(&mut self, id: WorkerId, pid: Pid, pidfd: OwnedFd, ready_pipe: Option<OwnedFd>) {
         self.by_pid.insert(pid, id.serial);
-        self.entries.insert(id.serial, Entry { id, pid, pidfd, ready_pipe, end: None });
+        let entry = Entry { id, pid, pidfd, ready_pipe, is_held: false, stops: 0, end: None };
+        self.entries.insert(id.serial, entry);
     }
 
     pub(super) fn get(&self, serial: u64) -> Option<&Entry> {

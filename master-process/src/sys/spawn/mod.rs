@@ -71,6 +71,8 @@ pub struct Particulars {
     pub environment: Vec<CString>,
     /// A descriptor of ours and the number that the worker finds it under.
     pub extra: Option<(OwnedFd, RawFd)>,
+    /// Whether the worker's process group becomes the foreground of the terminal that is its standard input.
+    pub foreground: bool,
 }
 
 /// A worker that runs.

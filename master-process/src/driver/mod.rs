@@ -113,11 +113,12 @@ impl Driver {
         poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
         let (meter, measures) = Meter::new(config.monitor, config.account, config.workers)?;
         let settings = Settings::from(config);
+        let start = Time::new(Duration::ZERO);
         Ok(Driver {
-            policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
+            policy: Supervisor::new(settings, start),
             epoch: Instant::now(),
             poller,
-            tty: Tty::new(config, &signals),
+            tty: Tty::new(config, &signals, start),
             signals,
             notify,
             launcher,

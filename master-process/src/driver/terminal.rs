@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::chores::Chore;
 use super::{Driver, Token};
 use crate::config::{Config, Stdin};
-use crate::policy::{Event, Hangup, Hangups, WorkerId};
+use crate::policy::{Event, Hangup, Hangups, Time, WorkerId};
 use crate::sys::pidfd::{self, Exit};
 use crate::sys::signals::{self, Sender, Signals};
 use crate::sys::terminal::{self, Ancestors, Terminal};
@@ -48,11 +48,16 @@ enum Foreground {
 }
 
 impl Tty {
-    pub(super) fn new(config: &Config, signals: &Signals) -> Tty {
+    pub(super) fn new(config: &Config, signals: &Signals, now: Time) -> Tty {
         let terminal = Terminal::open();
         let ancestors = if terminal.is_some() { Ancestors::look() } else { Ancestors::default() };
         let is_lent = config.stdin == Stdin::Inherit && terminal.as_ref().is_some_and(Terminal::is_stdin);
-        let hangups = Hangups::new(terminal.is_some(), signals.hup_was_ignored());
+        // A window may be closed while we start: its SIGHUP waits for us already.
+        let was_lost = terminal.is_none() && terminal::was_lost();
+        let mut hangups = Hangups::new(terminal.is_some() || was_lost, signals.hup_was_ignored());
+        if was_lost {
+            hangups.terminal_gone(now);
+        }
         Tty { terminal, ancestors, hangups, is_lent, tostop_is_off: false }
     }
 

@@ -68,6 +68,14 @@ impl AsFd for Terminal {
     }
 }
 
+/// Whether a standard descriptor is a terminal that is hung up: the terminal went before anybody could open it.
+pub fn was_lost() -> bool {
+    let hung_up = |fd: BorrowedFd<'_>| tcgetattr(fd).err() == Some(rustix::io::Errno::IO);
+    hung_up(std::io::stdin().as_fd())
+        || hung_up(std::io::stdout().as_fd())
+        || hung_up(std::io::stderr().as_fd())
+}
+
 /// The process group that we are in: the terminal's foreground is ours while it is this one's.
 pub fn own_group() -> Pid {
     getpgrp()

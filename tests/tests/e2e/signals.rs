@@ -135,7 +135,7 @@ fn usr1_and_usr2_kill_nobody() {
 
 /// The moment from which a signal must do what the table says: the program runs and has seen to it. Before, between
 /// `execve` and its first system call, no program in the world can.
-fn await_first_moment(supervisor: &Supervisor, signal: Signal) -> i32 {
+pub(super) fn await_first_moment(supervisor: &Supervisor, signal: Signal) -> i32 {
     let bit = 1_u64 << (signal.as_raw() - 1);
     let start = Instant::now();
     // Without the pause of the other waits: the moment is what this is about.

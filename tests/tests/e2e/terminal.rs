@@ -49,6 +49,19 @@ fn closing_the_terminal_is_a_clean_end() {
 }
 
 #[test]
+fn closing_the_terminal_at_any_early_moment_is_a_clean_end() {
+    for attempt in 0..15_u32 {
+        let pty = Pty::open();
+        let supervisor = idle(in_terminal(&pty), "2");
+        super::signals::await_first_moment(&supervisor, Signal::HUP);
+        std::thread::sleep(Duration::from_micros(u64::from(attempt) * 500));
+        drop(pty);
+        assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0), "attempt {attempt}");
+        assert!(supervisor.survivors().is_empty(), "attempt {attempt}");
+    }
+}
+
+#[test]
 fn closing_the_terminal_ends_a_job_in_the_background() {
     let pty = Pty::open();
     let builder = in_terminal(&pty).wrap(["bash", "--norc", "-i", "-c", "\"$@\" & wait", "bash"]);

@@ -16,6 +16,7 @@ pub mod load;
 pub mod network;
 pub mod process;
 pub mod profile;
+pub mod pty;
 pub mod script;
 pub mod supervisor;
 pub mod traffic;

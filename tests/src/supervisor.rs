@@ -19,6 +19,9 @@ use crate::wait::{PATIENCE, await_some, eventually, patient};
 /// Marks everything that a supervisor of the tests started: inherited by whatever a worker forks, however far away.
 const TAG: &str = "SUPERVISED_BY_TEST";
 
+/// How many processes a wrapper is at most: `sudo` is two, and a shell before it is one.
+const DEEPEST_WRAPPER: usize = 4;
+
 /// How long a worker that is out of rotation still serves, where a test does not say.
 const DEFAULT_DRAIN: Duration = Duration::from_millis(200);
 
@@ -284,8 +287,15 @@ impl Supervisor {
             if ours(self.wrapped) {
                 return Some(self.wrapped);
             }
-            let forked = process::children(self.wrapped).into_iter().find(|child| ours(child.pid));
-            forked.map(|child| child.pid)
+            // Workers are ours too until they are past `exec`: the first level that has one of us has only us.
+            let mut level = vec![self.wrapped];
+            for _ in 0..DEEPEST_WRAPPER {
+                level = level.into_iter().flat_map(process::children).map(|child| child.pid).collect();
+                if let Some(found) = level.iter().find(|child| ours(**child)) {
+                    return Some(*found);
+                }
+            }
+            None
         })
     }
 

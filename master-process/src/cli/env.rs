@@ -1,7 +1,7 @@
 //! What reading the command line asks of the host. Tests answer with a host of their own.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,8 @@ pub trait Env {
     fn var(&self, name: &str) -> Option<OsString>;
     /// The CPUs that this process may use, at least 1.
     fn cpus(&self) -> u32;
+    /// Whether standard input is a terminal.
+    fn stdin_is_terminal(&self) -> bool;
     /// What relative paths are relative to.
     ///
     /// # Errors
@@ -63,6 +65,10 @@ impl Env for ProcessEnv {
 
     fn cpus(&self) -> u32 {
         cpus::of_this_process()
+    }
+
+    fn stdin_is_terminal(&self) -> bool {
+        io::stdin().is_terminal()
     }
 
     fn current_dir(&self) -> io::Result<PathBuf> {

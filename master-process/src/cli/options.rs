@@ -367,7 +367,7 @@ pub const OPTIONS: &[Opt] = &[
         kind: Kind::Value("null|inherit"),
         variables: &[],
         unset: Unset::Default("null"),
-        meaning: "What the workers read: nothing, or the supervisor's own input",
+        meaning: "What the workers read: nothing, or the supervisor's own input. A terminal is given to a single worker, as its foreground",
     },
     Opt {
         long: "log-format",

@@ -37,9 +37,10 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
     let listen = listen::distinct(from.many("listen", |text| listen::parse(text, env))?)?;
     let (ready, ready_timeout) = ready(from, &listen)?;
     let limits = limits::limits(from)?;
+    let workers = from.one("workers", |text| workers::parse(text, || env.cpus()))?;
     Ok(Config {
         command,
-        workers: from.one("workers", |text| workers::parse(text, || env.cpus()))?,
+        workers,
         throttle,
         throttle_max,
         give_up: from.one("give-up", give_up::parse)?,
@@ -66,7 +67,7 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         no_new_privs: from.switch("no-new-privs"),
         chdir: from.optional("chdir", |text| directory::parse(text, env))?.map(|dir| dir.value),
         umask: from.optional("umask", octal::parse)?.map(|umask| umask.value),
-        stdin: from.one("stdin", |text| choice::parse(text, STDIN))?,
+        stdin: stdin(from, workers)?,
         log_format: from.one("log-format", |text| choice::parse(text, LOG_FORMAT))?,
         verbosity: verbosity::resolve(from)?,
     })
@@ -108,6 +109,17 @@ fn ready(from: &Resolver<'_>, listen: &[Listen]) -> Result<(ReadyMode, Duration)
             Ok((mode.value, timeout.value))
         }
     }
+}
+
+/// A terminal has one foreground process group: one worker can read it, and Ctrl-C reaches one.
+fn stdin(from: &Resolver<'_>, workers: u32) -> Result<Stdin, UsageError> {
+    let stdin = from.resolve("stdin", |text| choice::parse(text, STDIN))?;
+    if stdin.value == Stdin::Inherit && workers > 1 && from.env.stdin_is_terminal() {
+        let reason =
+            format!("lets one worker read the terminal, and --workers asks for {workers}; give --workers 1");
+        return Err(stdin.misfit(&reason));
+    }
+    Ok(stdin.value)
 }
 
 /// The first descriptor behind those of the sockets.

@@ -15,6 +15,8 @@ pub(super) struct Host {
     pub(super) vars: Vec<(String, OsString)>,
     /// Whether the current directory has been removed.
     pub(super) removed_dir: bool,
+    /// Whether standard input is a terminal.
+    pub(super) has_terminal: bool,
 }
 
 impl Env for Host {
@@ -24,6 +26,10 @@ impl Env for Host {
 
     fn cpus(&self) -> u32 {
         8
+    }
+
+    fn stdin_is_terminal(&self) -> bool {
+        self.has_terminal
     }
 
     fn current_dir(&self) -> io::Result<PathBuf> {

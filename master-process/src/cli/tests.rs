@@ -182,6 +182,21 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!(config.verbosity, Verbosity::Quiet);
 }
 
+#[test]
+fn a_terminal_is_read_by_one_worker() {
+    let on = |has_terminal: bool, workers: &str| {
+        let line = ["master-process", "--stdin", "inherit", "-w", workers, "--", "./app"];
+        parse(line.map(OsString::from).into_iter(), &Host { has_terminal, ..Host::default() })
+    };
+    let refused = on(true, "2").expect_err("two cannot read one terminal").to_string();
+    assert!(refused.contains("--stdin") && refused.contains("--workers"), "{refused}");
+    for (has_terminal, workers) in [(true, "1"), (false, "2")] {
+        let taken =
+            matches!(on(has_terminal, workers), Ok(Command::Run(config)) if config.stdin == Stdin::Inherit);
+        assert!(taken, "{workers} workers, a terminal: {has_terminal}");
+    }
+}
+
 /// A value of each form, for the tests that go through all options.
 fn sample(opt: &Opt) -> &'static str {
     match opt.long {

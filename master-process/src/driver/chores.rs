@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Driver, Token};
-use crate::policy::Time;
+use crate::policy::{Time, WorkerId};
 use crate::share::{CLOSE_CHECK, Report, Watch};
 use crate::sys::seccomp::Notification;
 
@@ -55,6 +55,12 @@ pub(super) enum Chore {
     Sample,
     /// Answer a call of the worker of this serial, which could not be answered.
     Call(u64, Notification),
+    /// See whether the terminal is gone, which a SIGHUP waits for.
+    Hangup,
+    /// See which other children were stopped.
+    Stops,
+    /// Let this worker, which the terminal has stopped by this signal, try again.
+    Resume(WorkerId, i32),
 }
 
 impl Chore {
@@ -71,7 +77,9 @@ impl Chore {
             Chore::KillFirst(_) => KILLED_AFTER,
             Chore::Remains(_) => super::remains::LOOK_AGAIN,
             Chore::Background(_) => super::remains::ANSWERED_WITHIN,
-            Chore::Exit(_) | Chore::Call(..) => AGAIN_AFTER,
+            Chore::Exit(_) | Chore::Call(..) | Chore::Hangup | Chore::Stops | Chore::Resume(..) => {
+                AGAIN_AFTER
+            }
         }
     }
 }
@@ -137,6 +145,9 @@ impl Driver {
                 Chore::Background(serial) => self.check_daemon(serial),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
+                Chore::Hangup => self.look_after_hang_up(),
+                Chore::Stops => self.look_at_stops(),
+                Chore::Resume(worker, number) => self.resume(worker, number),
             }
         }
     }

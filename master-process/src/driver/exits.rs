@@ -4,10 +4,11 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::process::Pid;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::chores::Chore;
 use super::{Driver, Token};
+use crate::policy::Event;
 use crate::sys::{children, pidfd};
 
 /// SIGKILL takes effect within microseconds, unless a process hangs in the kernel.
@@ -20,16 +21,24 @@ impl Driver {
             return;
         };
         let (id, pidfd) = (entry.id, entry.pidfd.as_fd());
-        match pidfd::peek(pidfd) {
-            Ok(Some(_exit)) => {}
+        let exit = match pidfd::peek(pidfd) {
+            Ok(Some(exit)) => Some(exit),
             // Its tracer has to be told first. Until then it is as good as gone, and we must not spin.
             Ok(None) => return self.later(Chore::Exit(serial)),
-            Err(error) => warn!("{}: waitid: {error}; it counts as ended", self.name(id)),
-        }
+            Err(error) => {
+                warn!("{}: waitid: {error}; it counts as ended", self.name(id));
+                None
+            }
+        };
+        let interrupted = self.take_terminal_back(serial, exit);
         let death = pidfd::reap(pidfd).ok().flatten();
         if entry.ready_pipe.is_some() {
             // A descendant may hold the other end for ever; the ring must not.
             self.poller.forget(Token::ReadyPipe(serial).encode());
+        }
+        if interrupted {
+            info!("{} was interrupted from the terminal", self.name(id));
+            self.event(Event::Stop);
         }
         self.first_process_ended(serial, death);
     }
@@ -42,7 +51,7 @@ impl Driver {
         while let Some(left) = Some(until.since(self.now())).filter(|left| !left.is_zero()) {
             self.reap_orphans();
             let orphans = self.adopted();
-            if self.dying_groups.is_empty() && orphans.is_empty() {
+            if self.dying_groups.is_empty() && orphans.is_empty() && !self.trees.remove_cgroups() {
                 return;
             }
             for orphan in orphans {

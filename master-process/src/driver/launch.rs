@@ -148,12 +148,14 @@ impl Launcher {
         );
     }
 
-    /// Starts a worker, in a cgroup where one is given.
+    /// Starts a worker, in a cgroup where one is given, and in the foreground of the terminal that it reads or in the
+    /// background.
     pub(super) fn launch(
         &mut self,
         worker: WorkerId,
         generation: u32,
         cgroup: Option<OwnedFd>,
+        foreground: bool,
     ) -> Result<Launched, SpawnError> {
         let (ready_pipe, extra) = match self.ready_fd {
             None => (None, None),
@@ -164,7 +166,8 @@ impl Launcher {
         };
         let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).unwrap_or_default();
         let environment = vec![variable("RELOAD_INDEX", generation), variable("WORKER_INDEX", worker.slot)];
-        let spawned = self.spawner.spawn(&self.template, &Particulars { environment, extra, cgroup })?;
+        let particulars = Particulars { environment, extra, cgroup, foreground };
+        let spawned = self.spawner.spawn(&self.template, &particulars)?;
         Ok(Launched { spawned, ready_pipe })
     }
 

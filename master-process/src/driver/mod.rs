@@ -12,6 +12,7 @@ mod notify_place;
 pub mod orders;
 mod remains;
 mod samples;
+mod terminal;
 mod token;
 mod workers;
 
@@ -41,6 +42,7 @@ use chores::{Chore, Chores};
 use launch::Launcher;
 use remains::Remainders;
 use samples::Sampling;
+use terminal::Tty;
 use token::Token;
 use workers::Workers;
 
@@ -65,6 +67,7 @@ pub struct Driver {
     epoch: Instant,
     poller: Poller,
     signals: Signals,
+    tty: Tty,
     notify: NotifySocket,
     launcher: Launcher,
     workers: Workers,
@@ -117,10 +120,12 @@ impl Driver {
         poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
         let (meter, measures) = Meter::new(config.monitor, config.account, config.workers)?;
         let settings = Settings::from(config);
+        let start = Time::new(Duration::ZERO);
         Ok(Driver {
-            policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
+            policy: Supervisor::new(settings, start),
             epoch: Instant::now(),
             poller,
+            tty: Tty::new(config, &signals, start),
             signals,
             notify,
             launcher,
@@ -151,6 +156,7 @@ impl Driver {
     pub fn run(mut self) -> Ending {
         let mut ready = Vec::new();
         self.start_sampling();
+        self.watch_terminal();
         self.watch_looks();
         self.watch_queues();
         self.watch_trees();
@@ -159,6 +165,7 @@ impl Driver {
             self.after_sharing();
             if let Some(outcome) = self.policy.outcome() {
                 self.outlive_all();
+                self.leave_terminal();
                 return match (outcome, self.last_failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
                     (Outcome::GaveUp, _) => Ending::GaveUp,
@@ -198,6 +205,7 @@ impl Driver {
             Token::Looks => self.read_looks(),
             Token::Trees => self.read_trees(),
             Token::Queues => self.read_queues(),
+            Token::Terminal => self.check_terminal(),
             Token::Signals => self.read_signals(),
             Token::Exit(serial) => self.worker_ended(serial),
         }
@@ -263,7 +271,8 @@ impl Driver {
         self.meter.expect(worker);
         let cgroup = self.trees.make_cgroup(worker);
         let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
-        match self.launcher.launch(worker, generation, into) {
+        let foreground = self.next_worker_is_in_foreground();
+        match self.launcher.launch(worker, generation, into, foreground) {
             Ok(launched) => {
                 self.greet();
                 let (serial, pid) = (worker.serial, launched.spawned.pid);

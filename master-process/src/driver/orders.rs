@@ -2,16 +2,24 @@
 
 use super::Driver;
 use crate::policy::Event;
+use crate::sys::signals::{Received, Sender};
 
 /// Signals, and what they do, in the order of the README's table.
-pub const TABLE: [(&str, &str); 7] = [
-    ("HUP", "reload: new workers start, and each old one is asked to leave when its own successor is ready"),
+pub const TABLE: [(&str, &str); 8] = [
+    (
+        "HUP",
+        "reload: new workers start, and each old one is asked to leave when its own successor is ready; when the controlling terminal is gone: stop, unless HUP was ignored at the start (nohup)",
+    ),
     (
         "TERM, INT, QUIT",
-        "stop every worker, clean the sockets up, exit 0; the second one kills what is left at once",
+        "stop every worker, clean the sockets up, exit 0; a second one, more than 500 ms later, kills what is left at once",
     ),
     ("TTIN", "one worker more"),
     ("TTOU", "one worker fewer, never below 1"),
+    (
+        "TSTP",
+        "the workers stop and the supervisor with them, as Ctrl-Z stops a program that runs alone; CONT lets all of them go on",
+    ),
     ("CHLD", "orphans that were handed to the supervisor are reaped"),
     (
         "USR2",
@@ -23,6 +31,9 @@ pub const TABLE: [(&str, &str); 7] = [
 /// What a signal asks for.
 enum Order {
     Tell(Event),
+    HangUp(Sender),
+    Suspend(i32),
+    ScaleUp,
     Reap,
     PassOn,
     NotYet(&'static str),
@@ -30,11 +41,17 @@ enum Order {
 }
 
 impl Order {
-    fn of(number: i32) -> Order {
-        match number {
-            libc::SIGHUP => Order::Tell(Event::Reload),
+    fn of(received: Received) -> Order {
+        match received.number {
+            libc::SIGHUP => Order::HangUp(received.sender),
+            libc::SIGTSTP => Order::Suspend(libc::SIGTSTP),
+            // The terminal stops our process group, because another process in it is in the background and wants to read or
+            // write: nobody asks for workers.
+            number @ (libc::SIGTTIN | libc::SIGTTOU) if received.sender == Sender::Kernel => {
+                Order::Suspend(number)
+            }
             libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => Order::Tell(Event::Stop),
-            libc::SIGTTIN => Order::Tell(Event::ScaleUp),
+            libc::SIGTTIN => Order::ScaleUp,
             libc::SIGTTOU => Order::Tell(Event::ScaleDown),
             libc::SIGCHLD => Order::Reap,
             libc::SIGUSR1 => Order::NotYet("SIGUSR1: taking over in place is not in this version"),
@@ -47,10 +64,21 @@ impl Order {
 impl Driver {
     /// Does what the signals that have come ask for.
     pub(super) fn read_signals(&mut self) {
-        while let Some(number) = self.signals.next() {
-            match Order::of(number) {
+        while let Some(received) = self.signals.next() {
+            match Order::of(received) {
                 Order::Tell(event) => self.event(event),
-                Order::Reap => self.reap_orphans(),
+                Order::HangUp(sender) => self.hang_up(sender),
+                Order::Suspend(number) => self.suspend(number),
+                Order::ScaleUp if self.tty.is_lent() => {
+                    tracing::warn!(
+                        "SIGTTIN: only one worker can read the terminal (--stdin inherit); nothing was done"
+                    );
+                }
+                Order::ScaleUp => self.event(Event::ScaleUp),
+                Order::Reap => {
+                    self.reap_orphans();
+                    self.look_at_stops();
+                }
                 Order::PassOn => self.pass_on_usr2(),
                 Order::NotYet(what) => tracing::info!("{what}; nothing was done"),
                 Order::Nothing => {}

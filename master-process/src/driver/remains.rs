@@ -177,11 +177,15 @@ impl Driver {
 
     fn found_tree(&mut self, found: &Found) {
         let serial = found.worker.serial;
+        // Processes that live for a moment only are in no list, and in the cgroup all the same.
+        let unseen = found.members.is_empty() && self.trees.is_populated(serial) == Some(true);
         let Some(remainder) = self.remainders.get_mut(&serial) else { return };
         match &mut remainder.phase {
             Phase::Asked(death) => {
                 let death = *death;
-                if found.members.is_empty() {
+                if unseen {
+                    self.leaves_behind(found.worker, death, &[]);
+                } else if found.members.is_empty() {
                     self.none_found(serial, death);
                 } else if let Some(main) = self.daemon(found, death) {
                     self.becomes_daemon(found.worker, &main);
@@ -189,7 +193,7 @@ impl Driver {
                     self.leaves_behind(found.worker, death, &found.members);
                 }
             }
-            Phase::Leaving(_) if found.members.is_empty() => self.remains_gone(serial),
+            Phase::Leaving(_) if found.members.is_empty() && !unseen => self.remains_gone(serial),
             Phase::Leaving(_) => {}
         }
     }
@@ -197,6 +201,7 @@ impl Driver {
     /// Nobody was found, though the kernel says that somebody has the worker's filter: who cannot be told from the others'.
     /// What is in its process group is certainly its own.
     fn none_found(&mut self, serial: u64, death: Option<Death>) {
+        self.trees.kill_cgroup(serial);
         if let Some(remainder) = self.remainders.remove(&serial)
             && pidfd::kill_led_group(remainder.first.as_fd()).is_ok()
         {
@@ -276,7 +281,10 @@ impl Driver {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let (count, es) = (members.len(), if members.len() == 1 { "" } else { "es" });
         let slot = worker.slot;
-        let line = format!("worker {slot} left {count} process{es} behind: {}{more}", named.join(", "));
+        let line = match count {
+            0 => format!("worker {slot} left processes behind that live for a moment only"),
+            _ => format!("worker {slot} left {count} process{es} behind: {}{more}", named.join(", ")),
+        };
         if self.policy.was_killed(worker) {
             // Its end is under way for all of them.
             debug!(worker = slot, processes = count, "{line}");

@@ -46,6 +46,7 @@ impl Driver {
         }
         self.sampling.taken = taken;
         self.broker.check_listeners();
+        self.check_terminal();
         self.start_sampling();
     }
 

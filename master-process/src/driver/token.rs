@@ -15,6 +15,8 @@ pub(super) enum Token {
     Trees,
     /// The queues of the sockets that workers listen on.
     Queues,
+    /// The controlling terminal.
+    Terminal,
     /// The signalfd.
     Signals,
     /// Its pidfd.
@@ -34,8 +36,9 @@ impl Token {
             Token::Looks => 3 << KIND_AT,
             Token::Trees => 4 << KIND_AT,
             Token::Queues => 5 << KIND_AT,
-            Token::Signals => 6 << KIND_AT,
-            Token::Exit(serial) => 7 << KIND_AT | serial,
+            Token::Terminal => 6 << KIND_AT,
+            Token::Signals => 7 << KIND_AT,
+            Token::Exit(serial) => 8 << KIND_AT | serial,
         }
     }
 
@@ -48,7 +51,8 @@ impl Token {
             3 => Token::Looks,
             4 => Token::Trees,
             5 => Token::Queues,
-            6 => Token::Signals,
+            6 => Token::Terminal,
+            7 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -67,6 +71,7 @@ mod tests {
             Token::Looks,
             Token::Trees,
             Token::Queues,
+            Token::Terminal,
             Token::Signals,
             Token::Exit(SERIAL),
         ];

@@ -15,6 +15,10 @@ pub(super) struct Entry {
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
     pub(super) ready_pipe: Option<OwnedFd>,
+    /// Whether somebody has stopped it with SIGSTOP, and wants it stopped.
+    pub(super) is_held: bool,
+    /// How often the terminal has stopped it.
+    pub(super) stops: u32,
     /// Whether its process is reaped: from then on its pid may be somebody else's.
     pub(super) reaped: bool,
     /// Whether a daemon has taken the place of the process that was started.
@@ -33,10 +37,18 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn insert(&mut self, id: WorkerId, pid: Pid, pidfd: OwnedFd, ready_pipe: Option<OwnedFd>) {
         self.by_pid.insert(pid, id.serial);
-        self.entries.insert(
-            id.serial,
-            Entry { id, pid, pidfd, ready_pipe, reaped: false, in_background: false, end: None },
-        );
+        let entry = Entry {
+            id,
+            pid,
+            pidfd,
+            ready_pipe,
+            is_held: false,
+            stops: 0,
+            reaped: false,
+            in_background: false,
+            end: None,
+        };
+        self.entries.insert(id.serial, entry);
     }
 
     pub(super) fn get(&self, serial: u64) -> Option<&Entry> {

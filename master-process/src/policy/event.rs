@@ -50,8 +50,10 @@ pub enum Event {
     ToggleMonitoring,
     /// The user wants every worker replaced.
     Reload,
-    /// The user wants the end; said twice, at once.
+    /// The user wants the end; said again later than a moment after that, at once.
     Stop,
+    /// The terminal is gone: the end, but never at once.
+    Hangup,
     /// One worker more.
     ScaleUp,
     /// One worker fewer.

@@ -7,6 +7,7 @@
 
 mod backoff;
 mod event;
+mod hangup;
 mod leave;
 mod limits;
 mod monitor;
@@ -26,6 +27,7 @@ mod tests;
 pub use event::{
     Action, Event, FailedStart, LaunchFailure, Next, Note, OverLimit, Queue, ReadyBy, Sign, Usage, WorkerId,
 };
+pub use hangup::{Hangup, Hangups};
 pub use limits::Limit;
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};

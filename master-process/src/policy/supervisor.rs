@@ -19,6 +19,11 @@ const AUTO_AGE: Duration = Duration::from_secs(10);
 /// predecessor had. One that has dropped an address in its new release is held up by this once.
 const NEXT_LISTEN: Duration = Duration::from_secs(1);
 
+/// Two requests to stop that come so close to each other are one: `timeout` signals its child and then its own process
+/// group, and npm passes on what the terminal has sent to everybody. Longer would take the second of somebody who
+/// presses Ctrl-C twice for the first.
+const SAME_STOP: Duration = Duration::from_millis(500);
+
 /// How a supervisor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -33,7 +38,12 @@ pub enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Running,
-    Stopping { outcome: Outcome, kill: bool },
+    /// `asked` is when the user first asked for it, who may not have: it may have given up.
+    Stopping {
+        outcome: Outcome,
+        kill: bool,
+        asked: Option<Time>,
+    },
 }
 
 /// The workers as the policy knows them.
@@ -98,6 +108,7 @@ impl Supervisor {
             Event::ToggleMonitoring => self.toggle_monitoring(now),
             Event::Reload => self.reload(now),
             Event::Stop => self.stop(now),
+            Event::Hangup => self.hang_up(now),
             Event::ScaleUp => self.scale_up(now),
             Event::ScaleDown => self.scale_down(now),
         }
@@ -325,21 +336,33 @@ impl Supervisor {
     }
 
     fn stop(&mut self, now: Time) {
-        let Mode::Stopping { outcome, kill } = self.mode else {
+        match &mut self.mode {
+            Mode::Running => {
+                self.hang_up(now);
+                self.mode = Mode::Stopping { outcome: Outcome::Stopped, kill: false, asked: Some(now) };
+            }
+            Mode::Stopping { asked: asked @ None, .. } => *asked = Some(now),
+            Mode::Stopping { kill, asked: Some(asked), .. } => {
+                if !*kill && now.since(*asked) > SAME_STOP {
+                    *kill = true;
+                    let workers = self.slots.iter().map(Slot::workers).sum();
+                    self.push(Note::Killing { workers });
+                    self.settle_all(now);
+                }
+            }
+        }
+    }
+
+    fn hang_up(&mut self, now: Time) {
+        if self.mode == Mode::Running {
             let workers = self.slots.iter().map(Slot::workers).sum();
             self.push(Note::Stopping { workers });
-            return self.shut_down(now, Outcome::Stopped);
-        };
-        if !kill {
-            self.mode = Mode::Stopping { outcome, kill: true };
-            let workers = self.slots.iter().map(Slot::workers).sum();
-            self.push(Note::Killing { workers });
-            self.settle_all(now);
+            self.shut_down(now, Outcome::Stopped);
         }
     }
 
     pub(super) fn shut_down(&mut self, now: Time, outcome: Outcome) {
-        self.mode = Mode::Stopping { outcome, kill: false };
+        self.mode = Mode::Stopping { outcome, kill: false, asked: None };
         self.set_rollout(None);
         self.settle_all(now);
     }

@@ -133,9 +133,18 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// Removes it, with those that were made below it. False where somebody is in one of them.
+    #[must_use]
+    pub fn remove(&self) -> bool {
+        remove(&self.parent, &self.own, &self.name)
+    }
+}
+
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        remove(&self.parent, &self.own, &self.name);
+        // One that was never used, since the start failed; else it is gone already.
+        let _gone_or_in_use = self.remove();
     }
 }
 
@@ -167,7 +176,7 @@ impl Leftover {
                 self.kill_each();
             }
             if matches!(is_populated(&self.own), Ok(false)) {
-                remove(&self.parent, &self.own, &self.name);
+                let _next_time = remove(&self.parent, &self.own, &self.name);
                 return true;
             }
             if Instant::now() > until {
@@ -228,14 +237,17 @@ fn groups(own: &OwnedFd) -> Vec<OwnedFd> {
     found
 }
 
-fn remove(parent: &OwnedFd, own: &OwnedFd, name: &str) {
+fn remove(parent: &OwnedFd, own: &OwnedFd, name: &str) -> bool {
+    if matches!(unlinkat(parent, name, AtFlags::REMOVEDIR), Ok(()) | Err(rustix::io::Errno::NOENT)) {
+        return true;
+    }
     // The innermost first: a program may have made cgroups of its own in there.
     for group in groups(own).iter().rev() {
         for below in subdirectories(group) {
             let _still_in_use = unlinkat(group, &below, AtFlags::REMOVEDIR);
         }
     }
-    let _still_in_use = unlinkat(parent, name, AtFlags::REMOVEDIR);
+    unlinkat(parent, name, AtFlags::REMOVEDIR).is_ok()
 }
 
 fn subdirectories(folder: &OwnedFd) -> Vec<std::ffi::OsString> {

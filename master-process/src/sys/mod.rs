@@ -24,3 +24,4 @@ pub mod seccomp;
 pub mod signals;
 pub mod sockets;
 pub mod spawn;
+pub mod terminal;

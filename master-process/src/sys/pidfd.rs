@@ -56,11 +56,19 @@ pub fn signal(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
 /// # Errors
 /// ESRCH where nobody is left in the group.
 pub fn kill_group(pidfd: BorrowedFd<'_>, pid: Pid) -> io::Result<()> {
-    match send(pidfd, libc::SIGKILL, libc::PIDFD_SIGNAL_PROCESS_GROUP) {
+    signal_group(pidfd, pid, rustix::process::Signal::KILL)
+}
+
+/// Sends a signal to the process group that the process behind `pidfd` leads, as [`kill_group`] does.
+///
+/// # Errors
+/// ESRCH where nobody is left in the group.
+pub fn signal_group(pidfd: BorrowedFd<'_>, pid: Pid, signal: rustix::process::Signal) -> io::Result<()> {
+    match send(pidfd, signal.as_raw(), libc::PIDFD_SIGNAL_PROCESS_GROUP) {
         // Before Linux 6.9 there is no such flag. The unreaped process keeps the number from being reused, so
         // the group can be named by it without a window.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            Ok(rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)?)
+            Ok(rustix::process::kill_process_group(pid, signal)?)
         }
         result => result,
     }
@@ -171,6 +179,33 @@ pub fn any_zombie() -> io::Result<Option<Pid>> {
     }
     // SAFETY: waitid filled the structure for SIGCHLD, or left it zeroed: si_pid is set in both cases.
     Ok(Pid::from_raw(unsafe { info.si_pid() }))
+}
+
+/// A child of ours that was stopped, or continued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Paused {
+    /// Which.
+    pub pid: Pid,
+    /// The signal that stopped it; `None`: it was continued.
+    pub by: Option<i32>,
+}
+
+/// The next child of ours that was stopped and is still, or that was continued; each is told once.
+///
+/// # Errors
+/// ECHILD where we have no child at all.
+pub fn next_paused() -> io::Result<Option<Paused>> {
+    // SAFETY: an all-zero siginfo_t is a valid value of that plain C structure.
+    let mut info = unsafe { std::mem::zeroed::<libc::siginfo_t>() };
+    let options = libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG;
+    // SAFETY: `info` is a siginfo_t of our own that outlives the call.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid filled the structure for SIGCHLD, or left it zeroed: both fields are set in both cases.
+    let (pid, signal) = unsafe { (info.si_pid(), info.si_status()) };
+    let by = (info.si_code == libc::CLD_STOPPED).then_some(signal);
+    Ok(Pid::from_raw(pid).map(|pid| Paused { pid, by }))
 }
 
 /// Reaps a zombie that nobody holds a pidfd of: an orphan that was handed to us.

@@ -20,6 +20,8 @@ pub struct Stat {
     pub session: Option<Pid>,
     /// Whether it has ended and waits to be reaped.
     pub is_zombie: bool,
+    /// Whether it has a controlling terminal.
+    pub has_terminal: bool,
     /// CPU time of all its threads, those that are gone included, in nanoseconds; the kernel counts it in ticks, mostly
     /// of 10 ms.
     pub cpu_ns: u64,
@@ -67,7 +69,8 @@ fn parse(text: &[u8]) -> Option<Stat> {
     let parent = skip_to(0)?.parse().ok()?;
     let group = skip_to(0)?.parse().ok()?;
     let session = skip_to(0)?.parse().ok()?;
-    let user: u64 = skip_to(7)?.parse().ok()?;
+    let terminal: i32 = skip_to(0)?.parse().ok()?;
+    let user: u64 = skip_to(6)?.parse().ok()?;
     let system: u64 = skip_to(0)?.parse().ok()?;
     let started = skip_to(6)?.parse().ok()?;
     let pages: u64 = skip_to(1)?.parse().ok()?;
@@ -78,6 +81,7 @@ fn parse(text: &[u8]) -> Option<Stat> {
         group: known(group),
         session: known(session),
         is_zombie,
+        has_terminal: terminal != 0,
         cpu_ns: user.saturating_add(system).saturating_mul(tick_ns),
         memory: pages.saturating_mul(page),
         started,
@@ -113,9 +117,16 @@ mod tests {
             assert_eq!(stat.parent, Pid::from_raw(1), "{name}");
             assert_eq!((stat.group, stat.session), (Pid::from_raw(800), Pid::from_raw(812)), "{name}");
             assert_eq!(stat.memory, 300 * 4096, "{name}");
+            assert!(!stat.has_terminal, "{name}");
             assert_eq!(stat.cpu_ns, 2_000_000_000, "{name}: 200 ticks of 10 ms");
             assert_eq!(stat.started, 99, "{name}");
         }
+    }
+
+    #[test]
+    fn the_number_of_a_terminal_tells_that_there_is_one() {
+        let line = line("node").replace(" 812 0 -1 ", " 812 34816 812 ");
+        assert!(parse(line.as_bytes()).expect("a line").has_terminal);
     }
 
     #[test]

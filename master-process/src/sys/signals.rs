@@ -4,8 +4,10 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::process::Pid;
+
 /// Signals of the contract, read from [`Signals`]; every other one that can be blocked has no effect.
-const READ: [i32; 9] = [
+const READ: [i32; 10] = [
     libc::SIGHUP,
     libc::SIGTERM,
     libc::SIGINT,
@@ -15,19 +17,12 @@ const READ: [i32; 9] = [
     libc::SIGTTIN,
     libc::SIGTTOU,
     libc::SIGCHLD,
-];
-
-/// Signals that stay as they are: faults of our own, which must end us, and Ctrl-Z.
-const LEFT_ALONE: [i32; 8] = [
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGILL,
-    libc::SIGFPE,
-    libc::SIGABRT,
-    libc::SIGSYS,
-    libc::SIGTRAP,
     libc::SIGTSTP,
 ];
+
+/// Signals that stay as they are: faults of our own, which must end us.
+const LEFT_ALONE: [i32; 7] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP];
 
 // The program's entry, before the C runtime's: it blocks what can be blocked, so that a signal waits until the
 // loop reads it from the very first instruction on, and goes on as if nothing had been. It keeps the register
@@ -91,6 +86,28 @@ fn block() {
 #[derive(Debug)]
 pub struct Signals {
     fd: OwnedFd,
+    /// Whether SIGHUP was ignored when we were started, as `nohup` does it.
+    hup_was_ignored: bool,
+}
+
+/// A signal that has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Its number.
+    pub number: i32,
+    /// Who sent it.
+    pub sender: Sender,
+}
+
+/// Who sent a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// The kernel: a terminal's key, its end, a timer.
+    Kernel,
+    /// A process, of our PID namespace.
+    Process(Pid),
+    /// A process that has no number in our PID namespace.
+    Outside,
 }
 
 impl Signals {
@@ -102,8 +119,9 @@ impl Signals {
     /// Those of signalfd(2): EMFILE, ENFILE, ENOMEM.
     pub fn new() -> io::Result<Signals> {
         block();
+        let mut hup_was_ignored = false;
         for number in 1..=64 {
-            undo_ignore(number);
+            hup_was_ignored |= undo_ignore(number) && number == libc::SIGHUP;
         }
         // SAFETY: the set is filled before it is read, and the descriptor that signalfd returns is ours alone.
         unsafe {
@@ -113,20 +131,55 @@ impl Signals {
                 libc::sigaddset(set.as_mut_ptr(), number);
             }
             match libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) {
-                fd if fd >= 0 => Ok(Signals { fd: OwnedFd::from_raw_fd(fd) }),
+                fd if fd >= 0 => Ok(Signals { fd: OwnedFd::from_raw_fd(fd), hup_was_ignored }),
                 _failed => Err(io::Error::last_os_error()),
             }
         }
     }
 
-    /// The next signal that has come, by number.
-    pub fn next(&self) -> Option<i32> {
+    /// Whether SIGHUP was ignored when we were started, as `nohup` does it.
+    pub fn hup_was_ignored(&self) -> bool {
+        self.hup_was_ignored
+    }
+
+    /// The next signal that has come.
+    pub fn next(&self) -> Option<Received> {
         let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
         match rustix::io::read(&self.fd, &mut info) {
-            // ssi_signo is the structure's first field; see signalfd(2).
-            Ok(n) if n == info.len() => Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]])),
+            Ok(n) if n == info.len() => Some(Received::parse(&info)),
             Ok(_) | Err(_) => None,
         }
+    }
+}
+
+impl Received {
+    /// The structure's first four fields have four bytes each: ssi_signo, ssi_errno, ssi_code, ssi_pid; see signalfd(2).
+    fn parse(info: &[u8; size_of::<libc::signalfd_siginfo>()]) -> Received {
+        let field = |at: usize| {
+            let bytes = info.get(4 * at..4 * at + 4).and_then(|bytes| bytes.try_into().ok());
+            i32::from_ne_bytes(bytes.unwrap_or_default())
+        };
+        let sender = match Pid::from_raw(field(3)) {
+            _any if field(2) == libc::SI_KERNEL => Sender::Kernel,
+            Some(pid) => Sender::Process(pid),
+            None => Sender::Outside,
+        };
+        Received { number: field(0), sender }
+    }
+}
+
+/// Does to this process what a stop signal does by default, and returns when it is continued: at once where the kernel
+/// ignores the signal because nobody could continue us. A SIGCONT that came before the call does not count.
+pub fn stop_ourselves(number: i32) {
+    // SAFETY: the set is filled before it is read. The signal becomes pending for this thread, which has it blocked, and
+    // is delivered when it is unblocked: its disposition is the default, so no handler runs.
+    unsafe {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), number);
+        libc::raise(number);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut());
     }
 }
 
@@ -136,8 +189,9 @@ impl AsFd for Signals {
     }
 }
 
-/// By system call: the C library keeps two signals for itself, and refuses to speak of them.
-fn undo_ignore(number: i32) {
+/// Sets a signal that is ignored back to its default; true where it was. By system call: the C library keeps two
+/// signals for itself, and refuses to speak of them.
+fn undo_ignore(number: i32) -> bool {
     /// The kernel's `struct sigaction`, the same on every machine that we build for.
     #[repr(C)]
     struct Action {
@@ -152,13 +206,37 @@ fn undo_ignore(number: i32) {
         unsafe { libc::syscall(libc::SYS_rt_sigaction, number, new, old, size_of::<u64>()) }
     };
     let mut action = Action { handler: 0, flags: 0, restorer: 0, mask: 0 };
-    if set(std::ptr::null(), &mut action) == 0 && action.handler == libc::SIG_IGN {
+    let is_ignored = set(std::ptr::null(), &mut action) == 0 && action.handler == libc::SIG_IGN;
+    if is_ignored {
         set(&Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 }, std::ptr::null_mut());
     }
+    is_ignored
 }
 
 /// The name of a signal: `SIGKILL`, or `signal 35` for those that have none.
 pub fn name(number: i32) -> String {
     nix::sys::signal::Signal::try_from(number)
         .map_or_else(|_unnamed| format!("signal {number}"), |signal| signal.as_str().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(code: i32, pid: i32) -> [u8; size_of::<libc::signalfd_siginfo>()] {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        for (at, field) in [libc::SIGHUP, 0, code, pid].into_iter().enumerate() {
+            info[4 * at..4 * at + 4].copy_from_slice(&field.to_ne_bytes());
+        }
+        info
+    }
+
+    #[test]
+    fn the_sender_of_a_signal_is_the_kernel_a_process_or_outside() {
+        let sender = |code, pid| Received::parse(&info(code, pid)).sender;
+        assert_eq!(Received::parse(&info(libc::SI_USER, 7)).number, libc::SIGHUP);
+        assert_eq!(sender(libc::SI_KERNEL, 0), Sender::Kernel);
+        assert_eq!(Some(sender(libc::SI_USER, 7)), Pid::from_raw(7).map(Sender::Process));
+        assert_eq!(sender(libc::SI_USER, 0), Sender::Outside);
+    }
 }

@@ -89,6 +89,8 @@ pub struct Trees {
     /// Where the cgroups of workers are made; none: none is delegated to us.
     parent: Option<Supervisors>,
     cgroups: HashMap<u64, Arc<Cgroup>>,
+    /// Those of workers that are gone, and that cannot be removed yet: the kernel is still at the end of somebody in there.
+    emptied: Vec<Arc<Cgroup>>,
     requests: BTreeMap<u64, Request>,
     /// Whether a walk is under way.
     walks: bool,
@@ -105,6 +107,7 @@ impl Trees {
             inherited: children::ours().into_iter().collect(),
             parent,
             cgroups: HashMap::new(),
+            emptied: Vec::new(),
             requests: BTreeMap::new(),
             walks: false,
             walker: Walker::new()?,
@@ -128,6 +131,19 @@ impl Trees {
             tracing::debug!("cgroups: {error}: worker {} is started without one", worker.slot);
         })
         .ok()
+    }
+
+    /// Removes the cgroups of workers that are gone, as far as nobody is in there. True where some are left.
+    pub fn remove_cgroups(&mut self) -> bool {
+        self.emptied.retain(|cgroup| !cgroup.remove());
+        !self.emptied.is_empty()
+    }
+
+    /// Kills whoever is in the cgroup of a worker, where it has one.
+    pub fn kill_cgroup(&self, serial: u64) {
+        if let Some(cgroup) = self.cgroups.get(&serial) {
+            let _before_linux_5_14 = cgroup.kill();
+        }
     }
 
     /// Whether anybody is in the cgroup of a worker; none: it has none, or that cannot be known.
@@ -168,7 +184,8 @@ impl Trees {
     pub fn gone(&mut self, serial: u64) {
         self.trees.remove(&serial);
         self.requests.remove(&serial);
-        self.cgroups.remove(&serial);
+        self.emptied.extend(self.cgroups.remove(&serial));
+        self.remove_cgroups();
         self.owners.retain(|_, (_, owner)| *owner != serial);
     }
 
@@ -244,6 +261,7 @@ impl Trees {
                 }
             }
         }
+        self.remove_cgroups();
         self.walk();
         found
     }

@@ -29,6 +29,7 @@ mod security;
 mod sharing;
 mod signals;
 mod slots;
+mod terminal;
 mod trees;
 mod unix_gaps;
 mod unix_generations;

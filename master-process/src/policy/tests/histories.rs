@@ -19,6 +19,7 @@ enum Step {
     QueueWaits,
     Reload,
     Stop,
+    Hangup,
     ScaleUp,
     ScaleDown,
     TooMuch,
@@ -48,7 +49,7 @@ const STEPS: [Step; 16] = [
 ];
 
 /// What matters to a worker that is over its limit.
-const OVER_LIMIT: [Step; 14] = [
+const OVER_LIMIT: [Step; 15] = [
     Step::Launch,
     Step::LaunchFails,
     Step::ReadyOldest,
@@ -56,6 +57,7 @@ const OVER_LIMIT: [Step; 14] = [
     Step::DieNewest,
     Step::Leave,
     Step::Reload,
+    Step::Hangup,
     Step::ScaleUp,
     Step::ScaleDown,
     Step::TooMuch,
@@ -89,6 +91,7 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::QueueWaits => looks(sim, Queue::Waiting),
         Step::Reload => happens(sim, Event::Reload),
         Step::Stop => happens(sim, Event::Stop),
+        Step::Hangup => happens(sim, Event::Hangup),
         Step::ScaleUp => happens(sim, Event::ScaleUp),
         Step::ScaleDown => happens(sim, Event::ScaleDown),
         Step::TooMuch => samples(sim, &running, 2000),

@@ -241,8 +241,54 @@ fn a_second_stop_kills_at_once() {
     let mut sim = Sim::new(settings(2));
     sim.run_smoothly();
     sim.event(Event::Stop);
+    sim.pass(501 * MS);
     sim.event(Event::Stop);
     assert_eq!(sim.find(|process| process.killed).len(), 2);
+    assert_eq!(sim.finish(), Outcome::Stopped);
+}
+
+#[test]
+fn stops_that_come_together_are_one() {
+    let mut sim = Sim::new(settings(2));
+    sim.run_smoothly();
+    for _ in 0..5 {
+        sim.event(Event::Stop);
+        sim.pass(100 * MS);
+    }
+    sim.event(Event::Stop);
+    assert_eq!(sim.find(|process| process.stopped && !process.killed).len(), 2, "500 ms after the first");
+    sim.pass(MS);
+    sim.event(Event::Stop);
+    assert_eq!(sim.find(|process| process.killed).len(), 2, "it is the first that counts");
+    assert_eq!(sim.finish(), Outcome::Stopped);
+}
+
+#[test]
+fn the_first_stop_after_giving_up_kills_nobody() {
+    let mut settings = settings(2);
+    settings.give_up = Some(GiveUp { deaths: 1, within: 10 * SECOND });
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    sim.die(sim.alive()[0]);
+    sim.pass(SECOND);
+    sim.event(Event::Stop);
+    assert!(sim.find(|process| process.killed).is_empty(), "the user asks for the first time");
+    sim.pass(SECOND);
+    sim.event(Event::Stop);
+    assert_eq!(sim.find(|process| process.killed).len(), 1);
+    assert_eq!(sim.finish(), Outcome::GaveUp);
+}
+
+#[test]
+fn the_terminals_end_stops_and_never_kills() {
+    let mut sim = Sim::new(settings(2));
+    sim.run_smoothly();
+    sim.event(Event::Hangup);
+    sim.pass(SECOND);
+    sim.event(Event::Hangup);
+    assert_eq!(sim.find(|process| process.stopped && !process.killed).len(), 2);
+    sim.event(Event::Stop);
+    assert!(sim.find(|process| process.killed).is_empty(), "the user asks for the first time");
     assert_eq!(sim.finish(), Outcome::Stopped);
 }
 

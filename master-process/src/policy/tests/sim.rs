@@ -101,7 +101,7 @@ impl Sim {
     /// Hands an event to the policy and starts what it wants done.
     pub(super) fn event(&mut self, event: Event) {
         match event {
-            Event::Stop => self.stopping = true,
+            Event::Stop | Event::Hangup => self.stopping = true,
             Event::ScaleUp => self.wanted += 1,
             Event::ScaleDown if self.wanted > 1 => self.wanted -= 1,
             Event::ScaleDown

@@ -21,7 +21,16 @@ impl Epoll {
     }
 
     pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        let (data, once) = (EventData::new_u64(token), EventFlags::IN | EventFlags::ONESHOT);
+        self.add(fd, token, EventFlags::IN)
+    }
+
+    /// EPOLLHUP and EPOLLERR come whether asked for or not; epoll_ctl(2).
+    pub(super) fn watch_hang_up(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.add(fd, token, EventFlags::empty())
+    }
+
+    fn add(&mut self, fd: BorrowedFd<'_>, token: u64, events: EventFlags) -> io::Result<()> {
+        let (data, once) = (EventData::new_u64(token), events | EventFlags::ONESHOT);
         match epoll::add(&self.fd, fd, data, once) {
             // A watch that has done its duty is still there, asleep.
             Err(rustix::io::Errno::EXIST) => Ok(epoll::modify(&self.fd, fd, data, once)?),

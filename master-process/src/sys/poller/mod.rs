@@ -54,6 +54,20 @@ impl Poller {
         }
     }
 
+    /// Watches `fd` until it is hung up, whatever there is to read, once.
+    ///
+    /// # Errors
+    /// As [`watch`](Self::watch).
+    pub fn watch_hang_up(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        match self {
+            Poller::Uring(ring) => {
+                ring.watch_hang_up(fd, token);
+                Ok(())
+            }
+            Poller::Epoll(epoll) => epoll.watch_hang_up(fd, token),
+        }
+    }
+
     /// Ends the watch of `token`, whose descriptor the caller closes next: the ring would hold it open.
     pub fn forget(&mut self, token: u64) {
         match self {
@@ -113,6 +127,18 @@ mod tests {
         each(|poller| {
             let (reader, writer) = std::io::pipe().expect("a pipe");
             poller.watch(reader.as_fd(), 7).expect("watched");
+            drop(writer);
+            assert_eq!(wait(poller, 10_000), [7]);
+        });
+    }
+
+    #[test]
+    fn what_is_readable_is_no_hang_up() {
+        each(|poller| {
+            let (reader, mut writer) = std::io::pipe().expect("a pipe");
+            poller.watch_hang_up(reader.as_fd(), 7).expect("watched");
+            writer.write_all(b"x").expect("written");
+            assert_eq!(wait(poller, 0), NOTHING);
             drop(writer);
             assert_eq!(wait(poller, 10_000), [7]);
         });

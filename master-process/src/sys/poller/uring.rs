@@ -43,7 +43,15 @@ impl Ring {
     }
 
     pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) {
-        let events = u32::from(libc::POLLIN.cast_unsigned());
+        self.poll(fd, token, u32::from(libc::POLLIN.cast_unsigned()));
+    }
+
+    /// POLLHUP and POLLERR come whether asked for or not; poll(2).
+    pub(super) fn watch_hang_up(&mut self, fd: BorrowedFd<'_>, token: u64) {
+        self.poll(fd, token, 0);
+    }
+
+    fn poll(&mut self, fd: BorrowedFd<'_>, token: u64, events: u32) {
         self.push(opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).build().user_data(token));
     }
 

@@ -25,6 +25,7 @@ pub(super) struct Prepared<'a> {
     listen_pid: [u8; 32],
     fprog: Option<libc::sock_fprog>,
     extra: Option<(RawFd, RawFd)>,
+    foreground: bool,
     /// The first descriptor that the child's own table need not have.
     cut: libc::c_uint,
     parent: c_int,
@@ -44,6 +45,7 @@ impl<'a> Prepared<'a> {
             listen_pid: [0; 32],
             fprog: template.filter.as_ref().map(Filter::as_fprog),
             extra: particulars.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
+            foreground: particulars.foreground,
             cut: 0,
             parent: rustix::process::getpid().as_raw_pid(),
         };
@@ -89,6 +91,7 @@ impl Order<'_, '_> {
         )?;
         call(Step::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
         self.descriptors()?;
+        self.foreground();
         if let Some(nofile) = &template.nofile {
             let limit = libc::rlimit64 {
                 rlim_cur: nofile.current.unwrap_or(libc::RLIM64_INFINITY),
@@ -110,6 +113,18 @@ impl Order<'_, '_> {
         self.die_with_parent()?;
         self.own_pid();
         self.exec()
+    }
+
+    /// Before the program runs, as shells do it: it never finds itself in the background. SIGTTOU is blocked here, so
+    /// that the call stops nobody. One that fails leaves the worker in the background, which it may well be.
+    fn foreground(&self) {
+        if self.prepared.foreground
+            && let Ok(group) = call(Step::ProcessGroup, libc::SYS_getpid, [0, 0, 0])
+            && let Ok(group) = c_int::try_from(group)
+        {
+            let request = usize::try_from(libc::TIOCSPGRP).unwrap_or(0);
+            let _in_background = call(Step::ProcessGroup, libc::SYS_ioctl, [0, request, address(&group)]);
+        }
     }
 
     fn no_new_privs(&self) -> Result<(), Failure> {

@@ -73,6 +73,8 @@ pub struct Particulars {
     pub extra: Option<(OwnedFd, RawFd)>,
     /// The cgroup that it is started in, if not ours.
     pub cgroup: Option<OwnedFd>,
+    /// Whether the worker's process group becomes the foreground of the terminal that is its standard input.
+    pub foreground: bool,
 }
 
 /// A worker that runs.

@@ -1,0 +1,332 @@
+//! Life in a terminal: its end, its keys, and what it does to workers.
+//!
+//! The supervisor's process group is the one that a shell knows, stops and continues. Workers are in groups of their own,
+//! which the terminal takes for background jobs.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+use tracing::{debug, info, warn};
+
+use super::chores::Chore;
+use super::{Driver, Token};
+use crate::config::{Config, Stdin};
+use crate::policy::{Event, Hangup, Hangups, Time, WorkerId};
+use crate::sys::pidfd::{self, Exit};
+use crate::sys::signals::{self, Sender, Signals};
+use crate::sys::terminal::{self, Ancestors, Terminal};
+
+/// So many stops of workers are looked at in one go: one that stops and continues all the time must not hold the loop up.
+const STOPS_AT_ONCE: usize = 64;
+
+/// How long a worker that the terminal stops again and again waits; each further time twice as long, up to the last.
+const RESUME_AFTER: Duration = Duration::from_secs(1);
+const RESUME_AFTER_AT_MOST: Duration = Duration::from_secs(60);
+
+/// What the driver knows of the terminal.
+#[derive(Debug)]
+pub(super) struct Tty {
+    terminal: Option<Terminal>,
+    ancestors: Ancestors,
+    hangups: Hangups,
+    /// Whether the terminal is given to the one worker that reads it: `--stdin inherit`.
+    is_lent: bool,
+    /// Whether we have switched the terminal's `tostop` off.
+    tostop_is_off: bool,
+}
+
+/// Who is in the foreground of the terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Foreground {
+    /// The supervisor's process group: its keys are meant for us.
+    Ours,
+    /// A worker's.
+    Worker(u64),
+    /// Another job of the shell, or nobody.
+    Other,
+}
+
+impl Tty {
+    pub(super) fn new(config: &Config, signals: &Signals, now: Time) -> Tty {
+        let terminal = Terminal::open();
+        let ancestors = if terminal.is_some() { Ancestors::look() } else { Ancestors::default() };
+        let is_lent = config.stdin == Stdin::Inherit && terminal.as_ref().is_some_and(Terminal::is_stdin);
+        // A window may be closed while we start: its SIGHUP waits for us already.
+        let was_lost = terminal.is_none() && terminal::was_lost();
+        let mut hangups = Hangups::new(terminal.is_some() || was_lost, signals.hup_was_ignored());
+        if was_lost {
+            hangups.terminal_gone(now);
+        }
+        Tty { terminal, ancestors, hangups, is_lent, tostop_is_off: false }
+    }
+
+    /// Whether the worker reads the terminal: then there is room for one.
+    pub(super) fn is_lent(&self) -> bool {
+        self.is_lent
+    }
+
+    fn set_foreground(&self, group: Pid) {
+        if let Some(terminal) = &self.terminal {
+            terminal.set_foreground(group);
+        }
+    }
+
+    fn restore_tostop(&mut self) {
+        if std::mem::take(&mut self.tostop_is_off)
+            && let Some(terminal) = &self.terminal
+        {
+            terminal.set_tostop(true);
+        }
+    }
+}
+
+impl Driver {
+    pub(super) fn watch_terminal(&mut self) {
+        if let Some(terminal) = &self.tty.terminal
+            && let Err(error) = self.poller.watch_hang_up(terminal.as_fd(), Token::Terminal.encode())
+        {
+            warn!("watching: {error}: the end of the terminal is not watched");
+        }
+    }
+
+    /// The watch says that the terminal is gone, or it is time to look: the end of a session's leader takes the terminal
+    /// from everybody and wakes no watch. Whoever wants us to end with it sends SIGHUP; a later one is a reload.
+    pub(super) fn check_terminal(&mut self) {
+        if self.tty.hangups.has_terminal() && self.look_at_terminal(false) {
+            debug!("the terminal is gone");
+        }
+    }
+
+    /// Notes whether the terminal is gone, and says so. Where a SIGHUP came `from_above`, that of a wrapper counts as
+    /// ours: `sudo` passes the signal on, and keeps the terminal that it has made for us.
+    fn look_at_terminal(&mut self, from_above: bool) -> bool {
+        let tty = &self.tty;
+        let gone = tty.terminal.as_ref().is_some_and(Terminal::is_gone)
+            || from_above && tty.ancestors.lost_terminal();
+        if gone {
+            let now = self.now();
+            self.tty.hangups.terminal_gone(now);
+        }
+        gone
+    }
+
+    /// SIGHUP.
+    pub(super) fn hang_up(&mut self, sender: Sender) {
+        let from_above = match sender {
+            Sender::Kernel | Sender::Outside => true,
+            Sender::Process(pid) => self.tty.ancestors.contain(pid),
+        };
+        if self.tty.hangups.has_terminal() {
+            self.look_at_terminal(from_above);
+        }
+        let verdict = self.tty.hangups.signal(self.now(), from_above);
+        self.follow_hang_up(verdict);
+    }
+
+    /// A SIGHUP waits for what becomes of the terminal.
+    pub(super) fn look_after_hang_up(&mut self) {
+        self.look_at_terminal(true);
+        let verdict = self.tty.hangups.looked(self.now());
+        self.follow_hang_up(verdict);
+    }
+
+    fn follow_hang_up(&mut self, verdict: Option<Hangup>) {
+        match verdict {
+            None => {}
+            Some(Hangup::LookAgain(wait)) => self.later_in(wait, Chore::Hangup),
+            Some(Hangup::Reload) => self.event(Event::Reload),
+            Some(Hangup::Outlive) => {
+                info!(
+                    "SIGHUP: the terminal is gone; going on, because SIGHUP was ignored at the start (nohup)"
+                );
+            }
+            Some(Hangup::Stop) => {
+                info!("SIGHUP: the terminal is gone");
+                self.event(Event::Hangup);
+            }
+        }
+    }
+
+    /// Whether the next worker becomes the foreground of the terminal: it reads it, and the shell has given it to us.
+    pub(super) fn next_worker_is_in_foreground(&self) -> bool {
+        self.tty.is_lent && self.foreground() != Foreground::Other
+    }
+
+    fn foreground(&self) -> Foreground {
+        let Some(group) = self.tty.terminal.as_ref().and_then(Terminal::foreground) else {
+            return Foreground::Other;
+        };
+        if group == terminal::own_group() {
+            return Foreground::Ours;
+        }
+        self.workers.serial_of(group).map_or(Foreground::Other, Foreground::Worker)
+    }
+
+    /// A worker has ended, and is not reaped yet: nobody else can have its group's number. Takes the terminal back from
+    /// it. True if it had the terminal and ended by one of its keys: alone it would have ended the shell's job.
+    pub(super) fn take_terminal_back(&self, serial: u64, exit: Option<Exit>) -> bool {
+        if self.foreground() != Foreground::Worker(serial) {
+            return false;
+        }
+        self.tty.set_foreground(terminal::own_group());
+        // A shell says by its exit code that a signal ended the program that it ran.
+        let signal = match exit {
+            Some(Exit::Signal { number, .. }) => number,
+            Some(Exit::Code(code)) => code - 128,
+            None => 0,
+        };
+        self.tty.is_lent && matches!(signal, libc::SIGINT | libc::SIGQUIT)
+    }
+
+    /// At the end, the terminal is as we found it.
+    pub(super) fn leave_terminal(&mut self) {
+        self.tty.restore_tostop();
+        // Of a worker that was killed and is not gone, for example.
+        if matches!(self.foreground(), Foreground::Worker(_)) {
+            self.tty.set_foreground(terminal::own_group());
+        }
+    }
+
+    /// Children were stopped, or continued. Without a terminal nobody stops them but those who mean it.
+    pub(super) fn look_at_stops(&mut self) {
+        if self.tty.terminal.is_none() {
+            return;
+        }
+        for _ in 0..STOPS_AT_ONCE {
+            let Ok(Some(paused)) = pidfd::next_paused() else {
+                return;
+            };
+            let Some(serial) = self.workers.serial_of(paused.pid) else { continue };
+            let has_terminal = self.tty.is_lent && self.foreground() == Foreground::Worker(serial);
+            if let Some(entry) = self.workers.get_mut(serial) {
+                entry.is_held = paused.by == Some(libc::SIGSTOP) && !has_terminal;
+            }
+            match paused.by {
+                Some(number @ (libc::SIGTTIN | libc::SIGTTOU)) => self.stopped_by_terminal(serial, number),
+                // Ctrl-Z reaches who has the terminal, and a program may then stop itself; to the shell the job is us.
+                Some(libc::SIGTSTP | libc::SIGSTOP) if has_terminal => self.suspend(libc::SIGTSTP),
+                // Somebody means it: a debugger, an operator.
+                Some(_) | None => {}
+            }
+        }
+        self.later_in(Duration::ZERO, Chore::Stops);
+    }
+
+    /// The terminal has stopped a worker that read it (SIGTTIN) or wrote to it (SIGTTOU) from the background.
+    fn stopped_by_terminal(&mut self, serial: u64, number: i32) {
+        let foreground = self.foreground();
+        if self.tty.is_lent && foreground == Foreground::Other {
+            // As the program alone would: a background job that wants the terminal is stopped until the shell gives it.
+            return self.suspend(number);
+        }
+        let helped = self.let_at_terminal(serial, number, foreground);
+        let Some(entry) = self.workers.get_mut(serial) else { return };
+        let (id, times) = (entry.id, entry.stops);
+        entry.stops = entry.stops.saturating_add(1);
+        if times == 0 && !(helped && self.tty.is_lent) {
+            let (name, signal) = (self.name(id), signals::name(number));
+            let did = if number == libc::SIGTTIN { "reading from" } else { "writing to" };
+            let next = if helped {
+                "continuing it; tostop of the terminal is off while this supervisor runs"
+            } else {
+                "continuing it, again and again; -w 1 --stdin inherit gives the terminal to the worker"
+            };
+            warn!(
+                worker = id.slot,
+                signal = number,
+                "{name} was stopped by {signal} for {did} the terminal from the background: {next}"
+            );
+        }
+        if helped {
+            return self.continue_worker(id);
+        }
+        // It stops again at once, until the terminal is free.
+        let wait = match times {
+            0 => Duration::ZERO,
+            more => RESUME_AFTER.saturating_mul(2u32.saturating_pow(more - 1)).min(RESUME_AFTER_AT_MOST),
+        };
+        self.later_in(wait, Chore::Resume(id, number));
+    }
+
+    /// A worker that the terminal has stopped tries again.
+    pub(super) fn resume(&mut self, worker: WorkerId, number: i32) {
+        let foreground = self.foreground();
+        self.let_at_terminal(worker.serial, number, foreground);
+        self.continue_worker(worker);
+    }
+
+    /// Takes away what has stopped a worker; false where that is not ours to do.
+    fn let_at_terminal(&mut self, serial: u64, number: i32, foreground: Foreground) -> bool {
+        match foreground {
+            Foreground::Worker(other) => other == serial,
+            Foreground::Other => false,
+            Foreground::Ours if self.tty.is_lent => {
+                self.give_terminal_to(serial);
+                true
+            }
+            Foreground::Ours => {
+                let Some(terminal) = self.tty.terminal.as_ref().filter(|_| number == libc::SIGTTOU) else {
+                    return false;
+                };
+                // The user's shell has put this job into the foreground, and its workers belong to it.
+                let switched_off = terminal.set_tostop(false);
+                self.tty.tostop_is_off |= switched_off;
+                switched_off
+            }
+        }
+    }
+
+    fn give_terminal_to(&self, serial: u64) {
+        if let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) {
+            self.tty.set_foreground(entry.pid);
+        }
+    }
+
+    fn continue_worker(&self, worker: WorkerId) {
+        self.signal_group(worker, Signal::CONT);
+    }
+
+    fn signal_group(&self, worker: WorkerId, signal: Signal) {
+        let Some(entry) = self.workers.get(worker.serial).filter(|entry| !entry.reaped) else {
+            return;
+        };
+        if let Err(error) = pidfd::signal_group(entry.pidfd.as_fd(), entry.pid, signal) {
+            self.failed_to_signal(worker, &error);
+        }
+    }
+
+    /// Ctrl-Z, and whatever else stops a job: the workers stop with us, and go on with us when the shell continues us.
+    pub(super) fn suspend(&mut self, number: i32) {
+        // Then the kernel would ignore the signal, as it does for a daemon.
+        if terminal::is_group_orphaned() {
+            if let Foreground::Worker(serial) = self.foreground()
+                && let Some(id) = self.workers.get(serial).map(|entry| entry.id)
+            {
+                // Its group is none of those: it has a parent that could continue it, and that is us.
+                self.continue_worker(id);
+            }
+            return;
+        }
+        let mut with_us: Vec<WorkerId> =
+            self.workers.alive().filter(|entry| !entry.is_held).map(|entry| entry.id).collect();
+        with_us.sort_unstable_by_key(|worker| worker.serial);
+        for worker in &with_us {
+            self.signal_group(*worker, Signal::TSTP);
+        }
+        self.leave_terminal();
+        let since = Instant::now();
+        signals::stop_ourselves(number);
+        // No time-out runs while we are stopped.
+        self.epoch += since.elapsed();
+        if self.tty.is_lent
+            && self.foreground() == Foreground::Ours
+            && let Some(reader) = with_us.last()
+        {
+            self.give_terminal_to(reader.serial);
+        }
+        for worker in with_us {
+            self.continue_worker(worker);
+        }
+    }
+}

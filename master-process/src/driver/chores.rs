@@ -119,7 +119,11 @@ impl Driver {
                     self.checks_listeners = false;
                 }
                 Chore::Sample => self.sample(),
-                Chore::Sweep(serial) => self.broker.sweep(now, serial),
+                Chore::Sweep(serial) => match self.workers.get(serial).map(|entry| entry.id.slot) {
+                    // What its predecessor served alone is kept as long as that may come back.
+                    Some(slot) if self.policy.is_on_trial(slot) => self.later(chore),
+                    Some(_) | None => self.broker.sweep(now, serial),
+                },
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
             }
@@ -144,7 +148,8 @@ impl Driver {
     pub(super) fn after_sharing(&mut self) {
         let now = self.now();
         self.broker.reconcile(now);
-        self.broker.abandon_slots(now, |slot| self.policy.expects_start(slot));
+        let policy = &self.policy;
+        self.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_trial(slot));
         for inode in self.broker.take_unsettled() {
             self.later(Chore::Unsettled(inode, 0));
         }

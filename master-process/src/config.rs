@@ -34,7 +34,8 @@ pub struct Config {
     pub stop_group: StopGroup,
     /// When a worker counts as ready.
     pub ready: ReadyMode,
-    /// A worker that is not ready by then is stopped and counted as an early death.
+    /// How long a start may take at least. A worker that is late is stopped where another one of its slot serves; where
+    /// none does, it goes on starting.
     pub ready_timeout: Duration,
     /// How many slots a reload replaces at a time.
     pub reload_batch: Batch,
@@ -136,12 +137,14 @@ pub struct GiveUp {
 }
 
 /// `--ready MODE`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadyMode {
     /// Whichever comes first of `Listen` and `Notify`; ten seconds of life where the program never does either.
     Auto,
-    /// The worker has called `listen(2)` on a stream socket.
+    /// The worker has called `listen(2)` on a stream socket, and listens wherever its predecessor does.
     Listen,
+    /// The worker listens on all of these; never empty, and without ranges of ports.
+    ListenOn(Vec<AddressPattern>),
     /// `READY=1` on `NOTIFY_SOCKET`.
     Notify,
     /// A newline on this descriptor of the worker, 3 or higher.

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use crate::{Supervisor, fixtures};
 
-/// What all of them find: `say` a line, make a bound socket, `attempt` a call, answer with the pid for ever.
+/// What all of them find: `say` a line, make a bound socket, `attempt` a call, `notify` that they are ready, answer with the
+/// pid for ever.
 const PRELUDE: &str = "
 import errno, os, signal, socket, sys, time
 PID, INDEX, RELOAD = os.getpid(), os.environ['WORKER_INDEX'], int(os.environ['RELOAD_INDEX'])
@@ -22,6 +23,10 @@ def attempt(call):
         return 'ok'
     except OSError as error:
         return errno.errorcode[error.errno]
+def notify():
+    to = os.environ['NOTIFY_SOCKET']
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b'READY=1', '\\0' + to[1:] if to[0] == '@' else to)
 def serve(listener):
     while True:
         connection, _ = listener.accept()

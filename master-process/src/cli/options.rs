@@ -138,7 +138,8 @@ pub const OPTIONS: &[Opt] = &[
         kind: Kind::Value("MODE"),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "When a worker counts as ready: `auto`, `listen`, `notify`, `notify:fd=N`, `alive:DUR` or `none`",
+        meaning: "When a worker counts as ready: `auto`, `listen`, `listen:ADDR,...`, `notify`, `notify:fd=N`, `alive:DUR` \
+                  or `none`. `listen:` takes addresses as `--share-only` does, without ranges",
     },
     Opt {
         long: "ready-timeout",
@@ -146,8 +147,9 @@ pub const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DUR"),
         variables: &[],
         unset: Unset::Default("60s"),
-        meaning: "A worker that is not ready by then is stopped and counted as an early death; in a reload its \
-                  predecessor stays. With `alive:DUR` the default counts from the end of DUR",
+        meaning: "A worker that is not ready by then is stopped and counted as an early death if another one of its \
+                  slot serves, as in a reload: that one stays. Else one line warns, and it goes on starting. A program that \
+                  once needed longer has twice that, up to 1h. With `alive:DUR` the default counts from the end of DUR",
     },
     Opt {
         long: "reload-batch",

@@ -86,7 +86,7 @@ fn throttle(from: &Resolver<'_>) -> Result<(Duration, Duration), UsageError> {
 
 /// When a worker is ready and how long it has for that, which `alive` must be able to outlast.
 fn ready(from: &Resolver<'_>, listen: &[Listen]) -> Result<(ReadyMode, Duration), UsageError> {
-    let mode = from.resolve("ready", ready::parse)?;
+    let mode = from.resolve("ready", |text| ready::parse(text, from.env))?;
     let timeout = from.resolve("ready-timeout", duration::positive)?;
     match mode.value {
         ReadyMode::NotifyFd(fd) => match first_free(listen) {
@@ -105,9 +105,12 @@ fn ready(from: &Resolver<'_>, listen: &[Listen]) -> Result<(ReadyMode, Duration)
             Err(timeout.misfit(&reason))
         }
         ReadyMode::Alive(time) if !timeout.is_explicit() => Ok((mode.value, time + timeout.value)),
-        ReadyMode::Alive(_) | ReadyMode::Auto | ReadyMode::Listen | ReadyMode::Notify | ReadyMode::None => {
-            Ok((mode.value, timeout.value))
-        }
+        ReadyMode::Alive(_)
+        | ReadyMode::Auto
+        | ReadyMode::Listen
+        | ReadyMode::ListenOn(_)
+        | ReadyMode::Notify
+        | ReadyMode::None => Ok((mode.value, timeout.value)),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `--share-only ADDR,…` and `--no-share ADDR,…`.
+//! `--share-only ADDR,…` and `--no-share ADDR,…`, and the addresses of `--ready listen:ADDR,…`.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -15,12 +15,30 @@ const MAX_UNIX_NAME: usize = 107;
 
 /// Both options.
 pub(super) fn rules(from: &Resolver<'_>) -> Result<ShareRules, UsageError> {
-    let patterns = |long| from.list(long, |text| parse(text, from.env));
+    let patterns = |long| from.list(long, |text| pattern(text, from.env));
     Ok(ShareRules { only: patterns("share-only")?, except: patterns("no-share")? })
 }
 
+/// One address, without ranges of ports.
+pub(super) fn address(text: &str, env: &dyn Env) -> Parsed<AddressPattern> {
+    const FORM: &str = "is not an address; give PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name";
+    match parse(text, env, FORM)? {
+        AddressPattern::Ports(_) if text.contains('-') => Err("is a range of ports; give one".into()),
+        one @ (AddressPattern::Ports(_)
+        | AddressPattern::Inet(_)
+        | AddressPattern::Path(_)
+        | AddressPattern::Abstract(_)) => Ok(one),
+    }
+}
+
 /// One address pattern.
-fn parse(text: &str, env: &dyn Env) -> Parsed<AddressPattern> {
+fn pattern(text: &str, env: &dyn Env) -> Parsed<AddressPattern> {
+    const FORM: &str =
+        "is not an address; give PORT, PORT-PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name";
+    parse(text, env, FORM)
+}
+
+fn parse(text: &str, env: &dyn Env, form: &'static str) -> Parsed<AddressPattern> {
     let unix = text.strip_prefix("unix:").or_else(|| text.starts_with(['/', '@']).then_some(text));
     if let Some(path) = unix {
         return match path.strip_prefix('@') {
@@ -34,7 +52,7 @@ fn parse(text: &str, env: &dyn Env) -> Parsed<AddressPattern> {
     match text.parse::<SocketAddr>() {
         Ok(address) if address.port() != 0 => Ok(AddressPattern::Inet(address)),
         Ok(_port_zero) => Err(no_port()),
-        Err(_) => Err(form()),
+        Err(_) => Err(form.into()),
     }
 }
 
@@ -84,17 +102,13 @@ fn no_port() -> Reason {
     "has no valid port; give 1 to 65535".into()
 }
 
-fn form() -> Reason {
-    "is not an address; give PORT, PORT-PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name".into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::Host;
     use super::*;
 
     fn pattern(text: &str) -> Parsed<AddressPattern> {
-        parse(text, &Host::default())
+        super::pattern(text, &Host::default())
     }
 
     #[test]
@@ -106,6 +120,17 @@ mod tests {
             assert_eq!(pattern(garbage).expect_err(garbage), "has no valid port; give 1 to 65535");
         }
         assert!(pattern("9199-9100").expect_err("backwards").ends_with("give START-END"));
+    }
+
+    #[test]
+    fn a_single_address_is_no_range() {
+        let address = |text: &str| address(text, &Host::default());
+        assert_eq!(address("3000"), Ok(AddressPattern::Ports(3000..=3000)));
+        for range in ["9100-9199", "9100-9100"] {
+            assert_eq!(address(range).expect_err(range), "is a range of ports; give one");
+        }
+        assert_eq!(address("/run/a-b.sock"), Ok(AddressPattern::Path("/run/a-b.sock".into())));
+        assert!(!address("host:80").expect_err("a host").contains("PORT-PORT"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which addresses are shared: `--share-only` and `--no-share`.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ pub struct ShareRules {
     pub except: Vec<AddressPattern>,
 }
 
-/// One entry of `--share-only` or `--no-share`.
+/// One entry of `--share-only`, `--no-share` or `--ready listen:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AddressPattern {
     /// These ports on any IP address; a single port is a range of one.
@@ -31,31 +32,20 @@ impl ShareRules {
     /// IPv4-mapped IPv6 address is the IPv4 address.
     #[must_use]
     pub fn shares_inet(&self, address: SocketAddr) -> bool {
-        let key = inet_key(address);
-        self.shares(|pattern| match pattern {
-            AddressPattern::Ports(ports) => ports.contains(&address.port()),
-            AddressPattern::Inet(wanted) => inet_key(*wanted) == key,
-            AddressPattern::Path(_) | AddressPattern::Abstract(_) => false,
-        })
+        self.shares(|pattern| pattern.matches_inet(address))
     }
 
     /// Whether the Unix socket at an absolute path is shared. Paths are compared by their components: `//` and `/./`
     /// make no difference; `..` and symbolic links are not resolved.
     #[must_use]
     pub fn shares_path(&self, path: &Path) -> bool {
-        self.shares(|pattern| match pattern {
-            AddressPattern::Path(wanted) => wanted == path,
-            AddressPattern::Ports(_) | AddressPattern::Inet(_) | AddressPattern::Abstract(_) => false,
-        })
+        self.shares(|pattern| pattern.matches_path(path))
     }
 
     /// Whether the Unix socket of this abstract name, given without its leading zero byte, is shared.
     #[must_use]
     pub fn shares_abstract(&self, name: &[u8]) -> bool {
-        self.shares(|pattern| match pattern {
-            AddressPattern::Abstract(wanted) => wanted == name,
-            AddressPattern::Ports(_) | AddressPattern::Inet(_) | AddressPattern::Path(_) => false,
-        })
+        self.shares(|pattern| pattern.matches_abstract(name))
     }
 
     /// Whether any path may be shared.
@@ -66,6 +56,50 @@ impl ShareRules {
 
     fn shares(&self, matches: impl Fn(&AddressPattern) -> bool) -> bool {
         (self.only.is_empty() || self.only.iter().any(&matches)) && !self.except.iter().any(matches)
+    }
+}
+
+impl AddressPattern {
+    /// Whether an IP address is meant, as [`ShareRules::shares_inet`] has it.
+    #[must_use]
+    pub fn matches_inet(&self, address: SocketAddr) -> bool {
+        match self {
+            AddressPattern::Ports(ports) => ports.contains(&address.port()),
+            AddressPattern::Inet(wanted) => inet_key(*wanted) == inet_key(address),
+            AddressPattern::Path(_) | AddressPattern::Abstract(_) => false,
+        }
+    }
+
+    /// Whether the Unix socket at an absolute path is meant, as [`ShareRules::shares_path`] has it.
+    #[must_use]
+    pub fn matches_path(&self, path: &Path) -> bool {
+        match self {
+            AddressPattern::Path(wanted) => wanted == path,
+            AddressPattern::Ports(_) | AddressPattern::Inet(_) | AddressPattern::Abstract(_) => false,
+        }
+    }
+
+    /// Whether the Unix socket of this abstract name, given without its leading zero byte, is meant.
+    #[must_use]
+    pub fn matches_abstract(&self, name: &[u8]) -> bool {
+        match self {
+            AddressPattern::Abstract(wanted) => wanted == name,
+            AddressPattern::Ports(_) | AddressPattern::Inet(_) | AddressPattern::Path(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for AddressPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AddressPattern::Ports(ports) if ports.start() == ports.end() => {
+                write!(f, "port {}", ports.start())
+            }
+            AddressPattern::Ports(ports) => write!(f, "ports {}-{}", ports.start(), ports.end()),
+            AddressPattern::Inet(address) => write!(f, "{address}"),
+            AddressPattern::Path(path) => write!(f, "{}", path.display()),
+            AddressPattern::Abstract(name) => write!(f, "@{}", name.escape_ascii()),
+        }
     }
 }
 

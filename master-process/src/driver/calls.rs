@@ -97,6 +97,16 @@ impl Driver {
         }
     }
 
+    /// Workers that listen wherever they are to without another call of theirs are ready; true where there are some.
+    pub(super) fn tell_complete(&mut self) -> bool {
+        let complete = self.broker.take_complete();
+        let any = !complete.is_empty();
+        for worker in complete {
+            self.event(Event::Signed(worker, Sign::Listen));
+        }
+        any
+    }
+
     /// What the helper thread has found: calls that waited for it go on.
     pub(super) fn read_looks(&mut self) {
         for (serial, call) in self.broker.take_looks(self.now()) {

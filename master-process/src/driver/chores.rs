@@ -139,7 +139,11 @@ impl Driver {
                     self.checks_listeners = false;
                 }
                 Chore::Sample => self.sample(),
-                Chore::Sweep(serial) => self.broker.sweep(now, serial),
+                Chore::Sweep(serial) => match self.workers.get(serial).map(|entry| entry.id.slot) {
+                    // What its predecessor served alone is kept as long as that may come back.
+                    Some(slot) if self.policy.is_on_trial(slot) => self.later(chore),
+                    Some(_) | None => self.broker.sweep(now, serial),
+                },
                 Chore::KillFirst(serial) => self.kill_first(serial),
                 Chore::Remains(serial) => self.look_at_remains(serial),
                 Chore::Background(serial) => self.check_daemon(serial),
@@ -170,7 +174,8 @@ impl Driver {
     pub(super) fn after_sharing(&mut self) {
         let now = self.now();
         self.broker.reconcile(now);
-        self.broker.abandon_slots(now, |slot| self.policy.expects_start(slot));
+        let policy = &self.policy;
+        self.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_trial(slot));
         for inode in self.broker.take_unsettled() {
             self.later(Chore::Unsettled(inode, 0));
         }

@@ -68,6 +68,7 @@ impl Launcher {
             ReadyMode::NotifyFd(fd) => Some(fd),
             ReadyMode::Auto
             | ReadyMode::Listen
+            | ReadyMode::ListenOn(_)
             | ReadyMode::Notify
             | ReadyMode::Alive(_)
             | ReadyMode::None => None,
@@ -103,7 +104,8 @@ impl Launcher {
             no_new_privs: config.no_new_privs,
             dies_with_us: config.orphans == Orphans::Kill,
         };
-        let watches_listen = matches!(config.ready, ReadyMode::Auto | ReadyMode::Listen);
+        let watches_listen =
+            matches!(config.ready, ReadyMode::Auto | ReadyMode::Listen | ReadyMode::ListenOn(_));
         Ok(Launcher {
             template,
             spawner: Spawner::new().context("mmap")?,

@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 use crate::config::{Config, Share, StopGroup};
 use crate::metrics::Meter;
 use crate::policy::{
-    Action, Event, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
+    Action, Event, FailedStart, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
 };
 use crate::report::{self, Certificate, Named};
 use crate::share::{Broker, InheritedListeners};
@@ -114,6 +114,11 @@ impl Driver {
         let mut poller = choose_poller(std::env::var("MASTER_PROCESS_LOOP").ok().as_deref())?;
         let notify = notify_place::open(config.identity.as_ref()).context("the notify socket")?;
         broker.set_notify_address(&notify.address());
+        anyhow::ensure!(
+            broker.set_ready_mode(&config.ready),
+            "--ready listen:ADDR with --share off: pidfd_getfd(2) is denied here, so the addresses of the workers cannot \
+             be seen; let them send READY=1 (--ready notify), or share addresses"
+        );
         let launcher = Launcher::new(config, handed_over, &notify)?;
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
@@ -161,8 +166,9 @@ impl Driver {
         self.watch_queues();
         self.watch_trees();
         loop {
-            let unfinished = self.carry_out();
+            let mut unfinished = self.carry_out();
             self.after_sharing();
+            unfinished |= self.tell_complete();
             if let Some(outcome) = self.policy.outcome() {
                 self.outlive_all();
                 self.leave_terminal();
@@ -373,6 +379,9 @@ impl Driver {
         if let Note::LaunchFailed { worker, next } = *note {
             return self.report_launch_failure(worker, next);
         }
+        if self.report_not_ready(note) {
+            return;
+        }
         if let Note::Died { worker, .. } | Note::Left { worker, .. } = *note {
             let Some(entry) = self.workers.take_ended(worker.serial) else {
                 return;
@@ -381,6 +390,42 @@ impl Driver {
             return report::note(note, |_| ended, &entry.end.unwrap_or_default());
         }
         report::note(note, |id| self.name(id), &Certificate::default());
+    }
+
+    /// Says what is to be said of workers that are not ready in time, and where they do not listen; `false`: it is about
+    /// something else.
+    fn report_not_ready(&self, note: &Note) -> bool {
+        let missing = |worker: WorkerId| self.broker.missing(worker.serial);
+        match *note {
+            Note::Slow { worker, after } => report::slow(self.name(worker), after, missing(worker).as_ref()),
+            Note::Late { worker, after, next } => {
+                report::late(self.name(worker), after, missing(worker).as_ref(), next);
+            }
+            Note::ReloadFailed { generation, slot, attempts, cause, kept } => {
+                let missing = match cause {
+                    FailedStart::Late(worker) => missing(worker),
+                    FailedStart::Died | FailedStart::NotLaunched => None,
+                };
+                let failed = report::FailedReload { generation, slot, attempts, cause, kept };
+                report::reload_failed(failed, missing.as_ref());
+            }
+            Note::Ready { .. }
+            | Note::Died { .. }
+            | Note::Left { .. }
+            | Note::LaunchFailed { .. }
+            | Note::Overdue { .. }
+            | Note::OverLimit { .. }
+            | Note::CalledOff { .. }
+            | Note::Monitoring { .. }
+            | Note::WatchesItself { .. }
+            | Note::ReloadStarted { .. }
+            | Note::ReloadDone { .. }
+            | Note::Scaled { .. }
+            | Note::Stopping { .. }
+            | Note::Killing { .. }
+            | Note::GaveUp { .. } => return false,
+        }
+        true
     }
 
     fn report_launch_failure(&self, worker: WorkerId, next: Next) {

@@ -83,9 +83,9 @@ pub enum Queue {
 /// How a worker says that it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
-    /// It called `listen(2)` on a stream socket, and listens on all that its predecessor did.
+    /// It called `listen(2)` on a stream socket, and listens wherever it is to serve.
     Listen,
-    /// It called `listen(2)`, and its predecessor had more addresses: they may be about to follow.
+    /// It called `listen(2)`, and does not listen yet on an address that its predecessor serves, or that was named.
     ListenFirst,
     /// It sent `READY=1`, or the newline of `notify:fd=N`.
     Notify,
@@ -153,7 +153,14 @@ pub enum Note {
         /// How long it had lived.
         uptime: Duration,
     },
-    /// A worker was not ready in time and is being stopped.
+    /// A worker is not ready in time. Its slot has no other that is, and so it goes on starting.
+    Slow {
+        /// Which.
+        worker: WorkerId,
+        /// How long it has been running.
+        after: Duration,
+    },
+    /// A worker was not ready in time and is being stopped: another one serves in its slot.
     Late {
         /// Which.
         worker: WorkerId,
@@ -273,8 +280,8 @@ pub struct OverLimit {
 pub enum FailedStart {
     /// It died before it was ready, or early.
     Died,
-    /// It was not ready in time.
-    Late,
+    /// This one was not ready in time.
+    Late(WorkerId),
     /// It could not be started.
     NotLaunched,
 }

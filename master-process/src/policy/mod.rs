@@ -16,6 +16,7 @@ mod rollout;
 mod settings;
 mod settle;
 mod slot;
+mod start_times;
 mod supervisor;
 mod throttle;
 mod time;

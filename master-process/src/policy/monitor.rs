@@ -33,7 +33,8 @@ impl Supervisor {
         let Some(serving) = slot.serving.as_mut().filter(|serving| serving.worker == worker) else {
             return;
         };
-        let verdict = serving.watch.judge(now, usage, serving.ready_at, limits);
+        let Some(ready_at) = serving.ready_at() else { return };
+        let verdict = serving.watch.judge(now, usage, ready_at, limits);
         let is_recycling = serving.recycled;
         if verdict.passed_high && self.settings.signals_high_memory {
             self.actions.push_back(Action::SignalHigh(worker));

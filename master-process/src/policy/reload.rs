@@ -20,6 +20,7 @@ impl Supervisor {
             slot.failed = 0;
             slot.set_recycling(false);
             slot.backoffs = Backoffs::default();
+            slot.keep_starting();
             if slot.serving.is_some() {
                 serving.push_back(id);
             } else {
@@ -51,6 +52,7 @@ impl Supervisor {
             return;
         }
         self.set_rollout(None);
+        self.start_times.reload_ended(false);
         let outdated = |slot: &Slot| slot.serving.is_some_and(|serving| serving.generation < self.generation);
         let kept = self.slots.iter().filter(|slot| outdated(slot)).count();
         self.push(Note::ReloadFailed { generation: self.generation, slot, attempts, cause, kept });
@@ -64,6 +66,7 @@ impl Supervisor {
         if rollout.is_done() {
             let took = now.since(rollout.since);
             self.set_rollout(None);
+            self.start_times.reload_ended(true);
             self.push(Note::ReloadDone { generation: self.generation, took });
         }
         for slot in next {

@@ -42,7 +42,7 @@ impl From<&Config> for Settings {
             give_up: config.give_up,
             kill_timeout: config.kill_timeout,
             drain: config.drain,
-            ready: config.ready,
+            ready: config.ready.clone(),
             ready_timeout: config.ready_timeout,
             reload_batch: config.reload_batch,
             reload_attempts: config.reload_attempts,

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use super::limits::Watch;
-use super::slot::{Serving, StartPhase, Starting};
+use super::slot::{Readiness, Serving, StartPhase, Starting};
 use super::supervisor::{Mode, Supervisor, index};
-use super::{Action, FailedStart, Note, ReadyBy, Sign, Time, WorkerId};
+use super::{Action, FailedStart, Note, ReadyBy, Time, WorkerId};
 
 /// A throttle of minutes is for crash loops; two sets of workers for so long would be dear.
 const LONGEST_TRIAL: Duration = Duration::from_secs(5);
@@ -24,6 +24,7 @@ impl Supervisor {
             return;
         }
         if self.mode == Mode::Running && id < self.wanted {
+            self.settle_serving(id, now);
             self.settle_starting(id, now);
             self.end_trial(id, now);
             self.call_off(id);
@@ -34,11 +35,23 @@ impl Supervisor {
         self.look_at_draining(id, now);
         self.kill_overdue(id, now);
         let wants_launch = self.wants_launch(id);
+        let allowed = self.start_times.allowed(self.settings.ready_timeout);
         let slot = &mut self.slots[index(id)];
-        let due = slot.next_due(self.known_to_sign, wants_launch);
+        let due = slot.next_due(self.known_to_sign, allowed, wants_launch);
         self.timers.set(id, slot.timer, due);
         slot.timer = due;
         self.drop_empty_slots();
+    }
+
+    /// A worker that was kept through the begin of a reload may be ready by its age.
+    fn settle_serving(&mut self, id: u32, now: Time) {
+        let Some(serving) = self.slots[index(id)].serving else { return };
+        if let Readiness::Unknown { ready_at: Some(at) } = serving.readiness
+            && at <= now
+            && !self.known_to_sign
+        {
+            self.prove_ready(serving.worker, now, ReadyBy::Age);
+        }
     }
 
     /// A starting worker is outdated, ready by its age, late, or simply not there yet.
@@ -51,22 +64,54 @@ impl Supervisor {
             slot.starting = None;
             return self.retire(now, starting.worker, starting.phase);
         }
-        let StartPhase::Waiting { since, deadline, ready_at, listened } = starting.phase else {
+        let StartPhase::Waiting { since, ready_at, warned } = starting.phase else {
             return;
         };
-        if listened.is_some_and(|at| at <= now) {
-            self.become_ready(id, now, ReadyBy::Sign(Sign::Listen));
-        } else if !self.known_to_sign && ready_at.is_some_and(|at| at <= now) {
+        let allowed = self.start_times.allowed(self.settings.ready_timeout);
+        if !self.known_to_sign && ready_at.is_some_and(|at| at <= now) {
             self.become_ready(id, now, ReadyBy::Age);
-        } else if deadline <= now {
-            slot.starting = None;
-            let uptime = now.since(since);
-            let wait = slot.throttle.late(now, uptime, &self.settings);
-            self.retire(now, starting.worker, starting.phase);
-            self.count_early_death(now);
-            self.count_failed_start(now, id, FailedStart::Late);
-            let next = self.next_of(id, wait);
-            self.push(Note::Late { worker: starting.worker, after: uptime, next });
+        } else if since.after(allowed) <= now {
+            self.late(id, now, starting, (since, warned));
+        }
+    }
+
+    /// A start takes longer than it may. Where another worker of the slot serves, that one stays and this one goes. Where
+    /// none does, nothing is won by starting anew: a program that is slow would never come to serve.
+    fn late(&mut self, id: u32, now: Time, starting: Starting, (since, warned): (Time, bool)) {
+        let (worker, after) = (starting.worker, now.since(since));
+        let slot = &mut self.slots[index(id)];
+        if !slot.has_ready() {
+            if let Some(StartPhase::Waiting { warned, .. }) =
+                slot.starting.as_mut().map(|starting| &mut starting.phase)
+            {
+                *warned = true;
+            }
+            if !warned {
+                self.push(Note::Slow { worker, after });
+            }
+            return;
+        }
+        slot.starting = None;
+        let wait = slot.throttle.late(now, after, &self.settings);
+        self.retire(now, worker, starting.phase);
+        self.count_early_death(now);
+        self.count_failed_start(now, id, FailedStart::Late(worker));
+        let next = self.next_of(id, wait);
+        self.push(Note::Late { worker, after, next });
+    }
+
+    /// A worker that may have served all the time is known to be ready. Where its successor serves already, it stands by
+    /// as before.
+    pub(super) fn prove_ready(&mut self, worker: WorkerId, now: Time, by: ReadyBy) {
+        let slot = &mut self.slots[index(worker.slot)];
+        let in_rotation = slot.serving.is_some_and(|serving| serving.worker == worker);
+        let Some(kept) = slot.kept(worker) else { return };
+        kept.readiness = Readiness::Since(now);
+        let after = now.since(kept.since);
+        self.start_times.took(after, false);
+        if in_rotation {
+            self.push(Note::Ready { worker, after, by, replaces: None });
+            self.actions.push_back(Action::Serve(worker));
         }
     }
 
@@ -83,12 +128,15 @@ impl Supervisor {
             worker,
             generation,
             since,
-            ready_at: now,
+            readiness: Readiness::Since(now),
             recycled: false,
             watch,
         });
         let replaces = old.map(|old| old.worker);
-        self.push(Note::Ready { worker, after: now.since(since), by, replaces });
+        let after = now.since(since);
+        let by_reload = self.rollout.is_some() && generation == self.generation;
+        self.start_times.took(after, by_reload);
+        self.push(Note::Ready { worker, after, by, replaces });
         // In this order: at no moment is nobody there.
         self.actions.push_back(Action::Serve(worker));
         let slot = &mut self.slots[index(id)];

@@ -1,4 +1,4 @@
-//! One slot: at most one worker that serves, at most one that starts, and those that are on their way out.
+//! One slot: at most one worker that serves or may serve, at most one that starts, and those that are on their way out.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::{Time, WorkerId};
 pub(super) struct Slot {
     /// The worker that is to serve next. Mostly there is none, and ten thousand slots are gone through at every sample.
     pub(super) starting: Option<Box<Starting>>,
-    /// The worker that serves.
+    /// The worker that serves; or, while nobody is known to be ready, the one that may be serving since before a reload.
     pub(super) serving: Option<Serving>,
     /// The worker that served before, out of rotation: it comes back if its successor dies early.
     pub(super) standby: Option<Box<Serving>>,
@@ -45,18 +45,26 @@ pub(super) struct Starting {
 pub(super) enum StartPhase {
     /// The driver has not answered yet.
     Launching,
-    /// It runs; `deadline` is the ready time-out. It counts as ready by its age from `ready_at` on, and by what
-    /// it listens on already from `listened` on.
-    Waiting { since: Time, deadline: Time, ready_at: Option<Time>, listened: Option<Time> },
+    /// It runs, and counts as ready by its age from `ready_at` on. `warned`: it is late, and that was said.
+    Waiting { since: Time, ready_at: Option<Time>, warned: bool },
 }
 
-/// A worker that is ready.
+/// Whether a worker is ready.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Readiness {
+    /// Since then.
+    Since(Time),
+    /// Not known: it may serve what it was handed, without a word. It counts as ready by its age from `ready_at` on.
+    Unknown { ready_at: Option<Time> },
+}
+
+/// A worker that is ready, or that must be taken to serve because its slot had nobody else when a reload began.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Serving {
     pub(super) worker: WorkerId,
     pub(super) generation: u32,
     pub(super) since: Time,
-    pub(super) ready_at: Time,
+    pub(super) readiness: Readiness,
     /// Whether it is to be replaced because of what it uses.
     pub(super) recycled: bool,
     pub(super) watch: Watch,
@@ -94,6 +102,24 @@ impl LeavePhase {
             LeavePhase::Draining { since, .. }
             | LeavePhase::Asked { since, .. }
             | LeavePhase::Killed { since } => Some(since),
+        }
+    }
+}
+
+impl Serving {
+    /// Since when it has been known to be ready.
+    pub(super) fn ready_at(&self) -> Option<Time> {
+        match self.readiness {
+            Readiness::Since(at) => Some(at),
+            Readiness::Unknown { .. } => None,
+        }
+    }
+
+    /// When its age makes it ready, unless it is.
+    fn ages_at(&self) -> Option<Time> {
+        match self.readiness {
+            Readiness::Since(_) => None,
+            Readiness::Unknown { ready_at } => ready_at,
         }
     }
 }
@@ -137,16 +163,54 @@ impl Slot {
         Some(self.leaving.swap_remove(at))
     }
 
-    /// The next moment at which something in here is due. `known_to_sign` says that age proves nothing;
-    /// `wants_launch` that only the throttle holds the next start back.
-    pub(super) fn next_due(&self, known_to_sign: bool, wants_launch: bool) -> Option<Time> {
+    /// Whether somebody in here is known to be ready, and serves or can serve again.
+    pub(super) fn has_ready(&self) -> bool {
+        [self.serving.as_ref(), self.standby.as_deref()]
+            .into_iter()
+            .flatten()
+            .any(|worker| worker.ready_at().is_some())
+    }
+
+    /// A worker that serves or stands by, and is not known to be ready.
+    pub(super) fn kept(&mut self, worker: WorkerId) -> Option<&mut Serving> {
+        let mut all = [self.serving.as_mut(), self.standby.as_deref_mut()].into_iter().flatten();
+        all.find(|kept| kept.worker == worker && kept.ready_at().is_none())
+    }
+
+    /// A reload begins, and the worker that starts in here is all that the slot has. It may serve although nothing says
+    /// so: it keeps its place until its successor is ready.
+    pub(super) fn keep_starting(&mut self) {
+        if self.serving.is_some() {
+            return;
+        }
+        let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, ready_at, .. }, watch }) =
+            self.starting.as_deref().copied()
+        else {
+            return;
+        };
+        self.starting = None;
+        let readiness = Readiness::Unknown { ready_at };
+        self.serving = Some(Serving { worker, generation, since, readiness, recycled: false, watch });
+    }
+
+    /// The next moment at which something in here is due. `known_to_sign` says that age proves nothing; `allowed` how long
+    /// a start may take; `wants_launch` that only the throttle holds the next start back.
+    pub(super) fn next_due(
+        &self,
+        known_to_sign: bool,
+        allowed: Duration,
+        wants_launch: bool,
+    ) -> Option<Time> {
+        let by_age = |ready_at: Option<Time>| ready_at.filter(|_| !known_to_sign);
+        let has_ready = self.has_ready();
         let starting = self.starting.iter().filter_map(|starting| match starting.phase {
             StartPhase::Launching => None,
-            StartPhase::Waiting { deadline, ready_at, listened, .. } => {
-                let aged = ready_at.filter(|_| !known_to_sign);
-                [Some(deadline), aged, listened].into_iter().flatten().min()
+            StartPhase::Waiting { since, ready_at, warned } => {
+                let late = (has_ready || !warned).then(|| since.after(allowed));
+                [late, by_age(ready_at)].into_iter().flatten().min()
             }
         });
+        let serving = self.serving.iter().filter_map(|serving| by_age(serving.ages_at()));
         let leaving = self.leaving.iter().filter_map(|leaving| match leaving.phase {
             LeavePhase::Launching | LeavePhase::Killed { .. } => None,
             LeavePhase::Draining { look_at, .. } => look_at,
@@ -154,6 +218,6 @@ impl Slot {
             LeavePhase::Remains { kill_at, .. } => kill_at,
         });
         let launch = self.throttle.not_before().filter(|_| wants_launch);
-        starting.chain(leaving).chain(launch).chain(self.trial).min()
+        starting.chain(serving).chain(leaving).chain(launch).chain(self.trial).min()
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::monitor::Backoffs;
 use super::rollout::Rollout;
 use super::slot::{LeavePhase, Slot, StartPhase, Starting};
+use super::start_times::StartTimes;
 use super::throttle::Patience;
 use super::timers::Timers;
 use super::{Action, Event, FailedStart, LaunchFailure, Next, Note, ReadyBy, Settings, Sign, Time, WorkerId};
@@ -14,10 +15,6 @@ use crate::config::{MAX_WORKERS, ReadyMode};
 /// In `auto`, a program that neither listens nor notifies counts as ready at this age: a queue consumer.
 /// Shorter would take a slow server's first start for one; longer would hold every reload of a consumer up.
 const AUTO_AGE: Duration = Duration::from_secs(10);
-
-/// A program of several listeners is ready at its last `listen`: so long it may take for those that its
-/// predecessor had. One that has dropped an address in its new release is held up by this once.
-const NEXT_LISTEN: Duration = Duration::from_secs(1);
 
 /// Two requests to stop that come so close to each other are one: `timeout` signals its child and then its own process
 /// group, and npm passes on what the terminal has sent to everybody. Longer would take the second of somebody who
@@ -65,6 +62,8 @@ pub struct Supervisor {
     pub(super) launched_once: bool,
     /// Whether any worker has ever said that it is ready: then age is no sign.
     pub(super) known_to_sign: bool,
+    /// How long this program takes to become ready.
+    pub(super) start_times: StartTimes,
     /// Whether the user has paused the limits.
     pub(super) paused: bool,
 }
@@ -84,6 +83,7 @@ impl Supervisor {
             serial: 0,
             launched_once: false,
             known_to_sign: false,
+            start_times: StartTimes::default(),
             paused: false,
             settings,
         };
@@ -150,13 +150,16 @@ impl Supervisor {
         }
     }
 
-    /// Whether a worker was asked to leave, or is about to be: its end loses nobody who waits for it.
+    /// Whether a worker was asked to leave: its end loses nobody who waits for it. One that stands by was not, though a
+    /// successor serves: what that does not serve waits until it has proved itself.
     pub fn expects_end(&self, worker: WorkerId) -> bool {
         let slot = self.slots.get(index(worker.slot));
-        slot.is_some_and(|slot| {
-            slot.leaving.iter().any(|leaving| leaving.worker == worker)
-                || slot.standby.as_ref().is_some_and(|standby| standby.worker == worker)
-        })
+        slot.is_some_and(|slot| slot.leaving.iter().any(|leaving| leaving.worker == worker))
+    }
+
+    /// Whether the worker that serves in a slot is on trial: what its predecessor served may be needed again.
+    pub fn is_on_trial(&self, slot: u32) -> bool {
+        self.slots.get(index(slot)).is_some_and(|slot| slot.trial.is_some())
     }
 
     fn leave_phase(&self, worker: WorkerId) -> Option<LeavePhase> {
@@ -190,10 +193,13 @@ impl Supervisor {
             let ready_at = match self.settings.ready {
                 ReadyMode::Auto => Some(now.after(AUTO_AGE)),
                 ReadyMode::Alive(age) => Some(now.after(age)),
-                ReadyMode::None | ReadyMode::Listen | ReadyMode::Notify | ReadyMode::NotifyFd(_) => None,
+                ReadyMode::None
+                | ReadyMode::Listen
+                | ReadyMode::ListenOn(_)
+                | ReadyMode::Notify
+                | ReadyMode::NotifyFd(_) => None,
             };
-            let deadline = now.after(self.settings.ready_timeout);
-            starting.phase = StartPhase::Waiting { since: now, deadline, ready_at, listened: None };
+            starting.phase = StartPhase::Waiting { since: now, ready_at, warned: false };
             if self.settings.ready == ReadyMode::None {
                 self.become_ready(worker.slot, now, ReadyBy::Launch);
             }
@@ -230,11 +236,11 @@ impl Supervisor {
     }
 
     fn signed(&mut self, now: Time, worker: WorkerId, sign: Sign) {
-        let counts = match (self.settings.ready, sign) {
+        let counts = match (&self.settings.ready, sign) {
             (ReadyMode::Auto, Sign::Listen | Sign::ListenFirst | Sign::Notify)
-            | (ReadyMode::Listen, Sign::Listen | Sign::ListenFirst)
+            | (ReadyMode::Listen | ReadyMode::ListenOn(_), Sign::Listen | Sign::ListenFirst)
             | (ReadyMode::Notify | ReadyMode::NotifyFd(_), Sign::Notify) => true,
-            (ReadyMode::Listen, Sign::Notify)
+            (ReadyMode::Listen | ReadyMode::ListenOn(_), Sign::Notify)
             | (ReadyMode::Notify | ReadyMode::NotifyFd(_), Sign::Listen | Sign::ListenFirst)
             | (ReadyMode::Alive(_) | ReadyMode::None, Sign::Listen | Sign::ListenFirst | Sign::Notify) => {
                 false
@@ -247,16 +253,14 @@ impl Supervisor {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
             return;
         };
-        let Some(starting) = slot.starting.as_mut().filter(|starting| starting.worker == worker) else {
-            return;
-        };
-        match (sign, &mut starting.phase) {
-            (Sign::ListenFirst, StartPhase::Waiting { listened, .. }) => {
-                listened.get_or_insert(now.after(NEXT_LISTEN));
-            }
-            (Sign::Listen | Sign::Notify | Sign::ListenFirst, _phase) => {
+        let starts = slot.starting.as_ref().is_some_and(|starting| starting.worker == worker);
+        match sign {
+            // What is missing is waited for, as long as a start may take.
+            Sign::ListenFirst => {}
+            Sign::Listen | Sign::Notify if starts => {
                 self.become_ready(worker.slot, now, ReadyBy::Sign(sign));
             }
+            Sign::Listen | Sign::Notify => self.prove_ready(worker, now, ReadyBy::Sign(sign)),
         }
         self.settle(worker.slot, now);
     }
@@ -292,10 +296,10 @@ impl Supervisor {
         } else if let Some(serving) = slot.serving.take_if(|serving| serving.worker == worker) {
             slot.trial = None;
             slot.serving = slot.standby.take().map(|standby| *standby);
-            if let Some(back) = slot.serving {
+            if let Some(back) = slot.serving.filter(|back| back.ready_at().is_some()) {
                 self.actions.push_back(Action::Serve(back.worker));
             }
-            let ready_for = Some(now.since(serving.ready_at));
+            let ready_for = serving.ready_at().map(|ready_at| now.since(ready_at));
             self.died_unasked(now, worker, now.since(serving.since), ready_for, serving.generation);
         }
         self.settle(worker.slot, now);

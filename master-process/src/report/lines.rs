@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 
 use super::certificate::Used;
 use super::{Certificate, Span};
-use crate::policy::{FailedStart, Limit, Next, Note, OverLimit, ReadyBy, Sign, WorkerId};
+use crate::policy::{Limit, Next, Note, OverLimit, ReadyBy, Sign, WorkerId};
 use crate::sys::spawn::SpawnError;
 
 /// A worker as the log names it.
@@ -64,16 +64,8 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
         Note::Ready { worker, after, by, replaces } => ready(named(worker), after, by, replaces.map(&named)),
         Note::Died { worker, uptime, next } => died(named(worker), uptime, certificate, next),
         Note::Left { worker, uptime } => left(named(worker), uptime, certificate),
-        Note::Late { worker, after, next } => {
-            let (worker, after, next) = (named(worker), Span(after), Follows(next, "starting another"));
-            warn!(
-                worker = worker.slot,
-                pid = worker.pid,
-                "{worker} was not ready within {after} and is stopped{next}"
-            );
-        }
-        // The driver knows the error, and has said it.
-        Note::LaunchFailed { .. } => {}
+        // The driver knows the error, or the addresses that are missing, and has said it.
+        Note::LaunchFailed { .. } | Note::Slow { .. } | Note::Late { .. } | Note::ReloadFailed { .. } => {}
         Note::Overdue { worker, after } => {
             let (worker, after) = (named(worker), Span(after));
             warn!(
@@ -108,23 +100,6 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
         }
         Note::ReloadDone { generation, took } => {
             info!(generation, took_ms = millis(took), "reload {generation} is complete after {}", Span(took));
-        }
-        Note::ReloadFailed { generation, slot, attempts, cause, kept } => {
-            let times = if attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
-            let why = match cause {
-                FailedStart::Died => "died early",
-                FailedStart::Late => "was not ready in time",
-                FailedStart::NotLaunched => "could not be started",
-            };
-            let keep = if kept == 1 { "keeps" } else { "keep" };
-            let old = Workers(kept);
-            error!(
-                generation,
-                worker = slot,
-                attempts,
-                kept,
-                "reload {generation} is given up: the new worker {slot} {why}, {times}; {old} of before {keep} serving"
-            );
         }
         Note::Scaled { from, to } => info!(from, to, "workers: {from} before, {to} from now on"),
         Note::Stopping { workers } => info!(workers, "stopping {}", Workers(workers)),
@@ -224,12 +199,12 @@ fn left(worker: Named, uptime: Duration, end: &Certificate) {
     end!(info, worker, end, uptime, "{worker} left as asked: it {end} after {age}{used}");
 }
 
-fn millis(span: Duration) -> u64 {
+pub(super) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// `1 worker`, `4 workers`.
-struct Workers(usize);
+pub(super) struct Workers(pub(super) usize);
 
 impl fmt::Display for Workers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -238,7 +213,7 @@ impl fmt::Display for Workers {
 }
 
 /// What follows an end, as the rest of a sentence.
-struct Follows(Next, &'static str);
+pub(super) struct Follows(pub(super) Next, pub(super) &'static str);
 
 impl fmt::Display for Follows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,6 +2,7 @@
 
 mod certificate;
 mod format;
+mod late;
 mod lines;
 mod setup;
 mod shorten;
@@ -9,6 +10,7 @@ mod span;
 mod writer;
 
 pub use certificate::Certificate;
+pub use late::{FailedReload, late, reload_failed, slow};
 pub use lines::{Named, banner, launch_failed, note};
 pub use setup::start_logging;
 pub use span::Span;

@@ -128,6 +128,48 @@ impl Key {
         }
     }
 
+    /// Whether who comes to `other` comes here once nobody listens there. A path that is written alike is the same address
+    /// in the folder of another release.
+    pub(super) fn covers(&self, other: &Key) -> bool {
+        match (self, other) {
+            (
+                Key::Inet { protocol, address, v6only, interface },
+                Key::Inet {
+                    protocol: other_protocol,
+                    address: other_address,
+                    v6only: other_v6only,
+                    interface: other_interface,
+                },
+            ) => {
+                protocol == other_protocol
+                    && address.port() == other_address.port()
+                    && (interface == other_interface || *interface == 0)
+                    && ip_covers((address.ip(), *v6only), (other_address.ip(), *other_v6only))
+            }
+            (Key::Unix { shown, .. }, Key::Unix { shown: other_shown, .. }) => {
+                self.matches(other) || shown == other_shown
+            }
+            (one, other) => one.matches(other),
+        }
+    }
+
+    /// An address of every IPv6 and every IPv4 address as two, one for each family.
+    pub(super) fn families(&self) -> Option<[Key; 2]> {
+        match self {
+            Key::Inet { protocol, address: SocketAddr::V6(address), v6only: false, interface }
+                if address.ip().is_unspecified() =>
+            {
+                let (protocol, interface) = (*protocol, *interface);
+                let four = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+                Some([
+                    Key::Inet { protocol, address: SocketAddr::V6(*address), v6only: true, interface },
+                    Key::Inet { protocol, address: four, v6only: false, interface },
+                ])
+            }
+            Key::Inet { .. } | Key::Unix { .. } | Key::Abstract(_) => None,
+        }
+    }
+
     /// Whether the kernel lets only one socket without `SO_REUSEPORT` listen on both
     /// (`inet_rcv_saddr_equal` with wildcards, net/ipv4/inet_connection_sock.c).
     pub(super) fn overlaps(&self, other: &Key) -> bool {
@@ -168,6 +210,18 @@ fn ips_overlap((one, one_v6only): (IpAddr, bool), (other, other_v6only): (IpAddr
     let (v4, v6, v6only) = if one.is_ipv4() { (one, other, other_v6only) } else { (other, one, one_v6only) };
     let takes_v4 = v6.is_unspecified() && !v6only;
     takes_v4 || v6.to_canonical() == v4
+}
+
+fn ip_covers((one, one_v6only): (IpAddr, bool), (other, other_v6only): (IpAddr, bool)) -> bool {
+    match (one.to_canonical(), other.to_canonical()) {
+        (IpAddr::V4(one), IpAddr::V4(other)) => one == other || one.is_unspecified(),
+        (IpAddr::V6(one), IpAddr::V6(other)) => {
+            let takes_both = other.is_unspecified() && !other_v6only;
+            (one == other || one.is_unspecified()) && (!takes_both || !one_v6only)
+        }
+        (IpAddr::V6(one), IpAddr::V4(_)) => one.is_unspecified() && !one_v6only,
+        (IpAddr::V4(_), IpAddr::V6(_)) => false,
+    }
 }
 
 impl fmt::Display for Key {

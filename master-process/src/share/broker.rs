@@ -12,6 +12,7 @@ use super::copies::Copies;
 use super::core::{Core, Socket, SocketId};
 use super::listen_fds::InheritedListeners;
 use super::looks::Looks;
+use super::readiness::Expected;
 use super::removals::Removals;
 use super::report::Report;
 use super::selection::Selection;
@@ -56,6 +57,8 @@ pub struct Broker {
     pub(super) active_at: Option<Time>,
     /// Where the last round of checks has come to.
     pub(super) checked: usize,
+    /// Where workers must listen to be ready.
+    pub(super) expected: Expected,
 }
 
 /// A socket that was opened before any worker was there.
@@ -87,6 +90,8 @@ pub(super) struct Process {
     pub(super) is_unreadable: bool,
     /// Whether it was told of that no more of its sockets are kept.
     pub(super) is_full: bool,
+    /// Which of the addresses that `--ready` names it listens on by sockets of which nothing is kept.
+    pub(super) named: Vec<usize>,
 }
 
 /// Whether the program listens on a Unix path.
@@ -123,7 +128,7 @@ pub struct Reply {
 /// How much of what was expected of it a worker listens on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listens {
-    /// On everything that its predecessor did.
+    /// On all of it.
     All,
     /// Something is missing yet.
     Some,
@@ -162,6 +167,7 @@ impl Broker {
             can_copy: peer::can_copy(),
             active_at: None,
             checked: 0,
+            expected: Expected::default(),
         };
         for opened in inherited.take_opened() {
             let id = opened.id;

@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use super::address::Key;
 use super::bind::is_for_all;
-use super::broker::{Broker, Decision, Listens, Reply};
+use super::broker::{Broker, Decision};
 use super::caller::{CallerSocket, bound_key};
 use super::calls::{Request, answer};
 use super::core::{Scope, SocketId};
@@ -105,7 +105,7 @@ impl Broker {
         }
         open.backlog = Some(backlog);
         self.activate(request, id, key, first);
-        Ok(self.ready(request, Answer::Done, Some(key)))
+        Ok(self.ready(request, Answer::Done, Some(id)))
     }
 
     /// A socket that all workers have: of their wishes for its queue the largest holds.
@@ -131,7 +131,7 @@ impl Broker {
         if self.core.socket(id).is_some_and(|socket| !socket.permanent) {
             self.activate(request, id, key, first);
         }
-        Ok(self.ready(request, reply, Some(key)))
+        Ok(self.ready(request, reply, Some(id)))
     }
 
     /// Of a socket that does not listen no copy is kept, unless the worker has it from us.
@@ -156,11 +156,6 @@ impl Broker {
         self.reconcile(request.now);
     }
 
-    fn ready(&mut self, request: &Request<'_>, answer: Answer, key: Option<&Key>) -> Decision {
-        let all = self.core.listens(request.worker.serial, key);
-        Decision::Reply(Reply { answer, listens: Some(if all { Listens::All } else { Listens::Some }) })
-    }
-
     /// On a socket that is the worker's own business. Whether it succeeds decides whether the worker is ready: so it is
     /// done here, on a copy, where there is one.
     fn listen_alone(
@@ -178,7 +173,12 @@ impl Broker {
         match socket.copy().map(|copy| sockets::listen(copy, backlog)) {
             Some(Err(error)) => Ok(answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))),
             // Once more, by the worker: a Unix socket's peers see who called it last.
-            Some(Ok(())) | None => Ok(self.ready(request, Answer::Continue, None)),
+            Some(Ok(())) | None => {
+                if let Some(copy) = socket.copy() {
+                    self.note_alone(request, copy);
+                }
+                Ok(self.ready(request, Answer::Continue, None))
+            }
         }
     }
 
@@ -209,6 +209,7 @@ impl Broker {
         request.put(open.fd(), fd, flags, &registered)?;
         self.core.released(serial, own);
         self.core.give(serial, there, false);
+        self.core.exchanged(serial, own, there);
         self.reconcile(request.now);
         Ok(Some(there))
     }

@@ -141,9 +141,10 @@ impl Broker {
     /// A worker has served for a moment: what its slot's earlier workers had and it has not is let go, and whether it
     /// listens past its filter is found out.
     pub fn sweep(&mut self, now: Time, serial: u64) {
-        if self.core.workers().get(serial).is_none_or(|worker| !worker.serves) {
-            return;
-        }
+        let Some(worker) = self.core.workers().get(serial).filter(|worker| worker.serves) else { return };
+        let slot = worker.id.slot;
+        let listens: Vec<Key> = self.core.listening(serial).map(|socket| socket.key.clone()).collect();
+        self.core.abandon(slot, |key: &Key| listens.iter().any(|listened| listened.matches(key)));
         self.core.swept(serial);
         if self.share != Share::Off && self.can_copy {
             self.ask(serial, Question::Listeners, None);
@@ -165,16 +166,14 @@ impl Broker {
         }
     }
 
-    /// Lets go of what waits for slots that get no worker. `expects_start` tells whether a slot is to get one.
-    pub fn abandon_slots(&mut self, now: Time, expects_start: impl Fn(u32) -> bool) {
+    /// Lets go of what waits for slots that get no worker. `is_needed` tells whether a slot is to get one, or may come to
+    /// need again what its last one served.
+    pub fn abandon_slots(&mut self, now: Time, is_needed: impl Fn(u32) -> bool) {
         let slots = self.core.awaited_slots();
         for slot in slots {
-            let may_take = self
-                .core
-                .workers()
-                .iter()
-                .any(|worker| worker.id.slot == slot && !worker.stopping && !worker.swept);
-            if !expects_start(slot) && !may_take {
+            let may_take =
+                self.core.workers().iter().any(|worker| worker.id.slot == slot && worker.may_take_over());
+            if !is_needed(slot) && !may_take {
                 self.core.abandon(slot, |_| false);
             }
         }

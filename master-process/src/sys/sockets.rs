@@ -177,6 +177,15 @@ pub fn unix_path(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
     Some(Path::new(OsStr::from_bytes(bound.path_bytes()?)).to_owned())
 }
 
+/// The abstract name that a Unix stream socket is bound to, without its leading zero; `None` for every other kind.
+pub fn abstract_name(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+    if sockopt::socket_type(fd).ok()? != SocketType::STREAM {
+        return None;
+    }
+    let bound = SocketAddrUnix::try_from(rustix::net::getsockname(fd).ok()?).ok()?;
+    bound.abstract_name().map(<[u8]>::to_vec)
+}
+
 /// Whether an IPv6 socket leaves IPv4 to others.
 pub fn is_v6only(fd: BorrowedFd<'_>) -> bool {
     sockopt::ipv6_v6only(fd).unwrap_or(false)

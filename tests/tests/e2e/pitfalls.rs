@@ -57,8 +57,10 @@ serve(made)";
 
 #[test]
 fn an_address_that_a_reload_gives_up_is_closed_and_can_be_had_again() {
+    // It says that it is ready: else it would be waited for at the old address.
     let text = "
 made = bound(HOST, PORT + 100 * (RELOAD % 2)); made.listen(64)
+notify()
 serve(made)";
     let first = address::tcp();
     let second = next_to(first, 100);

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use master_process_tests::{Event, Supervisor, address, always, fixtures, load, patient};
+use master_process_tests::load::{Connections, Kept, Load, Outcome};
+use master_process_tests::script::{script, started};
+use master_process_tests::traffic::{nothing_is_lost, pass};
+use master_process_tests::{Event, Supervisor, address, always, fixtures, load, patient, process};
 use rustix::process::Signal;
 
 /// Long against a worker's start on a busy machine, short enough to wait for.
@@ -27,17 +30,25 @@ fn counts_as_ready(mode: &str, words: &[&str]) {
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// The worker is stopped after the time-out, and another is started.
+/// The lines that say that a worker is ready.
+fn taken_for_ready(supervisor: &Supervisor) -> usize {
+    let ways = ["listens after", "says that it is ready after", "count as ready after"];
+    ways.iter().map(|way| supervisor.logged(&["worker", way]).len()).sum()
+}
+
+/// The lines that warn of a worker that is late.
+fn warned(supervisor: &Supervisor) -> Vec<String> {
+    supervisor.logged(&["is not ready after", "--ready-timeout"])
+}
+
+/// The worker is told of after the time-out, and is not taken for ready.
 fn does_not_count_as_ready(mode: &str, words: &[&str]) {
     let start = Instant::now();
     let supervisor = started_with(mode, words);
-    let stopped = supervisor.await_events(1, "term").remove(0);
-    assert!(
-        start.elapsed() >= Duration::from_secs(2),
-        "{mode} {words:?}: stopped after {:?}",
-        start.elapsed()
-    );
-    supervisor.await_event("it is tried again", |event| event.name == "started" && event.pid != stopped.pid);
+    supervisor.eventually("one line warns", || !warned(&supervisor).is_empty());
+    assert!(start.elapsed() >= Duration::from_secs(2), "{mode} {words:?}: told after {:?}", start.elapsed());
+    assert_eq!(taken_for_ready(&supervisor), 0, "{mode} {words:?}: {:?}", supervisor.log());
+    assert!(supervisor.events_named("term").is_empty(), "it goes on starting");
 }
 
 fn listen() -> String {
@@ -136,7 +147,7 @@ fn an_old_worker_is_stopped_only_when_its_successor_is_ready() {
 fn in_mode_alive_a_worker_is_ready_when_it_has_lived_that_long() {
     let supervisor = Supervisor::start(&["--ready", "alive:900ms"], fixtures::worker(&["from=1:delay=3600"]));
     supervisor.await_events(1, "ready");
-    // Old enough to be ready itself: one that is not would be stopped at once.
+    // Old enough to be ready itself.
     always(Duration::from_millis(1200), "nothing happens", || supervisor.events_named("term").is_empty());
     let start = Instant::now();
     supervisor.signal(Signal::HUP);
@@ -351,4 +362,361 @@ fn a_hup_during_a_reload_stops_those_in_between_at_once() {
     supervisor.await_workers(2);
     let in_between = supervisor.events_named("ready").iter().filter(|event| event.reload == 1).count();
     assert_eq!(in_between, 0, "those in between were stopped before they were ready");
+}
+
+/// A program that is slow: it listens after three times the time-out.
+#[test]
+fn a_server_that_is_later_than_the_time_out_starts_comes_back_after_a_crash_and_is_reloaded() {
+    let address = address::tcp();
+    let listen = format!("listen={address}");
+    let options = ["--ready-timeout", "1s", "--throttle", "100ms", "--reload-attempts", "1"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "delay=3"]));
+    let first = supervisor.await_events(1, "ready")[0].pid;
+    assert_eq!(warned(&supervisor).len(), 1, "{:?}", supervisor.log());
+    assert_eq!(supervisor.events_named("started").len(), 1, "it was left in peace");
+    assert_eq!(load::who(address), Some(first));
+    process::signal(first, Signal::KILL);
+    let second = supervisor.await_events(2, "ready")[1].pid;
+    assert_eq!(load::who(address), Some(second));
+    let third = supervisor.reload(1);
+    assert_eq!(supervisor.events_named("started").len(), 3, "each start was left in peace");
+    assert!(load::who(address).is_some_and(|pid| third.contains(&pid)));
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_worker_that_accepts_without_a_word_is_not_stopped_by_a_reload_in_its_first_second() {
+    let address = address::tcp();
+    let listen = address.to_string();
+    let words = ["accept=3", "from=1:delay=2"];
+    let supervisor = Supervisor::start(&["--listen", &listen], fixtures::worker(&words));
+    supervisor.await_events(1, "ready");
+    let clients = Load::start(address, 4, Connections::Fresh);
+    pass(&supervisor, &clients, 50);
+    supervisor.reload(1);
+    pass(&supervisor, &clients, 50);
+    nothing_is_lost(clients);
+    let of = |name: &str| supervisor.events_named(name);
+    let (ready, term) = (of("ready").remove(1), of("term").remove(0));
+    assert_eq!((ready.reload, term.reload), (1, 0));
+    assert!(term.at >= ready.at, "the old one served until the new one did: {term:?} {ready:?}");
+}
+
+/// Opens a port beside its own at once, and its own after `sleep`. What it does from its first reload on is `new`.
+fn side_port_first(sleep: &str, new: &str) -> String {
+    format!(
+        "
+import threading
+side = bound(HOST, PORT + 50); side.listen(64)
+threading.Thread(target=serve, args=(side,), daemon=True).start()
+say('side', INDEX, PID)
+if RELOAD > 0:
+    {new}
+time.sleep({sleep})
+own = bound(HOST, PORT); own.listen(64)
+say('own', INDEX, PID)
+serve(own)"
+    )
+}
+
+/// The lines that the workers have said about this port.
+fn said_of(supervisor: &Supervisor, port: &str) -> usize {
+    supervisor.output().iter().filter(|line| line.starts_with(port)).count()
+}
+
+/// Longer than a reload needs that does not wait for the second port, with a throttle of 100 ms.
+const LATER: &str = "2";
+
+#[test]
+fn a_side_port_that_opens_first_does_not_make_a_new_worker_ready() {
+    let address = address::tcp();
+    let text = side_port_first(LATER, "pass");
+    // The load itself must not hold an old worker for longer: it drains until its queue is empty, or for this time.
+    let options = ["-w", "2", "--throttle", "100ms", "--kill-timeout", "500ms"];
+    let supervisor = started(&options, &text, address);
+    supervisor.eventually("both serve", || said_of(&supervisor, "own") == 2);
+    let clients = Load::start(address, 4, Connections::Fresh);
+    for _ in 0..2 {
+        pass(&supervisor, &clients, 50);
+        supervisor.reload(2);
+    }
+    pass(&supervisor, &clients, 50);
+    let tally = clients.stop();
+    assert_eq!(tally.inexcusable(), 0, "{tally}");
+    assert_eq!(supervisor.logged(&["it is closed"]).len(), 0, "{:?}", supervisor.log());
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn the_debugger_of_node_does_not_make_a_new_worker_ready() {
+    let (address, inspect) = (address::tcp(), address::tcp());
+    let mut command = fixtures::node("server.js");
+    command.insert(1, format!("--inspect={inspect}"));
+    let builder = Supervisor::builder().args(["--throttle", "100ms"]).command(command);
+    let supervisor = builder.env("LISTEN", address.to_string()).env("DELAY_LISTEN", "2000").spawn();
+    supervisor.await_events(1, "ready");
+    let clients = Load::start(address, 4, Connections::Fresh);
+    pass(&supervisor, &clients, 50);
+    supervisor.reload(1);
+    pass(&supervisor, &clients, 50);
+    let tally = clients.stop();
+    assert_eq!(tally.inexcusable(), 0, "{tally}");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_crash_of_a_worker_with_a_side_port_refuses_nobody() {
+    let address = address::tcp();
+    let text = side_port_first(LATER, "pass");
+    let supervisor = started(&["--throttle", "100ms"], &text, address);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    let clients = Load::start(address, 4, Connections::Fresh);
+    pass(&supervisor, &clients, 50);
+    let victim = *supervisor.await_workers(1).first().expect("one");
+    process::signal(victim, Signal::KILL);
+    supervisor.eventually("another one serves", || said_of(&supervisor, "own") == 2);
+    pass(&supervisor, &clients, 50);
+    let tally = clients.stop();
+    assert_eq!(tally.inexcusable(), 0, "{tally}");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_release_that_never_opens_its_port_fails_and_the_missing_address_is_named() {
+    let address = address::tcp();
+    let text = side_port_first("0", "signal.pause()");
+    let timeout = format!("{}ms", patient(Duration::from_secs(2)).as_millis());
+    let options = ["-w", "2", "--ready-timeout", &timeout, "--reload-attempts", "1", "--throttle", "100ms"];
+    let supervisor = started(&options, &text, address);
+    supervisor.eventually("both serve", || said_of(&supervisor, "own") == 2);
+    let old = supervisor.await_workers(2);
+    let clients = Load::start(address, 4, Connections::Fresh);
+    pass(&supervisor, &clients, 50);
+    supervisor.signal(Signal::HUP);
+    await_given_up(&supervisor);
+    let why = format!("does not listen on {address}, which the old worker serves");
+    let told = supervisor.logged(&[
+        "reload 1 is given up",
+        &why,
+        "2 workers of before",
+        "ready=1",
+        "--ready listen:addr",
+    ]);
+    assert_eq!(told.len(), 1, "{:?}", supervisor.log());
+    supervisor.eventually("so does the line of the worker", || {
+        !supervisor.logged(&["was not ready within", &why]).is_empty()
+    });
+    supervisor.eventually("the new ones are gone", || supervisor.workers() == old);
+    pass(&supervisor, &clients, 50);
+    nothing_is_lost(clients);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_release_that_has_dropped_an_address_says_so_itself() {
+    let address = address::tcp();
+    let text = side_port_first("0", "notify(); signal.pause()");
+    let supervisor = started(&["--throttle", "100ms"], &text, address);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    for _ in 0..2 {
+        supervisor.reload(1);
+    }
+    assert_eq!(supervisor.logged(&["is complete"]).len(), 2, "{:?}", supervisor.log());
+    supervisor.eventually("the address is closed", || load::get(address, "/") == Outcome::Refused);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn what_a_release_has_dropped_waits_for_the_end_of_its_trial_though_the_old_worker_crashes() {
+    let address = address::tcp();
+    let text = side_port_first("0", "notify(); signal.pause()");
+    let supervisor = started(&["--throttle", "5s", "--throttle-max", "5s"], &text, address);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    let old = *supervisor.await_workers(1).first().expect("one");
+    let begun = Instant::now();
+    supervisor.signal(Signal::HUP);
+    supervisor
+        .eventually("the new one is ready", || !supervisor.logged(&["says that it is ready"]).is_empty());
+    process::signal(old, Signal::KILL);
+    supervisor.eventually("the old one is gone", || !process::alive(old));
+    while begun.elapsed() < Duration::from_secs(4) {
+        // Nobody takes them, and the queue is not endless: not too many.
+        assert!(Kept::open(address).is_ok(), "refused on trial: {:?}", supervisor.log());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    supervisor.eventually("the address is closed", || load::get(address, "/") == Outcome::Refused);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_port_that_the_old_worker_has_closed_is_not_waited_for() {
+    let address = address::tcp();
+    let text = "
+if RELOAD == 0:
+    closing = bound(HOST, PORT + 50); closing.listen(64)
+own = bound(HOST, PORT); own.listen(64)
+if RELOAD == 0:
+    closing.close()
+say('own', INDEX, PID)
+serve(own)";
+    let supervisor = started(&["--throttle", "100ms"], text, address);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    let clients = Load::start(address, 4, Connections::Fresh);
+    supervisor.reload(1);
+    nothing_is_lost(clients);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_socket_whose_name_has_the_pid_in_it_is_not_waited_for_by_name() {
+    let address = address::tcp();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = "
+diagnostics = socket.socket(socket.AF_UNIX)
+diagnostics.bind(f'{sys.argv[2]}/diagnostics-{PID}'); diagnostics.listen(8)
+time.sleep(1.5)
+own = bound(HOST, PORT); own.listen(64)
+say('own', INDEX, PID)
+serve(own)";
+    let mut command = script(text, address);
+    command.push(folder.path().to_str().expect("UTF-8").to_owned());
+    let options = ["--throttle", "100ms", "--kill-timeout", "500ms"];
+    let supervisor = Supervisor::start(&options, command);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    let clients = Load::start(address, 4, Connections::Fresh);
+    for _ in 0..2 {
+        pass(&supervisor, &clients, 50);
+        supervisor.reload(1);
+    }
+    let tally = clients.stop();
+    assert_eq!(tally.inexcusable(), 0, "{tally}");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_daemon_that_only_the_first_worker_starts_is_not_waited_for() {
+    let address = address::tcp();
+    // As Erlang does with epmd.
+    let text = "
+def answers():
+    try:
+        socket.create_connection((HOST, PORT + 50)).close()
+        return True
+    except OSError:
+        return False
+if not answers():
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() != 0: os._exit(0)
+        daemon = bound(HOST, PORT + 50); daemon.listen(8)
+        say('daemon', os.getpid())
+        serve(daemon)
+    os.wait()
+    while not answers(): time.sleep(0.01)
+own = bound(HOST, PORT); own.listen(64)
+say('own', INDEX, PID)
+serve(own)";
+    let supervisor = started(&["--throttle", "100ms"], text, address);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    let clients = Load::start(address, 4, Connections::Fresh);
+    for _ in 0..2 {
+        pass(&supervisor, &clients, 50);
+        supervisor.signal(Signal::HUP);
+        let complete = || supervisor.logged(&["is complete"]).len();
+        let before = complete();
+        supervisor.eventually("the reload is complete", || complete() > before);
+    }
+    nothing_is_lost(clients);
+    assert_eq!(said_of(&supervisor, "daemon"), 1);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+/// In mode `listen:ADDR` a worker is ready when it listens there, and not before.
+fn is_ready_where_it_is_named(options: &[&str], named: &str, text: &str, argument: Option<&str>) {
+    let address = address::tcp();
+    let named = named.replace("PORT", &address.port().to_string()).replace("IP", &address.ip().to_string());
+    let mode = format!("listen:{named}");
+    let mut command = script(text, address);
+    command.extend(argument.map(str::to_owned));
+    let args = [&["--ready", &mode, "--ready-timeout", "1s"], options].concat();
+    let supervisor = Supervisor::start(&args, command);
+    supervisor.eventually("it listens beside, and one line warns", || {
+        said_of(&supervisor, "side") == 1 && warned(&supervisor).len() == 1
+    });
+    assert_eq!(supervisor.logged(&["it does not listen on", "which --ready names"]).len(), 1, "{mode}");
+    supervisor.eventually("it is ready", || taken_for_ready(&supervisor) == 1);
+    // Its own line comes by another way than ours.
+    supervisor.eventually("it listens where it is named", || said_of(&supervisor, "own") == 1);
+    let log = supervisor.log();
+    let at = |words: &str| log.iter().position(|line| line.contains(words));
+    assert!(at("is not ready after") < at("listens after"), "{mode}: {log:?}");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+/// Listens beside at once, and after two seconds as `own` does.
+fn beside_and(own: &str) -> String {
+    format!(
+        "
+side = bound(HOST, PORT + 50); side.listen(8)
+say('side', INDEX, PID)
+time.sleep(2)
+{own}
+own.listen(8)
+say('own', INDEX, PID)
+while True: signal.pause()"
+    )
+}
+
+/// The same for each kind of address.
+fn is_ready_wherever_it_is_named(share: &str) {
+    let tcp = beside_and("own = bound(HOST, PORT)");
+    let wildcard = beside_and("own = bound('0.0.0.0', PORT)");
+    let path = beside_and("own = socket.socket(socket.AF_UNIX); own.bind(sys.argv[2])");
+    let relative = beside_and(
+        "os.chdir(os.path.dirname(sys.argv[2])); own = socket.socket(socket.AF_UNIX); own.bind('./app.sock')",
+    );
+    let name = beside_and("own = socket.socket(socket.AF_UNIX); own.bind('\\0' + sys.argv[2])");
+    let options = ["--share", share];
+    is_ready_where_it_is_named(&options, "PORT", &tcp, None);
+    is_ready_where_it_is_named(&options, "IP:PORT", &wildcard, None);
+    let (_folder, file) = address::unix();
+    let file = file.to_str().expect("UTF-8");
+    is_ready_where_it_is_named(&options, &format!("unix:{file}"), &path, Some(file));
+    let (_folder, file) = address::unix();
+    let file = file.to_str().expect("UTF-8");
+    is_ready_where_it_is_named(&options, file, &relative, Some(file));
+    is_ready_where_it_is_named(&options, &format!("@{file}"), &name, Some(file));
+}
+
+#[test]
+fn in_mode_listen_a_worker_is_ready_at_the_address_that_is_named() {
+    is_ready_wherever_it_is_named("slots");
+}
+
+#[test]
+fn in_mode_listen_a_worker_is_ready_at_the_named_address_that_all_workers_share() {
+    is_ready_wherever_it_is_named("shared");
+}
+
+#[test]
+fn in_mode_listen_a_worker_is_ready_at_the_named_address_without_sharing_too() {
+    is_ready_wherever_it_is_named("off");
+}
+
+#[test]
+fn in_mode_listen_a_release_may_drop_what_is_not_named() {
+    let address = address::tcp();
+    let text = "
+if RELOAD == 0:
+    side = bound(HOST, PORT + 50); side.listen(8)
+own = bound(HOST, PORT); own.listen(64)
+say('own', INDEX, PID)
+serve(own)";
+    let mode = format!("listen:{}", address.port());
+    let supervisor = started(&["--ready", &mode, "--throttle", "100ms"], text, address);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    let clients = Load::start(address, 4, Connections::Fresh);
+    supervisor.reload(1);
+    nothing_is_lost(clients);
+    assert_eq!(supervisor.stop(), 0);
 }

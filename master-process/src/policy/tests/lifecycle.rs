@@ -96,16 +96,43 @@ fn a_throttle_equal_to_its_maximum_is_a_constant_delay() {
     sim.finish();
 }
 
+/// How often a worker was said to be late and to go on starting.
+fn slow(sim: &Sim) -> usize {
+    sim.notes.iter().filter(|note| matches!(note, Note::Slow { .. })).count()
+}
+
 #[test]
-fn a_worker_that_is_not_ready_in_time_is_stopped_and_replaced() {
-    let mut sim = Sim::new(settings(1));
+fn a_worker_that_is_late_and_alone_is_warned_of_once_and_goes_on_starting() {
+    let mut settings = settings(1);
+    settings.give_up = Some(GiveUp { deaths: 1, within: 3600 * SECOND });
+    let mut sim = Sim::new(settings);
     sim.launch_all();
     let late = sim.alive()[0];
-    sim.pass(60 * SECOND);
-    assert!(sim.processes[&late].stopped);
-    assert_eq!(sim.processes.len(), 2, "its successor starts while it leaves");
-    sim.pass(5 * SECOND);
-    assert!(sim.processes[&late].killed, "the kill time-out applies to it as to anyone");
+    sim.pass(60 * SECOND - MS);
+    assert_eq!(slow(&sim), 0);
+    sim.pass(MS);
+    assert_eq!(sim.notes, [Note::Slow { worker: late, after: 60 * SECOND }]);
+    assert_eq!(sim.policy.deadline(), None, "nothing else is to come");
+    sim.pass(3600 * SECOND);
+    assert_eq!((slow(&sim), sim.alive()), (1, vec![late]), "it is no early death either");
+    sim.sign(late);
+    assert!(matches!(sim.notes[..], [_, Note::Ready { .. }]), "{:?}", sim.notes);
+    sim.finish();
+}
+
+#[test]
+fn a_program_that_needs_longer_than_the_time_out_comes_back_after_each_crash() {
+    let mut sim = Sim::new(settings(1));
+    for _ in 0..3 {
+        sim.launch_all();
+        let worker = sim.alive()[0];
+        sim.pass(75 * SECOND);
+        assert_eq!(sim.alive(), [worker], "it is left in peace");
+        sim.sign(worker);
+        sim.pass(10 * SECOND);
+        sim.die(worker);
+    }
+    assert_eq!(slow(&sim), 1, "from then on it is known to need that long: {:?}", sim.notes);
     sim.finish();
 }
 

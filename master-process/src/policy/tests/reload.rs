@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sim::{Sim, settings};
-use crate::config::Batch;
+use crate::config::{Batch, ReadyMode};
 use crate::policy::{Event, FailedStart, LaunchFailure, Next, Note, Queue, Settings, Sign};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -93,7 +93,7 @@ fn a_reload_whose_workers_are_late_is_given_up() {
     }
     assert!(sim.notes.iter().any(|note| matches!(
         note,
-        Note::ReloadFailed { attempts: 3, cause: FailedStart::Late, kept: 1, .. }
+        Note::ReloadFailed { attempts: 3, cause: FailedStart::Late(_), kept: 1, .. }
     )));
     assert!(sim.notes.iter().any(|note| matches!(note, Note::Late { next: Next::Predecessor, .. })));
     assert_eq!(generations(&sim), [0]);
@@ -177,13 +177,140 @@ fn a_reload_during_a_reload_stops_the_starting_workers_of_the_one_in_between_at_
 fn workers_that_never_get_ready_do_not_pile_up() {
     let mut sim = Sim::new(settings(1));
     sim.launch_all();
-    for _ in 0..10 {
+    let first = sim.alive()[0];
+    for round in 1..=10 {
         sim.event(Event::Reload);
         sim.launch_all();
         sim.leave_all();
-        assert_eq!(sim.processes.len(), 1);
+        assert_eq!(sim.alive()[0], first, "it may be serving");
+        assert_eq!(generations(&sim), [0, round]);
     }
     sim.finish();
+}
+
+/// A reload while the only worker of each slot has not said yet that it is ready.
+fn reloaded_while_starting(settings: Settings) -> Sim {
+    let mut sim = Sim::new(settings);
+    sim.launch_all();
+    sim.pass(SECOND);
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim
+}
+
+#[test]
+fn a_worker_that_may_be_serving_stays_until_its_successor_is_ready() {
+    let mut settings = without_trial(1);
+    settings.ready = ReadyMode::Auto;
+    let mut sim = reloaded_while_starting(settings);
+    let (old, new) = (sim.alive()[0], sim.alive()[1]);
+    // Of a program that says nothing both are ready by their age, the old one first.
+    sim.pass(9 * SECOND);
+    assert!(
+        matches!(sim.notes.last(), Some(Note::Ready { worker, .. }) if *worker == old),
+        "{:?}",
+        sim.notes
+    );
+    assert_eq!(sim.alive(), [old, new]);
+    sim.pass(SECOND);
+    let replaces = |note: &Note| matches!(note, Note::Ready { worker, replaces: Some(other), .. } if *worker == new && *other == old);
+    assert!(sim.notes.iter().any(replaces), "{:?}", sim.notes);
+    sim.answer_looks(Queue::None);
+    assert!(sim.processes[&old].stopped);
+    sim.run_smoothly();
+    assert_eq!(generations(&sim), [1]);
+    sim.finish();
+}
+
+#[test]
+fn a_worker_that_may_be_serving_is_replaced_by_one_that_is_ready_first() {
+    let mut sim = reloaded_while_starting(settings(1));
+    let (old, new) = (sim.alive()[0], sim.alive()[1]);
+    sim.sign(new);
+    assert!(sim.processes[&old].retired && !sim.processes[&old].stopped, "it stands by");
+    sim.die(new);
+    assert!(!sim.processes[&old].stopped, "and is all that the slot has, again");
+    sim.pass(SECOND * 30);
+    sim.launch_all();
+    sim.sign(old);
+    assert!(
+        matches!(sim.notes.last(), Some(Note::Ready { worker, .. }) if *worker == old),
+        "{:?}",
+        sim.notes
+    );
+    sim.run_smoothly();
+    assert_eq!(generations(&sim), [1]);
+    sim.finish();
+}
+
+#[test]
+fn a_successor_is_late_only_where_the_worker_before_it_is_ready() {
+    let mut sim = reloaded_while_starting(settings(1));
+    let (old, new) = (sim.alive()[0], sim.alive()[1]);
+    sim.pass(SECOND * 60);
+    assert_eq!(sim.notes.last(), Some(&Note::Slow { worker: new, after: SECOND * 60 }), "both are slow");
+    sim.sign(old);
+    assert_eq!(sim.alive(), [old, new], "the one has needed 61 s: so may the other");
+    sim.pass(SECOND * 62);
+    assert!(sim.processes[&new].stopped, "{:?}", sim.notes);
+    assert!(!sim.processes[&old].stopped);
+    sim.finish();
+}
+
+#[test]
+fn workers_that_may_be_serving_count_for_the_batches_of_a_reload() {
+    let mut settings = without_trial(3);
+    settings.reload_batch = Batch::Slots(1);
+    let mut sim = reloaded_while_starting(settings);
+    assert_eq!(sim.find(|process| process.generation == 1).len(), 1);
+    sim.run_smoothly();
+    assert_eq!(generations(&sim), [1, 1, 1]);
+    sim.finish();
+}
+
+#[test]
+fn the_time_that_the_program_has_needed_so_far_is_given_twice_to_a_reload() {
+    let mut settings = settings(1);
+    settings.reload_attempts = 1;
+    let mut sim = Sim::new(settings);
+    sim.launch_all();
+    sim.pass(SECOND * 75);
+    sim.sign_all();
+    sim.pass(SECOND * 5);
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.pass(SECOND * 150 - MS);
+    assert!(!sim.notes.iter().any(|note| matches!(note, Note::Late { .. })), "{:?}", sim.notes);
+    sim.pass(MS);
+    assert!(matches!(
+        sim.notes[sim.notes.len() - 2..],
+        [Note::ReloadFailed { cause: FailedStart::Late(_), kept: 1, .. }, Note::Late { .. }]
+    ));
+    sim.finish();
+}
+
+#[test]
+fn a_new_worker_that_listens_on_a_part_is_waited_for_until_it_is_late() {
+    let mut settings = without_trial(1);
+    settings.reload_attempts = 1;
+    for complete in [true, false] {
+        let mut sim = Sim::new(settings.clone());
+        sim.run_smoothly();
+        sim.event(Event::Reload);
+        sim.launch_all();
+        let new = sim.find(|process| process.generation == 1)[0];
+        sim.event(Event::Signed(new, Sign::ListenFirst));
+        sim.pass(SECOND * 59);
+        assert_eq!(generations(&sim), [0, 1], "the old one serves on");
+        if complete {
+            sim.sign(new);
+        } else {
+            sim.pass(SECOND);
+        }
+        sim.answer_looks(Queue::None);
+        assert_eq!(generations(&sim), [u32::from(complete)]);
+        sim.finish();
+    }
 }
 
 #[test]
@@ -314,21 +441,19 @@ fn a_stop_ends_a_drain() {
 }
 
 #[test]
-fn a_worker_of_several_listeners_is_ready_at_its_last_one_or_a_moment_after_its_first() {
-    for complete in [true, false] {
-        let mut sim = Sim::new(settings(1));
-        sim.launch_all();
-        let worker = sim.find(|process| process.running)[0];
-        sim.event(Event::Signed(worker, Sign::ListenFirst));
-        assert!(sim.notes.is_empty());
-        if complete {
-            sim.sign(worker);
-        } else {
-            sim.pass(SECOND);
-        }
-        assert!(matches!(sim.notes[..], [Note::Ready { .. }]), "{:?}", sim.notes);
-        sim.finish();
-    }
+fn the_successor_of_a_crashed_worker_that_listens_on_a_part_goes_on_starting() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.pass(SECOND * 2);
+    sim.die(sim.alive()[0]);
+    sim.launch_all();
+    let worker = sim.alive()[0];
+    sim.event(Event::Signed(worker, Sign::ListenFirst));
+    sim.pass(SECOND * 3600);
+    assert_eq!(sim.notes.last(), Some(&Note::Slow { worker, after: SECOND * 60 }));
+    sim.sign(worker);
+    assert!(matches!(sim.notes.last(), Some(Note::Ready { .. })), "{:?}", sim.notes);
+    sim.finish();
 }
 
 #[test]

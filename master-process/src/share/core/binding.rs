@@ -268,6 +268,7 @@ impl Core {
             socket.key = key.clone();
             socket.scope = Scope::Generation(own);
         }
+        self.note_change(id);
         Bind::Own { reuseport: false, enable: Vec::new() }
     }
 

@@ -12,6 +12,7 @@ mod binding;
 pub(super) mod generations;
 mod group;
 mod paths;
+mod readiness;
 mod workers;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::policy::{Time, WorkerId};
 
 pub(super) use binding::{Asked, Bind};
 use group::Group;
+use readiness::Names;
 use workers::Workers;
 
 /// The inode number of a socket: the same in every process that has it.
@@ -161,6 +163,7 @@ pub(super) struct Core {
     workers: Workers,
     /// What workers listened on while they started.
     known: Vec<Key>,
+    names: Names,
     /// Addresses that must be looked at again.
     dirty: Vec<Key>,
     effects: Vec<Effect>,
@@ -177,6 +180,7 @@ impl Core {
             groups: Vec::new(),
             workers: Workers::default(),
             known: Vec::new(),
+            names: Names::default(),
             dirty: Vec::new(),
             effects: Vec::new(),
             told_unshared: false,
@@ -197,6 +201,7 @@ impl Core {
         if can_be_joined {
             self.group(&key).join(id);
         }
+        self.names.is_the_programs(&key);
         self.remember(&key);
     }
 
@@ -262,11 +267,6 @@ impl Core {
         true
     }
 
-    /// Whether a worker listens on all that the last worker of its slot served.
-    pub(super) fn listens(&mut self, serial: u64, key: Option<&Key>) -> bool {
-        self.workers.listens(serial, key)
-    }
-
     /// An address is shared, whoever binds it and when.
     pub(super) fn know(&mut self, key: &Key) {
         self.remember(key);
@@ -302,6 +302,9 @@ impl Core {
         let Some(worker) = self.workers.get(serial) else { return };
         let (slot, asked) = (worker.id.slot, asked || worker.stopping);
         self.touch_all_of(serial);
+        if !asked {
+            self.leave_addresses(serial);
+        }
         self.workers.remove(serial);
         self.drop_inactive(|socket| socket.users == [serial]);
         for socket in &mut self.sockets {
@@ -321,14 +324,6 @@ impl Core {
         }
     }
 
-    /// A worker has served for a moment: what its slot's earlier workers had and it has not, it will not take.
-    pub(super) fn swept(&mut self, serial: u64) {
-        let Some(worker) = self.workers.get(serial).filter(|worker| worker.serves) else { return };
-        let (slot, listens) = (worker.id.slot, worker.listens.clone());
-        self.workers.set_swept(serial);
-        self.abandon(slot, |key| listens.iter().any(|listened| listened.matches(key)));
-    }
-
     /// No worker of this slot will come, or the one that came serves without these: what waits for it is let go.
     pub(super) fn abandon(&mut self, slot: u32, kept: impl Fn(&Key) -> bool) {
         let mut keys = Vec::new();
@@ -339,6 +334,11 @@ impl Core {
             }
         }
         keys.iter().for_each(|key| self.touch(key));
+    }
+
+    /// A worker has served for a moment: what its slot's earlier workers had and it has not was let go.
+    pub(super) fn swept(&mut self, serial: u64) {
+        self.workers.set_swept(serial);
     }
 
     /// Slots that sockets wait for.
@@ -361,6 +361,7 @@ impl Core {
             socket.users.retain(|user| *user != serial);
         }
         let key = socket.key.clone();
+        self.workers.note_change(serial);
         self.touch(&key);
     }
 
@@ -370,6 +371,7 @@ impl Core {
         socket.users.retain(|user| *user != serial);
         socket.released = socket.users.is_empty();
         let key = socket.key.clone();
+        self.workers.note_change(serial);
         self.drop_inactive(|socket| socket.id == id);
         self.touch(&key);
     }
@@ -391,6 +393,7 @@ impl Core {
     pub(super) fn shut_down(&mut self, id: SocketId) {
         let Some(socket) = self.socket(id).filter(|socket| !socket.permanent) else { return };
         let key = socket.key.clone();
+        self.note_change(id);
         self.group(&key).leave(id);
         self.sockets.retain(|socket| socket.id != id);
         self.effects.push(Effect::Close(id));

@@ -43,6 +43,7 @@ impl Core {
 
     /// The file of a socket is not at its path any more: what is bound there next is another socket.
     pub(in crate::share) fn unlinked(&mut self, id: SocketId) {
+        self.note_change(id);
         if let Some(socket) = self.socket_mut(id) {
             socket.unlinked = true;
         }

@@ -1,8 +1,9 @@
 //! The workers, as far as sharing goes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::SETTLING;
+use super::readiness::Listening;
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
 
@@ -17,10 +18,10 @@ pub(in crate::share) struct Worker {
     pub(in crate::share) stopping: bool,
     /// Since when it has been ready.
     ready_at: Option<Time>,
-    /// What it listens on.
-    pub(in crate::share) listens: Vec<Key>,
-    /// It has served for long enough to have taken all that its slot's earlier workers had.
-    pub(in crate::share) swept: bool,
+    /// The sockets on which it has called `listen`.
+    pub(super) listens: Vec<Listening>,
+    /// It has served for a moment, and what its slot's earlier workers had and it has not was let go.
+    swept: bool,
 }
 
 impl Worker {
@@ -28,14 +29,25 @@ impl Worker {
     pub(in crate::share) fn is_settled(&self, now: Time) -> bool {
         self.ready_at.is_some_and(|since| now.since(since) >= SETTLING)
     }
+
+    /// Whether it may still come to listen on what an earlier worker of its slot has left.
+    pub(in crate::share) fn may_take_over(&self) -> bool {
+        !self.stopping && !self.swept
+    }
 }
 
 /// All of them, by serial.
 #[derive(Debug, Default, Clone)]
 pub(in crate::share) struct Workers {
     workers: HashMap<u64, Worker>,
-    /// What each slot's last serving worker listened on: what its successor is waited for.
-    listened: HashMap<u32, Vec<Key>>,
+    /// The worker of each slot that new connections come to.
+    serving: HashMap<u32, u64>,
+    /// What the last worker that served in a slot listened on when it ended, until another one serves there.
+    left: HashMap<u32, Vec<Key>>,
+    /// Workers that listen, and not yet wherever they are to: by slot and serial.
+    incomplete: BTreeSet<(u32, u64)>,
+    /// Slots with such a worker in which something has changed.
+    changed: BTreeSet<u32>,
 }
 
 impl Workers {
@@ -56,12 +68,6 @@ impl Workers {
         self.workers.get(&serial)
     }
 
-    pub(super) fn set_swept(&mut self, serial: u64) {
-        if let Some(worker) = self.workers.get_mut(&serial) {
-            worker.swept = true;
-        }
-    }
-
     pub(in crate::share) fn slot_of(&self, serial: u64) -> Option<u32> {
         self.get(serial).map(|worker| worker.id.slot)
     }
@@ -71,28 +77,87 @@ impl Workers {
     }
 
     pub(super) fn remove(&mut self, serial: u64) {
-        self.workers.remove(&serial);
+        let Some(worker) = self.workers.remove(&serial) else { return };
+        self.incomplete.remove(&(worker.id.slot, serial));
+        self.leaves_rotation(worker.id.slot, serial);
     }
 
-    /// Notes that a worker listens; whether it listens on all that its predecessor did.
-    pub(super) fn listens(&mut self, serial: u64, key: Option<&Key>) -> bool {
-        let Some(worker) = self.workers.get_mut(&serial) else { return true };
-        if let Some(key) = key.filter(|key| !worker.listens.iter().any(|other| other.matches(key))) {
-            worker.listens.push(key.clone());
+    fn leaves_rotation(&mut self, slot: u32, serial: u64) {
+        if self.serving.get(&slot) == Some(&serial) {
+            self.serving.remove(&slot);
         }
-        if worker.serves {
-            self.listened.insert(worker.id.slot, worker.listens.clone());
+    }
+
+    /// The worker of a slot that new connections come to.
+    pub(super) fn serving(&self, slot: u32) -> Option<u64> {
+        self.serving.get(&slot).copied()
+    }
+
+    /// What the last worker that served in a slot has left.
+    pub(super) fn left_in(&self, slot: u32) -> &[Key] {
+        self.left.get(&slot).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    pub(super) fn leave(&mut self, slot: u32, keys: Vec<Key>) {
+        self.left.insert(slot, keys);
+    }
+
+    /// The list of the sockets on which a worker has called `listen`, to be given back.
+    pub(super) fn take_listens(&mut self, serial: u64) -> Option<Vec<Listening>> {
+        self.workers.get_mut(&serial).map(|worker| std::mem::take(&mut worker.listens))
+    }
+
+    pub(super) fn set_listens(&mut self, serial: u64, listens: Vec<Listening>) {
+        if let Some(worker) = self.workers.get_mut(&serial) {
+            worker.listens = listens;
         }
-        let before = self.listened.get(&worker.id.slot);
-        before.is_none_or(|keys| keys.iter().all(|key| worker.listens.iter().any(|other| other.matches(key))))
+    }
+
+    pub(super) fn set_incomplete(&mut self, serial: u64, incomplete: bool) {
+        let Some(slot) = self.slot_of(serial) else { return };
+        if incomplete {
+            self.incomplete.insert((slot, serial));
+        } else {
+            self.incomplete.remove(&(slot, serial));
+        }
+    }
+
+    /// A worker may listen elsewhere than before.
+    pub(super) fn note_change(&mut self, serial: u64) {
+        let Some(slot) = self.slot_of(serial) else { return };
+        if self.incomplete.range((slot, 0)..=(slot, u64::MAX)).next().is_some() {
+            self.changed.insert(slot);
+        }
+    }
+
+    /// Incomplete workers of slots in which something has changed.
+    pub(super) fn take_changed(&mut self) -> Vec<WorkerId> {
+        let changed = std::mem::take(&mut self.changed);
+        let of_slot = |slot: u32| self.incomplete.range((slot, 0)..=(slot, u64::MAX));
+        changed
+            .into_iter()
+            .flat_map(of_slot)
+            .map(|(slot, serial)| WorkerId { slot: *slot, serial: *serial })
+            .collect()
+    }
+
+    pub(super) fn set_swept(&mut self, serial: u64) {
+        if let Some(worker) = self.workers.get_mut(&serial) {
+            worker.swept = true;
+        }
     }
 
     pub(super) fn set_serves(&mut self, now: Time, serial: u64, serves: bool) {
         let Some(worker) = self.workers.get_mut(&serial) else { return };
         worker.serves = serves;
+        let slot = worker.id.slot;
         if serves {
             worker.ready_at.get_or_insert(now);
-            self.listened.insert(worker.id.slot, worker.listens.clone());
+            self.serving.insert(slot, serial);
+            self.left.remove(&slot);
+            self.incomplete.remove(&(slot, serial));
+        } else {
+            self.leaves_rotation(slot, serial);
         }
     }
 

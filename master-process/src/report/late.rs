@@ -1,0 +1,84 @@
+//! What is said of workers that are not ready in time, and of reloads that fail.
+
+use std::time::Duration;
+
+use tracing::{error, warn};
+
+use super::Span;
+use super::lines::{Follows, Named, Workers, millis};
+use crate::policy::{FailedStart, Next};
+use crate::share::{Because, Missing};
+
+/// A worker is late, and its slot has no other that serves.
+pub fn slow(worker: Named, after: Duration, missing: Option<&Missing>) {
+    let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
+    warn!(
+        worker = worker.slot,
+        pid = worker.pid,
+        after_ms = millis(after),
+        missing = missing.map(|missing| missing.addresses.join(",")),
+        "{worker} is not ready after {} (--ready-timeout){what}; no other worker serves its slot, so it goes on starting; \
+         raise --ready-timeout if this program needs longer",
+        Span(after)
+    );
+}
+
+/// A worker is late and is stopped, because another one of its slot serves.
+pub fn late(worker: Named, after: Duration, missing: Option<&Missing>, next: Next) {
+    let what = missing.map(|missing| format!(": it does not listen on {missing};")).unwrap_or_default();
+    let and = if missing.is_some() { "it is" } else { "and is" };
+    warn!(
+        worker = worker.slot,
+        pid = worker.pid,
+        after_ms = millis(after),
+        missing = missing.map(|missing| missing.addresses.join(",")),
+        "{worker} was not ready within {}{what} {and} stopped{}",
+        Span(after),
+        Follows(next, "starting another")
+    );
+}
+
+/// A reload was given up.
+#[derive(Debug, Clone, Copy)]
+pub struct FailedReload {
+    /// The generation that it was to lead to.
+    pub generation: u32,
+    /// The slot whose workers failed.
+    pub slot: u32,
+    /// How many did.
+    pub attempts: u32,
+    /// What became of the last one.
+    pub cause: FailedStart,
+    /// How many workers of earlier generations serve on.
+    pub kept: usize,
+}
+
+/// A reload was given up. `missing`: where the last worker that was late did not listen.
+pub fn reload_failed(failed: FailedReload, missing: Option<&Missing>) {
+    let FailedReload { generation, slot, attempts, cause, kept } = failed;
+    let times = if attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
+    let why = match (cause, missing) {
+        (FailedStart::Died, _) => "died early".to_owned(),
+        (FailedStart::Late(_), None) => "was not ready in time".to_owned(),
+        (FailedStart::Late(_), Some(missing)) => format!("does not listen on {missing}"),
+        (FailedStart::NotLaunched, _) => "could not be started".to_owned(),
+    };
+    let keep = if kept == 1 { "keeps" } else { "keep" };
+    let old = Workers(kept);
+    // Nobody but the user knows whether the address is late, or left out on purpose.
+    let how = match missing.map(|missing| missing.because) {
+        Some(Because::Served | Because::Left) => {
+            "; a release that is to serve without it sends READY=1 (--ready auto or notify), or is started with \
+             --ready listen:ADDR"
+        }
+        Some(Because::Named) | None => "",
+    };
+    error!(
+        generation,
+        worker = slot,
+        attempts,
+        kept,
+        missing = missing.map(|missing| missing.addresses.join(",")),
+        "reload {generation} is given up: the new worker {slot} {why}, {times}; {old} of before {keep} serving{how}"
+    );
+}

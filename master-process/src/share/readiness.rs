@@ -1,0 +1,244 @@
+//! Whether a worker listens wherever it is to before it counts as ready.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use rustix::process::getsid;
+
+use super::address::Key;
+use super::broker::{Broker, Decision, Listens, Reply};
+use super::caller::bound_key;
+use super::calls::Request;
+use super::core::{Socket, SocketId};
+use crate::config::{AddressPattern, ReadyMode, Share};
+use crate::policy::WorkerId;
+use crate::sys::seccomp::Answer;
+use crate::sys::sockets;
+
+/// So many addresses are named in one line.
+const NAMED: usize = 4;
+
+/// Where a worker must listen before it counts as ready.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Expected {
+    /// Nowhere: it says by itself that it is ready, or its age does.
+    #[default]
+    Nothing,
+    /// Wherever its slot is served.
+    Served,
+    /// On these.
+    Named(Vec<AddressPattern>),
+}
+
+/// Addresses that a worker is waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// Never empty.
+    pub addresses: Vec<String>,
+    /// Why they are waited for.
+    pub because: Because,
+}
+
+/// Why an address is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// `--ready listen:ADDR` names it.
+    Named,
+    /// The worker that serves in the slot listens there.
+    Served,
+    /// The last one that served in the slot did.
+    Left,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listed = self.addresses.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        f.write_str(&listed)?;
+        if self.addresses.len() > NAMED {
+            write!(f, " and {} more", self.addresses.len() - NAMED)?;
+        }
+        f.write_str(match self.because {
+            Because::Named => ", which --ready names",
+            Because::Served => ", which the old worker serves",
+            Because::Left => ", which the worker before it served",
+        })
+    }
+}
+
+impl Broker {
+    /// What makes a worker ready; `false`: the addresses that are named cannot be seen.
+    #[must_use]
+    pub fn set_ready_mode(&mut self, mode: &ReadyMode) -> bool {
+        self.expected = match mode {
+            ReadyMode::Auto | ReadyMode::Listen => Expected::Served,
+            ReadyMode::ListenOn(addresses) => Expected::Named(addresses.clone()),
+            ReadyMode::Notify | ReadyMode::NotifyFd(_) | ReadyMode::Alive(_) | ReadyMode::None => {
+                Expected::Nothing
+            }
+        };
+        // What is not shared is looked at in a copy, or not at all.
+        let named = matches!(self.expected, Expected::Named(_));
+        !named || self.can_copy || self.share != Share::Off
+    }
+
+    /// A worker has called `listen`, on a socket that we know or on one of its own; whether it is complete with that.
+    pub(super) fn ready(
+        &mut self,
+        request: &Request<'_>,
+        answer: Answer,
+        known: Option<SocketId>,
+    ) -> Decision {
+        let serial = request.worker.serial;
+        if let Some(id) = known {
+            let by_daemon = self.is_daemon(request);
+            self.core.listens(request.now, serial, id, by_daemon);
+        }
+        let complete = self.missing(serial).is_none();
+        self.core.set_incomplete(serial, !complete);
+        let listens = if complete { Listens::All } else { Listens::Some };
+        Decision::Reply(Reply { answer, listens: Some(listens) })
+    }
+
+    /// Whether a call is made by a process that has left the session of its worker's first one.
+    fn is_daemon(&self, request: &Request<'_>) -> bool {
+        let root = self.processes.get(&request.worker.serial).and_then(|process| process.pid);
+        let session = |pid| getsid(Some(pid)).ok();
+        match (session(request.call.thread), root.and_then(session)) {
+            (Some(caller), Some(root)) => caller != root,
+            (None, _) | (_, None) => false,
+        }
+    }
+
+    /// Workers that have become complete since this was asked last, though they have not called `listen` meanwhile: one
+    /// has moved its socket to its path, or its predecessor has closed what was waited for.
+    pub fn take_complete(&mut self) -> Vec<WorkerId> {
+        let mut complete = self.core.take_changed();
+        complete.retain(|worker| self.missing(worker.serial).is_none());
+        complete.iter().for_each(|worker| self.core.set_incomplete(worker.serial, false));
+        complete
+    }
+
+    /// Where a worker does not listen yet and is to; none: it is complete.
+    pub fn missing(&self, serial: u64) -> Option<Missing> {
+        let (addresses, because) = match &self.expected {
+            Expected::Nothing => return None,
+            Expected::Named(patterns) => (self.missing_of(serial, patterns), Because::Named),
+            Expected::Served => {
+                let keys = self.core.missing(serial);
+                let because = if self.core.is_slot_served(serial) { Because::Served } else { Because::Left };
+                (keys.iter().map(Key::to_string).collect(), because)
+            }
+        };
+        (!addresses.is_empty()).then_some(Missing { addresses, because })
+    }
+
+    fn missing_of(&self, serial: u64, patterns: &[AddressPattern]) -> Vec<String> {
+        let alone = self.processes.get(&serial).map(|process| process.named.as_slice()).unwrap_or_default();
+        let listens = |at: usize, pattern: &AddressPattern| {
+            alone.contains(&at) || self.core.listening(serial).any(|socket| self.is_named(pattern, socket))
+        };
+        let missing = patterns.iter().enumerate().filter(|(at, pattern)| !listens(*at, pattern));
+        missing.map(|(_, pattern)| pattern.to_string()).collect()
+    }
+
+    fn is_named(&self, pattern: &AddressPattern, socket: &Socket) -> bool {
+        if let Key::Unix { shown, .. } = &socket.key
+            && !shown.is_absolute()
+        {
+            let path = self.copies.file(socket.id).map(|file| file.place().absolute());
+            return path.is_some_and(|path| pattern.matches_path(&path));
+        }
+        is_at(pattern, &socket.key)
+    }
+
+    /// A worker listens on a socket that we keep nothing of; `copy` is a copy of it.
+    pub(super) fn note_alone(&mut self, request: &Request<'_>, copy: BorrowedFd<'_>) {
+        let Expected::Named(patterns) = &self.expected else { return };
+        let path = sockets::unix_path(copy).map(|path| {
+            // As the worker sees it, below a root of its own too.
+            let base = request.peer.base_below_root(libc::AT_FDCWD).unwrap_or_default();
+            Path::new("/").join(base).join(path)
+        });
+        let (key, name) = (bound_key(copy), sockets::abstract_name(copy));
+        let is_here = |pattern: &AddressPattern| {
+            key.as_ref().is_some_and(|key| is_at(pattern, key))
+                || path.as_ref().is_some_and(|path| pattern.matches_path(path))
+                || name.as_ref().is_some_and(|name| pattern.matches_abstract(name))
+        };
+        let here = patterns.iter().enumerate().filter(|(_, pattern)| is_here(pattern)).map(|(at, _)| at);
+        if let Some(process) = self.processes.get_mut(&request.worker.serial) {
+            let new = here.filter(|at| !process.named.contains(at)).collect::<Vec<_>>();
+            process.named.extend(new);
+        }
+    }
+}
+
+/// Whether who listens at an address listens where a pattern says. A wildcard address takes those for `IP:PORT` too.
+fn is_at(pattern: &AddressPattern, key: &Key) -> bool {
+    match key {
+        Key::Inet { address, .. } => {
+            let is_covered = match pattern {
+                // As one of IPv6 alone: whether it takes IPv4 as well is the program's choice.
+                AddressPattern::Inet(wanted) => key.covers(&Key::tcp(*wanted, true)),
+                AddressPattern::Ports(_) | AddressPattern::Path(_) | AddressPattern::Abstract(_) => false,
+            };
+            !key.is_datagram() && (pattern.matches_inet(*address) || is_covered)
+        }
+        Key::Unix { shown, .. } => pattern.matches_path(shown),
+        Key::Abstract(name) => pattern.matches_abstract(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_where_it_is_named_to_be() {
+        let tcp = |text: &str, v6only| Key::tcp(text.parse().expect("an address"), v6only);
+        let inet = |text: &str| AddressPattern::Inet(text.parse().expect("an address"));
+        let port = AddressPattern::Ports(80..=80);
+        for (pattern, key, here) in [
+            (&port, tcp("127.0.0.1:80", false), true),
+            (&port, tcp("[::1]:80", false), true),
+            (&port, tcp("127.0.0.1:81", false), false),
+            (&port, Key::Abstract(b"80".to_vec()), false),
+            (&inet("127.0.0.1:80"), tcp("127.0.0.1:80", false), true),
+            (&inet("127.0.0.1:80"), tcp("0.0.0.0:80", false), true),
+            (&inet("127.0.0.1:80"), tcp("[::]:80", false), true),
+            (&inet("127.0.0.1:80"), tcp("[::]:80", true), false),
+            (&inet("0.0.0.0:80"), tcp("127.0.0.1:80", false), false),
+            (&inet("[::]:80"), tcp("[::]:80", true), true),
+            (&AddressPattern::Abstract(b"bus".to_vec()), Key::Abstract(b"bus".to_vec()), true),
+        ] {
+            assert_eq!(is_at(pattern, &key), here, "{pattern} {key}");
+        }
+        let shown = Key::Unix { folder: (1, 2), name: "a.sock".into(), shown: "/run/a.sock".into() };
+        assert!(is_at(&AddressPattern::Path("/run/a.sock".into()), &shown));
+        assert!(!is_at(&AddressPattern::Path("/run/b.sock".into()), &shown));
+    }
+
+    #[test]
+    fn a_datagram_socket_is_no_listener() {
+        let key = Key::Inet {
+            protocol: super::super::address::Protocol::Udp,
+            address: "127.0.0.1:80".parse().expect("an address"),
+            v6only: false,
+            interface: 0,
+        };
+        assert!(!is_at(&AddressPattern::Ports(80..=80), &key));
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_its_reason_and_in_bounds() {
+        let addresses: Vec<String> = (1..=6).map(|port| format!("127.0.0.1:{port}")).collect();
+        let missing =
+            |count, because| Missing { addresses: addresses[..count].to_vec(), because }.to_string();
+        assert_eq!(missing(1, Because::Served), "127.0.0.1:1, which the old worker serves");
+        assert_eq!(
+            missing(6, Because::Left),
+            "127.0.0.1:1, 127.0.0.1:2, 127.0.0.1:3, 127.0.0.1:4 and 2 more, which the worker before it served"
+        );
+    }
+}

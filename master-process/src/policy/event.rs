@@ -253,6 +253,8 @@ pub struct OverLimit {
     pub used: u64,
     /// When it is replaced, if it is still over it then; `None`: now.
     pub wait: Option<Duration>,
+    /// As many as may be replaced at a time are: it waits for them.
+    pub queued: bool,
     /// The worker before it was replaced for the same limit, which may not fit the program.
     pub again: bool,
 }

@@ -11,6 +11,7 @@ mod leave;
 mod limits;
 mod monitor;
 mod reload;
+mod replacement_queue;
 mod rollout;
 mod settings;
 mod settle;

@@ -2,6 +2,7 @@
 
 use super::backoff::{Backoff, Turn};
 use super::limits::{self, Limit, Trip};
+use super::rollout::Rollout;
 use super::slot::Slot;
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, Note, OverLimit, Time, Usage, WorkerId};
@@ -48,23 +49,45 @@ impl Supervisor {
 
     fn over_limit(&mut self, now: Time, worker: WorkerId, trip: Trip) {
         let shortest = limits::shortest(&self.settings.limits, trip.limit);
+        let is_outdated = |generation| self.rollout.is_some() && generation < self.generation;
+        let queued = self.replacements.is_full(self.replacement_limit());
         let slot = &mut self.slots[index(worker.slot)];
         // A reload replaces it anyway, or somebody is on the way already.
-        if slot.is_recycling() || slot.starting.is_some() {
+        if slot.is_recycling()
+            || slot.starting.is_some()
+            || slot.serving.is_none_or(|serving| is_outdated(serving.generation))
+        {
             return;
         }
-        let over = match slot.backoffs.of(trip.limit).turn(now, trip.limit, trip.calm, shortest) {
-            Turn::Now { again } => {
-                slot.set_recycling(true);
-                OverLimit { limit: trip.limit, used: trip.used, wait: None, again }
-            }
+        let (wait, again) = match slot.backoffs.of(trip.limit).turn(now, trip.limit, trip.calm, shortest) {
+            Turn::Now { again } => (None, again),
             Turn::Later { told: true, .. } => return,
-            Turn::Later { wait, told: false } => {
-                OverLimit { limit: trip.limit, used: trip.used, wait: Some(wait), again: true }
-            }
+            Turn::Later { wait, told: false } => (Some(wait), true),
         };
+        if wait.is_none() {
+            slot.set_recycling(true);
+            self.replacements.enqueue(worker.slot);
+        }
+        let queued = queued && wait.is_none();
+        let over = OverLimit { limit: trip.limit, used: trip.used, wait, queued, again };
         self.push(Note::OverLimit { worker, over });
         self.settle(worker.slot, now);
+    }
+
+    /// How many slots may be replaced for a limit at a time: a reload's batch, less what a reload replaces now.
+    pub(super) fn replacement_limit(&self) -> usize {
+        let reloading = self.rollout.as_ref().map_or(0, Rollout::count_active);
+        self.settings.batch_of(index(self.wanted)).saturating_sub(reloading)
+    }
+
+    /// A slot stays in the queue until the successor of its worker serves and is through its trial, or the replacement is
+    /// called off.
+    pub(super) fn release_replacement(&mut self, id: u32) {
+        let slot = &self.slots[index(id)];
+        let is_on_trial = slot.trial.is_some() && self.replacements.is_active(id);
+        if !slot.is_recycling() && !is_on_trial {
+            self.replacements.remove(id);
+        }
     }
 
     /// A worker that was to be replaced behaves again, or is not judged any more, before anybody took its place: who is

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::monitor::Backoffs;
+use super::replacement_queue::ReplacementQueue;
 use super::rollout::Rollout;
 use super::slot::{Slot, StartPhase, Starting};
 use super::throttle::Patience;
@@ -57,6 +58,8 @@ pub struct Supervisor {
     pub(super) known_to_sign: bool,
     /// Whether the user has paused the limits.
     pub(super) paused: bool,
+    /// Slots whose workers are replaced for a limit.
+    pub(super) replacements: ReplacementQueue,
 }
 
 impl Supervisor {
@@ -75,6 +78,7 @@ impl Supervisor {
             launched_once: false,
             known_to_sign: false,
             paused: false,
+            replacements: ReplacementQueue::default(),
             settings,
         };
         supervisor.slots.resize_with(index(supervisor.wanted), Slot::default);

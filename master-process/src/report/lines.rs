@@ -169,6 +169,7 @@ fn over_limit(worker: Named, over: OverLimit) {
         String::new()
     };
     let next = match over.wait {
+        None if over.queued => "replacement queued (--reload-batch)".to_owned(),
         None => "replacing it".to_owned(),
         Some(wait) => format!("replacing it in {} if it still does", Span(wait)),
     };

@@ -367,3 +367,40 @@ fn usr2_names_a_few_of_many_workers_that_do_not_handle_it() {
     assert_eq!(supervisor.workers().len(), 10);
     assert_eq!(supervisor.stop(), 0);
 }
+
+#[test]
+fn as_many_workers_at_a_time_are_replaced_for_a_limit_as_in_a_reload() {
+    for source in SOURCES {
+        // The first worker of each slot is too large.
+        let text = "
+marker = sys.argv[2] + INDEX
+first = not os.path.exists(marker)
+open(marker, 'w').close()
+if first:
+    x = memory(80)
+    while not all(os.path.exists(sys.argv[2] + str(index)) for index in range(3)):
+        time.sleep(0.02)
+    notify('READY=1')
+    rest()
+say('begins', INDEX)
+time.sleep(0.5)
+say('ready', INDEX)
+notify('READY=1')
+rest()
+";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
+        command.push(folder.path().join("started").display().to_string());
+        let options = ["-w", "3", "--max-memory", "60MiB", "--reload-batch", "1", "--throttle", "300ms"];
+        let supervisor = fast(source, &options, command);
+        supervisor.eventually("all are replaced", || replacements(&supervisor) == 3);
+        let output = supervisor.output();
+        let slots: Vec<&str> = output.iter().filter_map(|line| line.strip_prefix("begins ")).collect();
+        let one_by_one: Vec<String> =
+            slots.iter().flat_map(|slot| [format!("begins {slot}"), format!("ready {slot}")]).collect();
+        assert_eq!(slots.len(), 3, "{source}");
+        assert_eq!(output, one_by_one, "{source}");
+        assert!(!supervisor.logged(&["replacement queued"]).is_empty());
+        assert_eq!(supervisor.stop(), 0);
+    }
+}

@@ -183,3 +183,17 @@ fn every_short_history_of_a_worker_that_is_being_replaced_keeps_the_invariants()
     walk(&sim, &OVER_LIMIT, 5, &mut walked);
     assert!(walked > 10_000, "only {walked} histories");
 }
+
+#[test]
+fn every_short_history_of_two_workers_that_are_replaced_in_turn_keeps_the_invariants() {
+    let mut settings = settings(2);
+    settings.limits.memory_failures = 1;
+    settings.limits.delay = Duration::ZERO;
+    settings.reload_batch = Batch::Slots(1);
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    assert!(play(&mut sim, Step::TooMuch));
+    let mut walked = 0;
+    walk(&sim, &OVER_LIMIT, 5, &mut walked);
+    assert!(walked > 10_000, "only {walked} histories");
+}

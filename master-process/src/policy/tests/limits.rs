@@ -6,7 +6,7 @@ use super::sim::{INTERVAL, Sim, settings};
 use crate::config::Batch;
 use crate::policy::{Event, FailedStart, LaunchFailure, Limit, Next, Note, OverLimit, WorkerId};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// A worker that has been ready for longer than the delay.
 fn judged(workers: u32) -> Sim {
@@ -34,12 +34,12 @@ fn cpu(sim: &mut Sim, worker: WorkerId, mut used: u64, percent: &[u64]) -> u64 {
     used
 }
 
-fn overs(sim: &Sim) -> Vec<OverLimit> {
+pub(super) fn overs(sim: &Sim) -> Vec<OverLimit> {
     let over = |note: &Note| if let Note::OverLimit { over, .. } = *note { Some(over) } else { None };
     sim.notes.iter().filter_map(over).collect()
 }
 
-fn starting(sim: &Sim) -> usize {
+pub(super) fn starting(sim: &Sim) -> usize {
     sim.find(|process| !process.running).len()
 }
 
@@ -58,7 +58,7 @@ fn ten_samples_in_a_row_over_the_memory_limit_replace_a_worker_and_the_successor
     sim.run_smoothly();
     assert!(!sim.processes.contains_key(&old));
     assert_eq!(sim.alive().len(), 1);
-    let over = OverLimit { limit: Limit::Memory, used: 1001, wait: None, again: false };
+    let over = OverLimit { limit: Limit::Memory, used: 1001, wait: None, queued: false, again: false };
     assert_eq!(overs(&sim), [over]);
     sim.finish();
 }
@@ -101,7 +101,7 @@ fn cpu_is_the_difference_of_two_samples_over_the_time_between_them() {
     assert_eq!(starting(&sim), 0);
     cpu(&mut sim, worker, used, &[300]);
     assert_eq!(starting(&sim), 1);
-    let over = OverLimit { limit: Limit::Cpu, used: 3_000_000_000, wait: None, again: false };
+    let over = OverLimit { limit: Limit::Cpu, used: 3_000_000_000, wait: None, queued: false, again: false };
     assert_eq!(overs(&sim), [over]);
     sim.finish();
 }

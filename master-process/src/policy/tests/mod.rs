@@ -4,4 +4,5 @@ mod histories;
 mod lifecycle;
 mod limits;
 mod reload;
+mod replacement_queue;
 mod sim;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Driver, Token};
+use crate::metrics::TIME_OUT;
 use crate::policy::Time;
 use crate::share::{CLOSE_CHECK, Report, Watch};
 use crate::sys::seccomp::Notification;
@@ -44,6 +45,8 @@ pub(super) enum Chore {
     Exit(u64),
     /// Measure all workers.
     Sample,
+    /// The look of this number at a worker that is over a limit has taken too long.
+    Inspection(u64),
     /// Answer a call of the worker of this serial, which could not be answered.
     Call(u64, Notification),
 }
@@ -59,6 +62,7 @@ impl Chore {
             }
             Chore::CheckListeners => CLOSE_CHECK,
             Chore::Sweep(_) => SWEEP_AFTER,
+            Chore::Inspection(_) => TIME_OUT,
             Chore::Exit(_) | Chore::Call(..) => AGAIN_AFTER,
         }
     }
@@ -120,6 +124,7 @@ impl Driver {
                 }
                 Chore::Sample => self.sample(),
                 Chore::Sweep(serial) => self.broker.sweep(now, serial),
+                Chore::Inspection(number) => self.give_inspection_up(number),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
             }

@@ -45,6 +45,7 @@ impl Driver {
             self.poller.forget(Token::ReadyPipe(serial).encode());
         }
         let words = self.meter.ended(id);
+        self.inspector.forget(id);
         self.workers.ended(serial, Certificate::new(death, words));
         self.broker.leave(self.now(), serial, self.policy.expects_end(id));
         if !self.listeners.has(serial) {

@@ -22,7 +22,7 @@ use rustix::process::Pid;
 use tracing::{debug, info, warn};
 
 use crate::config::{Config, Share};
-use crate::metrics::Meter;
+use crate::metrics::{Inspector, Meter, Question};
 use crate::policy::{
     Action, Event, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
 };
@@ -77,6 +77,7 @@ pub struct Driver {
     stop_signal: i32,
     memory_high_signal: Option<i32>,
     meter: Meter,
+    inspector: Inspector,
     sampling: Sampling,
     greeting: Option<Greeting>,
     last_failure: Option<SpawnError>,
@@ -127,6 +128,7 @@ impl Driver {
             stop_signal: config.stop_signal.0,
             memory_high_signal: config.memory_high_signal.map(|signal| signal.0),
             meter,
+            inspector: Inspector::new().context("eventfd")?,
             sampling: Sampling::new(config.limits.interval),
             greeting: Some(Greeting {
                 workers: config.workers,
@@ -142,6 +144,7 @@ impl Driver {
         let mut ready = Vec::new();
         self.start_sampling();
         self.watch_looks();
+        self.watch_inspector();
         self.watch_queues();
         loop {
             let unfinished = self.carry_out();
@@ -185,6 +188,7 @@ impl Driver {
             Token::Calls(serial) => self.answer_call(serial),
             Token::ReadyPipe(serial) => self.read_ready_pipe(serial),
             Token::Looks => self.read_looks(),
+            Token::Inspected => self.read_inspection(),
             Token::Queues => self.read_queues(),
             Token::Signals => self.read_signals(),
             Token::Exit(serial) => self.worker_ended(serial),
@@ -237,6 +241,8 @@ impl Driver {
                     self.ask_to_leave(worker);
                 }
                 Action::Kill(worker) => self.kill(worker),
+                Action::MeasurePss(worker) => self.inspect(worker, Question::Pss),
+                Action::LookAtThreads(worker) => self.inspect(worker, Question::Threads),
                 Action::SignalHigh(worker) => self.warn_of_memory(worker),
                 Action::Report(note) => self.report(&note),
             }

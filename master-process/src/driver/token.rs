@@ -11,6 +11,8 @@ pub(super) enum Token {
     ReadyPipe(u64),
     /// What the helper thread of the sockets has found.
     Looks,
+    /// What was found out about a worker that is over a limit.
+    Inspected,
     /// The queues of the sockets that workers listen on.
     Queues,
     /// The signalfd.
@@ -30,9 +32,10 @@ impl Token {
             Token::Calls(serial) => 1 << KIND_AT | serial,
             Token::ReadyPipe(serial) => 2 << KIND_AT | serial,
             Token::Looks => 3 << KIND_AT,
-            Token::Queues => 4 << KIND_AT,
-            Token::Signals => 5 << KIND_AT,
-            Token::Exit(serial) => 6 << KIND_AT | serial,
+            Token::Inspected => 4 << KIND_AT,
+            Token::Queues => 5 << KIND_AT,
+            Token::Signals => 6 << KIND_AT,
+            Token::Exit(serial) => 7 << KIND_AT | serial,
         }
     }
 
@@ -43,8 +46,9 @@ impl Token {
             1 => Token::Calls(serial),
             2 => Token::ReadyPipe(serial),
             3 => Token::Looks,
-            4 => Token::Queues,
-            5 => Token::Signals,
+            4 => Token::Inspected,
+            5 => Token::Queues,
+            6 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -61,6 +65,7 @@ mod tests {
             Token::Calls(7),
             Token::ReadyPipe(7),
             Token::Looks,
+            Token::Inspected,
             Token::Queues,
             Token::Signals,
             Token::Exit(SERIAL),

@@ -6,6 +6,7 @@ use tracing::warn;
 use super::LastWords;
 use super::choice::{Chosen, decide};
 use super::ebpf::{Ebpf, Lost};
+use super::inspector::Members;
 use super::procfs::Procfs;
 use crate::config::{Monitor, Scope};
 use crate::policy::{Usage, WorkerId};
@@ -111,6 +112,21 @@ impl Meter {
                 Source::Off
             }
         };
+    }
+
+    /// The processes of a worker that runs as `pid`.
+    pub fn members(&self, worker: WorkerId, pid: Pid) -> Members {
+        let mut known = vec![pid];
+        let mut searches = false;
+        match (&self.source, self.scope) {
+            (Source::Procfs(procfs), Scope::Tree) => known.extend(procfs.descendants_of(worker)),
+            (Source::Ebpf(ebpf), Scope::Tree) => match ebpf.processes_of(worker) {
+                Some(processes) => known.extend(processes.filter(|other| *other != pid)),
+                None => searches = true,
+            },
+            (Source::Off, _) | (Source::Procfs(_) | Source::Ebpf(_), Scope::Worker) => {}
+        }
+        Members { known, searches }
     }
 
     /// A worker's process is gone: what there is to say about its end.

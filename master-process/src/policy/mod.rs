@@ -25,7 +25,8 @@ mod timers;
 mod tests;
 
 pub use event::{
-    Action, Event, FailedStart, LaunchFailure, Next, Note, OverLimit, Queue, ReadyBy, Sign, Usage, WorkerId,
+    Action, Busiest, Event, FailedStart, LaunchFailure, Measured, Next, NoPss, Note, OverLimit, Pss, Queue,
+    ReadyBy, Sign, Usage, WorkerId,
 };
 pub use limits::Limit;
 pub use settings::Settings;

@@ -15,6 +15,7 @@ impl Supervisor {
         }
         self.generation += 1;
         self.replacements.clear();
+        self.restore_default_memory_limit();
         let (mut serving, mut empty) = (VecDeque::new(), BTreeSet::new());
         for (id, slot) in (0..self.wanted).zip(&mut self.slots) {
             slot.throttle.reset();

@@ -60,6 +60,8 @@ pub struct Supervisor {
     pub(super) paused: bool,
     /// Slots whose workers are replaced for a limit.
     pub(super) replacements: ReplacementQueue,
+    /// Generations for which the default memory limit is off.
+    pub(super) no_memory_limit: Vec<u32>,
 }
 
 impl Supervisor {
@@ -79,6 +81,7 @@ impl Supervisor {
             known_to_sign: false,
             paused: false,
             replacements: ReplacementQueue::default(),
+            no_memory_limit: Vec::new(),
             settings,
         };
         supervisor.slots.resize_with(index(supervisor.wanted), Slot::default);
@@ -95,6 +98,8 @@ impl Supervisor {
             Event::Queue(worker, queue) => self.looked(now, worker, queue),
             Event::Died(worker) => self.died(now, worker),
             Event::Sampled(worker, usage) => self.sampled(now, worker, usage),
+            Event::Pss(worker, pss) => self.pss_measured(now, worker, pss),
+            Event::Threads(worker, busiest) => self.threads_seen(now, worker, busiest),
             Event::WatchesItself(worker, paused) => self.watch_itself(now, worker, paused),
             Event::ToggleMonitoring => self.toggle_monitoring(now),
             Event::Reload => self.reload(now),

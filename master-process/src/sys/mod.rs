@@ -21,5 +21,6 @@ mod remote_read;
 pub mod reuseport;
 pub mod seccomp;
 pub mod signals;
+pub mod smaps;
 pub mod sockets;
 pub mod spawn;

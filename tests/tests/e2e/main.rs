@@ -5,6 +5,7 @@ mod bypass;
 mod closing;
 mod containers;
 mod deaths;
+mod default_limits;
 mod faults;
 mod flood;
 mod harness;

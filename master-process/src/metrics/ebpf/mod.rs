@@ -18,6 +18,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use master_process_common::{Account, NONE};
+use rustix::process::Pid;
 
 pub use self::refusal::{Lost, Refusal};
 
@@ -99,6 +100,19 @@ impl Ebpf {
         if !(started && seen) {
             self.forget(worker);
         }
+    }
+
+    /// The processes that are charged to a worker; `None` where we cannot tell, because the kernel side numbers them as
+    /// the first PID namespace does, and we are in another one.
+    pub fn processes_of(&self, worker: WorkerId) -> Option<impl Iterator<Item = Pid>> {
+        let account = self.roster.account(worker).filter(|_| self.running.numbers_as_we_do)?;
+        let places = self.running.places_of(account);
+        let of_worker = places.filter(move |process| process.worker.load(Acquire) == u64::from(account));
+        Some(
+            of_worker.filter(|process| process.ended.load(Acquire) == 0).filter_map(|process| {
+                narrow(&process.tgid).and_then(|tgid| Pid::from_raw(tgid.cast_signed()))
+            }),
+        )
     }
 
     /// What is known of a worker whose process has ended. Whatever it leaves behind is nobody's from now on.

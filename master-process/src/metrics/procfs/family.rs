@@ -122,6 +122,11 @@ impl Family {
         });
     }
 
+    /// The descendants of a worker.
+    pub(super) fn of(&self, worker: WorkerId) -> impl Iterator<Item = Pid> {
+        self.relatives.iter().filter(move |(_, relative)| relative.worker == worker).map(|(pid, _)| *pid)
+    }
+
     /// A worker is gone, and whoever is left of it belongs to nobody.
     pub(super) fn disown(&mut self, worker: WorkerId) {
         self.relatives.retain(|_, relative| relative.worker != worker);

@@ -89,10 +89,14 @@ pub const MAX_WORKERS: u32 = 100_000;
 pub struct Limits {
     /// CPU time in a second, in nanoseconds: 95 % are 950,000,000; `None`: any.
     pub max_cpu: Option<u64>,
+    /// `max_cpu` is the default: it holds only against a single loop that is stuck.
+    pub cpu_gives_way: bool,
     /// So many samples in a row above that are too many; at least 1.
     pub cpu_failures: u32,
     /// Resident memory, in bytes; `None`: any.
     pub max_memory: Option<u64>,
+    /// `max_memory` is the default: it is off for a program that exceeds it from the first.
+    pub memory_gives_way: bool,
     /// So many samples in a row above that are too many; at least 1.
     pub memory_failures: u32,
     /// How often samples come.

@@ -86,17 +86,26 @@ pub fn idle() -> Vec<String> {
 /// When Go is there and does not build it.
 #[must_use]
 pub fn go_server() -> Option<Vec<String>> {
+    go("server")
+}
+
+/// One of the Go programs, static and built once for all tests; `None` where there is no Go.
+///
+/// # Panics
+/// When Go is there and does not build it.
+#[must_use]
+pub fn go(name: &str) -> Option<Vec<String>> {
     Command::new("go").arg("version").output().ok().filter(|version| version.status.success())?;
     let build = target_folder().join("fixtures");
     fs::create_dir_all(&build).expect("the target folder can be written");
     // Tests are processes of their own: one builds, the others wait.
-    let lock = File::create(build.join("go-server.lock")).expect("the lock file can be made");
+    let lock = File::create(build.join(format!("go-{name}.lock"))).expect("the lock file can be made");
     lock.lock().expect("the lock can be taken");
-    let source = folder().join("server.go");
-    let built = build.join("go-server");
+    let source = folder().join(format!("{name}.go"));
+    let built = build.join(format!("go-{name}"));
     let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     if modified(&built) < modified(&source) {
-        let made = build.join("go-server.new");
+        let made = build.join(format!("go-{name}.new"));
         let status = Command::new("go")
             .args(["build", "-o", &text(&made), &text(&source)])
             .env("CGO_ENABLED", "0")

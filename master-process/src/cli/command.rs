@@ -78,6 +78,7 @@ fn help(opt: &Opt) -> String {
     let mut text = opt.meaning.replace('`', "");
     match opt.unset {
         Unset::Default(default) => text.push_str(&format!(" [default: {default}]")),
+        Unset::GivesWay(default) => text.push_str(&format!(" [default: {default}, gives way]")),
         Unset::Nothing(_) => {}
     }
     if opt.value().is_some() && !opt.variables.is_empty() {

@@ -17,10 +17,14 @@ pub(super) const ACCOUNT: &[(&str, Scope)] = &[("worker", Scope::Worker), ("tree
 const COUNTS_MIB: &str = "MAX_MEMORY_ALLOWED_MB";
 
 pub(super) fn limits(from: &Resolver<'_>) -> Result<Limits, UsageError> {
+    let max_cpu = from.resolve("max-cpu", percent::parse_or_off)?;
+    let (max_memory, memory_gives_way) = max_memory(from)?;
     Ok(Limits {
-        max_cpu: from.one("max-cpu", percent::parse_or_off)?,
+        max_cpu: max_cpu.value,
+        cpu_gives_way: !max_cpu.is_explicit(),
         cpu_failures: from.one("cpu-failures", count::at_least_one)?,
-        max_memory: max_memory(from)?,
+        max_memory,
+        memory_gives_way,
         memory_failures: from.one("memory-failures", count::at_least_one)?,
         interval: from.one("monitor-interval", interval)?,
         delay: from.one("monitor-delay", duration::parse)?,
@@ -39,8 +43,13 @@ fn interval(text: &str) -> Parsed<Duration> {
     Ok(interval)
 }
 
-fn max_memory(from: &Resolver<'_>) -> Result<Option<u64>, UsageError> {
+/// The limit in bytes, and whether it gives way because it is the default.
+fn max_memory(from: &Resolver<'_>) -> Result<(Option<u64>, bool), UsageError> {
     let size: Resolved<Option<Size>> = from.resolve("max-memory", size::parse_or_off)?;
+    Ok((bytes(&size)?, !size.is_explicit()))
+}
+
+fn bytes(size: &Resolved<Option<Size>>) -> Result<Option<u64>, UsageError> {
     match size.value {
         None => Ok(None),
         Some(Size::Bytes(bytes)) => Ok(Some(bytes)),

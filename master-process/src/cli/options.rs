@@ -37,6 +37,8 @@ pub enum Kind {
 pub enum Unset {
     /// This text, parsed like a user's.
     Default(&'static str),
+    /// This text, parsed like a user's; a limit that holds less strictly than one that somebody gives.
+    GivesWay(&'static str),
     /// No value; the text says to people what that means, and may be empty.
     Nothing(&'static str),
 }
@@ -244,8 +246,9 @@ pub const OPTIONS: &[Opt] = &[
         short: None,
         kind: Kind::Value("SIZE|off"),
         variables: &["MAX_MEMORY_ALLOWED_MB"],
-        unset: Unset::Default("1200MiB"),
-        meaning: "Resident memory of one worker. The ancestor's variable counts MiB where it has no unit",
+        unset: Unset::GivesWay("1200MiB"),
+        meaning: "Resident memory of one worker; before it is replaced its PSS decides. The default never replaces the workers \
+                  of a program that is above it from the first. The ancestor's variable counts MiB where it has no unit",
     },
     Opt {
         long: "memory-failures",
@@ -260,8 +263,9 @@ pub const OPTIONS: &[Opt] = &[
         short: None,
         kind: Kind::Value("PERCENT|off"),
         variables: &["MAX_CPU_ALLOWED"],
-        unset: Unset::Default("95"),
-        meaning: "CPU time of one worker, in percent of one CPU as `top` counts; a program of several threads may well need more",
+        unset: Unset::GivesWay("95"),
+        meaning: "CPU time of one worker, in percent of one CPU as `top` counts. The default replaces only a worker that uses it \
+                  in a single thread and hardly any elsewhere: an event loop that is stuck",
     },
     Opt {
         long: "cpu-failures",

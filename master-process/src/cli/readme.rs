@@ -42,6 +42,7 @@ fn code_list(names: &[String]) -> String {
 fn default(opt: &Opt) -> String {
     match opt.unset {
         Unset::Default(text) => format!("`{text}`"),
+        Unset::GivesWay(text) => format!("`{text}`, gives way"),
         Unset::Nothing(text) => text.to_owned(),
     }
 }

@@ -89,7 +89,9 @@ impl<'a> Resolver<'a> {
             return Ok(resolved);
         }
         match opt.unset {
-            Unset::Default(text) => read(Source::Default(opt.long), OsString::from(text), parse),
+            Unset::Default(text) | Unset::GivesWay(text) => {
+                read(Source::Default(opt.long), OsString::from(text), parse)
+            }
             Unset::Nothing(_) => unreachable!("--{long} is asked for a default that it has not"),
         }
     }

@@ -57,8 +57,10 @@ fn defaults_are_those_of_the_contract() {
             reload_attempts: 3,
             limits: Limits {
                 max_cpu: Some(950_000_000),
+                cpu_gives_way: true,
                 cpu_failures: 10,
                 max_memory: Some(1200 << 20),
+                memory_gives_way: true,
                 memory_failures: 10,
                 interval: Duration::from_secs(2),
                 delay: Duration::from_secs(30),
@@ -165,8 +167,10 @@ fn every_flag_reaches_the_configuration() {
     );
     let limits = Limits {
         max_cpu: None,
+        cpu_gives_way: false,
         cpu_failures: 4,
         max_memory: Some(1536 << 20),
+        memory_gives_way: false,
         memory_failures: 3,
         interval: Duration::from_millis(500),
         delay: Duration::ZERO,
@@ -510,6 +514,25 @@ fn a_size_without_a_unit_is_mib_where_the_ancestor_had_it_so_and_nowhere_else() 
     assert!(error(&[("MASTER_PROCESS_MAX_MEMORY", "100")], &[]).contains("has no unit"));
     let large = error(&[("MAX_MEMORY_ALLOWED_MB", "18446744073709551615")], &[]);
     assert!(large.contains("is more memory than there can be"), "{large}");
+}
+
+#[test]
+fn a_limit_gives_way_unless_a_flag_or_a_variable_gives_it_the_same_number_too() {
+    let gives_way = |vars: &[(&str, &str)], args: &[&str]| {
+        let limits = config(vars, args).limits;
+        (limits.cpu_gives_way, limits.memory_gives_way)
+    };
+    assert_eq!(gives_way(&[], &[]), (true, true));
+    assert_eq!(gives_way(&[], &["--max-cpu", "95"]), (false, true));
+    assert_eq!(gives_way(&[], &["--max-memory", "1200MiB"]), (true, false));
+    for (cpu, memory) in [
+        ("MASTER_PROCESS_MAX_CPU", "MASTER_PROCESS_MAX_MEMORY"),
+        ("MAX_CPU_ALLOWED", "MAX_MEMORY_ALLOWED_MB"),
+    ] {
+        assert_eq!(gives_way(&[(cpu, "95")], &[]), (false, true), "{cpu}");
+        assert_eq!(gives_way(&[(memory, "1200MiB")], &[]), (true, false), "{memory}");
+        assert_eq!(gives_way(&[(cpu, ""), (memory, "")], &[]), (true, true), "an empty variable is unset");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tracing::{info, warn};
 
 use super::{Driver, Token};
+use crate::metrics::TIME_OUT;
 use crate::policy::{Time, WorkerId};
 use crate::share::{CLOSE_CHECK, Report, Watch};
 use crate::sys::seccomp::Notification;
@@ -53,6 +54,8 @@ pub(super) enum Chore {
     Exit(u64),
     /// Measure all workers.
     Sample,
+    /// The look of this number at a worker that is over a limit has taken too long.
+    Inspection(u64),
     /// Answer a call of the worker of this serial, which could not be answered.
     Call(u64, Notification),
     /// See whether the terminal is gone, which a SIGHUP waits for.
@@ -77,6 +80,7 @@ impl Chore {
             Chore::KillFirst(_) => KILLED_AFTER,
             Chore::Remains(_) => super::remains::LOOK_AGAIN,
             Chore::Background(_) => super::remains::ANSWERED_WITHIN,
+            Chore::Inspection(_) => TIME_OUT,
             Chore::Exit(_) | Chore::Call(..) | Chore::Hangup | Chore::Stops | Chore::Resume(..) => {
                 AGAIN_AFTER
             }
@@ -147,6 +151,7 @@ impl Driver {
                 Chore::KillFirst(serial) => self.kill_first(serial),
                 Chore::Remains(serial) => self.look_at_remains(serial),
                 Chore::Background(serial) => self.check_daemon(serial),
+                Chore::Inspection(number) => self.give_inspection_up(number),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
                 Chore::Hangup => self.look_after_hang_up(),

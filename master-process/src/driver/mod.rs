@@ -24,7 +24,7 @@ use rustix::process::Pid;
 use tracing::{debug, info, warn};
 
 use crate::config::{Config, Share, StopGroup};
-use crate::metrics::Meter;
+use crate::metrics::{Inspector, Meter, Question};
 use crate::policy::{
     Action, Event, FailedStart, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
 };
@@ -87,6 +87,7 @@ pub struct Driver {
     ready_timeout: Duration,
     memory_high_signal: Option<i32>,
     meter: Meter,
+    inspector: Inspector,
     sampling: Sampling,
     greeting: Option<Greeting>,
     last_failure: Option<SpawnError>,
@@ -147,6 +148,7 @@ impl Driver {
             ready_timeout: config.ready_timeout,
             memory_high_signal: config.memory_high_signal.map(|signal| signal.0),
             meter,
+            inspector: Inspector::new().context("eventfd")?,
             sampling: Sampling::new(config.limits.interval),
             greeting: Some(Greeting {
                 workers: config.workers,
@@ -163,6 +165,7 @@ impl Driver {
         self.start_sampling();
         self.watch_terminal();
         self.watch_looks();
+        self.watch_inspector();
         self.watch_queues();
         self.watch_trees();
         loop {
@@ -210,6 +213,7 @@ impl Driver {
             Token::ReadyPipe(serial) => self.read_ready_pipe(serial),
             Token::Looks => self.read_looks(),
             Token::Trees => self.read_trees(),
+            Token::Inspected => self.read_inspection(),
             Token::Queues => self.read_queues(),
             Token::Terminal => self.check_terminal(),
             Token::Signals => self.read_signals(),
@@ -264,6 +268,8 @@ impl Driver {
                 }
                 Action::StopRemains(worker) => self.stop_remains(worker),
                 Action::Kill(worker) => self.kill(worker),
+                Action::MeasurePss(worker) => self.inspect(worker, Question::Pss),
+                Action::LookAtThreads(worker) => self.inspect(worker, Question::Threads),
                 Action::SignalHigh(worker) => self.warn_of_memory(worker),
                 Action::Report(note) => self.report(&note),
             }
@@ -415,6 +421,7 @@ impl Driver {
             | Note::LaunchFailed { .. }
             | Note::Overdue { .. }
             | Note::OverLimit { .. }
+            | Note::DefaultDisabled { .. }
             | Note::CalledOff { .. }
             | Note::Monitoring { .. }
             | Note::WatchesItself { .. }

@@ -138,6 +138,7 @@ impl Driver {
         let Some(entry) = self.workers.get(serial) else { return };
         let id = entry.id;
         let words = self.meter.ended(id);
+        self.inspector.forget(id);
         self.workers.ended(serial, Certificate::new(death, words));
         self.broker.leave(self.now(), serial, self.policy.expects_end(id));
         self.forget_tree(serial);
@@ -295,6 +296,7 @@ impl Driver {
             remainder.phase = Phase::Leaving(None);
         }
         let words = self.meter.ended(worker);
+        self.inspector.forget(worker);
         self.workers.ended(serial, Certificate::new(death, words));
         self.broker.first_ended(self.now(), serial);
         self.event(Event::DiedWithRemains(worker));

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::Driver;
 use super::chores::Chore;
+use super::{Driver, Token};
+use crate::metrics::Question;
 use crate::policy::{Event, Usage, WorkerId};
 use crate::sys::handlers::{Disposition, disposition};
 use crate::sys::signals;
@@ -48,6 +49,50 @@ impl Driver {
         self.broker.check_listeners();
         self.check_terminal();
         self.start_sampling();
+    }
+
+    /// Finds something out about a worker that is over a limit.
+    pub(super) fn inspect(&mut self, worker: WorkerId, question: Question) {
+        if let Some(answer) = self.inspector.ask(worker, question) {
+            self.event(answer);
+        }
+        self.go_on_inspecting();
+    }
+
+    /// Begins with the next question, if none is being looked into.
+    fn go_on_inspecting(&mut self) {
+        while let Some(worker) = self.inspector.next() {
+            let entry = self.workers.get(worker.serial).filter(|entry| entry.end.is_none());
+            let members = entry.map(|entry| self.meter.members(worker, entry.pid));
+            match self.inspector.start(members) {
+                Some(Ok(number)) => self.later(Chore::Inspection(number)),
+                Some(Err(answer)) => self.event(answer),
+                None => return,
+            }
+        }
+    }
+
+    /// What a look has found.
+    pub(super) fn read_inspection(&mut self) {
+        if let Some(answer) = self.inspector.take() {
+            self.event(answer);
+        }
+        self.go_on_inspecting();
+        self.watch_inspector();
+    }
+
+    /// A look takes too long.
+    pub(super) fn give_inspection_up(&mut self, number: u64) {
+        if let Some(answer) = self.inspector.give_up(number) {
+            self.event(answer);
+        }
+        self.go_on_inspecting();
+    }
+
+    pub(super) fn watch_inspector(&mut self) {
+        if let Err(error) = self.poller.watch(self.inspector.fd(), Token::Inspected.encode()) {
+            warn!("watching: {error}: workers that are over a limit may not be replaced");
+        }
     }
 
     /// A worker passes 80 % of its memory limit. The signal is to warn it, not to end it.

@@ -13,6 +13,8 @@ pub(super) enum Token {
     Looks,
     /// What the helper thread of the process trees has found.
     Trees,
+    /// What was found out about a worker that is over a limit.
+    Inspected,
     /// The queues of the sockets that workers listen on.
     Queues,
     /// The controlling terminal.
@@ -35,10 +37,11 @@ impl Token {
             Token::ReadyPipe(serial) => 2 << KIND_AT | serial,
             Token::Looks => 3 << KIND_AT,
             Token::Trees => 4 << KIND_AT,
-            Token::Queues => 5 << KIND_AT,
-            Token::Terminal => 6 << KIND_AT,
-            Token::Signals => 7 << KIND_AT,
-            Token::Exit(serial) => 8 << KIND_AT | serial,
+            Token::Inspected => 5 << KIND_AT,
+            Token::Queues => 6 << KIND_AT,
+            Token::Terminal => 7 << KIND_AT,
+            Token::Signals => 8 << KIND_AT,
+            Token::Exit(serial) => 9 << KIND_AT | serial,
         }
     }
 
@@ -50,9 +53,10 @@ impl Token {
             2 => Token::ReadyPipe(serial),
             3 => Token::Looks,
             4 => Token::Trees,
-            5 => Token::Queues,
-            6 => Token::Terminal,
-            7 => Token::Signals,
+            5 => Token::Inspected,
+            6 => Token::Queues,
+            7 => Token::Terminal,
+            8 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -70,6 +74,7 @@ mod tests {
             Token::ReadyPipe(7),
             Token::Looks,
             Token::Trees,
+            Token::Inspected,
             Token::Queues,
             Token::Terminal,
             Token::Signals,

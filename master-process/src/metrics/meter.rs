@@ -6,6 +6,7 @@ use tracing::warn;
 use super::LastWords;
 use super::choice::{Chosen, decide};
 use super::ebpf::{Ebpf, Lost};
+use super::inspector::Members;
 use super::procfs::Procfs;
 use crate::config::{Monitor, Scope};
 use crate::policy::{Usage, WorkerId};
@@ -84,8 +85,8 @@ impl Meter {
     /// Processes that are known to be a worker's, as far as the source knows.
     pub fn processes_of(&self, worker: WorkerId) -> Vec<Pid> {
         match &self.source {
-            Source::Ebpf(ebpf) => ebpf.processes_of(worker),
-            Source::Procfs(procfs) => procfs.processes_of(worker),
+            Source::Ebpf(ebpf) => ebpf.processes_of(worker).into_iter().flatten().collect(),
+            Source::Procfs(procfs) => procfs.descendants_of(worker).collect(),
             Source::Off => Vec::new(),
         }
     }
@@ -127,6 +128,21 @@ impl Meter {
                 Source::Off
             }
         };
+    }
+
+    /// The processes of a worker that runs as `pid`.
+    pub fn members(&self, worker: WorkerId, pid: Pid) -> Members {
+        let mut known = vec![pid];
+        let mut searches = false;
+        match (&self.source, self.scope) {
+            (Source::Procfs(procfs), Scope::Tree) => known.extend(procfs.descendants_of(worker)),
+            (Source::Ebpf(ebpf), Scope::Tree) => match ebpf.processes_of(worker) {
+                Some(processes) => known.extend(processes.filter(|other| *other != pid)),
+                None => searches = true,
+            },
+            (Source::Off, _) | (Source::Procfs(_) | Source::Ebpf(_), Scope::Worker) => {}
+        }
+        Members { known, searches }
     }
 
     /// A worker's process is gone: what there is to say about its end.

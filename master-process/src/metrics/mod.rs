@@ -2,9 +2,12 @@
 
 mod choice;
 pub mod ebpf;
+mod inspector;
 mod killer;
 mod meter;
 pub mod procfs;
+mod threads;
 
+pub use inspector::{Inspector, Members, Question, TIME_OUT};
 pub use killer::{Killer, LastWords};
 pub use meter::Meter;

@@ -45,12 +45,8 @@ impl Backoff {
     /// Memory that was within its limit for longer than the pause is no sign of a limit that does not fit: it leaks.
     /// CPU time comes and goes with the work, and says nothing by having been within it.
     pub(super) fn turn(&mut self, now: Time, limit: Limit, calm: Duration, shortest: Duration) -> Turn {
-        let fits = match limit {
-            Limit::Memory => self.pause.max(WARM_UP),
-            Limit::Cpu => LONGEST,
-        };
-        let again = self.until.is_some() && calm < fits;
-        if again && let Some(wait) = self.until.map(|until| until.since(now)).filter(|wait| !wait.is_zero()) {
+        let again = self.is_again(limit, calm);
+        if let Some(wait) = self.wait(now).filter(|_| again) {
             return Turn::Later { wait, told: std::mem::replace(&mut self.told, true) };
         }
         let before = if again { self.pause } else { shortest };
@@ -58,6 +54,24 @@ impl Backoff {
         self.until = Some(now.after(self.pause));
         self.told = false;
         Turn::Now { again }
+    }
+
+    /// Whether its turn comes later, and that was said before.
+    pub(super) fn is_told_to_wait(&self, now: Time, limit: Limit, calm: Duration) -> bool {
+        self.told && self.is_again(limit, calm) && self.wait(now).is_some()
+    }
+
+    /// Whether this looks like a limit that does not fit.
+    fn is_again(&self, limit: Limit, calm: Duration) -> bool {
+        let fits = match limit {
+            Limit::Memory => self.pause.max(WARM_UP),
+            Limit::Cpu => LONGEST,
+        };
+        self.until.is_some() && calm < fits
+    }
+
+    fn wait(&self, now: Time) -> Option<Duration> {
+        self.until.map(|until| until.since(now)).filter(|wait| !wait.is_zero())
     }
 }
 

@@ -22,6 +22,41 @@ pub struct Usage {
     pub memory: u64,
 }
 
+/// What a worker's processes have in memory, what they share divided by how many share it: its proportional set size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pss {
+    /// So many bytes.
+    Bytes(u64),
+    /// It cannot be had.
+    Unknown(NoPss),
+    /// There is no room for another look: it may be asked for again.
+    Deferred,
+}
+
+/// Why a worker's proportional set size cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPss {
+    /// We may not look at one of its processes.
+    Denied,
+    /// This kernel does not tell.
+    Unsupported,
+    /// It has too many processes.
+    TooManyProcesses,
+    /// It took too long.
+    TimedOut,
+    /// Something else failed.
+    Failed,
+}
+
+/// The busiest thread of a worker's processes between two looks at them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Busiest {
+    /// From one look to the other, in nanoseconds.
+    pub span_ns: u64,
+    /// What the thread used meanwhile, in nanoseconds.
+    pub cpu_ns: u64,
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
@@ -44,6 +79,11 @@ pub enum Event {
     WentIntoBackground(WorkerId),
     /// A worker was measured.
     Sampled(WorkerId, Usage),
+    /// What an [`Action::MeasurePss`] came to.
+    Pss(WorkerId, Pss),
+    /// What an [`Action::LookAtThreads`] came to; `None`: there was no look before to compare it with, there are too many
+    /// threads for a single one to be stuck, or they cannot be looked at.
+    Threads(WorkerId, Option<Busiest>),
     /// A worker wants to be left alone with its limits (`true`), or to be judged again.
     WatchesItself(WorkerId, bool),
     /// The user pauses the limits of all workers, or lets them hold again.
@@ -117,6 +157,10 @@ pub enum Action {
     StopRemains(WorkerId),
     /// Kill this worker and everybody of its tree.
     Kill(WorkerId),
+    /// Measure the proportional set size of this worker; answered by [`Event::Pss`].
+    MeasurePss(WorkerId),
+    /// Look at the threads of this worker; answered by [`Event::Threads`].
+    LookAtThreads(WorkerId),
     /// Send this worker the signal that warns of much memory.
     SignalHigh(WorkerId),
     /// Tell the user.
@@ -189,6 +233,15 @@ pub enum Note {
         worker: WorkerId,
         /// How, and what follows.
         over: OverLimit,
+    },
+    /// A worker exceeds the default memory limit from the first: the limit is off for this program.
+    DefaultDisabled {
+        /// Which.
+        worker: WorkerId,
+        /// What it used at its first judged sample, in bytes.
+        used: u64,
+        /// The limit, in bytes.
+        most: u64,
     },
     /// A worker that was to be replaced may stay: no limit holds against it any more.
     CalledOff {
@@ -269,10 +322,25 @@ pub struct OverLimit {
     pub limit: Limit,
     /// What the worker used when it was last measured: CPU nanoseconds in a second, or bytes.
     pub used: u64,
+    /// Which number that is.
+    pub measured: Measured,
     /// When it is replaced, if it is still over it then; `None`: now.
     pub wait: Option<Duration>,
+    /// As many as may be replaced at a time are: it waits for them.
+    pub queued: bool,
     /// The worker before it was replaced for the same limit, which may not fit the program.
     pub again: bool,
+}
+
+/// What the number says that decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measured {
+    /// CPU time.
+    Cpu,
+    /// The proportional set size.
+    Pss,
+    /// What is resident, added up over its processes, because the proportional set size cannot be had.
+    Resident(NoPss),
 }
 
 /// How a new worker of a reload came to nothing.

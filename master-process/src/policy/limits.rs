@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Time, Usage};
+use super::{Busiest, Time, Usage};
 use crate::config::Limits;
 
 /// What can be limited.
@@ -13,6 +13,19 @@ pub enum Limit {
     /// `--max-memory`.
     Memory,
 }
+
+/// What all threads of a worker but the busiest may use together, in CPU nanoseconds of a second, if it is to count as a
+/// single loop that is stuck: a tenth of a CPU. A stuck loop serves nobody, so the program's other threads have nothing
+/// to do but their timers, and garbage collection that helps the loop. A program of several threads that is busy with
+/// requests is far above this. Less would take a timer thread for work; more would end programs that do work.
+const OTHERS: u64 = 100_000_000;
+
+/// The first pause after the PSS of a worker was within its limit, and the longest: each such look doubles it. A look
+/// walks the page tables of every process of the worker, seconds of CPU time for a hundred processes that share many
+/// gigabytes. At the longest pause that is below a percent; processes that only stop to share what they have, so that
+/// their resident memory does not grow, are noticed so much later.
+const PSS_PAUSE: Duration = Duration::from_secs(30);
+const LONGEST_PSS_PAUSE: Duration = Duration::from_secs(600);
 
 /// The shortest time from ready in which a worker can come to the limit's last strike.
 pub(super) fn shortest(limits: &Limits, limit: Limit) -> Duration {
@@ -29,22 +42,38 @@ struct Strikes {
     count: u32,
     /// When the first of them came.
     since: Option<Time>,
-    /// When the first row began that came to the last strike. One that is over its limit with short breaks would look
-    /// like one that was within it until now, if the last row counted.
+    /// When the first row began that came to the last strike and was found to count. One that is over its limit with
+    /// short breaks would look like one that was within it until now, if the last row counted.
     tripped: Option<Time>,
 }
 
 impl Strikes {
-    fn count(&mut self, now: Time, over: bool, failures: u32) {
+    fn count(&mut self, now: Time, over: bool) {
         if over {
             self.count = self.count.saturating_add(1);
-            let since = *self.since.get_or_insert(now);
-            if self.count >= failures {
-                self.tripped.get_or_insert(since);
-            }
+            self.since.get_or_insert(now);
         } else {
-            *self = Strikes { tripped: self.tripped, ..Strikes::default() };
+            self.end_row();
         }
+    }
+
+    fn end_row(&mut self) {
+        *self = Strikes { tripped: self.tripped, ..Strikes::default() };
+    }
+
+    /// The row so far counts for nothing; the sample at `now` is the first of another.
+    fn begin_anew(&mut self, now: Time) {
+        *self = Strikes { count: 1, since: Some(now), tripped: self.tripped };
+    }
+
+    /// When the worker began to be over its limit for too long; `None`: it is not.
+    fn began(&self, failures: u32) -> Option<Time> {
+        self.tripped.or(self.since).filter(|_| self.count >= failures)
+    }
+
+    /// The row counts.
+    fn confirm(&mut self) {
+        self.tripped = self.tripped.or(self.since);
     }
 }
 
@@ -63,11 +92,38 @@ impl Share {
 
     /// CPU nanoseconds in a second.
     fn per_second(self) -> u64 {
-        u64::try_from(u128::from(self.used) * NS_PER_SECOND / u128::from(self.span)).unwrap_or(u64::MAX)
+        let span = u128::from(self.span.max(1));
+        u64::try_from(u128::from(self.used) * NS_PER_SECOND / span).unwrap_or(u64::MAX)
     }
 }
 
 const NS_PER_SECOND: u128 = 1_000_000_000;
+
+/// When the PSS of a worker is worth a look.
+#[derive(Debug, Clone, Copy, Default)]
+struct PssLooks {
+    /// A look is under way.
+    asked: bool,
+    /// So many looks have found it within the limit.
+    within: u32,
+    /// Not before this, unless it has grown.
+    not_before: Option<Time>,
+    /// With so much resident memory it has grown by what it was below the limit.
+    grown: u64,
+}
+
+impl PssLooks {
+    fn may_ask(&self, now: Time, resident: u64) -> bool {
+        !self.asked && (self.not_before.is_none_or(|at| at <= now) || resident >= self.grown)
+    }
+
+    fn found_within(&mut self, now: Time, resident: u64, room: u64) {
+        let pause = PSS_PAUSE.saturating_mul(2u32.saturating_pow(self.within)).min(LONGEST_PSS_PAUSE);
+        self.within = self.within.saturating_add(1);
+        self.not_before = Some(now.after(pause));
+        self.grown = resident.saturating_add(room);
+    }
+}
 
 /// What a worker's samples have said since it became ready.
 #[derive(Debug, Clone, Copy, Default)]
@@ -76,10 +132,21 @@ pub(super) struct Watch {
     paused: bool,
     /// How often it has changed its mind about that.
     changes: u32,
+    /// It was judged at least once.
+    judged: bool,
     /// The last sample's moment and CPU time: the next one's is compared with it.
     last: Option<(Time, u64)>,
+    /// The last sample's memory.
+    resident: u64,
     cpu: Strikes,
+    /// The CPU time that the row's first sample saw.
+    row_cpu: u64,
+    /// Whether the row counts against the worker. One over the default limit does so only once its threads were looked at.
+    cpu_stands: bool,
+    /// A look at its threads is under way.
+    looking: bool,
     memory: Strikes,
+    pss: PssLooks,
     /// It was above 80 % of its memory when it was last looked at.
     high: bool,
 }
@@ -90,15 +157,21 @@ pub(super) struct Trip {
     pub(super) limit: Limit,
     /// How long the worker had been judged before it went over the limit for too long, the first time.
     pub(super) calm: Duration,
-    /// What it used: CPU nanoseconds in a second, or bytes.
+    /// What it used: CPU nanoseconds in a second, or bytes that are resident.
     pub(super) used: u64,
 }
 
 /// What one sample amounts to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Verdict {
-    /// Memory first. One limit that has to wait for its turn must not hide the other.
-    pub(super) trips: [Option<Trip>; 2],
+    /// It is over its memory limit for too long, unless its PSS says otherwise.
+    pub(super) memory: Option<Trip>,
+    /// It is over its CPU limit for too long.
+    pub(super) cpu: Option<Trip>,
+    /// Its threads have to be looked at: a row over the default CPU limit has begun or is complete.
+    pub(super) wants_threads: bool,
+    /// It exceeds the default memory limit at its first judged sample.
+    pub(super) exceeds_default: bool,
     /// Whether it has just passed 80 % of its memory limit.
     pub(super) passed_high: bool,
 }
@@ -118,13 +191,13 @@ impl Watch {
 
     /// Forgets the strikes: what comes next does not follow on what came before.
     pub(super) fn forget(&mut self) {
-        let Watch { paused, changes, high, .. } = *self;
-        *self = Watch { paused, changes, high, ..Watch::default() };
+        let Watch { paused, changes, judged, looking, pss, high, .. } = *self;
+        *self = Watch { paused, changes, judged, looking, pss, high, ..Watch::default() };
     }
 
     /// Whether neither limit has a strike against it.
     pub(super) fn is_calm(&self) -> bool {
-        self.cpu.count == 0 && self.memory.count == 0
+        !self.cpu_stands && self.memory.count == 0
     }
 
     /// Takes one more sample of a worker that became ready at `ready_at`. CPU counts from the second sample on: it is
@@ -138,22 +211,44 @@ impl Watch {
         if now.since(ready_at) < limits.delay {
             return Verdict { passed_high, ..Verdict::default() };
         }
-        let memory = limits.max_memory.is_some_and(|most| usage.memory > most);
-        self.memory.count(now, memory, limits.memory_failures);
+        let is_first = !std::mem::replace(&mut self.judged, true);
+        let is_above = limits.max_memory.is_some_and(|most| usage.memory > most);
+        let exceeds_default = is_above && is_first && limits.memory_gives_way;
+        self.resident = usage.memory;
+        self.memory.count(now, is_above && !exceeds_default);
         // A second look at the same moment is no sample.
-        if let Some(share) = share {
-            let over = limits.max_cpu.is_some_and(|most| share.is_more_than(most));
-            self.cpu.count(now, over, limits.cpu_failures);
+        let is_busy = share.is_some_and(|share| limits.max_cpu.is_some_and(|most| share.is_more_than(most)));
+        if share.is_some() {
+            self.count_cpu(now, usage.cpu_ns, is_busy, limits);
         }
-        let trip = |limit, strikes: Strikes, failures: u32, used| {
-            let began = strikes.tripped.filter(|_| strikes.count >= failures)?;
-            Some(Trip { limit, calm: began.since(ready_at.after(limits.delay)), used })
-        };
-        let trips = [
-            trip(Limit::Memory, self.memory, limits.memory_failures, usage.memory),
-            trip(Limit::Cpu, self.cpu, limits.cpu_failures, share.map_or(0, Share::per_second)),
-        ];
-        Verdict { trips, passed_high }
+        let is_row = self.cpu.count == 1 || self.cpu.count >= limits.cpu_failures;
+        let used = share.map_or(0, Share::per_second);
+        Verdict {
+            memory: self.trip(Limit::Memory, ready_at, limits, usage.memory),
+            cpu: self.trip(Limit::Cpu, ready_at, limits, used).filter(|_| !limits.cpu_gives_way),
+            wants_threads: limits.cpu_gives_way && is_busy && is_row && !self.looking,
+            exceeds_default,
+            passed_high,
+        }
+    }
+
+    fn count_cpu(&mut self, now: Time, cpu_ns: u64, is_busy: bool, limits: &Limits) {
+        self.cpu.count(now, is_busy);
+        if self.cpu.count == 1 {
+            self.row_cpu = cpu_ns;
+        }
+        self.cpu_stands = is_busy && (self.cpu_stands || !limits.cpu_gives_way);
+        if self.cpu_stands && self.cpu.count >= limits.cpu_failures {
+            self.cpu.confirm();
+        }
+    }
+
+    fn trip(&self, limit: Limit, ready_at: Time, limits: &Limits, used: u64) -> Option<Trip> {
+        let began = match limit {
+            Limit::Cpu => self.cpu.began(limits.cpu_failures),
+            Limit::Memory => self.memory.began(limits.memory_failures),
+        }?;
+        Some(Trip { limit, calm: began.since(ready_at.after(limits.delay)), used })
     }
 
     /// What it used of the CPUs since the last sample.
@@ -168,4 +263,71 @@ impl Watch {
         let was = std::mem::replace(&mut self.high, high);
         high && !was
     }
+
+    /// A look at its threads begins.
+    pub(super) fn look_at_threads(&mut self) {
+        self.looking = true;
+    }
+
+    /// What became of that. The trip, if a single thread has been over the limit since the row began; else, and where
+    /// that cannot be told, the row counts for nothing. The look that comes with a row's first sample is there for the
+    /// next one to be compared with.
+    pub(super) fn threads_seen(
+        &mut self,
+        busiest: Option<Busiest>,
+        ready_at: Time,
+        limits: &Limits,
+    ) -> Option<Trip> {
+        self.looking = false;
+        if self.paused || self.cpu.count < limits.cpu_failures {
+            return None;
+        }
+        let ((at, cpu_ns), since) = (self.last?, self.cpu.since?);
+        let all = Share { used: cpu_ns.saturating_sub(self.row_cpu), span: at.nanoseconds_since(since) };
+        if !busiest.is_some_and(|busiest| is_single_loop(all, busiest, limits)) {
+            self.cpu.begin_anew(at);
+            (self.row_cpu, self.cpu_stands) = (cpu_ns, false);
+            return None;
+        }
+        self.cpu_stands = true;
+        self.cpu.confirm();
+        self.trip(Limit::Cpu, ready_at, limits, all.per_second())
+    }
+
+    /// Whether its PSS is to be looked at; that look begins then.
+    pub(super) fn look_at_pss(&mut self, now: Time) -> bool {
+        let may_ask = self.pss.may_ask(now, self.resident);
+        self.pss.asked |= may_ask;
+        may_ask
+    }
+
+    /// That look is over, whatever came of it. The trip that it was made for, if it holds still.
+    pub(super) fn pss_seen(&mut self, ready_at: Time, limits: &Limits) -> Option<Trip> {
+        self.pss.asked = false;
+        self.trip(Limit::Memory, ready_at, limits, self.resident).filter(|_| !self.paused)
+    }
+
+    /// Its PSS is within the limit, by so much: the strikes start anew.
+    pub(super) fn is_within_by_pss(&mut self, now: Time, room: u64) {
+        self.memory.end_row();
+        self.pss.found_within(now, self.resident, room);
+    }
+
+    /// The strikes against its memory count.
+    pub(super) fn confirm_memory(&mut self) {
+        self.memory.confirm();
+    }
+
+    /// Its memory has no limit any more.
+    pub(super) fn forget_memory(&mut self) {
+        self.memory = Strikes::default();
+    }
+}
+
+/// Whether a worker, of which all threads and children together used `all`, was one loop and hardly anything else.
+fn is_single_loop(all: Share, busiest: Busiest, limits: &Limits) -> bool {
+    let Busiest { span_ns, cpu_ns } = busiest;
+    let (all_ns, loop_ns) = (all.per_second(), Share { used: cpu_ns, span: span_ns }.per_second());
+    let others = all_ns.saturating_sub(loop_ns);
+    all.span > 0 && span_ns > 0 && limits.max_cpu.is_some_and(|most| loop_ns >= most) && others < OTHERS
 }

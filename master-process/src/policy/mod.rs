@@ -12,6 +12,7 @@ mod leave;
 mod limits;
 mod monitor;
 mod reload;
+mod replacement_queue;
 mod rollout;
 mod settings;
 mod settle;
@@ -26,7 +27,8 @@ mod timers;
 mod tests;
 
 pub use event::{
-    Action, Event, FailedStart, LaunchFailure, Next, Note, OverLimit, Queue, ReadyBy, Sign, Usage, WorkerId,
+    Action, Busiest, Event, FailedStart, LaunchFailure, Measured, Next, NoPss, Note, OverLimit, Pss, Queue,
+    ReadyBy, Sign, Usage, WorkerId,
 };
 pub use hangup::{Hangup, Hangups};
 pub use limits::Limit;

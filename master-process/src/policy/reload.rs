@@ -14,6 +14,8 @@ impl Supervisor {
             return;
         }
         self.generation += 1;
+        self.replacements.clear();
+        self.restore_default_memory_limit();
         let (mut serving, mut empty) = (VecDeque::new(), BTreeSet::new());
         for (id, slot) in (0..self.wanted).zip(&mut self.slots) {
             slot.throttle.reset();
@@ -42,6 +44,7 @@ impl Supervisor {
 
     /// One more start of this slot came to nothing; the reload that it belongs to may end with it.
     pub(super) fn count_failed_start(&mut self, now: Time, slot: u32, cause: FailedStart) {
+        self.replacements.requeue(slot);
         if self.rollout.is_none() {
             return;
         }

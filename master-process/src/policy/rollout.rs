@@ -34,6 +34,11 @@ impl Rollout {
         self.active.contains(&slot)
     }
 
+    /// How many slots' turn that is.
+    pub(super) fn count_active(&self) -> usize {
+        self.active.len()
+    }
+
     /// A slot is replaced, or is gone. Returns the slots whose turn comes with it.
     pub(super) fn finish(&mut self, slot: u32) -> Vec<u32> {
         if !self.active.remove(&slot) {

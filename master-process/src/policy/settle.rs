@@ -18,8 +18,15 @@ impl Supervisor {
         }
     }
 
-    /// Compares a slot with what it should be and pushes the difference.
+    /// Compares a slot with what it should be and pushes the difference; then those slots that may be replaced now.
     pub(super) fn settle(&mut self, id: u32, now: Time) {
+        self.settle_one(id, now);
+        while let Some(next) = self.replacements.activate_next(self.replacement_limit()) {
+            self.settle_one(next, now);
+        }
+    }
+
+    fn settle_one(&mut self, id: u32, now: Time) {
         if index(id) >= self.slots.len() {
             return;
         }
@@ -32,6 +39,7 @@ impl Supervisor {
         } else {
             self.retire_all(id, now);
         }
+        self.release_replacement(id);
         self.look_at_draining(id, now);
         self.kill_overdue(id, now);
         let wants_launch = self.wants_launch(id);
@@ -167,13 +175,14 @@ impl Supervisor {
     /// Whether this slot lacks a worker that only the throttle may hold back.
     pub(super) fn wants_launch(&self, id: u32) -> bool {
         let slot = &self.slots[index(id)];
+        let recycle = || slot.wants_other() && self.replacements.is_active(id);
         let replace = || self.rollout.as_ref().is_some_and(|rollout| rollout.is_active(id));
         self.mode == Mode::Running
             && id < self.wanted
             && slot.starting.is_none()
             && slot
                 .serving
-                .is_none_or(|serving| slot.wants_other() || serving.generation < self.generation && replace())
+                .is_none_or(|serving| recycle() || serving.generation < self.generation && replace())
     }
 
     pub(super) fn launch_if_wanted(&mut self, id: u32, now: Time) {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::monitor::Backoffs;
+use super::replacement_queue::ReplacementQueue;
 use super::rollout::Rollout;
 use super::slot::{LeavePhase, Slot, StartPhase, Starting};
 use super::start_times::StartTimes;
@@ -66,6 +67,10 @@ pub struct Supervisor {
     pub(super) start_times: StartTimes,
     /// Whether the user has paused the limits.
     pub(super) paused: bool,
+    /// Slots whose workers are replaced for a limit.
+    pub(super) replacements: ReplacementQueue,
+    /// Generations for which the default memory limit is off.
+    pub(super) no_memory_limit: Vec<u32>,
 }
 
 impl Supervisor {
@@ -85,6 +90,8 @@ impl Supervisor {
             known_to_sign: false,
             start_times: StartTimes::default(),
             paused: false,
+            replacements: ReplacementQueue::default(),
+            no_memory_limit: Vec::new(),
             settings,
         };
         supervisor.slots.resize_with(index(supervisor.wanted), Slot::default);
@@ -104,6 +111,8 @@ impl Supervisor {
             Event::RemainsGone(worker) => self.remains_gone(now, worker),
             Event::WentIntoBackground(worker) => self.went_into_background(now, worker),
             Event::Sampled(worker, usage) => self.sampled(now, worker, usage),
+            Event::Pss(worker, pss) => self.pss_measured(now, worker, pss),
+            Event::Threads(worker, busiest) => self.threads_seen(now, worker, busiest),
             Event::WatchesItself(worker, paused) => self.watch_itself(now, worker, paused),
             Event::ToggleMonitoring => self.toggle_monitoring(now),
             Event::Reload => self.reload(now),

@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 
 use super::certificate::Used;
 use super::{Certificate, Span};
-use crate::policy::{Limit, Next, Note, OverLimit, ReadyBy, Sign, WorkerId};
+use crate::policy::{Limit, Measured, Next, NoPss, Note, OverLimit, ReadyBy, Sign, WorkerId};
 use crate::sys::spawn::SpawnError;
 
 /// A worker as the log names it.
@@ -75,6 +75,7 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
             );
         }
         Note::OverLimit { worker, over } => over_limit(named(worker), over),
+        Note::DefaultDisabled { worker, used, most } => default_disabled(named(worker), used, most),
         Note::CalledOff { worker } => {
             let worker = named(worker);
             info!(
@@ -134,9 +135,13 @@ fn over_limit(worker: Named, over: OverLimit) {
         Limit::Cpu => "--max-cpu",
         Limit::Memory => "--max-memory",
     };
-    let used = match over.limit {
-        Limit::Cpu => format!("{:.0} % of a CPU", cpu_percent(over.used)),
-        Limit::Memory => format!("{} of memory", ByteSize(over.used).display().iec()),
+    let (used, measured) = match over.measured {
+        Measured::Cpu => (format!("{:.0} % of a CPU", cpu_percent(over.used)), None),
+        Measured::Pss => (format!("{} of memory (PSS)", size(over.used)), Some("pss")),
+        Measured::Resident(why) => {
+            let why = NoPssReason(why);
+            (format!("{} of resident memory (PSS unavailable: {why})", size(over.used)), Some("resident"))
+        }
     };
     let misfit = if over.again {
         format!("; so did the worker before it: {flag} may not fit this program")
@@ -144,6 +149,7 @@ fn over_limit(worker: Named, over: OverLimit) {
         String::new()
     };
     let next = match over.wait {
+        None if over.queued => "replacement queued (--reload-batch)".to_owned(),
         None => "replacing it".to_owned(),
         Some(wait) => format!("replacing it in {} if it still does", Span(wait)),
     };
@@ -153,9 +159,44 @@ fn over_limit(worker: Named, over: OverLimit) {
         pid = worker.pid,
         limit = flag,
         used = over.used,
+        measured,
         wait_ms,
         "{worker} uses {used}, more than {flag} allows, for too long: {next}{misfit}"
     );
+}
+
+/// The default memory limit does not fit this program.
+fn default_disabled(worker: Named, used: u64, most: u64) {
+    warn!(
+        worker = worker.slot,
+        pid = worker.pid,
+        limit = "--max-memory",
+        used,
+        most,
+        "{worker} uses {} of memory at its first sample, above the default of --max-memory ({}): the default is off for this \
+         program; set --max-memory to limit it",
+        size(used),
+        size(most)
+    );
+}
+
+fn size(bytes: u64) -> impl fmt::Display {
+    ByteSize(bytes).display().iec()
+}
+
+/// Why a PSS is not known, as part of a sentence.
+struct NoPssReason(NoPss);
+
+impl fmt::Display for NoPssReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            NoPss::Denied => "permission denied",
+            NoPss::Unsupported => "this kernel has no smaps_rollup",
+            NoPss::TooManyProcesses => "too many processes",
+            NoPss::TimedOut => "reading it takes too long",
+            NoPss::Failed => "it could not be read",
+        })
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a person reads it, without decimals")]

@@ -22,6 +22,7 @@ mod remote_read;
 pub mod reuseport;
 pub mod seccomp;
 pub mod signals;
+pub mod smaps;
 pub mod sockets;
 pub mod spawn;
 pub mod terminal;

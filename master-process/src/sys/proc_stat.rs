@@ -46,6 +46,15 @@ impl StatFile {
         Ok(StatFile(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
     }
 
+    /// Opens that of one thread of a process: what it says of CPU time is that thread's alone.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_thread(pid: Pid, tid: Pid) -> io::Result<StatFile> {
+        let path = format!("/proc/{}/task/{}/stat", pid.as_raw_pid(), tid.as_raw_pid());
+        Ok(StatFile(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
     /// What it says now.
     ///
     /// # Errors
@@ -55,6 +64,17 @@ impl StatFile {
         let length = rustix::io::pread(self.0.as_fd(), &mut text, 0)?;
         parse(&text[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
+}
+
+/// The threads of a process, as far as the caller goes through them; none where it is gone.
+pub fn threads(pid: Pid) -> impl Iterator<Item = Pid> {
+    let entries = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid()));
+    entries.into_iter().flatten().flatten().filter_map(|entry| number(&entry.file_name()))
+}
+
+/// The process or thread that a name in `/proc` stands for.
+fn number(name: &std::ffi::OsStr) -> Option<Pid> {
+    Pid::from_raw(name.to_str()?.parse().ok()?)
 }
 
 /// The name stands in parentheses and may hold anything, parentheses, spaces and newlines too: what counts begins

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use master_process_tests::load::{Connections, Load};
+use master_process_tests::profile::{launcher, ordinary_user};
 use master_process_tests::script::script;
 use master_process_tests::{Supervisor, address, always, eventually, fixtures, patient, process};
 use rustix::process::Signal;
@@ -159,7 +160,7 @@ say('serving', PID)
 rest()
 "
         );
-        let soon = format!("{}ms", patient(Duration::from_millis(700)).as_millis());
+        let soon = format!("{}ms", patient(Duration::from_secs(2)).as_millis());
         let options = ["--max-memory", "60MiB", "--ready", "notify", "--ready-timeout", &soon];
         let supervisor = watched(source, &[&options[..], &["--throttle", "100ms"]].concat(), &text);
         let says = supervisor.until("the first worker serves", || {
@@ -366,4 +367,137 @@ fn usr2_names_a_few_of_many_workers_that_do_not_handle_it() {
     assert!(line.contains(" and 2 more: without a handler"), "{line}");
     assert_eq!(supervisor.workers().len(), 10);
     assert_eq!(supervisor.stop(), 0);
+}
+
+/// What is resident of a process and its children, in MiB: proc_pid_statm(5).
+fn resident_mib(root: i32) -> u64 {
+    let all = process::children(root).into_iter().map(|child| child.pid).chain([root]);
+    let pages = |pid: i32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+        text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default()
+    };
+    all.map(pages).sum::<u64>() * 4096 / (1 << 20)
+}
+
+#[test]
+fn memory_that_a_workers_processes_share_counts_once_and_a_leak_of_one_of_them_counts() {
+    for source in SOURCES {
+        let text = "
+x = memory(40)
+for i in range(8):
+    if os.fork() == 0:
+        while not (i == 0 and os.path.exists(sys.argv[2])):
+            time.sleep(0.05)
+        y = memory(300)
+        rest()
+notify('READY=1')
+rest()
+";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let marker = folder.path().join("leak");
+        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
+        command.push(marker.display().to_string());
+        let supervisor = fast(source, &["--max-memory", "200MiB"], command);
+        await_log(&supervisor, &["says that it is ready"]);
+        let worker = supervisor.workers();
+        let pid = *worker.first().expect("one");
+        supervisor.eventually("far more than the limit is resident", || resident_mib(pid) > 300);
+        always(Duration::from_secs(3), "the worker stays", || supervisor.workers() == worker);
+        assert_eq!(supervisor.logged(&["--max-memory"]), Vec::<String>::new());
+        std::fs::write(&marker, "").expect("the folder is ours");
+        await_log(&supervisor, &["mib of memory (pss), more than --max-memory allows", "replacing it"]);
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn memory_that_workers_share_with_each_other_is_not_that_of_each() {
+    for source in SOURCES {
+        // Who is ready before all have mapped it would have it for itself.
+        let text = "
+import mmap
+with open(sys.argv[2], 'r+b') as file:
+    shared = mmap.mmap(file.fileno(), 0)
+kept = sum(shared[::4096])
+open(sys.argv[2] + INDEX, 'w').close()
+while not all(os.path.exists(sys.argv[2] + str(index)) for index in range(4)):
+    time.sleep(0.02)
+notify('READY=1')
+rest()
+";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("shared");
+        std::fs::write(&file, vec![1u8; 120 << 20]).expect("the folder is ours");
+        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
+        command.push(file.display().to_string());
+        let options = ["-w", "4", "--max-memory", "90MiB", "--account", "worker"];
+        let supervisor = fast(source, &options, command);
+        supervisor.eventually("all are ready", || supervisor.logged(&["says that it is ready"]).len() == 4);
+        let workers = supervisor.workers();
+        assert!(workers.iter().all(|pid| resident_mib(*pid) > 120));
+        always(Duration::from_secs(3), "the workers stay", || supervisor.workers() == workers);
+        assert_eq!(supervisor.logged(&["--max-memory"]), Vec::<String>::new());
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn where_the_pss_may_not_be_read_what_is_resident_decides_and_the_line_says_so() {
+    // Nobody without privileges may look into a process that cannot be dumped.
+    let text = "
+import ctypes
+PR_SET_DUMPABLE = 4
+assert ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
+x = memory(80)
+notify('READY=1')
+rest()
+";
+    let user = process::is_root().then(ordinary_user);
+    let unless_given = FAST.into_iter().filter(|[flag, _]| *flag != "--max-memory").flatten();
+    let supervisor = Supervisor::builder()
+        .wrap(launcher(user, &[]))
+        .args(["--monitor", "procfs", "--max-memory", "60MiB"])
+        .args(unless_given)
+        .command(script(&format!("{TOOLS}{text}"), address::tcp()))
+        .spawn();
+    let line = await_log(&supervisor, &["more than --max-memory allows", "replacing it"]);
+    assert!(line.contains("of resident memory (pss unavailable: permission denied)"), "{line}");
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn as_many_workers_at_a_time_are_replaced_for_a_limit_as_in_a_reload() {
+    for source in SOURCES {
+        // The first worker of each slot is too large.
+        let text = "
+marker = sys.argv[2] + INDEX
+first = not os.path.exists(marker)
+open(marker, 'w').close()
+if first:
+    x = memory(80)
+    while not all(os.path.exists(sys.argv[2] + str(index)) for index in range(3)):
+        time.sleep(0.02)
+    notify('READY=1')
+    rest()
+say('begins', INDEX)
+time.sleep(0.5)
+say('ready', INDEX)
+notify('READY=1')
+rest()
+";
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
+        command.push(folder.path().join("started").display().to_string());
+        let options = ["-w", "3", "--max-memory", "60MiB", "--reload-batch", "1", "--throttle", "300ms"];
+        let supervisor = fast(source, &options, command);
+        supervisor.eventually("all are replaced", || replacements(&supervisor) == 3);
+        let output = supervisor.output();
+        let slots: Vec<&str> = output.iter().filter_map(|line| line.strip_prefix("begins ")).collect();
+        let one_by_one: Vec<String> =
+            slots.iter().flat_map(|slot| [format!("begins {slot}"), format!("ready {slot}")]).collect();
+        assert_eq!(slots.len(), 3, "{source}");
+        assert_eq!(output, one_by_one, "{source}");
+        assert!(!supervisor.logged(&["replacement queued"]).is_empty());
+        assert_eq!(supervisor.stop(), 0);
+    }
 }

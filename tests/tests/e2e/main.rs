@@ -6,6 +6,7 @@ mod cgroups;
 mod closing;
 mod containers;
 mod deaths;
+mod default_limits;
 mod faults;
 mod flood;
 mod harness;

@@ -19,6 +19,8 @@ use crate::sys::bpf::{self, Mapping, Shared, Sight};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const NAMESPACE: &str = "/proc/self/ns/pid";
+/// The inode of the first PID namespace: the kernel's `PROC_PID_INIT_INO`.
+const FIRST_NAMESPACE: u64 = 0xefff_fffc;
 const CPUS: &str = "/sys/devices/system/cpu/possible";
 
 /// The program whose arguments are typed: it runs so often that reading them must be cheap.
@@ -39,6 +41,8 @@ pub(super) struct Running {
     first_shared_place: usize,
     /// The program that notes what is resident of whoever runs on a CPU.
     pub(super) refresh: OwnedFd,
+    /// Whether the numbers of processes on the kernel side are those that we know: we are in the first PID namespace.
+    pub(super) numbers_as_we_do: bool,
     /// Whether it is known whom the kernel kills for want of memory.
     pub(super) sees_oom: bool,
     /// The programs run for as long as these are open.
@@ -105,6 +109,10 @@ fn setup(scope: Scope, sizes: Sizes) -> Result<Setup, Refusal> {
     })
 }
 
+fn is_in_first_namespace() -> bool {
+    std::fs::metadata(NAMESPACE).is_ok_and(|namespace| namespace.st_ino() == FIRST_NAMESPACE)
+}
+
 /// How many entries an array needs that is indexed by CPU.
 fn possible_cpus() -> Result<u32, Refusal> {
     let text = std::fs::read_to_string(CPUS).map_err(|error| Refusal::new(CPUS, error))?;
@@ -164,6 +172,7 @@ fn attach(mut loaded: Loaded, sizes: Sizes) -> Result<Running, Refusal> {
         control: mapping(&loaded, "CONTROL")?,
         first_shared_place: sizes.first_shared_place() as usize,
         refresh,
+        numbers_as_we_do: is_in_first_namespace(),
         sees_oom,
         links,
     })

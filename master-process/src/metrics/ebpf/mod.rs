@@ -14,11 +14,10 @@ mod sample;
 mod shared;
 mod sizes;
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use master_process_common::{Account, NONE, Process};
+use master_process_common::{Account, NONE};
 use rustix::process::Pid;
 
 pub use self::refusal::{Lost, Refusal};
@@ -42,8 +41,6 @@ pub struct Ebpf {
     switches: u64,
     /// How many processes had been turned away at the last sample.
     turned_away: u64,
-    /// Whether processes have the same numbers here as in the kernel's first PID namespace.
-    in_first_namespace: bool,
     /// Used by each sample anew: memory by account, and the CPUs that run workers.
     memory: Vec<u64>,
     busy: Vec<Busy>,
@@ -62,7 +59,6 @@ impl Ebpf {
             clock: Clock::new(),
             switches: 0,
             turned_away: 0,
-            in_first_namespace: is_first_namespace(),
             memory: vec![0; sizes.accounts() as usize],
             busy: Vec::new(),
         })
@@ -106,17 +102,17 @@ impl Ebpf {
         }
     }
 
-    /// The processes that are charged to a worker. None where the kernel's numbers are not ours: in a PID namespace.
-    pub fn processes_of(&self, worker: WorkerId) -> Vec<Pid> {
-        let Some(account) = self.roster.account(worker).filter(|_| self.in_first_namespace) else {
-            return Vec::new();
-        };
-        let is_its_own = |process: &&Process| {
-            process.worker.load(Acquire) == u64::from(account) && process.ended.load(Acquire) == 0
-        };
-        let numbers =
-            self.running.places_of(account).filter(is_its_own).map(|process| process.tgid.load(Acquire));
-        numbers.filter_map(|number| Pid::from_raw(i32::try_from(number).ok()?)).collect()
+    /// The processes that are charged to a worker; `None` where we cannot tell, because the kernel side numbers them as
+    /// the first PID namespace does, and we are in another one.
+    pub fn processes_of(&self, worker: WorkerId) -> Option<impl Iterator<Item = Pid>> {
+        let account = self.roster.account(worker).filter(|_| self.running.numbers_as_we_do)?;
+        let places = self.running.places_of(account);
+        let of_worker = places.filter(move |process| process.worker.load(Acquire) == u64::from(account));
+        Some(
+            of_worker.filter(|process| process.ended.load(Acquire) == 0).filter_map(|process| {
+                narrow(&process.tgid).and_then(|tgid| Pid::from_raw(tgid.cast_signed()))
+            }),
+        )
     }
 
     /// What is known of a worker whose process has ended. Whatever it leaves behind is nobody's from now on.
@@ -143,12 +139,6 @@ impl Ebpf {
             let _somebody_elses = process.worker.compare_exchange(account.into(), NONE, AcqRel, Relaxed);
         }
     }
-}
-
-/// The first PID namespace has this inode number: `PROC_PID_INIT_INO` of the kernel's `include/linux/proc_ns.h`.
-fn is_first_namespace() -> bool {
-    const FIRST: u64 = 0xEFFF_FFFC;
-    std::fs::metadata("/proc/self/ns/pid").is_ok_and(|metadata| metadata.ino() == FIRST)
 }
 
 #[cfg(test)]

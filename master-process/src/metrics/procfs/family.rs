@@ -128,10 +128,9 @@ impl Family {
         self.strangers.remove(&pid);
     }
 
-    /// The processes that descend from a worker.
-    pub(super) fn of(&self, worker: WorkerId) -> Vec<Pid> {
-        let of_worker = self.relatives.iter().filter(|(_, relative)| relative.worker == worker);
-        of_worker.map(|(pid, _)| *pid).collect()
+    /// The descendants of a worker.
+    pub(super) fn of(&self, worker: WorkerId) -> impl Iterator<Item = Pid> {
+        self.relatives.iter().filter(move |(_, relative)| relative.worker == worker).map(|(pid, _)| *pid)
     }
 
     /// A worker is gone, and whoever is left of it belongs to nobody.

@@ -75,11 +75,6 @@ impl Procfs {
         }
     }
 
-    /// Descendants of a worker that were seen.
-    pub fn processes_of(&self, worker: WorkerId) -> Vec<Pid> {
-        self.family.as_ref().map(|family| family.of(worker)).unwrap_or_default()
-    }
-
     /// Measures every worker. One that cannot be read has no sample.
     pub fn sample(&mut self, each: &mut dyn FnMut(WorkerId, Usage)) {
         self.workers.values_mut().for_each(|watched| watched.now = Usage::default());
@@ -106,6 +101,11 @@ impl Procfs {
         });
     }
 
+    /// A worker's descendants, as of the last sample.
+    pub(super) fn descendants_of(&self, worker: WorkerId) -> impl Iterator<Item = Pid> {
+        self.family.iter().flat_map(move |family| family.of(worker))
+    }
+
     /// A worker's process is gone.
     pub fn ended(&mut self, worker: WorkerId) -> LastWords {
         let Some(watched) = self.workers.remove(&worker) else { return LastWords::default() };
@@ -115,6 +115,15 @@ impl Procfs {
         }
         LastWords { peak_memory: (watched.peak > 0).then_some(watched.peak), ..LastWords::default() }
     }
+}
+
+/// Who descends from a process, as far as `/proc` tells just now: one whose parents are gone is known by its group alone.
+pub(super) fn descendants(root: Pid) -> Vec<Pid> {
+    let mut family = Family::default();
+    // Any will do: there is no other.
+    let worker = WorkerId { slot: 0, serial: 0 };
+    family.look(|pid| (pid == root).then_some(worker));
+    family.of(worker).collect()
 }
 
 impl Watched {

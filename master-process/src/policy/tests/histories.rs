@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, LaunchFailure, Queue, Settings, WorkerId};
+use crate::policy::{Event, LaunchFailure, Pss, Queue, Settings, WorkerId};
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
@@ -24,6 +24,8 @@ enum Step {
     ScaleDown,
     TooMuch,
     Little,
+    IsShared,
+    IsNotShared,
     PauseLimits,
     UntilDue,
     LongTime,
@@ -48,8 +50,8 @@ const STEPS: [Step; 16] = [
     Step::LongTime,
 ];
 
-/// What matters to a worker that is over its limit.
-const OVER_LIMIT: [Step; 15] = [
+/// What matters to a worker that is over its limit, whose PSS is asked for and said later.
+const OVER_LIMIT: [Step; 17] = [
     Step::Launch,
     Step::LaunchFails,
     Step::ReadyOldest,
@@ -62,6 +64,8 @@ const OVER_LIMIT: [Step; 15] = [
     Step::ScaleDown,
     Step::TooMuch,
     Step::Little,
+    Step::IsShared,
+    Step::IsNotShared,
     Step::PauseLimits,
     Step::UntilDue,
     Step::LongTime,
@@ -96,6 +100,8 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::ScaleDown => happens(sim, Event::ScaleDown),
         Step::TooMuch => samples(sim, &running, 2000),
         Step::Little => samples(sim, &running, 10),
+        Step::IsShared => finds(sim, 10),
+        Step::IsNotShared => finds(sim, 2000),
         Step::PauseLimits => happens(sim, Event::ToggleMonitoring),
         Step::UntilDue => sim.policy.deadline().is_some_and(|at| passes(sim, at.since(sim.now))),
         Step::LongTime => passes(sim, Duration::from_secs(20)),
@@ -105,6 +111,12 @@ fn play(sim: &mut Sim, step: Step) -> bool {
 fn samples(sim: &mut Sim, running: &[WorkerId], memory: u64) -> bool {
     running.iter().for_each(|worker| sim.sample(*worker, 0, memory));
     !running.is_empty()
+}
+
+fn finds(sim: &mut Sim, pss: u64) -> bool {
+    let asked = !sim.pss_looks.is_empty();
+    sim.answer_pss(Pss::Bytes(pss));
+    asked
 }
 
 fn happens(sim: &mut Sim, event: Event) -> bool {
@@ -182,6 +194,22 @@ fn every_short_history_of_a_worker_that_is_being_replaced_keeps_the_invariants()
     let mut sim = Sim::new(settings);
     sim.run_smoothly();
     assert!(play(&mut sim, Step::TooMuch));
+    sim.answers_later = true;
+    let mut walked = 0;
+    walk(&sim, &OVER_LIMIT, 5, &mut walked);
+    assert!(walked > 10_000, "only {walked} histories");
+}
+
+#[test]
+fn every_short_history_of_two_workers_that_are_replaced_in_turn_keeps_the_invariants() {
+    let mut settings = settings(2);
+    settings.limits.memory_failures = 1;
+    settings.limits.delay = Duration::ZERO;
+    settings.reload_batch = Batch::Slots(1);
+    let mut sim = Sim::new(settings);
+    sim.run_smoothly();
+    assert!(play(&mut sim, Step::TooMuch));
+    sim.answers_later = true;
     let mut walked = 0;
     walk(&sim, &OVER_LIMIT, 5, &mut walked);
     assert!(walked > 10_000, "only {walked} histories");

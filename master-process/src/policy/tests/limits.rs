@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::sim::{INTERVAL, Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, FailedStart, LaunchFailure, Limit, Next, Note, OverLimit, WorkerId};
+use crate::policy::{Event, FailedStart, LaunchFailure, Limit, Measured, Next, Note, OverLimit, WorkerId};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// A worker that has been ready for longer than the delay.
-fn judged(workers: u32) -> Sim {
+pub(super) fn judged(workers: u32) -> Sim {
     let mut sim = Sim::new(settings(workers));
     sim.run_smoothly();
     sim.pass(31 * SECOND);
@@ -17,7 +17,7 @@ fn judged(workers: u32) -> Sim {
 }
 
 /// Samples of so much memory, one an interval.
-fn memory(sim: &mut Sim, worker: WorkerId, samples: &[u64]) {
+pub(super) fn memory(sim: &mut Sim, worker: WorkerId, samples: &[u64]) {
     for memory in samples {
         sim.sample(worker, 0, *memory);
         sim.pass(INTERVAL);
@@ -25,7 +25,7 @@ fn memory(sim: &mut Sim, worker: WorkerId, samples: &[u64]) {
 }
 
 /// Samples of so much CPU, in percent, one an interval, from `used` on; what it has used then.
-fn cpu(sim: &mut Sim, worker: WorkerId, mut used: u64, percent: &[u64]) -> u64 {
+pub(super) fn cpu(sim: &mut Sim, worker: WorkerId, mut used: u64, percent: &[u64]) -> u64 {
     for percent in percent {
         sim.pass(INTERVAL);
         used += 2_000_000_000 * percent / 100;
@@ -34,12 +34,12 @@ fn cpu(sim: &mut Sim, worker: WorkerId, mut used: u64, percent: &[u64]) -> u64 {
     used
 }
 
-fn overs(sim: &Sim) -> Vec<OverLimit> {
+pub(super) fn overs(sim: &Sim) -> Vec<OverLimit> {
     let over = |note: &Note| if let Note::OverLimit { over, .. } = *note { Some(over) } else { None };
     sim.notes.iter().filter_map(over).collect()
 }
 
-fn starting(sim: &Sim) -> usize {
+pub(super) fn starting(sim: &Sim) -> usize {
     sim.find(|process| !process.running).len()
 }
 
@@ -58,7 +58,14 @@ fn ten_samples_in_a_row_over_the_memory_limit_replace_a_worker_and_the_successor
     sim.run_smoothly();
     assert!(!sim.processes.contains_key(&old));
     assert_eq!(sim.alive().len(), 1);
-    let over = OverLimit { limit: Limit::Memory, used: 1001, wait: None, again: false };
+    let over = OverLimit {
+        limit: Limit::Memory,
+        used: 1001,
+        measured: Measured::Pss,
+        wait: None,
+        queued: false,
+        again: false,
+    };
     assert_eq!(overs(&sim), [over]);
     sim.finish();
 }
@@ -101,7 +108,14 @@ fn cpu_is_the_difference_of_two_samples_over_the_time_between_them() {
     assert_eq!(starting(&sim), 0);
     cpu(&mut sim, worker, used, &[300]);
     assert_eq!(starting(&sim), 1);
-    let over = OverLimit { limit: Limit::Cpu, used: 3_000_000_000, wait: None, again: false };
+    let over = OverLimit {
+        limit: Limit::Cpu,
+        used: 3_000_000_000,
+        measured: Measured::Cpu,
+        wait: None,
+        queued: false,
+        again: false,
+    };
     assert_eq!(overs(&sim), [over]);
     sim.finish();
 }

@@ -1,9 +1,12 @@
 //! The policy, played in virtual time against a kernel that is slow and bounded.
 
+mod defaults;
 mod hangup;
 mod histories;
 mod lifecycle;
 mod limits;
+mod pss;
 mod reload;
 mod remains;
+mod replacement_queue;
 mod sim;

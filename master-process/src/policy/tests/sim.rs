@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::config::{Batch, Limits, ReadyMode};
 use crate::policy::{
-    Action, Event, LaunchFailure, Next, Note, Outcome, Queue, Settings, Sign, Supervisor, Time, Usage,
-    WorkerId,
+    Action, Busiest, Event, LaunchFailure, Next, Note, Outcome, Pss, Queue, Settings, Sign, Supervisor, Time,
+    Usage, WorkerId,
 };
 
 /// More actions than this for one event of a handful of slots is a spin.
@@ -33,8 +33,10 @@ pub(super) fn settings(workers: u32) -> Settings {
         reload_attempts: 3,
         limits: Limits {
             max_cpu: Some(950_000_000),
+            cpu_gives_way: false,
             cpu_failures: 10,
             max_memory: Some(1000),
+            memory_gives_way: false,
             memory_failures: 10,
             interval: INTERVAL,
             delay: Duration::from_secs(30),
@@ -66,6 +68,13 @@ pub(super) struct Sim {
     pub(super) notes: Vec<Note>,
     /// Who was told that it uses much memory.
     pub(super) warned: Vec<WorkerId>,
+    /// Whose proportional set size the policy wants to know, and whose threads.
+    pub(super) pss_looks: Vec<WorkerId>,
+    pub(super) thread_looks: Vec<WorkerId>,
+    /// What a look finds that [`Self::sample`] answers; `None`: nothing is shared.
+    pub(super) pss: Option<Pss>,
+    /// Whether [`Self::sample`] leaves the answers to the test.
+    pub(super) answers_later: bool,
     /// Whose queue the policy wants to know.
     pub(super) looks: Vec<WorkerId>,
     /// Of the last restart that was announced.
@@ -90,6 +99,10 @@ impl Sim {
             remains: BTreeMap::new(),
             notes: Vec::new(),
             warned: Vec::new(),
+            pss_looks: Vec::new(),
+            thread_looks: Vec::new(),
+            pss: None,
+            answers_later: false,
             looks: Vec::new(),
             last_wait: None,
             wanted,
@@ -115,6 +128,8 @@ impl Sim {
             | Event::Queue(..)
             | Event::Died(_)
             | Event::Sampled(..)
+            | Event::Pss(..)
+            | Event::Threads(..)
             | Event::WatchesItself(..)
             | Event::DiedWithRemains(_)
             | Event::RemainsGone(_)
@@ -193,6 +208,17 @@ impl Sim {
                     let process = self.processes.get_mut(&worker).expect("only a process can be killed");
                     assert!(process.stopped && !process.killed, "{worker:?} killed in vain");
                     process.killed = true;
+                }
+                Action::MeasurePss(worker) => {
+                    assert!(!self.pss_looks.contains(&worker), "{worker:?}: its PSS is asked for twice");
+                    self.pss_looks.push(worker);
+                }
+                Action::LookAtThreads(worker) => {
+                    assert!(
+                        !self.thread_looks.contains(&worker),
+                        "{worker:?}: its threads are looked at twice"
+                    );
+                    self.thread_looks.push(worker);
                 }
                 Action::SignalHigh(worker) => {
                     assert!(self.processes[&worker].ready, "{worker:?} is warned before it is ready");
@@ -319,10 +345,29 @@ impl Sim {
     /// Its CPU time since its start, in nanoseconds, and its memory.
     pub(super) fn sample(&mut self, worker: WorkerId, cpu_ns: u64, memory: u64) {
         self.event(Event::Sampled(worker, Usage { cpu_ns, memory }));
+        if !self.answers_later {
+            self.answer_pss(self.pss.unwrap_or(Pss::Bytes(memory)));
+        }
+    }
+
+    /// The looks at proportional set sizes that were asked for find this.
+    pub(super) fn answer_pss(&mut self, pss: Pss) {
+        for worker in std::mem::take(&mut self.pss_looks) {
+            self.event(Event::Pss(worker, pss));
+        }
+    }
+
+    /// The looks at threads that were asked for find this.
+    pub(super) fn answer_threads(&mut self, busiest: Option<Busiest>) {
+        for worker in std::mem::take(&mut self.thread_looks) {
+            self.event(Event::Threads(worker, busiest));
+        }
     }
 
     pub(super) fn die(&mut self, worker: WorkerId) {
-        self.looks.retain(|looked| *looked != worker);
+        for looks in [&mut self.looks, &mut self.pss_looks, &mut self.thread_looks] {
+            looks.retain(|looked| *looked != worker);
+        }
         self.processes.remove(&worker).expect("only a process can die");
         self.event(Event::Died(worker));
     }

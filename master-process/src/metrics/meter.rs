@@ -19,9 +19,44 @@ pub struct Meter {
 
 #[derive(Debug)]
 enum Source {
-    Ebpf(Box<Ebpf>),
+    /// With those that it has no account for, which procfs measures.
+    Ebpf(Box<Ebpf>, Rest),
     Procfs(Box<Procfs>),
     Off,
+}
+
+/// What measures the workers that eBPF does not.
+#[derive(Debug)]
+enum Rest {
+    /// There was none yet.
+    None,
+    Procfs(Box<Procfs>),
+    /// It cannot be had either, which was said.
+    Impossible,
+}
+
+impl Rest {
+    fn watch(&mut self, scope: Scope, worker: WorkerId, pid: Pid) {
+        if let Rest::None = self {
+            *self = Rest::start(scope);
+        }
+        if let Rest::Procfs(procfs) = self {
+            procfs.watch(worker, pid);
+        }
+    }
+
+    fn start(scope: Scope) -> Rest {
+        match Procfs::new(scope) {
+            Ok(procfs) => {
+                warn!("more workers than eBPF has room for: procfs measures the others");
+                Rest::Procfs(Box::new(procfs))
+            }
+            Err(error) => {
+                warn!("more workers than eBPF has room for: the others are not measured ({error})");
+                Rest::Impossible
+            }
+        }
+    }
 }
 
 impl Meter {
@@ -43,7 +78,7 @@ impl Meter {
             anyhow::anyhow!("--monitor {}: {why}", if wish == Monitor::Ebpf { "ebpf" } else { "procfs" })
         })?;
         let source = match decision.chosen {
-            Chosen::Ebpf => ebpf.map(Source::Ebpf),
+            Chosen::Ebpf => ebpf.map(|ebpf| Source::Ebpf(ebpf, Rest::None)),
             Chosen::Procfs => procfs.map(Source::Procfs),
             Chosen::Off => None,
         };
@@ -53,14 +88,14 @@ impl Meter {
     /// Whether anything is measured.
     pub fn is_on(&self) -> bool {
         match self.source {
-            Source::Ebpf(_) | Source::Procfs(_) => true,
+            Source::Ebpf(..) | Source::Procfs(_) => true,
             Source::Off => false,
         }
     }
 
     /// The next process that this process forks is this worker.
     pub fn expect(&mut self, worker: WorkerId) {
-        if let Source::Ebpf(ebpf) = &mut self.source {
+        if let Source::Ebpf(ebpf, _) = &mut self.source {
             ebpf.arm(worker);
         }
     }
@@ -68,7 +103,11 @@ impl Meter {
     /// It runs.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         match &mut self.source {
-            Source::Ebpf(ebpf) => ebpf.launched(worker, true),
+            Source::Ebpf(ebpf, rest) => {
+                if !ebpf.launched(worker, true) {
+                    rest.watch(self.scope, worker, pid);
+                }
+            }
             Source::Procfs(procfs) => procfs.watch(worker, pid),
             Source::Off => {}
         }
@@ -76,7 +115,7 @@ impl Meter {
 
     /// It could not be started.
     pub fn not_launched(&mut self, worker: WorkerId) {
-        if let Source::Ebpf(ebpf) = &mut self.source {
+        if let Source::Ebpf(ebpf, _) = &mut self.source {
             ebpf.launched(worker, false);
         }
     }
@@ -89,9 +128,12 @@ impl Meter {
         each: &mut dyn FnMut(WorkerId, Usage),
     ) {
         match &mut self.source {
-            Source::Ebpf(ebpf) => {
+            Source::Ebpf(ebpf, rest) => {
                 if let Err(lost) = ebpf.sample(each) {
-                    self.fall_back(&lost, alive);
+                    return self.fall_back(&lost, alive);
+                }
+                if let Rest::Procfs(procfs) = rest {
+                    procfs.sample(each);
                 }
             }
             Source::Procfs(procfs) => procfs.sample(each),
@@ -116,7 +158,8 @@ impl Meter {
     /// A worker's process is gone: what there is to say about its end.
     pub fn ended(&mut self, worker: WorkerId) -> LastWords {
         match &mut self.source {
-            Source::Ebpf(ebpf) => ebpf.ended(worker),
+            Source::Ebpf(_, Rest::Procfs(procfs)) if procfs.watches(worker) => procfs.ended(worker),
+            Source::Ebpf(ebpf, _) => ebpf.ended(worker),
             Source::Procfs(procfs) => procfs.ended(worker),
             Source::Off => LastWords::default(),
         }
@@ -142,7 +185,7 @@ mod tests {
         let pid = Pid::from_child(&child);
         let worker = WorkerId { slot: 0, serial: 1 };
         ebpf.detach();
-        let mut meter = Meter { source: Source::Ebpf(ebpf), scope: Scope::Worker };
+        let mut meter = Meter { source: Source::Ebpf(ebpf, Rest::None), scope: Scope::Worker };
         let mut samples = Vec::new();
         // Nobody is watched by eBPF here. The kernel may run the programs for a moment more.
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -154,5 +197,41 @@ mod tests {
         let _killed = child.kill().and_then(|()| child.wait());
         assert!(matches!(meter.source, Source::Procfs(_)));
         assert!(samples.iter().any(|(of, memory)| *of == worker && *memory > 0), "{samples:?}");
+    }
+
+    #[test]
+    fn procfs_measures_those_that_ebpf_has_no_room_for() {
+        let name = "procfs_measures_those_that_ebpf_has_no_room_for";
+        let ebpf = match Ebpf::load_for(Scope::Worker, 1) {
+            Ok(ebpf) => Box::new(ebpf),
+            Err(refusal) => master_process_tests::skip!(name, refusal),
+        };
+        let mut meter = Meter { source: Source::Ebpf(ebpf, Rest::None), scope: Scope::Worker };
+        let workers = [1, 2, 3].map(|serial| WorkerId { slot: 0, serial });
+        let mut children = workers.map(|worker| {
+            meter.expect(worker);
+            let child = Command::new("sleep").arg("60").spawn().expect("a process");
+            meter.launched(worker, Pid::from_child(&child));
+            child
+        });
+        let mut measured = std::collections::BTreeMap::new();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while measured.len() < 3 && Instant::now() < deadline {
+            meter.sample(std::iter::empty(), &mut |worker, usage| {
+                if usage.memory > 0 {
+                    measured.insert(worker.serial, usage.memory);
+                }
+            });
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for child in &mut children {
+            let _killed = child.kill().and_then(|()| child.wait());
+        }
+        assert_eq!(measured.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+        let Source::Ebpf(_, Rest::Procfs(procfs)) = &meter.source else { unreachable!("{meter:?}") };
+        let by_procfs = workers.map(|worker| procfs.watches(worker));
+        assert_eq!(by_procfs, [false, true, true]);
+        assert!(workers.map(|worker| meter.ended(worker).peak_memory).iter().all(Option::is_some));
+        meter.sample(std::iter::empty(), &mut |worker, _| unreachable!("{worker:?} is gone"));
     }
 }

@@ -50,7 +50,13 @@ impl Env for Host {
 
     fn user(&self, key: UserKey<'_>) -> io::Result<Option<User>> {
         let known = matches!(key, UserKey::Name("deploy") | UserKey::Id(1000));
-        Ok(known.then(|| User { name: "deploy".to_owned(), uid: 1000, gid: 1000 }))
+        Ok(known.then(|| User {
+            name: "deploy".to_owned(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/deploy".to_owned(),
+            shell: "/bin/bash".to_owned(),
+        }))
     }
 
     fn group(&self, name: &str) -> io::Result<Option<u32>> {

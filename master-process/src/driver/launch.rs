@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 
-use crate::config::{Capabilities, Config, Identity, Orphans, ReadyMode, Share, Stdin};
+use crate::config::{Capabilities, Config, Identity, Login, Orphans, ReadyMode, Share, Stdin};
 use crate::policy::WorkerId;
 use crate::share::InheritedListeners;
 use crate::sys::capabilities::OwnCapabilities;
@@ -36,6 +36,9 @@ const NOT_PASSED_ON: [&str; 11] = [
     "WORKER_INDEX",
     "MAINPID",
 ];
+
+/// The variables of a login, which name the supervisor's own user.
+const OF_LOGIN: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
 
 /// Starts workers after one template.
 #[derive(Debug)]
@@ -80,7 +83,7 @@ impl Launcher {
         }
         // Above every number that a worker finds something under: none is overwritten while it is copied.
         let lowest = (3 + handed_over.count()).max(ready_fd.map_or(0, |fd| fd + 1));
-        let environment = environment(&handed_over, notify)?;
+        let environment = environment(std::env::vars_os(), config.login.as_ref(), &handed_over, notify)?;
         let command = config.command.first().context("no command")?;
         let directory = directory(config)?;
         let identity = config.identity.clone().filter(|identity| !is_ours(identity));
@@ -227,9 +230,14 @@ fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
     Ok(Some(Directory { path: c_string(path.as_os_str())?, optional: true }))
 }
 
-fn environment(handed_over: &InheritedListeners, notify: &NotifySocket) -> anyhow::Result<Vec<CString>> {
-    let kept = std::env::vars_os().filter(|(name, _)| !NOT_PASSED_ON.iter().any(|ours| name == ours));
-    let mut environment: Vec<OsString> = kept.map(|(name, value)| pair(&name, &value)).collect();
+/// What all workers find.
+fn environment(
+    inherited: impl Iterator<Item = (OsString, OsString)>,
+    login: Option<&Login>,
+    handed_over: &InheritedListeners,
+    notify: &NotifySocket,
+) -> anyhow::Result<Vec<CString>> {
+    let mut environment = passed_on(inherited, login);
     environment.push(format!("PPID={}", std::process::id()).into());
     environment.push(pair(OsStr::new("NOTIFY_SOCKET"), OsStr::from_bytes(&notify.address())));
     if handed_over.count() > 0 {
@@ -239,6 +247,21 @@ fn environment(handed_over: &InheritedListeners, notify: &NotifySocket) -> anyho
     environment.iter().map(|text| c_string(text)).collect()
 }
 
+/// The supervisor's variables without those that are about itself, with those of the workers' user.
+fn passed_on(inherited: impl Iterator<Item = (OsString, OsString)>, login: Option<&Login>) -> Vec<OsString> {
+    let replaced = if login.is_some() { OF_LOGIN.as_slice() } else { &[] };
+    let is_ours = |name: &OsStr| NOT_PASSED_ON.iter().chain(replaced).any(|ours| name == *ours);
+    let mut variables: Vec<OsString> =
+        inherited.filter(|(name, _)| !is_ours(name)).map(|(name, value)| pair(&name, &value)).collect();
+    if let Some(Login { name, home, shell }) = login {
+        let values = [name, name, home, shell];
+        let known =
+            OF_LOGIN.into_iter().zip(values).filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        variables.extend(known.map(|(name, value)| pair(OsStr::new(name), OsStr::new(value))));
+    }
+    variables
+}
+
 fn pair(name: &OsStr, value: &OsStr) -> OsString {
     OsString::from_vec([name.as_bytes(), b"=", value.as_bytes()].concat())
 }
@@ -246,6 +269,32 @@ fn pair(name: &OsStr, value: &OsStr) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_replaces_the_variables_of_a_login() {
+        let inherited = || {
+            let variables = [
+                ("HOME", "/root"),
+                ("USER", "root"),
+                ("SHELL", "/bin/zsh"),
+                ("LANG", "C"),
+                ("PPID", "1"),
+            ];
+            variables.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)))
+        };
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            passed_on(inherited(), None),
+            ["HOME=/root", "USER=root", "SHELL=/bin/zsh", "LANG=C"],
+            "without a user nothing changes"
+        );
+        let deploy = Login { name: text("deploy"), home: text("/home/deploy"), shell: None };
+        assert_eq!(
+            passed_on(inherited(), Some(&deploy)),
+            ["LANG=C", "USER=deploy", "LOGNAME=deploy", "HOME=/home/deploy"]
+        );
+        assert_eq!(passed_on(inherited(), Some(&Login::default())), ["LANG=C"], "an id without an entry");
+    }
 
     #[test]
     fn a_command_with_a_slash_is_taken_as_it_is_and_others_are_looked_for() {

@@ -28,6 +28,7 @@ mod security;
 mod sharing;
 mod signals;
 mod slots;
+mod starting;
 mod unix_gaps;
 mod unix_generations;
 mod unix_sockets;

@@ -30,9 +30,16 @@ impl Env for Host {
         if self.removed_dir { Err(io::ErrorKind::NotFound.into()) } else { Ok(PathBuf::from("/srv")) }
     }
 
+    fn logical_dir(&self) -> io::Result<PathBuf> {
+        match self.var("PWD") {
+            Some(path) => Ok(path.into()),
+            None => self.current_dir(),
+        }
+    }
+
     fn is_dir(&self, path: &Path) -> io::Result<bool> {
         match path.to_str() {
-            Some("/srv" | "/srv/app") => Ok(true),
+            Some("/srv" | "/srv/app" | "/current/app") => Ok(true),
             Some("/srv/file") => Ok(false),
             _ => Err(io::ErrorKind::NotFound.into()),
         }

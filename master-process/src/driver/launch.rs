@@ -17,13 +17,14 @@ use crate::sys::seccomp::{self, Calls, Filter};
 use crate::sys::spawn::{
     Directory, Particulars, SpawnError, Spawned, Spawner, Step, Template, WorkerCapabilities,
 };
+use crate::sys::working_directory;
 
 /// Where a command without a slash is looked for when there is no `PATH`; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Variables that were meant for us, or that we set ourselves. A worker that saw the outer ones would speak
 /// to our service manager in our name.
-const NOT_PASSED_ON: [&str; 11] = [
+const NOT_PASSED_ON: [&str; 12] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
     "LISTEN_PID",
@@ -35,6 +36,7 @@ const NOT_PASSED_ON: [&str; 11] = [
     "RELOAD_INDEX",
     "WORKER_INDEX",
     "MAINPID",
+    "PWD",
 ];
 
 /// The variables of a login, which name the supervisor's own user.
@@ -219,18 +221,21 @@ fn candidates(command: &OsStr, path: Option<&OsStr>) -> anyhow::Result<Vec<CStri
         .collect()
 }
 
-/// `--chdir`, or where we were started, by its path: a deploy may put another directory there.
+/// `--chdir`, or where we were started, by the path that whoever started us uses: a deploy may put another directory
+/// there.
 fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
-    if let Some(path) = &config.chdir {
-        return Ok(Some(Directory { path: c_string(path.as_os_str())?, optional: false }));
-    }
-    let Ok(path) = std::env::current_dir() else {
-        return Ok(None);
+    let (path, optional) = match &config.chdir {
+        Some(path) => (path.clone(), false),
+        None => match working_directory::logical(std::env::var_os("PWD").as_deref()) {
+            Ok(path) => (path, true),
+            Err(_removed) => return Ok(None),
+        },
     };
-    Ok(Some(Directory { path: c_string(path.as_os_str())?, optional: true }))
+    let path = path.as_os_str();
+    Ok(Some(Directory { path: c_string(path)?, variable: c_string(&pair("PWD".as_ref(), path))?, optional }))
 }
 
-/// What all workers find.
+/// What all workers find, but for their directory.
 fn environment(
     inherited: impl Iterator<Item = (OsString, OsString)>,
     login: Option<&Login>,
@@ -279,6 +284,7 @@ mod tests {
                 ("SHELL", "/bin/zsh"),
                 ("LANG", "C"),
                 ("PPID", "1"),
+                ("PWD", "/"),
             ];
             variables.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)))
         };

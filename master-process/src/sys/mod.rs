@@ -23,3 +23,4 @@ pub mod seccomp;
 pub mod signals;
 pub mod sockets;
 pub mod spawn;
+pub mod working_directory;

@@ -1,6 +1,8 @@
-//! What a worker is started with: its user's variables.
+//! What a worker is started with, and where: its user's variables, and the directory that is in place by then.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 
 use master_process_tests::supervisor::Builder;
 use master_process_tests::{Supervisor, fixtures, process, profile, skip};
@@ -72,4 +74,124 @@ fn without_a_user_the_variables_stay() {
     if process::is_root() {
         assert_eq!(login_of(as_somebody_else().args(["--group", "0"])), expected);
     }
+}
+
+/// Releases of a program beside each other, and `current`, a symlink to one of them.
+struct Deployment {
+    folder: tempfile::TempDir,
+}
+
+impl Deployment {
+    /// With releases 1 and 2; the first is current.
+    fn new() -> Deployment {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+        let deployment = Deployment { folder };
+        for release in 1..=2 {
+            fs::create_dir_all(deployment.release(release)).expect("ours");
+            let says = "import os, time
+print(RELEASE, os.environ.get('PWD'), os.getcwd(), flush=True)
+time.sleep(1000)";
+            let program = says.replace("RELEASE", &release.to_string());
+            fs::write(deployment.release(release).join("app.py"), program).expect("ours");
+        }
+        deployment.make_current(1);
+        deployment
+    }
+
+    fn release(&self, number: u32) -> PathBuf {
+        self.folder.path().join(format!("releases/{number}"))
+    }
+
+    fn current(&self) -> PathBuf {
+        self.folder.path().join("current")
+    }
+
+    fn make_current(&self, number: u32) {
+        let new = self.folder.path().join("new");
+        symlink(self.release(number), &new).expect("ours");
+        fs::rename(new, self.current()).expect("ours");
+    }
+
+    /// A supervisor that was started in a directory that a shell calls `pwd`.
+    fn started_in(&self, directory: &Path, pwd: &Path) -> Builder {
+        let command = [fixtures::python(), "-S".into(), "app.py".into()];
+        let builder = Supervisor::builder().args(["--ready", "none", "--throttle", "20ms"]);
+        builder.cwd(directory).env("PWD", pwd).command(command)
+    }
+}
+
+/// Waits until so many workers have said which release they are, by which path, and where; gives what the last said.
+fn last_of(supervisor: &Supervisor, count: usize) -> String {
+    supervisor.until("the workers have said where they are", || {
+        Some(supervisor.output()).filter(|lines| lines.len() >= count).and_then(|lines| lines.last().cloned())
+    })
+}
+
+fn line(release: u32, pwd: &Path, directory: &Path) -> String {
+    format!("{release} {} {}", pwd.display(), directory.display())
+}
+
+#[test]
+fn a_reload_follows_the_symlink_that_the_supervisor_was_started_in() {
+    let deployment = Deployment::new();
+    let current = deployment.current();
+    let supervisor = deployment.started_in(&current, &current).spawn();
+    assert_eq!(last_of(&supervisor, 1), line(1, &current, &deployment.release(1)));
+    deployment.make_current(2);
+    supervisor.reload(1);
+    assert_eq!(last_of(&supervisor, 2), line(2, &current, &deployment.release(2)));
+    // So does the replacement of a worker that dies.
+    deployment.make_current(1);
+    let victim = *supervisor.await_workers(1).first().expect("one");
+    process::signal(victim, rustix::process::Signal::KILL);
+    assert_eq!(last_of(&supervisor, 3), line(1, &current, &deployment.release(1)));
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_relative_chdir_follows_the_symlink_too() {
+    let deployment = Deployment::new();
+    let current = deployment.current();
+    for release in 1..=2 {
+        fs::create_dir(deployment.release(release).join("web")).expect("ours");
+        fs::copy(deployment.release(release).join("app.py"), deployment.release(release).join("web/app.py"))
+            .expect("ours");
+    }
+    let supervisor = deployment.started_in(&current, &current).args(["--chdir", "web"]).spawn();
+    let at = |release: u32| line(release, &current.join("web"), &deployment.release(release).join("web"));
+    assert_eq!(last_of(&supervisor, 1), at(1));
+    deployment.make_current(2);
+    supervisor.reload(1);
+    assert_eq!(last_of(&supervisor, 2), at(2));
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_pwd_that_names_another_directory_is_not_believed() {
+    let deployment = Deployment::new();
+    let (first, second) = (deployment.release(1), deployment.release(2));
+    for wrong in [second.as_path(), Path::new("/"), Path::new("."), Path::new("/no/such/directory")] {
+        let supervisor = deployment.started_in(&first, wrong).spawn();
+        assert_eq!(last_of(&supervisor, 1), line(1, &first, &first));
+        deployment.make_current(2);
+        supervisor.reload(1);
+        assert_eq!(last_of(&supervisor, 2), line(1, &first, &first), "PWD={}", wrong.display());
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_be_where_it_should_finds_no_pwd() {
+    let deployment = Deployment::new();
+    let (current, gone) = (deployment.current(), deployment.folder.path().join("gone"));
+    let program = deployment.release(1).join("app.py");
+    let command = [fixtures::python().into(), "-S".into(), program.into_os_string()];
+    let supervisor = deployment.started_in(&current, &current).command(command).spawn();
+    assert_eq!(last_of(&supervisor, 1), line(1, &current, &deployment.release(1)));
+    // The release is still there, and nothing leads to it any more.
+    fs::rename(&current, &gone).expect("ours");
+    supervisor.reload(1);
+    assert_eq!(last_of(&supervisor, 2), format!("1 None {}", deployment.release(1).display()));
+    assert_eq!(supervisor.stop(), 0);
 }

@@ -21,6 +21,8 @@ pub(super) struct Prepared<'a> {
     template: &'a Template,
     argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
+    /// Where in `envp` the directory's variable is.
+    pwd: Option<usize>,
     /// `LISTEN_PID=` and room for the number, which only the child knows.
     listen_pid: [u8; 32],
     fprog: Option<libc::sock_fprog>,
@@ -35,10 +37,13 @@ const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 impl<'a> Prepared<'a> {
     pub(super) fn new(template: &'a Template, particulars: &'a Particulars) -> Prepared<'a> {
         let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
-        let environment = template.environment.iter().chain(&particulars.environment);
+        let directory = template.directory.as_ref().map(|directory| &directory.variable);
+        let pwd = directory.map(|_| template.environment.len());
+        let environment = template.environment.iter().chain(directory).chain(&particulars.environment);
         let environment = environment.map(|text| text.as_ptr()).chain(place.map(|text| text.as_ptr()));
         let mut prepared = Prepared {
             template,
+            pwd,
             argv: template.argv.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect(),
             envp: environment.chain([ptr::null()]).collect(),
             listen_pid: [0; 32],
@@ -100,8 +105,10 @@ impl Order<'_, '_> {
         self.capabilities()?;
         if let Some(directory) = &template.directory {
             let changed = call(Step::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
-            if !directory.optional {
-                changed?;
+            match changed {
+                Ok(_) => self.prepared.pwd = None,
+                Err(failure) if !directory.optional => return Err(failure),
+                Err(_stays) => {}
             }
         }
         if let Some(mask) = template.umask {
@@ -109,6 +116,7 @@ impl Order<'_, '_> {
         }
         self.die_with_parent()?;
         self.own_pid();
+        self.no_directory();
         self.exec()
     }
 
@@ -228,6 +236,18 @@ impl Order<'_, '_> {
         }
         let place = self.prepared.envp.len() - 2;
         self.prepared.envp[place] = self.prepared.listen_pid.as_ptr().cast();
+    }
+
+    /// Takes the directory's variable out where the worker is somewhere else: the last variable gets its place.
+    fn no_directory(&mut self) {
+        let envp = &mut self.prepared.envp;
+        let last = envp.len().wrapping_sub(2);
+        if let (Some(at), Some(moved)) = (self.prepared.pwd, envp.get(last).copied())
+            && let Some(entry) = envp.get_mut(at)
+        {
+            *entry = moved;
+            envp[last] = ptr::null();
+        }
     }
 
     fn exec(&self) -> Result<std::convert::Infallible, Failure> {

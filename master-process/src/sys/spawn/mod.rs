@@ -60,6 +60,8 @@ pub struct Template {
 pub struct Directory {
     /// Its path.
     pub path: CString,
+    /// `PWD=` and the path: only a worker that is there finds it.
+    pub variable: CString,
     /// Whether a worker can do without: then it starts where we are.
     pub optional: bool,
 }

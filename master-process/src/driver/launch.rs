@@ -169,7 +169,7 @@ impl Launcher {
     }
 
     fn pipe(&self, at: i32) -> Result<(OwnedFd, OwnedFd), SpawnError> {
-        let failed = |errno: i32| SpawnError { step: Step::Descriptor, errno };
+        let failed = |errno: i32| SpawnError::new(Step::Descriptor, errno);
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (reader, writer) =
             rustix::pipe::pipe_with(flags).map_err(|error| failed(error.raw_os_error()))?;

@@ -9,6 +9,6 @@ mod span;
 mod writer;
 
 pub use certificate::Certificate;
-pub use lines::{Named, banner, launch_failed, note};
+pub use lines::{Named, banner, launch_failed, note, start_failure};
 pub use setup::start_logging;
 pub use span::Span;

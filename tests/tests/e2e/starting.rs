@@ -195,3 +195,106 @@ fn a_worker_that_cannot_be_where_it_should_finds_no_pwd() {
     assert_eq!(last_of(&supervisor, 2), format!("1 None {}", deployment.release(1).display()));
     assert_eq!(supervisor.stop(), 0);
 }
+
+/// A folder with an executable file `app` of these bytes.
+fn program(bytes: &[u8]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("app");
+    fs::write(&path, bytes).expect("ours");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("ours");
+    folder
+}
+
+/// Runs `./app` where it is; what the very first start says in one line, and the exit code.
+fn refused(folder: &Path) -> (String, Option<i32>) {
+    let finished = Supervisor::builder().cwd(folder).command(["./app", "word"]).run();
+    assert_eq!(finished.stderr.len(), 1, "{finished:?}");
+    assert!(finished.stdout.is_empty(), "{finished:?}");
+    (finished.stderr[0].clone(), finished.code)
+}
+
+#[test]
+fn a_script_that_names_no_interpreter_is_the_shells() {
+    let folder = program(b"echo \"$0 $# $1 $2\"\nexec sleep infinity\n");
+    let path = folder.path().join("app");
+    for (command, name) in [("./app", "./app".to_owned()), ("app", path.display().to_string())] {
+        let search = format!("/no/such/folder:{}:/usr/bin:/bin", folder.path().display());
+        let builder = Supervisor::builder().cwd(folder.path()).env("PATH", search).args(["--ready", "none"]);
+        let supervisor = builder.command([command, "one word", "two"]).spawn();
+        supervisor.eventually("the script has its arguments", || {
+            supervisor.output() == [format!("{name} 2 one word two")]
+        });
+        assert_eq!(supervisor.stop(), 0);
+    }
+}
+
+#[test]
+fn a_file_that_is_neither_program_nor_text_is_not_given_to_the_shell() {
+    let folder = program(b"echo\0started\n");
+    let (line, code) = refused(folder.path());
+    assert!(line.contains("./app") && line.contains("Exec format error"), "{line}");
+    assert_eq!(code, Some(126));
+}
+
+#[test]
+fn an_interpreter_that_is_not_there_is_named() {
+    for (first_line, name) in [
+        ("#!/no/such/interpreter\n", "/no/such/interpreter"),
+        ("#! /no/such/interpreter -x\n", "/no/such/interpreter"),
+        // From an editor of another system: the file looks all right.
+        ("#!/bin/sh\r\necho started\r\n", "/bin/sh\\r"),
+        ("#!/etc/passwd/sh\n", "/etc/passwd/sh"),
+    ] {
+        let folder = program(first_line.as_bytes());
+        let (line, code) = refused(folder.path());
+        let expected =
+            format!("master-process: ./app cannot be started: interpreter {name} of ./app not found");
+        assert_eq!((line, code), (expected, Some(126)), "the command itself was found");
+    }
+}
+
+#[test]
+fn an_interpreter_that_cannot_be_executed_is_named() {
+    let folder = program(b"#!/etc/passwd\n");
+    let (line, code) = refused(folder.path());
+    assert!(
+        line.contains("interpreter /etc/passwd of ./app cannot be executed: Permission denied"),
+        "{line}"
+    );
+    assert_eq!(code, Some(126));
+}
+
+#[test]
+fn a_dynamic_loader_that_is_not_there_is_named() {
+    // A copy of a program whose loader's name is changed: as with one of another distribution.
+    let mut bytes = fs::read("/bin/sleep").expect("every host has it");
+    let at = bytes.windows(6).position(|window| window == b"/lib64" || window == b"/lib/l");
+    let at = at.expect("it is dynamic, and names its loader first");
+    bytes[at..at + 4].copy_from_slice(b"/gon");
+    let end = at + bytes[at..].iter().position(|byte| *byte == 0).expect("a C string");
+    let loader = String::from_utf8(bytes[at..end].to_vec()).expect("ASCII");
+    let folder = program(&bytes);
+    let (line, code) = refused(folder.path());
+    assert!(line.ends_with(&format!("interpreter {loader} of ./app not found")), "{line}");
+    assert_eq!(code, Some(126));
+}
+
+#[test]
+fn an_interpreter_that_goes_away_later_is_named_in_the_log() {
+    let folder = program(b"#!./sh\nexec sleep infinity\n");
+    let shell = folder.path().join("sh");
+    symlink("/bin/sh", &shell).expect("ours");
+    let options = ["--throttle", "50ms", "--throttle-max", "50ms", "--ready", "none"];
+    let supervisor = Supervisor::builder().cwd(folder.path()).args(options).command(["./app"]).spawn();
+    let first = *supervisor.await_workers(1).first().expect("one");
+    fs::remove_file(&shell).expect("ours");
+    process::signal(first, rustix::process::Signal::KILL);
+    supervisor.eventually("the failure is told", || {
+        !supervisor
+            .logged(&["could not be started: interpreter ./sh of ./app not found, trying again"])
+            .is_empty()
+    });
+    symlink("/bin/sh", &shell).expect("ours");
+    supervisor.await_workers(1);
+    assert_eq!(supervisor.stop(), 0);
+}

@@ -1,12 +1,13 @@
 //! The child of a start, from its first instruction to the program's. It shares our memory: it only makes system
 //! calls, allocates nothing and panics never.
 
-use std::ffi::{c_char, c_int, c_long, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 
 use super::capabilities::CapHeader;
-use super::{Particulars, Step, Template};
+use super::interpreter::{self, HEAD, HEADER, Kind, MAX_HEADERS};
+use super::{Particulars, Step, Template, raw};
 use crate::sys::seccomp::Filter;
 
 /// What the child leaves behind.
@@ -14,12 +15,36 @@ pub(super) struct Report {
     pub(super) step: c_int,
     pub(super) errno: c_int,
     pub(super) listener: RawFd,
+    pub(super) interpreter: MissingInterpreter,
+}
+
+/// The interpreter that kept a program from running.
+pub(super) struct MissingInterpreter {
+    name: [u8; HEAD],
+    length: usize,
+    /// Which of the candidates named it.
+    pub(super) candidate: usize,
+    /// Whether it is not there; else it cannot be executed.
+    pub(super) is_absent: bool,
+}
+
+impl MissingInterpreter {
+    /// There is none.
+    pub(super) const NONE: MissingInterpreter =
+        MissingInterpreter { name: [0; HEAD], length: 0, candidate: 0, is_absent: false };
+
+    /// Its path, empty where there is none.
+    pub(super) fn name(&self) -> &[u8] {
+        self.name.get(..self.length).unwrap_or_default()
+    }
 }
 
 /// What the child is to do, in the form that system calls take.
 pub(super) struct Prepared<'a> {
     template: &'a Template,
     argv: Vec<*const c_char>,
+    /// The same for a script that names no interpreter: the shell, room for the script's path, its arguments.
+    shell_argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
     /// Where in `envp` the directory's variable is.
     pwd: Option<usize>,
@@ -31,6 +56,9 @@ pub(super) struct Prepared<'a> {
     cut: libc::c_uint,
     parent: c_int,
 }
+
+/// What execvp(3) has a script run by that names no interpreter.
+const SHELL: &CStr = c"/bin/sh";
 
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
@@ -45,6 +73,11 @@ impl<'a> Prepared<'a> {
             template,
             pwd,
             argv: template.argv.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect(),
+            shell_argv: [SHELL.as_ptr(), ptr::null()]
+                .into_iter()
+                .chain(template.argv.iter().skip(1).map(|text| text.as_ptr()))
+                .chain([ptr::null()])
+                .collect(),
             envp: environment.chain([ptr::null()]).collect(),
             listen_pid: [0; 32],
             fprog: template.filter.as_ref().map(Filter::as_fprog),
@@ -75,8 +108,10 @@ pub(super) unsafe extern "C" fn child(order: *mut c_void) -> ! {
     let Err((step, errno)) = order.run();
     order.report.step = step as c_int;
     order.report.errno = errno;
-    // SAFETY: ends this child without running anything of the memory that it shares.
-    unsafe { libc::_exit(127) }
+    loop {
+        // SAFETY: ends this child without running anything of the memory that it shares.
+        unsafe { raw::call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]) };
+    }
 }
 
 type Failure = (Step, c_int);
@@ -250,30 +285,129 @@ impl Order<'_, '_> {
         }
     }
 
-    fn exec(&self) -> Result<std::convert::Infallible, Failure> {
+    fn exec(&mut self) -> Result<std::convert::Infallible, Failure> {
         let none = 0u64;
         call(
             Step::Exec,
             libc::SYS_rt_sigprocmask,
-            [word(libc::SIG_SETMASK.cast_unsigned()), address(&none), 0],
+            [word(libc::SIG_SETMASK.cast_unsigned()), address(&none), 0, size_of::<u64>()],
         )?;
         let mut worst = libc::ENOENT;
-        for candidate in &self.prepared.template.candidates {
-            let (argv, envp) = (self.prepared.argv.as_ptr(), self.prepared.envp.as_ptr());
-            let result = call(
-                Step::Exec,
-                libc::SYS_execve,
-                [address(candidate.as_ptr()), address(argv), address(envp)],
-            );
-            match result.map_err(|(_, errno)| errno) {
-                Err(libc::ENOENT | libc::ENOTDIR) | Ok(_) => {}
+        let template = self.prepared.template;
+        for (index, candidate) in template.candidates.iter().enumerate() {
+            match self.execve(candidate, &self.prepared.argv) {
+                errno @ (libc::ENOENT | libc::ENOTDIR) => self.inspect(index, candidate, errno),
                 // As execvp(3): somewhere else on the path may be one that we may execute.
-                Err(libc::EACCES) => worst = libc::EACCES,
-                Err(errno) => return Err((Step::Exec, errno)),
+                libc::EACCES => {
+                    worst = libc::EACCES;
+                    self.inspect(index, candidate, libc::EACCES);
+                }
+                libc::ENOEXEC => return self.run_by_shell(index, candidate),
+                errno => return Err((Step::Exec, errno)),
             }
         }
         Err((Step::Exec, worst))
     }
+
+    /// The errno of an `execve` that came back.
+    fn execve(&self, path: &CStr, argv: &[*const c_char]) -> c_int {
+        let arguments =
+            [address(path.as_ptr()), address(argv.as_ptr()), address(self.prepared.envp.as_ptr())];
+        call(Step::Exec, libc::SYS_execve, arguments).map_or_else(|(_, errno)| errno, |_| 0)
+    }
+
+    /// As execvp(3): a text that is no program is a script of the shell's.
+    fn run_by_shell(&mut self, index: usize, script: &CStr) -> Result<std::convert::Infallible, Failure> {
+        let mut head = [0; HEAD];
+        let is_script = open(script).is_some_and(|file| {
+            read(file, 0, &mut head)
+                .is_some_and(|length| interpreter::is_text(head.get(..length).unwrap_or_default()))
+        });
+        if !is_script {
+            return Err((Step::Exec, libc::ENOEXEC));
+        }
+        if let Some(place) = self.prepared.shell_argv.get_mut(1) {
+            *place = script.as_ptr();
+        }
+        let errno = self.execve(SHELL, &self.prepared.shell_argv);
+        self.blame(index, SHELL.to_bytes(), errno);
+        Err((Step::Exec, errno))
+    }
+
+    /// A file that is there and cannot be executed because of its interpreter: which one that is.
+    fn inspect(&mut self, index: usize, path: &CStr, errno: c_int) {
+        let is_known = !self.report.interpreter.name().is_empty();
+        if is_known || (errno == libc::EACCES && access(path) != 0) {
+            return;
+        }
+        let mut head = [0; HEAD];
+        let Some(file) = open(path) else { return };
+        let Some(length) = read(file, 0, &mut head) else { return };
+        let mut name = [0; HEAD];
+        let found = match interpreter::kind(head.get(..length).unwrap_or_default()) {
+            Kind::Script(start, end) => copy(head.get(start..end), &mut name),
+            Kind::Elf(headers) => {
+                let mut table = [0; HEADER * MAX_HEADERS];
+                let Some(table) = table.get_mut(..headers.size()) else { return };
+                let read_size = read(file, headers.offset, table).unwrap_or(0);
+                let Some((at, size)) = headers.interpreter(table.get(..read_size).unwrap_or_default()) else {
+                    return;
+                };
+                let size = name.len().min(size);
+                read(file, at, name.get_mut(..size).unwrap_or_default()).unwrap_or(0)
+            }
+            Kind::Other => return,
+        };
+        let name = name.get(..found).unwrap_or_default();
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.blame(index, name, errno);
+    }
+
+    /// Leaves behind that this interpreter is why a candidate was not executed, if it is.
+    fn blame(&mut self, candidate: usize, name: &[u8], errno: c_int) {
+        let mut path = [0; HEAD + 1];
+        let length = copy(Some(name), &mut path);
+        // SAFETY: no byte of the name is 0, and at least one behind it is.
+        let refused = access(unsafe { CStr::from_ptr(path.as_ptr().cast()) });
+        if length == 0 || (errno == libc::EACCES && refused == 0) {
+            return;
+        }
+        let interpreter = &mut self.report.interpreter;
+        interpreter.length = copy(Some(name), &mut interpreter.name);
+        interpreter.candidate = candidate;
+        interpreter.is_absent = matches!(refused, libc::ENOENT | libc::ENOTDIR);
+    }
+}
+
+/// A file of the child's own, read-only; nothing waits for the other end of a pipe or a terminal.
+fn open(path: &CStr) -> Option<usize> {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let here = libc::AT_FDCWD as usize;
+    call(Step::Exec, libc::SYS_openat, [here, address(path.as_ptr()), word(flags.cast_unsigned())]).ok()
+}
+
+/// What of a file there is at `offset`, as far as it fits.
+fn read(file: usize, offset: u64, into: &mut [u8]) -> Option<usize> {
+    let offset = usize::try_from(offset).ok()?;
+    call(Step::Exec, libc::SYS_pread64, [file, address(into.as_mut_ptr()), into.len(), offset]).ok()
+}
+
+/// The errno of asking whether a file may be executed, 0: it may. The user is the worker's by now, in both senses.
+fn access(path: &CStr) -> c_int {
+    let here = libc::AT_FDCWD as usize;
+    let asked = call(
+        Step::Exec,
+        libc::SYS_faccessat,
+        [here, address(path.as_ptr()), word(libc::X_OK.cast_unsigned())],
+    );
+    asked.map_or_else(|(_, errno)| errno, |_| 0)
+}
+
+/// How many bytes were copied: as many as there is room for.
+fn copy(from: Option<&[u8]>, to: &mut [u8]) -> usize {
+    let from = from.unwrap_or_default();
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    from.len().min(to.len())
 }
 
 fn word(value: u32) -> usize {
@@ -290,16 +424,12 @@ fn prctl(step: Step, operation: c_int, [first, second]: [usize; 2]) -> Result<()
 }
 
 /// One system call; its result, or the step that it was and its errno.
-fn call(step: Step, number: c_long, [a, b, c]: [usize; 3]) -> Result<usize, Failure> {
-    // The size of a kernel signal set is rt_sigprocmask's fourth argument; every other call has none, and
+fn call<const N: usize>(step: Step, number: c_long, arguments: [usize; N]) -> Result<usize, Failure> {
     // prctl insists on zeros.
-    let fourth = if number == libc::SYS_rt_sigprocmask { size_of::<u64>() } else { 0 };
+    let mut registers = [0; 6];
+    registers.iter_mut().zip(arguments).for_each(|(to, from)| *to = from);
     // SAFETY: every caller above passes what the call's manual page asks for, and pointers only to memory of
     // `Prepared` or of its own frame.
-    let result = unsafe { libc::syscall(number, a, b, c, fourth, 0, 0) };
-    if result >= 0 {
-        return Ok(usize::try_from(result).unwrap_or(0));
-    }
-    // SAFETY: the thread's errno; the thread control block is the held parent's, which does not look at it.
-    Err((step, unsafe { *libc::__errno_location() }))
+    let result = unsafe { raw::call(number, registers) };
+    usize::try_from(result).map_err(|_negative| (step, c_int::try_from(-result).unwrap_or(libc::EINVAL)))
 }

@@ -9,17 +9,19 @@
 mod capabilities;
 mod child;
 mod clone;
+mod interpreter;
+mod raw;
 
 use std::ffi::{CString, c_int, c_long, c_void};
-use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::{fmt, io};
 
 use rustix::process::{Pid, Rlimit};
 
 use super::seccomp::Filter;
 pub use capabilities::WorkerCapabilities;
-use child::{Order, Prepared, Report, child};
+use child::{MissingInterpreter, Order, Prepared, Report, child};
 use clone::{CLONE_CLEAR_SIGHAND, clone, clone3};
 
 /// What every worker of a supervisor has in common.
@@ -131,6 +133,35 @@ pub struct SpawnError {
     pub step: Step,
     /// Why.
     pub errno: i32,
+    /// What the program needs and `execve` did not get.
+    pub interpreter: Option<Interpreter>,
+}
+
+/// An interpreter that cannot be executed: of a script's first line, of an ELF file (its dynamic loader), or the shell.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Interpreter {
+    /// Its path as the file has it, of which no part need be text.
+    pub path: Vec<u8>,
+    /// The file that needs it.
+    pub of: CString,
+    /// Whether it is not there.
+    pub is_absent: bool,
+}
+
+impl Interpreter {
+    fn of(report: &MissingInterpreter, candidates: &[CString]) -> Option<Interpreter> {
+        let path = report.name().to_vec();
+        let of = candidates.get(report.candidate)?.clone();
+        (!path.is_empty()).then_some(Interpreter { path, of, is_absent: report.is_absent })
+    }
+}
+
+/// As `interpreter /bin/sh\r of ./app`: what cannot be seen is escaped.
+impl fmt::Display for Interpreter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [path, of] = [self.path.as_slice(), self.of.to_bytes()].map(String::from_utf8_lossy);
+        write!(f, "interpreter {} of {of}", path.escape_debug())
+    }
 }
 
 impl Step {
@@ -162,6 +193,11 @@ impl Step {
 }
 
 impl SpawnError {
+    /// A start that failed at this step for this reason.
+    pub fn new(step: Step, errno: i32) -> SpawnError {
+        SpawnError { step, errno, interpreter: None }
+    }
+
     /// The failed call, as its manual page is named.
     pub fn call(&self) -> &'static str {
         match self.step {
@@ -227,7 +263,8 @@ impl Spawner {
     /// The call that failed and its errno; no child is left then, not even a zombie.
     pub fn spawn(&mut self, template: &Template, particulars: &Particulars) -> Result<Spawned, SpawnError> {
         let mut prepared = Prepared::new(template, particulars);
-        let mut report = Report { step: Step::Exec as i32, errno: 0, listener: -1 };
+        let mut report =
+            Report { step: Step::Exec as i32, errno: 0, listener: -1, interpreter: MissingInterpreter::NONE };
         let mut order = Order { prepared: &mut prepared, report: &mut report };
         let (pid, pidfd) = self.clone_child(&mut order)?;
         // The child wrote through a pointer that `order` held; it is another program, or gone, by now.
@@ -239,7 +276,8 @@ impl Spawner {
         }
         // It is about to exit or has: there is nothing to wait for but the kernel's last steps.
         let _exit_127 = super::pidfd::reap(pidfd.as_fd());
-        Err(SpawnError { step: Step::of(report.step), errno: report.errno })
+        let interpreter = Interpreter::of(&report.interpreter, &template.candidates);
+        Err(SpawnError { step: Step::of(report.step), errno: report.errno, interpreter })
     }
 
     fn clone_child(&mut self, order: &mut Order<'_, '_>) -> Result<(Pid, OwnedFd), SpawnError> {
@@ -266,10 +304,10 @@ impl Spawner {
         };
         if result < 0 {
             let errno = c_int::try_from(-result).unwrap_or(libc::EINVAL);
-            return Err(SpawnError { step: Step::Clone, errno });
+            return Err(SpawnError::new(Step::Clone, errno));
         }
         let pid = c_int::try_from(result).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or(SpawnError { step: Step::Clone, errno: libc::EINVAL })?;
+        let pid = pid.ok_or(SpawnError::new(Step::Clone, libc::EINVAL))?;
         // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that is ours alone.
         Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
     }

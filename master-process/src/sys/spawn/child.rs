@@ -52,9 +52,17 @@ pub(super) struct Prepared<'a> {
     listen_pid: [u8; 32],
     fprog: Option<libc::sock_fprog>,
     extra: Option<(RawFd, RawFd)>,
-    /// The first descriptor that the child's own table need not have.
-    cut: libc::c_uint,
+    table: Table,
     parent: c_int,
+}
+
+/// How the child comes to a descriptor table of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Table {
+    /// It starts with ours, and takes a copy of what is below this number.
+    Shared(libc::c_uint),
+    /// It starts with a copy of all of it, and sends the listener of its filter through this socket.
+    Copied(RawFd),
 }
 
 /// What execvp(3) has a script run by that names no interpreter.
@@ -63,7 +71,12 @@ const SHELL: &CStr = c"/bin/sh";
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
 impl<'a> Prepared<'a> {
-    pub(super) fn new(template: &'a Template, particulars: &'a Particulars) -> Prepared<'a> {
+    /// `passing`: the child starts with a copy of our descriptors, and sends its listener through this one.
+    pub(super) fn new(
+        template: &'a Template,
+        particulars: &'a Particulars,
+        passing: Option<RawFd>,
+    ) -> Prepared<'a> {
         let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
         let directory = template.directory.as_ref().map(|directory| &directory.variable);
         let pwd = directory.map(|_| template.environment.len());
@@ -82,13 +95,13 @@ impl<'a> Prepared<'a> {
             listen_pid: [0; 32],
             fprog: template.filter.as_ref().map(Filter::as_fprog),
             extra: particulars.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
-            cut: 0,
+            table: Table::Shared(0),
             parent: rustix::process::getpid().as_raw_pid(),
         };
         prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
         let given = template.handed_over.iter().chain(&template.stdin).map(AsRawFd::as_raw_fd);
         let highest = given.chain(prepared.extra.map(|(fd, _)| fd)).fold(2, RawFd::max);
-        prepared.cut = (highest + 1).cast_unsigned();
+        prepared.table = passing.map_or(Table::Shared((highest + 1).cast_unsigned()), Table::Copied);
         prepared
     }
 }
@@ -121,12 +134,11 @@ impl Order<'_, '_> {
         let template = self.prepared.template;
         self.no_new_privs()?;
         self.filter()?;
-        // From here on the descriptor table is the child's own, and as short as it can be.
-        call(
-            Step::Unshare,
-            libc::SYS_close_range,
-            [word(self.prepared.cut), word(libc::c_uint::MAX), word(libc::CLOSE_RANGE_UNSHARE)],
-        )?;
+        if let Table::Shared(cut) = self.prepared.table {
+            // From here on the descriptor table is the child's own, and as short as it can be.
+            let range = [word(cut), word(libc::c_uint::MAX), word(libc::CLOSE_RANGE_UNSHARE)];
+            call(Step::Unshare, libc::SYS_close_range, range)?;
+        }
         call(Step::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
         self.descriptors()?;
         if let Some(nofile) = &template.nofile {
@@ -182,7 +194,11 @@ impl Order<'_, '_> {
             Err((_, libc::EINVAL)) => install(listener),
             result => result,
         };
-        self.report.listener = c_int::try_from(result?).unwrap_or(-1);
+        let listener = c_int::try_from(result?).unwrap_or(-1);
+        match self.prepared.table {
+            Table::Shared(_) => self.report.listener = listener,
+            Table::Copied(socket) => send(socket, listener)?,
+        }
         Ok(())
     }
 
@@ -377,6 +393,30 @@ impl Order<'_, '_> {
         interpreter.candidate = candidate;
         interpreter.is_absent = matches!(refused, libc::ENOENT | libc::ENOTDIR);
     }
+}
+
+/// Sends a descriptor, see unix(7).
+fn send(socket: RawFd, fd: RawFd) -> Result<(), Failure> {
+    #[repr(C)]
+    struct Control {
+        header: libc::cmsghdr,
+        fd: RawFd,
+    }
+    // SAFETY: all zero is a valid value of these plain C structures.
+    let (mut control, mut message) = unsafe { std::mem::zeroed::<(Control, libc::msghdr)>() };
+    // SAFETY: a length in, a length out.
+    control.header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<RawFd>().try_into().unwrap_or(0)) } as _;
+    control.header.cmsg_level = libc::SOL_SOCKET;
+    control.header.cmsg_type = libc::SCM_RIGHTS;
+    control.fd = fd;
+    let mut byte = 0u8;
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    let message = address(&raw const message);
+    call(Step::Seccomp, libc::SYS_sendmsg, [word(socket.cast_unsigned()), message, 0]).map(drop)
 }
 
 /// A file of the child's own, read-only; nothing waits for the other end of a pipe or a terminal.

@@ -13,12 +13,18 @@ mod interpreter;
 mod raw;
 
 use std::ffi::{CString, c_int, c_long, c_void};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::{fmt, io};
 
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg,
+    socketpair,
+};
 use rustix::process::{Pid, Rlimit};
 
+use super::fds;
 use super::seccomp::Filter;
 pub use capabilities::WorkerCapabilities;
 use child::{MissingInterpreter, Order, Prepared, Report, child};
@@ -242,6 +248,10 @@ const STACK: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct Spawner {
     stack: *mut c_void,
+    /// Whether a child can start with our descriptor table and take what it needs of it: close_range(2). Else it starts
+    /// with a copy of all of it, which takes the longer the more workers there are. unshare(2) is no way out: whose profile
+    /// lacks the one denies the other.
+    shares_table: bool,
 }
 
 impl Spawner {
@@ -254,7 +264,7 @@ impl Spawner {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new private mapping at an address of the kernel's choice overlaps nothing.
         let stack = unsafe { mmap_anonymous(ptr::null_mut(), STACK, protection, MapFlags::PRIVATE) }?;
-        Ok(Spawner { stack })
+        Ok(Spawner { stack, shares_table: fds::has_close_range() })
     }
 
     /// Starts a worker and returns when its program runs, or has failed to.
@@ -262,15 +272,20 @@ impl Spawner {
     /// # Errors
     /// The call that failed and its errno; no child is left then, not even a zombie.
     pub fn spawn(&mut self, template: &Template, particulars: &Particulars) -> Result<Spawned, SpawnError> {
-        let mut prepared = Prepared::new(template, particulars);
+        let passing = self.passing()?;
+        let sender = passing.as_ref().map(|(_, sender)| sender.as_raw_fd());
+        let mut prepared = Prepared::new(template, particulars, sender);
         let mut report =
             Report { step: Step::Exec as i32, errno: 0, listener: -1, interpreter: MissingInterpreter::NONE };
         let mut order = Order { prepared: &mut prepared, report: &mut report };
         let (pid, pidfd) = self.clone_child(&mut order)?;
         // The child wrote through a pointer that `order` held; it is another program, or gone, by now.
-        let listener = (report.listener >= 0)
-            // SAFETY: the kernel put this descriptor into our table for the child's filter; nobody else knows it.
-            .then(|| unsafe { OwnedFd::from_raw_fd(report.listener) });
+        let listener = match passing {
+            Some((receiver, _)) => receive(receiver.as_fd()),
+            None => (report.listener >= 0)
+                // SAFETY: the kernel put this descriptor into our table for the child's filter; nobody else knows it.
+                .then(|| unsafe { OwnedFd::from_raw_fd(report.listener) }),
+        };
         if report.errno == 0 {
             return Ok(Spawned { pid, pidfd, listener });
         }
@@ -280,9 +295,20 @@ impl Spawner {
         Err(SpawnError { step: Step::of(report.step), errno: report.errno, interpreter })
     }
 
+    /// Where a child sends its listener that has a descriptor table of its own from the beginning.
+    fn passing(&self) -> Result<Option<(OwnedFd, OwnedFd)>, SpawnError> {
+        if self.shares_table {
+            return Ok(None);
+        }
+        let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
+        let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
+        pair.map(Some).map_err(|error| SpawnError::new(Step::Descriptor, error.raw_os_error()))
+    }
+
     fn clone_child(&mut self, order: &mut Order<'_, '_>) -> Result<(Pid, OwnedFd), SpawnError> {
         let mut pidfd: c_int = -1;
-        let flags = libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES;
+        let table = if self.shares_table { libc::CLONE_FILES } else { 0 };
+        let flags = libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_VFORK | table;
         // SAFETY: all zero is "nothing asked for" in clone3(2).
         let mut args = unsafe { std::mem::zeroed::<libc::clone_args>() };
         args.flags = u64::from(flags.cast_unsigned()) | CLONE_CLEAR_SIGHAND;
@@ -311,4 +337,16 @@ impl Spawner {
         // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that is ours alone.
         Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }))
     }
+}
+
+/// The descriptor that a child has sent, if it has.
+fn receive(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    recvmsg(socket, &mut [io::IoSliceMut::new(&mut [0])], &mut control, flags).ok()?;
+    control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        RecvAncillaryMessage::ScmCredentials(_) | _ => None,
+    })
 }

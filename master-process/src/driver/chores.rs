@@ -26,6 +26,11 @@ const UNSETTLED_AFTER: Duration = Duration::from_millis(1);
 /// awake.
 const LOOKS_AT_UNSETTLED: u32 = 13;
 
+/// How soon a start that is late is looked after. Each further look waits twice as long, up to 64 ms: little against
+/// what it has taken by then.
+const START_AFTER: Duration = Duration::from_millis(1);
+const DOUBLINGS_OF_START: u32 = 6;
+
 /// How long what failed for want of a resource waits.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
@@ -42,6 +47,8 @@ pub(super) enum Chore {
     Sweep(u64),
     /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
     Exit(u64),
+    /// See whether the start of the worker of this serial is over; it was not so often.
+    Start(u64, u32),
     /// Measure all workers.
     Sample,
     /// Answer a call of the worker of this serial, which could not be answered.
@@ -53,6 +60,7 @@ impl Chore {
     fn wait(self, interval: Duration) -> Duration {
         match self {
             Chore::Sample => interval,
+            Chore::Start(_, looks) => START_AFTER * 2u32.saturating_pow(looks.min(DOUBLINGS_OF_START)),
             Chore::Queue(_) => LOOK_AFTER,
             Chore::Unsettled(_, looks) => {
                 UNSETTLED_AFTER * 2u32.saturating_pow(looks.min(LOOKS_AT_UNSETTLED))
@@ -121,6 +129,7 @@ impl Driver {
                 Chore::Sample => self.sample(),
                 Chore::Sweep(serial) => self.broker.sweep(now, serial),
                 Chore::Exit(serial) => self.worker_ended(serial),
+                Chore::Start(serial, looks) => self.look_at_start(serial, looks),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
             }
         }

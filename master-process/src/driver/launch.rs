@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
@@ -15,7 +16,7 @@ use crate::sys::fds;
 use crate::sys::notify::NotifySocket;
 use crate::sys::seccomp::{self, Calls, Filter};
 use crate::sys::spawn::{
-    Directory, Particulars, SpawnError, Spawned, Spawner, Step, Template, WorkerCapabilities,
+    Directory, Launch, Over, Particulars, SpawnError, Spawned, Spawner, Step, Template, WorkerCapabilities,
 };
 use crate::sys::working_directory;
 
@@ -45,22 +46,15 @@ const OF_LOGIN: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
 /// Starts workers after one template.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    template: Template,
+    template: Arc<Template>,
     spawner: Spawner,
     command: String,
     directory: String,
     ready_fd: Option<i32>,
-    /// What the template's filter asks for; `None`: no worker gets one.
-    calls: Option<Calls>,
+    /// The filter of the next workers, and what it asks for; `None`: they get none.
+    filter: Option<(Calls, Arc<Filter>)>,
     /// Whether workers get a filter at all.
     filters: bool,
-}
-
-/// A worker that runs, and what is its own.
-#[derive(Debug)]
-pub(super) struct Launched {
-    pub(super) spawned: Spawned,
-    pub(super) ready_pipe: Option<OwnedFd>,
 }
 
 impl Launcher {
@@ -88,6 +82,7 @@ impl Launcher {
         let environment = environment(std::env::vars_os(), config.login.as_ref(), &handed_over, notify)?;
         let command = config.command.first().context("no command")?;
         let directory = directory(config)?;
+        let named = directory.as_ref().map(|directory| directory.path.to_string_lossy().into_owned());
         let identity = config.identity.clone().filter(|identity| !is_ours(identity));
         let template = Template {
             candidates: candidates(command, std::env::var_os("PATH").as_deref())?,
@@ -103,19 +98,18 @@ impl Launcher {
                 Stdin::Inherit => None,
             },
             handed_over: handed_over.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
-            filter: None,
             filter_needs_no_new_privs: !seccomp::may_filter_with_privileges(),
             no_new_privs: config.no_new_privs,
             dies_with_us: config.orphans == Orphans::Kill,
         };
         let watches_listen = matches!(config.ready, ReadyMode::Auto | ReadyMode::Listen);
         Ok(Launcher {
-            template,
+            template: Arc::new(template),
             spawner: Spawner::new().context("mmap")?,
             command: command.to_string_lossy().into_owned(),
-            directory: config.chdir.as_ref().map_or_else(String::new, |path| path.display().to_string()),
+            directory: named.unwrap_or_default(),
             ready_fd,
-            calls: None,
+            filter: None,
             filters: config.share != Share::Off || watches_listen,
         })
     }
@@ -132,16 +126,19 @@ impl Launcher {
 
     /// What the filters of the next workers ask for.
     pub(super) fn set_filter(&mut self, calls: Calls) {
-        if self.filters && self.calls != Some(calls) {
-            self.calls = Some(calls);
-            self.template.filter = Some(Filter::new(calls));
+        let is_known = self.filter.as_ref().is_some_and(|(known, _)| *known == calls);
+        if self.filters && !is_known {
+            self.filter = Some((calls, Arc::new(Filter::new(calls))));
         }
     }
 
     /// Goes on without filters where the kernel refuses one: sharing costs, the program runs.
     pub(super) fn do_without_filter(&mut self, refusal: &SpawnError) {
-        self.filters = false;
-        self.template.filter = None;
+        self.filter = None;
+        if !std::mem::replace(&mut self.filters, false) {
+            // Said by another start that was under way.
+            return;
+        }
         let why = match refusal.errno {
             libc::EBUSY => {
                 "this supervisor runs under another one's filter, which shares addresses already".to_owned()
@@ -153,8 +150,12 @@ impl Launcher {
         );
     }
 
-    /// Starts a worker.
-    pub(super) fn launch(&mut self, worker: WorkerId, generation: u32) -> Result<Launched, SpawnError> {
+    /// Begins to start a worker. With it comes the pipe on which the worker says that it is ready, where it does.
+    pub(super) fn start(
+        &mut self,
+        worker: WorkerId,
+        generation: u32,
+    ) -> Result<(Launch, Option<OwnedFd>), SpawnError> {
         let (ready_pipe, extra) = match self.ready_fd {
             None => (None, None),
             Some(at) => {
@@ -164,8 +165,14 @@ impl Launcher {
         };
         let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).unwrap_or_default();
         let environment = vec![variable("RELOAD_INDEX", generation), variable("WORKER_INDEX", worker.slot)];
-        let spawned = self.spawner.spawn(&self.template, &Particulars { environment, extra })?;
-        Ok(Launched { spawned, ready_pipe })
+        let filter = self.filter.as_ref().map(|(_, filter)| Arc::clone(filter));
+        let launch = self.spawner.start(&self.template, Particulars { filter, environment, extra })?;
+        Ok((launch, ready_pipe))
+    }
+
+    /// What became of a start that is over.
+    pub(super) fn result(&mut self, over: Over) -> Result<Spawned, SpawnError> {
+        self.spawner.result(over)
     }
 
     fn pipe(&self, at: i32) -> Result<(OwnedFd, OwnedFd), SpawnError> {

@@ -100,11 +100,18 @@ impl Meter {
         }
     }
 
+    /// There is such a process, or there is none; said before the next one is expected.
+    pub fn forked(&mut self, worker: WorkerId, started: bool) {
+        if let Source::Ebpf(ebpf, _) = &mut self.source {
+            ebpf.launched(worker, started);
+        }
+    }
+
     /// It runs.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         match &mut self.source {
             Source::Ebpf(ebpf, rest) => {
-                if !ebpf.launched(worker, true) {
+                if !ebpf.watches(worker) {
                     rest.watch(self.scope, worker, pid);
                 }
             }
@@ -211,6 +218,7 @@ mod tests {
         let mut children = workers.map(|worker| {
             meter.expect(worker);
             let child = Command::new("sleep").arg("60").spawn().expect("a process");
+            meter.forked(worker, true);
             meter.launched(worker, Pid::from_child(&child));
             child
         });

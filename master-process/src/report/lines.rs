@@ -55,6 +55,10 @@ pub fn launch_failed(worker: Named, command: &str, failure: &SpawnError, next: N
 /// Why a program does not run: `execve ./app: Permission denied`, without the command where it was named already, or
 /// `interpreter /bin/sh\r of ./app not found`.
 pub fn start_failure(failure: &SpawnError, command: Option<&str>) -> String {
+    if let Some(within) = failure.within {
+        let subject = command.map_or_else(String::new, |command| format!(" {command}"));
+        return format!("{}{subject} did not return within {}", failure.call(), Span(within));
+    }
     let why = std::io::Error::from_raw_os_error(failure.errno);
     match (&failure.interpreter, command) {
         (Some(interpreter), _) if interpreter.is_absent => format!("{interpreter} not found"),

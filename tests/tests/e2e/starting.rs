@@ -1,11 +1,15 @@
 //! What a worker is started with, and where: its user's variables, and the directory that is in place by then.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use master_process_tests::supervisor::Builder;
-use master_process_tests::{Supervisor, fixtures, process, profile, skip};
+use master_process_tests::{Supervisor, always, fixtures, process, profile, skip};
+use rustix::process::Signal;
 
 /// The variables of a login, as a supervisor of another user has them.
 fn as_somebody_else() -> Builder {
@@ -144,7 +148,7 @@ fn a_reload_follows_the_symlink_that_the_supervisor_was_started_in() {
     // So does the replacement of a worker that dies.
     deployment.make_current(1);
     let victim = *supervisor.await_workers(1).first().expect("one");
-    process::signal(victim, rustix::process::Signal::KILL);
+    process::signal(victim, Signal::KILL);
     assert_eq!(last_of(&supervisor, 3), line(1, &current, &deployment.release(1)));
     assert_eq!(supervisor.stop(), 0);
 }
@@ -288,7 +292,7 @@ fn an_interpreter_that_goes_away_later_is_named_in_the_log() {
     let supervisor = Supervisor::builder().cwd(folder.path()).args(options).command(["./app"]).spawn();
     let first = *supervisor.await_workers(1).first().expect("one");
     fs::remove_file(&shell).expect("ours");
-    process::signal(first, rustix::process::Signal::KILL);
+    process::signal(first, Signal::KILL);
     supervisor.eventually("the failure is told", || {
         !supervisor
             .logged(&["could not be started: interpreter ./sh of ./app not found, trying again"])
@@ -296,5 +300,182 @@ fn an_interpreter_that_goes_away_later_is_named_in_the_log() {
     });
     symlink("/bin/sh", &shell).expect("ours");
     supervisor.await_workers(1);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+/// Keeps everybody else from opening a file, by a lease that it does not give up: whoever executes it waits in the kernel,
+/// as on a file system that does not answer. The kernel takes the lease away after 45 s.
+struct Held(Child);
+
+const HOLD: &str = "
+import fcntl, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = open(sys.argv[1], 'rb')
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+sys.stdin.read()
+";
+
+impl Held {
+    /// `None`: the file system has no leases.
+    fn new(path: &Path) -> Option<Held> {
+        let mut command = Command::new(fixtures::python());
+        command.args(["-S", "-E", "-c", HOLD]).arg(path).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut holder = command.spawn().expect("python is here");
+        let mut line = String::new();
+        let mut output = BufReader::new(holder.stdout.take().expect("a pipe"));
+        output.read_line(&mut line).expect("UTF-8");
+        let held = Held(holder);
+        (line == "held\n").then_some(held)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// A program that nobody has open as long as nobody runs it.
+fn sleeper() -> tempfile::TempDir {
+    program(b"#!/bin/sh\nexec sleep infinity\n")
+}
+
+fn at(folder: &Path, workers: &str, ready: &str) -> Builder {
+    let options = ["-v", "-w", workers, "--ready", ready, "--throttle", "50ms", "--throttle-max", "50ms"];
+    Supervisor::builder().cwd(folder).args(options).command([folder.join("app")])
+}
+
+fn started_at(folder: &Path, workers: &str) -> Supervisor {
+    at(folder, workers, "none").spawn()
+}
+
+/// How often a start was late. On a busy machine one may be that hangs nowhere.
+fn late(supervisor: &Supervisor) -> usize {
+    supervisor.logged(&["takes its time"]).len()
+}
+
+#[test]
+fn a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds() {
+    let name = "a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds";
+    let folder = sleeper();
+    let supervisor = started_at(folder.path(), "3");
+    let workers: Vec<i32> = supervisor.await_workers(3).into_iter().collect();
+    let Some(held) = Held::new(&folder.path().join("app")) else {
+        skip!(name, "no leases on this file system");
+    };
+    let before = late(&supervisor);
+    process::signal(workers[0], Signal::KILL);
+    supervisor.eventually("its replacement is late", || late(&supervisor) > before);
+    // Deaths, signals and other starts are dealt with meanwhile.
+    process::signal(workers[1], Signal::KILL);
+    supervisor.eventually("another death is told", || {
+        !supervisor.logged(&[&format!("(pid {})", workers[1]), "sigkill"]).is_empty()
+    });
+    supervisor.signal(Signal::USR2);
+    supervisor.eventually("a signal is heard", || !supervisor.logged(&["limits", "paused"]).is_empty());
+    let failed = || supervisor.logged(&["could not be started: execve", "did not return within 5.0s"]).len();
+    assert_eq!(failed(), 0, "all of that before it was over: {:?}", supervisor.log());
+    supervisor.eventually("both starts have failed, and more are tried", || {
+        failed() >= 2 && late(&supervisor) >= before + 3
+    });
+    assert_eq!(
+        supervisor.workers().into_iter().collect::<Vec<_>>(),
+        workers[2..],
+        "no other worker is touched"
+    );
+    drop(held);
+    supervisor.await_workers(3);
+    supervisor.eventually("no child of a start that failed is left", || {
+        process::children(supervisor.pid()).len() == 3
+    });
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn the_very_first_start_may_hang_and_be_tried_again() {
+    let name = "the_very_first_start_may_hang_and_be_tried_again";
+    let folder = sleeper();
+    let Some(held) = Held::new(&folder.path().join("app")) else {
+        skip!(name, "no leases on this file system");
+    };
+    let supervisor = started_at(folder.path(), "2");
+    supervisor.eventually("a start has failed", || {
+        !supervisor
+            .logged(&["worker 0 could not be started", "did not return within", "trying again"])
+            .is_empty()
+    });
+    drop(held);
+    supervisor.await_workers(2);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_supervisor_whose_start_hangs_stops_at_once() {
+    let name = "a_supervisor_whose_start_hangs_stops_at_once";
+    let folder = sleeper();
+    let supervisor = started_at(folder.path(), "2");
+    let victim = *supervisor.await_workers(2).first().expect("two");
+    let Some(_held) = Held::new(&folder.path().join("app")) else {
+        skip!(name, "no leases on this file system");
+    };
+    let before = late(&supervisor);
+    process::signal(victim, Signal::KILL);
+    supervisor.eventually("its replacement is late", || late(&supervisor) > before);
+    assert_eq!(supervisor.stop(), 0);
+    assert!(supervisor.logged(&["did not return"]).is_empty(), "{:?}", supervisor.log());
+}
+
+#[test]
+fn a_start_that_is_only_slow_is_a_start() {
+    let name = "a_start_that_is_only_slow_is_a_start";
+    let folder = sleeper();
+    let supervisor = started_at(folder.path(), "2");
+    let before = supervisor.await_workers(2);
+    let Some(held) = Held::new(&folder.path().join("app")) else {
+        skip!(name, "no leases on this file system");
+    };
+    let on_time = late(&supervisor);
+    supervisor.signal(Signal::HUP);
+    supervisor.eventually("both are late", || late(&supervisor) == on_time + 2);
+    drop(held);
+    supervisor.eventually("they have replaced the old ones", || {
+        let now = supervisor.workers();
+        now.len() == 2 && now.is_disjoint(&before)
+    });
+    assert!(supervisor.logged(&["could not be started"]).is_empty(), "{:?}", supervisor.log());
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn a_slow_start_is_known_before_its_program_speaks() {
+    let name = "a_slow_start_is_known_before_its_program_speaks";
+    if !Path::new("/usr/bin/perl").exists() {
+        skip!(name, "no perl");
+    }
+    // Within a few milliseconds, so that it mostly has spoken before the start is looked after again.
+    let says_ready = "#!/usr/bin/perl
+socket(my $notify, 1, 2, 0) or die $!;
+send($notify, 'READY=1', 0, pack('S a108', 1, $ENV{NOTIFY_SOCKET})) or die $!;
+sleep 1000;
+";
+    let folder = program(says_ready.as_bytes());
+    let supervisor = at(folder.path(), "6", "notify").spawn();
+    supervisor.eventually("all are ready", || supervisor.logged(&["ready after"]).len() == 6);
+    let before = supervisor.await_workers(6);
+    let Some(held) = Held::new(&folder.path().join("app")) else {
+        skip!(name, "no leases on this file system");
+    };
+    let on_time = late(&supervisor);
+    supervisor.signal(Signal::HUP);
+    supervisor.eventually("all are late", || late(&supervisor) == on_time + 6);
+    // From then on each is looked after seldom.
+    always(Duration::from_millis(300), "none of them runs", || late(&supervisor) == on_time + 6);
+    drop(held);
+    supervisor.eventually("each has been heard, and has replaced its predecessor", || {
+        let now = supervisor.workers();
+        now.len() == 6 && now.is_disjoint(&before)
+    });
     assert_eq!(supervisor.stop(), 0);
 }

@@ -107,6 +107,11 @@ impl Ebpf {
         watched
     }
 
+    /// Whether it measures this worker.
+    pub fn watches(&self, worker: WorkerId) -> bool {
+        self.roster.account(worker).is_some()
+    }
+
     /// What is known of a worker whose process has ended. Whatever it leaves behind is nobody's from now on.
     pub fn ended(&mut self, worker: WorkerId) -> LastWords {
         let sees_oom = self.running.sees_oom;

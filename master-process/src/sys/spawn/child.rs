@@ -2,13 +2,25 @@
 //! calls, allocates nothing and panics never.
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use super::capabilities::CapHeader;
 use super::interpreter::{self, HEAD, HEADER, Kind, MAX_HEADERS};
 use super::{Particulars, Step, Template, raw};
 use crate::sys::seccomp::Filter;
+
+/// The memory of a start: the child's alone until it has left it.
+pub(super) struct Shared {
+    pub(super) prepared: Prepared,
+    pub(super) report: Report,
+    /// What the child is doing, for whoever has waited for it for too long.
+    pub(super) step: AtomicI32,
+    /// Not 0 until the kernel says that the child is out of this memory: `CLONE_CHILD_CLEARTID`.
+    pub(super) inside: AtomicU32,
+}
 
 /// What the child leaves behind.
 pub(super) struct Report {
@@ -16,6 +28,13 @@ pub(super) struct Report {
     pub(super) errno: c_int,
     pub(super) listener: RawFd,
     pub(super) interpreter: MissingInterpreter,
+}
+
+impl Report {
+    /// What it is as long as nothing has gone wrong.
+    pub(super) fn new() -> Report {
+        Report { step: Step::Exec as i32, errno: 0, listener: -1, interpreter: MissingInterpreter::NONE }
+    }
 }
 
 /// The interpreter that kept a program from running.
@@ -40,8 +59,11 @@ impl MissingInterpreter {
 }
 
 /// What the child is to do, in the form that system calls take.
-pub(super) struct Prepared<'a> {
-    template: &'a Template,
+pub(super) struct Prepared {
+    pub(super) template: Arc<Template>,
+    /// What the pointers below point into, and descriptors that the child needs.
+    _particulars: Particulars,
+    _passing: Option<OwnedFd>,
     argv: Vec<*const c_char>,
     /// The same for a script that names no interpreter: the shell, room for the script's path, its arguments.
     shell_argv: Vec<*const c_char>,
@@ -70,20 +92,20 @@ const SHELL: &CStr = c"/bin/sh";
 
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
-impl<'a> Prepared<'a> {
+impl Prepared {
     /// `passing`: the child starts with a copy of our descriptors, and sends its listener through this one.
     pub(super) fn new(
-        template: &'a Template,
-        particulars: &'a Particulars,
-        passing: Option<RawFd>,
-    ) -> Prepared<'a> {
+        template: &Arc<Template>,
+        particulars: Particulars,
+        passing: Option<OwnedFd>,
+    ) -> Prepared {
         let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
         let directory = template.directory.as_ref().map(|directory| &directory.variable);
         let pwd = directory.map(|_| template.environment.len());
         let environment = template.environment.iter().chain(directory).chain(&particulars.environment);
         let environment = environment.map(|text| text.as_ptr()).chain(place.map(|text| text.as_ptr()));
+        let filter = particulars.filter.as_deref();
         let mut prepared = Prepared {
-            template,
             pwd,
             argv: template.argv.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect(),
             shell_argv: [SHELL.as_ptr(), ptr::null()]
@@ -93,31 +115,48 @@ impl<'a> Prepared<'a> {
                 .collect(),
             envp: environment.chain([ptr::null()]).collect(),
             listen_pid: [0; 32],
-            fprog: template.filter.as_ref().map(Filter::as_fprog),
+            fprog: filter.map(Filter::as_fprog),
             extra: particulars.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
             table: Table::Shared(0),
             parent: rustix::process::getpid().as_raw_pid(),
+            template: Arc::clone(template),
+            _particulars: particulars,
+            _passing: None,
         };
         prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
         let given = template.handed_over.iter().chain(&template.stdin).map(AsRawFd::as_raw_fd);
         let highest = given.chain(prepared.extra.map(|(fd, _)| fd)).fold(2, RawFd::max);
-        prepared.table = passing.map_or(Table::Shared((highest + 1).cast_unsigned()), Table::Copied);
+        prepared.table = match &passing {
+            None => Table::Shared((highest + 1).cast_unsigned()),
+            Some(socket) => Table::Copied(socket.as_raw_fd()),
+        };
+        prepared._passing = passing;
         prepared
     }
 }
 
-pub(super) struct Order<'a, 'b> {
-    pub(super) prepared: &'b mut Prepared<'a>,
-    pub(super) report: &'b mut Report,
+/// What the child works with.
+struct Order<'a> {
+    template: &'a Template,
+    prepared: &'a mut Prepared,
+    report: &'a mut Report,
+    step: &'a AtomicI32,
 }
 
 /// The child: from here on only system calls, no allocation, no panic.
 ///
 /// # Safety
-/// `order` must point to an [`Order`] that outlives the call, and the parent must be held until the end.
-pub(super) unsafe extern "C" fn child(order: *mut c_void) -> ! {
-    // SAFETY: the caller's promise; nobody else looks at it while the parent is held.
-    let order = unsafe { &mut *order.cast::<Order<'_, '_>>() };
+/// `shared` must point to a [`Shared`] that stays where it is until `inside` is 0, or the child gone; the parent looks
+/// at nothing of it before but at `step` and `inside`.
+pub(super) unsafe extern "C" fn child(shared: *mut c_void) -> ! {
+    let shared = shared.cast::<Shared>();
+    // SAFETY: the caller's promise: these parts are the child's alone, but for the atomic one. The template is in memory
+    // of its own, which the reference in `prepared` keeps.
+    let mut order = unsafe {
+        let prepared = &mut (*shared).prepared;
+        let template = &*Arc::as_ptr(&prepared.template);
+        Order { template, prepared, report: &mut (*shared).report, step: &(*shared).step }
+    };
     let Err((step, errno)) = order.run();
     order.report.step = step as c_int;
     order.report.errno = errno;
@@ -129,9 +168,9 @@ pub(super) unsafe extern "C" fn child(order: *mut c_void) -> ! {
 
 type Failure = (Step, c_int);
 
-impl Order<'_, '_> {
+impl Order<'_> {
     fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
-        let template = self.prepared.template;
+        let template = self.template;
         self.no_new_privs()?;
         self.filter()?;
         if let Table::Shared(cut) = self.prepared.table {
@@ -151,6 +190,7 @@ impl Order<'_, '_> {
         self.identity()?;
         self.capabilities()?;
         if let Some(directory) = &template.directory {
+            self.goes_to(Step::Directory);
             let changed = call(Step::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
             match changed {
                 Ok(_) => self.prepared.pwd = None,
@@ -164,11 +204,17 @@ impl Order<'_, '_> {
         self.die_with_parent()?;
         self.own_pid();
         self.no_directory();
+        self.goes_to(Step::Exec);
         self.exec()
     }
 
+    /// A step that takes as long as a file system does.
+    fn goes_to(&self, step: Step) {
+        self.step.store(step as c_int, Ordering::Relaxed);
+    }
+
     fn no_new_privs(&self) -> Result<(), Failure> {
-        let template = self.prepared.template;
+        let template = self.template;
         let for_filter = template.filter_needs_no_new_privs && self.prepared.fprog.is_some();
         if template.no_new_privs || for_filter {
             prctl(Step::NoNewPrivs, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
@@ -206,7 +252,7 @@ impl Order<'_, '_> {
         let dup = |from: RawFd, to: RawFd| {
             call(Step::Descriptor, libc::SYS_dup3, [word(from.cast_unsigned()), word(to.cast_unsigned()), 0])
         };
-        let template = self.prepared.template;
+        let template = self.template;
         if let Some(stdin) = &template.stdin {
             dup(stdin.as_raw_fd(), 0)?;
         }
@@ -222,14 +268,14 @@ impl Order<'_, '_> {
     /// By system call, for this thread: the C library's functions would change every thread of its process,
     /// which this child, sharing our memory, would take for ours.
     fn identity(&self) -> Result<(), Failure> {
-        let Some(identity) = &self.prepared.template.identity else {
+        let Some(identity) = &self.template.identity else {
             return Ok(());
         };
         let groups = &identity.groups;
         call(Step::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
         let gid = word(identity.gid);
         call(Step::Group, libc::SYS_setresgid, [gid, gid, gid])?;
-        if self.prepared.template.capabilities.is_some_and(|sets| sets.keep) {
+        if self.template.capabilities.is_some_and(|sets| sets.keep) {
             // The change of user would otherwise empty the permitted set; `execve` ends this by itself.
             prctl(Step::KeepCapabilities, libc::PR_SET_KEEPCAPS, [1, 0])?;
         }
@@ -241,7 +287,7 @@ impl Order<'_, '_> {
 
     /// After the change of user, which changes the sets. By system call, for this thread, as there.
     fn capabilities(&self) -> Result<(), Failure> {
-        let Some(sets) = &self.prepared.template.capabilities else {
+        let Some(sets) = &self.template.capabilities else {
             return Ok(());
         };
         // This also takes from the ambient set what is not inheritable any more.
@@ -259,7 +305,7 @@ impl Order<'_, '_> {
 
     /// After the change of user and of capabilities, which clear it.
     fn die_with_parent(&self) -> Result<(), Failure> {
-        if !self.prepared.template.dies_with_us {
+        if !self.template.dies_with_us {
             return Ok(());
         }
         prctl(Step::DeathSignal, libc::PR_SET_PDEATHSIG, [word(libc::SIGKILL.cast_unsigned()), 0])?;
@@ -270,7 +316,7 @@ impl Order<'_, '_> {
 
     /// Puts our pid where [`Prepared::new`] left a place for it: the last entry before the null.
     fn own_pid(&mut self) {
-        if self.prepared.template.handed_over.is_empty() {
+        if self.template.handed_over.is_empty() {
             return;
         }
         let mut rest = call(Step::Exec, libc::SYS_getpid, [0, 0, 0]).unwrap_or(0);
@@ -309,7 +355,7 @@ impl Order<'_, '_> {
             [word(libc::SIG_SETMASK.cast_unsigned()), address(&none), 0, size_of::<u64>()],
         )?;
         let mut worst = libc::ENOENT;
-        let template = self.prepared.template;
+        let template = self.template;
         for (index, candidate) in template.candidates.iter().enumerate() {
             match self.execve(candidate, &self.prepared.argv) {
                 errno @ (libc::ENOENT | libc::ENOTDIR) => self.inspect(index, candidate, errno),

@@ -64,6 +64,8 @@ pub struct Config {
     pub socket_owner: Option<Owner>,
     /// Who the workers run as; `None`: as the supervisor does.
     pub identity: Option<Identity>,
+    /// What the user database says of the workers' user; `None`: no user was asked for.
+    pub login: Option<Login>,
     /// The capabilities that the workers have beyond what their user and program give them.
     pub ambient: Capabilities,
     /// Whether no program that a worker runs can gain rights: prctl(2), `PR_SET_NO_NEW_PRIVS`.
@@ -241,6 +243,18 @@ pub struct Identity {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+}
+
+/// What a login of the workers' user would set `USER`, `LOGNAME`, `HOME` and `SHELL` to. `None` leaves a variable unset:
+/// that of the supervisor's user is wrong in any case.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Login {
+    /// Login name.
+    pub name: Option<String>,
+    /// Home directory, an absolute path.
+    pub home: Option<String>,
+    /// Login shell, an absolute path.
+    pub shell: Option<String>,
 }
 
 /// `--stdin MODE`.

@@ -56,14 +56,15 @@ fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) ->
 }
 
 fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {
-    let why = std::io::Error::from_raw_os_error(failure.errno);
     let command = config.command.first().map(|command| command.to_string_lossy()).unwrap_or_default();
     let (code, subject) = match (failure.step, failure.errno) {
+        // The command was found; a shell makes the same difference.
+        (Step::Exec, _) if failure.interpreter.is_some() => (code::NOT_EXECUTABLE, command),
         (Step::Exec, libc::ENOENT | libc::ENOTDIR) => (code::NOT_FOUND, command),
         (Step::Exec, _other) => (code::NOT_EXECUTABLE, command),
         (_before, _other) => (code::FATAL, command),
     };
-    fail(code, &format_args!("{subject} cannot be started: {}: {why}", failure.call()))
+    fail(code, &format_args!("{subject} cannot be started: {}", report::start_failure(failure, None)))
 }
 
 fn fail(code: u8, why: &dyn Display) -> ExitCode {

@@ -13,7 +13,7 @@ if user != '-':
 X86 = platform.machine() == 'x86_64'
 ARCH = 0xC000003E if X86 else 0xC00000B7
 NUMBERS = {
-    'bpf': (321, 280), 'clone3': (435, 435), 'io_uring_enter': (426, 426), 'io_uring_register': (427, 427),
+    'bpf': (321, 280), 'close_range': (436, 436), 'clone3': (435, 435), 'io_uring_enter': (426, 426), 'io_uring_register': (427, 427),
     'io_uring_setup': (425, 425), 'kcmp': (312, 272), 'mount': (165, 40), 'perf_event_open': (298, 241),
     'pidfd_getfd': (438, 438), 'process_vm_readv': (310, 270), 'process_vm_writev': (311, 271),
     'seccomp': (317, 277), 'setns': (308, 268), 'unshare': (272, 97),

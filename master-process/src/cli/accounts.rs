@@ -22,6 +22,10 @@ pub struct User {
     pub uid: u32,
     /// The user's first group.
     pub gid: u32,
+    /// Home directory; may be empty.
+    pub home: String,
+    /// Login shell; may be empty.
+    pub shell: String,
 }
 
 /// A user's entry.
@@ -43,7 +47,14 @@ fn entry(line: &str) -> Option<User> {
     let mut fields = line.split(':');
     let (name, _password) = (fields.next()?.to_owned(), fields.next()?);
     let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    Some(User { name, uid, gid })
+    let (_comment, home, shell) = (fields.next(), fields.next(), fields.next());
+    Some(User {
+        name,
+        uid,
+        gid,
+        home: home.unwrap_or_default().to_owned(),
+        shell: shell.unwrap_or_default().to_owned(),
+    })
 }
 
 /// A group's id.
@@ -76,6 +87,15 @@ mod tests {
         let by_id = user(UserKey::Id(0)).expect("the database can be read");
         assert_eq!(by_name, by_id);
         assert_eq!(by_name.map(|user| (user.uid, user.gid)), Some((0, 0)));
+    }
+
+    #[test]
+    fn an_entry_names_home_and_shell() {
+        let user = entry("deploy:x:1000:1001:Deploy,,,:/home/deploy:/bin/bash").expect("an entry");
+        assert_eq!((user.uid, user.gid), (1000, 1001));
+        assert_eq!((user.home.as_str(), user.shell.as_str()), ("/home/deploy", "/bin/bash"));
+        let short = entry("deploy:x:1000:1001").expect("what decides is there");
+        assert_eq!((short.home.as_str(), short.shell.as_str()), ("", ""));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `--chdir DIR`.
 
+use std::io;
 use std::path::PathBuf;
 
 use super::env::Env;
@@ -10,7 +11,7 @@ pub(super) fn parse(text: &str, env: &dyn Env) -> Parsed<PathBuf> {
     if text.is_empty() {
         return Err("is not a directory; give the path of one".into());
     }
-    let path = absolute(text, env)?;
+    let path = below(text, || env.logical_dir())?;
     match env.is_dir(&path) {
         Ok(true) => Ok(path),
         Ok(false) => Err("is not a directory; give the path of one".into()),
@@ -20,11 +21,14 @@ pub(super) fn parse(text: &str, env: &dyn Env) -> Parsed<PathBuf> {
 
 /// The path from the root on, `.` and doubled slashes removed, `..` and symlinks kept.
 pub(super) fn absolute(path: &str, env: &dyn Env) -> Parsed<PathBuf> {
+    below(path, || env.current_dir())
+}
+
+fn below(path: &str, base: impl Fn() -> io::Result<PathBuf>) -> Parsed<PathBuf> {
     if path.starts_with('/') {
         return Ok(PathBuf::from(path).components().collect());
     }
-    let base = env.current_dir();
-    let base = base.map_err(|error| {
+    let base = base().map_err(|error| {
         Reason::from(format!(
             "is relative to a current directory that is unknown ({error}); give an absolute path"
         ))
@@ -49,6 +53,13 @@ mod tests {
         assert_eq!(dir("app").as_deref(), Ok(Path::new("/srv/app")));
         assert_eq!(dir("./app//").as_deref(), Ok(Path::new("/srv/app")));
         assert_eq!(dir(".").as_deref(), Ok(Path::new("/srv")));
+    }
+
+    #[test]
+    fn a_relative_path_begins_where_the_user_says_that_we_are() {
+        let host = Host { vars: vec![("PWD".to_owned(), "/current".into())], ..Host::default() };
+        assert_eq!(parse("app", &host).as_deref(), Ok(Path::new("/current/app")));
+        assert_eq!(absolute("app.sock", &host).as_deref(), Ok(Path::new("/srv/app.sock")), "a socket stays");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::accounts::{self, User, UserKey};
 use super::{cpus, name_service};
+use crate::sys::working_directory;
 
 /// The host's answers.
 pub trait Env {
@@ -22,6 +23,12 @@ pub trait Env {
     ///
     /// The directory has been removed or may not be read.
     fn current_dir(&self) -> io::Result<PathBuf>;
+    /// The same, by the path that whoever started us uses: with the symlinks in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`current_dir`](Self::current_dir).
+    fn logical_dir(&self) -> io::Result<PathBuf>;
     /// Whether there is a directory at this path, symlinks followed.
     ///
     /// # Errors
@@ -73,6 +80,10 @@ impl Env for ProcessEnv {
 
     fn current_dir(&self) -> io::Result<PathBuf> {
         std::env::current_dir()
+    }
+
+    fn logical_dir(&self) -> io::Result<PathBuf> {
+        working_directory::logical(self.var("PWD").as_deref())
     }
 
     fn is_dir(&self, path: &Path) -> io::Result<bool> {

@@ -7,10 +7,22 @@ use super::count;
 use super::env::Env;
 use super::error::{Parsed, Reason, UsageError};
 use super::resolver::Resolved;
-use crate::config::Identity;
+use crate::config::{Identity, Login};
 
 /// chown(2) and setresuid(2) take the last number for "unchanged".
 const LAST_ID: u32 = u32::MAX - 1;
+
+/// Shells that let nobody in: a program that starts `$SHELL` must not find one of them.
+const NO_SHELLS: [&str; 8] = [
+    "/bin/false",
+    "/bin/nologin",
+    "/bin/true",
+    "/sbin/nologin",
+    "/usr/bin/false",
+    "/usr/bin/nologin",
+    "/usr/bin/true",
+    "/usr/sbin/nologin",
+];
 
 /// A user that was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +83,22 @@ pub(super) fn workers(
     }
 }
 
+/// What the workers find as their user's variables; `None`: no user was asked for.
+///
+/// As with systemd's `User=`: an id without an entry has none of them, a home that is no directory of the user's own
+/// and a shell that lets nobody in are left out.
+pub(super) fn login(user: Option<&Resolved<Account>>) -> Option<Login> {
+    let Some(entry) = &user?.value.entry else {
+        return Some(Login::default());
+    };
+    let absolute = |path: &String| path.starts_with('/').then(|| path.clone());
+    Some(Login {
+        name: Some(entry.name.clone()),
+        home: absolute(&entry.home).filter(|home| !home.trim_end_matches('/').is_empty()),
+        shell: absolute(&entry.shell).filter(|shell| !NO_SHELLS.contains(&shell.as_str())),
+    })
+}
+
 fn id(text: &str) -> Parsed<u32> {
     count::within(text, &(0..=LAST_ID))
         .ok_or_else(|| format!("is not an id; give 0 to {LAST_ID}, or a name").into())
@@ -126,6 +154,44 @@ mod tests {
         let identity = Identity { uid: None, gid: 33, groups: vec![33] };
         assert_eq!(workers(None, given(33), &Host::default()), Ok(Some(identity)));
         assert_eq!(workers(None, None, &Host::default()), Ok(None));
+    }
+
+    fn login_of(home: &str, shell: &str) -> Login {
+        let entry = User {
+            name: "deploy".to_owned(),
+            uid: 1000,
+            gid: 1000,
+            home: home.to_owned(),
+            shell: shell.to_owned(),
+        };
+        login(given(Account { uid: 1000, entry: Some(entry) }).as_ref()).expect("a user was asked for")
+    }
+
+    #[test]
+    fn a_user_brings_its_name_home_and_shell() {
+        let known = login_of("/home/deploy", "/bin/bash");
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            known,
+            Login { name: text("deploy"), home: text("/home/deploy"), shell: text("/bin/bash") }
+        );
+        assert_eq!(login(None), None, "without a user nothing changes");
+    }
+
+    #[test]
+    fn what_is_no_home_or_shell_is_left_out() {
+        for none in ["", "/", "//", "relative"] {
+            assert_eq!(login_of(none, "/bin/sh").home, None, "{none:?}");
+        }
+        for none in ["", "/usr/sbin/nologin", "/bin/false", "sh"] {
+            assert_eq!(login_of("/srv", none).shell, None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_without_an_entry_has_none_of_them() {
+        let account = given(Account { uid: 4242, entry: None });
+        assert_eq!(login(account.as_ref()), Some(Login::default()));
     }
 
     #[test]

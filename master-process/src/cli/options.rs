@@ -321,7 +321,7 @@ pub const OPTIONS: &[Opt] = &[
         kind: Kind::Value("USER"),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
-        meaning: "Who the workers run as, a name or an id, with the user's own groups",
+        meaning: "Who the workers run as, a name or an id, with the user's own groups and its `USER`, `LOGNAME`, `HOME` and `SHELL`",
     },
     Opt {
         long: "group",

@@ -9,7 +9,9 @@ use super::{
     batch, capabilities, choice, count, directory, duration, give_up, identity, limits, listen, octal, owner,
     ready, share_rules, signal, verbosity, workers,
 };
-use crate::config::{Config, Identity, Listen, LogFormat, Orphans, ReadyMode, Share, Stdin, StopGroup};
+use crate::config::{
+    Config, Identity, Listen, LogFormat, Login, Orphans, ReadyMode, Share, Stdin, StopGroup,
+};
 
 const STOP_GROUPS: &[(&str, StopGroup)] = &[("leader", StopGroup::Leader), ("tree", StopGroup::Tree)];
 
@@ -38,6 +40,7 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
     let (ready, ready_timeout) = ready(from, &listen)?;
     let limits = limits::limits(from)?;
     let workers = from.one("workers", |text| workers::parse(text, || env.cpus()))?;
+    let (identity, login) = workers_identity(from)?;
     Ok(Config {
         command,
         workers,
@@ -62,7 +65,8 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         share_rules: share_rules::rules(from)?,
         socket_mode: from.optional("socket-mode", octal::parse)?.map(|mode| mode.value),
         socket_owner: from.optional("socket-owner", |text| owner::parse(text, env))?.map(|owner| owner.value),
-        identity: workers_identity(from)?,
+        identity,
+        login,
         ambient: capabilities::ambient(from)?,
         no_new_privs: from.switch("no-new-privs"),
         chdir: from.optional("chdir", |text| directory::parse(text, env))?.map(|dir| dir.value),
@@ -130,8 +134,9 @@ fn first_free(listen: &[Listen]) -> i32 {
     i32::try_from(listen.len()).map_or(i32::MAX, |count| FIRST_SOCKET.saturating_add(count))
 }
 
-fn workers_identity(from: &Resolver<'_>) -> Result<Option<Identity>, UsageError> {
+fn workers_identity(from: &Resolver<'_>) -> Result<(Option<Identity>, Option<Login>), UsageError> {
     let user = from.optional("user", |text| identity::user(text, from.env))?;
     let group = from.optional("group", |text| identity::group_id(text, from.env))?;
-    identity::workers(user, group, from.env)
+    let login = identity::login(user.as_ref());
+    Ok((identity::workers(user, group, from.env)?, login))
 }

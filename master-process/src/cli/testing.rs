@@ -36,9 +36,16 @@ impl Env for Host {
         if self.removed_dir { Err(io::ErrorKind::NotFound.into()) } else { Ok(PathBuf::from("/srv")) }
     }
 
+    fn logical_dir(&self) -> io::Result<PathBuf> {
+        match self.var("PWD") {
+            Some(path) => Ok(path.into()),
+            None => self.current_dir(),
+        }
+    }
+
     fn is_dir(&self, path: &Path) -> io::Result<bool> {
         match path.to_str() {
-            Some("/srv" | "/srv/app") => Ok(true),
+            Some("/srv" | "/srv/app" | "/current/app") => Ok(true),
             Some("/srv/file") => Ok(false),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
@@ -56,7 +63,13 @@ impl Env for Host {
 
     fn user(&self, key: UserKey<'_>) -> io::Result<Option<User>> {
         let known = matches!(key, UserKey::Name("deploy") | UserKey::Id(1000));
-        Ok(known.then(|| User { name: "deploy".to_owned(), uid: 1000, gid: 1000 }))
+        Ok(known.then(|| User {
+            name: "deploy".to_owned(),
+            uid: 1000,
+            gid: 1000,
+            home: "/home/deploy".to_owned(),
+            shell: "/bin/bash".to_owned(),
+        }))
     }
 
     fn group(&self, name: &str) -> io::Result<Option<u32>> {

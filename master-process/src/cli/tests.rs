@@ -74,6 +74,7 @@ fn defaults_are_those_of_the_contract() {
             socket_mode: None,
             socket_owner: None,
             identity: None,
+            login: None,
             ambient: Capabilities::NONE,
             no_new_privs: false,
             chdir: None,
@@ -180,6 +181,7 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!((config.share, config.socket_mode), (Share::Off, Some(0o600)));
     assert_eq!(config.socket_owner, Some(Owner { uid: Some(1000), gid: Some(33) }));
     assert_eq!(config.identity, Some(Identity { uid: Some(1000), gid: 33, groups: vec![33, 27] }));
+    assert_eq!(config.login.and_then(|login| login.home).as_deref(), Some("/home/deploy"));
     assert_eq!((config.ambient, config.no_new_privs), (Capabilities(0b10_0001), true));
     assert_eq!((config.chdir, config.umask), (Some(PathBuf::from("/srv/app")), Some(0o027)));
     assert_eq!((config.stdin, config.log_format), (Stdin::Inherit, LogFormat::Json));

@@ -29,6 +29,10 @@ const LOOKS_AT_UNSETTLED: u32 = 13;
 
 /// How long the helper thread may take to kill a worker with all of its tree.
 const KILLED_AFTER: Duration = Duration::from_millis(250);
+/// How soon a start that is late is looked after. Each further look waits twice as long, up to 64 ms: little against
+/// what it has taken by then.
+const START_AFTER: Duration = Duration::from_millis(1);
+const DOUBLINGS_OF_START: u32 = 6;
 
 /// How long what failed for want of a resource waits.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -52,6 +56,8 @@ pub(super) enum Chore {
     Background(u64),
     /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
     Exit(u64),
+    /// See whether the start of the worker of this serial is over; it was not so often.
+    Start(u64, u32),
     /// Measure all workers.
     Sample,
     /// The look of this number at a worker that is over a limit has taken too long.
@@ -71,6 +77,7 @@ impl Chore {
     fn wait(self, interval: Duration) -> Duration {
         match self {
             Chore::Sample => interval,
+            Chore::Start(_, looks) => START_AFTER * 2u32.saturating_pow(looks.min(DOUBLINGS_OF_START)),
             Chore::Queue(_) => LOOK_AFTER,
             Chore::Unsettled(_, looks) => {
                 UNSETTLED_AFTER * 2u32.saturating_pow(looks.min(LOOKS_AT_UNSETTLED))
@@ -153,6 +160,7 @@ impl Driver {
                 Chore::Background(serial) => self.check_daemon(serial),
                 Chore::Inspection(number) => self.give_inspection_up(number),
                 Chore::Exit(serial) => self.worker_ended(serial),
+                Chore::Start(serial, looks) => self.look_at_start(serial, looks),
                 Chore::Call(serial, call) => self.reply_to(serial, &call),
                 Chore::Hangup => self.look_after_hang_up(),
                 Chore::Stops => self.look_at_stops(),

@@ -18,7 +18,8 @@ impl Driver {
     /// The pidfd of a worker's first process says that it is gone.
     pub(super) fn worker_ended(&mut self, serial: u64) {
         let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) else {
-            return;
+            // One that was killed before it was a worker.
+            return self.look_at_start(serial, 0);
         };
         let (id, pidfd) = (entry.id, entry.pidfd.as_fd());
         let exit = match pidfd::peek(pidfd) {
@@ -86,6 +87,12 @@ impl Driver {
         while let Ok(Some(pid)) = pidfd::any_zombie() {
             if let Some(serial) = self.workers.serial_of(pid) {
                 self.worker_ended(serial);
+            } else if let Some(serial) = self.starts.serial_of(pid) {
+                // What became of it is reaped there, or as a worker in the next round.
+                self.look_at_start(serial, 0);
+                if self.starts.serial_of(pid).is_some() {
+                    return;
+                }
             } else if let Err(error) = pidfd::reap_orphan(pid) {
                 warn!("waitid of the orphan {}: {error}", pid.as_raw_pid());
                 return;

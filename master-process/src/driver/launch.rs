@@ -3,11 +3,12 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 
-use crate::config::{Capabilities, Config, Identity, Orphans, ReadyMode, Share, Stdin};
+use crate::config::{Capabilities, Config, Identity, Login, Orphans, ReadyMode, Share, Stdin};
 use crate::policy::WorkerId;
 use crate::share::InheritedListeners;
 use crate::sys::capabilities::OwnCapabilities;
@@ -15,15 +16,16 @@ use crate::sys::fds;
 use crate::sys::notify::NotifySocket;
 use crate::sys::seccomp::{self, Calls, Filter};
 use crate::sys::spawn::{
-    Directory, Particulars, SpawnError, Spawned, Spawner, Step, Template, WorkerCapabilities,
+    Directory, Launch, Over, Particulars, SpawnError, Spawned, Spawner, Step, Template, WorkerCapabilities,
 };
+use crate::sys::working_directory;
 
 /// Where a command without a slash is looked for when there is no `PATH`; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Variables that were meant for us, or that we set ourselves. A worker that saw the outer ones would speak
 /// to our service manager in our name.
-const NOT_PASSED_ON: [&str; 11] = [
+const NOT_PASSED_ON: [&str; 12] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
     "LISTEN_PID",
@@ -35,27 +37,24 @@ const NOT_PASSED_ON: [&str; 11] = [
     "RELOAD_INDEX",
     "WORKER_INDEX",
     "MAINPID",
+    "PWD",
 ];
+
+/// The variables of a login, which name the supervisor's own user.
+const OF_LOGIN: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
 
 /// Starts workers after one template.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    template: Template,
+    template: Arc<Template>,
     spawner: Spawner,
     command: String,
     directory: String,
     ready_fd: Option<i32>,
-    /// What the template's filter asks for; `None`: no worker gets one.
-    calls: Option<Calls>,
+    /// The filter of the next workers, and what it asks for; `None`: they get none.
+    filter: Option<(Calls, Arc<Filter>)>,
     /// Whether workers get a filter at all.
     filters: bool,
-}
-
-/// A worker that runs, and what is its own.
-#[derive(Debug)]
-pub(super) struct Launched {
-    pub(super) spawned: Spawned,
-    pub(super) ready_pipe: Option<OwnedFd>,
 }
 
 impl Launcher {
@@ -81,9 +80,10 @@ impl Launcher {
         }
         // Above every number that a worker finds something under: none is overwritten while it is copied.
         let lowest = (3 + handed_over.count()).max(ready_fd.map_or(0, |fd| fd + 1));
-        let environment = environment(&handed_over, notify)?;
+        let environment = environment(std::env::vars_os(), config.login.as_ref(), &handed_over, notify)?;
         let command = config.command.first().context("no command")?;
         let directory = directory(config)?;
+        let named = directory.as_ref().map(|directory| directory.path.to_string_lossy().into_owned());
         let identity = config.identity.clone().filter(|identity| !is_ours(identity));
         let template = Template {
             candidates: candidates(command, std::env::var_os("PATH").as_deref())?,
@@ -99,7 +99,6 @@ impl Launcher {
                 Stdin::Inherit => None,
             },
             handed_over: handed_over.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
-            filter: None,
             filter_needs_no_new_privs: !seccomp::may_filter_with_privileges(),
             no_new_privs: config.no_new_privs,
             dies_with_us: config.orphans == Orphans::Kill,
@@ -107,12 +106,12 @@ impl Launcher {
         let watches_listen =
             matches!(config.ready, ReadyMode::Auto | ReadyMode::Listen | ReadyMode::ListenOn(_));
         Ok(Launcher {
-            template,
+            template: Arc::new(template),
             spawner: Spawner::new().context("mmap")?,
             command: command.to_string_lossy().into_owned(),
-            directory: config.chdir.as_ref().map_or_else(String::new, |path| path.display().to_string()),
+            directory: named.unwrap_or_default(),
             ready_fd,
-            calls: None,
+            filter: None,
             filters: config.share != Share::Off || watches_listen,
         })
     }
@@ -129,16 +128,19 @@ impl Launcher {
 
     /// What the filters of the next workers ask for.
     pub(super) fn set_filter(&mut self, calls: Calls) {
-        if self.filters && self.calls != Some(calls) {
-            self.calls = Some(calls);
-            self.template.filter = Some(Filter::new(calls));
+        let is_known = self.filter.as_ref().is_some_and(|(known, _)| *known == calls);
+        if self.filters && !is_known {
+            self.filter = Some((calls, Arc::new(Filter::new(calls))));
         }
     }
 
     /// Goes on without filters where the kernel refuses one: sharing costs, the program runs.
     pub(super) fn do_without_filter(&mut self, refusal: &SpawnError) {
-        self.filters = false;
-        self.template.filter = None;
+        self.filter = None;
+        if !std::mem::replace(&mut self.filters, false) {
+            // Said by another start that was under way.
+            return;
+        }
         let why = match refusal.errno {
             libc::EBUSY => {
                 "this supervisor runs under another one's filter, which shares addresses already".to_owned()
@@ -150,15 +152,15 @@ impl Launcher {
         );
     }
 
-    /// Starts a worker, in a cgroup where one is given, and in the foreground of the terminal that it reads or in the
-    /// background.
-    pub(super) fn launch(
+    /// Begins to start a worker, in a cgroup where one is given, and in the foreground of the terminal that it reads or in
+    /// the background. With it comes the pipe on which the worker says that it is ready, where it does.
+    pub(super) fn start(
         &mut self,
         worker: WorkerId,
         generation: u32,
         cgroup: Option<OwnedFd>,
         foreground: bool,
-    ) -> Result<Launched, SpawnError> {
+    ) -> Result<(Launch, Option<OwnedFd>), SpawnError> {
         let (ready_pipe, extra) = match self.ready_fd {
             None => (None, None),
             Some(at) => {
@@ -168,13 +170,19 @@ impl Launcher {
         };
         let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).unwrap_or_default();
         let environment = vec![variable("RELOAD_INDEX", generation), variable("WORKER_INDEX", worker.slot)];
-        let particulars = Particulars { environment, extra, cgroup, foreground };
-        let spawned = self.spawner.spawn(&self.template, &particulars)?;
-        Ok(Launched { spawned, ready_pipe })
+        let filter = self.filter.as_ref().map(|(_, filter)| Arc::clone(filter));
+        let particulars = Particulars { filter, environment, extra, cgroup, foreground };
+        let launch = self.spawner.start(&self.template, particulars)?;
+        Ok((launch, ready_pipe))
+    }
+
+    /// What became of a start that is over.
+    pub(super) fn result(&mut self, over: Over) -> Result<Spawned, SpawnError> {
+        self.spawner.result(over)
     }
 
     fn pipe(&self, at: i32) -> Result<(OwnedFd, OwnedFd), SpawnError> {
-        let failed = |errno: i32| SpawnError { step: Step::Descriptor, errno };
+        let failed = |errno: i32| SpawnError::new(Step::Descriptor, errno);
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (reader, writer) =
             rustix::pipe::pipe_with(flags).map_err(|error| failed(error.raw_os_error()))?;
@@ -226,20 +234,28 @@ fn candidates(command: &OsStr, path: Option<&OsStr>) -> anyhow::Result<Vec<CStri
         .collect()
 }
 
-/// `--chdir`, or where we were started, by its path: a deploy may put another directory there.
+/// `--chdir`, or where we were started, by the path that whoever started us uses: a deploy may put another directory
+/// there.
 fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
-    if let Some(path) = &config.chdir {
-        return Ok(Some(Directory { path: c_string(path.as_os_str())?, optional: false }));
-    }
-    let Ok(path) = std::env::current_dir() else {
-        return Ok(None);
+    let (path, optional) = match &config.chdir {
+        Some(path) => (path.clone(), false),
+        None => match working_directory::logical(std::env::var_os("PWD").as_deref()) {
+            Ok(path) => (path, true),
+            Err(_removed) => return Ok(None),
+        },
     };
-    Ok(Some(Directory { path: c_string(path.as_os_str())?, optional: true }))
+    let path = path.as_os_str();
+    Ok(Some(Directory { path: c_string(path)?, variable: c_string(&pair("PWD".as_ref(), path))?, optional }))
 }
 
-fn environment(handed_over: &InheritedListeners, notify: &NotifySocket) -> anyhow::Result<Vec<CString>> {
-    let kept = std::env::vars_os().filter(|(name, _)| !NOT_PASSED_ON.iter().any(|ours| name == ours));
-    let mut environment: Vec<OsString> = kept.map(|(name, value)| pair(&name, &value)).collect();
+/// What all workers find, but for their directory.
+fn environment(
+    inherited: impl Iterator<Item = (OsString, OsString)>,
+    login: Option<&Login>,
+    handed_over: &InheritedListeners,
+    notify: &NotifySocket,
+) -> anyhow::Result<Vec<CString>> {
+    let mut environment = passed_on(inherited, login);
     environment.push(format!("PPID={}", std::process::id()).into());
     environment.push(pair(OsStr::new("NOTIFY_SOCKET"), OsStr::from_bytes(&notify.address())));
     if handed_over.count() > 0 {
@@ -249,6 +265,21 @@ fn environment(handed_over: &InheritedListeners, notify: &NotifySocket) -> anyho
     environment.iter().map(|text| c_string(text)).collect()
 }
 
+/// The supervisor's variables without those that are about itself, with those of the workers' user.
+fn passed_on(inherited: impl Iterator<Item = (OsString, OsString)>, login: Option<&Login>) -> Vec<OsString> {
+    let replaced = if login.is_some() { OF_LOGIN.as_slice() } else { &[] };
+    let is_ours = |name: &OsStr| NOT_PASSED_ON.iter().chain(replaced).any(|ours| name == *ours);
+    let mut variables: Vec<OsString> =
+        inherited.filter(|(name, _)| !is_ours(name)).map(|(name, value)| pair(&name, &value)).collect();
+    if let Some(Login { name, home, shell }) = login {
+        let values = [name, name, home, shell];
+        let known =
+            OF_LOGIN.into_iter().zip(values).filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        variables.extend(known.map(|(name, value)| pair(OsStr::new(name), OsStr::new(value))));
+    }
+    variables
+}
+
 fn pair(name: &OsStr, value: &OsStr) -> OsString {
     OsString::from_vec([name.as_bytes(), b"=", value.as_bytes()].concat())
 }
@@ -256,6 +287,33 @@ fn pair(name: &OsStr, value: &OsStr) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_replaces_the_variables_of_a_login() {
+        let inherited = || {
+            let variables = [
+                ("HOME", "/root"),
+                ("USER", "root"),
+                ("SHELL", "/bin/zsh"),
+                ("LANG", "C"),
+                ("PPID", "1"),
+                ("PWD", "/"),
+            ];
+            variables.into_iter().map(|(name, value)| (OsString::from(name), OsString::from(value)))
+        };
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            passed_on(inherited(), None),
+            ["HOME=/root", "USER=root", "SHELL=/bin/zsh", "LANG=C"],
+            "without a user nothing changes"
+        );
+        let deploy = Login { name: text("deploy"), home: text("/home/deploy"), shell: None };
+        assert_eq!(
+            passed_on(inherited(), Some(&deploy)),
+            ["LANG=C", "USER=deploy", "LOGNAME=deploy", "HOME=/home/deploy"]
+        );
+        assert_eq!(passed_on(inherited(), Some(&Login::default())), ["LANG=C"], "an id without an entry");
+    }
 
     #[test]
     fn a_command_with_a_slash_is_taken_as_it_is_and_others_are_looked_for() {

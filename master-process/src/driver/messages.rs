@@ -22,7 +22,10 @@ impl Driver {
             let Some(message) = self.notify.receive() else {
                 break;
             };
-            let serial = message.sender.and_then(|sender| self.worker_of(sender));
+            let serial = message.sender.and_then(|sender| self.worker_of(sender)).or_else(|| {
+                self.catch_up_with_starts();
+                message.sender.and_then(|sender| self.worker_of(sender))
+            });
             let Some(serial) = serial.filter(|_| !message.is_sender_gone()) else {
                 debug!(
                     "a notification of process {:?}, which belongs to no worker, is passed over",

@@ -12,36 +12,36 @@ mod notify_place;
 pub mod orders;
 mod remains;
 mod samples;
+mod starts;
 mod terminal;
 mod token;
 mod workers;
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::config::{Config, Share, StopGroup};
 use crate::metrics::{Inspector, Meter, Question};
-use crate::policy::{
-    Action, Event, FailedStart, LaunchFailure, Next, Note, Outcome, Settings, Supervisor, Time, WorkerId,
-};
+use crate::policy::{Action, Event, FailedStart, Note, Outcome, Settings, Supervisor, Time, WorkerId};
 use crate::report::{self, Certificate, Named};
 use crate::share::{Broker, InheritedListeners};
 use crate::sys::notify::NotifySocket;
 use crate::sys::pidfd;
 use crate::sys::poller::Poller;
-use crate::sys::seccomp;
 use crate::sys::signals::Signals;
-use crate::sys::spawn::{SpawnError, Step};
+use crate::sys::spawn::SpawnError;
 use crate::tree::Trees;
 use calls::Listeners;
 use chores::{Chore, Chores};
 use launch::Launcher;
 use remains::Remainders;
 use samples::Sampling;
+use starts::Starts;
 use terminal::Tty;
 use token::Token;
 use workers::Workers;
@@ -90,7 +90,11 @@ pub struct Driver {
     inspector: Inspector,
     sampling: Sampling,
     greeting: Option<Greeting>,
-    last_failure: Option<SpawnError>,
+    starts: Starts,
+    /// Why starts failed that are not reported yet, by the worker's serial.
+    failures: HashMap<u64, SpawnError>,
+    /// Why the very first start failed, where that ends the run.
+    first_failure: Option<SpawnError>,
 }
 
 struct Greeting {
@@ -155,7 +159,9 @@ impl Driver {
                 shares: config.share != Share::Off,
                 measures,
             }),
-            last_failure: None,
+            starts: Starts::default(),
+            failures: HashMap::new(),
+            first_failure: None,
         })
     }
 
@@ -175,7 +181,8 @@ impl Driver {
             if let Some(outcome) = self.policy.outcome() {
                 self.outlive_all();
                 self.leave_terminal();
-                return match (outcome, self.last_failure) {
+                let failure = self.first_failure.or_else(|| self.failures.into_values().next());
+                return match (outcome, failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
                     (Outcome::GaveUp, _) => Ending::GaveUp,
                     (Outcome::Stopped | Outcome::CannotStart, _) => Ending::Stopped,
@@ -277,65 +284,6 @@ impl Driver {
         true
     }
 
-    fn launch(&mut self, worker: WorkerId, generation: u32) {
-        self.launcher.set_filter(self.broker.calls());
-        self.broker.enter(worker, generation);
-        self.meter.expect(worker);
-        let cgroup = self.trees.make_cgroup(worker);
-        let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
-        let foreground = self.next_worker_is_in_foreground();
-        match self.launcher.launch(worker, generation, into, foreground) {
-            Ok(launched) => {
-                self.greet();
-                let (serial, pid) = (worker.serial, launched.spawned.pid);
-                self.watch(launched.spawned.pidfd.as_fd(), Token::Exit(serial));
-                if let Some(pipe) = &launched.ready_pipe {
-                    self.watch(pipe.as_fd(), Token::ReadyPipe(serial));
-                }
-                if let Some(listener) = launched.spawned.listener {
-                    seccomp::answer_on_callers_cpu(listener.as_fd());
-                    self.watch(listener.as_fd(), Token::Calls(serial));
-                    self.listeners.insert(worker, listener);
-                }
-                self.workers.insert(
-                    worker,
-                    launched.spawned.pid,
-                    launched.spawned.pidfd,
-                    launched.ready_pipe,
-                );
-                self.broker.launched(worker, pid);
-                self.meter.launched(worker, pid);
-                // Where clone3(2) is denied, it is put there before it has had time to fork.
-                let cgroup = cgroup.filter(|cgroup| launched.spawned.in_cgroup || cgroup.enter(pid).is_ok());
-                self.trees.started(worker, generation, pid, cgroup);
-                debug!(worker = worker.slot, generation, "{} is started", self.name(worker));
-                self.event(Event::Launched(worker));
-            }
-            Err(failure) => {
-                self.meter.not_launched(worker);
-                self.broker.leave(self.now(), worker.serial, true);
-                let passing = failure.is_passing();
-                if failure.step == Step::Seccomp && !passing {
-                    self.launcher.do_without_filter(&failure);
-                    return self.launch(worker, generation);
-                }
-                self.broker.forget(worker.serial);
-                self.last_failure = Some(failure);
-                let kind = if passing { LaunchFailure::Passing } else { LaunchFailure::Lasting };
-                self.event(Event::LaunchFailed(worker, kind));
-            }
-        }
-    }
-
-    fn greet(&mut self) {
-        if let Some(greeting) = self.greeting.take() {
-            report::banner(self.launcher.command(), greeting.workers, greeting.shares);
-            if let Some(measures) = greeting.measures {
-                info!("{measures}");
-            }
-        }
-    }
-
     /// Asks a worker to leave. One that is stopped, by a terminal for example, must run to hear it.
     fn ask_to_leave(&mut self, worker: WorkerId) {
         self.signal(worker, self.stop_signal);
@@ -433,17 +381,6 @@ impl Driver {
             | Note::GaveUp { .. } => return false,
         }
         true
-    }
-
-    fn report_launch_failure(&self, worker: WorkerId, next: Next) {
-        // The very first start is main's to explain, with the exit code that goes with it.
-        if let Some(failure) = &self.last_failure
-            && next != Next::Nothing
-        {
-            let in_directory = failure.step == Step::Directory;
-            let subject = if in_directory { self.launcher.directory() } else { self.launcher.command() };
-            report::launch_failed(self.name(worker), subject, failure, next);
-        }
     }
 
     fn name(&self, worker: WorkerId) -> Named {

@@ -20,9 +20,44 @@ pub struct Meter {
 
 #[derive(Debug)]
 enum Source {
-    Ebpf(Box<Ebpf>),
+    /// With those that it has no account for, which procfs measures.
+    Ebpf(Box<Ebpf>, Rest),
     Procfs(Box<Procfs>),
     Off,
+}
+
+/// What measures the workers that eBPF does not.
+#[derive(Debug)]
+enum Rest {
+    /// There was none yet.
+    None,
+    Procfs(Box<Procfs>),
+    /// It cannot be had either, which was said.
+    Impossible,
+}
+
+impl Rest {
+    fn watch(&mut self, scope: Scope, worker: WorkerId, pid: Pid) {
+        if let Rest::None = self {
+            *self = Rest::start(scope);
+        }
+        if let Rest::Procfs(procfs) = self {
+            procfs.watch(worker, pid);
+        }
+    }
+
+    fn start(scope: Scope) -> Rest {
+        match Procfs::new(scope) {
+            Ok(procfs) => {
+                warn!("more workers than eBPF has room for: procfs measures the others");
+                Rest::Procfs(Box::new(procfs))
+            }
+            Err(error) => {
+                warn!("more workers than eBPF has room for: the others are not measured ({error})");
+                Rest::Impossible
+            }
+        }
+    }
 }
 
 impl Meter {
@@ -44,7 +79,7 @@ impl Meter {
             anyhow::anyhow!("--monitor {}: {why}", if wish == Monitor::Ebpf { "ebpf" } else { "procfs" })
         })?;
         let source = match decision.chosen {
-            Chosen::Ebpf => ebpf.map(Source::Ebpf),
+            Chosen::Ebpf => ebpf.map(|ebpf| Source::Ebpf(ebpf, Rest::None)),
             Chosen::Procfs => procfs.map(Source::Procfs),
             Chosen::Off => None,
         };
@@ -54,22 +89,33 @@ impl Meter {
     /// Whether anything is measured.
     pub fn is_on(&self) -> bool {
         match self.source {
-            Source::Ebpf(_) | Source::Procfs(_) => true,
+            Source::Ebpf(..) | Source::Procfs(_) => true,
             Source::Off => false,
         }
     }
 
     /// The next process that this process forks is this worker.
     pub fn expect(&mut self, worker: WorkerId) {
-        if let Source::Ebpf(ebpf) = &mut self.source {
+        if let Source::Ebpf(ebpf, _) = &mut self.source {
             ebpf.arm(worker);
+        }
+    }
+
+    /// There is such a process, or there is none; said before the next one is expected.
+    pub fn forked(&mut self, worker: WorkerId, started: bool) {
+        if let Source::Ebpf(ebpf, _) = &mut self.source {
+            ebpf.launched(worker, started);
         }
     }
 
     /// It runs.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         match &mut self.source {
-            Source::Ebpf(ebpf) => ebpf.launched(worker, true),
+            Source::Ebpf(ebpf, rest) => {
+                if !ebpf.watches(worker) {
+                    rest.watch(self.scope, worker, pid);
+                }
+            }
             Source::Procfs(procfs) => procfs.watch(worker, pid),
             Source::Off => {}
         }
@@ -77,15 +123,19 @@ impl Meter {
 
     /// Another process is the worker from now on: one that it has started.
     pub fn moved(&mut self, worker: WorkerId, pid: Pid) {
-        if let Source::Procfs(procfs) = &mut self.source {
-            procfs.moved(worker, pid);
+        match &mut self.source {
+            Source::Procfs(procfs) | Source::Ebpf(_, Rest::Procfs(procfs)) => procfs.moved(worker, pid),
+            Source::Ebpf(_, Rest::None | Rest::Impossible) | Source::Off => {}
         }
     }
 
     /// Processes that are known to be a worker's, as far as the source knows.
     pub fn processes_of(&self, worker: WorkerId) -> Vec<Pid> {
         match &self.source {
-            Source::Ebpf(ebpf) => ebpf.processes_of(worker).into_iter().flatten().collect(),
+            Source::Ebpf(_, Rest::Procfs(procfs)) if procfs.watches(worker) => {
+                procfs.descendants_of(worker).collect()
+            }
+            Source::Ebpf(ebpf, _) => ebpf.processes_of(worker).into_iter().flatten().collect(),
             Source::Procfs(procfs) => procfs.descendants_of(worker).collect(),
             Source::Off => Vec::new(),
         }
@@ -93,7 +143,7 @@ impl Meter {
 
     /// It could not be started.
     pub fn not_launched(&mut self, worker: WorkerId) {
-        if let Source::Ebpf(ebpf) = &mut self.source {
+        if let Source::Ebpf(ebpf, _) = &mut self.source {
             ebpf.launched(worker, false);
         }
     }
@@ -106,9 +156,12 @@ impl Meter {
         each: &mut dyn FnMut(WorkerId, Usage),
     ) {
         match &mut self.source {
-            Source::Ebpf(ebpf) => {
+            Source::Ebpf(ebpf, rest) => {
                 if let Err(lost) = ebpf.sample(each) {
-                    self.fall_back(&lost, alive);
+                    return self.fall_back(&lost, alive);
+                }
+                if let Rest::Procfs(procfs) = rest {
+                    procfs.sample(each);
                 }
             }
             Source::Procfs(procfs) => procfs.sample(each),
@@ -136,11 +189,14 @@ impl Meter {
         let mut searches = false;
         match (&self.source, self.scope) {
             (Source::Procfs(procfs), Scope::Tree) => known.extend(procfs.descendants_of(worker)),
-            (Source::Ebpf(ebpf), Scope::Tree) => match ebpf.processes_of(worker) {
+            (Source::Ebpf(_, Rest::Procfs(procfs)), Scope::Tree) if procfs.watches(worker) => {
+                known.extend(procfs.descendants_of(worker));
+            }
+            (Source::Ebpf(ebpf, _), Scope::Tree) => match ebpf.processes_of(worker) {
                 Some(processes) => known.extend(processes.filter(|other| *other != pid)),
                 None => searches = true,
             },
-            (Source::Off, _) | (Source::Procfs(_) | Source::Ebpf(_), Scope::Worker) => {}
+            (Source::Off, _) | (Source::Procfs(_) | Source::Ebpf(..), Scope::Worker) => {}
         }
         Members { known, searches }
     }
@@ -148,7 +204,8 @@ impl Meter {
     /// A worker's process is gone: what there is to say about its end.
     pub fn ended(&mut self, worker: WorkerId) -> LastWords {
         match &mut self.source {
-            Source::Ebpf(ebpf) => ebpf.ended(worker),
+            Source::Ebpf(_, Rest::Procfs(procfs)) if procfs.watches(worker) => procfs.ended(worker),
+            Source::Ebpf(ebpf, _) => ebpf.ended(worker),
             Source::Procfs(procfs) => procfs.ended(worker),
             Source::Off => LastWords::default(),
         }
@@ -174,7 +231,7 @@ mod tests {
         let pid = Pid::from_child(&child);
         let worker = WorkerId { slot: 0, serial: 1 };
         ebpf.detach();
-        let mut meter = Meter { source: Source::Ebpf(ebpf), scope: Scope::Worker };
+        let mut meter = Meter { source: Source::Ebpf(ebpf, Rest::None), scope: Scope::Worker };
         let mut samples = Vec::new();
         // Nobody is watched by eBPF here. The kernel may run the programs for a moment more.
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -186,5 +243,42 @@ mod tests {
         let _killed = child.kill().and_then(|()| child.wait());
         assert!(matches!(meter.source, Source::Procfs(_)));
         assert!(samples.iter().any(|(of, memory)| *of == worker && *memory > 0), "{samples:?}");
+    }
+
+    #[test]
+    fn procfs_measures_those_that_ebpf_has_no_room_for() {
+        let name = "procfs_measures_those_that_ebpf_has_no_room_for";
+        let ebpf = match Ebpf::load_for(Scope::Worker, 1) {
+            Ok(ebpf) => Box::new(ebpf),
+            Err(refusal) => master_process_tests::skip!(name, refusal),
+        };
+        let mut meter = Meter { source: Source::Ebpf(ebpf, Rest::None), scope: Scope::Worker };
+        let workers = [1, 2, 3].map(|serial| WorkerId { slot: 0, serial });
+        let mut children = workers.map(|worker| {
+            meter.expect(worker);
+            let child = Command::new("sleep").arg("60").spawn().expect("a process");
+            meter.forked(worker, true);
+            meter.launched(worker, Pid::from_child(&child));
+            child
+        });
+        let mut measured = std::collections::BTreeMap::new();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while measured.len() < 3 && Instant::now() < deadline {
+            meter.sample(std::iter::empty(), &mut |worker, usage| {
+                if usage.memory > 0 {
+                    measured.insert(worker.serial, usage.memory);
+                }
+            });
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for child in &mut children {
+            let _killed = child.kill().and_then(|()| child.wait());
+        }
+        assert_eq!(measured.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+        let Source::Ebpf(_, Rest::Procfs(procfs)) = &meter.source else { unreachable!("{meter:?}") };
+        let by_procfs = workers.map(|worker| procfs.watches(worker));
+        assert_eq!(by_procfs, [false, true, true]);
+        assert!(workers.map(|worker| meter.ended(worker).peak_memory).iter().all(Option::is_some));
+        meter.sample(std::iter::empty(), &mut |worker, _| unreachable!("{worker:?} is gone"));
     }
 }

@@ -107,6 +107,8 @@ pub enum LaunchFailure {
     Passing,
     /// It will fail again until somebody changes something: no such file, not executable.
     Lasting,
+    /// It did not come to an end: a file system does not answer. Nobody knows whether it will the next time.
+    NoAnswer,
 }
 
 /// The connections that wait for one worker alone.

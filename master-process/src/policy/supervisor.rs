@@ -232,7 +232,7 @@ impl Supervisor {
                 self.push(Note::LaunchFailed { worker, next: Next::Nothing });
                 return self.shut_down(now, Outcome::CannotStart);
             }
-            LaunchFailure::Lasting => {
+            LaunchFailure::Lasting | LaunchFailure::NoAnswer => {
                 let wait = slot.throttle.launch_failed(now, &self.settings);
                 self.count_early_death(now);
                 self.count_failed_start(now, worker.slot, FailedStart::NotLaunched);

@@ -47,15 +47,25 @@ pub fn banner(command: &str, workers: u32, shares: bool) {
 
 /// A worker could not be started.
 pub fn launch_failed(worker: Named, command: &str, failure: &SpawnError, next: Next) {
-    let why = std::io::Error::from_raw_os_error(failure.errno);
-    let call = failure.call();
+    let (call, why) = (failure.call(), start_failure(failure, Some(command)));
     let next = Follows(next, "trying again");
-    error!(
-        worker = worker.slot,
-        call,
-        errno = failure.errno,
-        "{worker} could not be started: {call} {command}: {why}{next}"
-    );
+    error!(worker = worker.slot, call, errno = failure.errno, "{worker} could not be started: {why}{next}");
+}
+
+/// Why a program does not run: `execve ./app: Permission denied`, without the command where it was named already, or
+/// `interpreter /bin/sh\r of ./app not found`.
+pub fn start_failure(failure: &SpawnError, command: Option<&str>) -> String {
+    if let Some(within) = failure.within {
+        let subject = command.map_or_else(String::new, |command| format!(" {command}"));
+        return format!("{}{subject} did not return within {}", failure.call(), Span(within));
+    }
+    let why = std::io::Error::from_raw_os_error(failure.errno);
+    match (&failure.interpreter, command) {
+        (Some(interpreter), _) if interpreter.is_absent => format!("{interpreter} not found"),
+        (Some(interpreter), _) => format!("{interpreter} cannot be executed: {why}"),
+        (None, Some(command)) => format!("{} {command}: {why}", failure.call()),
+        (None, None) => format!("{}: {why}", failure.call()),
+    }
 }
 
 /// Writes what the policy noted; `named` knows the pids, `certificate` how a dead worker ended.

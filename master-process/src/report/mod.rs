@@ -11,6 +11,6 @@ mod writer;
 
 pub use certificate::Certificate;
 pub use late::{FailedReload, late, reload_failed, slow};
-pub use lines::{Named, banner, launch_failed, note};
+pub use lines::{Named, banner, launch_failed, note, start_failure};
 pub use setup::start_logging;
 pub use span::Span;

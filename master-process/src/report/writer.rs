@@ -1,13 +1,15 @@
 //! Standard error, written to without ever waiting for its reader.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::net::SendFlags;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -25,8 +27,17 @@ const LONGEST: usize = 4096;
 pub(super) struct Stderr {
     way: Arc<Way>,
     form: LogFormat,
-    /// Lines that found no room since the last one that did.
-    lost: Arc<AtomicU64>,
+    lost: Arc<Lost>,
+}
+
+/// Lines that were not written since the last one that was.
+#[derive(Debug, Default)]
+struct Lost {
+    count: AtomicU64,
+    /// Why the latest of them was not, by errno.
+    errno: AtomicI32,
+    /// Whether the beginning of the latest was: a disk takes what it has room for.
+    torn: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -54,19 +65,41 @@ impl Stderr {
         Stderr { way: Arc::new(way), form, lost: Arc::default() }
     }
 
-    fn put(&self, line: &[u8]) -> rustix::io::Result<usize> {
+    /// Writes a line, from the beginning of a line on.
+    fn put(&self, line: &[u8]) -> Result<(), Errno> {
+        if self.lost.torn.load(Ordering::Relaxed) {
+            self.put_some(b"\n")?;
+            self.lost.torn.store(false, Ordering::Relaxed);
+        }
+        let written = self.put_some(line)?;
+        let rest = line.get(written..).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(());
+        }
+        // What stopped the first part is known only from the second.
+        match self.put_some(rest) {
+            Ok(more) if more == rest.len() => Ok(()),
+            result => {
+                self.lost.torn.store(true, Ordering::Relaxed);
+                result.and(Err(Errno::AGAIN))
+            }
+        }
+    }
+
+    fn put_some(&self, line: &[u8]) -> Result<usize, Errno> {
         match &*self.way {
             Way::Reopened(fd) => rustix::io::write(fd, line),
             Way::Socket => rustix::net::send(io::stderr(), line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
             Way::Itself if has_room(io::stderr().as_fd()) => rustix::io::write(io::stderr(), line),
-            Way::Itself => Err(rustix::io::Errno::AGAIN),
+            Way::Itself => Err(Errno::AGAIN),
         }
     }
 }
 
-/// Says how many lines are missing, in the form of the others.
-fn dropped(lost: u64, form: LogFormat) -> String {
-    let message = format!("dropped {lost} log lines: standard error was not writable");
+/// Says how many lines are missing and why, in the form of the others.
+fn dropped(lost: u64, errno: i32, form: LogFormat) -> String {
+    let lines = if lost == 1 { "line" } else { "lines" };
+    let message = format!("dropped {lost} log {lines}: {}", reason(errno));
     let now = humantime::format_rfc3339_millis(SystemTime::now());
     match form {
         LogFormat::Json => {
@@ -78,6 +111,20 @@ fn dropped(lost: u64, form: LogFormat) -> String {
     }
 }
 
+/// What was wrong with standard error. A text of the C library's would speak of what the supervisor tried; who looks for
+/// the lines wants to know what to mend.
+fn reason(errno: i32) -> Cow<'static, str> {
+    match errno {
+        libc::EAGAIN => "nobody read standard error".into(),
+        libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => "the reader of standard error was gone".into(),
+        libc::ENOSPC | libc::EDQUOT => "the disk of standard error was full".into(),
+        other => {
+            let why = io::Error::from_raw_os_error(other);
+            format!("writing to standard error failed: {why}").into()
+        }
+    }
+}
+
 fn has_room(fd: BorrowedFd<'_>) -> bool {
     let mut wish = [PollFd::new(&fd, PollFlags::OUT)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -86,11 +133,18 @@ fn has_room(fd: BorrowedFd<'_>) -> bool {
 
 impl Write for Stderr {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        let caught_up = lost == 0 || self.put(dropped(lost, self.form).as_bytes()).is_ok();
+        let lost = self.lost.count.swap(0, Ordering::Relaxed);
+        let errno = self.lost.errno.load(Ordering::Relaxed);
+        let caught_up = match lost {
+            0 => Ok(()),
+            lost => self.put(dropped(lost, errno, self.form).as_bytes()),
+        };
+        // Where the first of both was written and the second was not, this one alone is lost.
+        let before = if caught_up.is_err() { lost } else { 0 };
         let short = fit(line, LONGEST, self.form == LogFormat::Json);
-        if !caught_up || self.put(&short).is_err() {
-            self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+        if let Err(errno) = caught_up.and_then(|()| self.put(&short)) {
+            self.lost.errno.store(errno.raw_os_error(), Ordering::Relaxed);
+            self.lost.count.fetch_add(before + 1, Ordering::Relaxed);
         }
         Ok(line.len())
     }
@@ -105,5 +159,80 @@ impl<'a> MakeWriter<'a> for Stderr {
 
     fn make_writer(&'a self) -> Stderr {
         self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    fn to(fd: OwnedFd) -> Stderr {
+        Stderr { way: Arc::new(Way::Reopened(fd)), form: LogFormat::Journald, lost: Arc::default() }
+    }
+
+    fn write(log: &mut Stderr, line: &str) {
+        log.write_all(line.as_bytes()).expect("a line that is lost is no failure");
+    }
+
+    /// The same log, to somewhere else.
+    fn moved(log: &Stderr, fd: OwnedFd) -> Stderr {
+        Stderr { way: Arc::new(Way::Reopened(fd)), ..log.clone() }
+    }
+
+    /// What is written once there is a reader again.
+    fn told_afterwards(log: &Stderr) -> String {
+        let (mut reader, writer) = UnixStream::pair().expect("descriptors");
+        write(&mut moved(log, writer.into()), "<6>next\n");
+        let mut text = String::new();
+        reader.read_to_string(&mut text).expect("UTF-8");
+        text
+    }
+
+    #[test]
+    fn a_full_disk_is_named() {
+        let full = rustix::fs::open("/dev/full", OFlags::WRONLY, Mode::empty()).expect("every host has it");
+        let mut log = to(full);
+        write(&mut log, "<6>first\n");
+        write(&mut log, "<6>second\n");
+        assert_eq!(
+            told_afterwards(&log),
+            "<4>dropped 2 log lines: the disk of standard error was full\n<6>next\n"
+        );
+        assert_eq!(told_afterwards(&log), "<6>next\n", "it is told once");
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_named() {
+        let (reader, writer) = UnixStream::pair().expect("descriptors");
+        drop(reader);
+        let mut log = to(writer.into());
+        // The test's own SIGPIPE is ignored by the runtime, the supervisor's is blocked.
+        write(&mut log, "<6>first\n");
+        assert_eq!(
+            told_afterwards(&log),
+            "<4>dropped 1 log line: the reader of standard error was gone\n<6>next\n"
+        );
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_is_named() {
+        let (_reader, writer) = pipe_with(PipeFlags::NONBLOCK).expect("descriptors");
+        let mut log = to(writer);
+        let line = format!("<6>{}\n", "x".repeat(4000));
+        while log.lost.count.load(Ordering::Relaxed) < 2 {
+            write(&mut log, &line);
+        }
+        let text = told_afterwards(&log);
+        assert_eq!(text, "<4>dropped 2 log lines: nobody read standard error\n<6>next\n");
+    }
+
+    #[test]
+    fn other_reasons_are_told_by_their_text() {
+        assert!(reason(libc::EFBIG).starts_with("writing to standard error failed: File too large"));
     }
 }

@@ -8,18 +8,26 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Marks every descriptor from 3 on close-on-exec: whatever our own parent left open is not a worker's.
 ///
 /// # Errors
-/// Those of close_range(2); before Linux 5.11, which has no flag for this, of reading `/proc/self/fd`.
+/// Those of close_range(2); before Linux 5.11, which has no flag for this, and where a container engine's profile denies
+/// the call, of reading `/proc/self/fd`.
 pub fn close_on_exec() -> io::Result<()> {
     let (first, last): (libc::c_uint, libc::c_uint) = (3, libc::c_uint::MAX);
     // SAFETY: the call changes flags of descriptors and touches no memory of ours.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
     match io::Error::last_os_error() {
         _stale if result == 0 => Ok(()),
-        error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+        error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) => {
             close_on_exec_one_by_one()
         }
         error => Err(error),
     }
+}
+
+/// Whether close_range(2) can be called here: the profiles of older container engines do not know it.
+pub fn has_close_range() -> bool {
+    let nothing = libc::c_uint::MAX;
+    // SAFETY: no descriptor has that number, so none is closed.
+    unsafe { libc::syscall(libc::SYS_close_range, nothing, nothing, 0) == 0 }
 }
 
 fn close_on_exec_one_by_one() -> io::Result<()> {

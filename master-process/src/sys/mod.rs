@@ -26,3 +26,4 @@ pub mod smaps;
 pub mod sockets;
 pub mod spawn;
 pub mod terminal;
+pub mod working_directory;

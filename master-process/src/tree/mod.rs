@@ -86,6 +86,8 @@ pub struct Trees {
     owners: HashMap<Pid, (u64, u64)>,
     /// Children of whatever this process was before it was exec'ed.
     inherited: HashSet<Pid>,
+    /// Workers whose starts are late: children that are no worker's yet.
+    starting: HashSet<Pid>,
     /// Where the cgroups of workers are made; none: none is delegated to us.
     parent: Option<Supervisors>,
     cgroups: HashMap<u64, Arc<Cgroup>>,
@@ -105,6 +107,7 @@ impl Trees {
             trees: BTreeMap::new(),
             owners: HashMap::new(),
             inherited: children::ours().into_iter().collect(),
+            starting: HashSet::new(),
             parent,
             cgroups: HashMap::new(),
             emptied: Vec::new(),
@@ -149,6 +152,16 @@ impl Trees {
     /// Whether anybody is in the cgroup of a worker; none: it has none, or that cannot be known.
     pub fn is_populated(&self, serial: u64) -> Option<bool> {
         self.cgroups.get(&serial)?.is_populated().ok()
+    }
+
+    /// A child of ours becomes a worker, and takes its time.
+    pub fn starts(&mut self, pid: Pid) {
+        self.starting.insert(pid);
+    }
+
+    /// It is a worker by now, or is gone.
+    pub fn starts_no_more(&mut self, pid: Pid) {
+        self.starting.remove(&pid);
     }
 
     /// A worker runs.
@@ -241,7 +254,8 @@ impl Trees {
             tasks,
             trees: self.trees.values().copied().collect(),
             owners: self.owners.clone(),
-            inherited: self.inherited.clone(),
+            foreign: self.inherited.union(&self.starting).copied().collect(),
+            asked_at: ticks_since_boot(),
         });
         self.walks = self.walker.start(walk);
     }

@@ -48,7 +48,11 @@ pub(super) struct Walk {
     pub(super) tasks: Vec<Task>,
     pub(super) trees: Vec<TreeFacts>,
     pub(super) owners: HashMap<Pid, (u64, u64)>,
-    pub(super) inherited: HashSet<Pid>,
+    /// Children of ours that are nobody's: those that we had before we were who we are, and workers that do not run yet.
+    pub(super) foreign: HashSet<Pid>,
+    /// When all this was so, in ticks since the machine was started. A child that was born since may be a worker that is
+    /// not among the trees yet.
+    pub(super) asked_at: u64,
 }
 
 /// What it found.
@@ -184,7 +188,7 @@ impl Walk {
             self.trees.iter().filter(|tree| tree.first_lives).map(|tree| tree.first).collect();
         let others = children::ours()
             .into_iter()
-            .filter(|child| !firsts.contains(child) && !self.inherited.contains(child));
+            .filter(|child| !firsts.contains(child) && !self.foreign.contains(child));
         let of_task = |task: &Task| {
             let members = task.cgroup.iter().flat_map(|cgroup| cgroup.members(MAX_MEMBERS));
             members.map(|pid| (pid, task.serial)).collect::<Vec<_>>()
@@ -194,10 +198,22 @@ impl Walk {
         for pid in others.take(MAX_ADOPTED) {
             let Some(stat) = stat(pid).filter(|stat| !stat.is_zombie) else { continue };
             let known = self.owners.get(&pid).is_some_and(|(started, _)| *started == stat.started);
+            let accounted = in_cgroups.get(&pid).copied();
             let evidence = if known {
                 Evidence { started: stat.started, ..Evidence::default() }
+            } else if stat.started >= self.asked_at {
+                // Its group and session are not a worker's own: that has one of its own, or ours.
+                let (group, session) = (stat.group, stat.session);
+                Evidence {
+                    started: stat.started,
+                    group,
+                    session,
+                    accounted,
+                    is_young: true,
+                    ..Evidence::default()
+                }
             } else {
-                evidence(pid, &stat, tasks, &in_cgroups)
+                evidence(pid, &stat, tasks, accounted)
             };
             let owner = owner(pid, &evidence, &self.trees, &self.owners);
             if let Some(serial) = owner {
@@ -275,8 +291,7 @@ fn stat(pid: Pid) -> Option<Stat> {
     StatFile::open(pid).and_then(|file| file.read()).ok()
 }
 
-fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroups: &HashMap<Pid, u64>) -> Evidence {
-    let in_cgroup = in_cgroups.get(&pid).copied();
+fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>) -> Evidence {
     let accounted = || tasks.iter().find(|task| task.hints.contains(&pid) || has_any(pid, &task.sockets));
     let accounted = in_cgroup.or_else(|| accounted().map(|task| task.serial));
     let environment = Peer::open(pid).and_then(|peer| peer.environment()).ok();
@@ -286,6 +301,7 @@ fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroups: &HashMap<Pid, u64
         session: stat.session,
         environment: environment.and_then(|variables| read_environment(&variables, getpid())),
         accounted,
+        is_young: false,
     }
 }
 

@@ -322,3 +322,29 @@ fn where_clone3_is_not_to_be_had_workers_start_all_the_same() {
     all_answer(&supervisor, address, &supervisor.await_workers(2));
     assert_eq!(supervisor.stop(), 0);
 }
+
+#[test]
+fn a_profile_that_does_not_know_close_range_costs_no_start() {
+    let user = process::is_root().then(profile::ordinary_user);
+    // Older engines deny what their profile does not know, by one error or the other, and deny unshare(2) as well.
+    for denial in ["close_range=38", "close_range=1"] {
+        let denied = [CONTAINER.as_slice(), &[denial]].concat();
+        let address = address::tcp();
+        let builder = Supervisor::builder().wrap(profile::launcher(user, &denied));
+        let options = ["-w", "2", "--throttle", "100ms", "--listen", "127.0.0.1:0"];
+        let supervisor = builder.args(options).command(script(TCP, address)).spawn();
+        said(&supervisor, 1);
+        let workers = supervisor.await_workers(2);
+        all_answer(&supervisor, address, &workers);
+        for worker in &workers {
+            // What it was given, and its own socket: nothing of the supervisor's.
+            let open: Vec<i32> =
+                process::descriptors(*worker).into_iter().map(|(number, _)| number).collect();
+            assert_eq!(open[..4], [0, 1, 2, 3], "{denial}: {open:?}");
+            assert!(open.len() <= 6, "{denial}: {:?}", process::descriptors(*worker));
+        }
+        reloads_lose_nothing(&supervisor, address, 2);
+        assert!(supervisor.logged(&["seccomp"]).is_empty(), "{denial}: {:?}", supervisor.log());
+        assert_eq!(supervisor.stop(), 0);
+    }
+}

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use master_process_tests::supervisor::{Builder, binary};
-use master_process_tests::{PATIENCE, Supervisor, eventually, fixtures, process};
+use master_process_tests::{PATIENCE, Supervisor, eventually, fixtures, process, skip};
 use rustix::process::Signal;
 
 /// A short life with a death, a reload and a clean end; gives what was logged.
@@ -137,4 +137,47 @@ fn long_lines_are_shortened_and_whole_for_a_slow_reader_too() {
         };
         assert!(lines.iter().all(is_whole), "{format}: {lines:?}");
     }
+}
+
+#[test]
+fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
+    let name = "lines_that_a_full_disk_did_not_take_are_counted_with_the_reason";
+    if !process::is_root() {
+        skip!(name, "to make a small disk takes root");
+    }
+    let disk = tempfile::tempdir().expect("a temporary folder");
+    let folder = disk.path().to_str().expect("UTF-8").to_owned();
+    // A disk of a few pages, which goes with the supervisor's mount namespace, with the log on it.
+    let mount = "mount -t tmpfs -o size=64k tmpfs \"$0\" && exec \"$@\" 2>\"$0/log\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", mount, &folder];
+    let supervisor =
+        Supervisor::builder().wrap(wrapper).args(["--ready", "none"]).command(fixtures::idle()).spawn();
+    let inside = std::path::PathBuf::from(format!("/proc/{}/root{folder}", supervisor.pid()));
+    if !inside.join("log").exists() {
+        skip!(name, "no mount namespaces");
+    }
+    supervisor.await_workers(1);
+    let lines = || fs::read_to_string(inside.join("log")).expect("UTF-8");
+    // Nothing else has room from here on, and the log has the rest of its last page: the line that comes to its end is torn.
+    let filling = inside.join("filling");
+    eventually(PATIENCE, "the disk is full", || {
+        let _full = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&filling)
+            .and_then(|mut file| std::io::Write::write_all(&mut file, &[b'x'; 1 << 17]));
+        supervisor.signal(Signal::USR2);
+        lines().len() % 4096 == 0
+    });
+    fs::remove_file(&filling).expect("root may");
+    supervisor.reload(1);
+    let told = || {
+        let lines = lines();
+        let told = lines.lines().find(|line| line.contains("dropped ")).map(str::to_owned);
+        told.filter(|line| line.ends_with("the disk of standard error was full"))
+    };
+    eventually(PATIENCE, "it is told how many, and why", || told().is_some());
+    let levels = |line: &str| line.matches("  INFO ").count() + line.matches("  WARN ").count();
+    assert!(lines().lines().all(|line| levels(line) <= 1), "a torn line ends where it is torn: {}", lines());
+    assert_eq!(supervisor.stop(), 0);
 }

@@ -30,6 +30,7 @@ mod security;
 mod sharing;
 mod signals;
 mod slots;
+mod starting;
 mod terminal;
 mod trees;
 mod unix_gaps;

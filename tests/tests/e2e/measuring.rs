@@ -191,3 +191,30 @@ fn what_the_verifier_refuses_is_not_needed_and_its_words_are_there_for_those_who
     assert!(words.contains("task_struct"), "{words}");
     assert_eq!(supervisor.stop(), 0);
 }
+
+#[test]
+fn more_workers_than_ebpf_has_room_for_are_measured_all_the_same() {
+    let name = "more_workers_than_ebpf_has_room_for_are_measured_all_the_same";
+    if !process::is_root() {
+        skip!(name, "not root");
+    }
+    // Room is made for the number of workers at the start, many times over; then there are more than that.
+    const ROOM: usize = 64;
+    let limits = ["--max-memory", "1MiB", "--memory-failures", "100000", "--monitor-delay", "0"];
+    let options = ["--ready", "none", "--monitor-interval", "50ms", "--memory-high-signal", "USR1"];
+    let supervisor = Supervisor::builder().args(limits).args(options).command(fixtures::idle()).spawn();
+    for count in 2..=ROOM + 2 {
+        supervisor.signal(rustix::process::Signal::TTIN);
+        supervisor.await_workers(count);
+    }
+    // Each of them is measured: it passes its limit, which is told of it, since it has no handler for the signal.
+    supervisor.eventually("every worker is seen over its limit", || {
+        (0..ROOM + 2)
+            .all(|slot| !supervisor.logged(&[&format!("worker {slot} (pid "), "passes 80 %"]).is_empty())
+    });
+    assert_eq!(
+        supervisor.logged(&["more workers than ebpf has room for: procfs measures the others"]).len(),
+        1
+    );
+    assert_eq!(supervisor.stop(), 0);
+}

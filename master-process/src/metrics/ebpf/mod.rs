@@ -52,7 +52,10 @@ impl Ebpf {
     /// # Errors
     /// Why that is not to be had here. What the verifier says goes to the log at debug level.
     pub fn load(scope: Scope, workers: u32) -> Result<Ebpf, Refusal> {
-        let sizes = Sizes::new(scope, workers);
+        Ebpf::load_sized(scope, Sizes::new(scope, workers))
+    }
+
+    fn load_sized(scope: Scope, sizes: Sizes) -> Result<Ebpf, Refusal> {
         Ok(Ebpf {
             running: load::start(scope, sizes)?,
             roster: Roster::new(sizes.workers),
@@ -86,9 +89,10 @@ impl Ebpf {
         }
     }
 
-    /// Says whether that process came to be. One that was not seen is not watched.
-    pub fn launched(&mut self, worker: WorkerId, started: bool) {
-        let Some(account) = self.roster.account(worker) else { return };
+    /// Says whether that process came to be. False where it is not watched: there was no account left for it, or it was
+    /// not seen.
+    pub fn launched(&mut self, worker: WorkerId, started: bool) -> bool {
+        let Some(account) = self.roster.account(worker) else { return false };
         let armed = u64::from(account);
         let seen = self.running.control.first().is_none_or(|control| {
             // Whoever was watched has taken it back.
@@ -97,9 +101,16 @@ impl Ebpf {
         if started && !seen {
             tracing::debug!("worker {} is not watched: its start was not seen", worker.serial);
         }
-        if !(started && seen) {
+        let watched = started && seen;
+        if !watched {
             self.forget(worker);
         }
+        watched
+    }
+
+    /// Whether it measures this worker.
+    pub fn watches(&self, worker: WorkerId) -> bool {
+        self.roster.account(worker).is_some()
     }
 
     /// The processes that are charged to a worker; `None` where we cannot tell, because the kernel side numbers them as
@@ -143,6 +154,11 @@ impl Ebpf {
 
 #[cfg(test)]
 impl Ebpf {
+    /// With room for so many workers.
+    pub(super) fn load_for(scope: Scope, workers: u32) -> Result<Ebpf, Refusal> {
+        Ebpf::load_sized(scope, Sizes { workers, descendants: 1 })
+    }
+
     /// What somebody does who removes the programs.
     pub(super) fn detach(&mut self) {
         self.running.links.clear();

@@ -75,6 +75,11 @@ impl Procfs {
         }
     }
 
+    /// Whether it measures this worker.
+    pub fn watches(&self, worker: WorkerId) -> bool {
+        self.workers.contains_key(&worker)
+    }
+
     /// Measures every worker. One that cannot be read has no sample.
     pub fn sample(&mut self, each: &mut dyn FnMut(WorkerId, Usage)) {
         self.workers.values_mut().for_each(|watched| watched.now = Usage::default());

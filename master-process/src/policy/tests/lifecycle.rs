@@ -189,6 +189,21 @@ fn a_later_start_that_fails_for_good_is_tried_again_with_patience() {
 }
 
 #[test]
+fn a_start_that_comes_to_no_end_is_tried_again_with_patience_even_the_very_first() {
+    let mut sim = Sim::new(settings(1));
+    for expected in [1, 2, 4] {
+        let worker = sim.find(|process| !process.running)[0];
+        sim.pass(5 * SECOND);
+        sim.fail_launch(worker, LaunchFailure::NoAnswer);
+        assert_eq!(last_wait(&sim), expected * SECOND);
+        sim.pass(expected * SECOND);
+    }
+    sim.run_smoothly();
+    assert_eq!(sim.alive().len(), 1);
+    sim.finish();
+}
+
+#[test]
 fn a_start_that_fails_for_a_passing_cause_is_tried_again_even_the_very_first() {
     let mut sim = Sim::new(settings(1));
     for _ in 0..5 {

@@ -1,94 +1,185 @@
 //! The child of a start, from its first instruction to the program's. It shares our memory: it only makes system
 //! calls, allocates nothing and panics never.
 
-use std::ffi::{c_char, c_int, c_long, c_void};
-use std::os::fd::{AsRawFd, RawFd};
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use super::capabilities::CapHeader;
-use super::{Particulars, Step, Template};
+use super::interpreter::{self, HEAD, HEADER, Kind, MAX_HEADERS};
+use super::{Particulars, Step, Template, raw};
 use crate::sys::seccomp::Filter;
+
+/// The memory of a start: the child's alone until it has left it.
+pub(super) struct Shared {
+    pub(super) prepared: Prepared,
+    pub(super) report: Report,
+    /// What the child is doing, for whoever has waited for it for too long.
+    pub(super) step: AtomicI32,
+    /// Not 0 until the kernel says that the child is out of this memory: `CLONE_CHILD_CLEARTID`.
+    pub(super) inside: AtomicU32,
+}
 
 /// What the child leaves behind.
 pub(super) struct Report {
     pub(super) step: c_int,
     pub(super) errno: c_int,
     pub(super) listener: RawFd,
+    pub(super) interpreter: MissingInterpreter,
+}
+
+impl Report {
+    /// What it is as long as nothing has gone wrong.
+    pub(super) fn new() -> Report {
+        Report { step: Step::Exec as i32, errno: 0, listener: -1, interpreter: MissingInterpreter::NONE }
+    }
+}
+
+/// The interpreter that kept a program from running.
+pub(super) struct MissingInterpreter {
+    name: [u8; HEAD],
+    length: usize,
+    /// Which of the candidates named it.
+    pub(super) candidate: usize,
+    /// Whether it is not there; else it cannot be executed.
+    pub(super) is_absent: bool,
+}
+
+impl MissingInterpreter {
+    /// There is none.
+    pub(super) const NONE: MissingInterpreter =
+        MissingInterpreter { name: [0; HEAD], length: 0, candidate: 0, is_absent: false };
+
+    /// Its path, empty where there is none.
+    pub(super) fn name(&self) -> &[u8] {
+        self.name.get(..self.length).unwrap_or_default()
+    }
 }
 
 /// What the child is to do, in the form that system calls take.
-pub(super) struct Prepared<'a> {
-    template: &'a Template,
+pub(super) struct Prepared {
+    pub(super) template: Arc<Template>,
+    /// What the pointers below point into, and descriptors that the child needs.
+    _particulars: Particulars,
+    _passing: Option<OwnedFd>,
     argv: Vec<*const c_char>,
+    /// The same for a script that names no interpreter: the shell, room for the script's path, its arguments.
+    shell_argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
+    /// Where in `envp` the directory's variable is.
+    pwd: Option<usize>,
     /// `LISTEN_PID=` and room for the number, which only the child knows.
     listen_pid: [u8; 32],
     fprog: Option<libc::sock_fprog>,
     extra: Option<(RawFd, RawFd)>,
     foreground: bool,
-    /// The first descriptor that the child's own table need not have.
-    cut: libc::c_uint,
+    table: Table,
     parent: c_int,
 }
 
+/// How the child comes to a descriptor table of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Table {
+    /// It starts with ours, and takes a copy of what is below this number.
+    Shared(libc::c_uint),
+    /// It starts with a copy of all of it, and sends the listener of its filter through this socket.
+    Copied(RawFd),
+}
+
+/// What execvp(3) has a script run by that names no interpreter.
+const SHELL: &CStr = c"/bin/sh";
+
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
-impl<'a> Prepared<'a> {
-    pub(super) fn new(template: &'a Template, particulars: &'a Particulars) -> Prepared<'a> {
+impl Prepared {
+    /// `passing`: the child starts with a copy of our descriptors, and sends its listener through this one.
+    pub(super) fn new(
+        template: &Arc<Template>,
+        particulars: Particulars,
+        passing: Option<OwnedFd>,
+    ) -> Prepared {
         let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
-        let environment = template.environment.iter().chain(&particulars.environment);
+        let directory = template.directory.as_ref().map(|directory| &directory.variable);
+        let pwd = directory.map(|_| template.environment.len());
+        let environment = template.environment.iter().chain(directory).chain(&particulars.environment);
         let environment = environment.map(|text| text.as_ptr()).chain(place.map(|text| text.as_ptr()));
+        let filter = particulars.filter.as_deref();
         let mut prepared = Prepared {
-            template,
+            pwd,
             argv: template.argv.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect(),
+            shell_argv: [SHELL.as_ptr(), ptr::null()]
+                .into_iter()
+                .chain(template.argv.iter().skip(1).map(|text| text.as_ptr()))
+                .chain([ptr::null()])
+                .collect(),
             envp: environment.chain([ptr::null()]).collect(),
             listen_pid: [0; 32],
-            fprog: template.filter.as_ref().map(Filter::as_fprog),
+            fprog: filter.map(Filter::as_fprog),
             extra: particulars.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
             foreground: particulars.foreground,
-            cut: 0,
+            table: Table::Shared(0),
             parent: rustix::process::getpid().as_raw_pid(),
+            template: Arc::clone(template),
+            _particulars: particulars,
+            _passing: None,
         };
         prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
         let given = template.handed_over.iter().chain(&template.stdin).map(AsRawFd::as_raw_fd);
         let highest = given.chain(prepared.extra.map(|(fd, _)| fd)).fold(2, RawFd::max);
-        prepared.cut = (highest + 1).cast_unsigned();
+        prepared.table = match &passing {
+            None => Table::Shared((highest + 1).cast_unsigned()),
+            Some(socket) => Table::Copied(socket.as_raw_fd()),
+        };
+        prepared._passing = passing;
         prepared
     }
 }
 
-pub(super) struct Order<'a, 'b> {
-    pub(super) prepared: &'b mut Prepared<'a>,
-    pub(super) report: &'b mut Report,
+/// What the child works with.
+struct Order<'a> {
+    template: &'a Template,
+    prepared: &'a mut Prepared,
+    report: &'a mut Report,
+    step: &'a AtomicI32,
 }
 
 /// The child: from here on only system calls, no allocation, no panic.
 ///
 /// # Safety
-/// `order` must point to an [`Order`] that outlives the call, and the parent must be held until the end.
-pub(super) unsafe extern "C" fn child(order: *mut c_void) -> ! {
-    // SAFETY: the caller's promise; nobody else looks at it while the parent is held.
-    let order = unsafe { &mut *order.cast::<Order<'_, '_>>() };
+/// `shared` must point to a [`Shared`] that stays where it is until `inside` is 0, or the child gone; the parent looks
+/// at nothing of it before but at `step` and `inside`.
+pub(super) unsafe extern "C" fn child(shared: *mut c_void) -> ! {
+    let shared = shared.cast::<Shared>();
+    // SAFETY: the caller's promise: these parts are the child's alone, but for the atomic one. The template is in memory
+    // of its own, which the reference in `prepared` keeps.
+    let mut order = unsafe {
+        let prepared = &mut (*shared).prepared;
+        let template = &*Arc::as_ptr(&prepared.template);
+        Order { template, prepared, report: &mut (*shared).report, step: &(*shared).step }
+    };
     let Err((step, errno)) = order.run();
     order.report.step = step as c_int;
     order.report.errno = errno;
-    // SAFETY: ends this child without running anything of the memory that it shares.
-    unsafe { libc::_exit(127) }
+    loop {
+        // SAFETY: ends this child without running anything of the memory that it shares.
+        unsafe { raw::call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]) };
+    }
 }
 
 type Failure = (Step, c_int);
 
-impl Order<'_, '_> {
+impl Order<'_> {
     fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
-        let template = self.prepared.template;
+        let template = self.template;
         self.no_new_privs()?;
         self.filter()?;
-        // From here on the descriptor table is the child's own, and as short as it can be.
-        call(
-            Step::Unshare,
-            libc::SYS_close_range,
-            [word(self.prepared.cut), word(libc::c_uint::MAX), word(libc::CLOSE_RANGE_UNSHARE)],
-        )?;
+        if let Table::Shared(cut) = self.prepared.table {
+            // From here on the descriptor table is the child's own, and as short as it can be.
+            let range = [word(cut), word(libc::c_uint::MAX), word(libc::CLOSE_RANGE_UNSHARE)];
+            call(Step::Unshare, libc::SYS_close_range, range)?;
+        }
         call(Step::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
         self.descriptors()?;
         self.foreground();
@@ -102,9 +193,12 @@ impl Order<'_, '_> {
         self.identity()?;
         self.capabilities()?;
         if let Some(directory) = &template.directory {
+            self.goes_to(Step::Directory);
             let changed = call(Step::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
-            if !directory.optional {
-                changed?;
+            match changed {
+                Ok(_) => self.prepared.pwd = None,
+                Err(failure) if !directory.optional => return Err(failure),
+                Err(_stays) => {}
             }
         }
         if let Some(mask) = template.umask {
@@ -112,6 +206,8 @@ impl Order<'_, '_> {
         }
         self.die_with_parent()?;
         self.own_pid();
+        self.no_directory();
+        self.goes_to(Step::Exec);
         self.exec()
     }
 
@@ -127,8 +223,13 @@ impl Order<'_, '_> {
         }
     }
 
+    /// A step that takes as long as a file system does.
+    fn goes_to(&self, step: Step) {
+        self.step.store(step as c_int, Ordering::Relaxed);
+    }
+
     fn no_new_privs(&self) -> Result<(), Failure> {
-        let template = self.prepared.template;
+        let template = self.template;
         let for_filter = template.filter_needs_no_new_privs && self.prepared.fprog.is_some();
         if template.no_new_privs || for_filter {
             prctl(Step::NoNewPrivs, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
@@ -154,7 +255,11 @@ impl Order<'_, '_> {
             Err((_, libc::EINVAL)) => install(listener),
             result => result,
         };
-        self.report.listener = c_int::try_from(result?).unwrap_or(-1);
+        let listener = c_int::try_from(result?).unwrap_or(-1);
+        match self.prepared.table {
+            Table::Shared(_) => self.report.listener = listener,
+            Table::Copied(socket) => send(socket, listener)?,
+        }
         Ok(())
     }
 
@@ -162,7 +267,7 @@ impl Order<'_, '_> {
         let dup = |from: RawFd, to: RawFd| {
             call(Step::Descriptor, libc::SYS_dup3, [word(from.cast_unsigned()), word(to.cast_unsigned()), 0])
         };
-        let template = self.prepared.template;
+        let template = self.template;
         if let Some(stdin) = &template.stdin {
             dup(stdin.as_raw_fd(), 0)?;
         }
@@ -178,14 +283,14 @@ impl Order<'_, '_> {
     /// By system call, for this thread: the C library's functions would change every thread of its process,
     /// which this child, sharing our memory, would take for ours.
     fn identity(&self) -> Result<(), Failure> {
-        let Some(identity) = &self.prepared.template.identity else {
+        let Some(identity) = &self.template.identity else {
             return Ok(());
         };
         let groups = &identity.groups;
         call(Step::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
         let gid = word(identity.gid);
         call(Step::Group, libc::SYS_setresgid, [gid, gid, gid])?;
-        if self.prepared.template.capabilities.is_some_and(|sets| sets.keep) {
+        if self.template.capabilities.is_some_and(|sets| sets.keep) {
             // The change of user would otherwise empty the permitted set; `execve` ends this by itself.
             prctl(Step::KeepCapabilities, libc::PR_SET_KEEPCAPS, [1, 0])?;
         }
@@ -197,7 +302,7 @@ impl Order<'_, '_> {
 
     /// After the change of user, which changes the sets. By system call, for this thread, as there.
     fn capabilities(&self) -> Result<(), Failure> {
-        let Some(sets) = &self.prepared.template.capabilities else {
+        let Some(sets) = &self.template.capabilities else {
             return Ok(());
         };
         // This also takes from the ambient set what is not inheritable any more.
@@ -215,7 +320,7 @@ impl Order<'_, '_> {
 
     /// After the change of user and of capabilities, which clear it.
     fn die_with_parent(&self) -> Result<(), Failure> {
-        if !self.prepared.template.dies_with_us {
+        if !self.template.dies_with_us {
             return Ok(());
         }
         prctl(Step::DeathSignal, libc::PR_SET_PDEATHSIG, [word(libc::SIGKILL.cast_unsigned()), 0])?;
@@ -226,7 +331,7 @@ impl Order<'_, '_> {
 
     /// Puts our pid where [`Prepared::new`] left a place for it: the last entry before the null.
     fn own_pid(&mut self) {
-        if self.prepared.template.handed_over.is_empty() {
+        if self.template.handed_over.is_empty() {
             return;
         }
         let mut rest = call(Step::Exec, libc::SYS_getpid, [0, 0, 0]).unwrap_or(0);
@@ -245,30 +350,165 @@ impl Order<'_, '_> {
         self.prepared.envp[place] = self.prepared.listen_pid.as_ptr().cast();
     }
 
-    fn exec(&self) -> Result<std::convert::Infallible, Failure> {
+    /// Takes the directory's variable out where the worker is somewhere else: the last variable gets its place.
+    fn no_directory(&mut self) {
+        let envp = &mut self.prepared.envp;
+        let last = envp.len().wrapping_sub(2);
+        if let (Some(at), Some(moved)) = (self.prepared.pwd, envp.get(last).copied())
+            && let Some(entry) = envp.get_mut(at)
+        {
+            *entry = moved;
+            envp[last] = ptr::null();
+        }
+    }
+
+    fn exec(&mut self) -> Result<std::convert::Infallible, Failure> {
         let none = 0u64;
         call(
             Step::Exec,
             libc::SYS_rt_sigprocmask,
-            [word(libc::SIG_SETMASK.cast_unsigned()), address(&none), 0],
+            [word(libc::SIG_SETMASK.cast_unsigned()), address(&none), 0, size_of::<u64>()],
         )?;
         let mut worst = libc::ENOENT;
-        for candidate in &self.prepared.template.candidates {
-            let (argv, envp) = (self.prepared.argv.as_ptr(), self.prepared.envp.as_ptr());
-            let result = call(
-                Step::Exec,
-                libc::SYS_execve,
-                [address(candidate.as_ptr()), address(argv), address(envp)],
-            );
-            match result.map_err(|(_, errno)| errno) {
-                Err(libc::ENOENT | libc::ENOTDIR) | Ok(_) => {}
+        let template = self.template;
+        for (index, candidate) in template.candidates.iter().enumerate() {
+            match self.execve(candidate, &self.prepared.argv) {
+                errno @ (libc::ENOENT | libc::ENOTDIR) => self.inspect(index, candidate, errno),
                 // As execvp(3): somewhere else on the path may be one that we may execute.
-                Err(libc::EACCES) => worst = libc::EACCES,
-                Err(errno) => return Err((Step::Exec, errno)),
+                libc::EACCES => {
+                    worst = libc::EACCES;
+                    self.inspect(index, candidate, libc::EACCES);
+                }
+                libc::ENOEXEC => return self.run_by_shell(index, candidate),
+                errno => return Err((Step::Exec, errno)),
             }
         }
         Err((Step::Exec, worst))
     }
+
+    /// The errno of an `execve` that came back.
+    fn execve(&self, path: &CStr, argv: &[*const c_char]) -> c_int {
+        let arguments =
+            [address(path.as_ptr()), address(argv.as_ptr()), address(self.prepared.envp.as_ptr())];
+        call(Step::Exec, libc::SYS_execve, arguments).map_or_else(|(_, errno)| errno, |_| 0)
+    }
+
+    /// As execvp(3): a text that is no program is a script of the shell's.
+    fn run_by_shell(&mut self, index: usize, script: &CStr) -> Result<std::convert::Infallible, Failure> {
+        let mut head = [0; HEAD];
+        let is_script = open(script).is_some_and(|file| {
+            read(file, 0, &mut head)
+                .is_some_and(|length| interpreter::is_text(head.get(..length).unwrap_or_default()))
+        });
+        if !is_script {
+            return Err((Step::Exec, libc::ENOEXEC));
+        }
+        if let Some(place) = self.prepared.shell_argv.get_mut(1) {
+            *place = script.as_ptr();
+        }
+        let errno = self.execve(SHELL, &self.prepared.shell_argv);
+        self.blame(index, SHELL.to_bytes(), errno);
+        Err((Step::Exec, errno))
+    }
+
+    /// A file that is there and cannot be executed because of its interpreter: which one that is.
+    fn inspect(&mut self, index: usize, path: &CStr, errno: c_int) {
+        let is_known = !self.report.interpreter.name().is_empty();
+        if is_known || (errno == libc::EACCES && access(path) != 0) {
+            return;
+        }
+        let mut head = [0; HEAD];
+        let Some(file) = open(path) else { return };
+        let Some(length) = read(file, 0, &mut head) else { return };
+        let mut name = [0; HEAD];
+        let found = match interpreter::kind(head.get(..length).unwrap_or_default()) {
+            Kind::Script(start, end) => copy(head.get(start..end), &mut name),
+            Kind::Elf(headers) => {
+                let mut table = [0; HEADER * MAX_HEADERS];
+                let Some(table) = table.get_mut(..headers.size()) else { return };
+                let read_size = read(file, headers.offset, table).unwrap_or(0);
+                let Some((at, size)) = headers.interpreter(table.get(..read_size).unwrap_or_default()) else {
+                    return;
+                };
+                let size = name.len().min(size);
+                read(file, at, name.get_mut(..size).unwrap_or_default()).unwrap_or(0)
+            }
+            Kind::Other => return,
+        };
+        let name = name.get(..found).unwrap_or_default();
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.blame(index, name, errno);
+    }
+
+    /// Leaves behind that this interpreter is why a candidate was not executed, if it is.
+    fn blame(&mut self, candidate: usize, name: &[u8], errno: c_int) {
+        let mut path = [0; HEAD + 1];
+        let length = copy(Some(name), &mut path);
+        // SAFETY: no byte of the name is 0, and at least one behind it is.
+        let refused = access(unsafe { CStr::from_ptr(path.as_ptr().cast()) });
+        if length == 0 || (errno == libc::EACCES && refused == 0) {
+            return;
+        }
+        let interpreter = &mut self.report.interpreter;
+        interpreter.length = copy(Some(name), &mut interpreter.name);
+        interpreter.candidate = candidate;
+        interpreter.is_absent = matches!(refused, libc::ENOENT | libc::ENOTDIR);
+    }
+}
+
+/// Sends a descriptor, see unix(7).
+fn send(socket: RawFd, fd: RawFd) -> Result<(), Failure> {
+    #[repr(C)]
+    struct Control {
+        header: libc::cmsghdr,
+        fd: RawFd,
+    }
+    // SAFETY: all zero is a valid value of these plain C structures.
+    let (mut control, mut message) = unsafe { std::mem::zeroed::<(Control, libc::msghdr)>() };
+    // SAFETY: a length in, a length out.
+    control.header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<RawFd>().try_into().unwrap_or(0)) } as _;
+    control.header.cmsg_level = libc::SOL_SOCKET;
+    control.header.cmsg_type = libc::SCM_RIGHTS;
+    control.fd = fd;
+    let mut byte = 0u8;
+    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    let message = address(&raw const message);
+    call(Step::Seccomp, libc::SYS_sendmsg, [word(socket.cast_unsigned()), message, 0]).map(drop)
+}
+
+/// A file of the child's own, read-only; nothing waits for the other end of a pipe or a terminal.
+fn open(path: &CStr) -> Option<usize> {
+    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let here = libc::AT_FDCWD as usize;
+    call(Step::Exec, libc::SYS_openat, [here, address(path.as_ptr()), word(flags.cast_unsigned())]).ok()
+}
+
+/// What of a file there is at `offset`, as far as it fits.
+fn read(file: usize, offset: u64, into: &mut [u8]) -> Option<usize> {
+    let offset = usize::try_from(offset).ok()?;
+    call(Step::Exec, libc::SYS_pread64, [file, address(into.as_mut_ptr()), into.len(), offset]).ok()
+}
+
+/// The errno of asking whether a file may be executed, 0: it may. The user is the worker's by now, in both senses.
+fn access(path: &CStr) -> c_int {
+    let here = libc::AT_FDCWD as usize;
+    let asked = call(
+        Step::Exec,
+        libc::SYS_faccessat,
+        [here, address(path.as_ptr()), word(libc::X_OK.cast_unsigned())],
+    );
+    asked.map_or_else(|(_, errno)| errno, |_| 0)
+}
+
+/// How many bytes were copied: as many as there is room for.
+fn copy(from: Option<&[u8]>, to: &mut [u8]) -> usize {
+    let from = from.unwrap_or_default();
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+    from.len().min(to.len())
 }
 
 fn word(value: u32) -> usize {
@@ -285,16 +525,12 @@ fn prctl(step: Step, operation: c_int, [first, second]: [usize; 2]) -> Result<()
 }
 
 /// One system call; its result, or the step that it was and its errno.
-fn call(step: Step, number: c_long, [a, b, c]: [usize; 3]) -> Result<usize, Failure> {
-    // The size of a kernel signal set is rt_sigprocmask's fourth argument; every other call has none, and
+fn call<const N: usize>(step: Step, number: c_long, arguments: [usize; N]) -> Result<usize, Failure> {
     // prctl insists on zeros.
-    let fourth = if number == libc::SYS_rt_sigprocmask { size_of::<u64>() } else { 0 };
+    let mut registers = [0; 6];
+    registers.iter_mut().zip(arguments).for_each(|(to, from)| *to = from);
     // SAFETY: every caller above passes what the call's manual page asks for, and pointers only to memory of
     // `Prepared` or of its own frame.
-    let result = unsafe { libc::syscall(number, a, b, c, fourth, 0, 0) };
-    if result >= 0 {
-        return Ok(usize::try_from(result).unwrap_or(0));
-    }
-    // SAFETY: the thread's errno; the thread control block is the held parent's, which does not look at it.
-    Err((step, unsafe { *libc::__errno_location() }))
+    let result = unsafe { raw::call(number, registers) };
+    usize::try_from(result).map_err(|_negative| (step, c_int::try_from(-result).unwrap_or(libc::EINVAL)))
 }

@@ -13,7 +13,7 @@ pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// # Safety
 /// `args` must name a stack that nothing else uses while the child runs, and `entry` must never return.
 pub(super) unsafe fn clone3(args: &libc::clone_args, entry: Entry, argument: *mut c_void) -> c_long {
-    let registers = [std::ptr::from_ref(args).expose_provenance(), size_of::<libc::clone_args>(), 0];
+    let registers = [std::ptr::from_ref(args).expose_provenance(), size_of::<libc::clone_args>(), 0, 0];
     // SAFETY: the arguments are clone3's, and the caller keeps the promise about stack and entry.
     unsafe { clone_into(libc::SYS_clone3, registers, entry, argument) }
 }
@@ -26,7 +26,7 @@ pub(super) unsafe fn clone3(args: &libc::clone_args, entry: Entry, argument: *mu
 pub(super) unsafe fn clone(args: &libc::clone_args, entry: Entry, argument: *mut c_void) -> c_long {
     let flags = (args.flags & !(CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP)) | args.exit_signal;
     let top = args.stack + args.stack_size;
-    let registers = [flags, top, args.pidfd].map(|value| usize::try_from(value).unwrap_or(0));
+    let registers = [flags, top, args.pidfd, args.child_tid].map(|value| usize::try_from(value).unwrap_or(0));
     // SAFETY: the arguments are clone's, the pidfd goes where the parent's thread id would; see clone(2).
     unsafe { clone_into(libc::SYS_clone, registers, entry, argument) }
 }
@@ -36,8 +36,9 @@ pub(super) type Entry = unsafe extern "C" fn(*mut c_void) -> !;
 
 /// # Safety
 /// The call must start a child on a stack of its own, and `entry` must never return.
-unsafe fn clone_into(number: c_long, registers: [usize; 3], entry: Entry, argument: *mut c_void) -> c_long {
-    let [first, second, third] = registers;
+unsafe fn clone_into(number: c_long, registers: [usize; 4], entry: Entry, argument: *mut c_void) -> c_long {
+    // clone(2)'s fourth argument here is the child's thread id, which is its fifth on aarch64.
+    let [first, second, third, child_tid] = registers;
     let result: c_long;
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the kernel preserves r8 and r9 over the call, so the child, whose stack is empty and aligned to
@@ -58,7 +59,7 @@ unsafe fn clone_into(number: c_long, registers: [usize; 3], entry: Entry, argume
             in("rdi") first,
             in("rsi") second,
             in("rdx") third,
-            in("r10") 0,
+            in("r10") child_tid,
             in("r8") argument,
             in("r9") entry,
             lateout("rcx") _,
@@ -80,7 +81,7 @@ unsafe fn clone_into(number: c_long, registers: [usize; 3], entry: Entry, argume
             in("x1") second,
             in("x2") third,
             in("x3") 0,
-            in("x4") 0,
+            in("x4") child_tid,
             in("x5") argument,
             in("x6") entry,
             in("x8") number,

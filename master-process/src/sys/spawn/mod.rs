@@ -1,26 +1,45 @@
 //! Starting a worker: `clone3` with a pidfd, in a child that shares our memory until it is another program.
 //!
-//! The child (`CLONE_VM | CLONE_VFORK`, on a stack of its own) costs the same whatever the supervisor holds.
-//! Everything that it needs is prepared before; it only makes system calls, and leaves the one that failed
-//! and its errno in a report that we read when the kernel lets us go on. It starts with our descriptor
-//! table (`CLONE_FILES`), so the listener of its seccomp filter is ours without any passing, and then takes
-//! a copy of the low end of that table for itself.
+//! The child (`CLONE_VM`, on a stack of its own) costs the same whatever the supervisor holds. Everything that it needs
+//! is prepared before; it only makes system calls, and leaves the one that failed and its errno in a report. It starts
+//! with our descriptor table (`CLONE_FILES`), so the listener of its seccomp filter is ours without any passing, and
+//! then takes a copy of the low end of that table for itself.
+//!
+//! Not `CLONE_VFORK`, which would hold us for as long as the file system takes that the program is on. The kernel clears
+//! a word of ours when the child has left our memory (`CLONE_CHILD_CLEARTID`), by `execve` or by its end, and wakes who
+//! waits for that; so does a start that takes its usual fraction of a millisecond. One that takes longer is looked after
+//! later, by that word.
 
 mod capabilities;
 mod child;
 mod clone;
+mod interpreter;
+mod launch;
+mod memory;
+mod raw;
 
-use std::ffi::{CString, c_int, c_long, c_void};
-use std::io;
+use std::ffi::{CString, c_int, c_long};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU32};
+use std::time::Duration;
+use std::{fmt, io};
 
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg,
+    socketpair,
+};
 use rustix::process::{Pid, Rlimit};
 
+use super::fds;
 use super::seccomp::Filter;
 pub use capabilities::WorkerCapabilities;
-use child::{Order, Prepared, Report, child};
+use child::{MissingInterpreter, Prepared, Report, Shared, child};
 use clone::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, clone, clone3};
+pub use launch::{Launch, Over};
+use memory::{Memory, STACK, Stack};
 
 /// What every worker of a supervisor has in common.
 #[derive(Debug)]
@@ -45,9 +64,7 @@ pub struct Template {
     pub stdin: Option<OwnedFd>,
     /// Handed over from descriptor 3 on; each has a number above all those.
     pub handed_over: Vec<OwnedFd>,
-    /// The worker's seccomp filter.
-    pub filter: Option<Filter>,
-    /// Whether the filter needs `NO_NEW_PRIVS`.
+    /// Whether a filter needs `NO_NEW_PRIVS`.
     pub filter_needs_no_new_privs: bool,
     /// Whether the worker gets `NO_NEW_PRIVS`, with a filter or without.
     pub no_new_privs: bool,
@@ -60,6 +77,8 @@ pub struct Template {
 pub struct Directory {
     /// Its path.
     pub path: CString,
+    /// `PWD=` and the path: only a worker that is there finds it.
+    pub variable: CString,
     /// Whether a worker can do without: then it starts where we are.
     pub optional: bool,
 }
@@ -67,6 +86,8 @@ pub struct Directory {
 /// What differs between two workers.
 #[derive(Debug, Default)]
 pub struct Particulars {
+    /// The worker's seccomp filter.
+    pub filter: Option<Arc<Filter>>,
     /// `NAME=VALUE`, after the template's.
     pub environment: Vec<CString>,
     /// A descriptor of ours and the number that the worker finds it under.
@@ -100,7 +121,7 @@ pub enum Step {
     NoNewPrivs,
     /// `seccomp(SECCOMP_SET_MODE_FILTER)`.
     Seccomp,
-    /// `close_range(CLOSE_RANGE_UNSHARE)`.
+    /// `close_range(CLOSE_RANGE_UNSHARE)`, or what else comes before the steps that can take long.
     Unshare,
     /// `setpgid`.
     ProcessGroup,
@@ -128,6 +149,9 @@ pub enum Step {
     Exec,
 }
 
+/// Kept for the next starts: more than one is used at a time only where a file system is slow.
+const SPARE_STACKS: usize = 8;
+
 /// A start that failed.
 #[derive(Debug)]
 pub struct SpawnError {
@@ -135,6 +159,37 @@ pub struct SpawnError {
     pub step: Step,
     /// Why.
     pub errno: i32,
+    /// What the program needs and `execve` did not get.
+    pub interpreter: Option<Interpreter>,
+    /// Nothing has failed, and nothing has come to an end in this time either.
+    pub within: Option<Duration>,
+}
+
+/// An interpreter that cannot be executed: of a script's first line, of an ELF file (its dynamic loader), or the shell.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Interpreter {
+    /// Its path as the file has it, of which no part need be text.
+    pub path: Vec<u8>,
+    /// The file that needs it.
+    pub of: CString,
+    /// Whether it is not there.
+    pub is_absent: bool,
+}
+
+impl Interpreter {
+    fn of(report: &MissingInterpreter, candidates: &[CString]) -> Option<Interpreter> {
+        let path = report.name().to_vec();
+        let of = candidates.get(report.candidate)?.clone();
+        (!path.is_empty()).then_some(Interpreter { path, of, is_absent: report.is_absent })
+    }
+}
+
+/// As `interpreter /bin/sh\r of ./app`: what cannot be seen is escaped.
+impl fmt::Display for Interpreter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [path, of] = [self.path.as_slice(), self.of.to_bytes()].map(String::from_utf8_lossy);
+        write!(f, "interpreter {} of {of}", path.escape_debug())
+    }
 }
 
 impl Step {
@@ -166,6 +221,16 @@ impl Step {
 }
 
 impl SpawnError {
+    /// A start that failed at this step for this reason.
+    pub fn new(step: Step, errno: i32) -> SpawnError {
+        SpawnError { step, errno, interpreter: None, within: None }
+    }
+
+    /// A start that has not come further than this step in this time.
+    pub fn no_answer(step: Step, within: Duration) -> SpawnError {
+        SpawnError { step, errno: libc::ETIME, interpreter: None, within: Some(within) }
+    }
+
     /// The failed call, as its manual page is named.
     pub fn call(&self) -> &'static str {
         match self.step {
@@ -203,96 +268,166 @@ impl SpawnError {
     }
 }
 
-/// Enough for a chain of system calls; the program gets a stack of its own.
-const STACK: usize = 64 * 1024;
-
-/// Starts workers, one at a time.
+/// Starts workers.
 #[derive(Debug)]
 pub struct Spawner {
-    stack: *mut c_void,
+    /// Those that no child uses.
+    stacks: Vec<Stack>,
+    /// Whether a child can start with our descriptor table and take what it needs of it: close_range(2). Else it starts
+    /// with a copy of all of it, which takes the longer the more workers there are. unshare(2) is no way out: whose profile
+    /// lacks the one denies the other.
+    shares_table: bool,
 }
 
 impl Spawner {
-    /// Reserves the child's stack.
+    /// Reserves a child's stack.
     ///
     /// # Errors
     /// ENOMEM.
     pub fn new() -> io::Result<Spawner> {
-        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new private mapping at an address of the kernel's choice overlaps nothing.
-        let stack = unsafe { mmap_anonymous(ptr::null_mut(), STACK, protection, MapFlags::PRIVATE) }?;
-        Ok(Spawner { stack })
+        Ok(Spawner { stacks: vec![Stack::new()?], shares_table: fds::has_close_range() })
     }
 
-    /// Starts a worker and returns when its program runs, or has failed to.
+    /// Begins to start a worker. Its program runs, or has failed to, when [`Launch::wait`] says so.
+    ///
+    /// # Errors
+    /// There is no child.
+    pub fn start(
+        &mut self,
+        template: &Arc<Template>,
+        particulars: Particulars,
+    ) -> Result<Launch, SpawnError> {
+        let (receiver, sender) = self.passing()?.unzip();
+        // It is open for as long as the particulars are there.
+        let cgroup = particulars.cgroup.as_ref().map(AsRawFd::as_raw_fd);
+        let stack = match self.stacks.pop() {
+            Some(stack) => stack,
+            None => Stack::new().map_err(|error| {
+                SpawnError::new(Step::Clone, error.raw_os_error().unwrap_or(libc::ENOMEM))
+            })?,
+        };
+        let shared = Shared {
+            prepared: Prepared::new(template, particulars, sender),
+            report: Report::new(),
+            step: AtomicI32::new(Step::Unshare as i32),
+            inside: AtomicU32::new(1),
+        };
+        let memory = Memory::new(shared, stack);
+        let started = match self.clone_child(&memory, cgroup) {
+            // Whatever is wrong with the cgroup: the worker is to run.
+            Err(error) if cgroup.is_some() && !error.is_passing() => self.clone_child(&memory, None),
+            result => result,
+        };
+        match started {
+            Ok((pid, pidfd, in_cgroup)) => Ok(Launch { memory, pid, pidfd, receiver, in_cgroup }),
+            Err(error) => {
+                memory.is_left();
+                self.keep(memory);
+                Err(error)
+            }
+        }
+    }
+
+    /// What became of a start.
     ///
     /// # Errors
     /// The call that failed and its errno; no child is left then, not even a zombie.
-    pub fn spawn(&mut self, template: &Template, particulars: &Particulars) -> Result<Spawned, SpawnError> {
-        let mut prepared = Prepared::new(template, particulars);
-        let mut report = Report { step: Step::Exec as i32, errno: 0, listener: -1 };
-        let mut order = Order { prepared: &mut prepared, report: &mut report };
-        let cgroup = particulars.cgroup.as_ref().map(AsFd::as_fd);
-        let (pid, pidfd, in_cgroup) = match self.clone_child(&mut order, cgroup) {
-            // Whatever is wrong with the cgroup: the worker is to run.
-            Err(error) if cgroup.is_some() && !error.is_passing() => self.clone_child(&mut order, None)?,
-            result => result?,
+    pub fn result(&mut self, over: Over) -> Result<Spawned, SpawnError> {
+        let Launch { memory, pid, pidfd, receiver, in_cgroup } = over.0;
+        let report = memory.report();
+        let number = report.map_or(-1, |report| report.listener);
+        let listener = match receiver {
+            Some(receiver) => receive(receiver.as_fd()),
+            None => (number >= 0)
+                // SAFETY: the kernel put this descriptor into our table for the child's filter; nobody else knows it,
+                // and the report is read once.
+                .then(|| unsafe { OwnedFd::from_raw_fd(number) }),
         };
-        // The child wrote through a pointer that `order` held; it is another program, or gone, by now.
-        let listener = (report.listener >= 0)
-            // SAFETY: the kernel put this descriptor into our table for the child's filter; nobody else knows it.
-            .then(|| unsafe { OwnedFd::from_raw_fd(report.listener) });
-        if report.errno == 0 {
+        let failure = report.filter(|report| report.errno != 0).map(|report| {
+            let candidates = memory.template().map_or(&[][..], |template| &template.candidates);
+            let interpreter = Interpreter::of(&report.interpreter, candidates);
+            SpawnError { step: Step::of(report.step), errno: report.errno, interpreter, within: None }
+        });
+        self.keep(memory);
+        let Some(failure) = failure else {
             return Ok(Spawned { pid, pidfd, listener, in_cgroup });
-        }
+        };
         // It is about to exit or has: there is nothing to wait for but the kernel's last steps.
         let _exit_127 = super::pidfd::reap(pidfd.as_fd());
-        Err(SpawnError { step: Step::of(report.step), errno: report.errno })
+        Err(failure)
+    }
+
+    /// Where a child sends its listener that has a descriptor table of its own from the beginning.
+    fn passing(&self) -> Result<Option<(OwnedFd, OwnedFd)>, SpawnError> {
+        if self.shares_table {
+            return Ok(None);
+        }
+        let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
+        let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
+        pair.map(Some).map_err(|error| SpawnError::new(Step::Descriptor, error.raw_os_error()))
+    }
+
+    fn keep(&mut self, mut memory: Memory) {
+        self.stacks.extend(memory.take_stack());
+        self.stacks.truncate(SPARE_STACKS);
     }
 
     /// Whether the child is in the cgroup comes with it: clone(2) knows none.
     fn clone_child(
-        &mut self,
-        order: &mut Order<'_, '_>,
-        cgroup: Option<BorrowedFd<'_>>,
+        &self,
+        memory: &Memory,
+        cgroup: Option<RawFd>,
     ) -> Result<(Pid, OwnedFd, bool), SpawnError> {
         let mut pidfd: c_int = -1;
-        let flags = libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_FILES;
+        let table = if self.shares_table { libc::CLONE_FILES } else { 0 };
+        let flags = libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | table;
         // SAFETY: all zero is "nothing asked for" in clone3(2).
         let mut args = unsafe { std::mem::zeroed::<libc::clone_args>() };
         args.flags = u64::from(flags.cast_unsigned()) | CLONE_CLEAR_SIGHAND;
         args.pidfd = ptr::from_mut(&mut pidfd).addr() as u64;
+        args.child_tid = memory.inside().as_ptr().expose_provenance() as u64;
         // Not 0: a child that dies before `exec` would then be invisible to an ordinary wait.
         args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-        args.stack = self.stack.addr() as u64;
+        args.stack = memory.stack_start() as u64;
         args.stack_size = STACK as u64;
         if let Some(cgroup) = cgroup {
             args.flags |= CLONE_INTO_CGROUP;
-            args.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or(0);
+            args.cgroup = u64::try_from(cgroup).unwrap_or(0);
         }
         let mut in_cgroup = cgroup.is_some();
-        // SAFETY: the stack is a mapping of its own that only this child uses, one child at a time: CLONE_VFORK
-        // holds us until the child has called `execve` or `_exit`, so `order`, and all it points to, outlives
-        // the child's use of it. The signal handlers are the defaults, so nothing of ours runs in the child
-        // but `child`, which never returns.
+        // SAFETY: the stack is a mapping of its own that only this child uses, and it stays, with all that `shared`
+        // points to, until the kernel has said that the child is out of our memory: `Memory` does not free them before.
+        // The child writes to nothing else: it makes its system calls itself, without the C library's errno. The signal
+        // handlers are the defaults, so nothing of ours runs in it but `child`, which never returns.
         let result = unsafe {
-            let order = ptr::from_mut(order).cast();
-            match clone3(&args, child, order) {
+            let shared = memory.shared.as_ptr().cast();
+            match clone3(&args, child, shared) {
                 refused if refused == -c_long::from(libc::ENOSYS) => {
                     in_cgroup = false;
-                    clone(&args, child, order)
+                    clone(&args, child, shared)
                 }
                 result => result,
             }
         };
         if result < 0 {
             let errno = c_int::try_from(-result).unwrap_or(libc::EINVAL);
-            return Err(SpawnError { step: Step::Clone, errno });
+            return Err(SpawnError::new(Step::Clone, errno));
         }
         let pid = c_int::try_from(result).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or(SpawnError { step: Step::Clone, errno: libc::EINVAL })?;
+        let pid = pid.ok_or(SpawnError::new(Step::Clone, libc::EINVAL))?;
         // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that is ours alone.
         Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }, in_cgroup))
     }
+}
+
+/// The descriptor that a child has sent, if it has.
+fn receive(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    recvmsg(socket, &mut [io::IoSliceMut::new(&mut [0])], &mut control, flags).ok()?;
+    control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        RecvAncillaryMessage::ScmCredentials(_) | _ => None,
+    })
 }

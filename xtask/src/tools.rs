@@ -97,6 +97,8 @@ pub(crate) fn for_tests() -> Vec<Need> {
         Need::program("dnsmasq", &["dnsmasq-base"]),
         Need::program("memcached", &["memcached"]),
         Need::program("redis-server", &["redis-server"]),
+        Need::program("dumb-init", &["dumb-init"]),
+        Need::program("tini", &["tini"]),
     ];
     [for_fixtures(), real].concat()
 }

@@ -89,7 +89,9 @@ impl Driver {
         let cgroup = self.trees.make_cgroup(worker);
         let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
         let foreground = self.next_worker_is_in_foreground();
+        self.trees.begin_start();
         let started = self.launcher.start(worker, generation, into, foreground);
+        self.trees.start_begun(started.as_ref().ok().map(|(launch, _)| launch.pid()));
         self.meter.forked(worker, started.is_ok());
         let (launch, ready_pipe) = match started {
             Ok(started) => started,
@@ -101,7 +103,6 @@ impl Driver {
             Ok(over) => self.start_is_over(worker, over, particulars),
             Err(launch) => {
                 debug!(worker = worker.slot, "{} takes its time to start", self.name(worker));
-                self.trees.starts(launch.pid());
                 let start = Start { worker, launch, begun: particulars, since };
                 self.starts.late.insert(worker.serial, start);
                 self.later(Chore::Start(worker.serial, 0));
@@ -148,7 +149,7 @@ impl Driver {
 
     /// What was killed because its start took too long is dead.
     fn bury(&mut self, over: Over) {
-        self.trees.starts_no_more(over.pid());
+        self.trees.start_failed(over.pid());
         // Where it failed by itself, it is reaped there. Its listener is closed in any case.
         if let Ok(spawned) = self.launcher.result(over) {
             // It may have run for a moment.
@@ -170,10 +171,13 @@ impl Driver {
     }
 
     fn start_is_over(&mut self, worker: WorkerId, over: Over, begun: Begun) {
-        self.trees.starts_no_more(over.pid());
+        let pid = over.pid();
         match self.launcher.result(over) {
             Ok(spawned) => self.launched(worker, spawned, begun),
-            Err(failure) => self.start_failed(worker, begun.generation, failure),
+            Err(failure) => {
+                self.trees.start_failed(pid);
+                self.start_failed(worker, begun.generation, failure);
+            }
         }
     }
 

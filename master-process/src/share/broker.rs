@@ -240,9 +240,9 @@ impl Broker {
             || self.processes.get(&serial).is_some_and(|process| !process.alone.is_empty())
     }
 
-    /// The inode numbers of what a worker listens on.
+    /// The inode numbers of what a worker listens on, and no other worker.
     pub fn listeners_of_worker(&self, serial: u64) -> Vec<u64> {
-        let of_worker = |socket: &&Socket| socket.active && socket.users.contains(&serial);
+        let of_worker = |socket: &&Socket| socket.active && socket.users == [serial];
         self.core.sockets().iter().filter(of_worker).map(|socket| socket.id).collect()
     }
 

@@ -18,6 +18,7 @@
 //! What nobody can be named for belongs to no worker, and is ended with the supervisor.
 
 mod ownership;
+mod registry;
 mod walker;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -33,6 +34,7 @@ use crate::sys::cgroup::{Cgroup, Supervisors};
 use crate::sys::children;
 use crate::sys::proc_stat::StatFile;
 use ownership::TreeFacts;
+use registry::Registry;
 use walker::{Task, Walk, Walker};
 
 /// Processes of one worker that are looked at. One that has more is ended in several rounds.
@@ -86,8 +88,7 @@ pub struct Trees {
     owners: HashMap<Pid, (u64, u64)>,
     /// Children of whatever this process was before it was exec'ed.
     inherited: HashSet<Pid>,
-    /// Workers whose starts are late: children that are no worker's yet.
-    starting: HashSet<Pid>,
+    workers: Arc<Registry>,
     /// Where the cgroups of workers are made; none: none is delegated to us.
     parent: Option<Supervisors>,
     cgroups: HashMap<u64, Arc<Cgroup>>,
@@ -107,7 +108,7 @@ impl Trees {
             trees: BTreeMap::new(),
             owners: HashMap::new(),
             inherited: children::ours().into_iter().collect(),
-            starting: HashSet::new(),
+            workers: Arc::default(),
             parent,
             cgroups: HashMap::new(),
             emptied: Vec::new(),
@@ -154,14 +155,19 @@ impl Trees {
         self.cgroups.get(&serial)?.is_populated().ok()
     }
 
-    /// A child of ours becomes a worker, and takes its time.
-    pub fn starts(&mut self, pid: Pid) {
-        self.starting.insert(pid);
+    /// A worker is about to be started.
+    pub fn begin_start(&self) {
+        self.workers.begin();
     }
 
-    /// It is a worker by now, or is gone.
-    pub fn starts_no_more(&mut self, pid: Pid) {
-        self.starting.remove(&pid);
+    /// It has this pid; none: it could not be started.
+    pub fn start_begun(&self, pid: Option<Pid>) {
+        self.workers.begun(pid);
+    }
+
+    /// It is gone before it was a worker.
+    pub fn start_failed(&self, pid: Pid) {
+        self.workers.remove(pid);
     }
 
     /// A worker runs.
@@ -183,6 +189,7 @@ impl Trees {
     pub fn first_ended(&mut self, serial: u64) {
         if let Some(tree) = self.trees.get_mut(&serial) {
             tree.first_lives = false;
+            self.workers.remove(tree.first);
         }
     }
 
@@ -190,6 +197,7 @@ impl Trees {
     pub fn replaced(&mut self, serial: u64, first: Pid, started: u64) {
         if let Some(tree) = self.trees.get_mut(&serial) {
             (tree.first, tree.first_started, tree.first_lives) = (first, started, true);
+            self.workers.insert(first);
         }
     }
 
@@ -254,8 +262,8 @@ impl Trees {
             tasks,
             trees: self.trees.values().copied().collect(),
             owners: self.owners.clone(),
-            foreign: self.inherited.union(&self.starting).copied().collect(),
-            asked_at: ticks_since_boot(),
+            inherited: self.inherited.clone(),
+            workers: Arc::clone(&self.workers),
         });
         self.walks = self.walker.start(walk);
     }

@@ -30,8 +30,6 @@ pub(super) struct Evidence {
     pub(super) environment: Option<(u32, u32)>,
     /// The worker whose eBPF account has it, or one of whose listeners it has open.
     pub(super) accounted: Option<u64>,
-    /// It was born after the trees were looked at: it may be a worker that is not among them.
-    pub(super) is_young: bool,
 }
 
 /// The worker that a process belongs to; none: it cannot be told.
@@ -63,8 +61,8 @@ pub(super) fn owner(
         }
     }
     match trees {
-        [only] if !evidence.is_young => Some(only.serial),
-        _none_or_several_or_young => None,
+        [only] => Some(only.serial),
+        _none_or_several => None,
     }
 }
 
@@ -137,8 +135,6 @@ mod tests {
         assert_eq!(owner_of(Evidence::default(), &trees), None);
         assert_eq!(owner_of(Evidence::default(), &trees[..1]), Some(1));
         assert_eq!(owner_of(Evidence::default(), &[]), None);
-        let young = Evidence { is_young: true, ..Evidence::default() };
-        assert_eq!(owner_of(young, &trees[..1]), None, "it may be another worker");
         // A worker that is gone owns nothing.
         let gone = Evidence { accounted: Some(9), ..Evidence::default() };
         assert_eq!(owner_of(gone, &trees), None);

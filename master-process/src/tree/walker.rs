@@ -10,6 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
 use super::ownership::{Evidence, TreeFacts, owner, read_environment};
+use super::registry::Registry;
 use super::{MAX_MEMBERS, Member};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::peer::Peer;
@@ -48,11 +49,8 @@ pub(super) struct Walk {
     pub(super) tasks: Vec<Task>,
     pub(super) trees: Vec<TreeFacts>,
     pub(super) owners: HashMap<Pid, (u64, u64)>,
-    /// Children of ours that are nobody's: those that we had before we were who we are, and workers that do not run yet.
-    pub(super) foreign: HashSet<Pid>,
-    /// When all this was so, in ticks since the machine was started. A child that was born since may be a worker that is
-    /// not among the trees yet.
-    pub(super) asked_at: u64,
+    pub(super) inherited: HashSet<Pid>,
+    pub(super) workers: Arc<Registry>,
 }
 
 /// What it found.
@@ -184,34 +182,20 @@ impl Walk {
 
     /// Processes that were handed to us and live, each with its worker's serial where that can be told.
     fn adopted(&mut self, tasks: &[Task]) -> Adopted {
-        let firsts: HashSet<Pid> =
-            self.trees.iter().filter(|tree| tree.first_lives).map(|tree| tree.first).collect();
-        let others = children::ours()
-            .into_iter()
-            .filter(|child| !firsts.contains(child) && !self.foreign.contains(child));
+        let others = self.workers.others().into_iter().filter(|child| !self.inherited.contains(child));
+        let others: Vec<Pid> = others.take(MAX_ADOPTED).collect();
         let of_task = |task: &Task| {
             let members = task.cgroup.iter().flat_map(|cgroup| cgroup.members(MAX_MEMBERS));
             members.map(|pid| (pid, task.serial)).collect::<Vec<_>>()
         };
         let in_cgroups: HashMap<Pid, u64> = tasks.iter().flat_map(of_task).collect();
         let mut found = Vec::new();
-        for pid in others.take(MAX_ADOPTED) {
+        for pid in others {
             let Some(stat) = stat(pid).filter(|stat| !stat.is_zombie) else { continue };
             let known = self.owners.get(&pid).is_some_and(|(started, _)| *started == stat.started);
             let accounted = in_cgroups.get(&pid).copied();
             let evidence = if known {
                 Evidence { started: stat.started, ..Evidence::default() }
-            } else if stat.started >= self.asked_at {
-                // Its group and session are not a worker's own: that has one of its own, or ours.
-                let (group, session) = (stat.group, stat.session);
-                Evidence {
-                    started: stat.started,
-                    group,
-                    session,
-                    accounted,
-                    is_young: true,
-                    ..Evidence::default()
-                }
             } else {
                 evidence(pid, &stat, tasks, accounted)
             };
@@ -301,7 +285,6 @@ fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>) -> Ev
         session: stat.session,
         environment: environment.and_then(|variables| read_environment(&variables, getpid())),
         accounted,
-        is_young: false,
     }
 }
 

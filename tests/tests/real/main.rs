@@ -26,3 +26,4 @@ mod redis;
 mod reuseport;
 mod ssh;
 mod udp;
+mod wrappers;

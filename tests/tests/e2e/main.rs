@@ -28,6 +28,7 @@ mod security;
 mod sharing;
 mod signals;
 mod slots;
+mod takeover;
 mod trees;
 mod unix_gaps;
 mod unix_generations;

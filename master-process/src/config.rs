@@ -57,6 +57,8 @@ pub struct Config {
     pub share_rules: ShareRules,
     /// What becomes of the workers when the supervisor is killed.
     pub orphans: Orphans,
+    /// Whether what an earlier supervisor has left behind is ended where it holds an address that is wanted.
+    pub takeover: bool,
     /// Permission bits of every Unix socket that we hold; `None`: 664 for those of `--listen`, and what its umask leaves
     /// for a worker's own.
     pub socket_mode: Option<u32>,

@@ -9,7 +9,7 @@ use master_process::config::Config;
 use master_process::driver::{Driver, Ending};
 use master_process::exit_code as code;
 use master_process::report;
-use master_process::share::{Access, Broker, InheritedListeners};
+use master_process::share::{Access, Broker, InheritedListeners, Takeover};
 use master_process::sys::fds;
 use master_process::sys::signals::Signals;
 use master_process::sys::spawn::{SpawnError, Step};
@@ -49,9 +49,11 @@ fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) ->
     let signals = Signals::new().context("signalfd")?;
     fds::close_on_exec().context("close_range")?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
-    handed_over.open(&config.listen, access)?;
+    let takeover = Takeover::of(config);
+    handed_over.open(&config.listen, access, takeover)?;
     let rules = config.share_rules.clone();
-    let broker = Broker::new(config.share, rules, access, &mut handed_over).context("eventfd")?;
+    let mut broker = Broker::new(config.share, rules, access, &mut handed_over).context("eventfd")?;
+    broker.set_takeover(takeover);
     Driver::new(config, signals, broker, handed_over)
 }
 

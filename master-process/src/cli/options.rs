@@ -226,6 +226,16 @@ pub const OPTIONS: &[Opt] = &[
                   serve on with nobody to replace them",
     },
     Opt {
+        long: "takeover",
+        short: None,
+        kind: Kind::Switch,
+        variables: &[],
+        unset: Unset::Nothing(""),
+        meaning: "Ends processes that a killed master-process has left behind, where they hold an address that is wanted: \
+                  the stop signal, and SIGKILL after the kill time-out, at most 1s. Processes of a running \
+                  master-process, of another user and of other programs are named and left alone",
+    },
+    Opt {
         long: "socket-mode",
         short: None,
         kind: Kind::Value("MODE"),

@@ -50,6 +50,7 @@ pub(super) fn config(command: Vec<OsString>, from: &Resolver<'_>) -> Result<Conf
         kill_timeout: from.one("kill-timeout", duration::parse)?,
         drain: from.one("drain", duration::parse)?,
         orphans: from.one("orphans", |text| choice::parse(text, ORPHANS))?,
+        takeover: from.switch("takeover"),
         stop_signal: from.one("stop-signal", signal::parse_stop)?,
         stop_group: from.one("stop-group", |text| choice::parse(text, STOP_GROUPS))?,
         ready,

@@ -71,6 +71,7 @@ fn defaults_are_those_of_the_contract() {
             listen: vec![],
             share: Share::Auto,
             share_rules: ShareRules::default(),
+            takeover: false,
             socket_mode: None,
             socket_owner: None,
             identity: None,
@@ -133,6 +134,7 @@ fn every_flag_reaches_the_configuration() {
             "USR1",
             "--share",
             "off",
+            "--takeover",
             "--socket-mode",
             "600",
             "--socket-owner",
@@ -179,6 +181,7 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!((config.limits, config.monitor, config.account), (limits, Monitor::Off, Scope::Worker));
     assert_eq!(config.memory_high_signal, Some(Signal(libc::SIGUSR1)));
     assert_eq!((config.share, config.socket_mode), (Share::Off, Some(0o600)));
+    assert!(config.takeover);
     assert_eq!(config.socket_owner, Some(Owner { uid: Some(1000), gid: Some(33) }));
     assert_eq!(config.identity, Some(Identity { uid: Some(1000), gid: 33, groups: vec![33, 27] }));
     assert_eq!(config.login.and_then(|login| login.home).as_deref(), Some("/home/deploy"));

@@ -205,7 +205,10 @@ impl Driver {
         match report {
             Report::Listening { address } | Report::Closed { address } => info!(address, "{report}"),
             Report::Unwatched { .. } => warn!("{report}"),
-            Report::NotSelected { address, .. } | Report::NotRenamed { address, .. } => {
+            Report::NotSelected { address, .. }
+            | Report::NotRenamed { address, .. }
+            | Report::Held { address, .. }
+            | Report::TakenOver { address, .. } => {
                 warn!(address, "{report}");
             }
             Report::Refused { worker, address, .. }

@@ -13,6 +13,7 @@ use super::calls::{Request, answer};
 use super::core::{Asked, Bind, Scope, SocketId};
 use super::listening::MAX_LISTENERS;
 use super::looks::{Asking, Caller, Look, Question};
+use super::occupants::{Seeking, Wanted};
 use crate::policy::{Time, WorkerId};
 use crate::sys::epoll_entries::Entry;
 use crate::sys::holders::Holder;
@@ -130,6 +131,9 @@ impl Broker {
             // It is named: however late it is bound, that is no search.
             self.core.know(&key);
         }
+        if let Some(later) = self.seek_occupant_of(request, &key, &socket) {
+            return Ok(later);
+        }
         if protocol == Protocol::Tcp && !self.has_shards() {
             return self.bind_one_for_all(request, fd, &socket, key);
         }
@@ -177,6 +181,35 @@ impl Broker {
             self.unsettled.push((own.id(), false));
         }
         Ok(answer(Answer::Continue))
+    }
+
+    /// The first socket of an address is about to be bound: where somebody who is no worker of ours has it, the kernel will
+    /// refuse that, or, where both have set `SO_REUSEPORT`, share with him. What the call has to wait for, if for anything.
+    fn seek_occupant_of(
+        &mut self,
+        request: &Request<'_>,
+        key: &Key,
+        socket: &CallerSocket,
+    ) -> Option<Decision> {
+        let Key::Inet { address, v6only, interface: 0, .. } = *key else { return None };
+        let may_share = key.is_datagram() && socket.copy().is_none_or(sockets::is_reuseaddr);
+        if may_share
+            || self.core.sockets().iter().any(|known| known.key.overlaps(key))
+            || !sockets::is_held(address, v6only, key.is_datagram())
+        {
+            return None;
+        }
+        self.seek_occupant(request, Wanted { key: key.clone(), answerer: None })
+    }
+
+    /// Finds out who holds an address. What the call has to wait for, if for anything.
+    pub(super) fn seek_occupant(&mut self, request: &Request<'_>, wanted: Wanted) -> Option<Decision> {
+        let caller = (request.worker.serial, *request.call);
+        match self.occupants.seek(request.now, wanted, caller, self.looks.fd()) {
+            Seeking::Await => Some(Decision::AwaitLook),
+            Seeking::Wait => Some(Decision::Wait(LATER)),
+            Seeking::GoOn => None,
+        }
     }
 
     /// Puts a socket of ours in the place of the worker's. The worker's call then binds that one, with the worker's

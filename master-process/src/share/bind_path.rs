@@ -10,8 +10,9 @@ use super::broker::{Broker, Decision, PathUse};
 use super::caller::{CallerSocket, is_shortage};
 use super::calls::{Request, answer};
 use super::core::{Bind, Socket, SocketId};
+use super::occupants::Wanted;
 use super::report::Report;
-use super::unix::Place;
+use super::unix::{Place, Refused};
 use crate::sys::peer::FsIdentity;
 use crate::sys::seccomp::Answer;
 use crate::sys::sockets;
@@ -67,7 +68,10 @@ impl Broker {
             own.inode = id;
         }
         if at_path.is_none() {
-            self.make_room(request, &place, &identity);
+            if let Some(later) = self.make_room(request, &place, &identity) {
+                self.core.released(request.worker.serial, id);
+                return Ok(later);
+            }
             self.copies.set_file(id, place.for_bind(&identity));
             return Ok(answer(Answer::Continue));
         }
@@ -117,7 +121,9 @@ impl Broker {
             return Ok(Decision::Wait(SOON));
         }
         if !self.core.sockets().iter().any(|known| known.key.matches(&key)) {
-            self.make_room(request, &place, identity);
+            if let Some(later) = self.make_room(request, &place, identity) {
+                return Ok(later);
+            }
             self.copies.set_file(socket.inode, place.for_bind(identity));
         }
         self.bind_one_for_all(request, fd, socket, key)
@@ -136,15 +142,23 @@ impl Broker {
     }
 
     /// What is in the way and stays there, the kernel refuses in a moment: the log says what it is.
-    /// One that a worker has left there while it lives is in its own way, as alone.
-    fn make_room(&mut self, request: &Request<'_>, place: &Place, identity: &FsIdentity) {
+    /// One that a worker has left there while it lives is in its own way, as alone. What the call has to wait for, if for
+    /// anything.
+    fn make_room(&mut self, request: &Request<'_>, place: &Place, identity: &FsIdentity) -> Option<Decision> {
         if self.core.is_known(&place.key()) {
-            return;
+            return None;
         }
         if let Err(why) = place.make_room(identity) {
+            if let Refused::Answered(answerer) = why {
+                let wanted = Wanted { key: place.key(), answerer: Some(answerer) };
+                if let Some(later) = self.seek_occupant(request, wanted) {
+                    return Some(later);
+                }
+            }
             let (worker, address) = (request.worker, place.key().to_string());
             self.reports.push(Report::Refused { worker, address, why: why.to_string() });
         }
+        None
     }
 
     /// The place that a worker's path names; none: the kernel knows the right errno.

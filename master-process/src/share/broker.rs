@@ -12,6 +12,7 @@ use super::copies::Copies;
 use super::core::{Core, Socket, SocketId};
 use super::listen_fds::InheritedListeners;
 use super::looks::Looks;
+use super::occupants::{Occupants, Takeover};
 use super::readiness::Expected;
 use super::removals::Removals;
 use super::report::Report;
@@ -39,6 +40,7 @@ pub struct Broker {
     pub(super) processes: HashMap<u64, Process>,
     pub(super) queues: QueueWatch,
     pub(super) looks: Looks,
+    pub(super) occupants: Occupants,
     /// What walks found for calls that still wait.
     pub(super) found: Vec<(u64, Notification, SocketId, Holder)>,
     /// Where sockets are registered with epoll that are to be replaced by calls that still wait.
@@ -157,9 +159,10 @@ impl Broker {
             processes: HashMap::new(),
             queues: QueueWatch::new()?,
             looks: Looks::new()?,
+            occupants: Occupants::new(),
             found: Vec::new(),
             registered: Vec::new(),
-            reports: Vec::new(),
+            reports: inherited.take_reports(),
             unsettled: Vec::new(),
             paths: PathUse::Unknown,
             removals: Removals::default(),
@@ -181,6 +184,11 @@ impl Broker {
             broker.permanent.push(Permanent { id, key: opened.key, can_be_joined });
         }
         Ok(broker)
+    }
+
+    /// What an earlier supervisor has left behind and holds an address is ended so; `None`: it is left alone.
+    pub fn set_takeover(&mut self, takeover: Option<Takeover>) {
+        self.occupants.set_takeover(takeover);
     }
 
     /// What our workers find as `NOTIFY_SOCKET`.

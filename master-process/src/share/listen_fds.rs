@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use super::address::Key;
 use super::caller::bound_key;
 use super::core::SocketId;
+use super::occupants::{self, Takeover, Wanted};
+use super::report::Report;
 use super::unix::{Access, Place, Refused, SocketFile};
 use crate::config::{Listen, ListenAddr};
 use crate::sys::fds;
@@ -23,6 +25,8 @@ pub struct InheritedListeners {
     sockets: Vec<OwnedFd>,
     names: Vec<String>,
     opened: Vec<Opened>,
+    /// What was ended that held their addresses.
+    reports: Vec<Report>,
 }
 
 /// A socket that a worker may bind by itself as well.
@@ -50,11 +54,14 @@ impl Opened {
 pub struct OpenError {
     address: String,
     why: Refused,
+    /// Who has it, and what was done about that.
+    found: Vec<Report>,
 }
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "--listen {}: {}", self.address, self.why)
+        write!(f, "--listen {}: {}", self.address, self.why)?;
+        self.found.iter().try_for_each(|report| write!(f, "; {report}"))
     }
 }
 
@@ -85,16 +92,36 @@ impl InheritedListeners {
         Ok(inherited)
     }
 
-    /// Opens the sockets of `--listen`; all of them listen when this returns.
+    /// Opens the sockets of `--listen`; all of them listen when this returns. What an earlier supervisor has left behind and
+    /// has such an address is ended before, if `takeover` says how.
     ///
     /// # Errors
     /// The address, and what is in its way. What was opened before is closed, and its file removed.
-    pub fn open(&mut self, listen: &[Listen], access: Access) -> Result<(), OpenError> {
+    pub fn open(
+        &mut self,
+        listen: &[Listen],
+        access: Access,
+        takeover: Option<Takeover>,
+    ) -> Result<(), OpenError> {
         for wish in listen {
-            let failed = |why| OpenError { address: wish.text.clone(), why };
+            let failed = |why| OpenError { address: wish.text.clone(), why, found: Vec::new() };
             let kernel = |call| move |error| Refused::Kernel(call, error);
-            let mut opened =
-                open_one(&wish.addr, leaves_ipv4_alone(&wish.addr, listen), access).map_err(failed)?;
+            let v6only = leaves_ipv4_alone(&wish.addr, listen);
+            let mut opened = match open_one(&wish.addr, v6only, access) {
+                Ok(opened) => opened,
+                Err(why) => {
+                    let found = occupants_of(&wish.addr, v6only, &why, takeover);
+                    let is_ended = found.iter().any(|report| matches!(report, Report::TakenOver { .. }));
+                    let again = if is_ended { open_one(&wish.addr, v6only, access) } else { Err(why) };
+                    match again {
+                        Ok(opened) => {
+                            self.reports.extend(found);
+                            opened
+                        }
+                        Err(why) => return Err(OpenError { address: wish.text.clone(), why, found }),
+                    }
+                }
+            };
             if opened.key.has_group() {
                 // Only now: with it before, a stranger of our user could be sharing the port unseen.
                 sockets::set_reuseport(opened.fd.as_fd()).map_err(kernel("setsockopt")).map_err(failed)?;
@@ -127,6 +154,11 @@ impl InheritedListeners {
         std::mem::take(&mut self.opened)
     }
 
+    /// What there is to tell of how they were opened, taken out.
+    pub(super) fn take_reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.reports)
+    }
+
     /// The sockets themselves, each with a number of at least `lowest`.
     ///
     /// # Errors
@@ -152,6 +184,31 @@ fn open_one(address: &ListenAddr, v6only: bool, access: Access) -> Result<Opened
     let key = bound_key(fd.as_fd());
     let key = key.ok_or_else(|| kernel(io::Error::other("the socket has no address")))?;
     Opened::new(key, fd, None).map_err(kernel)
+}
+
+/// Who has an address that could not be bound for that reason, and what was done about it.
+fn occupants_of(
+    address: &ListenAddr,
+    v6only: bool,
+    why: &Refused,
+    takeover: Option<Takeover>,
+) -> Vec<Report> {
+    let is_held = matches!(why, Refused::Kernel(_, error) if error.raw_os_error() == Some(libc::EADDRINUSE));
+    let wanted = match (address, why) {
+        (ListenAddr::Unix(path), Refused::Answered(answerer)) => {
+            let place = Place::own(path).ok();
+            place.map(|place| Wanted { key: place.key(), answerer: Some(*answerer) })
+        }
+        (ListenAddr::Inet(address), _) if is_held => {
+            Some(Wanted { key: Key::tcp(*address, v6only), answerer: None })
+        }
+        (ListenAddr::Port(port), _) if is_held => {
+            let every = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), *port);
+            Some(Wanted { key: Key::tcp(every, false), answerer: None })
+        }
+        _other => None,
+    };
+    wanted.map(|wanted| occupants::look(&wanted, takeover).reports(&wanted.key)).unwrap_or_default()
 }
 
 /// An IPv6 address takes IPv4 connections as well, as the kernel has it, unless the user gives that port of

@@ -22,6 +22,20 @@ pub enum Report {
         /// Why.
         why: String,
     },
+    /// A process that is no worker of ours holds an address that one wants.
+    Held {
+        /// Which.
+        address: String,
+        /// Who, and what can be done about it.
+        by: String,
+    },
+    /// What an earlier supervisor has left behind held an address, and was ended, or could not be.
+    TakenOver {
+        /// Which.
+        address: String,
+        /// What became of whom.
+        what: String,
+    },
     /// A worker's call could not be looked at: it is carried out unshared.
     Unseen {
         /// Who.
@@ -99,6 +113,8 @@ impl fmt::Display for Report {
         match self {
             Report::Listening { address } => write!(f, "listening on {address}, shared by all workers"),
             Report::Refused { address, why, .. } => write!(f, "cannot have {address}: {why}"),
+            Report::Held { address, by } => write!(f, "{address} is held by {by}"),
+            Report::TakenOver { what, .. } => f.write_str(what),
             Report::Unseen { call, error, .. } => {
                 write!(f, "its {call} cannot be looked into ({error}): its address is not shared")
             }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, RenameFlags, renameat_with};
 
 use super::address::Key;
+use super::occupants::Answerer;
 use crate::config::Owner;
 use crate::sys::peer::{FsIdentity, Peer};
 use crate::sys::{paths, sockets};
@@ -40,7 +41,7 @@ pub enum Refused {
     /// Something that is no socket is there; it is left alone.
     NotASocket(FileType),
     /// Somebody answers there.
-    Answered,
+    Answered(Answerer),
     /// The kernel refused.
     Kernel(&'static str, io::Error),
 }
@@ -60,7 +61,10 @@ impl std::fmt::Display for Refused {
             Refused::NotASocket(_other) => {
                 f.write_str("something that is not a socket is there, and is left alone")
             }
-            Refused::Answered => f.write_str("another server answers there, and is left alone"),
+            Refused::Answered(Answerer { listener: Some(pid), .. }) => {
+                write!(f, "another server (pid {}) answers there, and is left alone", pid.as_raw_pid())
+            }
+            Refused::Answered(_) => f.write_str("another server answers there, and is left alone"),
             Refused::Kernel(call, error) => write!(f, "{call}: {error}"),
         }
     }
@@ -70,7 +74,7 @@ impl Refused {
     /// What a worker's `bind` fails with.
     pub(super) fn errno(&self) -> i32 {
         match self {
-            Refused::NotASocket(_) | Refused::Answered => libc::EADDRINUSE,
+            Refused::NotASocket(_) | Refused::Answered(_) => libc::EADDRINUSE,
             Refused::Kernel(_, error) => error.raw_os_error().unwrap_or(libc::EIO),
         }
     }
@@ -192,16 +196,17 @@ impl Place {
 
     /// Removes a socket file that nobody answers on; anything else is somebody's.
     fn clear(&self, name: &OsStr) -> Result<(), Refused> {
-        let there = match rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(rustix::io::Errno::NOENT) => return Ok(()),
             Err(error) => return Err(Refused::Kernel("stat", error.into())),
-            Ok(there) => FileType::from_raw_mode(there.st_mode),
+            Ok(stat) => stat,
         };
+        let there = FileType::from_raw_mode(stat.st_mode);
         if there != FileType::Socket {
             return Err(Refused::NotASocket(there));
         }
-        if sockets::is_answered(self.folder.as_fd(), name) {
-            return Err(Refused::Answered);
+        if let sockets::Answers::Yes(listener) = sockets::answers(self.folder.as_fd(), name) {
+            return Err(Refused::Answered(Answerer { listener, file: (stat.st_dev, stat.st_ino) }));
         }
         // What cannot be removed shows at the bind, with its errno.
         let _gone = rustix::fs::unlinkat(&self.folder, name, AtFlags::empty());

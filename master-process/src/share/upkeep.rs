@@ -93,6 +93,9 @@ impl Broker {
                 (Found::Listeners(listeners), _) => self.report_bypasses(serial, &listeners),
             }
         }
+        let (reports, waiting) = self.occupants.take();
+        self.reports.extend(reports);
+        calls.extend(waiting);
         calls
     }
 

@@ -77,6 +77,28 @@ pub fn tcp_listeners(root: Pid) -> Vec<(u64, SocketAddr)> {
     found
 }
 
+/// Processes of the whole host that are looked at for one answer, and descriptors of each.
+const MAX_OF_HOST: usize = 32_768;
+const DESCRIPTORS_OF_ONE: usize = 65_536;
+
+/// Every process of the host that has one of these sockets open, as far as we may look and a bounded walk leads. Threads
+/// are taken to share one table.
+pub fn of_host(inodes: &[u64]) -> Vec<Pid> {
+    let targets: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
+    let processes = read_dir("/proc").into_iter().flatten().flatten();
+    let processes = processes.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?));
+    let mut left = MAX_DESCRIPTORS;
+    let has_one = |process: &Pid| {
+        let table = read_dir(format!("/proc/{}/fd", process.as_raw_pid())).into_iter().flatten().flatten();
+        table.take(left.min(DESCRIPTORS_OF_ONE)).any(|entry| {
+            left = left.saturating_sub(1);
+            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            targets.iter().any(|wanted| target.as_os_str() == wanted.as_str())
+        })
+    };
+    processes.take(MAX_OF_HOST).filter(has_one).collect()
+}
+
 struct Walk {
     target: String,
     left: usize,
@@ -157,6 +179,16 @@ mod tests {
         assert!(matches!(find(inode, me, &[]), Holder::Found(_, fd) if fd == listener.as_raw_fd()));
         drop(listener);
         assert_eq!(find(inode, me, &[]), Holder::Nobody);
+    }
+
+    #[test]
+    fn the_holders_of_a_socket_are_found_on_the_whole_host() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
+        // Another test may fork just then, and its child has our descriptors until it runs a program.
+        assert!(of_host(&[inode]).contains(&rustix::process::getpid()));
+        drop(listener);
+        assert!(!of_host(&[inode]).contains(&rustix::process::getpid()));
     }
 
     #[test]

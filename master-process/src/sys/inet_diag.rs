@@ -1,8 +1,9 @@
-//! The kernel's table of TCP connections, for one port: sock_diag(7).
+//! The kernel's tables of sockets: connections and listeners of one port, listeners at a Unix path; sock_diag(7).
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
@@ -24,6 +25,17 @@ const HEADER: usize = 16;
 /// nobody has accepted; `<linux/inet_diag.h>`.
 const SOCKET_ID: std::ops::Range<usize> = 4..52;
 const INODE: std::ops::Range<usize> = 68..72;
+/// `TCP_LISTEN`, which Unix sockets have too, and `TCP_CLOSE`, which a UDP socket is in.
+const LISTENING: u32 = 10;
+const UNCONNECTED: u32 = 7;
+/// `INET_DIAG_SKV6ONLY`.
+const SKV6ONLY: u16 = 11;
+/// `UDIAG_SHOW_VFS`, `UNIX_DIAG_VFS` and the bytes of `struct unix_diag_msg`; `<linux/unix_diag.h>`.
+const SHOW_VFS: u32 = 2;
+const UNIX_VFS: u16 = 1;
+const UNIX_HEADER: usize = 16;
+/// Sockets that may share an address.
+const MAX_BOUND: usize = 4096;
 /// Connections that are counted: a queue is shorter.
 const MAX_CONNECTIONS: usize = 65_536;
 
@@ -41,10 +53,18 @@ pub fn unaccepted(port: u16) -> io::Result<HashSet<u64>> {
 }
 
 fn dump(family: AddressFamily, port: u16, found: &mut HashSet<u64>) -> io::Result<()> {
+    ask(&request(family, libc::IPPROTO_TCP, ESTABLISHED_OR_HALF_CLOSED, port), |message| {
+        if found.len() < MAX_CONNECTIONS {
+            found.extend(mark(message));
+        }
+    })
+}
+
+/// Sends a request, and hands over the body of each message of the answer.
+fn ask(request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let kind = SocketType::DGRAM;
     let socket = socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
-    let family = u8::try_from(family.as_raw()).unwrap_or(0);
-    sendto(&socket, &request(family, port), SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    sendto(&socket, request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     let mut buffer = vec![0u8; 32 * 1024];
     loop {
         let (length, _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
@@ -53,24 +73,118 @@ fn dump(family: AddressFamily, port: u16, found: &mut HashSet<u64>) -> io::Resul
             match kind {
                 DONE => return Ok(()),
                 ERROR => return Err(error_of(message)),
-                _connection => {
-                    if found.len() < MAX_CONNECTIONS {
-                        found.extend(mark(message));
-                    }
-                }
+                _socket => each(message),
             }
             rest = after;
         }
     }
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-fn request(family: u8, port: u16) -> Vec<u8> {
-    let mut body = vec![family, u8::try_from(libc::IPPROTO_TCP).unwrap_or(6), 0, 0];
-    body.extend(ESTABLISHED_OR_HALF_CLOSED.to_ne_bytes());
+/// A socket that others cannot bind beside: a TCP listener, or a UDP socket that is connected to nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// Where.
+    pub address: SocketAddr,
+    /// `IPV6_V6ONLY`.
+    pub v6only: bool,
+    /// The interface that it is bound to, or 0.
+    pub interface: u32,
+    /// The user who has made it.
+    pub uid: u32,
+    /// Its inode number.
+    pub inode: u64,
+}
+
+/// The listeners of a port, or, if `datagram`, its UDP sockets. Not for the loop: the kernel goes through those of the
+/// whole host.
+///
+/// # Errors
+/// As [`unaccepted`].
+pub fn bound(datagram: bool, port: u16) -> io::Result<Vec<Bound>> {
+    let (protocol, state) =
+        if datagram { (libc::IPPROTO_UDP, UNCONNECTED) } else { (libc::IPPROTO_TCP, LISTENING) };
+    let mut found = Vec::new();
+    for family in [AddressFamily::INET, AddressFamily::INET6] {
+        ask(&request(family, protocol, 1 << state, port), |message| {
+            if found.len() < MAX_BOUND {
+                found.extend(read_bound(message));
+            }
+        })?;
+    }
+    Ok(found)
+}
+
+/// `struct inet_diag_msg`.
+fn read_bound(message: &[u8]) -> Option<Bound> {
+    let number = |at: usize| Some(u32::from_ne_bytes(*message.get(at..)?.first_chunk()?));
+    let family = i32::from(*message.first()?);
+    let port = u16::from_be_bytes(*message.get(4..)?.first_chunk()?);
+    let ip: [u8; 16] = *message.get(8..)?.first_chunk()?;
+    let interface = number(40)?;
+    let ip = if family == libc::AF_INET {
+        IpAddr::V4(Ipv4Addr::from(*ip.first_chunk::<4>()?))
+    } else {
+        IpAddr::V6(Ipv6Addr::from(ip))
+    };
+    let address = match ip {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => SocketAddrV6::new(ip, port, 0, interface).into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(ip, port),
+    };
+    let v6only = attribute(message, INODE.end, SKV6ONLY).is_some_and(|value| value.first() == Some(&1));
+    Some(Bound { address, v6only, interface, uid: number(64)?, inode: number(INODE.start)?.into() })
+}
+
+/// The inode numbers of the Unix sockets that listen at the file of this device and inode number.
+///
+/// # Errors
+/// Those of netlink(7); EOPNOTSUPP or ENOENT where the kernel has no `unix_diag`.
+pub fn listeners_at_file(device: u64, file: u64) -> io::Result<Vec<u64>> {
+    // `struct unix_diag_req`: family, protocol, states, no inode number, what to show, no cookie.
+    let mut body = vec![u8::try_from(libc::AF_UNIX).unwrap_or(1), 0, 0, 0];
+    for number in [1u32 << LISTENING, 0, SHOW_VFS, 0, 0] {
+        body.extend(number.to_ne_bytes());
+    }
+    // The kernel's own numbers: 32 bits of the file's, and of its device 12 and 20.
+    let device = rustix::fs::major(device) << 20 | rustix::fs::minor(device);
+    let wanted = [u32::try_from(file & u64::from(u32::MAX)).unwrap_or(0), device];
+    let mut found = Vec::new();
+    ask(&message(&body), |message| {
+        let number = |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+        let place = attribute(message, UNIX_HEADER, UNIX_VFS);
+        let is_there = place.and_then(|place| Some([number(place, 0)?, number(place, 4)?])) == Some(wanted);
+        if is_there && found.len() < MAX_BOUND {
+            found.extend(number(message, 4).map(u64::from));
+        }
+    })?;
+    Ok(found)
+}
+
+/// The value of an attribute behind the first `from` bytes of a message: `struct nlattr`, netlink(7).
+fn attribute(message: &[u8], from: usize, wanted: u16) -> Option<&[u8]> {
+    let mut rest = message.get(from..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
+        if kind == wanted {
+            return rest.get(4..length);
+        }
+        rest = rest.get(length.max(4).next_multiple_of(4)..)?;
+    }
+}
+
+/// `struct inet_diag_req_v2`.
+fn request(family: AddressFamily, protocol: i32, states: u32, port: u16) -> Vec<u8> {
+    let small = |number: i32| u8::try_from(number).unwrap_or(0);
+    let mut body = vec![small(family.as_raw().into()), small(protocol), 0, 0];
+    body.extend(states.to_ne_bytes());
     body.extend(port.to_be_bytes());
     // The rest of the socket's identity is not asked for.
     body.resize(8 + SOCKET_ID.len(), 0);
+    message(&body)
+}
+
+/// A body behind its `struct nlmsghdr`.
+fn message(body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).unwrap_or(0);
     let mut message = length.to_ne_bytes().to_vec();
     message.extend(BY_FAMILY.to_ne_bytes());
@@ -124,5 +238,39 @@ mod tests {
         assert!(one.is_subset(&both), "it has the same mark");
         let elsewhere = TcpListener::bind("127.0.0.1:0").expect("bound");
         assert!(unaccepted(elsewhere.local_addr().expect("it has one").port()).expect("asked").is_empty());
+    }
+
+    #[test]
+    fn the_sockets_of_a_port_are_listed_with_who_has_made_them() {
+        use std::os::fd::AsFd;
+        let tcp = TcpListener::bind("[::1]:0").expect("bound");
+        let address = tcp.local_addr().expect("it has one");
+        let inode = crate::sys::sockets::inode(tcp.as_fd()).expect("open");
+        let uid = rustix::process::getuid().as_raw();
+        let found = bound(false, address.port()).expect("asked");
+        // The kernel makes it so when it binds an address that is IPv6 alone.
+        assert_eq!(found, [Bound { address, v6only: true, interface: 0, uid, inode }]);
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let address = udp.local_addr().expect("it has one");
+        let found = bound(true, address.port()).expect("asked");
+        assert_eq!(found.iter().map(|bound| bound.address).collect::<Vec<_>>(), [address]);
+    }
+
+    #[test]
+    fn a_unix_listener_is_found_by_its_file_under_another_name() {
+        use std::os::fd::AsFd;
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let [before, after] = ["before", "after"].map(|name| folder.path().join(name));
+        let listener = std::os::unix::net::UnixListener::bind(&before).expect("bound");
+        std::fs::rename(&before, &after).expect("renamed");
+        let file = after.metadata().expect("it is there");
+        let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
+        match listeners_at_file(file.dev(), file.ino()) {
+            Ok(found) => assert_eq!(found, [inode]),
+            Err(error) => {
+                assert!(matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT)), "{error}")
+            }
+        }
     }
 }

@@ -17,7 +17,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket
 use rustix::process::{Gid, Pid, Uid};
 
 use super::pidfd;
-use directory::PrivateDirectory;
+use directory::{PrivateDirectory, supervisor_of};
 use received::ReceivedFds;
 
 /// `SO_PASSPIDFD` of unix(7), Linux 6.5: each message brings a pidfd of its sender.
@@ -72,6 +72,13 @@ impl Message {
         let errno = |fd: &OwnedFd| pidfd::signal(fd.as_fd(), 0).err().and_then(|error| error.raw_os_error());
         self.pidfd.as_ref().is_some_and(|fd| errno(fd) == Some(libc::ESRCH))
     }
+}
+
+/// The process id of the supervisor that has given its workers this `NOTIFY_SOCKET`; `None` where it is no path in a
+/// directory of a supervisor's.
+#[must_use]
+pub fn supervisor_of_address(address: &[u8]) -> Option<Pid> {
+    supervisor_of(Path::new(std::ffi::OsStr::from_bytes(address)))
 }
 
 impl NotifySocket {

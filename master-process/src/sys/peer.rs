@@ -274,6 +274,40 @@ impl Peer {
         self.shares("ns/user", &OURS)
     }
 
+    /// Whether the number that it knows itself by is the one that we know it by.
+    ///
+    /// # Errors
+    /// EACCES where we may not look.
+    pub fn shares_pids(&self) -> io::Result<bool> {
+        static OURS: OnceLock<Option<(u64, u64)>> = OnceLock::new();
+        self.shares("ns/pid", &OURS)
+    }
+
+    /// Its real user id.
+    ///
+    /// # Errors
+    /// ESRCH where it is gone.
+    pub fn real_uid(&self) -> io::Result<u32> {
+        let status = self.text("status")?;
+        let first =
+            field(&status, "Uid:").and_then(|numbers| numbers.split_whitespace().next()?.parse().ok());
+        first.ok_or_else(|| io::Error::other("no Uid in status"))
+    }
+
+    /// Whether it runs the program that we run, under whatever name, or one that is called as ours is.
+    pub fn is_supervisor(&self) -> bool {
+        const NAME: &str = "master-process";
+        let ours = std::fs::metadata("/proc/self/exe").ok().map(|file| (file.dev(), file.ino()));
+        let theirs = self.stat("exe").ok().map(|file| (file.st_dev, file.st_ino));
+        let program = self.link("exe").ok();
+        let is_called_so = match program.as_deref().and_then(std::path::Path::file_name) {
+            Some(name) => name.to_string_lossy().starts_with(NAME),
+            // We may not look: what `ps` shows must do.
+            None => self.text("comm").is_ok_and(|name| name.trim_end().starts_with(NAME)),
+        };
+        is_called_so || (theirs.is_some() && ours == theirs)
+    }
+
     /// We never leave our own namespaces: they are looked up once.
     fn shares(&self, namespace: &str, ours: &OnceLock<Option<(u64, u64)>>) -> io::Result<bool> {
         let ours = ours.get_or_init(|| {

@@ -11,6 +11,7 @@ use super::options::option;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
+use rustix::process::Pid;
 
 /// The queue of sockets whose backlog nobody has named; the kernel cuts it to `net.core.somaxconn`.
 pub const LONGEST_QUEUE: i32 = 4096;
@@ -101,17 +102,50 @@ pub fn bind_unix(
     Ok(bound?)
 }
 
-/// Whether anybody answers on the socket file `name` in `dir`. What cannot be known counts as yes: only a
-/// socket that is surely dead may be removed.
-pub fn is_answered(dir: BorrowedFd<'_>, name: &OsStr) -> bool {
-    let connect = || -> io::Result<()> {
+/// What a connection to a socket file comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// The file is surely dead, or gone.
+    No,
+    /// Somebody answers, or may: only a socket that is surely dead may be removed. The process that has called `listen`
+    /// there, where that is known and of our PID namespace; it may be gone by now.
+    Yes(Option<Pid>),
+}
+
+/// Whether anybody answers on the socket file `name` in `dir`. What cannot be known counts as yes.
+pub fn answers(dir: BorrowedFd<'_>, name: &OsStr) -> Answers {
+    let connect = || -> io::Result<OwnedFd> {
         let fd = unix_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
-        Ok(rustix::net::connect(&fd, &SocketAddrUnix::new(in_dir(dir, name))?)?)
+        rustix::net::connect(&fd, &SocketAddrUnix::new(in_dir(dir, name))?)?;
+        Ok(fd)
     };
     match connect() {
-        Ok(()) => true,
-        Err(error) => !matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOENT)),
+        Ok(fd) => Answers::Yes(listening_process(fd.as_fd())),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOENT)) => Answers::No,
+        Err(_) => Answers::Yes(None),
     }
+}
+
+/// The pid of `SO_PEERCRED`, unix(7).
+fn listening_process(fd: BorrowedFd<'_>) -> Option<Pid> {
+    let credentials = option(fd, libc::SOL_SOCKET, libc::SO_PEERCRED)?;
+    Pid::from_raw(i32::from_ne_bytes(*credentials.first_chunk()?))
+}
+
+/// Whether somebody has an IP address so that it cannot be bound: tried, with a socket that is closed at once. `false`
+/// where that cannot be told. What is bound without listening is not in the way of a TCP socket with `SO_REUSEADDR`.
+pub fn is_held(address: SocketAddr, v6only: bool, datagram: bool) -> bool {
+    let attempt = || -> io::Result<()> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let kind = if datagram { SocketType::DGRAM } else { SocketType::STREAM };
+        let fd = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_reuseaddr(&fd, !datagram)?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&fd, v6only)?;
+        }
+        Ok(rustix::net::bind(&fd, &address)?)
+    };
+    attempt().is_err_and(|error| error.raw_os_error() == Some(libc::EADDRINUSE))
 }
 
 /// Gives the socket file `name` to somebody, as far as given. Whatever stands there by now that is not a socket
@@ -240,6 +274,11 @@ pub fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
 /// EOPNOTSUPP for other families than IP.
 pub fn set_reuseport(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_reuseport(fd, true)?)
+}
+
+/// Whether a socket may be bound beside others: socket(7).
+pub fn is_reuseaddr(fd: BorrowedFd<'_>) -> bool {
+    sockopt::socket_reuseaddr(fd).unwrap_or(false)
 }
 
 /// A TCP socket that is to stand in the place of a worker's.

@@ -31,6 +31,7 @@ mod sharing;
 mod signals;
 mod slots;
 mod starting;
+mod takeover;
 mod terminal;
 mod trees;
 mod unix_gaps;

@@ -11,6 +11,7 @@ use rustix::fs::{
     unlinkat,
 };
 use rustix::io::Errno;
+use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::Sender;
@@ -127,14 +128,24 @@ fn new_name() -> io::Result<String> {
 
 /// Whether [`new_name`] could have made this name.
 fn is_our_name(name: &OsStr) -> bool {
-    let parts = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-'));
-    parts.is_some_and(|(pid, random)| {
-        let digits = |text: &str, is_digit: fn(&u8) -> bool| text.bytes().all(|byte| is_digit(&byte));
-        !pid.is_empty()
-            && digits(pid, u8::is_ascii_digit)
-            && random.len() == RANDOM_DIGITS
-            && digits(random, u8::is_ascii_hexdigit)
-    })
+    pid_in_name(name).is_some()
+}
+
+/// The digits of the process id in a name that [`new_name`] could have made.
+fn pid_in_name(name: &OsStr) -> Option<&str> {
+    let (pid, random) = name.to_str()?.strip_prefix(PREFIX)?.split_once('-')?;
+    let digits = |text: &str, is_digit: fn(&u8) -> bool| text.bytes().all(|byte| is_digit(&byte));
+    let is_ours = !pid.is_empty()
+        && digits(pid, u8::is_ascii_digit)
+        && random.len() == RANDOM_DIGITS
+        && digits(random, u8::is_ascii_hexdigit);
+    is_ours.then_some(pid)
+}
+
+/// The supervisor whose directory a file is in, by the directory's name.
+pub(super) fn supervisor_of(file: &Path) -> Option<Pid> {
+    let pid: i32 = pid_in_name(file.parent()?.file_name()?)?.parse().ok()?;
+    if pid > 0 { Pid::from_raw(pid) } else { None }
 }
 
 /// Opens a directory of ours and locks it; `None` where another process has the lock, where it is another user's, or
@@ -195,6 +206,16 @@ fn remove(base: BorrowedFd<'_>, name: &OsStr, fd: BorrowedFd<'_>, file: &str) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_in_our_directory_names_the_supervisor() {
+        let path = |name: &str| Path::new("/run/master-process").join(name).join("notify");
+        let name = new_name().expect("random numbers");
+        assert_eq!(supervisor_of(&path(&name)), Some(rustix::process::getpid()));
+        for other in ["systemd", "master-process-1", "master-process-0-0123456789abcdef", ""] {
+            assert_eq!(supervisor_of(&path(other)), None, "{other}");
+        }
+    }
 
     #[test]
     fn only_names_that_we_give_are_ours() {

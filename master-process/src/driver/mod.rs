@@ -125,6 +125,7 @@ impl Driver {
              be seen; let them send READY=1 (--ready notify), or share addresses"
         );
         let launcher = Launcher::new(config, handed_over, &notify)?;
+        let trees = Trees::new(remains::cgroups(config), &notify.address()).context("eventfd")?;
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
         poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
@@ -144,7 +145,7 @@ impl Driver {
             broker,
             chores: Chores::default(),
             checks_listeners: false,
-            trees: Trees::new(remains::cgroups(config)).context("eventfd")?,
+            trees,
             remainders: Remainders::new(),
             dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,

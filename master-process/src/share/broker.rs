@@ -261,6 +261,7 @@ impl Broker {
         self.note_queues(serial);
         self.core.died(serial, asked);
         self.copies.forget_worker(serial);
+        self.removals.forget_worker(serial);
         self.found.retain(|(of, ..)| *of != serial);
         self.registered.retain(|(of, ..)| *of != serial);
         if let Some(process) = self.processes.get_mut(&serial) {

@@ -47,6 +47,16 @@ impl Removals {
         self.0.retain(|removal| removal.thread != thread);
     }
 
+    /// Those that have had their time are forgotten: each holds a descriptor.
+    pub(super) fn forget_old(&mut self, now: Time) {
+        self.0.retain(|removal| now.since(removal.since) < TAKES);
+    }
+
+    /// The same of a worker that is gone.
+    pub(super) fn forget_worker(&mut self, serial: u64) {
+        self.0.retain(|removal| removal.serial != serial);
+    }
+
     /// Whether another worker may be about to remove what is at a path.
     pub(super) fn is_under_way(&mut self, now: Time, serial: u64, key: &Key) -> bool {
         self.0.retain(|removal| now.since(removal.since) < TAKES && removal.watch.may_be_in(&CALLS));

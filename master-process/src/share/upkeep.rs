@@ -31,6 +31,7 @@ impl Broker {
 
     /// Does what the core wants.
     pub fn reconcile(&mut self, now: Time) {
+        self.removals.forget_old(now);
         self.note_queues_of_awaited();
         for effect in self.core.reconcile(now) {
             match effect {

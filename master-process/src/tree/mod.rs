@@ -1,8 +1,8 @@
 //! Who belongs to a worker: everything that descends from its start, whatever group, session or parent it has now.
 //!
 //! A process whose parent ends becomes a child of the supervisor, which is a subreaper. Whose it was is then told by
-//! what it still has of its worker ([`ownership`]). The walk over `/proc` that finds out is as long as the workers make
-//! it, so a helper thread makes it ([`walker`]); the loop asks and is told.
+//! what it still has of its worker (`ownership.rs`). The walk over `/proc` that finds out is as long as the workers make
+//! it, so a helper thread makes it (`walker.rs`); the loop asks and is told.
 //!
 //! Where a cgroup is delegated to the supervisor, each worker has one below it, and the kernel says who is in there. The
 //! rest is for everywhere else, and for what a worker has put into another cgroup.
@@ -89,6 +89,7 @@ pub struct Trees {
     /// Children of whatever this process was before it was exec'ed.
     inherited: HashSet<Pid>,
     workers: Arc<Registry>,
+    notify_socket: Arc<[u8]>,
     /// Where the cgroups of workers are made; none: none is delegated to us.
     parent: Option<Supervisors>,
     cgroups: HashMap<u64, Arc<Cgroup>>,
@@ -101,14 +102,17 @@ pub struct Trees {
 }
 
 impl Trees {
+    /// `notify_socket` is what our workers find as `NOTIFY_SOCKET`.
+    ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(parent: Option<Supervisors>) -> io::Result<Trees> {
+    pub fn new(parent: Option<Supervisors>, notify_socket: &[u8]) -> io::Result<Trees> {
         Ok(Trees {
             trees: BTreeMap::new(),
             owners: HashMap::new(),
             inherited: children::ours().into_iter().collect(),
             workers: Arc::default(),
+            notify_socket: notify_socket.into(),
             parent,
             cgroups: HashMap::new(),
             emptied: Vec::new(),
@@ -264,6 +268,7 @@ impl Trees {
             owners: self.owners.clone(),
             inherited: self.inherited.clone(),
             workers: Arc::clone(&self.workers),
+            notify_socket: Arc::clone(&self.notify_socket),
         });
         self.walks = self.walker.start(walk);
     }

@@ -66,16 +66,21 @@ pub(super) fn owner(
     }
 }
 
-/// What an environment says: the slot and the generation, where it names `supervisor` as the parent.
-pub(super) fn read_environment(variables: &[Vec<u8>], supervisor: Pid) -> Option<(u32, u32)> {
-    let value = |name: &str| -> Option<u32> {
+/// What an environment says: the slot and the generation, where it is of a worker of this supervisor: its notify socket
+/// tells, or its pid. A shell does not hand `PPID` on.
+pub(super) fn read_environment(
+    variables: &[Vec<u8>],
+    supervisor: Pid,
+    notify_socket: &[u8],
+) -> Option<(u32, u32)> {
+    let text = |name: &str| {
         let prefix = format!("{name}=");
-        let text = variables.iter().find_map(|variable| variable.strip_prefix(prefix.as_bytes()))?;
-        std::str::from_utf8(text).ok()?.parse().ok()
+        variables.iter().find_map(|variable| variable.strip_prefix(prefix.as_bytes()))
     };
-    let parent = value("PPID")?;
-    let ours = u32::try_from(supervisor.as_raw_pid()).ok()?;
-    (parent == ours).then_some(())?;
+    let value = |name: &str| -> Option<u32> { std::str::from_utf8(text(name)?).ok()?.parse().ok() };
+    let is_ours = text("NOTIFY_SOCKET").is_some_and(|address| address == notify_socket)
+        || value("PPID") == u32::try_from(supervisor.as_raw_pid()).ok();
+    is_ours.then_some(())?;
     Some((value("WORKER_INDEX")?, value("RELOAD_INDEX")?))
 }
 
@@ -143,7 +148,9 @@ mod tests {
     #[test]
     fn an_environment_counts_if_it_names_this_supervisor() {
         let variables = |text: &str| text.split(' ').map(|one| one.as_bytes().to_vec()).collect::<Vec<_>>();
-        let read = |text| read_environment(&variables(text), pid(42));
+        let read = |text| read_environment(&variables(text), pid(42), b"/run/a/notify");
+        assert_eq!(read("NOTIFY_SOCKET=/run/a/notify RELOAD_INDEX=3 WORKER_INDEX=7"), Some((7, 3)));
+        assert_eq!(read("NOTIFY_SOCKET=/run/b/notify RELOAD_INDEX=3 WORKER_INDEX=7"), None);
         assert_eq!(read("A=1 PPID=42 RELOAD_INDEX=3 WORKER_INDEX=7"), Some((7, 3)));
         assert_eq!(read("PPID=43 RELOAD_INDEX=3 WORKER_INDEX=7"), None);
         assert_eq!(read("PPID=42 RELOAD_INDEX=3"), None);

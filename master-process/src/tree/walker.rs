@@ -51,6 +51,8 @@ pub(super) struct Walk {
     pub(super) owners: HashMap<Pid, (u64, u64)>,
     pub(super) inherited: HashSet<Pid>,
     pub(super) workers: Arc<Registry>,
+    /// What our workers find as `NOTIFY_SOCKET`.
+    pub(super) notify_socket: Arc<[u8]>,
 }
 
 /// What it found.
@@ -197,7 +199,7 @@ impl Walk {
             let evidence = if known {
                 Evidence { started: stat.started, ..Evidence::default() }
             } else {
-                evidence(pid, &stat, tasks, accounted)
+                evidence(pid, &stat, tasks, accounted, &self.notify_socket)
             };
             let owner = owner(pid, &evidence, &self.trees, &self.owners);
             if let Some(serial) = owner {
@@ -275,7 +277,7 @@ fn stat(pid: Pid) -> Option<Stat> {
     StatFile::open(pid).and_then(|file| file.read()).ok()
 }
 
-fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>) -> Evidence {
+fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>, notify_socket: &[u8]) -> Evidence {
     let accounted = || tasks.iter().find(|task| task.hints.contains(&pid) || has_any(pid, &task.sockets));
     let accounted = in_cgroup.or_else(|| accounted().map(|task| task.serial));
     let environment = Peer::open(pid).and_then(|peer| peer.environment()).ok();
@@ -283,7 +285,7 @@ fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>) -> Ev
         started: stat.started,
         group: stat.group,
         session: stat.session,
-        environment: environment.and_then(|variables| read_environment(&variables, getpid())),
+        environment: environment.and_then(|variables| read_environment(&variables, getpid(), notify_socket)),
         accounted,
     }
 }

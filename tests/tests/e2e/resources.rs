@@ -91,8 +91,12 @@ fn reloads_leave_descriptors_and_memory_as_they_were() {
     for _ in 0..25 {
         supervisor.reload(4);
     }
-    eventually(PATIENCE, &format!("as many descriptors as before: {descriptors:?}"), || {
-        process::descriptors(pid).len() <= descriptors.len()
+    supervisor.eventually("as many descriptors as before", || {
+        let now = process::descriptors(pid);
+        if now.len() > descriptors.len() {
+            println!("before {descriptors:?}\nnow {now:?}");
+        }
+        now.len() <= descriptors.len()
     });
     let grown = resident(pid).saturating_sub(memory);
     assert!(grown <= 256, "{grown} KiB more than the {memory} KiB before");

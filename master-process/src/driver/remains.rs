@@ -167,6 +167,9 @@ impl Driver {
         for found in self.trees.take() {
             self.found_tree(&found);
         }
+        for (pid, worker) in self.trees.owned() {
+            self.meter.adopt(worker, pid);
+        }
         self.watch_trees();
     }
 

@@ -46,6 +46,9 @@ impl Driver {
             self.policy.handle(now, Event::Sampled(worker, usage));
         }
         self.sampling.taken = taken;
+        if self.meter.sees_orphan() {
+            self.trees.survey();
+        }
         self.broker.check_listeners();
         self.check_terminal();
         self.start_sampling();

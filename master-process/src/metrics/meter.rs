@@ -123,9 +123,28 @@ impl Meter {
 
     /// Another process is the worker from now on: one that it has started.
     pub fn moved(&mut self, worker: WorkerId, pid: Pid) {
+        if let Some(procfs) = self.procfs() {
+            procfs.moved(worker, pid);
+        }
+    }
+
+    /// Whether a child of ours was seen whose worker is not known: it was handed to us. The kernel side needs no telling:
+    /// it has seen the birth.
+    pub fn sees_orphan(&mut self) -> bool {
+        self.procfs().is_some_and(Procfs::sees_orphan)
+    }
+
+    /// A process that was handed to us is a worker's.
+    pub fn adopt(&mut self, worker: WorkerId, pid: Pid) {
+        if let Some(procfs) = self.procfs() {
+            procfs.adopt(worker, pid);
+        }
+    }
+
+    fn procfs(&mut self) -> Option<&mut Procfs> {
         match &mut self.source {
-            Source::Procfs(procfs) | Source::Ebpf(_, Rest::Procfs(procfs)) => procfs.moved(worker, pid),
-            Source::Ebpf(_, Rest::None | Rest::Impossible) | Source::Off => {}
+            Source::Procfs(procfs) | Source::Ebpf(_, Rest::Procfs(procfs)) => Some(procfs),
+            Source::Ebpf(_, Rest::None | Rest::Impossible) | Source::Off => None,
         }
     }
 

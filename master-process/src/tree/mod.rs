@@ -96,6 +96,8 @@ pub struct Trees {
     /// Those of workers that are gone, and that cannot be removed yet: the kernel is still at the end of somebody in there.
     emptied: Vec<Arc<Cgroup>>,
     requests: BTreeMap<u64, Request>,
+    /// Whether the owners are to be found out, whoever is asked for.
+    surveys: bool,
     /// Whether a walk is under way.
     walks: bool,
     walker: Walker,
@@ -117,6 +119,7 @@ impl Trees {
             cgroups: HashMap::new(),
             emptied: Vec::new(),
             requests: BTreeMap::new(),
+            surveys: false,
             walks: false,
             walker: Walker::new()?,
         })
@@ -224,6 +227,20 @@ impl Trees {
         self.owners.get(&pid).map(|(_, serial)| *serial)
     }
 
+    /// Asks whose the processes are that were handed to us.
+    pub fn survey(&mut self) {
+        self.surveys = true;
+        self.walk();
+    }
+
+    /// The processes that were handed to us and whose worker is known.
+    pub fn owned(&self) -> impl Iterator<Item = (Pid, WorkerId)> {
+        self.owners.iter().filter_map(|(pid, (_, serial))| {
+            let slot = self.trees.get(serial)?.slot;
+            Some((*pid, WorkerId { slot, serial: *serial }))
+        })
+    }
+
     /// Asks who lives of a worker. `hints` are processes that are known to be its own, `sockets` its listeners.
     pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>) {
         if self.trees.contains_key(&serial) {
@@ -249,9 +266,10 @@ impl Trees {
 
     /// One walk answers all that was asked until then.
     fn walk(&mut self) {
-        if self.walks || self.requests.is_empty() {
+        if self.walks || (self.requests.is_empty() && !self.surveys) {
             return;
         }
+        self.surveys = false;
         let tasks: Vec<Task> = std::mem::take(&mut self.requests)
             .into_iter()
             .map(|(serial, request)| Task {

@@ -312,3 +312,27 @@ time.sleep(1000)"
     supervisor.eventually("it is ready", || !supervisor.logged(&["says that it is ready"]).is_empty());
     assert_eq!(supervisor.stop(), 0);
 }
+
+#[test]
+fn what_a_daemon_beside_its_worker_uses_is_its_workers_where_procfs_measures() {
+    let text = "
+made = bound(HOST, PORT); made.listen(64)
+say('ready', PID)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        used = b'x' * (200 << 20) if INDEX == '0' else b''
+        time.sleep(1000)
+    os._exit(0)
+serve(made)";
+    let limits = ["--max-memory", "100MiB", "--memory-failures", "2", "--monitor-delay", "0"];
+    let options = [&["-w", "2", "--monitor", "procfs", "--monitor-interval", "100ms"][..], &limits].concat();
+    let supervisor = Supervisor::start(&options, script(text, address::tcp()));
+    servers(&supervisor, 2);
+    supervisor.eventually("it is over its limit", || {
+        !supervisor.logged(&["worker 0", "more than --max-memory allows"]).is_empty()
+    });
+    assert!(supervisor.logged(&["worker 1", "more than --max-memory allows"]).is_empty());
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(supervisor.survivors(), Vec::<i32>::new());
+}

@@ -7,11 +7,11 @@ use std::time::Duration;
 use master_process_tests::load::{self, Outcome};
 use master_process_tests::supervisor::await_gone;
 use master_process_tests::traffic::pass;
-use master_process_tests::{Supervisor, process};
+use master_process_tests::{Supervisor, process, profile};
 use rustix::process::Signal;
 
 use crate::network::{self, needs, path_of};
-use crate::run::{answers, load, supervised, text_of, write};
+use crate::run::{OPTIONS, answers, load, supervised, text_of, write};
 
 const PORT: u16 = 3000;
 
@@ -50,8 +50,19 @@ fn who(supervisor: &Supervisor) -> BTreeSet<String> {
 
 /// Reloads under load, a killed first process, and the end.
 fn is_one_worker(command: &[String]) {
+    is_one_worker_in(&[], Vec::new(), command);
+}
+
+/// The same with more options, and with words in front of the supervisor's command line.
+fn is_one_worker_in(options: &[&str], launcher: Vec<String>, command: &[String]) {
     network::enter();
-    let supervisor = supervised(&["-w", "2", "--kill-timeout", "30s"], command);
+    let supervisor = Supervisor::builder()
+        .args(OPTIONS)
+        .args(["-w", "2", "--kill-timeout", "30s"])
+        .args(options)
+        .wrap(launcher)
+        .command(command)
+        .spawn();
     answers(&supervisor, &client("/"));
     supervisor.await_workers(WORKERS);
     let mut old = who(&supervisor);
@@ -105,6 +116,36 @@ fn a_shell_and_its_server_are_one_worker() {
 }
 
 #[test]
+fn a_shell_and_its_server_are_one_worker_where_procfs_measures() {
+    needs!("a_shell_and_its_server_are_one_worker_where_procfs_measures", "node");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let command = words(&["sh", "-c", &format!("{} {}; true", node(), server(folder.path()))]);
+    is_one_worker_in(&["--monitor", "procfs"], Vec::new(), &command);
+}
+
+#[test]
+fn a_shell_and_its_server_are_one_worker_of_an_ordinary_user() {
+    needs!("a_shell_and_its_server_are_one_worker_of_an_ordinary_user", "node");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    open_to_all(folder.path());
+    let command = words(&["sh", "-c", &format!("{} {}; true", node(), server(folder.path()))]);
+    is_one_worker_in(&[], profile::launcher(Some(profile::ordinary_user()), &[]), &command);
+}
+
+#[test]
+fn a_detached_child_of_node_is_its_workers_for_an_ordinary_user() {
+    needs!("a_detached_child_of_node_is_its_workers_for_an_ordinary_user", "node");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    open_to_all(folder.path());
+    is_one_worker_in(&[], profile::launcher(Some(profile::ordinary_user()), &[]), &detached(folder.path()));
+}
+
+fn open_to_all(folder: &Path) {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder, mode).expect("the folder is the test's own");
+}
+
+#[test]
 fn npm_start_is_one_worker() {
     needs!("npm_start_is_one_worker", "node", "npm");
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -150,12 +191,16 @@ fn a_server_in_a_session_of_its_own_is_its_workers() {
 fn a_detached_child_of_node_is_its_workers() {
     needs!("a_detached_child_of_node_is_its_workers", "node");
     let folder = tempfile::tempdir().expect("a temporary folder");
+    is_one_worker(&detached(folder.path()));
+}
+
+fn detached(folder: &Path) -> Vec<String> {
     let text = format!(
         "const child = require('child_process').spawn(process.execPath, [{:?}], {{detached: true, stdio: 'inherit'}});\n\
          child.on('exit', code => process.exit(code));\n",
-        server(folder.path())
+        server(folder)
     );
-    is_one_worker(&words(&[&node(), &write(folder.path(), "parent.js", &text)]));
+    words(&[&node(), &write(folder, "parent.js", &text)])
 }
 
 /// Two php-fpm children and an nginx, started as entry points of containers do it.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 
 use crate::policy::WorkerId;
 use crate::sys::proc_stat::{Stat, StatFile};
@@ -49,6 +49,8 @@ fn is_gone(error: &io::Error) -> bool {
 pub(super) struct Family {
     relatives: HashMap<Pid, Relative>,
     strangers: HashSet<Pid>,
+    /// Whether a child of ours was among them that no look had seen before: a worker may have left it to us.
+    sees_orphan: bool,
     looks: u32,
     /// So many files may stay open.
     files: usize,
@@ -88,9 +90,30 @@ impl Family {
                     self.relatives.insert(*pid, Relative { worker, file, last: *stat });
                 }
                 None => {
+                    self.sees_orphan |= stat.parent == Some(getpid());
                     self.strangers.insert(*pid);
                 }
             }
+        }
+    }
+
+    /// Whether a child of ours was seen since this was asked last whose worker is not known.
+    pub(super) fn take_sees_orphan(&mut self) -> bool {
+        std::mem::take(&mut self.sees_orphan)
+    }
+
+    /// A process that was handed to us belongs to this worker.
+    pub(super) fn adopt(&mut self, pid: Pid, worker: WorkerId) {
+        if !self.strangers.remove(&pid) {
+            return;
+        }
+        let read = StatFile::open(pid).and_then(|file| Ok((file.read()?, file)));
+        if let Ok((last, file)) = read {
+            let open = self.relatives.values().filter(|relative| relative.file.is_some()).count();
+            let file = (open < self.files).then_some(file);
+            self.relatives.insert(pid, Relative { worker, file, last });
+            // Whoever descends from it was a stranger, too.
+            self.strangers.clear();
         }
     }
 

@@ -75,6 +75,18 @@ impl Procfs {
         }
     }
 
+    /// Whether a child of ours was seen whose worker is not known.
+    pub fn sees_orphan(&mut self) -> bool {
+        self.family.as_mut().is_some_and(Family::take_sees_orphan)
+    }
+
+    /// A process that was handed to us is a worker's.
+    pub fn adopt(&mut self, worker: WorkerId, pid: Pid) {
+        if let Some(family) = self.family.as_mut().filter(|_| self.workers.contains_key(&worker)) {
+            family.adopt(pid, worker);
+        }
+    }
+
     /// Whether it measures this worker.
     pub fn watches(&self, worker: WorkerId) -> bool {
         self.workers.contains_key(&worker)

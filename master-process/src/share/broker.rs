@@ -232,7 +232,7 @@ impl Broker {
 
     /// The first process of a worker is gone, and others of its tree live: no new connection comes to them.
     pub fn first_ended(&mut self, now: Time, serial: u64) {
-        self.core.stopping(serial);
+        // Not as one that was asked to stop: what waits for it waits for its slot's next one.
         self.core.serves(now, serial, false);
         if let Some(process) = self.processes.get_mut(&serial) {
             process.pid = None;

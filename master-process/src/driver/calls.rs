@@ -1,6 +1,6 @@
 //! The calls that workers wait in: their filters' notifications.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,6 +17,8 @@ use crate::sys::seccomp::{self, Notification};
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     open: HashMap<u64, (WorkerId, OwnedFd)>,
+    /// Workers of whose trees the kernel has said that nobody is left, and whose ends are not dealt with yet.
+    hung_up: HashSet<u64>,
     /// Whether the remark that a call could not be looked into was made: it would be made for each call.
     warned: bool,
 }
@@ -25,6 +27,16 @@ impl Listeners {
     /// Whether anybody of a worker's tree may still call.
     pub(super) fn has(&self, serial: u64) -> bool {
         self.open.contains_key(&serial)
+    }
+
+    /// Whether the kernel has said that nobody of a worker's tree is left.
+    pub(super) fn has_hung_up(&self, serial: u64) -> bool {
+        self.hung_up.contains(&serial)
+    }
+
+    /// A worker's end is dealt with.
+    pub(super) fn forget(&mut self, serial: u64) {
+        self.hung_up.remove(&serial);
     }
 
     pub(super) fn get(&self, serial: u64) -> Option<BorrowedFd<'_>> {
@@ -56,6 +68,9 @@ impl Driver {
             if state.intersects(PollFlags::HUP | PollFlags::NVAL) {
                 // Nobody of the worker's whole tree is left.
                 self.listeners.open.remove(&serial);
+                if self.trees.has(serial) {
+                    self.listeners.hung_up.insert(serial);
+                }
                 self.tree_is_empty(serial);
                 if !self.trees.has(serial) {
                     self.broker.forget(serial);

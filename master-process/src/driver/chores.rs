@@ -52,8 +52,8 @@ pub(super) enum Chore {
     KillFirst(u64),
     /// See who is left of the worker of this serial, whose first process is gone.
     Remains(u64),
-    /// See whether the worker of this serial, which went into the background, listens.
-    Background(u64),
+    /// See whether the worker of this serial, which went into the background, serves; whether it was not ready then.
+    Background(u64, bool),
     /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
     Exit(u64),
     /// See whether the start of the worker of this serial is over; it was not so often.
@@ -86,7 +86,7 @@ impl Chore {
             Chore::Sweep(_) => SWEEP_AFTER,
             Chore::KillFirst(_) => KILLED_AFTER,
             Chore::Remains(_) => super::remains::LOOK_AGAIN,
-            Chore::Background(_) => super::remains::ANSWERED_WITHIN,
+            Chore::Background(..) => super::remains::ANSWERED_WITHIN,
             Chore::Inspection(_) => TIME_OUT,
             Chore::Exit(_) | Chore::Call(..) | Chore::Hangup | Chore::Stops | Chore::Resume(..) => {
                 AGAIN_AFTER
@@ -157,7 +157,7 @@ impl Driver {
                 },
                 Chore::KillFirst(serial) => self.kill_first(serial),
                 Chore::Remains(serial) => self.look_at_remains(serial),
-                Chore::Background(serial) => self.check_daemon(serial),
+                Chore::Background(serial, was_starting) => self.check_daemon(serial, was_starting),
                 Chore::Inspection(number) => self.give_inspection_up(number),
                 Chore::Exit(serial) => self.worker_ended(serial),
                 Chore::Start(serial, looks) => self.look_at_start(serial, looks),

@@ -147,6 +147,7 @@ impl Driver {
 
     fn forget_tree(&mut self, serial: u64) {
         self.trees.gone(serial);
+        self.listeners.forget(serial);
         if !self.listeners.has(serial) {
             self.broker.forget(serial);
         }
@@ -156,7 +157,9 @@ impl Driver {
     /// keeps that for as long as a process has it, in whatever cgroup that is.
     fn may_have_remains(&self, serial: u64) -> bool {
         let populated = self.trees.is_populated(serial);
-        let Some(listener) = self.listeners.get(serial) else { return populated.unwrap_or(true) };
+        let Some(listener) = self.listeners.get(serial) else {
+            return populated.unwrap_or(!self.listeners.has_hung_up(serial));
+        };
         let mut state = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
         let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         populated == Some(true) || !state[0].revents().intersects(PollFlags::HUP | PollFlags::NVAL)
@@ -253,17 +256,20 @@ impl Driver {
         }
         self.workers.replace_process(serial, main.pid, handle);
         self.event(Event::WentIntoBackground(worker));
-        let wait = if self.policy.is_starting(worker) { self.ready_timeout } else { LISTENS_WITHIN };
-        self.later_in(wait, Chore::Background(serial));
+        let starts = self.policy.is_starting(worker);
+        let wait = if starts { self.ready_timeout } else { LISTENS_WITHIN };
+        self.later_in(wait, Chore::Background(serial, starts));
     }
 
     /// A daemon that serves nothing is not the worker.
-    pub(super) fn check_daemon(&mut self, serial: u64) {
+    pub(super) fn check_daemon(&mut self, serial: u64, was_starting: bool) {
         let Some(entry) = self.workers.get(serial).filter(|entry| entry.end.is_none()) else { return };
-        if self.broker.listens(serial) || self.policy.expects_end(entry.id) {
+        let id = entry.id;
+        // One that has become ready since has said so in another way.
+        let serves = self.broker.listens(serial) || (was_starting && !self.policy.is_starting(id));
+        if serves || self.policy.expects_end(id) {
             return;
         }
-        let id = entry.id;
         warn!(
             worker = id.slot,
             "{} went into the background and does not listen: stopping it",

@@ -195,8 +195,10 @@ serve(made)"
     supervisor.signal(Signal::HUP);
     supervisor.eventually("the reload is complete", || !supervisor.logged(&["is complete"]).is_empty());
     await_gone(daemons[1]);
-    let new: BTreeSet<i32> = servers(&supervisor, 5).into_iter().filter(|pid| process::alive(*pid)).collect();
-    assert_eq!(new.len(), 2);
+    let new = supervisor.until("the old ones are gone", || {
+        let alive = servers(&supervisor, 5).into_iter().filter(|pid| process::alive(*pid));
+        Some(alive.collect::<BTreeSet<i32>>()).filter(|new| new.len() == 2)
+    });
     let answers: BTreeSet<i32> = (0..40).filter_map(|_| load::who(address)).collect();
     assert_eq!(answers, new);
     assert_eq!(supervisor.stop(), 0);

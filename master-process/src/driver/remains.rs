@@ -112,9 +112,10 @@ impl Driver {
     pub(super) fn first_process_ended(&mut self, serial: u64, death: Option<Death>) {
         let Some(entry) = self.workers.get(serial) else { return };
         let (worker, first_pid) = (entry.id, entry.pid);
-        let Ok(first) = entry.pidfd.try_clone() else { return self.worker_gone(serial, death) };
+        let first = entry.pidfd.try_clone();
         self.trees.first_ended(serial);
         self.workers.reaped(serial);
+        let Ok(first) = first else { return self.worker_gone(serial, death) };
         if !self.may_have_remains(serial) {
             return self.worker_gone(serial, death);
         }

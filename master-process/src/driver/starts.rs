@@ -47,6 +47,8 @@ struct Begun {
     generation: u32,
     ready_pipe: Option<OwnedFd>,
     cgroup: Option<Cgroup>,
+    /// In ticks since the machine was started.
+    started_at: u64,
 }
 
 /// All of them, by the worker's serial.
@@ -89,7 +91,7 @@ impl Driver {
         let cgroup = self.trees.make_cgroup(worker);
         let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
         let foreground = self.next_worker_is_in_foreground();
-        self.trees.begin_start();
+        let started_at = self.trees.begin_start();
         let started = self.launcher.start(worker, generation, into, foreground);
         self.trees.start_begun(started.as_ref().ok().map(|(launch, _)| launch.pid()));
         self.meter.forked(worker, started.is_ok());
@@ -97,7 +99,7 @@ impl Driver {
             Ok(started) => started,
             Err(failure) => return self.start_failed(worker, generation, failure),
         };
-        let particulars = Begun { generation, ready_pipe, cgroup };
+        let particulars = Begun { generation, ready_pipe, cgroup, started_at };
         let patience = if self.starts.late.is_empty() { USUAL } else { BESIDE_A_LATE_ONE };
         match launch.wait(patience) {
             Ok(over) => self.start_is_over(worker, over, particulars),
@@ -182,7 +184,7 @@ impl Driver {
     }
 
     fn launched(&mut self, worker: WorkerId, spawned: Spawned, begun: Begun) {
-        let Begun { generation, ready_pipe, cgroup } = begun;
+        let Begun { generation, ready_pipe, cgroup, started_at } = begun;
         self.greet();
         let (serial, pid) = (worker.serial, spawned.pid);
         self.watch(spawned.pidfd.as_fd(), Token::Exit(serial));
@@ -199,7 +201,7 @@ impl Driver {
         self.meter.launched(worker, pid);
         // Where clone3(2) is denied, it is put there before it has had time to fork.
         let cgroup = cgroup.filter(|cgroup| spawned.in_cgroup || cgroup.enter(pid).is_ok());
-        self.trees.started(worker, generation, pid, cgroup);
+        self.trees.started(worker, generation, pid, cgroup, started_at);
         debug!(worker = worker.slot, generation, "{} is started", self.name(worker));
         self.event(Event::Launched(worker));
     }

@@ -162,9 +162,10 @@ impl Trees {
         self.cgroups.get(&serial)?.is_populated().ok()
     }
 
-    /// A worker is about to be started.
-    pub fn begin_start(&self) {
+    /// A worker is about to be started. When that is, in ticks since the machine was started.
+    pub fn begin_start(&self) -> u64 {
         self.workers.begin();
+        ticks_since_boot()
     }
 
     /// It has this pid; none: it could not be started.
@@ -178,15 +179,23 @@ impl Trees {
     }
 
     /// A worker runs.
-    pub fn started(&mut self, worker: WorkerId, generation: u32, first: Pid, cgroup: Option<Cgroup>) {
+    /// `begun` is what [`begin_start`](Self::begin_start) gave: it may have taken its time since.
+    pub fn started(
+        &mut self,
+        worker: WorkerId,
+        generation: u32,
+        first: Pid,
+        cgroup: Option<Cgroup>,
+        begun: u64,
+    ) {
         self.cgroups.extend(cgroup.map(|cgroup| (worker.serial, Arc::new(cgroup))));
         let tree = TreeFacts {
             serial: worker.serial,
             slot: worker.slot,
             generation,
             first,
-            started: ticks_since_boot(),
-            first_started: ticks_since_boot(),
+            started: begun,
+            first_started: begun,
             first_lives: true,
         };
         self.trees.insert(worker.serial, tree);
@@ -286,6 +295,8 @@ impl Trees {
             owners: self.owners.clone(),
             inherited: self.inherited.clone(),
             workers: Arc::clone(&self.workers),
+            starts: self.workers.starts(),
+            asked_at: ticks_since_boot(),
             notify_socket: Arc::clone(&self.notify_socket),
         });
         self.walks = self.walker.start(walk);

@@ -30,6 +30,10 @@ pub(super) struct Evidence {
     pub(super) environment: Option<(u32, u32)>,
     /// The worker whose eBPF account has it, or one of whose listeners it has open.
     pub(super) accounted: Option<u64>,
+    /// It may be of a worker that is not among the trees.
+    pub(super) is_unsure: bool,
+    /// Others than workers leave processes to us: we are pid 1, or had children before we were who we are.
+    pub(super) may_be_a_strangers: bool,
 }
 
 /// The worker that a process belongs to; none: it cannot be told.
@@ -50,6 +54,9 @@ pub(super) fn owner(
     if let Some(tree) = trees.iter().find(leads) {
         return Some(tree.serial);
     }
+    if evidence.is_unsure {
+        return None;
+    }
     if let Some((slot, generation)) = evidence.environment {
         // A worker that was started later than the process is not the one that it comes from. A tick is the least that
         // the two times can differ by.
@@ -61,7 +68,7 @@ pub(super) fn owner(
         }
     }
     match trees {
-        [only] => Some(only.serial),
+        [only] if !evidence.may_be_a_strangers => Some(only.serial),
         _none_or_several => None,
     }
 }
@@ -140,6 +147,11 @@ mod tests {
         assert_eq!(owner_of(Evidence::default(), &trees), None);
         assert_eq!(owner_of(Evidence::default(), &trees[..1]), Some(1));
         assert_eq!(owner_of(Evidence::default(), &[]), None);
+        let of_a_later_worker =
+            Evidence { is_unsure: true, environment: Some((0, 0)), ..Evidence::default() };
+        assert_eq!(owner_of(of_a_later_worker, &trees[..1]), None);
+        let stranger = Evidence { may_be_a_strangers: true, ..Evidence::default() };
+        assert_eq!(owner_of(stranger, &trees[..1]), None);
         // A worker that is gone owns nothing.
         let gone = Evidence { accounted: Some(9), ..Evidence::default() };
         assert_eq!(owner_of(gone, &trees), None);

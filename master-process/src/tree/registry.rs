@@ -1,7 +1,7 @@
 //! Which children of ours are workers: known to the helper thread at every moment, also while one is being made.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::Pid;
@@ -17,12 +17,20 @@ pub(super) struct Registry {
     pids: Mutex<HashSet<Pid>>,
     /// A child is being made, and is not among them yet.
     begins: AtomicBool,
+    /// How many were ever made.
+    starts: AtomicU64,
 }
 
 impl Registry {
     /// A child is about to be made.
     pub(super) fn begin(&self) {
+        self.starts.fetch_add(1, Ordering::SeqCst);
         self.begins.store(true, Ordering::SeqCst);
+    }
+
+    /// How many workers were ever begun.
+    pub(super) fn starts(&self) -> u64 {
+        self.starts.load(Ordering::SeqCst)
     }
 
     /// It is this one; none: it could not be made.

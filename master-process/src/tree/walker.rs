@@ -51,6 +51,9 @@ pub(super) struct Walk {
     pub(super) owners: HashMap<Pid, (u64, u64)>,
     pub(super) inherited: HashSet<Pid>,
     pub(super) workers: Arc<Registry>,
+    /// How many workers had been started, and when, in ticks, that was so.
+    pub(super) starts: u64,
+    pub(super) asked_at: u64,
     /// What our workers find as `NOTIFY_SOCKET`.
     pub(super) notify_socket: Arc<[u8]>,
 }
@@ -201,6 +204,10 @@ impl Walk {
             } else {
                 evidence(pid, &stat, tasks, accounted, &self.notify_socket)
             };
+            // A worker that was started since may have left it: of that nothing is known here.
+            let is_unsure = stat.started >= self.asked_at && self.workers.starts() != self.starts;
+            let may_be_a_strangers = getpid().as_raw_pid() == 1 || !self.inherited.is_empty();
+            let evidence = Evidence { is_unsure, may_be_a_strangers, ..evidence };
             let owner = owner(pid, &evidence, &self.trees, &self.owners);
             if let Some(serial) = owner {
                 self.owners.insert(pid, (stat.started, serial));
@@ -287,6 +294,7 @@ fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>, notif
         session: stat.session,
         environment: environment.and_then(|variables| read_environment(&variables, getpid(), notify_socket)),
         accounted,
+        ..Evidence::default()
     }
 }
 

@@ -77,6 +77,10 @@ fn two_hundred_crashes_of_workers_that_listen_leave_descriptors_and_memory_as_th
     crashes_leave_nothing(&supervisor, settle);
 }
 
+/// Threads that are started when they are needed first, each with one descriptor: they look for closed listeners, for the
+/// processes of workers, and for who holds an address.
+const HELPERS: usize = 3;
+
 #[test]
 fn reloads_leave_descriptors_and_memory_as_they_were() {
     let address = address::tcp();
@@ -93,10 +97,10 @@ fn reloads_leave_descriptors_and_memory_as_they_were() {
     }
     supervisor.eventually("as many descriptors as before", || {
         let now = process::descriptors(pid);
-        if now.len() > descriptors.len() {
+        if now.len() > descriptors.len() + HELPERS {
             println!("before {descriptors:?}\nnow {now:?}");
         }
-        now.len() <= descriptors.len()
+        now.len() <= descriptors.len() + HELPERS
     });
     let grown = resident(pid).saturating_sub(memory);
     assert!(grown <= 256, "{grown} KiB more than the {memory} KiB before");

@@ -311,7 +311,7 @@ fn has_any(pid: Pid, sockets: &[u64]) -> bool {
 /// terminal for example, must run to hear it.
 fn send(member: &Member, number: i32) {
     let Ok(handle) = pidfd_open(member.pid, PidfdFlags::empty()) else { return };
-    if stat(member.pid).is_some_and(|stat| stat.started == member.started) {
+    if member.is_there() {
         let _gone_or_not_ours_to_signal = pidfd::signal(handle.as_fd(), number);
         if number != libc::SIGKILL {
             let _likewise = pidfd::signal(handle.as_fd(), libc::SIGCONT);

@@ -67,11 +67,9 @@ fn is_one_worker_in(options: &[&str], launcher: Vec<String>, command: &[String])
     supervisor.await_workers(WORKERS);
     let mut old = who(&supervisor);
     let (slow, fast) = (load(4, &client("/slow")), load(4, &client("/")));
-    for reload in 1..=3 {
+    for count in 1..=3 {
         pass(&supervisor, &fast, 50);
-        supervisor.signal(Signal::HUP);
-        let line = format!("reload {reload} is complete");
-        supervisor.eventually(&line, || !supervisor.logged(&[&line]).is_empty());
+        reload(&supervisor, count);
         let new = who(&supervisor);
         assert!(new.is_disjoint(&old), "{old:?} answer after the reload: {new:?}");
         for pid in &old {
@@ -203,6 +201,23 @@ fn detached(folder: &Path) -> Vec<String> {
     words(&[&node(), &write(folder, "parent.js", &text)])
 }
 
+/// The file of an nginx that answers with the pid of its child.
+fn nginx_options(folder: &Path) -> String {
+    let place = text_of(folder);
+    let options = format!(
+        "pid {place}/nginx.pid; error_log {place}/nginx.log; events {{}}\n\
+         http {{ access_log off; server {{ listen 127.0.0.1:{PORT}; return 200 $pid; }} }}\n"
+    );
+    write(folder, "nginx.conf", &options)
+}
+
+/// HUP, until the supervisor says that this reload of it is complete.
+fn reload(supervisor: &Supervisor, count: u32) {
+    supervisor.signal(Signal::HUP);
+    let line = format!("reload {count} is complete");
+    supervisor.eventually(&line, || !supervisor.logged(&[&line]).is_empty());
+}
+
 /// Two php-fpm children and an nginx, started as entry points of containers do it.
 #[test]
 fn a_daemon_beside_a_foreground_program_is_the_same_worker() {
@@ -217,14 +232,7 @@ fn a_daemon_beside_a_foreground_program_is_the_same_worker() {
              listen = 127.0.0.1:9000\npm = static\npm.max_children = 2\n"
         ),
     );
-    let nginx = write(
-        folder.path(),
-        "nginx.conf",
-        &format!(
-            "pid {place}/nginx.pid; error_log {place}/nginx.log; events {{}}\n\
-             http {{ access_log off; server {{ listen 127.0.0.1:{PORT}; return 200 $pid; }} }}\n"
-        ),
-    );
+    let nginx = nginx_options(folder.path());
     let line = format!(
         "{} -D -R -y {fpm} && {} -c {nginx} -g 'daemon off;'",
         path_of("php-fpm8.2"),
@@ -233,16 +241,14 @@ fn a_daemon_beside_a_foreground_program_is_the_same_worker() {
     network::enter();
     let supervisor = supervised(&[], &words(&["sh", "-c", &line]));
     answers(&supervisor, &client("/"));
-    let count = |name: &str| {
+    let running = |name: &str| {
         let name = name.to_owned();
         supervisor.survivors().into_iter().filter(move |pid| comm(*pid).starts_with(&name)).count()
     };
-    supervisor.eventually("one set of both", || (count("php-fpm"), count("nginx")) == (3, 2));
-    for reload in 1..=3 {
-        supervisor.signal(Signal::HUP);
-        let line = format!("reload {reload} is complete");
-        supervisor.eventually(&line, || !supervisor.logged(&[&line]).is_empty());
-        supervisor.eventually("one set of both", || (count("php-fpm"), count("nginx")) == (3, 2));
+    supervisor.eventually("one set of both", || (running("php-fpm"), running("nginx")) == (3, 2));
+    for count in 1..=3 {
+        reload(&supervisor, count);
+        supervisor.eventually("one set of both", || (running("php-fpm"), running("nginx")) == (3, 2));
     }
     assert!(matches!(client("/")(), Outcome::Ok(_)));
     assert_eq!(supervisor.stop(), 0);
@@ -257,15 +263,7 @@ fn comm(pid: i32) -> String {
 fn an_nginx_that_goes_into_the_background_is_the_worker() {
     needs!("an_nginx_that_goes_into_the_background_is_the_worker", "nginx");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let place = text_of(folder.path());
-    let nginx = write(
-        folder.path(),
-        "nginx.conf",
-        &format!(
-            "pid {place}/nginx.pid; error_log {place}/nginx.log; events {{}}\n\
-             http {{ access_log off; server {{ listen 127.0.0.1:{PORT}; return 200 $pid; }} }}\n"
-        ),
-    );
+    let nginx = nginx_options(folder.path());
     network::enter();
     let supervisor = supervised(&["-w", "2"], &words(&[&path_of("nginx"), "-c", &nginx]));
     answers(&supervisor, &client("/"));
@@ -273,11 +271,9 @@ fn an_nginx_that_goes_into_the_background_is_the_worker() {
         supervisor.logged(&["went into the background", "daemon off;"]).len() == WORKERS
     });
     let clients = load(4, &client("/"));
-    for reload in 1..=3 {
+    for count in 1..=3 {
         pass(&supervisor, &clients, 50);
-        supervisor.signal(Signal::HUP);
-        let line = format!("reload {reload} is complete");
-        supervisor.eventually(&line, || !supervisor.logged(&[&line]).is_empty());
+        reload(&supervisor, count);
     }
     pass(&supervisor, &clients, 50);
     let tally = clients.stop();

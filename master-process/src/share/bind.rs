@@ -205,7 +205,7 @@ impl Broker {
     /// Finds out who holds an address. What the call has to wait for, if for anything.
     pub(super) fn seek_occupant(&mut self, request: &Request<'_>, wanted: Wanted) -> Option<Decision> {
         let caller = (request.worker.serial, *request.call);
-        match self.occupants.seek(request.now, wanted, caller, self.looks.fd()) {
+        match self.occupants.seek(request.now, wanted, caller) {
             Seeking::Await => Some(Decision::AwaitLook),
             Seeking::Wait => Some(Decision::Wait(LATER)),
             Seeking::GoOn => None,

@@ -148,6 +148,8 @@ impl Broker {
         access: Access,
         inherited: &mut InheritedListeners,
     ) -> io::Result<Broker> {
+        let looks = Looks::new()?;
+        let occupants = Occupants::new(looks.wake().clone());
         let mut broker = Broker {
             share,
             rules,
@@ -158,8 +160,8 @@ impl Broker {
             permanent: Vec::new(),
             processes: HashMap::new(),
             queues: QueueWatch::new()?,
-            looks: Looks::new()?,
-            occupants: Occupants::new(),
+            looks,
+            occupants,
             found: Vec::new(),
             registered: Vec::new(),
             reports: inherited.take_reports(),
@@ -317,7 +319,7 @@ impl Broker {
 
     /// Readable when [`take_looks`](Self::take_looks) has something to say.
     pub fn looks(&self) -> BorrowedFd<'_> {
-        self.looks.fd()
+        self.looks.wake().fd()
     }
 
     /// Readable when [`take_queue_events`](Self::take_queue_events) has something to say.

@@ -3,15 +3,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::RawFd;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Pid;
 
 use super::core::SocketId;
 use crate::sys::epoll_entries::{self, Entry};
+use crate::sys::helper::{Helper, Wake};
 use crate::sys::holders::{self, Holder};
 use crate::sys::inet_diag;
 use crate::sys::peer::Peer;
@@ -86,9 +84,7 @@ pub(super) struct Answer {
 /// The thread, from the first question on.
 #[derive(Debug)]
 pub(super) struct Looks {
-    wake: OwnedFd,
-    answers: Arc<Mutex<Vec<Answer>>>,
-    sender: Option<SyncSender<Look>>,
+    helper: Helper<Look, Answer>,
     /// What is asked and not answered.
     asked: Vec<(u64, Question, Option<Caller>)>,
 }
@@ -97,13 +93,13 @@ impl Looks {
     /// # Errors
     /// Those of eventfd(2).
     pub(super) fn new() -> io::Result<Looks> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Looks { wake, answers: Arc::default(), sender: None, asked: Vec::new() })
+        let helper = Helper::new("looks", 128 * 1024, MAX_WAITING, Wake::new()?, answer);
+        Ok(Looks { helper, asked: Vec::new() })
     }
 
     /// Readable when there are answers.
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    pub(super) fn wake(&self) -> &Wake {
+        self.helper.wake()
     }
 
     /// Whether this is asked already.
@@ -134,29 +130,18 @@ impl Looks {
         if self.asked.iter().filter(under_way).count() >= most {
             return Asking::Busy;
         }
-        if self.sender.is_none() {
-            self.sender = self.start();
-        }
         let key = (look.serial, look.question, look.call);
-        let sent = self.sender.as_ref().is_some_and(|sender| sender.try_send(look).is_ok());
-        if !sent {
+        if !self.helper.ask(look) {
             return Asking::Impossible;
         }
         self.asked.push(key);
         Asking::Sent
     }
 
-    fn start(&self) -> Option<SyncSender<Look>> {
-        let (sender, receiver) = sync_channel(MAX_WAITING);
-        let (answers, wake) = (Arc::clone(&self.answers), self.wake.try_clone().ok()?);
-        let thread = std::thread::Builder::new().name("looks".to_owned()).stack_size(128 * 1024);
-        thread.spawn(move || run(&receiver, &answers, &wake)).ok().map(|_running| sender)
-    }
-
     /// The answers since this was called last.
     pub(super) fn take(&mut self) -> Vec<Answer> {
-        let _none_or_some = rustix::io::read(&self.wake, &mut [0u8; 8]);
-        let answers = std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
+        self.helper.wake().clear();
+        let answers = self.helper.take();
         for answer in &answers {
             let key = (answer.look.serial, answer.look.question, answer.look.call);
             if let Some(at) = self.asked.iter().position(|asked| *asked == key) {
@@ -167,19 +152,15 @@ impl Looks {
     }
 }
 
-fn run(looks: &Receiver<Look>, answers: &Mutex<Vec<Answer>>, wake: &OwnedFd) {
-    while let Ok(look) = looks.recv() {
-        let found = match look.question {
-            Question::Holder(id) => Found::Holder(id, holders::find(id, look.root, &look.workers)),
-            Question::Epoll(thread, fd) => {
-                let peer = Peer::open(thread);
-                Found::Epoll(peer.and_then(|peer| epoll_entries::find(&peer, fd)).unwrap_or_default())
-            }
-            Question::Unaccepted(id, port) => Found::Unaccepted(id, inet_diag::unaccepted(port).ok()),
-            Question::Listeners => Found::Listeners(holders::tcp_listeners(look.root)),
-        };
-        answers.lock().unwrap_or_else(PoisonError::into_inner).push(Answer { look, found });
-        // It is full only with 2^64 answers that nobody has read.
-        let _woken = rustix::io::write(wake, &1u64.to_ne_bytes());
-    }
+fn answer(look: Look) -> Answer {
+    let found = match look.question {
+        Question::Holder(id) => Found::Holder(id, holders::find(id, look.root, &look.workers)),
+        Question::Epoll(thread, fd) => {
+            let peer = Peer::open(thread);
+            Found::Epoll(peer.and_then(|peer| epoll_entries::find(&peer, fd)).unwrap_or_default())
+        }
+        Question::Unaccepted(id, port) => Found::Unaccepted(id, inet_diag::unaccepted(port).ok()),
+        Question::Listeners => Found::Listeners(holders::tcp_listeners(look.root)),
+    };
+    Answer { look, found }
 }

@@ -8,6 +8,7 @@ pub mod closer;
 pub mod epoll_entries;
 pub mod fds;
 pub mod handlers;
+pub mod helper;
 pub mod holders;
 pub mod inet_diag;
 pub mod notify;

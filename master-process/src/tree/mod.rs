@@ -32,10 +32,11 @@ use rustix::process::Pid;
 use crate::policy::WorkerId;
 use crate::sys::cgroup::{Cgroup, Supervisors};
 use crate::sys::children;
+use crate::sys::helper::Helper;
 use crate::sys::proc_stat::StatFile;
 use ownership::TreeFacts;
 use registry::Registry;
-use walker::{Task, Walk, Walker};
+use walker::{Answer, Task, Walk};
 
 /// Processes of one worker that are looked at. One that has more is ended in several rounds.
 const MAX_MEMBERS: usize = 4096;
@@ -100,7 +101,7 @@ pub struct Trees {
     surveys: bool,
     /// Whether a walk is under way.
     walks: bool,
-    walker: Walker,
+    walker: Helper<Walk, Answer>,
 }
 
 impl Trees {
@@ -121,13 +122,13 @@ impl Trees {
             requests: BTreeMap::new(),
             surveys: false,
             walks: false,
-            walker: Walker::new()?,
+            walker: walker::walker()?,
         })
     }
 
     /// Readable when [`take`](Self::take) has something.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.walker.fd()
+        self.walker.wake().fd()
     }
 
     /// Children of whatever this process was before it was exec'ed.
@@ -289,7 +290,7 @@ impl Trees {
                 cgroup: self.cgroups.get(&serial).cloned(),
             })
             .collect();
-        let walk = Box::new(Walk {
+        let walk = Walk {
             tasks,
             trees: self.trees.values().copied().collect(),
             owners: self.owners.clone(),
@@ -298,13 +299,17 @@ impl Trees {
             starts: self.workers.starts(),
             asked_at: ticks_since_boot(),
             notify_socket: Arc::clone(&self.notify_socket),
-        });
-        self.walks = self.walker.start(walk);
+        };
+        self.walks = self.walker.ask(walk);
+        if !self.walks {
+            tracing::warn!("the processes of workers cannot be looked for: no thread is available");
+        }
     }
 
     /// What walks have found since this was called last.
     pub fn take(&mut self) -> Vec<Found> {
         let mut found = Vec::new();
+        self.walker.wake().clear();
         for answer in self.walker.take() {
             self.walks = false;
             self.owners = answer.owners;

@@ -2,17 +2,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
 use super::ownership::{Evidence, TreeFacts, owner, read_environment};
 use super::registry::Registry;
 use super::{MAX_MEMBERS, Member};
 use crate::sys::cgroup::Cgroup;
+use crate::sys::helper::{Helper, Wake};
 use crate::sys::peer::Peer;
 use crate::sys::proc_stat::{self, Stat, StatFile};
 use crate::sys::{children, pidfd};
@@ -67,57 +66,8 @@ pub(super) struct Answer {
 }
 
 /// The thread, from the first walk on.
-#[derive(Debug)]
-pub(super) struct Walker {
-    wake: OwnedFd,
-    answers: Arc<Mutex<Vec<Answer>>>,
-    sender: Option<SyncSender<Box<Walk>>>,
-}
-
-impl Walker {
-    pub(super) fn new() -> io::Result<Walker> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Walker { wake, answers: Arc::default(), sender: None })
-    }
-
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
-    }
-
-    /// Makes a walk. False where no thread is to be had: then nothing comes back.
-    pub(super) fn start(&mut self, walk: Box<Walk>) -> bool {
-        if self.sender.is_none() {
-            self.sender = self.spawn();
-        }
-        match self.sender.as_ref().map(|sender| sender.try_send(walk)) {
-            Some(Ok(())) => true,
-            Some(Err(_)) | None => {
-                tracing::warn!("the processes of workers cannot be looked for: no thread is available");
-                false
-            }
-        }
-    }
-
-    fn spawn(&self) -> Option<SyncSender<Box<Walk>>> {
-        let (sender, receiver) = sync_channel(1);
-        let (answers, wake) = (Arc::clone(&self.answers), self.wake.try_clone().ok()?);
-        let thread = std::thread::Builder::new().name("trees".to_owned()).stack_size(256 * 1024);
-        thread.spawn(move || run(&receiver, &answers, &wake)).ok().map(|_running| sender)
-    }
-
-    pub(super) fn take(&mut self) -> Vec<Answer> {
-        let _none_or_some = rustix::io::read(&self.wake, &mut [0u8; 8]);
-        std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-fn run(walks: &Receiver<Box<Walk>>, answers: &Mutex<Vec<Answer>>, wake: &OwnedFd) {
-    while let Ok(walk) = walks.recv() {
-        let answer = carry_out(*walk);
-        answers.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
-        // It is full only with 2^64 answers that nobody has read.
-        let _woken = rustix::io::write(wake, &1u64.to_ne_bytes());
-    }
+pub(super) fn walker() -> io::Result<Helper<Walk, Answer>> {
+    Ok(Helper::new("trees", 256 * 1024, 1, Wake::new()?, carry_out))
 }
 
 fn carry_out(mut walk: Walk) -> Answer {

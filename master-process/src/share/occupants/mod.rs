@@ -7,9 +7,6 @@
 mod search;
 mod verdict;
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -19,6 +16,7 @@ use super::looks::Caller;
 use super::report::Report;
 use crate::config::Config;
 use crate::policy::Time;
+use crate::sys::helper::{Helper, Wake};
 
 /// How soon an address is searched again: who holds it is told once in this time, however often a worker binds it.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -129,22 +127,23 @@ struct Search {
 #[derive(Debug)]
 pub(super) struct Occupants {
     takeover: Option<Takeover>,
-    sender: Option<SyncSender<Task>>,
-    answers: Arc<Mutex<Vec<Answer>>>,
+    helper: Helper<Task, Answer>,
     searches: Vec<Search>,
 }
 
 impl Occupants {
-    pub(super) fn new() -> Occupants {
-        Occupants { takeover: None, sender: None, answers: Arc::default(), searches: Vec::new() }
+    /// `wake` tells when an answer is there.
+    pub(super) fn new(wake: Wake) -> Occupants {
+        let helper = Helper::new("occupants", 256 * 1024, MAX_WAITING, wake, answer);
+        Occupants { takeover: None, helper, searches: Vec::new() }
     }
 
     pub(super) fn set_takeover(&mut self, takeover: Option<Takeover>) {
         self.takeover = takeover;
     }
 
-    /// Searches who holds an address, unless that was done a moment ago. `wake` is written to when the answer is there.
-    pub(super) fn seek(&mut self, now: Time, wanted: Wanted, call: Caller, wake: BorrowedFd<'_>) -> Seeking {
+    /// Searches who holds an address, unless that was done a moment ago.
+    pub(super) fn seek(&mut self, now: Time, wanted: Wanted, call: Caller) -> Seeking {
         let takeover = self.takeover;
         self.searches.retain(|search| now.since(search.begun) < AGAIN_AFTER);
         if let Some(search) = self.searches.iter().find(|search| search.key.matches(&wanted.key)) {
@@ -155,30 +154,19 @@ impl Occupants {
         if self.searches.len() >= MAX_ADDRESSES {
             return Seeking::GoOn;
         }
-        if self.sender.is_none() {
-            self.sender = self.start(wake);
-        }
         let key = wanted.key.clone();
         let task = Task { wanted, call: takeover.map(|_| call), takeover };
-        if self.sender.as_ref().is_none_or(|sender| sender.try_send(task).is_err()) {
+        if !self.helper.ask(task) {
             return Seeking::GoOn;
         }
         self.searches.push(Search { key, begun: now, is_over: false });
         if takeover.is_some() { Seeking::Await } else { Seeking::GoOn }
     }
 
-    fn start(&self, wake: BorrowedFd<'_>) -> Option<SyncSender<Task>> {
-        let (sender, receiver) = sync_channel(MAX_WAITING);
-        let (answers, wake) = (Arc::clone(&self.answers), wake.try_clone_to_owned().ok()?);
-        let thread = std::thread::Builder::new().name("occupants".to_owned()).stack_size(256 * 1024);
-        thread.spawn(move || run(&receiver, &answers, &wake)).ok().map(|_running| sender)
-    }
-
     /// What was found since this was called last, and the calls that have waited for it.
     pub(super) fn take(&mut self) -> (Vec<Report>, Vec<Caller>) {
-        let answers = std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner));
         let (mut reports, mut calls) = (Vec::new(), Vec::new());
-        for answer in answers {
+        for answer in self.helper.take() {
             let search = self.searches.iter_mut().find(|search| search.key.matches(&answer.key));
             search.into_iter().for_each(|search| search.is_over = true);
             reports.extend(answer.outcome.reports(&answer.key));
@@ -188,12 +176,7 @@ impl Occupants {
     }
 }
 
-fn run(tasks: &Receiver<Task>, answers: &Mutex<Vec<Answer>>, wake: &OwnedFd) {
-    while let Ok(Task { wanted, call, takeover }) = tasks.recv() {
-        let outcome = look(&wanted, takeover);
-        let answer = Answer { key: wanted.key, call, outcome };
-        answers.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
-        // It is full only with 2^64 answers that nobody has read.
-        let _woken = rustix::io::write(wake, &1u64.to_ne_bytes());
-    }
+fn answer(Task { wanted, call, takeover }: Task) -> Answer {
+    let outcome = look(&wanted, takeover);
+    Answer { key: wanted.key, call, outcome }
 }

@@ -1,0 +1,138 @@
+//! A thread that answers questions one after the other: what may take longer than the loop can wait.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// What tells the loop that an answer is there: an eventfd, which several threads can share.
+#[derive(Debug, Clone)]
+pub struct Wake(Arc<OwnedFd>);
+
+impl Wake {
+    /// # Errors
+    /// Those of eventfd(2).
+    pub fn new() -> io::Result<Wake> {
+        Ok(Wake(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
+    }
+
+    /// Readable from an answer on, until [`clear`](Self::clear) is called.
+    #[must_use]
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// To be called before the answers are taken: one that comes later wakes again.
+    pub fn clear(&self) {
+        let _none_or_some = rustix::io::read(&*self.0, &mut [0u8; 8]);
+    }
+
+    fn set(&self) {
+        // It is full only with 2^64 answers that nobody has read.
+        let _woken = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// The thread, from the first question on. It ends with this value, after the question that it is at.
+#[derive(Debug)]
+pub struct Helper<Q, A> {
+    name: &'static str,
+    stack: usize,
+    most: usize,
+    answer: fn(Q) -> A,
+    wake: Wake,
+    answers: Arc<Mutex<Vec<A>>>,
+    sender: Option<SyncSender<Q>>,
+}
+
+impl<Q: Send + 'static, A: Send + 'static> Helper<Q, A> {
+    /// A thread of this name, with a stack of so many bytes, for which `most` questions may wait.
+    #[must_use]
+    pub fn new(
+        name: &'static str,
+        stack: usize,
+        most: usize,
+        wake: Wake,
+        answer: fn(Q) -> A,
+    ) -> Helper<Q, A> {
+        Helper { name, stack, most, answer, wake, answers: Arc::default(), sender: None }
+    }
+
+    /// What tells of answers.
+    #[must_use]
+    pub fn wake(&self) -> &Wake {
+        &self.wake
+    }
+
+    /// Asks. False where too many questions wait, or no thread is to be had: then no answer comes.
+    pub fn ask(&mut self, question: Q) -> bool {
+        if self.sender.is_none() {
+            self.sender = self.start();
+        }
+        self.sender.as_ref().is_some_and(|sender| sender.try_send(question).is_ok())
+    }
+
+    /// The answers since this was called last.
+    pub fn take(&mut self) -> Vec<A> {
+        std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn start(&self) -> Option<SyncSender<Q>> {
+        let (sender, receiver) = sync_channel(self.most);
+        let (answer, answers, wake) = (self.answer, Arc::clone(&self.answers), self.wake.clone());
+        let thread = std::thread::Builder::new().name(self.name.to_owned()).stack_size(self.stack);
+        thread.spawn(move || run(&receiver, answer, &answers, &wake)).ok().map(|_running| sender)
+    }
+}
+
+fn run<Q, A>(questions: &Receiver<Q>, answer: fn(Q) -> A, answers: &Mutex<Vec<A>>, wake: &Wake) {
+    while let Ok(question) = questions.recv() {
+        let found = answer(question);
+        answers.lock().unwrap_or_else(PoisonError::into_inner).push(found);
+        wake.set();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    fn is_awake(wake: &Wake, seconds: i64) -> bool {
+        let fd = wake.fd();
+        let mut state = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        poll(&mut state, Some(&Timespec { tv_sec: seconds, tv_nsec: 0 })).is_ok_and(|count| count == 1)
+    }
+
+    #[test]
+    fn each_question_has_its_answer_and_wakes_until_it_is_cleared() {
+        let wake = Wake::new().expect("an eventfd");
+        let mut helper = Helper::new("squares", 64 * 1024, 4, wake, |number: u32| number * number);
+        assert!(!is_awake(helper.wake(), 0));
+        assert!([2, 3].into_iter().all(|number| helper.ask(number)));
+        let mut found = Vec::new();
+        while found.len() < 2 {
+            assert!(is_awake(helper.wake(), 30), "an answer comes");
+            helper.wake().clear();
+            found.extend(helper.take());
+        }
+        assert_eq!(found, [4, 9]);
+        helper.wake().clear();
+        assert!(!is_awake(helper.wake(), 0));
+    }
+
+    #[test]
+    fn more_questions_than_may_wait_are_refused() {
+        let wake = Wake::new().expect("an eventfd");
+        let mut helper = Helper::new("waiting", 64 * 1024, 1, wake, |pipe: std::io::PipeReader| {
+            let _until_it_is_closed = std::io::read_to_string(pipe);
+        });
+        let ends: Vec<_> = (0..4).map(|_| std::io::pipe().expect("a pipe")).collect();
+        let (readers, writers): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
+        let asked = readers.into_iter().filter_map(|reader| helper.ask(reader).then_some(())).count();
+        assert!((1..=2).contains(&asked), "one at work and one that waits: {asked}");
+        drop(writers);
+    }
+}

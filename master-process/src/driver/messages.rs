@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 use super::{Driver, Token};
 use crate::notify;
 use crate::policy::{Event, Sign};
-use crate::sys::proc_stat::StatFile;
+use crate::sys::proc_stat;
 
 /// So many messages are read before the loop looks elsewhere: a worker that floods us must not hold it up.
 const AT_ONCE: usize = 64;
@@ -100,5 +100,5 @@ impl Driver {
 }
 
 fn parent_of(pid: Pid) -> Option<Pid> {
-    StatFile::open(pid).and_then(|file| file.read()).ok()?.parent
+    proc_stat::of(pid).ok()?.parent
 }

@@ -97,12 +97,11 @@ impl Broker {
             // What cannot be read is the worker's own.
             Err(_) => return Ok(0),
         };
-        let named = |name: &str| environment.iter().find(|variable| variable.starts_with(name.as_bytes()));
         // Not PPID, which shells set anew.
-        let notify = named("NOTIFY_SOCKET=").filter(|notify| **notify != self.notify_variable);
-        let (Some(notify), Some(slot)) = (notify, named("WORKER_INDEX=")) else { return Ok(0) };
+        let notify = environment.get("NOTIFY_SOCKET").filter(|notify| *notify != self.notify_address);
+        let (Some(notify), Some(slot)) = (notify, environment.get("WORKER_INDEX")) else { return Ok(0) };
         let mut hasher = DefaultHasher::new();
-        (notify, slot, named("RELOAD_INDEX=")).hash(&mut hasher);
+        (notify, slot, environment.get("RELOAD_INDEX")).hash(&mut hasher);
         Ok(hasher.finish())
     }
 

@@ -52,7 +52,7 @@ pub struct Broker {
     pub(super) paths: PathUse,
     pub(super) removals: Removals,
     /// What our workers find as `NOTIFY_SOCKET`: those of a supervisor among them find another one.
-    pub(super) notify_variable: Vec<u8>,
+    pub(super) notify_address: Vec<u8>,
     /// Whether workers' sockets can be copied and so looked at.
     pub(super) can_copy: bool,
     /// When something happened to a listener last.
@@ -168,7 +168,7 @@ impl Broker {
             unsettled: Vec::new(),
             paths: PathUse::Unknown,
             removals: Removals::default(),
-            notify_variable: Vec::new(),
+            notify_address: Vec::new(),
             can_copy: peer::can_copy(),
             active_at: None,
             checked: 0,
@@ -195,7 +195,7 @@ impl Broker {
 
     /// What our workers find as `NOTIFY_SOCKET`.
     pub fn set_notify_address(&mut self, address: &[u8]) {
-        self.notify_variable = [b"NOTIFY_SOCKET=", address].concat();
+        self.notify_address = address.to_owned();
     }
 
     /// What a worker's filter must send us: each call costs the worker ten microseconds, whatever it is about.

@@ -17,6 +17,11 @@ use crate::sys::sockets::{self, Kind};
 /// worker takes the descriptors that the others need.
 pub(super) const MAX_LISTENERS: usize = 256;
 
+/// The worker gets the errno that `listen` on a copy of its socket gave.
+fn refused(error: &io::Error) -> Decision {
+    answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))
+}
+
 impl Broker {
     pub(super) fn listen(&mut self, request: &Request<'_>, fd: RawFd, backlog: i32) -> io::Result<Decision> {
         let serial = request.worker.serial;
@@ -101,7 +106,7 @@ impl Broker {
         }
         if let Err(error) = sockets::listen(open.fd(), backlog) {
             self.keep_nothing_of(id);
-            return Ok(answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL))));
+            return Ok(refused(&error));
         }
         open.backlog = Some(backlog);
         self.activate(request, id, key, first);
@@ -122,7 +127,7 @@ impl Broker {
         let wish = if backlog < 0 { i32::MAX } else { backlog };
         if open.backlog.is_none_or(|current| current < wish) {
             if let Err(error) = sockets::listen(open.fd(), wish) {
-                return Ok(answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL))));
+                return Ok(refused(&error));
             }
             open.backlog = Some(wish);
         }
@@ -171,7 +176,7 @@ impl Broker {
             process.alone.insert(socket.inode);
         }
         match socket.copy().map(|copy| sockets::listen(copy, backlog)) {
-            Some(Err(error)) => Ok(answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))),
+            Some(Err(error)) => Ok(refused(&error)),
             // Once more, by the worker: a Unix socket's peers see who called it last.
             Some(Ok(())) | None => {
                 if let Some(copy) = socket.copy() {

@@ -45,6 +45,30 @@ pub struct FsIdentity {
     pub umask: u32,
 }
 
+/// The variables that a process was started with.
+#[derive(Debug, Clone, Default)]
+pub struct Environment(Vec<Vec<u8>>);
+
+impl Environment {
+    /// From `NAME=VALUE`, each followed by a zero byte; see proc_pid_environ(5).
+    #[must_use]
+    pub fn new(bytes: &[u8]) -> Environment {
+        Environment(bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
+    }
+
+    /// The value of a variable: the first one, where there are several.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.0.iter().find_map(|variable| variable.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    }
+
+    /// The value of a variable that is a number.
+    #[must_use]
+    pub fn number(&self, name: &str) -> Option<u32> {
+        std::str::from_utf8(self.get(name)?).ok()?.parse().ok()
+    }
+}
+
 /// Tells which call a thread is in: `/proc/TID/syscall`, see proc_pid_syscall(5).
 #[derive(Debug)]
 pub struct CallWatch(File);
@@ -244,7 +268,7 @@ impl Peer {
     ///
     /// # Errors
     /// EACCES where we may not look.
-    pub fn environment(&self) -> io::Result<Vec<Vec<u8>>> {
+    pub fn environment(&self) -> io::Result<Environment> {
         // It lies in the memory of the process, too.
         let environment = io::Read::take(self.file("environ")?, ENVIRONMENT_MAX);
         let bytes = remote_read::read(move || {
@@ -252,7 +276,7 @@ impl Peer {
             io::Read::read_to_end(&mut environment, &mut bytes)?;
             Ok(bytes)
         })?;
-        Ok(bytes.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect())
+        Ok(Environment::new(&bytes))
     }
 
     /// Whether it lives in our network namespace.
@@ -424,6 +448,14 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_variable_is_found_by_its_whole_name() {
+        let environment = Environment::new(b"A_B=1\0A=x=y\0A=2\0EMPTY=\0NUMBER=42\0");
+        assert_eq!(environment.get("A"), Some(&b"x=y"[..]), "the first");
+        assert_eq!((environment.get("EMPTY"), environment.get("B")), (Some(&b""[..]), None));
+        assert_eq!((environment.number("NUMBER"), environment.number("EMPTY")), (Some(42), None));
+    }
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     use std::os::fd::AsRawFd;
 

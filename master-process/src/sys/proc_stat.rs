@@ -113,6 +113,20 @@ fn known(number: i32) -> Option<Pid> {
     if number > 0 { Pid::from_raw(number) } else { None }
 }
 
+/// What it says now of a process.
+///
+/// # Errors
+/// As [`StatFile::open`] and [`StatFile::read`].
+pub fn of(pid: Pid) -> io::Result<Stat> {
+    StatFile::open(pid)?.read()
+}
+
+/// Whether the process of this number is still the one that was started then.
+#[must_use]
+pub fn is_still(pid: Pid, started: u64) -> bool {
+    of(pid).is_ok_and(|stat| stat.started == started)
+}
+
 /// The name of a process, as `ps` shows it; proc_pid_comm(5).
 #[must_use]
 pub fn name(pid: Pid) -> Option<String> {
@@ -166,7 +180,7 @@ mod tests {
 
     #[test]
     fn this_process_has_a_parent_and_memory() {
-        let stat = StatFile::open(rustix::process::getpid()).and_then(|file| file.read()).expect("procfs");
+        let stat = of(rustix::process::getpid()).expect("procfs");
         assert_eq!(stat.parent, rustix::process::getppid());
         assert!(stat.memory > 0);
     }

@@ -7,7 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, getpgid, getpgrp, getppid, getsid};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetpgrp, tcsetattr, tcsetpgrp};
 
-use super::proc_stat::{Stat, StatFile};
+use super::proc_stat::{self, Stat};
 
 /// How far up the parents are followed. A shell, its terminal's server, `sudo` and a script or two are fewer; a loop
 /// without a bound would be the host's to end.
@@ -143,7 +143,7 @@ impl Ancestors {
 }
 
 fn stat(pid: Pid) -> Option<Stat> {
-    StatFile::open(pid).and_then(|file| file.read()).ok()
+    proc_stat::of(pid).ok()
 }
 
 #[cfg(test)]

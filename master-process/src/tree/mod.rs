@@ -33,7 +33,7 @@ use crate::policy::WorkerId;
 use crate::sys::cgroup::{Cgroup, Supervisors};
 use crate::sys::children;
 use crate::sys::helper::Helper;
-use crate::sys::proc_stat::StatFile;
+use crate::sys::proc_stat;
 use ownership::TreeFacts;
 use registry::Registry;
 use walker::{Answer, Task, Walk};
@@ -59,8 +59,7 @@ pub struct Member {
 impl Member {
     /// Whether its number is still its own.
     pub fn is_there(&self) -> bool {
-        let stat = StatFile::open(self.pid).and_then(|file| file.read());
-        stat.is_ok_and(|stat| stat.started == self.started)
+        proc_stat::is_still(self.pid, self.started)
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use rustix::process::Pid;
 
+use crate::sys::peer::Environment;
+
 /// What is known of a worker's tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TreeFacts {
@@ -76,19 +78,14 @@ pub(super) fn owner(
 /// What an environment says: the slot and the generation, where it is of a worker of this supervisor: its notify socket
 /// tells, or its pid. A shell does not hand `PPID` on.
 pub(super) fn read_environment(
-    variables: &[Vec<u8>],
+    environment: &Environment,
     supervisor: Pid,
     notify_socket: &[u8],
 ) -> Option<(u32, u32)> {
-    let text = |name: &str| {
-        let prefix = format!("{name}=");
-        variables.iter().find_map(|variable| variable.strip_prefix(prefix.as_bytes()))
-    };
-    let value = |name: &str| -> Option<u32> { std::str::from_utf8(text(name)?).ok()?.parse().ok() };
-    let is_ours = text("NOTIFY_SOCKET").is_some_and(|address| address == notify_socket)
-        || value("PPID") == u32::try_from(supervisor.as_raw_pid()).ok();
+    let is_ours = environment.get("NOTIFY_SOCKET").is_some_and(|address| address == notify_socket)
+        || environment.number("PPID") == u32::try_from(supervisor.as_raw_pid()).ok();
     is_ours.then_some(())?;
-    Some((value("WORKER_INDEX")?, value("RELOAD_INDEX")?))
+    Some((environment.number("WORKER_INDEX")?, environment.number("RELOAD_INDEX")?))
 }
 
 #[cfg(test)]
@@ -159,8 +156,10 @@ mod tests {
 
     #[test]
     fn an_environment_counts_if_it_names_this_supervisor() {
-        let variables = |text: &str| text.split(' ').map(|one| one.as_bytes().to_vec()).collect::<Vec<_>>();
-        let read = |text| read_environment(&variables(text), pid(42), b"/run/a/notify");
+        let read = |text: &str| {
+            let environment = Environment::new(text.replace(' ', "\0").as_bytes());
+            read_environment(&environment, pid(42), b"/run/a/notify")
+        };
         assert_eq!(read("NOTIFY_SOCKET=/run/a/notify RELOAD_INDEX=3 WORKER_INDEX=7"), Some((7, 3)));
         assert_eq!(read("NOTIFY_SOCKET=/run/b/notify RELOAD_INDEX=3 WORKER_INDEX=7"), None);
         assert_eq!(read("A=1 PPID=42 RELOAD_INDEX=3 WORKER_INDEX=7"), Some((7, 3)));

@@ -13,7 +13,7 @@ use super::{MAX_MEMBERS, Member};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::helper::{Helper, Wake};
 use crate::sys::peer::Peer;
-use crate::sys::proc_stat::{self, Stat, StatFile};
+use crate::sys::proc_stat::{self, Stat};
 use crate::sys::{children, pidfd};
 
 /// Children of ours that are looked at. More than that are found when some of these are gone.
@@ -221,8 +221,7 @@ fn children_of((pid, started): (Pid, u64)) -> Vec<(Pid, Stat)> {
         .filter_map(|child| Some((child, stat(child)?)))
         .filter(|(_, stat)| !stat.is_zombie && stat.parent == Some(pid))
         .collect();
-    let is_same = stat(pid).is_some_and(|stat| stat.started == started);
-    if is_same { living } else { Vec::new() }
+    if proc_stat::is_still(pid, started) { living } else { Vec::new() }
 }
 
 fn member(pid: Pid, stat: &Stat, adopted: bool, sockets: &[u64]) -> Member {
@@ -231,7 +230,7 @@ fn member(pid: Pid, stat: &Stat, adopted: bool, sockets: &[u64]) -> Member {
 }
 
 fn stat(pid: Pid) -> Option<Stat> {
-    StatFile::open(pid).and_then(|file| file.read()).ok()
+    proc_stat::of(pid).ok()
 }
 
 fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>, notify_socket: &[u8]) -> Evidence {
@@ -242,7 +241,7 @@ fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>, notif
         started: stat.started,
         group: stat.group,
         session: stat.session,
-        environment: environment.and_then(|variables| read_environment(&variables, getpid(), notify_socket)),
+        environment: environment.and_then(|found| read_environment(&found, getpid(), notify_socket)),
         accounted,
         ..Evidence::default()
     }

@@ -6,7 +6,7 @@ use std::io;
 use rustix::process::{Pid, getpid};
 
 use crate::policy::WorkerId;
-use crate::sys::proc_stat::{Stat, StatFile};
+use crate::sys::proc_stat::{self, Stat, StatFile};
 
 /// After so many looks everybody is looked at anew: the pid of a stranger may be a descendant's by now.
 const LOOKS_UNTIL_ANEW: u32 = 30;
@@ -26,7 +26,7 @@ impl Relative {
     fn refresh(&mut self, pid: Pid) -> bool {
         let read = match &self.file {
             Some(file) => file.read(),
-            None => StatFile::open(pid).and_then(|file| file.read()),
+            None => proc_stat::of(pid),
         };
         match read {
             Ok(stat) if stat.started == self.last.started => {
@@ -76,7 +76,7 @@ impl Family {
             {
                 continue;
             }
-            if let Ok(stat) = StatFile::open(pid).and_then(|file| file.read()) {
+            if let Ok(stat) = proc_stat::of(pid) {
                 new.insert(pid, stat);
             }
         }

@@ -13,7 +13,7 @@ use super::verdict::{Evidence, Marks, Other, Verdict, verdict};
 use super::{Outcome, Takeover, Wanted};
 use crate::share::address::{Key, Protocol};
 use crate::sys::peer::Peer;
-use crate::sys::proc_stat::{self, Stat, StatFile};
+use crate::sys::proc_stat::{self, Stat};
 use crate::sys::{children, holders, inet_diag, pidfd, signals};
 
 /// Parents of parents that are followed. What lies deeper is not told whose it is.
@@ -116,7 +116,7 @@ fn sockets(wanted: &Wanted) -> (Vec<u64>, Option<u32>) {
 fn occupant(pid: Pid) -> Option<Occupant> {
     let stat = stat(pid)?;
     let peer = Peer::open(pid).ok()?;
-    let marks = peer.environment().ok().and_then(|variables| Marks::read(&variables));
+    let marks = peer.environment().ok().and_then(|environment| Marks::read(&environment));
     let evidence = Evidence {
         pid,
         started: stat.started,
@@ -156,7 +156,7 @@ fn other(pid: Pid) -> Option<Other> {
 }
 
 fn stat(pid: Pid) -> Option<Stat> {
-    StatFile::open(pid).and_then(|file| file.read()).ok().filter(|stat| !stat.is_zombie)
+    proc_stat::of(pid).ok().filter(|stat| !stat.is_zombie)
 }
 
 /// Those of the holders that an earlier supervisor has left, and what descends from them with the same marks or holds

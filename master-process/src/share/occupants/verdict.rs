@@ -3,6 +3,7 @@
 use rustix::process::Pid;
 
 use crate::sys::notify::supervisor_of_address;
+use crate::sys::peer::Environment;
 
 /// What every process of a worker finds in its environment: the slot, the generation, and the supervisor's pid. `PPID` is the
 /// pid of another process behind some shells, and missing behind others: so the path in `NOTIFY_SOCKET` counts before it.
@@ -14,14 +15,10 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    pub(super) fn read(variables: &[Vec<u8>]) -> Option<Marks> {
-        let text = |name: &str| {
-            let prefix = format!("{name}=");
-            variables.iter().find_map(|variable| variable.strip_prefix(prefix.as_bytes()))
-        };
-        let number = |name| std::str::from_utf8(text(name)?).ok()?.parse::<u32>().ok();
+    pub(super) fn read(environment: &Environment) -> Option<Marks> {
+        let number = |name| environment.number(name);
         let parent = || Pid::from_raw(i32::try_from(number("PPID")?).ok().filter(|pid| *pid > 0)?);
-        let supervisor = text("NOTIFY_SOCKET").and_then(supervisor_of_address).or_else(parent)?;
+        let supervisor = environment.get("NOTIFY_SOCKET").and_then(supervisor_of_address).or_else(parent)?;
         Some(Marks { supervisor, worker: (number("WORKER_INDEX")?, number("RELOAD_INDEX")?) })
     }
 }
@@ -100,7 +97,7 @@ mod tests {
     }
 
     fn marks(text: &str) -> Option<Marks> {
-        Marks::read(&text.split(' ').map(|one| one.as_bytes().to_vec()).collect::<Vec<_>>())
+        Marks::read(&Environment::new(text.replace(' ', "\0").as_bytes()))
     }
 
     /// What a supervisor of pid 40 has left, which is gone.

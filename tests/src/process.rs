@@ -62,6 +62,28 @@ pub fn alive(pid: i32) -> bool {
     stat(pid).is_some_and(|process| !matches!(process.state, 'Z' | 'X'))
 }
 
+/// What each thread of a process is at: its name and state, what it waits for in the kernel, and the call that it is in.
+#[must_use]
+pub fn threads(pid: i32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let tasks = tasks.filter_map(|task| task.file_name().to_str()?.parse::<i32>().ok());
+    let line = |task: i32| {
+        let file = |name: &str| text_of(pid, &format!("task/{task}/{name}")).unwrap_or_default();
+        let stack = file("stack")
+            .lines()
+            .map(|line| line.trim_start_matches("[<0>] ").to_owned())
+            .collect::<Vec<_>>();
+        let state = stat(task).map_or('?', |stat| stat.state);
+        format!(
+            "{task} {} {state}: call {}; {}",
+            file("comm").trim(),
+            file("syscall").trim(),
+            stack.join(" < ")
+        )
+    };
+    tasks.map(line).collect()
+}
+
 /// A line of `/proc/PID/status` by its name, without the name.
 #[must_use]
 pub fn status(pid: i32, name: &str) -> Option<String> {

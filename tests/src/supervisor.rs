@@ -512,6 +512,7 @@ impl Supervisor {
 
 impl Drop for Supervisor {
     fn drop(&mut self) {
+        let threads = if std::thread::panicking() { process::threads(self.wrapped) } else { Vec::new() };
         // Stopped first: it must not start another worker while its workers are being found. Found by mark, killed by
         // handle, until none is left.
         if self.exited().is_none() {
@@ -537,6 +538,7 @@ impl Drop for Supervisor {
                 lines[skipped..].iter().for_each(|line| eprintln!("{line}"));
             };
             print("the supervisor's log", self.log());
+            print("the supervisor's threads", threads);
             print("the workers' output", self.output());
             eprintln!("---");
         }

@@ -353,6 +353,9 @@ impl Driver {
         let missing = |worker: WorkerId| self.broker.missing(worker.serial);
         match *note {
             Note::Slow { worker, after } => report::slow(self.name(worker), after, missing(worker).as_ref()),
+            Note::Waits { worker, after } => {
+                report::waits(self.name(worker), after, missing(worker).as_ref())
+            }
             Note::Late { worker, after, next } => {
                 report::late(self.name(worker), after, missing(worker).as_ref(), next);
             }

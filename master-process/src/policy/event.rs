@@ -206,6 +206,13 @@ pub enum Note {
         /// How long it has been running.
         after: Duration,
     },
+    /// A worker takes longer than usual to become ready. Another one serves in its slot.
+    Waits {
+        /// Which.
+        worker: WorkerId,
+        /// How long it has been running.
+        after: Duration,
+    },
     /// A worker was not ready in time and is being stopped: another one serves in its slot.
     Late {
         /// Which.

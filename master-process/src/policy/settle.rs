@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::limits::Watch;
-use super::slot::{Readiness, Serving, StartPhase, Starting};
+use super::slot::{Readiness, Said, Serving, Slot, StartPhase, Starting};
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, FailedStart, Note, ReadyBy, Time, WorkerId};
 
@@ -43,9 +43,9 @@ impl Supervisor {
         self.look_at_draining(id, now);
         self.kill_overdue(id, now);
         let wants_launch = self.wants_launch(id);
-        let allowed = self.start_times.allowed(self.settings.ready_timeout);
+        let times = (self.start_times.unusual(), self.start_times.allowed(self.settings.ready_timeout));
         let slot = &mut self.slots[index(id)];
-        let due = slot.next_due(self.known_to_sign, allowed, wants_launch);
+        let due = slot.next_due(self.known_to_sign, times, wants_launch);
         self.timers.set(id, slot.timer, due);
         slot.timer = due;
         self.drop_empty_slots();
@@ -72,29 +72,28 @@ impl Supervisor {
             slot.starting = None;
             return self.retire(now, starting.worker, starting.phase);
         }
-        let StartPhase::Waiting { since, ready_at, warned } = starting.phase else {
+        let StartPhase::Waiting { since, ready_at, said } = starting.phase else {
             return;
         };
         let allowed = self.start_times.allowed(self.settings.ready_timeout);
         if !self.known_to_sign && ready_at.is_some_and(|at| at <= now) {
             self.become_ready(id, now, ReadyBy::Age);
         } else if since.after(allowed) <= now {
-            self.late(id, now, starting, (since, warned));
+            self.late(id, now, starting, (since, said));
+        } else if slot.has_ready() && !said.long && since.after(self.start_times.unusual()) <= now {
+            set_said(slot, Said { long: true, ..said });
+            self.push(Note::Waits { worker: starting.worker, after: now.since(since) });
         }
     }
 
     /// A start takes longer than it may. Where another worker of the slot serves, that one stays and this one goes. Where
     /// none does, nothing is won by starting anew: a program that is slow would never come to serve.
-    fn late(&mut self, id: u32, now: Time, starting: Starting, (since, warned): (Time, bool)) {
+    fn late(&mut self, id: u32, now: Time, starting: Starting, (since, said): (Time, Said)) {
         let (worker, after) = (starting.worker, now.since(since));
         let slot = &mut self.slots[index(id)];
         if !slot.has_ready() {
-            if let Some(StartPhase::Waiting { warned, .. }) =
-                slot.starting.as_mut().map(|starting| &mut starting.phase)
-            {
-                *warned = true;
-            }
-            if !warned {
+            set_said(slot, Said { late: true, ..said });
+            if !said.late {
                 self.push(Note::Slow { worker, after });
             }
             return;
@@ -201,5 +200,12 @@ impl Supervisor {
         let starting = Starting { worker, generation: self.generation, phase, watch };
         slot.starting = Some(Box::new(starting));
         self.actions.push_back(Action::Launch { worker, generation: self.generation });
+    }
+}
+
+fn set_said(slot: &mut Slot, now_said: Said) {
+    if let Some(StartPhase::Waiting { said, .. }) = slot.starting.as_mut().map(|starting| &mut starting.phase)
+    {
+        *said = now_said;
     }
 }

@@ -45,8 +45,17 @@ pub(super) struct Starting {
 pub(super) enum StartPhase {
     /// The driver has not answered yet.
     Launching,
-    /// It runs, and counts as ready by its age from `ready_at` on. `warned`: it is late, and that was said.
-    Waiting { since: Time, ready_at: Option<Time>, warned: bool },
+    /// It runs, and counts as ready by its age from `ready_at` on.
+    Waiting { since: Time, ready_at: Option<Time>, said: Said },
+}
+
+/// What was said of a worker that is not ready yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Said {
+    /// That it takes longer than usual.
+    pub(super) long: bool,
+    /// That it is late.
+    pub(super) late: bool,
 }
 
 /// Whether a worker is ready.
@@ -198,16 +207,17 @@ impl Slot {
     pub(super) fn next_due(
         &self,
         known_to_sign: bool,
-        allowed: Duration,
+        (unusual, allowed): (Duration, Duration),
         wants_launch: bool,
     ) -> Option<Time> {
         let by_age = |ready_at: Option<Time>| ready_at.filter(|_| !known_to_sign);
         let has_ready = self.has_ready();
         let starting = self.starting.iter().filter_map(|starting| match starting.phase {
             StartPhase::Launching => None,
-            StartPhase::Waiting { since, ready_at, warned } => {
-                let late = (has_ready || !warned).then(|| since.after(allowed));
-                [late, by_age(ready_at)].into_iter().flatten().min()
+            StartPhase::Waiting { since, ready_at, said } => {
+                let long = (has_ready && !said.long).then(|| since.after(unusual));
+                let late = (has_ready || !said.late).then(|| since.after(allowed));
+                [long, late, by_age(ready_at)].into_iter().flatten().min()
             }
         });
         let serving = self.serving.iter().filter_map(|serving| by_age(serving.ages_at()));

@@ -11,6 +11,9 @@ const ALLOWANCE: u32 = 2;
 /// reload by as long. A program that really needs longer than half of this has `--ready-timeout`.
 const LONGEST: Duration = Duration::from_secs(3600);
 
+/// A start that takes no longer than this needs no words, whatever the earlier ones took.
+const NOT_LONG: Duration = Duration::from_secs(10);
+
 /// What the starts so far have taken, up to the moment at which each worker was ready.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct StartTimes {
@@ -38,8 +41,16 @@ impl StartTimes {
 
     /// How long a start may take; at least `ready_timeout`.
     pub(super) fn allowed(&self, ready_timeout: Duration) -> Duration {
-        let needed = self.longest.max(self.of_reload).saturating_mul(ALLOWANCE);
-        ready_timeout.max(needed.min(LONGEST))
+        ready_timeout.max(self.twice_the_longest().min(LONGEST))
+    }
+
+    /// After how long a start takes longer than usual, and somebody may wonder.
+    pub(super) fn unusual(&self) -> Duration {
+        NOT_LONG.max(self.twice_the_longest())
+    }
+
+    fn twice_the_longest(&self) -> Duration {
+        self.longest.max(self.of_reload).saturating_mul(ALLOWANCE)
     }
 }
 
@@ -52,10 +63,10 @@ mod tests {
     #[test]
     fn a_program_has_twice_the_time_that_it_needed_and_never_less_than_the_time_out() {
         let mut times = StartTimes::default();
-        assert_eq!(times.allowed(60 * SECOND), 60 * SECOND);
+        assert_eq!((times.allowed(60 * SECOND), times.unusual()), (60 * SECOND, 10 * SECOND));
         times.took(75 * SECOND, false);
         times.took(20 * SECOND, false);
-        assert_eq!(times.allowed(60 * SECOND), 150 * SECOND);
+        assert_eq!((times.allowed(60 * SECOND), times.unusual()), (150 * SECOND, 150 * SECOND));
         assert_eq!(times.allowed(300 * SECOND), 300 * SECOND);
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::monitor::Backoffs;
 use super::replacement_queue::ReplacementQueue;
 use super::rollout::Rollout;
-use super::slot::{LeavePhase, Slot, StartPhase, Starting};
+use super::slot::{LeavePhase, Said, Slot, StartPhase, Starting};
 use super::start_times::StartTimes;
 use super::throttle::Patience;
 use super::timers::Timers;
@@ -208,7 +208,7 @@ impl Supervisor {
                 | ReadyMode::Notify
                 | ReadyMode::NotifyFd(_) => None,
             };
-            starting.phase = StartPhase::Waiting { since: now, ready_at, warned: false };
+            starting.phase = StartPhase::Waiting { since: now, ready_at, said: Said::default() };
             if self.settings.ready == ReadyMode::None {
                 self.become_ready(worker.slot, now, ReadyBy::Launch);
             }

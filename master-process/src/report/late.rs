@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::Span;
 use super::lines::{Follows, Named, Workers, millis};
@@ -19,6 +19,19 @@ pub fn slow(worker: Named, after: Duration, missing: Option<&Missing>) {
         missing = missing.map(|missing| missing.addresses.join(",")),
         "{worker} is not ready after {} (--ready-timeout){what}; no other worker serves its slot, so it goes on starting; \
          raise --ready-timeout if this program needs longer",
+        Span(after)
+    );
+}
+
+/// A worker takes its time, and another one of its slot serves meanwhile.
+pub fn waits(worker: Named, after: Duration, missing: Option<&Missing>) {
+    let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
+    info!(
+        worker = worker.slot,
+        pid = worker.pid,
+        after_ms = millis(after),
+        missing = missing.map(|missing| missing.addresses.join(",")),
+        "{worker} is not ready after {}{what}; waiting for it while the old worker runs",
         Span(after)
     );
 }

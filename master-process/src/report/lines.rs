@@ -75,7 +75,11 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
         Note::Died { worker, uptime, next } => died(named(worker), uptime, certificate, next),
         Note::Left { worker, uptime } => left(named(worker), uptime, certificate),
         // The driver knows the error, or the addresses that are missing, and has said it.
-        Note::LaunchFailed { .. } | Note::Slow { .. } | Note::Late { .. } | Note::ReloadFailed { .. } => {}
+        Note::LaunchFailed { .. }
+        | Note::Slow { .. }
+        | Note::Waits { .. }
+        | Note::Late { .. }
+        | Note::ReloadFailed { .. } => {}
         Note::Overdue { worker, after } => {
             let (worker, after) = (named(worker), Span(after));
             warn!(

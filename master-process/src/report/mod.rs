@@ -10,7 +10,7 @@ mod span;
 mod writer;
 
 pub use certificate::Certificate;
-pub use late::{FailedReload, late, reload_failed, slow};
+pub use late::{FailedReload, late, reload_failed, slow, waits};
 pub use lines::{Named, banner, launch_failed, note, start_failure};
 pub use setup::start_logging;
 pub use span::Span;

@@ -418,11 +418,22 @@ pub fn answer(listener: BorrowedFd<'_>, notification: &Notification, answer: Ans
     ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_SEND, &mut response)
 }
 
+/// Again where it was interrupted: each of these calls takes a lock of the filter's that work for the thread ends the wait
+/// for (`mutex_lock_interruptible` in kernel/seccomp.c), before anything was done. That must not look like a caller that is
+/// gone.
 fn ioctl<T>(listener: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
-    // SAFETY: each request above is paired with the structure that seccomp_unotify(2) names for it, and the
-    // kernel reads and writes no more than its size, which is part of the request's number.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), request, std::ptr::from_mut(argument)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    loop {
+        // SAFETY: each request above is paired with the structure that seccomp_unotify(2) names for it, and the
+        // kernel reads and writes no more than its size, which is part of the request's number.
+        let result = unsafe { libc::ioctl(listener.as_raw_fd(), request, std::ptr::from_mut(argument)) };
+        if result >= 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 #[cfg(test)]

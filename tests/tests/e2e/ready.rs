@@ -513,6 +513,21 @@ fn a_release_that_never_opens_its_port_fails_and_the_missing_address_is_named() 
 }
 
 #[test]
+fn a_reload_that_waits_for_an_address_says_so() {
+    let address = address::tcp();
+    let text = side_port_first("0", "time.sleep(11)");
+    let supervisor = started(&["--throttle", "100ms"], &text, address);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    supervisor.signal(Signal::HUP);
+    let missing = format!("it does not listen on {address}, which the old worker serves");
+    let told = || supervisor.logged(&["is not ready after", &missing, "waiting for it"]).len();
+    supervisor.eventually("one line says what the reload waits for", || told() == 1);
+    supervisor.eventually("the reload is complete", || supervisor.logged(&["is complete"]).len() == 1);
+    assert_eq!(told(), 1);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
 fn a_release_that_has_dropped_an_address_says_so_itself() {
     let address = address::tcp();
     let text = side_port_first("0", "notify(); signal.pause()");

@@ -101,6 +101,34 @@ fn a_reload_whose_workers_are_late_is_given_up() {
 }
 
 #[test]
+fn a_start_of_a_reload_that_takes_longer_than_usual_is_told_of_once() {
+    let mut sim = Sim::new(settings(1));
+    sim.launch_all();
+    // It needs four seconds.
+    sim.pass(4 * SECOND);
+    sim.sign(sim.alive()[0]);
+    sim.event(Event::Reload);
+    sim.launch_all();
+    let new = sim.find(|process| process.generation == 1)[0];
+    let told = |sim: &Sim| sim.notes.iter().filter(|note| matches!(note, Note::Waits { .. })).count();
+    sim.pass(10 * SECOND - MS);
+    assert_eq!(told(&sim), 0);
+    sim.pass(MS);
+    assert_eq!(sim.notes.last(), Some(&Note::Waits { worker: new, after: 10 * SECOND }));
+    sim.pass(40 * SECOND);
+    assert_eq!(told(&sim), 1);
+    sim.sign(new);
+    sim.leave_all();
+    // The next one has needed fifty seconds: so it takes twice that to be unusual, and the time-out is as long.
+    sim.pass(10 * SECOND);
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.pass(99 * SECOND);
+    assert_eq!(told(&sim), 1);
+    sim.finish();
+}
+
+#[test]
 fn a_reload_whose_command_is_gone_is_given_up() {
     let mut sim = Sim::new(settings(1));
     sim.run_smoothly();

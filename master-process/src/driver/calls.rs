@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 
 use super::chores::Chore;
 use super::{Driver, Token};
-use crate::policy::{Event, Sign, WorkerId};
+use crate::policy::{Event, ReadySignal, WorkerId};
 use crate::share::{Decision, Listens};
 use crate::sys::seccomp::{self, Notification};
 
@@ -104,11 +104,11 @@ impl Driver {
             return self.broker.undelivered(worker, reply.answer);
         }
         let sign = reply.listens.map(|listens| match listens {
-            Listens::All => Sign::Listen,
-            Listens::Some => Sign::ListenFirst,
+            Listens::All => ReadySignal::Listen,
+            Listens::Some => ReadySignal::ListenPartly,
         });
         if let Some(sign) = sign {
-            self.event(Event::Signed(worker, sign));
+            self.event(Event::ReadySignal(worker, sign));
         }
     }
 
@@ -117,7 +117,7 @@ impl Driver {
         let complete = self.broker.take_complete();
         let any = !complete.is_empty();
         for worker in complete {
-            self.event(Event::Signed(worker, Sign::Listen));
+            self.event(Event::ReadySignal(worker, ReadySignal::Listen));
         }
         any
     }

@@ -152,7 +152,7 @@ impl Driver {
                 Chore::Sample => self.sample(),
                 Chore::Sweep(serial) => match self.workers.get(serial).map(|entry| entry.id.slot) {
                     // What its predecessor served alone is kept as long as that may come back.
-                    Some(slot) if self.policy.is_on_trial(slot) => self.later(chore),
+                    Some(slot) if self.policy.is_on_probation(slot) => self.later(chore),
                     Some(_) | None => self.broker.sweep(now, serial),
                 },
                 Chore::KillFirst(serial) => self.kill_first(serial),
@@ -188,7 +188,7 @@ impl Driver {
         let now = self.now();
         self.broker.reconcile(now);
         let policy = &self.policy;
-        self.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_trial(slot));
+        self.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_probation(slot));
         for inode in self.broker.take_unsettled() {
             self.later(Chore::Unsettled(inode, 0));
         }

@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::{Driver, Token};
 use crate::notify;
-use crate::policy::{Event, Sign};
+use crate::policy::{Event, ReadySignal};
 use crate::sys::proc_stat;
 
 /// So many messages are read before the loop looks elsewhere: a worker that floods us must not hold it up.
@@ -44,7 +44,7 @@ impl Driver {
                 self.event(Event::WatchesItself(id, paused));
             }
             if said.ready {
-                self.event(Event::Signed(id, Sign::Notify));
+                self.event(Event::ReadySignal(id, ReadySignal::Notify));
             }
         }
         if let Err(error) = self.poller.watch(self.notify.watched(), Token::Messages.encode()) {
@@ -84,7 +84,7 @@ impl Driver {
             Ok(0) => entry.ready_pipe = None,
             Ok(length) if text[..length].contains(&b'\n') => {
                 entry.ready_pipe = None;
-                self.event(Event::Signed(id, Sign::Notify));
+                self.event(Event::ReadySignal(id, ReadySignal::Notify));
             }
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
                 if let Err(error) = self.poller.watch(pipe.as_fd(), Token::ReadyPipe(serial).encode()) {

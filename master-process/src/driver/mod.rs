@@ -27,7 +27,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, Share, StopGroup};
 use crate::metrics::{Inspector, Meter, Question};
-use crate::policy::{Action, Event, FailedStart, Note, Outcome, Settings, Supervisor, Time, WorkerId};
+use crate::policy::{Action, Event, FailedStart, Outcome, Report, Settings, Supervisor, Time, WorkerId};
 use crate::report::{self, Certificate, Named};
 use crate::share::{Broker, InheritedListeners};
 use crate::sys::notify::NotifySocket;
@@ -260,19 +260,19 @@ impl Driver {
                     self.launch(worker, generation);
                 }
                 Action::Target(target) => self.broker.set_target(now, target),
-                Action::Serve(worker) => {
+                Action::AddToRotation(worker) => {
                     self.broker.set_serves(now, worker.serial, true);
                     // In a moment it is looked at once, and then left alone.
                     self.later(Chore::Sweep(worker.serial));
                 }
-                Action::Retire(worker) => self.broker.set_serves(now, worker.serial, false),
-                Action::Look(worker) => {
+                Action::RemoveFromRotation(worker) => self.broker.set_serves(now, worker.serial, false),
+                Action::CheckQueue(worker) => {
                     let queue = self.broker.queue(worker.serial);
                     self.event(Event::Queue(worker, queue));
                 }
                 Action::Stop(worker) => {
                     self.broker.set_stopping(now, worker.serial);
-                    self.ask_to_leave(worker);
+                    self.request_stop(worker);
                 }
                 Action::StopRemains(worker) => self.stop_remains(worker),
                 Action::Kill(worker) => self.kill(worker),
@@ -286,7 +286,7 @@ impl Driver {
     }
 
     /// Asks a worker to leave. One that is stopped, by a terminal for example, must run to hear it.
-    fn ask_to_leave(&mut self, worker: WorkerId) {
+    fn request_stop(&mut self, worker: WorkerId) {
         self.signal(worker, self.stop_signal);
         self.signal(worker, libc::SIGCONT);
         if self.stops_trees {
@@ -330,14 +330,14 @@ impl Driver {
         }
     }
 
-    fn report(&mut self, note: &Note) {
-        if let Note::LaunchFailed { worker, next } = *note {
+    fn report(&mut self, note: &Report) {
+        if let Report::LaunchFailed { worker, next } = *note {
             return self.report_launch_failure(worker, next);
         }
         if self.report_not_ready(note) {
             return;
         }
-        if let Note::Died { worker, .. } | Note::Left { worker, .. } = *note {
+        if let Report::Died { worker, .. } | Report::Left { worker, .. } = *note {
             let Some(entry) = self.workers.take_ended(worker.serial) else {
                 return;
             };
@@ -349,17 +349,19 @@ impl Driver {
 
     /// Says what is to be said of workers that are not ready in time, and where they do not listen; `false`: it is about
     /// something else.
-    fn report_not_ready(&self, note: &Note) -> bool {
+    fn report_not_ready(&self, note: &Report) -> bool {
         let missing = |worker: WorkerId| self.broker.missing(worker.serial);
         match *note {
-            Note::Slow { worker, after } => report::slow(self.name(worker), after, missing(worker).as_ref()),
-            Note::Waits { worker, after } => {
+            Report::Slow { worker, after } => {
+                report::slow(self.name(worker), after, missing(worker).as_ref())
+            }
+            Report::Waits { worker, after } => {
                 report::waits(self.name(worker), after, missing(worker).as_ref())
             }
-            Note::Late { worker, after, next } => {
+            Report::Late { worker, after, next } => {
                 report::late(self.name(worker), after, missing(worker).as_ref(), next);
             }
-            Note::ReloadFailed { generation, slot, attempts, cause, kept } => {
+            Report::ReloadFailed { generation, slot, attempts, cause, kept } => {
                 let missing = match cause {
                     FailedStart::Late(worker) => missing(worker),
                     FailedStart::Died | FailedStart::NotLaunched => None,
@@ -367,22 +369,22 @@ impl Driver {
                 let failed = report::FailedReload { generation, slot, attempts, cause, kept };
                 report::reload_failed(failed, missing.as_ref());
             }
-            Note::Ready { .. }
-            | Note::Died { .. }
-            | Note::Left { .. }
-            | Note::LaunchFailed { .. }
-            | Note::Overdue { .. }
-            | Note::OverLimit { .. }
-            | Note::DefaultDisabled { .. }
-            | Note::CalledOff { .. }
-            | Note::Monitoring { .. }
-            | Note::WatchesItself { .. }
-            | Note::ReloadStarted { .. }
-            | Note::ReloadDone { .. }
-            | Note::Scaled { .. }
-            | Note::Stopping { .. }
-            | Note::Killing { .. }
-            | Note::GaveUp { .. } => return false,
+            Report::Ready { .. }
+            | Report::Died { .. }
+            | Report::Left { .. }
+            | Report::LaunchFailed { .. }
+            | Report::Overdue { .. }
+            | Report::OverLimit { .. }
+            | Report::DefaultDisabled { .. }
+            | Report::ReplacementCancelled { .. }
+            | Report::Monitoring { .. }
+            | Report::WatchesItself { .. }
+            | Report::ReloadStarted { .. }
+            | Report::ReloadDone { .. }
+            | Report::Scaled { .. }
+            | Report::Stopping { .. }
+            | Report::Killing { .. }
+            | Report::GaveUp { .. } => return false,
         }
         true
     }

@@ -72,7 +72,7 @@ enum Phase {
     /// It is being found out who is left.
     Asked(Option<Death>),
     /// They were told of, and are to go; since when they have SIGKILL.
-    Leaving(Option<Time>),
+    Stopping(Option<Time>),
 }
 
 /// All of them, by serial.
@@ -201,8 +201,8 @@ impl Driver {
                     self.leaves_behind(found.worker, death, &found.members);
                 }
             }
-            Phase::Leaving(_) if found.members.is_empty() && !unseen => self.remains_gone(serial),
-            Phase::Leaving(_) => {}
+            Phase::Stopping(_) if found.members.is_empty() && !unseen => self.remains_gone(serial),
+            Phase::Stopping(_) => {}
         }
     }
 
@@ -303,7 +303,7 @@ impl Driver {
             info!(worker = slot, processes = count, "{line}");
         }
         if let Some(remainder) = self.remainders.get_mut(&serial) {
-            remainder.phase = Phase::Leaving(None);
+            remainder.phase = Phase::Stopping(None);
         }
         let words = self.meter.ended(worker);
         self.inspector.forget(worker);
@@ -327,9 +327,9 @@ impl Driver {
         let Some(remainder) = self.remainders.get_mut(&worker.serial) else { return false };
         let since = match remainder.phase {
             Phase::Asked(_) => return false,
-            Phase::Leaving(since) => since.unwrap_or(now),
+            Phase::Stopping(since) => since.unwrap_or(now),
         };
-        remainder.phase = Phase::Leaving(Some(since));
+        remainder.phase = Phase::Stopping(Some(since));
         let _nobody_is_in_it = pidfd::kill_led_group(remainder.first.as_fd());
         let hints = remainder.hints.clone();
         self.trees.signal(worker.serial, libc::SIGKILL, hints);
@@ -344,14 +344,14 @@ impl Driver {
         match remainder.phase {
             // No answer came in time.
             Phase::Asked(death) => self.none_found(serial, death),
-            Phase::Leaving(Some(since)) if now.since(since) > KILL_TAKES => {
+            Phase::Stopping(Some(since)) if now.since(since) > KILL_TAKES => {
                 warn!(
                     worker = remainder.worker.slot,
                     "what worker {} left behind cannot be killed: it is left alone", remainder.worker.slot
                 );
                 self.remains_gone(serial);
             }
-            Phase::Leaving(killed) => {
+            Phase::Stopping(killed) => {
                 let (worker, hints) = (remainder.worker, remainder.hints.clone());
                 if killed.is_some() {
                     self.kill_remains(worker);
@@ -374,7 +374,7 @@ impl Driver {
                 self.remainders.remove(&serial);
                 self.worker_gone(serial, death);
             }
-            Some(Phase::Leaving(_)) => self.remains_gone(serial),
+            Some(Phase::Stopping(_)) => self.remains_gone(serial),
             None => {}
         }
     }

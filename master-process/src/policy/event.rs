@@ -65,8 +65,8 @@ pub enum Event {
     /// The worker of an [`Action::Launch`] could not be started.
     LaunchFailed(WorkerId, LaunchFailure),
     /// A worker said in its own way that it is ready.
-    Signed(WorkerId, Sign),
-    /// What an [`Action::Look`] saw.
+    ReadySignal(WorkerId, ReadySignal),
+    /// What an [`Action::CheckQueue`] saw.
     Queue(WorkerId, Queue),
     /// A worker is gone, with everybody of its tree.
     Died(WorkerId),
@@ -124,11 +124,11 @@ pub enum Queue {
 
 /// How a worker says that it is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
+pub enum ReadySignal {
     /// It called `listen(2)` on a stream socket, and listens wherever it is to serve.
     Listen,
     /// It called `listen(2)`, and does not listen yet on an address that its predecessor serves, or that was named.
-    ListenFirst,
+    ListenPartly,
     /// It sent `READY=1`, or the newline of `notify:fd=N`.
     Notify,
 }
@@ -148,11 +148,11 @@ pub enum Action {
     /// by the end of a reload serves before it.
     Target(Option<u32>),
     /// Let connections come to this worker.
-    Serve(WorkerId),
+    AddToRotation(WorkerId),
     /// Let no new connection come to this worker.
-    Retire(WorkerId),
+    RemoveFromRotation(WorkerId),
     /// See who waits for this worker; answered by [`Event::Queue`].
-    Look(WorkerId),
+    CheckQueue(WorkerId),
     /// Ask this worker to leave.
     Stop(WorkerId),
     /// Ask what a worker has left behind to leave, unless it was asked with its first process.
@@ -166,12 +166,12 @@ pub enum Action {
     /// Send this worker the signal that warns of much memory.
     SignalHigh(WorkerId),
     /// Tell the user.
-    Report(Note),
+    Report(Report),
 }
 
 /// Something that the user may want to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Note {
+pub enum Report {
     /// A worker counts as ready.
     Ready {
         /// Which.
@@ -253,7 +253,7 @@ pub enum Note {
         most: u64,
     },
     /// A worker that was to be replaced may stay: no limit holds against it any more.
-    CalledOff {
+    ReplacementCancelled {
         /// Which.
         worker: WorkerId,
     },
@@ -367,7 +367,7 @@ pub enum FailedStart {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadyBy {
     /// It said so.
-    Sign(Sign),
+    Signal(ReadySignal),
     /// It has lived long enough.
     Age,
     /// Nothing is asked of it.

@@ -44,7 +44,7 @@ struct Strikes {
     since: Option<Time>,
     /// When the first row began that came to the last strike and was found to count. One that is over its limit with
     /// short breaks would look like one that was within it until now, if the last row counted.
-    tripped: Option<Time>,
+    first_exceeded: Option<Time>,
 }
 
 impl Strikes {
@@ -58,22 +58,22 @@ impl Strikes {
     }
 
     fn end_row(&mut self) {
-        *self = Strikes { tripped: self.tripped, ..Strikes::default() };
+        *self = Strikes { first_exceeded: self.first_exceeded, ..Strikes::default() };
     }
 
     /// The row so far counts for nothing; the sample at `now` is the first of another.
     fn begin_anew(&mut self, now: Time) {
-        *self = Strikes { count: 1, since: Some(now), tripped: self.tripped };
+        *self = Strikes { count: 1, since: Some(now), first_exceeded: self.first_exceeded };
     }
 
     /// When the worker began to be over its limit for too long; `None`: it is not.
     fn began(&self, failures: u32) -> Option<Time> {
-        self.tripped.or(self.since).filter(|_| self.count >= failures)
+        self.first_exceeded.or(self.since).filter(|_| self.count >= failures)
     }
 
     /// The row counts.
     fn confirm(&mut self) {
-        self.tripped = self.tripped.or(self.since);
+        self.first_exceeded = self.first_exceeded.or(self.since);
     }
 }
 
@@ -127,7 +127,7 @@ impl PssLooks {
 
 /// What a worker's samples have said since it became ready.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Watch {
+pub(super) struct UsageTracker {
     /// The worker itself has asked not to be judged.
     paused: bool,
     /// How often it has changed its mind about that.
@@ -153,10 +153,10 @@ pub(super) struct Watch {
 
 /// A limit's last strike, and every one after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Trip {
+pub(super) struct LimitExceeded {
     pub(super) limit: Limit,
     /// How long the worker had been judged before it went over the limit for too long, the first time.
-    pub(super) calm: Duration,
+    pub(super) time_within_limit: Duration,
     /// What it used: CPU nanoseconds in a second, or bytes that are resident.
     pub(super) used: u64,
 }
@@ -165,9 +165,9 @@ pub(super) struct Trip {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Verdict {
     /// It is over its memory limit for too long, unless its PSS says otherwise.
-    pub(super) memory: Option<Trip>,
+    pub(super) memory: Option<LimitExceeded>,
     /// It is over its CPU limit for too long.
-    pub(super) cpu: Option<Trip>,
+    pub(super) cpu: Option<LimitExceeded>,
     /// Its threads have to be looked at: a row over the default CPU limit has begun or is complete.
     pub(super) wants_threads: bool,
     /// It exceeds the default memory limit at its first judged sample.
@@ -176,7 +176,7 @@ pub(super) struct Verdict {
     pub(super) passed_high: bool,
 }
 
-impl Watch {
+impl UsageTracker {
     /// Starts or stops the judging of this one worker, and says how often that was done; what it has done so far is
     /// forgotten. `None` where that was so already: a worker that says it with each job must not be let off.
     pub(super) fn pause(&mut self, paused: bool) -> Option<u32> {
@@ -191,12 +191,12 @@ impl Watch {
 
     /// Forgets the strikes: what comes next does not follow on what came before.
     pub(super) fn forget(&mut self) {
-        let Watch { paused, changes, judged, looking, pss, high, .. } = *self;
-        *self = Watch { paused, changes, judged, looking, pss, high, ..Watch::default() };
+        let UsageTracker { paused, changes, judged, looking, pss, high, .. } = *self;
+        *self = UsageTracker { paused, changes, judged, looking, pss, high, ..UsageTracker::default() };
     }
 
     /// Whether neither limit has a strike against it.
-    pub(super) fn is_calm(&self) -> bool {
+    pub(super) fn is_within_limits(&self) -> bool {
         !self.cpu_stands && self.memory.count == 0
     }
 
@@ -224,8 +224,8 @@ impl Watch {
         let is_row = self.cpu.count == 1 || self.cpu.count >= limits.cpu_failures;
         let used = share.map_or(0, Share::per_second);
         Verdict {
-            memory: self.trip(Limit::Memory, ready_at, limits, usage.memory),
-            cpu: self.trip(Limit::Cpu, ready_at, limits, used).filter(|_| !limits.cpu_gives_way),
+            memory: self.exceeded(Limit::Memory, ready_at, limits, usage.memory),
+            cpu: self.exceeded(Limit::Cpu, ready_at, limits, used).filter(|_| !limits.cpu_gives_way),
             wants_threads: limits.cpu_gives_way && is_busy && is_row && !self.looking,
             exceeds_default,
             passed_high,
@@ -243,12 +243,12 @@ impl Watch {
         }
     }
 
-    fn trip(&self, limit: Limit, ready_at: Time, limits: &Limits, used: u64) -> Option<Trip> {
+    fn exceeded(&self, limit: Limit, ready_at: Time, limits: &Limits, used: u64) -> Option<LimitExceeded> {
         let began = match limit {
             Limit::Cpu => self.cpu.began(limits.cpu_failures),
             Limit::Memory => self.memory.began(limits.memory_failures),
         }?;
-        Some(Trip { limit, calm: began.since(ready_at.after(limits.delay)), used })
+        Some(LimitExceeded { limit, time_within_limit: began.since(ready_at.after(limits.delay)), used })
     }
 
     /// What it used of the CPUs since the last sample.
@@ -269,7 +269,7 @@ impl Watch {
         self.looking = true;
     }
 
-    /// What became of that. The trip, if a single thread has been over the limit since the row began; else, and where
+    /// What became of that. The exceeded, if a single thread has been over the limit since the row began; else, and where
     /// that cannot be told, the row counts for nothing. The look that comes with a row's first sample is there for the
     /// next one to be compared with.
     pub(super) fn threads_seen(
@@ -277,7 +277,7 @@ impl Watch {
         busiest: Option<Busiest>,
         ready_at: Time,
         limits: &Limits,
-    ) -> Option<Trip> {
+    ) -> Option<LimitExceeded> {
         self.looking = false;
         if self.paused || self.cpu.count < limits.cpu_failures {
             return None;
@@ -291,7 +291,7 @@ impl Watch {
         }
         self.cpu_stands = true;
         self.cpu.confirm();
-        self.trip(Limit::Cpu, ready_at, limits, all.per_second())
+        self.exceeded(Limit::Cpu, ready_at, limits, all.per_second())
     }
 
     /// Whether its PSS is to be looked at; that look begins then.
@@ -301,10 +301,10 @@ impl Watch {
         may_ask
     }
 
-    /// That look is over, whatever came of it. The trip that it was made for, if it holds still.
-    pub(super) fn pss_seen(&mut self, ready_at: Time, limits: &Limits) -> Option<Trip> {
+    /// That look is over, whatever came of it. The exceeded that it was made for, if it holds still.
+    pub(super) fn pss_seen(&mut self, ready_at: Time, limits: &Limits) -> Option<LimitExceeded> {
         self.pss.asked = false;
-        self.trip(Limit::Memory, ready_at, limits, self.resident).filter(|_| !self.paused)
+        self.exceeded(Limit::Memory, ready_at, limits, self.resident).filter(|_| !self.paused)
     }
 
     /// Its PSS is within the limit, by so much: the strikes start anew.

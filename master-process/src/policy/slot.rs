@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::limits::Watch;
-use super::monitor::Backoffs;
+use super::limits::UsageTracker;
+use super::replacements::Backoffs;
 use super::throttle::Throttle;
 use super::{Time, WorkerId};
 
@@ -17,10 +17,10 @@ pub(super) struct Slot {
     pub(super) serving: Option<Serving>,
     /// The worker that served before, out of rotation: it comes back if its successor dies early.
     pub(super) standby: Option<Box<Serving>>,
-    /// Until when the worker that serves is on trial in a reload.
-    pub(super) trial: Option<Time>,
+    /// Until when the worker that serves is on probation in a reload.
+    pub(super) probation: Option<Time>,
     /// Workers that were asked to leave and are not gone yet.
-    pub(super) leaving: Vec<Leaving>,
+    pub(super) stopping: Vec<Stopping>,
     /// How long the next start has to wait.
     pub(super) throttle: Throttle,
     /// When a worker that uses too much may be replaced next.
@@ -37,7 +37,7 @@ pub(super) struct Starting {
     pub(super) worker: WorkerId,
     pub(super) generation: u32,
     pub(super) phase: StartPhase,
-    pub(super) watch: Watch,
+    pub(super) tracker: UsageTracker,
 }
 
 /// How far a start has come.
@@ -75,42 +75,42 @@ pub(super) struct Serving {
     pub(super) since: Time,
     pub(super) readiness: Readiness,
     /// Whether it is to be replaced because of what it uses.
-    pub(super) recycled: bool,
-    pub(super) watch: Watch,
+    pub(super) over_limit: bool,
+    pub(super) tracker: UsageTracker,
 }
 
 /// A worker that nobody counts on any more.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Leaving {
+pub(super) struct Stopping {
     pub(super) worker: WorkerId,
-    pub(super) phase: LeavePhase,
+    pub(super) phase: StopPhase,
 }
 
 /// How far a leave has come.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum LeavePhase {
+pub(super) enum StopPhase {
     /// Its start was under way when it became unwanted; the driver's answer decides.
     Launching,
     /// It is out of rotation and works off what waits for it: until its queue has been empty for a while, or
     /// `until`. `look_at` is when its queue is looked at next; `None`: a look is under way.
     Draining { since: Time, empty_since: Option<Time>, look_at: Option<Time>, until: Time },
     /// It has the stop signal and until `kill_at` to heed it.
-    Asked { since: Time, asked_at: Time, kill_at: Time },
+    Signalled { since: Time, signalled_at: Time, kill_at: Time },
     /// It has SIGKILL; only its death is left to wait for.
     Killed { since: Time },
     /// Its first process is gone, and others of its tree are not: they have the stop signal, and SIGKILL from `kill_at` on.
     /// `None`: they have that, too.
-    Remains { asked_at: Time, kill_at: Option<Time> },
+    Remains { signalled_at: Time, kill_at: Option<Time> },
 }
 
-impl LeavePhase {
+impl StopPhase {
     /// When the worker was started, where it was.
     pub(super) fn since(self) -> Option<Time> {
         match self {
-            LeavePhase::Launching | LeavePhase::Remains { .. } => None,
-            LeavePhase::Draining { since, .. }
-            | LeavePhase::Asked { since, .. }
-            | LeavePhase::Killed { since } => Some(since),
+            StopPhase::Launching | StopPhase::Remains { .. } => None,
+            StopPhase::Draining { since, .. }
+            | StopPhase::Signalled { since, .. }
+            | StopPhase::Killed { since } => Some(since),
         }
     }
 }
@@ -155,21 +155,21 @@ impl Slot {
         one(self.starting.is_some())
             + one(self.serving.is_some())
             + one(self.standby.is_some())
-            + self.leaving.len()
+            + self.stopping.len()
     }
 
     /// What the samples of a worker that is wanted have said.
-    pub(super) fn watch_of(&mut self, worker: WorkerId) -> Option<&mut Watch> {
-        let starting = self.starting.as_mut().map(|starting| (starting.worker, &mut starting.watch));
+    pub(super) fn tracker_of(&mut self, worker: WorkerId) -> Option<&mut UsageTracker> {
+        let starting = self.starting.as_mut().map(|starting| (starting.worker, &mut starting.tracker));
         let ready = [self.serving.as_mut(), self.standby.as_deref_mut()].into_iter().flatten();
-        let mut all = ready.map(|ready| (ready.worker, &mut ready.watch)).chain(starting);
-        all.find(|(of, _)| *of == worker).map(|(_, watch)| watch)
+        let mut all = ready.map(|ready| (ready.worker, &mut ready.tracker)).chain(starting);
+        all.find(|(of, _)| *of == worker).map(|(_, tracker)| tracker)
     }
 
     /// Takes `worker` out of those that leave.
-    pub(super) fn take_leaving(&mut self, worker: WorkerId) -> Option<Leaving> {
-        let at = self.leaving.iter().position(|leaving| leaving.worker == worker)?;
-        Some(self.leaving.swap_remove(at))
+    pub(super) fn take_stopping(&mut self, worker: WorkerId) -> Option<Stopping> {
+        let at = self.stopping.iter().position(|stopping| stopping.worker == worker)?;
+        Some(self.stopping.swap_remove(at))
     }
 
     /// Whether somebody in here is known to be ready, and serves or can serve again.
@@ -192,25 +192,29 @@ impl Slot {
         if self.serving.is_some() {
             return;
         }
-        let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, ready_at, .. }, watch }) =
-            self.starting.as_deref().copied()
+        let Some(Starting {
+            worker,
+            generation,
+            phase: StartPhase::Waiting { since, ready_at, .. },
+            tracker,
+        }) = self.starting.as_deref().copied()
         else {
             return;
         };
         self.starting = None;
         let readiness = Readiness::Unknown { ready_at };
-        self.serving = Some(Serving { worker, generation, since, readiness, recycled: false, watch });
+        self.serving = Some(Serving { worker, generation, since, readiness, over_limit: false, tracker });
     }
 
-    /// The next moment at which something in here is due. `known_to_sign` says that age proves nothing; `allowed` how long
+    /// The next moment at which something in here is due. `program_signals_ready` says that age proves nothing; `allowed` how long
     /// a start may take; `wants_launch` that only the throttle holds the next start back.
     pub(super) fn next_due(
         &self,
-        known_to_sign: bool,
+        program_signals_ready: bool,
         (unusual, allowed): (Duration, Duration),
         wants_launch: bool,
     ) -> Option<Time> {
-        let by_age = |ready_at: Option<Time>| ready_at.filter(|_| !known_to_sign);
+        let by_age = |ready_at: Option<Time>| ready_at.filter(|_| !program_signals_ready);
         let has_ready = self.has_ready();
         let starting = self.starting.iter().filter_map(|starting| match starting.phase {
             StartPhase::Launching => None,
@@ -221,13 +225,13 @@ impl Slot {
             }
         });
         let serving = self.serving.iter().filter_map(|serving| by_age(serving.ages_at()));
-        let leaving = self.leaving.iter().filter_map(|leaving| match leaving.phase {
-            LeavePhase::Launching | LeavePhase::Killed { .. } => None,
-            LeavePhase::Draining { look_at, .. } => look_at,
-            LeavePhase::Asked { kill_at, .. } => Some(kill_at),
-            LeavePhase::Remains { kill_at, .. } => kill_at,
+        let stopping = self.stopping.iter().filter_map(|stopping| match stopping.phase {
+            StopPhase::Launching | StopPhase::Killed { .. } => None,
+            StopPhase::Draining { look_at, .. } => look_at,
+            StopPhase::Signalled { kill_at, .. } => Some(kill_at),
+            StopPhase::Remains { kill_at, .. } => kill_at,
         });
         let launch = self.throttle.not_before().filter(|_| wants_launch);
-        starting.chain(serving).chain(leaving).chain(launch).chain(self.trial).min()
+        starting.chain(serving).chain(stopping).chain(launch).chain(self.probation).min()
     }
 }

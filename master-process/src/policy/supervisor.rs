@@ -3,14 +3,16 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::monitor::Backoffs;
-use super::replacement_queue::ReplacementQueue;
-use super::rollout::Rollout;
-use super::slot::{LeavePhase, Said, Slot, StartPhase, Starting};
+use super::reload::Rollout;
+use super::replacements::Backoffs;
+use super::replacements::ReplacementQueue;
+use super::slot::{Said, Slot, StartPhase, Starting, StopPhase};
 use super::start_times::StartTimes;
-use super::throttle::Patience;
-use super::timers::Timers;
-use super::{Action, Event, FailedStart, LaunchFailure, Next, Note, ReadyBy, Settings, Sign, Time, WorkerId};
+use super::throttle::RestartLimiter;
+use super::time::Timers;
+use super::{
+    Action, Event, FailedStart, LaunchFailure, Next, ReadyBy, ReadySignal, Report, Settings, Time, WorkerId,
+};
 use crate::config::{MAX_WORKERS, ReadyMode};
 
 /// In `auto`, a program that neither listens nor notifies counts as ready at this age: a queue consumer.
@@ -55,14 +57,14 @@ pub struct Supervisor {
     pub(super) slots: Vec<Slot>,
     pub(super) generation: u32,
     pub(super) rollout: Option<Rollout>,
-    pub(super) patience: Patience,
+    pub(super) restart_limiter: RestartLimiter,
     pub(super) timers: Timers,
     pub(super) actions: VecDeque<Action>,
     pub(super) serial: u64,
     /// Whether any worker was ever started.
     pub(super) launched_once: bool,
     /// Whether any worker has ever said that it is ready: then age is no sign.
-    pub(super) known_to_sign: bool,
+    pub(super) program_signals_ready: bool,
     /// How long this program takes to become ready.
     pub(super) start_times: StartTimes,
     /// Whether the user has paused the limits.
@@ -82,12 +84,12 @@ impl Supervisor {
             slots: Vec::new(),
             generation: 0,
             rollout: None,
-            patience: Patience::new(settings.give_up),
+            restart_limiter: RestartLimiter::new(settings.give_up),
             timers: Timers::default(),
             actions: VecDeque::new(),
             serial: 0,
             launched_once: false,
-            known_to_sign: false,
+            program_signals_ready: false,
             start_times: StartTimes::default(),
             paused: false,
             replacements: ReplacementQueue::default(),
@@ -95,7 +97,7 @@ impl Supervisor {
             settings,
         };
         supervisor.slots.resize_with(index(supervisor.wanted), Slot::default);
-        supervisor.settle_all(now);
+        supervisor.reconcile_all(now);
         supervisor
     }
 
@@ -104,8 +106,8 @@ impl Supervisor {
         match event {
             Event::Launched(worker) => self.launched(now, worker),
             Event::LaunchFailed(worker, failure) => self.launch_failed(now, worker, failure),
-            Event::Signed(worker, sign) => self.signed(now, worker, sign),
-            Event::Queue(worker, queue) => self.looked(now, worker, queue),
+            Event::ReadySignal(worker, sign) => self.ready_signal(now, worker, sign),
+            Event::Queue(worker, queue) => self.queue_checked(now, worker, queue),
             Event::Died(worker) => self.died(now, worker),
             Event::DiedWithRemains(worker) => self.died_with_remains(now, worker),
             Event::RemainsGone(worker) => self.remains_gone(now, worker),
@@ -113,7 +115,7 @@ impl Supervisor {
             Event::Sampled(worker, usage) => self.sampled(now, worker, usage),
             Event::Pss(worker, pss) => self.pss_measured(now, worker, pss),
             Event::Threads(worker, busiest) => self.threads_seen(now, worker, busiest),
-            Event::WatchesItself(worker, paused) => self.watch_itself(now, worker, paused),
+            Event::WatchesItself(worker, paused) => self.set_self_paused(now, worker, paused),
             Event::ToggleMonitoring => self.toggle_monitoring(now),
             Event::Reload => self.reload(now),
             Event::Stop => self.stop(now),
@@ -127,7 +129,7 @@ impl Supervisor {
     pub fn advance(&mut self, now: Time) {
         while let Some(slot) = self.timers.due(now) {
             self.slots[index(slot)].timer = None;
-            self.settle(slot, now);
+            self.reconcile(slot, now);
         }
     }
 
@@ -137,9 +139,9 @@ impl Supervisor {
             let action = self.actions.pop_front()?;
             if let Action::Launch { worker, .. } = action
                 && let Some(slot) = self.slots.get_mut(index(worker.slot))
-                && slot.take_leaving(worker).is_some()
+                && slot.take_stopping(worker).is_some()
             {
-                self.settle(worker.slot, now);
+                self.reconcile(worker.slot, now);
                 continue;
             }
             return Some(action);
@@ -163,27 +165,27 @@ impl Supervisor {
     /// successor serves: what that does not serve waits until it has proved itself.
     pub fn expects_end(&self, worker: WorkerId) -> bool {
         let slot = self.slots.get(index(worker.slot));
-        slot.is_some_and(|slot| slot.leaving.iter().any(|leaving| leaving.worker == worker))
+        slot.is_some_and(|slot| slot.stopping.iter().any(|stopping| stopping.worker == worker))
     }
 
-    /// Whether the worker that serves in a slot is on trial: what its predecessor served may be needed again.
-    pub fn is_on_trial(&self, slot: u32) -> bool {
-        self.slots.get(index(slot)).is_some_and(|slot| slot.trial.is_some())
+    /// Whether the worker that serves in a slot is on probation: what its predecessor served may be needed again.
+    pub fn is_on_probation(&self, slot: u32) -> bool {
+        self.slots.get(index(slot)).is_some_and(|slot| slot.probation.is_some())
     }
 
-    fn leave_phase(&self, worker: WorkerId) -> Option<LeavePhase> {
-        let leaving = &self.slots.get(index(worker.slot))?.leaving;
-        leaving.iter().find(|leaving| leaving.worker == worker).map(|leaving| leaving.phase)
+    fn stop_phase(&self, worker: WorkerId) -> Option<StopPhase> {
+        let stopping = &self.slots.get(index(worker.slot))?.stopping;
+        stopping.iter().find(|stopping| stopping.worker == worker).map(|stopping| stopping.phase)
     }
 
     /// Whether a worker has the stop signal.
     pub fn was_asked_to_stop(&self, worker: WorkerId) -> bool {
-        matches!(self.leave_phase(worker), Some(LeavePhase::Asked { .. } | LeavePhase::Killed { .. }))
+        matches!(self.stop_phase(worker), Some(StopPhase::Signalled { .. } | StopPhase::Killed { .. }))
     }
 
     /// Whether a worker has SIGKILL.
     pub fn was_killed(&self, worker: WorkerId) -> bool {
-        matches!(self.leave_phase(worker), Some(LeavePhase::Killed { .. }))
+        matches!(self.stop_phase(worker), Some(StopPhase::Killed { .. }))
     }
 
     /// Whether a worker is to be started in a slot, at once or later, or is on its way.
@@ -212,10 +214,10 @@ impl Supervisor {
             if self.settings.ready == ReadyMode::None {
                 self.become_ready(worker.slot, now, ReadyBy::Launch);
             }
-        } else if slot.take_leaving(worker).is_some() {
-            self.ask_to_leave(now, worker, now);
+        } else if slot.take_stopping(worker).is_some() {
+            self.request_stop(now, worker, now);
         }
-        self.settle(worker.slot, now);
+        self.reconcile(worker.slot, now);
     }
 
     fn launch_failed(&mut self, now: Time, worker: WorkerId, failure: LaunchFailure) {
@@ -223,13 +225,13 @@ impl Supervisor {
             return;
         };
         if slot.starting.take_if(|starting| starting.worker == worker).is_none() {
-            slot.take_leaving(worker);
-            return self.settle(worker.slot, now);
+            slot.take_stopping(worker);
+            return self.reconcile(worker.slot, now);
         }
         let wait = match failure {
             LaunchFailure::Passing => slot.throttle.launch_delayed(now, &self.settings),
             LaunchFailure::Lasting if !self.launched_once => {
-                self.push(Note::LaunchFailed { worker, next: Next::Nothing });
+                self.push(Report::LaunchFailed { worker, next: Next::Nothing });
                 return self.shut_down(now, Outcome::CannotStart);
             }
             LaunchFailure::Lasting | LaunchFailure::NoAnswer => {
@@ -240,38 +242,39 @@ impl Supervisor {
             }
         };
         let next = self.next_of(worker.slot, wait);
-        self.push(Note::LaunchFailed { worker, next });
-        self.settle(worker.slot, now);
+        self.push(Report::LaunchFailed { worker, next });
+        self.reconcile(worker.slot, now);
     }
 
-    fn signed(&mut self, now: Time, worker: WorkerId, sign: Sign) {
+    fn ready_signal(&mut self, now: Time, worker: WorkerId, sign: ReadySignal) {
         let counts = match (&self.settings.ready, sign) {
-            (ReadyMode::Auto, Sign::Listen | Sign::ListenFirst | Sign::Notify)
-            | (ReadyMode::Listen | ReadyMode::ListenOn(_), Sign::Listen | Sign::ListenFirst)
-            | (ReadyMode::Notify | ReadyMode::NotifyFd(_), Sign::Notify) => true,
-            (ReadyMode::Listen | ReadyMode::ListenOn(_), Sign::Notify)
-            | (ReadyMode::Notify | ReadyMode::NotifyFd(_), Sign::Listen | Sign::ListenFirst)
-            | (ReadyMode::Alive(_) | ReadyMode::None, Sign::Listen | Sign::ListenFirst | Sign::Notify) => {
-                false
-            }
+            (ReadyMode::Auto, ReadySignal::Listen | ReadySignal::ListenPartly | ReadySignal::Notify)
+            | (ReadyMode::Listen | ReadyMode::ListenOn(_), ReadySignal::Listen | ReadySignal::ListenPartly)
+            | (ReadyMode::Notify | ReadyMode::NotifyFd(_), ReadySignal::Notify) => true,
+            (ReadyMode::Listen | ReadyMode::ListenOn(_), ReadySignal::Notify)
+            | (ReadyMode::Notify | ReadyMode::NotifyFd(_), ReadySignal::Listen | ReadySignal::ListenPartly)
+            | (
+                ReadyMode::Alive(_) | ReadyMode::None,
+                ReadySignal::Listen | ReadySignal::ListenPartly | ReadySignal::Notify,
+            ) => false,
         };
         if !counts {
             return;
         }
-        self.known_to_sign = true;
+        self.program_signals_ready = true;
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
             return;
         };
         let starts = slot.starting.as_ref().is_some_and(|starting| starting.worker == worker);
         match sign {
             // What is missing is waited for, as long as a start may take.
-            Sign::ListenFirst => {}
-            Sign::Listen | Sign::Notify if starts => {
-                self.become_ready(worker.slot, now, ReadyBy::Sign(sign));
+            ReadySignal::ListenPartly => {}
+            ReadySignal::Listen | ReadySignal::Notify if starts => {
+                self.become_ready(worker.slot, now, ReadyBy::Signal(sign));
             }
-            Sign::Listen | Sign::Notify => self.prove_ready(worker, now, ReadyBy::Sign(sign)),
+            ReadySignal::Listen | ReadySignal::Notify => self.prove_ready(worker, now, ReadyBy::Signal(sign)),
         }
-        self.settle(worker.slot, now);
+        self.reconcile(worker.slot, now);
     }
 
     /// A daemon is not ready because it has lived for a while: it is a worker because it listens.
@@ -282,7 +285,7 @@ impl Supervisor {
         {
             *ready_at = None;
         }
-        self.settle(worker.slot, now);
+        self.reconcile(worker.slot, now);
     }
 
     /// Whether a worker is not ready yet.
@@ -295,23 +298,23 @@ impl Supervisor {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
             return;
         };
-        if let Some(left) = slot.take_leaving(worker) {
+        if let Some(left) = slot.take_stopping(worker) {
             let uptime = left.phase.since().map_or(Duration::ZERO, |since| now.since(since));
-            self.push(Note::Left { worker, uptime });
+            self.push(Report::Left { worker, uptime });
         } else if let Some(starting) = slot.starting.take_if(|starting| starting.worker == worker) {
             self.died_unasked(now, worker, starting.uptime(now), None, starting.generation);
         } else if let Some(standby) = slot.standby.take_if(|standby| standby.worker == worker) {
-            self.push(Note::Left { worker, uptime: now.since(standby.since) });
+            self.push(Report::Left { worker, uptime: now.since(standby.since) });
         } else if let Some(serving) = slot.serving.take_if(|serving| serving.worker == worker) {
-            slot.trial = None;
+            slot.probation = None;
             slot.serving = slot.standby.take().map(|standby| *standby);
             if let Some(back) = slot.serving.filter(|back| back.ready_at().is_some()) {
-                self.actions.push_back(Action::Serve(back.worker));
+                self.actions.push_back(Action::AddToRotation(back.worker));
             }
             let ready_for = serving.ready_at().map(|ready_at| now.since(ready_at));
             self.died_unasked(now, worker, now.since(serving.since), ready_for, serving.generation);
         }
-        self.settle(worker.slot, now);
+        self.reconcile(worker.slot, now);
     }
 
     pub(super) fn died_unasked(
@@ -331,7 +334,7 @@ impl Supervisor {
             self.count_failed_start(now, worker.slot, FailedStart::Died);
         }
         let next = self.next_of(worker.slot, wait);
-        self.push(Note::Died { worker, uptime, next });
+        self.push(Report::Died { worker, uptime, next });
     }
 
     /// What follows for a slot that has just lost a worker and may have to wait.
@@ -359,8 +362,8 @@ impl Supervisor {
                 if !*kill && now.since(*asked) > SAME_STOP {
                     *kill = true;
                     let workers = self.slots.iter().map(Slot::workers).sum();
-                    self.push(Note::Killing { workers });
-                    self.settle_all(now);
+                    self.push(Report::Killing { workers });
+                    self.reconcile_all(now);
                 }
             }
         }
@@ -369,7 +372,7 @@ impl Supervisor {
     fn hang_up(&mut self, now: Time) {
         if self.mode == Mode::Running {
             let workers = self.slots.iter().map(Slot::workers).sum();
-            self.push(Note::Stopping { workers });
+            self.push(Report::Stopping { workers });
             self.shut_down(now, Outcome::Stopped);
         }
     }
@@ -377,7 +380,7 @@ impl Supervisor {
     pub(super) fn shut_down(&mut self, now: Time, outcome: Outcome) {
         self.mode = Mode::Stopping { outcome, kill: false, asked: None };
         self.set_rollout(None);
-        self.settle_all(now);
+        self.reconcile_all(now);
     }
 
     fn scale_up(&mut self, now: Time) {
@@ -387,7 +390,7 @@ impl Supervisor {
         let id = self.wanted;
         self.wanted += 1;
         match self.slots.get_mut(index(id)) {
-            // What is still leaving it belonged to a slot that was given up: its memory is not the new one's.
+            // What is still stopping it belonged to a slot that was given up: its memory is not the new one's.
             Some(slot) => {
                 slot.throttle.reset();
                 slot.failed = 0;
@@ -395,8 +398,8 @@ impl Supervisor {
             }
             None => self.slots.push(Slot::default()),
         }
-        self.push(Note::Scaled { from: id, to: self.wanted });
-        self.settle(id, now);
+        self.push(Report::Scaled { from: id, to: self.wanted });
+        self.reconcile(id, now);
     }
 
     fn scale_down(&mut self, now: Time) {
@@ -405,16 +408,16 @@ impl Supervisor {
         }
         let from = self.wanted;
         self.wanted -= 1;
-        self.push(Note::Scaled { from, to: self.wanted });
-        self.settle(self.wanted, now);
+        self.push(Report::Scaled { from, to: self.wanted });
+        self.reconcile(self.wanted, now);
         self.finish_rollout(self.wanted, now);
     }
 
     pub(super) fn count_early_death(&mut self, now: Time) {
         if self.mode == Mode::Running
-            && let Some(limit) = self.patience.early_death(now)
+            && let Some(limit) = self.restart_limiter.early_death(now)
         {
-            self.push(Note::GaveUp { deaths: limit.deaths, within: limit.within });
+            self.push(Report::GaveUp { deaths: limit.deaths, within: limit.within });
             self.shut_down(now, Outcome::GaveUp);
         }
     }
@@ -426,7 +429,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn push(&mut self, note: Note) {
+    pub(super) fn push(&mut self, note: Report) {
         self.actions.push_back(Action::Report(note));
     }
 }

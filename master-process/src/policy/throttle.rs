@@ -86,14 +86,14 @@ impl Throttle {
 /// The early deaths of all slots within `--give-up`'s time.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
-pub(super) struct Patience {
+pub(super) struct RestartLimiter {
     limit: Option<GiveUp>,
     deaths: VecDeque<Time>,
 }
 
-impl Patience {
-    pub(super) fn new(limit: Option<GiveUp>) -> Patience {
-        Patience { limit, deaths: VecDeque::new() }
+impl RestartLimiter {
+    pub(super) fn new(limit: Option<GiveUp>) -> RestartLimiter {
+        RestartLimiter { limit, deaths: VecDeque::new() }
     }
 
     /// Counts one early death; says the limit when it is reached.

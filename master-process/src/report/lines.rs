@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 
 use super::certificate::Used;
 use super::{Certificate, Span};
-use crate::policy::{Limit, Measured, Next, NoPss, Note, OverLimit, ReadyBy, Sign, WorkerId};
+use crate::policy::{Limit, Measured, Next, NoPss, OverLimit, ReadyBy, ReadySignal, Report, WorkerId};
 use crate::sys::spawn::SpawnError;
 
 /// A worker as the log names it.
@@ -69,18 +69,20 @@ pub fn start_failure(failure: &SpawnError, command: Option<&str>) -> String {
 }
 
 /// Writes what the policy noted; `named` knows the pids, `certificate` how a dead worker ended.
-pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certificate) {
+pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Certificate) {
     match *note {
-        Note::Ready { worker, after, by, replaces } => ready(named(worker), after, by, replaces.map(&named)),
-        Note::Died { worker, uptime, next } => died(named(worker), uptime, certificate, next),
-        Note::Left { worker, uptime } => left(named(worker), uptime, certificate),
+        Report::Ready { worker, after, by, replaces } => {
+            ready(named(worker), after, by, replaces.map(&named))
+        }
+        Report::Died { worker, uptime, next } => died(named(worker), uptime, certificate, next),
+        Report::Left { worker, uptime } => left(named(worker), uptime, certificate),
         // The driver knows the error, or the addresses that are missing, and has said it.
-        Note::LaunchFailed { .. }
-        | Note::Slow { .. }
-        | Note::Waits { .. }
-        | Note::Late { .. }
-        | Note::ReloadFailed { .. } => {}
-        Note::Overdue { worker, after } => {
+        Report::LaunchFailed { .. }
+        | Report::Slow { .. }
+        | Report::Waits { .. }
+        | Report::Late { .. }
+        | Report::ReloadFailed { .. } => {}
+        Report::Overdue { worker, after } => {
             let (worker, after) = (named(worker), Span(after));
             warn!(
                 worker = worker.slot,
@@ -88,9 +90,9 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
                 "{worker} did not leave within {after} and is killed"
             );
         }
-        Note::OverLimit { worker, over } => over_limit(named(worker), over),
-        Note::DefaultDisabled { worker, used, most } => default_disabled(named(worker), used, most),
-        Note::CalledOff { worker } => {
+        Report::OverLimit { worker, over } => over_limit(named(worker), over),
+        Report::DefaultDisabled { worker, used, most } => default_disabled(named(worker), used, most),
+        Report::ReplacementCancelled { worker } => {
             let worker = named(worker);
             info!(
                 worker = worker.slot,
@@ -98,9 +100,9 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
                 "{worker} is not replaced after all: no limit holds against it any more"
             );
         }
-        Note::Monitoring { paused: true } => info!("the limits of all workers are paused"),
-        Note::Monitoring { paused: false } => info!("the limits of all workers hold again"),
-        Note::WatchesItself { worker, paused, often } => {
+        Report::Monitoring { paused: true } => info!("the limits of all workers are paused"),
+        Report::Monitoring { paused: false } => info!("the limits of all workers hold again"),
+        Report::WatchesItself { worker, paused, often } => {
             let worker = named(worker);
             let now = if paused { "pauses its limits" } else { "lets its limits hold again" };
             if often {
@@ -110,18 +112,18 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
                 info!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
             }
         }
-        Note::ReloadStarted { generation, slots } => {
+        Report::ReloadStarted { generation, slots } => {
             info!(generation, slots, "reload {generation} begins: {slots} to replace");
         }
-        Note::ReloadDone { generation, took } => {
+        Report::ReloadDone { generation, took } => {
             info!(generation, took_ms = millis(took), "reload {generation} is complete after {}", Span(took));
         }
-        Note::Scaled { from, to } => info!(from, to, "workers: {from} before, {to} from now on"),
-        Note::Stopping { workers } => info!(workers, "stopping {}", Workers(workers)),
-        Note::Killing { workers } => {
+        Report::Scaled { from, to } => info!(from, to, "workers: {from} before, {to} from now on"),
+        Report::Stopping { workers } => info!(workers, "stopping {}", Workers(workers)),
+        Report::Killing { workers } => {
             warn!(workers, "asked to stop again: killing {}", Workers(workers))
         }
-        Note::GaveUp { deaths, within } => error!(
+        Report::GaveUp { deaths, within } => error!(
             deaths,
             within_ms = millis(within),
             "giving up: {deaths} workers died early within {}, stopping everything",
@@ -132,8 +134,8 @@ pub fn note(note: &Note, named: impl Fn(WorkerId) -> Named, certificate: &Certif
 
 fn ready(worker: Named, after: Duration, by: ReadyBy, replaces: Option<Named>) {
     let by = match by {
-        ReadyBy::Sign(Sign::Listen | Sign::ListenFirst) => "listens",
-        ReadyBy::Sign(Sign::Notify) => "says that it is ready",
+        ReadyBy::Signal(ReadySignal::Listen | ReadySignal::ListenPartly) => "listens",
+        ReadyBy::Signal(ReadySignal::Notify) => "says that it is ready",
         ReadyBy::Age => "has lived long enough to count as ready",
         ReadyBy::Launch => "runs",
     };

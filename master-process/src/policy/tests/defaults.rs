@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::limits::{SECOND, cpu, memory, overs, starting};
 use super::sim::{INTERVAL, Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Busiest, Event, LaunchFailure, Limit, Measured, Note, Settings, WorkerId};
+use crate::policy::{Busiest, Event, LaunchFailure, Limit, Measured, Report, Settings, WorkerId};
 
 fn defaults(workers: u32) -> Settings {
     let mut settings = settings(workers);
@@ -21,8 +21,8 @@ fn judged(settings: Settings) -> Sim {
 }
 
 fn disabled(sim: &Sim) -> Vec<(WorkerId, u64)> {
-    let disabled = |note: &Note| {
-        if let Note::DefaultDisabled { worker, used, most: 1000 } = *note {
+    let disabled = |note: &Report| {
+        if let Report::DefaultDisabled { worker, used, most: 1000 } = *note {
             Some((worker, used))
         } else {
             None
@@ -103,7 +103,7 @@ fn a_worker_that_is_on_its_way_out_when_the_limit_is_found_not_to_fit_may_stay()
     sim.fail_launch(next, LaunchFailure::Passing);
     memory(&mut sim, workers[1], &[5000]);
     assert_eq!(disabled(&sim), [(workers[1], 5000)]);
-    assert!(sim.notes.contains(&Note::CalledOff { worker: workers[0] }));
+    assert!(sim.notes.contains(&Report::ReplacementCancelled { worker: workers[0] }));
     sim.pass(60 * SECOND);
     assert_eq!((starting(&sim), sim.alive()), (0, workers));
     sim.finish();
@@ -137,7 +137,7 @@ fn after_a_reload_that_failed_the_default_stays_off_for_the_old_workers() {
     sim.launch_all();
     let new = sim.find(|process| process.running && !process.ready)[0];
     sim.die(new);
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadFailed { .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::ReloadFailed { .. })));
     for _ in 0..30 {
         workers.iter().for_each(|worker| sim.sample(*worker, 0, 5000));
         sim.pass(INTERVAL);
@@ -279,7 +279,7 @@ fn busy_threads_do_not_keep_a_replacement_that_another_limit_has_called_off() {
     let next = sim.find(|process| process.running && !process.ready)[0];
     sim.die(next);
     step(&mut sim, 500);
-    assert!(sim.notes.contains(&Note::CalledOff { worker }));
+    assert!(sim.notes.contains(&Report::ReplacementCancelled { worker }));
     sim.pass(Duration::from_secs(60));
     assert_eq!((starting(&sim), sim.alive()), (0, vec![worker]));
     sim.finish();

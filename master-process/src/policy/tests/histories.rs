@@ -76,7 +76,7 @@ fn play(sim: &mut Sim, step: Step) -> bool {
     let launching = sim.find(|process| !process.running);
     let unready = sim.find(|process| process.running && !process.ready);
     let running = sim.find(|process| process.running);
-    let leaving = sim.find(|process| process.running && process.stopped);
+    let stopping = sim.find(|process| process.running && process.stopped);
     let several = |of: &[WorkerId]| if of.len() > 1 { of.last().copied() } else { None };
     let to = |sim: &mut Sim, worker: Option<WorkerId>, what: fn(&mut Sim, WorkerId)| {
         worker.inspect(|worker| what(sim, *worker)).is_some()
@@ -90,7 +90,7 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::ReadyNewest => to(sim, several(&unready), Sim::sign),
         Step::DieOldest => to(sim, running.first().copied(), Sim::die),
         Step::DieNewest => to(sim, several(&running), Sim::die),
-        Step::Leave => to(sim, leaving.first().copied(), Sim::die),
+        Step::Leave => to(sim, stopping.first().copied(), Sim::die),
         Step::QueueEmpty => looks(sim, Queue::Empty),
         Step::QueueWaits => looks(sim, Queue::Waiting),
         Step::Reload => happens(sim, Event::Reload),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::{GiveUp, ReadyMode};
-use crate::policy::{Event, LaunchFailure, Note, Outcome, ReadyBy, Sign};
+use crate::policy::{Event, LaunchFailure, Outcome, ReadyBy, ReadySignal, Report};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -98,7 +98,7 @@ fn a_throttle_equal_to_its_maximum_is_a_constant_delay() {
 
 /// How often a worker was said to be late and to go on starting.
 fn slow(sim: &Sim) -> usize {
-    sim.notes.iter().filter(|note| matches!(note, Note::Slow { .. })).count()
+    sim.notes.iter().filter(|note| matches!(note, Report::Slow { .. })).count()
 }
 
 #[test]
@@ -111,12 +111,12 @@ fn a_worker_that_is_late_and_alone_is_warned_of_once_and_goes_on_starting() {
     sim.pass(60 * SECOND - MS);
     assert_eq!(slow(&sim), 0);
     sim.pass(MS);
-    assert_eq!(sim.notes, [Note::Slow { worker: late, after: 60 * SECOND }]);
+    assert_eq!(sim.notes, [Report::Slow { worker: late, after: 60 * SECOND }]);
     assert_eq!(sim.policy.deadline(), None, "nothing else is to come");
     sim.pass(3600 * SECOND);
     assert_eq!((slow(&sim), sim.alive()), (1, vec![late]), "it is no early death either");
     sim.sign(late);
-    assert!(matches!(sim.notes[..], [_, Note::Ready { .. }]), "{:?}", sim.notes);
+    assert!(matches!(sim.notes[..], [_, Report::Ready { .. }]), "{:?}", sim.notes);
     sim.finish();
 }
 
@@ -146,9 +146,9 @@ fn early_deaths_over_all_slots_within_the_time_give_up() {
     sim.die(workers[0]);
     sim.pass(500 * MS);
     sim.die(workers[1]);
-    assert!(!sim.notes.iter().any(|note| matches!(note, Note::GaveUp { .. })));
+    assert!(!sim.notes.iter().any(|note| matches!(note, Report::GaveUp { .. })));
     sim.die(workers[2]);
-    assert!(sim.notes.contains(&Note::GaveUp { deaths: 3, within: 10 * SECOND }));
+    assert!(sim.notes.contains(&Report::GaveUp { deaths: 3, within: 10 * SECOND }));
     assert_eq!(sim.finish(), Outcome::GaveUp);
 }
 
@@ -238,9 +238,9 @@ fn a_program_that_never_signs_is_ready_at_ten_seconds_until_one_of_its_workers_s
     let mut sim = Sim::new(settings);
     sim.launch_all();
     sim.pass(10 * SECOND);
-    let by_age = |note: &&Note| matches!(note, Note::Ready { by: ReadyBy::Age, .. });
+    let by_age = |note: &&Report| matches!(note, Report::Ready { by: ReadyBy::Age, .. });
     assert_eq!(sim.notes.iter().filter(by_age).count(), 2);
-    sim.event(Event::Signed(sim.alive()[0], Sign::Notify));
+    sim.event(Event::ReadySignal(sim.alive()[0], ReadySignal::Notify));
     sim.event(Event::Reload);
     sim.launch_all();
     sim.pass(30 * SECOND);
@@ -257,13 +257,13 @@ fn alive_and_none_need_no_sign() {
     sim.pass(3 * SECOND - MS);
     assert!(sim.notes.is_empty());
     sim.pass(MS);
-    assert!(matches!(sim.notes[..], [Note::Ready { by: ReadyBy::Age, .. }]));
+    assert!(matches!(sim.notes[..], [Report::Ready { by: ReadyBy::Age, .. }]));
     sim.finish();
 
     settings.ready = ReadyMode::None;
     let mut sim = Sim::new(settings);
     sim.launch_all();
-    assert!(matches!(sim.notes[..], [Note::Ready { by: ReadyBy::Launch, .. }]));
+    assert!(matches!(sim.notes[..], [Report::Ready { by: ReadyBy::Launch, .. }]));
     sim.finish();
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sim::{INTERVAL, Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, FailedStart, LaunchFailure, Limit, Measured, Next, Note, OverLimit, WorkerId};
+use crate::policy::{Event, FailedStart, LaunchFailure, Limit, Measured, Next, OverLimit, Report, WorkerId};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
@@ -35,7 +35,7 @@ pub(super) fn cpu(sim: &mut Sim, worker: WorkerId, mut used: u64, percent: &[u64
 }
 
 pub(super) fn overs(sim: &Sim) -> Vec<OverLimit> {
-    let over = |note: &Note| if let Note::OverLimit { over, .. } = *note { Some(over) } else { None };
+    let over = |note: &Report| if let Report::OverLimit { over, .. } = *note { Some(over) } else { None };
     sim.notes.iter().filter_map(over).collect()
 }
 
@@ -248,7 +248,7 @@ fn a_successor_that_never_becomes_ready_leaves_the_old_one_serving_and_judged() 
     memory(&mut sim, old, &[2000; 10]);
     sim.launch_all();
     sim.pass(61 * SECOND);
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::Late { .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::Late { .. })));
     assert!(!sim.processes[&old].stopped && !sim.processes[&old].retired);
     sim.leave_all();
     assert_eq!(starting(&sim), 1, "the next one is tried");
@@ -276,7 +276,7 @@ fn a_successor_that_dies_early_gives_its_place_back() {
     sim.die(successor);
     assert!(!sim.processes[&old].retired, "it serves again");
     assert!(
-        matches!(sim.notes.last(), Some(Note::Died { next: Next::Restart(_), .. })),
+        matches!(sim.notes.last(), Some(Report::Died { next: Next::Restart(_), .. })),
         "{:?}",
         sim.notes.last()
     );
@@ -298,10 +298,10 @@ fn a_replacement_in_a_reload_is_of_the_new_generation_and_the_reload_ends() {
     sim.event(Event::Reload);
     memory(&mut sim, second, &[2000]);
     sim.run_smoothly();
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { generation: 1, .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::ReloadDone { generation: 1, .. })));
     assert!(sim.processes.values().all(|process| process.generation == 1));
     assert!(
-        !sim.notes.iter().any(|note| matches!(note, Note::ReloadFailed { cause: FailedStart::Died, .. }))
+        !sim.notes.iter().any(|note| matches!(note, Report::ReloadFailed { cause: FailedStart::Died, .. }))
     );
     sim.finish();
 }
@@ -418,14 +418,14 @@ fn failing_to_be_replaced() -> (Sim, WorkerId) {
 
 /// Lets two ready time-outs pass, each successor starting and none ever ready; how many there were.
 fn late_successors(sim: &mut Sim, old: WorkerId, samples: &[u64]) -> usize {
-    let before = sim.notes.iter().filter(|note| matches!(note, Note::Late { .. })).count();
+    let before = sim.notes.iter().filter(|note| matches!(note, Report::Late { .. })).count();
     for _ in 0..65 {
         memory(sim, old, samples);
         sim.launch_all();
         sim.leave_all();
         sim.pass(INTERVAL.saturating_sub(INTERVAL * u32::try_from(samples.len()).expect("few")));
     }
-    sim.notes.iter().filter(|note| matches!(note, Note::Late { .. })).count() - before
+    sim.notes.iter().filter(|note| matches!(note, Report::Late { .. })).count() - before
 }
 
 #[test]
@@ -434,7 +434,7 @@ fn a_worker_that_behaves_again_while_its_successor_starts_gets_no_other_one() {
     assert_eq!(late_successors(&mut sim, old, &[2000]), 2);
     assert_eq!(late_successors(&mut sim, old, &[500]), 1, "the one that was on the way");
     assert_eq!((starting(&sim), sim.alive()), (0, vec![old]));
-    assert!(sim.notes.contains(&Note::CalledOff { worker: old }));
+    assert!(sim.notes.contains(&Report::ReplacementCancelled { worker: old }));
     sim.finish();
 }
 
@@ -466,7 +466,8 @@ fn a_worker_that_says_again_what_holds_already_is_neither_let_off_nor_reported()
         memory(&mut sim, worker, &[2000]);
     }
     assert_eq!(starting(&sim), 1);
-    let said = |sim: &Sim| sim.notes.iter().filter(|note| matches!(note, Note::WatchesItself { .. })).count();
+    let said =
+        |sim: &Sim| sim.notes.iter().filter(|note| matches!(note, Report::WatchesItself { .. })).count();
     assert_eq!(said(&sim), 0);
     for _ in 0..10 {
         sim.event(Event::WatchesItself(worker, true));
@@ -483,7 +484,8 @@ fn a_worker_that_pauses_its_limits_around_each_job_says_so_once_to_everybody() {
         sim.event(Event::WatchesItself(worker, true));
         sim.event(Event::WatchesItself(worker, false));
     }
-    let often = |note: &Note| if let Note::WatchesItself { often, .. } = *note { Some(often) } else { None };
+    let often =
+        |note: &Report| if let Report::WatchesItself { often, .. } = *note { Some(often) } else { None };
     let said: Vec<bool> = sim.notes.iter().filter_map(often).collect();
     assert_eq!(said, [[false; 2].as_slice(), &[true; 8]].concat());
     sim.finish();

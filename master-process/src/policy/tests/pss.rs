@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::limits::{SECOND, judged, memory, overs, starting};
 use super::sim::{INTERVAL, Sim};
-use crate::policy::{Event, Measured, NoPss, Note, Pss};
+use crate::policy::{Event, Measured, NoPss, Pss, Report};
 
 #[test]
 fn a_worker_whose_pss_is_within_the_limit_is_not_replaced() {
@@ -177,6 +177,6 @@ fn a_worker_that_is_gone_or_stands_by_is_not_replaced_for_a_late_answer() {
     sim.pass(Duration::from_secs(10));
     assert_eq!(overs(&sim), []);
     assert_eq!(sim.alive().len(), 1);
-    assert!(!sim.notes.iter().any(|note| matches!(note, Note::CalledOff { .. })));
+    assert!(!sim.notes.iter().any(|note| matches!(note, Report::ReplacementCancelled { .. })));
     sim.finish();
 }

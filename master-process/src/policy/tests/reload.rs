@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use super::sim::{Sim, settings};
 use crate::config::{Batch, ReadyMode};
-use crate::policy::{Event, FailedStart, LaunchFailure, Next, Note, Queue, Settings, Sign};
+use crate::policy::{Event, FailedStart, LaunchFailure, Next, Queue, ReadySignal, Report, Settings};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-/// Settings without a throttle: nobody is on trial.
+/// Settings without a throttle: nobody is on probation.
 fn without_trial(workers: u32) -> Settings {
     Settings { throttle: Duration::ZERO, ..settings(workers) }
 }
@@ -53,7 +53,7 @@ fn a_reload_in_batches_waits_for_the_whole_batch() {
         }
     }
     assert!(
-        matches!(sim.notes.last(), Some(Note::ReloadDone { generation: 1, .. })),
+        matches!(sim.notes.last(), Some(Report::ReloadDone { generation: 1, .. })),
         "{:?}",
         sim.notes.last()
     );
@@ -74,7 +74,7 @@ fn a_reload_whose_workers_die_is_given_up_and_the_old_ones_serve_on() {
     }
     sim.leave_all();
     let failed =
-        Note::ReloadFailed { generation: 1, slot: 0, attempts: 3, cause: FailedStart::Died, kept: 2 };
+        Report::ReloadFailed { generation: 1, slot: 0, attempts: 3, cause: FailedStart::Died, kept: 2 };
     assert!(sim.notes.contains(&failed), "{:?}", sim.notes);
     assert_eq!(generations(&sim), [0, 0]);
     assert_eq!(sim.policy.deadline(), None, "nothing is tried any more");
@@ -93,9 +93,9 @@ fn a_reload_whose_workers_are_late_is_given_up() {
     }
     assert!(sim.notes.iter().any(|note| matches!(
         note,
-        Note::ReloadFailed { attempts: 3, cause: FailedStart::Late(_), kept: 1, .. }
+        Report::ReloadFailed { attempts: 3, cause: FailedStart::Late(_), kept: 1, .. }
     )));
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::Late { next: Next::Predecessor, .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::Late { next: Next::Predecessor, .. })));
     assert_eq!(generations(&sim), [0]);
     sim.finish();
 }
@@ -110,11 +110,11 @@ fn a_start_of_a_reload_that_takes_longer_than_usual_is_told_of_once() {
     sim.event(Event::Reload);
     sim.launch_all();
     let new = sim.find(|process| process.generation == 1)[0];
-    let told = |sim: &Sim| sim.notes.iter().filter(|note| matches!(note, Note::Waits { .. })).count();
+    let told = |sim: &Sim| sim.notes.iter().filter(|note| matches!(note, Report::Waits { .. })).count();
     sim.pass(10 * SECOND - MS);
     assert_eq!(told(&sim), 0);
     sim.pass(MS);
-    assert_eq!(sim.notes.last(), Some(&Note::Waits { worker: new, after: 10 * SECOND }));
+    assert_eq!(sim.notes.last(), Some(&Report::Waits { worker: new, after: 10 * SECOND }));
     sim.pass(40 * SECOND);
     assert_eq!(told(&sim), 1);
     sim.sign(new);
@@ -138,7 +138,7 @@ fn a_reload_whose_command_is_gone_is_given_up() {
         sim.fail_launch(worker, LaunchFailure::Lasting);
         sim.pass(30 * SECOND);
     }
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadFailed { .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::ReloadFailed { .. })));
     assert_eq!(generations(&sim), [0]);
     sim.finish();
 }
@@ -235,13 +235,13 @@ fn a_worker_that_may_be_serving_stays_until_its_successor_is_ready() {
     // Of a program that says nothing both are ready by their age, the old one first.
     sim.pass(9 * SECOND);
     assert!(
-        matches!(sim.notes.last(), Some(Note::Ready { worker, .. }) if *worker == old),
+        matches!(sim.notes.last(), Some(Report::Ready { worker, .. }) if *worker == old),
         "{:?}",
         sim.notes
     );
     assert_eq!(sim.alive(), [old, new]);
     sim.pass(SECOND);
-    let replaces = |note: &Note| matches!(note, Note::Ready { worker, replaces: Some(other), .. } if *worker == new && *other == old);
+    let replaces = |note: &Report| matches!(note, Report::Ready { worker, replaces: Some(other), .. } if *worker == new && *other == old);
     assert!(sim.notes.iter().any(replaces), "{:?}", sim.notes);
     sim.answer_looks(Queue::None);
     assert!(sim.processes[&old].stopped);
@@ -262,7 +262,7 @@ fn a_worker_that_may_be_serving_is_replaced_by_one_that_is_ready_first() {
     sim.launch_all();
     sim.sign(old);
     assert!(
-        matches!(sim.notes.last(), Some(Note::Ready { worker, .. }) if *worker == old),
+        matches!(sim.notes.last(), Some(Report::Ready { worker, .. }) if *worker == old),
         "{:?}",
         sim.notes
     );
@@ -276,7 +276,7 @@ fn a_successor_is_late_only_where_the_worker_before_it_is_ready() {
     let mut sim = reloaded_while_starting(settings(1));
     let (old, new) = (sim.alive()[0], sim.alive()[1]);
     sim.pass(SECOND * 60);
-    assert_eq!(sim.notes.last(), Some(&Note::Slow { worker: new, after: SECOND * 60 }), "both are slow");
+    assert_eq!(sim.notes.last(), Some(&Report::Slow { worker: new, after: SECOND * 60 }), "both are slow");
     sim.sign(old);
     assert_eq!(sim.alive(), [old, new], "the one has needed 61 s: so may the other");
     sim.pass(SECOND * 62);
@@ -308,11 +308,11 @@ fn the_time_that_the_program_has_needed_so_far_is_given_twice_to_a_reload() {
     sim.event(Event::Reload);
     sim.launch_all();
     sim.pass(SECOND * 150 - MS);
-    assert!(!sim.notes.iter().any(|note| matches!(note, Note::Late { .. })), "{:?}", sim.notes);
+    assert!(!sim.notes.iter().any(|note| matches!(note, Report::Late { .. })), "{:?}", sim.notes);
     sim.pass(MS);
     assert!(matches!(
         sim.notes[sim.notes.len() - 2..],
-        [Note::ReloadFailed { cause: FailedStart::Late(_), kept: 1, .. }, Note::Late { .. }]
+        [Report::ReloadFailed { cause: FailedStart::Late(_), kept: 1, .. }, Report::Late { .. }]
     ));
     sim.finish();
 }
@@ -327,7 +327,7 @@ fn a_new_worker_that_listens_on_a_part_is_waited_for_until_it_is_late() {
         sim.event(Event::Reload);
         sim.launch_all();
         let new = sim.find(|process| process.generation == 1)[0];
-        sim.event(Event::Signed(new, Sign::ListenFirst));
+        sim.event(Event::ReadySignal(new, ReadySignal::ListenPartly));
         sim.pass(SECOND * 59);
         assert_eq!(generations(&sim), [0, 1], "the old one serves on");
         if complete {
@@ -366,7 +366,7 @@ fn a_new_worker_that_is_ready_and_dies_early_counts_as_a_failed_start() {
     sim.sign(new);
     sim.launch_all();
     sim.die(new);
-    assert!(sim.notes.contains(&Note::ReloadFailed {
+    assert!(sim.notes.contains(&Report::ReloadFailed {
         generation: 1,
         slot: 0,
         attempts: 1,
@@ -394,8 +394,8 @@ fn scaling_down_a_slot_whose_turn_it_is_lets_the_reload_go_on() {
     sim.event(Event::ScaleDown);
     sim.run_smoothly();
     assert_eq!(generations(&sim), [1]);
-    assert!(matches!(sim.notes.last(), Some(Note::Left { .. } | Note::ReloadDone { .. })));
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. })));
+    assert!(matches!(sim.notes.last(), Some(Report::Left { .. } | Report::ReloadDone { .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::ReloadDone { .. })));
     sim.finish();
 }
 
@@ -476,11 +476,11 @@ fn the_successor_of_a_crashed_worker_that_listens_on_a_part_goes_on_starting() {
     sim.die(sim.alive()[0]);
     sim.launch_all();
     let worker = sim.alive()[0];
-    sim.event(Event::Signed(worker, Sign::ListenFirst));
+    sim.event(Event::ReadySignal(worker, ReadySignal::ListenPartly));
     sim.pass(SECOND * 3600);
-    assert_eq!(sim.notes.last(), Some(&Note::Slow { worker, after: SECOND * 60 }));
+    assert_eq!(sim.notes.last(), Some(&Report::Slow { worker, after: SECOND * 60 }));
     sim.sign(worker);
-    assert!(matches!(sim.notes.last(), Some(Note::Ready { .. })), "{:?}", sim.notes);
+    assert!(matches!(sim.notes.last(), Some(Report::Ready { .. })), "{:?}", sim.notes);
     sim.finish();
 }
 
@@ -502,7 +502,7 @@ fn a_new_worker_that_is_ready_and_dies_early_gives_its_place_back() {
         assert!(!sim.processes[&old[0]].retired, "it serves again");
         sim.pass(SECOND * 3);
     }
-    assert!(sim.notes.contains(&Note::ReloadFailed {
+    assert!(sim.notes.contains(&Report::ReloadFailed {
         generation: 1,
         slot: 0,
         attempts: 2,
@@ -527,12 +527,13 @@ fn a_new_worker_that_outlives_the_throttle_lets_its_predecessor_go() {
     sim.sign_all();
     sim.pass(MS * 999);
     assert!(
-        !sim.processes[&old].stopped && !sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. }))
+        !sim.processes[&old].stopped
+            && !sim.notes.iter().any(|note| matches!(note, Report::ReloadDone { .. }))
     );
     sim.pass(MS);
     sim.answer_looks(Queue::None);
     assert!(sim.processes[&old].stopped);
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::ReloadDone { .. })));
     sim.finish();
 }
 

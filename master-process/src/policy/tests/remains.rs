@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sim::{Sim, settings};
-use crate::policy::{Event, Note, Outcome, WorkerId};
+use crate::policy::{Event, Outcome, Report, WorkerId};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -58,7 +58,7 @@ fn what_a_worker_that_left_as_asked_leaves_behind_has_the_rest_of_the_kill_timeo
     assert!(!remains(&sim, worker).1, "too early");
     sim.pass(MS);
     assert!(remains(&sim, worker).1);
-    assert!(sim.notes.contains(&Note::Overdue { worker, after: 5 * SECOND }));
+    assert!(sim.notes.contains(&Report::Overdue { worker, after: 5 * SECOND }));
     sim.leave_all();
     assert_eq!(sim.policy.outcome(), None, "somebody is left");
     sim.end_remains(worker);
@@ -92,7 +92,7 @@ fn a_reload_is_complete_while_something_remains_of_an_old_worker() {
     assert!(sim.processes[&old].stopped);
     sim.die_with_remains(old);
     sim.run_smoothly();
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::ReloadDone { .. })));
     sim.end_remains(old);
     sim.finish();
 }

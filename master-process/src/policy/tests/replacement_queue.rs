@@ -3,7 +3,7 @@
 use super::limits::{SECOND, overs, starting};
 use super::sim::{INTERVAL, Sim, settings};
 use crate::config::Batch;
-use crate::policy::{Event, Note, WorkerId};
+use crate::policy::{Event, Report, WorkerId};
 
 /// Workers that are judged, and so many of them replaced at a time.
 fn judged(workers: u32, batch: Batch) -> Sim {
@@ -27,7 +27,7 @@ fn memory(sim: &mut Sim, workers: &[WorkerId], samples: &[u64]) {
     }
 }
 
-/// The slots in which a successor is on its way or on trial.
+/// The slots in which a successor is on its way or on probation.
 fn replaced(sim: &Sim) -> Vec<u32> {
     sim.find(|process| !process.ready).iter().map(|worker| worker.slot).collect()
 }
@@ -63,7 +63,7 @@ fn a_successor_on_trial_keeps_the_turn() {
     memory(&mut sim, &old, &[2000; 10]);
     sim.launch_all();
     sim.sign_all();
-    assert!(replaced(&sim).is_empty(), "it is ready, and on trial for a second");
+    assert!(replaced(&sim).is_empty(), "it is ready, and on probation for a second");
     memory(&mut sim, &old[1..], &[]);
     sim.pass(SECOND * 9 / 10);
     assert!(replaced(&sim).is_empty());
@@ -99,7 +99,7 @@ fn a_replacement_that_is_called_off_ends_its_turn() {
     // The first successor is late; before the next one, the worker behaves.
     memory(&mut sim, &old[..1], &[500]);
     sim.pass(61 * SECOND);
-    assert!(sim.notes.contains(&Note::CalledOff { worker: old[0] }));
+    assert!(sim.notes.contains(&Report::ReplacementCancelled { worker: old[0] }));
     sim.leave_all();
     assert_eq!(replaced(&sim), [1]);
     sim.finish();
@@ -111,7 +111,7 @@ fn a_worker_that_behaves_again_while_it_waits_for_its_turn_is_not_replaced() {
     let old = sim.alive();
     memory(&mut sim, &old, &[2000; 10]);
     memory(&mut sim, &old[1..2], &[500]);
-    assert!(sim.notes.contains(&Note::CalledOff { worker: old[1] }));
+    assert!(sim.notes.contains(&Report::ReplacementCancelled { worker: old[1] }));
     sim.run_smoothly();
     sim.pass(5 * SECOND);
     sim.run_smoothly();
@@ -166,7 +166,7 @@ fn a_reload_and_the_limits_together_replace_no_more_slots_at_a_time() {
     sim.run_smoothly();
     sim.pass(5 * SECOND);
     sim.run_smoothly();
-    assert!(sim.notes.iter().any(|note| matches!(note, Note::ReloadDone { .. })));
+    assert!(sim.notes.iter().any(|note| matches!(note, Report::ReloadDone { .. })));
     assert!(sim.processes.values().all(|process| process.generation == 1));
     sim.finish();
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::config::{Batch, Limits, ReadyMode};
 use crate::policy::{
-    Action, Busiest, Event, LaunchFailure, Next, Note, Outcome, Pss, Queue, Settings, Sign, Supervisor, Time,
-    Usage, WorkerId,
+    Action, Busiest, Event, LaunchFailure, Next, Outcome, Pss, Queue, ReadySignal, Report, Settings,
+    Supervisor, Time, Usage, WorkerId,
 };
 
 /// More actions than this for one event of a handful of slots is a spin.
@@ -65,7 +65,7 @@ pub(super) struct Sim {
     pub(super) processes: BTreeMap<WorkerId, Process>,
     /// What is left of workers whose first process is gone: whether it was asked to leave, and whether it was killed.
     pub(super) remains: BTreeMap<WorkerId, (bool, bool)>,
-    pub(super) notes: Vec<Note>,
+    pub(super) notes: Vec<Report>,
     /// Who was told that it uses much memory.
     pub(super) warned: Vec<WorkerId>,
     /// Whose proportional set size the policy wants to know, and whose threads.
@@ -124,7 +124,7 @@ impl Sim {
             | Event::Reload
             | Event::Launched(_)
             | Event::LaunchFailed(..)
-            | Event::Signed(..)
+            | Event::ReadySignal(..)
             | Event::Queue(..)
             | Event::Died(_)
             | Event::Sampled(..)
@@ -175,16 +175,16 @@ impl Sim {
                     assert!(self.processes.insert(worker, process).is_none(), "{worker:?} started twice");
                 }
                 Action::Target(target) => self.target = target,
-                Action::Serve(worker) => {
+                Action::AddToRotation(worker) => {
                     let process = self.processes.get_mut(&worker).expect("only a process can serve");
                     assert!(process.ready && !process.stopped, "{worker:?} is to serve and cannot");
                     process.retired = false;
                 }
-                Action::Retire(worker) => {
+                Action::RemoveFromRotation(worker) => {
                     self.check_not_missed(worker);
                     self.processes.get_mut(&worker).expect("only a process can be retired").retired = true;
                 }
-                Action::Look(worker) => {
+                Action::CheckQueue(worker) => {
                     assert!(!self.looks.contains(&worker), "{worker:?} looked at twice");
                     self.looks.push(worker);
                 }
@@ -225,14 +225,18 @@ impl Sim {
                     self.warned.push(worker);
                 }
                 Action::Report(note) => {
-                    if matches!(note, Note::GaveUp { .. } | Note::LaunchFailed { next: Next::Nothing, .. }) {
+                    if matches!(
+                        note,
+                        Report::GaveUp { .. } | Report::LaunchFailed { next: Next::Nothing, .. }
+                    ) {
                         self.stopping = true;
                     }
-                    if let Note::Ready { worker, .. } = note {
+                    if let Report::Ready { worker, .. } = note {
                         self.processes.get_mut(&worker).expect("it runs").ready = true;
                     }
-                    if let Note::Died { next, .. } | Note::Late { next, .. } | Note::LaunchFailed { next, .. } =
-                        note
+                    if let Report::Died { next, .. }
+                    | Report::Late { next, .. }
+                    | Report::LaunchFailed { next, .. } = note
                         && let Next::Restart(wait) = next
                     {
                         self.last_wait = Some(wait);
@@ -333,7 +337,7 @@ impl Sim {
 
     pub(super) fn sign(&mut self, worker: WorkerId) {
         self.processes.get_mut(&worker).expect("only a process can be ready").ready = true;
-        self.event(Event::Signed(worker, Sign::Listen));
+        self.event(Event::ReadySignal(worker, ReadySignal::Listen));
     }
 
     pub(super) fn sign_all(&mut self) {

@@ -2,87 +2,87 @@
 
 use std::time::Duration;
 
-use super::limits::Watch;
+use super::limits::UsageTracker;
 use super::slot::{Readiness, Said, Serving, Slot, StartPhase, Starting};
 use super::supervisor::{Mode, Supervisor, index};
-use super::{Action, FailedStart, Note, ReadyBy, Time, WorkerId};
+use super::{Action, FailedStart, ReadyBy, Report, Time, WorkerId};
 
 /// A throttle of minutes is for crash loops; two sets of workers for so long would be dear.
-const LONGEST_TRIAL: Duration = Duration::from_secs(5);
+const LONGEST_PROBATION: Duration = Duration::from_secs(5);
 
 impl Supervisor {
-    pub(super) fn settle_all(&mut self, now: Time) {
+    pub(super) fn reconcile_all(&mut self, now: Time) {
         let slots = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
         for id in 0..slots {
-            self.settle(id, now);
+            self.reconcile(id, now);
         }
     }
 
     /// Compares a slot with what it should be and pushes the difference; then those slots that may be replaced now.
-    pub(super) fn settle(&mut self, id: u32, now: Time) {
-        self.settle_one(id, now);
+    pub(super) fn reconcile(&mut self, id: u32, now: Time) {
+        self.reconcile_slot(id, now);
         while let Some(next) = self.replacements.activate_next(self.replacement_limit()) {
-            self.settle_one(next, now);
+            self.reconcile_slot(next, now);
         }
     }
 
-    fn settle_one(&mut self, id: u32, now: Time) {
+    fn reconcile_slot(&mut self, id: u32, now: Time) {
         if index(id) >= self.slots.len() {
             return;
         }
         if self.mode == Mode::Running && id < self.wanted {
-            self.settle_serving(id, now);
-            self.settle_starting(id, now);
-            self.end_trial(id, now);
-            self.call_off(id);
+            self.reconcile_serving(id, now);
+            self.reconcile_starting(id, now);
+            self.end_probation(id, now);
+            self.cancel_replacement(id);
             self.launch_if_wanted(id, now);
         } else {
-            self.retire_all(id, now);
+            self.stop_slot(id, now);
         }
         self.release_replacement(id);
-        self.look_at_draining(id, now);
+        self.check_draining(id, now);
         self.kill_overdue(id, now);
         let wants_launch = self.wants_launch(id);
         let times = (self.start_times.unusual(), self.start_times.allowed(self.settings.ready_timeout));
         let slot = &mut self.slots[index(id)];
-        let due = slot.next_due(self.known_to_sign, times, wants_launch);
+        let due = slot.next_due(self.program_signals_ready, times, wants_launch);
         self.timers.set(id, slot.timer, due);
         slot.timer = due;
         self.drop_empty_slots();
     }
 
     /// A worker that was kept through the begin of a reload may be ready by its age.
-    fn settle_serving(&mut self, id: u32, now: Time) {
+    fn reconcile_serving(&mut self, id: u32, now: Time) {
         let Some(serving) = self.slots[index(id)].serving else { return };
         if let Readiness::Unknown { ready_at: Some(at) } = serving.readiness
             && at <= now
-            && !self.known_to_sign
+            && !self.program_signals_ready
         {
             self.prove_ready(serving.worker, now, ReadyBy::Age);
         }
     }
 
     /// A starting worker is outdated, ready by its age, late, or simply not there yet.
-    pub(super) fn settle_starting(&mut self, id: u32, now: Time) {
+    pub(super) fn reconcile_starting(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
         let Some(starting) = slot.starting.as_deref().copied() else { return };
-        let replaces = self.rollout.as_ref().is_some_and(|r| r.is_active(id)) || slot.is_recycling();
+        let replaces = self.rollout.as_ref().is_some_and(|r| r.is_active(id)) || slot.replaces_over_limit();
         let keeps_old = slot.serving.is_some() && !replaces;
         if starting.generation < self.generation || keeps_old {
             slot.starting = None;
-            return self.retire(now, starting.worker, starting.phase);
+            return self.cancel_start(now, starting.worker, starting.phase);
         }
         let StartPhase::Waiting { since, ready_at, said } = starting.phase else {
             return;
         };
         let allowed = self.start_times.allowed(self.settings.ready_timeout);
-        if !self.known_to_sign && ready_at.is_some_and(|at| at <= now) {
+        if !self.program_signals_ready && ready_at.is_some_and(|at| at <= now) {
             self.become_ready(id, now, ReadyBy::Age);
         } else if since.after(allowed) <= now {
             self.late(id, now, starting, (since, said));
         } else if slot.has_ready() && !said.long && since.after(self.start_times.unusual()) <= now {
             set_said(slot, Said { long: true, ..said });
-            self.push(Note::Waits { worker: starting.worker, after: now.since(since) });
+            self.push(Report::Waits { worker: starting.worker, after: now.since(since) });
         }
     }
 
@@ -94,17 +94,17 @@ impl Supervisor {
         if !slot.has_ready() {
             set_said(slot, Said { late: true, ..said });
             if !said.late {
-                self.push(Note::Slow { worker, after });
+                self.push(Report::Slow { worker, after });
             }
             return;
         }
         slot.starting = None;
         let wait = slot.throttle.late(now, after, &self.settings);
-        self.retire(now, worker, starting.phase);
+        self.cancel_start(now, worker, starting.phase);
         self.count_early_death(now);
         self.count_failed_start(now, id, FailedStart::Late(worker));
         let next = self.next_of(id, wait);
-        self.push(Note::Late { worker, after, next });
+        self.push(Report::Late { worker, after, next });
     }
 
     /// A worker that may have served all the time is known to be ready. Where its successor serves already, it stands by
@@ -117,15 +117,15 @@ impl Supervisor {
         let after = now.since(kept.since);
         self.start_times.took(after, false);
         if in_rotation {
-            self.push(Note::Ready { worker, after, by, replaces: None });
-            self.actions.push_back(Action::Serve(worker));
+            self.push(Report::Ready { worker, after, by, replaces: None });
+            self.actions.push_back(Action::AddToRotation(worker));
         }
     }
 
     pub(super) fn become_ready(&mut self, id: u32, now: Time, by: ReadyBy) {
         let slot = &mut self.slots[index(id)];
-        let recycles = slot.is_recycling();
-        let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, .. }, watch }) =
+        let recycles = slot.replaces_over_limit();
+        let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, .. }, tracker }) =
             slot.starting.as_deref().copied()
         else {
             return;
@@ -136,37 +136,39 @@ impl Supervisor {
             generation,
             since,
             readiness: Readiness::Since(now),
-            recycled: false,
-            watch,
+            over_limit: false,
+            tracker,
         });
         let replaces = old.map(|old| old.worker);
         let after = now.since(since);
         let by_reload = self.rollout.is_some() && generation == self.generation;
         self.start_times.took(after, by_reload);
-        self.push(Note::Ready { worker, after, by, replaces });
+        self.push(Report::Ready { worker, after, by, replaces });
         // In this order: at no moment is nobody there.
-        self.actions.push_back(Action::Serve(worker));
+        self.actions.push_back(Action::AddToRotation(worker));
         let slot = &mut self.slots[index(id)];
         let before = std::mem::replace(&mut slot.standby, old.map(Box::new));
         // A new release may be ready and die: until it has outlived the throttle, the old one stands by.
-        let trial = self.settings.throttle.min(LONGEST_TRIAL);
-        slot.trial = (self.rollout.is_some() || recycles).then(|| since.after(trial));
-        self.actions.extend(old.map(|old| Action::Retire(old.worker)));
+        let probation = self.settings.throttle.min(LONGEST_PROBATION);
+        slot.probation = (self.rollout.is_some() || recycles).then(|| since.after(probation));
+        self.actions.extend(old.map(|old| Action::RemoveFromRotation(old.worker)));
         if let Some(before) = before {
-            self.relieve(now, *before);
+            self.drain(now, *before);
         }
-        self.end_trial(id, now);
+        self.end_probation(id, now);
     }
 
     /// The worker that serves has shown that it lives, or nobody wants it to: its predecessor may go.
-    pub(super) fn end_trial(&mut self, id: u32, now: Time) {
+    pub(super) fn end_probation(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
-        let Some(serving) = slot.serving.filter(|_| slot.trial.is_none_or(|at| at <= now)) else { return };
-        let was_on_trial = slot.trial.take().is_some();
+        let Some(serving) = slot.serving.filter(|_| slot.probation.is_none_or(|at| at <= now)) else {
+            return;
+        };
+        let was_on_probation = slot.probation.take().is_some();
         if let Some(standby) = slot.standby.take() {
-            self.relieve(now, *standby);
+            self.drain(now, *standby);
         }
-        if was_on_trial && serving.generation == self.generation {
+        if was_on_probation && serving.generation == self.generation {
             self.finish_rollout(id, now);
         }
     }
@@ -174,7 +176,7 @@ impl Supervisor {
     /// Whether this slot lacks a worker that only the throttle may hold back.
     pub(super) fn wants_launch(&self, id: u32) -> bool {
         let slot = &self.slots[index(id)];
-        let recycle = || slot.wants_other() && self.replacements.is_active(id);
+        let recycle = || slot.wants_replacement() && self.replacements.is_active(id);
         let replace = || self.rollout.as_ref().is_some_and(|rollout| rollout.is_active(id));
         self.mode == Mode::Running
             && id < self.wanted
@@ -196,8 +198,8 @@ impl Supervisor {
         self.serial += 1;
         let worker = WorkerId { slot: id, serial: self.serial };
         let phase = StartPhase::Launching;
-        let watch = Watch::default();
-        let starting = Starting { worker, generation: self.generation, phase, watch };
+        let tracker = UsageTracker::default();
+        let starting = Starting { worker, generation: self.generation, phase, tracker };
         slot.starting = Some(Box::new(starting));
         self.actions.push_back(Action::Launch { worker, generation: self.generation });
     }

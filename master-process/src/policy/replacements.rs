@@ -1,0 +1,468 @@
+//! Replacements of workers that use too much: the successor starts first, then the faulty worker is stopped.
+//!
+//! [`Backoff`] spaces out the replacements of a slot: a limit that does not fit the program would replace its workers for
+//! ever. [`ReplacementQueue`] keeps the slots that are replaced at a time to the batch of a reload.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use super::limits::{self, Limit, LimitExceeded};
+use super::reload::Rollout;
+use super::slot::Slot;
+use super::supervisor::{Mode, Supervisor, index};
+use super::{Action, Busiest, Measured, OverLimit, Pss, Report, Time, Usage, WorkerId};
+use crate::config::Limits;
+
+/// The longest time between two replacements of a slot for the same limit. A worker that is over its limit for good
+/// is then replaced once an hour: seldom enough to do no harm, often enough for a leak that is slower than that.
+const LONGEST: Duration = Duration::from_secs(3600);
+
+/// A worker that is within its limit for less than this only warms up, however short the samples' interval is.
+const WARM_UP: Duration = Duration::from_secs(30);
+
+/// A slot's memory of replacements for one limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Backoff {
+    /// From the last replacement to the next; zero: there was none.
+    pause: Duration,
+    until: Option<Time>,
+    /// Whether anybody was told that the next one waits.
+    told: bool,
+}
+
+/// What is to be done about a worker that is over its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// Replace it.
+    Now {
+        /// The worker before it was replaced for the same limit.
+        again: bool,
+    },
+    /// Its turn comes later, if it is still over the limit by then.
+    Later {
+        /// How long from now.
+        wait: Duration,
+        /// It was said before.
+        told: bool,
+    },
+}
+
+impl Backoff {
+    /// A worker that had been within its limit for `time_within_limit` is over it. `shortest` is the least time in which that can
+    /// happen to one that never was within.
+    ///
+    /// Memory that was within its limit for longer than the pause is no sign of a limit that does not fit: it leaks.
+    /// CPU time comes and goes with the work, and says nothing by having been within it.
+    pub(super) fn check(
+        &mut self,
+        now: Time,
+        limit: Limit,
+        time_within_limit: Duration,
+        shortest: Duration,
+    ) -> Decision {
+        let again = self.is_again(limit, time_within_limit);
+        if let Some(wait) = self.wait(now).filter(|_| again) {
+            return Decision::Later { wait, told: std::mem::replace(&mut self.told, true) };
+        }
+        let before = if again { self.pause } else { shortest };
+        self.pause = before.saturating_mul(2).min(LONGEST);
+        self.until = Some(now.after(self.pause));
+        self.told = false;
+        Decision::Now { again }
+    }
+
+    /// Whether its turn comes later, and that was said before.
+    pub(super) fn is_told_to_wait(&self, now: Time, limit: Limit, time_within_limit: Duration) -> bool {
+        self.told && self.is_again(limit, time_within_limit) && self.wait(now).is_some()
+    }
+
+    /// Whether this looks like a limit that does not fit.
+    fn is_again(&self, limit: Limit, time_within_limit: Duration) -> bool {
+        let fits = match limit {
+            Limit::Memory => self.pause.max(WARM_UP),
+            Limit::Cpu => LONGEST,
+        };
+        self.until.is_some() && time_within_limit < fits
+    }
+
+    fn wait(&self, now: Time) -> Option<Duration> {
+        self.until.map(|until| until.since(now)).filter(|wait| !wait.is_zero())
+    }
+}
+
+/// Slots that are being replaced, and those that wait, in the order in which they came.
+#[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct ReplacementQueue {
+    active: BTreeSet<u32>,
+    waiting: VecDeque<u32>,
+}
+
+impl ReplacementQueue {
+    /// Adds a slot, unless it is in here.
+    pub(super) fn enqueue(&mut self, slot: u32) {
+        if !self.active.contains(&slot) && !self.waiting.contains(&slot) {
+            self.waiting.push_back(slot);
+        }
+    }
+
+    /// Removes a slot: it is replaced, or need not be any more.
+    pub(super) fn remove(&mut self, slot: u32) {
+        if !self.active.remove(&slot) {
+            self.waiting.retain(|waiting| *waiting != slot);
+        }
+    }
+
+    /// Moves an active slot behind those that wait, if there are any: an attempt failed, and a slot whose attempts all
+    /// fail must not keep the others.
+    pub(super) fn requeue(&mut self, slot: u32) {
+        if !self.waiting.is_empty() && self.active.remove(&slot) {
+            self.waiting.push_back(slot);
+        }
+    }
+
+    /// Removes all slots.
+    pub(super) fn clear(&mut self) {
+        *self = ReplacementQueue::default();
+    }
+
+    /// Whether this slot may be replaced now.
+    pub(super) fn is_active(&self, slot: u32) -> bool {
+        self.active.contains(&slot)
+    }
+
+    /// Whether one more slot has to wait where `limit` may be replaced at a time.
+    pub(super) fn is_full(&self, limit: usize) -> bool {
+        self.active.len() + self.waiting.len() >= limit
+    }
+
+    /// Makes the next slot active and gives it; `None`: none waits, or there are `limit` already.
+    pub(super) fn activate_next(&mut self, limit: usize) -> Option<u32> {
+        if self.active.len() >= limit {
+            return None;
+        }
+        let slot = self.waiting.pop_front()?;
+        self.active.insert(slot);
+        Some(slot)
+    }
+}
+
+/// A slot's replacements for each limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Backoffs {
+    cpu: Backoff,
+    memory: Backoff,
+}
+
+impl Backoffs {
+    fn of(&mut self, limit: Limit) -> &mut Backoff {
+        match limit {
+            Limit::Cpu => &mut self.cpu,
+            Limit::Memory => &mut self.memory,
+        }
+    }
+}
+
+impl Supervisor {
+    /// A sample of one worker. Only one that serves is judged; no sample is no event.
+    pub(super) fn sampled(&mut self, now: Time, worker: WorkerId, usage: Usage) {
+        if self.paused || self.mode != Mode::Running {
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        let Some(serving) = slot.serving.as_mut().filter(|serving| serving.worker == worker) else {
+            return;
+        };
+        let Some(ready_at) = serving.ready_at() else { return };
+        let (generation, replaces_over_limit) = (serving.generation, serving.over_limit);
+        let limits = limits_of(self.settings.limits, &self.no_memory_limit, generation);
+        let verdict = serving.tracker.judge(now, usage, ready_at, &limits);
+        if verdict.passed_high && self.settings.signals_high_memory {
+            self.actions.push_back(Action::SignalHigh(worker));
+        }
+        if verdict.exceeds_default {
+            self.disable_default_memory_limit(now, worker, generation, usage.memory);
+        }
+        if let Some(exceeded) = verdict.memory {
+            self.over_memory(now, worker, exceeded);
+        }
+        if let Some(exceeded) = verdict.cpu {
+            self.over_limit(now, worker, exceeded, Measured::Cpu);
+        }
+        if verdict.wants_threads {
+            self.look_at_threads(now, worker);
+        }
+        if replaces_over_limit {
+            self.reconcile(worker.slot, now);
+        }
+    }
+
+    /// A worker exceeds the default memory limit from the first: the limit says nothing of this program.
+    fn disable_default_memory_limit(&mut self, now: Time, worker: WorkerId, generation: u32, used: u64) {
+        let Some(most) = self.settings.limits.max_memory else { return };
+        self.no_memory_limit.push(generation);
+        self.push(Report::DefaultDisabled { worker, used, most });
+        for slot in &mut self.slots {
+            let ready = [slot.serving.as_mut(), slot.standby.as_deref_mut()].into_iter().flatten();
+            ready.filter(|of| of.generation == generation).for_each(|of| of.tracker.forget_memory());
+        }
+        self.reconcile_all(now);
+    }
+
+    /// A new release may be another program: the default holds for it until a worker exceeds it from the first. It stays
+    /// off for the generations that still serve.
+    pub(super) fn restore_default_memory_limit(&mut self) {
+        let slots = &self.slots;
+        let serves = |generation| {
+            let of = |slot: &Slot| slot.serving.map(|serving| serving.generation);
+            slots.iter().any(|slot| of(slot) == Some(generation))
+        };
+        self.no_memory_limit.retain(|generation| serves(*generation));
+    }
+
+    /// Whether a worker that is over a limit is to be looked at for that: a reload replaces it anyway, or somebody is on
+    /// the way already, or its turn is known to come later.
+    fn is_to_be_judged(&mut self, now: Time, worker: WorkerId, exceeded: LimitExceeded) -> bool {
+        let is_outdated = |generation| self.rollout.is_some() && generation < self.generation;
+        let slot = &mut self.slots[index(worker.slot)];
+        let is_replaced = slot.replaces_over_limit()
+            || slot.starting.is_some()
+            || slot.serving.is_none_or(|serving| is_outdated(serving.generation));
+        !is_replaced
+            && !slot.backoffs.of(exceeded.limit).is_told_to_wait(
+                now,
+                exceeded.limit,
+                exceeded.time_within_limit,
+            )
+    }
+
+    /// Shared memory counts once for each process that has it. Before that ends a worker, its PSS is looked at.
+    fn over_memory(&mut self, now: Time, worker: WorkerId, exceeded: LimitExceeded) {
+        let is_to_be_judged = self.is_to_be_judged(now, worker, exceeded);
+        let Some(serving) = &mut self.slots[index(worker.slot)].serving else { return };
+        if !is_to_be_judged {
+            // The row counts all the same: its worker was not within its limit meanwhile.
+            serving.tracker.confirm_memory();
+        } else if serving.tracker.look_at_pss(now) {
+            self.actions.push_back(Action::MeasurePss(worker));
+        }
+    }
+
+    /// What a look at a worker's PSS came to.
+    pub(super) fn pss_measured(&mut self, now: Time, worker: WorkerId, pss: Pss) {
+        let (running, limits) = (!self.paused && self.mode == Mode::Running, self.settings.limits);
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        let ready_at = slot.serving.filter(|serving| serving.worker == worker).and_then(|of| of.ready_at());
+        let Some(tracker) = slot.tracker_of(worker) else { return };
+        let exceeded = tracker.pss_seen(ready_at.unwrap_or(now), &limits);
+        let (Some(exceeded), Some(most), Some(_serves), true) =
+            (exceeded, limits.max_memory, ready_at, running)
+        else {
+            return;
+        };
+        match pss {
+            Pss::Deferred => {}
+            Pss::Bytes(bytes) if bytes <= most => tracker.is_within_by_pss(now, most - bytes),
+            Pss::Bytes(used) => {
+                tracker.confirm_memory();
+                self.over_limit(now, worker, LimitExceeded { used, ..exceeded }, Measured::Pss);
+            }
+            Pss::Unknown(why) => {
+                tracker.confirm_memory();
+                self.over_limit(now, worker, exceeded, Measured::Resident(why));
+            }
+        }
+    }
+
+    /// The default CPU limit holds against a single stuck loop only. The threads are looked at when a row of samples over it
+    /// begins and when it is complete.
+    fn look_at_threads(&mut self, now: Time, worker: WorkerId) {
+        let exceeded = LimitExceeded { limit: Limit::Cpu, time_within_limit: Duration::ZERO, used: 0 };
+        if self.is_to_be_judged(now, worker, exceeded)
+            && let Some(serving) = &mut self.slots[index(worker.slot)].serving
+        {
+            serving.tracker.look_at_threads();
+            self.actions.push_back(Action::LookAtThreads(worker));
+        }
+    }
+
+    /// What a look at a worker's threads came to.
+    pub(super) fn threads_seen(&mut self, now: Time, worker: WorkerId, busiest: Option<Busiest>) {
+        let (running, limits) = (!self.paused && self.mode == Mode::Running, self.settings.limits);
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        let ready_at = slot.serving.filter(|serving| serving.worker == worker).and_then(|of| of.ready_at());
+        let Some(tracker) = slot.tracker_of(worker) else { return };
+        let exceeded = tracker.threads_seen(busiest, ready_at.unwrap_or(now), &limits);
+        if let (Some(exceeded), Some(_serves), true) = (exceeded, ready_at, running) {
+            self.over_limit(now, worker, exceeded, Measured::Cpu);
+        }
+    }
+
+    fn over_limit(&mut self, now: Time, worker: WorkerId, exceeded: LimitExceeded, measured: Measured) {
+        if !self.is_to_be_judged(now, worker, exceeded) {
+            return;
+        }
+        let shortest = limits::shortest(&self.settings.limits, exceeded.limit);
+        let queued = self.replacements.is_full(self.replacement_limit());
+        let slot = &mut self.slots[index(worker.slot)];
+        let (wait, again) = match slot.backoffs.of(exceeded.limit).check(
+            now,
+            exceeded.limit,
+            exceeded.time_within_limit,
+            shortest,
+        ) {
+            Decision::Now { again } => (None, again),
+            Decision::Later { told: true, .. } => return,
+            Decision::Later { wait, told: false } => (Some(wait), true),
+        };
+        if wait.is_none() {
+            slot.set_over_limit(true);
+            self.replacements.enqueue(worker.slot);
+        }
+        let queued = queued && wait.is_none();
+        let over = OverLimit { limit: exceeded.limit, used: exceeded.used, measured, wait, queued, again };
+        self.push(Report::OverLimit { worker, over });
+        self.reconcile(worker.slot, now);
+    }
+
+    /// How many slots may be replaced for a limit at a time: a reload's batch, less what a reload replaces now.
+    pub(super) fn replacement_limit(&self) -> usize {
+        let reloading = self.rollout.as_ref().map_or(0, Rollout::count_active);
+        self.settings.batch_of(index(self.wanted)).saturating_sub(reloading)
+    }
+
+    /// A slot stays in the queue until the successor of its worker serves and is through its probation, or the replacement is
+    /// called off.
+    pub(super) fn release_replacement(&mut self, id: u32) {
+        let slot = &self.slots[index(id)];
+        let is_on_probation = slot.probation.is_some() && self.replacements.is_active(id);
+        if !slot.replaces_over_limit() && !is_on_probation {
+            self.replacements.remove(id);
+        }
+    }
+
+    /// A worker that was to be replaced behaves again, or is not judged any more, before anybody took its place: who is
+    /// on the way already may still come, but nobody after that.
+    pub(super) fn cancel_replacement(&mut self, id: u32) {
+        let slot = &mut self.slots[index(id)];
+        if slot.starting.is_none()
+            && slot.replaces_over_limit()
+            && !slot.wants_replacement()
+            && let Some(worker) = slot.set_over_limit(false)
+        {
+            self.push(Report::ReplacementCancelled { worker });
+        }
+    }
+
+    /// The user pauses the judging of all workers, or lets it go on.
+    pub(super) fn toggle_monitoring(&mut self, now: Time) {
+        self.paused = !self.paused;
+        let ready =
+            self.slots.iter_mut().flat_map(|slot| [slot.serving.as_mut(), slot.standby.as_deref_mut()]);
+        ready.flatten().for_each(|ready| ready.tracker.forget());
+        self.push(Report::Monitoring { paused: self.paused });
+        self.reconcile_all(now);
+    }
+
+    /// A worker pauses the judging of itself, or lets it go on.
+    pub(super) fn set_self_paused(&mut self, now: Time, worker: WorkerId, paused: bool) {
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        if let Some(changes) = slot.tracker_of(worker).and_then(|tracker| tracker.pause(paused)) {
+            self.push(Report::WatchesItself { worker, paused, often: changes > 2 });
+            self.reconcile(worker.slot, now);
+        }
+    }
+}
+
+/// The limits of a generation's workers.
+fn limits_of(limits: Limits, no_memory_limit: &[u32], generation: u32) -> Limits {
+    let max_memory = limits.max_memory.filter(|_| !no_memory_limit.contains(&generation));
+    Limits { max_memory, ..limits }
+}
+
+impl Slot {
+    /// Whether the worker that serves is to be replaced because of what it uses.
+    pub(super) fn replaces_over_limit(&self) -> bool {
+        self.serving.is_some_and(|serving| serving.over_limit)
+    }
+
+    /// Says of the worker that serves whether it is to be replaced, and gives who that is.
+    pub(super) fn set_over_limit(&mut self, over_limit: bool) -> Option<WorkerId> {
+        let serving = self.serving.as_mut()?;
+        serving.over_limit = over_limit;
+        Some(serving.worker)
+    }
+
+    /// Whether a strike still stands against the worker that is to be replaced.
+    pub(super) fn wants_replacement(&self) -> bool {
+        self.replaces_over_limit() && self.serving.is_some_and(|serving| !serving.tracker.is_within_limits())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHORTEST: Duration = Duration::from_secs(50);
+
+    fn at(seconds: u64) -> Time {
+        Time::new(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn the_first_worker_over_its_limit_is_replaced_at_once() {
+        assert_eq!(
+            Backoff::default().check(at(100), Limit::Memory, Duration::ZERO, SHORTEST),
+            Decision::Now { again: false }
+        );
+    }
+
+    #[test]
+    fn each_successor_that_is_over_it_as_well_doubles_the_wait_up_to_an_hour() {
+        let mut backoff = Backoff::default();
+        let mut now = 1000;
+        assert_eq!(
+            backoff.check(at(now), Limit::Memory, Duration::ZERO, SHORTEST),
+            Decision::Now { again: false }
+        );
+        for wait in [100, 200, 400, 800, 1600, 3200, 3600, 3600] {
+            let early = Duration::from_secs(wait - 50);
+            let later = Decision::Later { wait: early, told: false };
+            assert_eq!(backoff.check(at(now + 50), Limit::Memory, Duration::ZERO, SHORTEST), later);
+            let again = backoff.check(at(now + 52), Limit::Memory, Duration::ZERO, SHORTEST);
+            assert!(matches!(again, Decision::Later { told: true, .. }), "{again:?}");
+            now += wait;
+            assert_eq!(
+                backoff.check(at(now), Limit::Memory, Duration::ZERO, SHORTEST),
+                Decision::Now { again: true }
+            );
+        }
+    }
+
+    #[test]
+    fn a_leak_that_takes_its_time_is_never_kept_waiting() {
+        let mut backoff = Backoff::default();
+        for now in [1000, 1300, 1600, 1900] {
+            let turn = backoff.check(at(now), Limit::Memory, Duration::from_secs(250), SHORTEST);
+            assert_eq!(turn, Decision::Now { again: false });
+        }
+    }
+
+    #[test]
+    fn cpu_time_that_comes_and_goes_waits_longer_each_time() {
+        let mut backoff = Backoff::default();
+        let time_within_limit = Duration::from_secs(600);
+        assert_eq!(
+            backoff.check(at(1000), Limit::Cpu, time_within_limit, SHORTEST),
+            Decision::Now { again: false }
+        );
+        assert_eq!(
+            backoff.check(at(2000), Limit::Cpu, time_within_limit, SHORTEST),
+            Decision::Now { again: true }
+        );
+        assert_eq!(backoff.pause, 4 * SHORTEST);
+        // After an hour within its limit it is as good as new.
+        assert_eq!(backoff.check(at(9000), Limit::Cpu, LONGEST, SHORTEST), Decision::Now { again: false });
+        assert_eq!(backoff.pause, 2 * SHORTEST);
+    }
+}

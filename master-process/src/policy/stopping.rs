@@ -1,0 +1,174 @@
+//! The way out of a worker: out of rotation, its queue worked off, asked to leave, killed.
+
+use std::time::Duration;
+
+use super::slot::{Serving, Slot, StartPhase, StopPhase, Stopping};
+use super::supervisor::{Mode, Supervisor, index};
+use super::{Action, Queue, Report, Time, WorkerId};
+
+/// How often a draining worker's queue is looked at. Shorter costs calls, longer costs a reload time.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// How long what a crashed worker leaves behind has from the stop signal to SIGKILL, where the kill time-out is not
+/// shorter. It holds what the next one needs, and nobody waits for it: long enough to write a file, not to drain.
+const REMAINS_AFTER_A_CRASH: Duration = Duration::from_secs(1);
+
+impl Supervisor {
+    /// The slot is given up, or everything is. Only in the latter case does nobody else take over: then those
+    /// that drain are asked to leave at once as well.
+    pub(super) fn stop_slot(&mut self, id: u32, now: Time) {
+        let slot = &mut self.slots[index(id)];
+        slot.probation = None;
+        let (starting, served) =
+            (slot.starting.take(), [slot.serving.take(), slot.standby.take().map(|standby| *standby)]);
+        if let Some(starting) = starting {
+            self.cancel_start(now, starting.worker, starting.phase);
+        }
+        for worker in served.into_iter().flatten() {
+            match self.mode {
+                Mode::Running => self.drain(now, worker),
+                Mode::Stopping { .. } => self.request_stop(now, worker.worker, worker.since),
+            }
+        }
+    }
+
+    /// A worker whose place others have taken works off what waits for it, and is asked to leave then.
+    pub(super) fn drain(&mut self, now: Time, old: Serving) {
+        let until = now.after(self.settings.kill_timeout.max(self.settings.drain));
+        let phase = StopPhase::Draining { since: old.since, empty_since: None, look_at: None, until };
+        self.slots[index(old.worker.slot)].stopping.push(Stopping { worker: old.worker, phase });
+        self.actions.push_back(Action::RemoveFromRotation(old.worker));
+        self.actions.push_back(Action::CheckQueue(old.worker));
+    }
+
+    pub(super) fn queue_checked(&mut self, now: Time, worker: WorkerId, queue: Queue) {
+        let drain = self.settings.drain;
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
+            return;
+        };
+        let Some(stopping) = slot.stopping.iter_mut().find(|stopping| stopping.worker == worker) else {
+            return;
+        };
+        let StopPhase::Draining { since, empty_since, look_at, until } = &mut stopping.phase else {
+            return;
+        };
+        let (since, over) = (*since, *until <= now);
+        let done = match queue {
+            Queue::None => true,
+            Queue::Empty => {
+                let empty_at = *empty_since.get_or_insert(now);
+                *look_at = Some(empty_at.after(drain));
+                empty_at.after(drain) <= now
+            }
+            Queue::Waiting => {
+                *empty_since = None;
+                *look_at = Some(now.after(LOOK_AGAIN));
+                false
+            }
+        };
+        if done || over {
+            slot.take_stopping(worker);
+            self.request_stop(now, worker, since);
+        }
+        self.reconcile(worker.slot, now);
+    }
+
+    pub(super) fn check_draining(&mut self, id: u32, now: Time) {
+        let all_stop = self.mode != Mode::Running;
+        let mut asked = Vec::new();
+        for stopping in &mut self.slots[index(id)].stopping {
+            let StopPhase::Draining { since, look_at, .. } = &mut stopping.phase else {
+                continue;
+            };
+            if all_stop {
+                asked.push((stopping.worker, *since));
+            } else if look_at.is_some_and(|at| at <= now) {
+                *look_at = None;
+                self.actions.push_back(Action::CheckQueue(stopping.worker));
+            }
+        }
+        for (worker, since) in asked {
+            self.slots[index(id)].take_stopping(worker);
+            self.request_stop(now, worker, since);
+        }
+    }
+
+    pub(super) fn cancel_start(&mut self, now: Time, worker: WorkerId, phase: StartPhase) {
+        match phase {
+            StartPhase::Launching => {
+                self.slots[index(worker.slot)].stopping.push(Stopping { worker, phase: StopPhase::Launching })
+            }
+            StartPhase::Waiting { since, .. } => self.request_stop(now, worker, since),
+        }
+    }
+
+    pub(super) fn request_stop(&mut self, now: Time, worker: WorkerId, since: Time) {
+        let kill_at = now.after(self.settings.kill_timeout);
+        let phase = StopPhase::Signalled { since, signalled_at: now, kill_at };
+        self.slots[index(worker.slot)].stopping.push(Stopping { worker, phase });
+        self.actions.push_back(Action::Stop(worker));
+    }
+
+    /// The first process of a worker is gone, and others of its tree are not. They get what is left of the worker's time
+    /// where it was asked to leave, and a short one where it was not.
+    pub(super) fn died_with_remains(&mut self, now: Time, worker: WorkerId) {
+        let Some(slot) = self.slots.get(index(worker.slot)) else { return };
+        let stopping =
+            slot.stopping.iter().find(|stopping| stopping.worker == worker).map(|stopping| stopping.phase);
+        let short = now.after(self.settings.kill_timeout.min(REMAINS_AFTER_A_CRASH));
+        let (signalled_at, kill_at) = match stopping {
+            Some(StopPhase::Signalled { signalled_at, kill_at, .. }) => (signalled_at, kill_at),
+            Some(StopPhase::Killed { .. }) => (now, now),
+            Some(StopPhase::Draining { .. } | StopPhase::Launching) | None => (now, short),
+            Some(StopPhase::Remains { .. }) => return,
+        };
+        self.died(now, worker);
+        // A slot that was scaled away may have gone with its last worker.
+        while self.slots.len() <= index(worker.slot) {
+            self.slots.push(Slot::default());
+        }
+        let slot = &mut self.slots[index(worker.slot)];
+        let phase = StopPhase::Remains { signalled_at, kill_at: Some(kill_at) };
+        slot.stopping.push(Stopping { worker, phase });
+        self.actions.push_back(Action::StopRemains(worker));
+        self.reconcile(worker.slot, now);
+    }
+
+    /// Nobody of a worker's tree is left.
+    pub(super) fn remains_gone(&mut self, now: Time, worker: WorkerId) {
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        slot.stopping.retain(|stopping| {
+            stopping.worker != worker || !matches!(stopping.phase, StopPhase::Remains { .. })
+        });
+        self.reconcile(worker.slot, now);
+    }
+
+    pub(super) fn kill_overdue(&mut self, id: u32, now: Time) {
+        let kill_now = matches!(self.mode, Mode::Stopping { kill: true, .. });
+        for at in 0..self.slots[index(id)].stopping.len() {
+            let stopping = &mut self.slots[index(id)].stopping[at];
+            let (signalled_at, kill_at, killed) = match stopping.phase {
+                StopPhase::Signalled { since, signalled_at, kill_at } => {
+                    (signalled_at, kill_at, StopPhase::Killed { since })
+                }
+                StopPhase::Remains { signalled_at, kill_at: Some(kill_at) } => {
+                    (signalled_at, kill_at, StopPhase::Remains { signalled_at, kill_at: None })
+                }
+                StopPhase::Launching
+                | StopPhase::Draining { .. }
+                | StopPhase::Killed { .. }
+                | StopPhase::Remains { kill_at: None, .. } => continue,
+            };
+            if !kill_now && kill_at > now {
+                continue;
+            }
+            let worker = stopping.worker;
+            stopping.phase = killed;
+            // What was to be killed with its first process had no time to be late.
+            if !kill_now && now > signalled_at {
+                self.push(Report::Overdue { worker, after: now.since(signalled_at) });
+            }
+            self.actions.push_back(Action::Kill(worker));
+        }
+    }
+}

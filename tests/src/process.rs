@@ -134,6 +134,9 @@ pub fn signal(pid: i32, signal: Signal) {
 }
 
 /// Kills exactly the process that `found` described, never a later one with its id.
+///
+/// Its process group goes with it, unless that is the caller's own: processes that fork without end are born faster than
+/// they can be found, and the kernel kills a group at once. The number of a group is not given away while it has members.
 pub fn kill_exactly(found: Stat) {
     let Some(pid) = Pid::from_raw(found.pid) else {
         return;
@@ -143,6 +146,10 @@ pub fn kill_exactly(found: Stat) {
     };
     // The handle is of whoever has the id now; only if that one started when ours did is it ours.
     if stat(found.pid).is_some_and(|now| now.started == found.started) {
+        let group = Pid::from_raw(found.group).filter(|group| *group != rustix::process::getpgrp());
+        if let Some(group) = group {
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
         let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);
     }
 }

@@ -77,7 +77,8 @@ made = bound(HOST, PORT); made.listen(64)
 say('ready', PID)
 serve(made)";
     let address = address::tcp();
-    let supervisor = Supervisor::start(&["-w", "2", "--throttle", "100ms"], wrapped(script(text, address)));
+    let options = ["-w", "2", "--throttle", "100ms", "--kill-timeout", "1s"];
+    let supervisor = Supervisor::start(&options, wrapped(script(text, address)));
     let old: BTreeSet<i32> = servers(&supervisor, 2).into_iter().collect();
     let wrappers = supervisor.await_workers(2);
     let victim = *wrappers.first().expect("two");
@@ -97,6 +98,22 @@ serve(made)";
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
 }
 
+#[test]
+fn what_a_killed_wrapper_leaves_behind_is_ended_long_before_its_time_where_the_replacement_needs_its_port() {
+    let text = "
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+made = bound(HOST, PORT); made.listen(64)
+say('ready', PID)
+serve(made)";
+    let address = address::tcp();
+    let options = ["--share", "off", "--throttle", "100ms", "--kill-timeout", "600s"];
+    let supervisor = Supervisor::start(&options, wrapped(script(text, address)));
+    let old = servers(&supervisor, 1)[0];
+    process::signal(*supervisor.await_workers(1).first().expect("one"), Signal::KILL);
+    servers(&supervisor, 2);
+    assert!(!process::alive(old));
+}
+
 /// A child in a session of its own, without the worker's environment, whose parent is killed.
 fn a_detached_child_is_its_workers(options: &[&str], user: Option<u32>) {
     let text = "
@@ -108,7 +125,7 @@ if child == 0:
 made = bound(HOST, PORT); made.listen(64)
 say('child', child)
 serve(made)";
-    let options = [options, &["--throttle", "100ms"]].concat();
+    let options = [options, &["--throttle", "100ms", "--kill-timeout", "1s"]].concat();
     let builder = Supervisor::builder().args(&options).command(script(text, address::tcp()));
     let supervisor = match user {
         Some(user) => builder.wrap(launcher(Some(user), &[])).spawn(),

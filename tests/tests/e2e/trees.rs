@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use master_process_tests::cgroup::Place;
 use master_process_tests::load::{self, Kept, Outcome};
 use master_process_tests::profile::{launcher, ordinary_user};
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{Supervisor, address, patient, process};
+use master_process_tests::{Supervisor, address, patient, process, skip};
 use rustix::process::Signal;
 
 /// Serves one request after the other, and ends at SIGTERM when the one that it is at is answered.
@@ -170,7 +171,7 @@ fn a_detached_child_without_an_environment_is_its_workers_where_procfs_has_seen_
 #[test]
 fn a_detached_child_without_an_environment_is_its_workers_where_its_birth_was_seen_in_the_kernel() {
     if !process::is_root() {
-        master_process_tests::skip!(
+        skip!(
             "a_detached_child_without_an_environment_is_its_workers_where_its_birth_was_seen_in_the_kernel",
             "it takes root"
         );
@@ -354,4 +355,88 @@ serve(made)";
     assert!(supervisor.logged(&["worker 1", "more than --max-memory allows"]).is_empty());
     assert_eq!(supervisor.stop(), 0);
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
+}
+
+/// A child that has become another user in a session of its own, and uses a good deal of memory.
+const OTHER_USER: &str = "
+child = os.fork()
+if child == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    used = b'x' * (100 << 20)
+    say('child', INDEX, PID, os.getpid())
+    time.sleep(1000)
+signal.signal(signal.SIGUSR1, lambda *_: say('high', PID))
+made = bound(HOST, PORT); made.listen(64)
+serve(made)";
+
+/// Each of two workers has a child of another user: it is measured as the worker's, and ended with it.
+fn a_child_of_another_user_is_its_workers(options: &[&str], launcher: Vec<String>) {
+    let limits = ["--max-memory", "140MiB", "--memory-high-signal", "USR1", "--monitor-delay", "0"];
+    let quick = ["-w", "2", "--monitor-interval", "100ms", "--kill-timeout", "1s", "--throttle", "100ms"];
+    let supervisor = Supervisor::builder()
+        .args(limits)
+        .args(quick)
+        .args(options)
+        .wrap(launcher)
+        .command(script(OTHER_USER, address::tcp()))
+        .spawn();
+    let children = || -> Vec<(String, i32, i32)> {
+        let lines = supervisor.output().into_iter();
+        let found = lines.filter_map(|line| {
+            let words: Vec<&str> = line.strip_prefix("child ")?.split(' ').collect();
+            Some((words[0].to_owned(), words[1].parse().ok()?, words[2].parse().ok()?))
+        });
+        found.collect()
+    };
+    let measured = |worker: i32| supervisor.output().contains(&format!("high {worker}"));
+    supervisor.eventually("the memory of both is their workers'", || {
+        let children = children();
+        children.len() == 2 && children.iter().all(|(_, worker, _)| measured(*worker))
+    });
+    let (slot, worker, child) = children().remove(0);
+    assert_eq!(process::status(child, "Uid").as_deref(), Some("65534\t65534\t65534\t65534"));
+    process::signal(worker, Signal::KILL);
+    await_gone(child);
+    let (left, who) = (format!("worker {slot} left 1 process behind"), format!("(pid {child})"));
+    supervisor.eventually("it is told of", || !supervisor.logged(&[&left, &who]).is_empty());
+    supervisor.eventually("the replacement has one", || children().len() == 3);
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(supervisor.survivors(), Vec::<i32>::new());
+}
+
+#[test]
+fn a_child_that_became_another_user_is_its_workers_where_its_birth_was_seen_in_the_kernel() {
+    if !process::is_root() {
+        skip!(
+            "a_child_that_became_another_user_is_its_workers_where_its_birth_was_seen_in_the_kernel",
+            "it takes root"
+        );
+    }
+    a_child_of_another_user_is_its_workers(&["--monitor", "ebpf"], Vec::new());
+}
+
+/// As in a container: root may not look into the processes of other users.
+#[test]
+fn a_child_that_became_another_user_is_its_workers_where_its_environment_cannot_be_read() {
+    if !process::is_root() {
+        skip!(
+            "a_child_that_became_another_user_is_its_workers_where_its_environment_cannot_be_read",
+            "it takes root"
+        );
+    }
+    let launcher = ["setpriv", "--bounding-set", "-sys_ptrace"].map(str::to_owned).to_vec();
+    a_child_of_another_user_is_its_workers(&["--monitor", "procfs"], launcher);
+}
+
+#[test]
+fn a_child_that_became_another_user_is_its_workers_in_a_cgroup() {
+    let Some(place) = Place::make(true).filter(|_| process::is_root()) else {
+        skip!("a_child_that_became_another_user_is_its_workers_in_a_cgroup", "it takes root and a cgroup");
+    };
+    a_child_of_another_user_is_its_workers(&[], place.launcher());
+    assert!(place.is_empty(), "{:?}", place.workers());
 }

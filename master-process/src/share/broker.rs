@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -11,7 +12,7 @@ use super::address::{Address, Key};
 use super::copies::Copies;
 use super::core::{Core, Socket, SocketId};
 use super::listen_fds::InheritedListeners;
-use super::looks::Looks;
+use super::looks::{Looks, Owners};
 use super::occupants::{Occupants, Takeover};
 use super::readiness::Expected;
 use super::removals::Removals;
@@ -59,6 +60,9 @@ pub struct Broker {
     pub(super) active_at: Option<Time>,
     /// Where the last round of checks has come to.
     pub(super) checked: usize,
+    pub(super) owners: Arc<Owners>,
+    /// Whether a look has ended at a process that was handed to us and is nobody's, as far as is known.
+    pub(super) met_orphan: bool,
     /// Where workers must listen to be ready.
     pub(super) expected: Expected,
 }
@@ -172,6 +176,8 @@ impl Broker {
             can_copy: peer::can_copy(),
             active_at: None,
             checked: 0,
+            owners: Arc::default(),
+            met_orphan: false,
             expected: Expected::default(),
         };
         for opened in inherited.take_opened() {

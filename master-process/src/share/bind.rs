@@ -492,8 +492,11 @@ impl Broker {
 
     /// Asks for a walk over a worker's descriptors.
     pub(super) fn ask(&mut self, serial: u64, question: Question, call: Option<Caller>) -> Asking {
-        let root = self.processes.get(&serial).and_then(|process| process.pid);
-        let Some(root) = root else { return Asking::Impossible };
+        let Some(process) = self.processes.get(&serial) else { return Asking::Impossible };
+        let root = process.pid;
+        if root.is_none() && !process.remains {
+            return Asking::Impossible;
+        }
         let others = self.processes.iter().filter(|(other, process)| **other != serial && !process.ended);
         let workers = others.filter_map(|(_, process)| process.pid).collect();
         let owners = Arc::clone(&self.owners);

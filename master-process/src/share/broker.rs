@@ -82,6 +82,8 @@ pub(super) struct Process {
     pub(super) pid: Option<Pid>,
     /// Whether it has ended, and only descendants of it may be left.
     pub(super) ended: bool,
+    /// Whether its first process has ended, and others of its tree are known to live.
+    pub(super) remains: bool,
     /// What its last call has put into the place of its own socket.
     pub(super) given: Option<(SocketId, Address)>,
     /// What it was given by calls that it was torn out of before they returned.
@@ -234,7 +236,7 @@ impl Broker {
     /// The worker's process.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         if let Some(process) = self.processes.get_mut(&worker.serial) {
-            process.pid = Some(pid);
+            (process.pid, process.remains) = (Some(pid), false);
         }
     }
 
@@ -243,8 +245,10 @@ impl Broker {
         // Not as one that was asked to stop: what waits for it waits for its slot's next one.
         self.core.serves(now, serial, false);
         if let Some(process) = self.processes.get_mut(&serial) {
-            process.pid = None;
+            (process.pid, process.remains) = (None, true);
         }
+        // They are asked to leave, and close what they listen on.
+        self.note_activity(now);
         self.reconcile(now);
     }
 

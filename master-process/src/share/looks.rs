@@ -62,7 +62,8 @@ pub(super) type Owners = HashMap<Pid, (u64, u64)>;
 pub(super) struct Look {
     pub(super) serial: u64,
     pub(super) question: Question,
-    pub(super) root: Pid,
+    /// Its first process; none: that is gone, and others of its tree are not.
+    pub(super) root: Option<Pid>,
     /// The other workers' processes.
     pub(super) workers: Vec<Pid>,
     pub(super) owners: Arc<Owners>,
@@ -184,7 +185,7 @@ fn answer(look: Look) -> Answer {
             Found::Epoll(peer.and_then(|peer| epoll_entries::find(&peer, fd)).unwrap_or_default())
         }
         Question::Unaccepted(id, port) => Found::Unaccepted(id, inet_diag::unaccepted(port).ok()),
-        Question::Listeners => Found::Listeners(holders::tcp_listeners(look.root)),
+        Question::Listeners => Found::Listeners(look.root.map_or_else(Vec::new, holders::tcp_listeners)),
     };
     Answer { look, found }
 }
@@ -201,7 +202,7 @@ mod tests {
         let look = |owner: (u64, u64)| Look {
             serial: 1,
             question: Question::Listeners,
-            root: pid(1),
+            root: Some(pid(1)),
             workers: vec![pid(2)],
             owners: Arc::new(HashMap::from([(me, owner)])),
             call: None,

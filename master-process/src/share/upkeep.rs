@@ -74,7 +74,11 @@ impl Broker {
                 (Found::Holder(id, Holder::Nobody), None) => {
                     self.choose_migration();
                     self.note_queues(serial);
-                    self.core.closed(now, serial, id);
+                    if self.processes.get(&serial).is_some_and(|process| process.remains) {
+                        self.core.left(serial, id);
+                    } else {
+                        self.core.closed(now, serial, id);
+                    }
                     let has_others = self.core.socket(id).is_some_and(|socket| {
                         !socket.users.is_empty() || !socket.awaited_by.is_empty() || socket.permanent
                     });

@@ -44,16 +44,16 @@ const DESCRIPTORS_FOR_LISTENERS: usize = 256;
 /// Threads of one process that can have a descriptor table of their own.
 const MAX_THREADS: usize = 4096;
 
-/// Looks for the socket with this inode number in everything that descends from `root`, and in those of our children
-/// that are, as `whose` says, no other worker's.
-pub fn find(inode: u64, root: Pid, whose: impl Fn(Pid) -> Whose) -> Holder {
+/// Looks for the socket with this inode number in everything that descends from `root`, where there is one, and in those
+/// of our children that are, as `whose` says, no other worker's.
+pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Holder {
     let mut walk = Walk {
         target: format!("socket:[{inode}]"),
         seen: HashSet::new(),
         left: MAX_DESCRIPTORS,
         unknown: false,
     };
-    let (mut own, mut orphans) = (vec![root], Vec::new());
+    let (mut own, mut orphans) = (Vec::from_iter(root), Vec::new());
     for child in children::ours() {
         match whose(child) {
             Whose::Asked => own.push(child),
@@ -216,10 +216,10 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
         assert!(
-            matches!(find(inode, me, |_| Whose::Unknown), Holder::Found(_, fd) if fd == listener.as_raw_fd())
+            matches!(find(inode, Some(me), |_| Whose::Unknown), Holder::Found(_, fd) if fd == listener.as_raw_fd())
         );
         drop(listener);
-        assert_eq!(find(inode, me, |_| Whose::Unknown), Holder::Nobody);
+        assert_eq!(find(inode, Some(me), |_| Whose::Unknown), Holder::Nobody);
     }
 
     #[test]
@@ -234,7 +234,7 @@ mod tests {
         let mut holder = sleep(std::os::fd::OwnedFd::from(listener).into());
         let (root, pid) = (Pid::from_child(&worker), Pid::from_child(&holder));
         let find =
-            |whose: Whose| find(inode, root, |child| if child == pid { whose } else { Whose::Another });
+            |whose: Whose| find(inode, Some(root), |child| if child == pid { whose } else { Whose::Another });
         let found = [Whose::Asked, Whose::Another, Whose::Unknown].map(find);
         for child in [&mut worker, &mut holder] {
             child.kill().and_then(|()| child.wait()).expect("it is ours");
@@ -264,7 +264,7 @@ mod tests {
             let _until_told = wait.recv();
         });
         let inode = receiver.recv().expect("said");
-        let found = find(inode, rustix::process::getpid(), |_| Whose::Unknown);
+        let found = find(inode, Some(rustix::process::getpid()), |_| Whose::Unknown);
         drop(done);
         thread.join().expect("ended");
         assert!(matches!(found, Holder::Found(..)), "{found:?}");

@@ -99,6 +99,46 @@ serve(made)";
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
 }
 
+/// It closes its listener at SIGTERM, and lives on as if it finished something.
+#[test]
+fn who_waits_for_what_a_killed_wrapper_left_behind_is_answered_by_the_others_as_soon_as_that_has_closed_its_listener()
+ {
+    let name = "who_waits_for_what_a_killed_wrapper_left_behind_is_answered_by_the_others_as_soon_as_that_has_closed_its_listener";
+    if !process::is_root() {
+        skip!(name, "only root can have the kernel move a queue");
+    }
+    let text = "
+made = bound(HOST, PORT); made.listen(64)
+signal.signal(signal.SIGTERM, lambda *_: made.close())
+try:
+    os.close(os.open(sys.argv[2], os.O_CREAT | os.O_EXCL))
+    say('sleeper', PID)
+    while True: signal.pause()
+except FileExistsError:
+    say('ready', PID)
+    serve(made)";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let address = address::tcp();
+    let mut command = script(text, address);
+    command.push(folder.path().join("taken").to_str().expect("UTF-8").to_owned());
+    let supervisor = Supervisor::start(&["-w", "2", "--kill-timeout", "600s"], wrapped(command));
+    let sleeper: i32 = said(&supervisor, 2)
+        .iter()
+        .find_map(|line| line.strip_prefix("sleeper ")?.parse().ok())
+        .expect("one is");
+    supervisor.eventually("both listen", || supervisor.logged(&["listens after"]).len() == 2);
+    let mut waiting: Vec<Kept> = (0..16).map(|_| Kept::open(address).expect("it listens")).collect();
+    waiting.iter_mut().for_each(|client| client.ask().expect("it is connected"));
+    process::signal(process::stat(sleeper).expect("it lives").ppid, Signal::KILL);
+    for client in &mut waiting {
+        let answer = client.answer();
+        assert!(matches!(answer, Outcome::Ok(_)), "{answer:?}");
+    }
+    assert!(process::alive(sleeper), "it is at something");
+    process::signal(sleeper, Signal::KILL);
+    supervisor.eventually("it is gone", || supervisor.survivors().len() == 4);
+}
+
 #[test]
 fn what_a_killed_wrapper_leaves_behind_is_ended_long_before_its_time_where_the_replacement_needs_its_port() {
     let text = "

@@ -11,6 +11,7 @@
 
 pub mod address;
 pub mod askers;
+pub mod cgroup;
 pub mod fixtures;
 pub mod load;
 pub mod network;

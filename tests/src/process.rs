@@ -56,6 +56,19 @@ pub fn children(pid: i32) -> Vec<Stat> {
     all().into_iter().filter(|process| process.ppid == pid).collect()
 }
 
+/// Everything below `pid`, zombies included.
+#[must_use]
+pub fn descendants(pid: i32) -> Vec<Stat> {
+    let all = all();
+    let mut found = vec![pid];
+    let mut index = 0;
+    while let Some(parent) = found.get(index).copied() {
+        found.extend(all.iter().filter(|process| process.ppid == parent).map(|process| process.pid));
+        index += 1;
+    }
+    all.into_iter().filter(|process| found[1..].contains(&process.pid)).collect()
+}
+
 /// Whether the process runs: a zombie does not.
 #[must_use]
 pub fn alive(pid: i32) -> bool {

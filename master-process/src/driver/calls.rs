@@ -127,6 +127,9 @@ impl Driver {
         for (serial, call) in self.broker.take_looks(self.now()) {
             self.reply_to(serial, &call);
         }
+        if self.broker.has_met_orphan() {
+            self.trees.survey();
+        }
         self.watch_looks();
     }
 

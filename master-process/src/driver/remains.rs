@@ -174,6 +174,7 @@ impl Driver {
         for (pid, worker) in self.trees.owned() {
             self.meter.adopt(worker, pid);
         }
+        self.broker.set_owners(self.trees.owners().clone());
         self.watch_trees();
     }
 

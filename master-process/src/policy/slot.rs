@@ -99,8 +99,8 @@ pub(super) enum StopPhase {
     /// It has SIGKILL; only its death is left to wait for.
     Killed { since: Time },
     /// Its first process is gone, and others of its tree are not: they have the stop signal, and SIGKILL from `kill_at` on.
-    /// `None`: they have that, too.
-    Remains { signalled_at: Time, kill_at: Option<Time> },
+    /// `None`: they have that, too. `crashed`: the first process was not asked to leave.
+    Remains { signalled_at: Time, kill_at: Option<Time>, crashed: bool },
 }
 
 impl StopPhase {

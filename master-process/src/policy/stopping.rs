@@ -9,9 +9,10 @@ use super::{Action, Queue, Report, Time, WorkerId};
 /// How often a draining worker's queue is looked at. Shorter costs calls, longer costs a reload time.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// How long what a crashed worker leaves behind has from the stop signal to SIGKILL, where the kill time-out is not
-/// shorter. It holds what the next one needs, and nobody waits for it: long enough to write a file, not to drain.
-const REMAINS_AFTER_A_CRASH: Duration = Duration::from_secs(1);
+/// What a crashed worker leaves behind finishes what it is at, as it would without us. But where its replacement dies
+/// early, it may hold what that one needs: then it has so long from the stop signal to SIGKILL. Long enough to write a
+/// file, and as long as the throttle's default keeps the next start waiting.
+const REMAINS_IN_THE_WAY: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     /// The slot is given up, or everything is. Only in the latter case does nobody else take over: then those
@@ -110,16 +111,16 @@ impl Supervisor {
     }
 
     /// The first process of a worker is gone, and others of its tree are not. They get what is left of the worker's time
-    /// where it was asked to leave, and a short one where it was not.
+    /// where it was asked to leave, and all of it where it was not.
     pub(super) fn died_with_remains(&mut self, now: Time, worker: WorkerId) {
         let Some(slot) = self.slots.get(index(worker.slot)) else { return };
         let stopping =
             slot.stopping.iter().find(|stopping| stopping.worker == worker).map(|stopping| stopping.phase);
-        let short = now.after(self.settings.kill_timeout.min(REMAINS_AFTER_A_CRASH));
-        let (signalled_at, kill_at) = match stopping {
-            Some(StopPhase::Signalled { signalled_at, kill_at, .. }) => (signalled_at, kill_at),
-            Some(StopPhase::Killed { .. }) => (now, now),
-            Some(StopPhase::Draining { .. } | StopPhase::Launching) | None => (now, short),
+        let later = now.after(self.settings.kill_timeout);
+        let (signalled_at, kill_at, crashed) = match stopping {
+            Some(StopPhase::Signalled { signalled_at, kill_at, .. }) => (signalled_at, kill_at, false),
+            Some(StopPhase::Killed { .. }) => (now, now, false),
+            Some(StopPhase::Draining { .. } | StopPhase::Launching) | None => (now, later, true),
             Some(StopPhase::Remains { .. }) => return,
         };
         self.died(now, worker);
@@ -128,10 +129,21 @@ impl Supervisor {
             self.slots.push(Slot::default());
         }
         let slot = &mut self.slots[index(worker.slot)];
-        let phase = StopPhase::Remains { signalled_at, kill_at: Some(kill_at) };
+        let phase = StopPhase::Remains { signalled_at, kill_at: Some(kill_at), crashed };
         slot.stopping.push(Stopping { worker, phase });
         self.actions.push_back(Action::StopRemains(worker));
         self.reconcile(worker.slot, now);
+    }
+
+    /// A worker of the slot has died early: what an earlier one left behind when it crashed may be why.
+    pub(super) fn hurry_remains(&mut self, id: u32) {
+        for stopping in &mut self.slots[index(id)].stopping {
+            if let StopPhase::Remains { signalled_at, kill_at: Some(kill_at), crashed: true } =
+                &mut stopping.phase
+            {
+                *kill_at = (*kill_at).min(signalled_at.after(REMAINS_IN_THE_WAY));
+            }
+        }
     }
 
     /// Nobody of a worker's tree is left.
@@ -151,8 +163,8 @@ impl Supervisor {
                 StopPhase::Signalled { since, signalled_at, kill_at } => {
                     (signalled_at, kill_at, StopPhase::Killed { since })
                 }
-                StopPhase::Remains { signalled_at, kill_at: Some(kill_at) } => {
-                    (signalled_at, kill_at, StopPhase::Remains { signalled_at, kill_at: None })
+                StopPhase::Remains { signalled_at, kill_at: Some(kill_at), crashed } => {
+                    (signalled_at, kill_at, StopPhase::Remains { signalled_at, kill_at: None, crashed })
                 }
                 StopPhase::Launching
                 | StopPhase::Draining { .. }

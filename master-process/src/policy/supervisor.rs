@@ -328,6 +328,7 @@ impl Supervisor {
         let slot = &mut self.slots[index(worker.slot)];
         let (wait, early) = slot.throttle.died(now, uptime, ready_for, &self.settings);
         if early {
+            self.hurry_remains(worker.slot);
             self.count_early_death(now);
         }
         if generation == self.generation && (early || ready_for.is_none()) {

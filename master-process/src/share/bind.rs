@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::{Address, Key, Protocol};
@@ -474,7 +475,7 @@ impl Broker {
                 self.copies.locate(user, id, thread, fd);
                 Whereabouts::Open
             }
-            Some(Holder::Unknown) => Whereabouts::Open,
+            Some(Holder::Orphan | Holder::Unknown) => Whereabouts::Open,
             None if self.looks.is_asked(user, Question::Holder(id), Some(caller)) => Whereabouts::Asked,
             None => match self.ask(user, Question::Holder(id), Some(caller)) {
                 Asking::Sent | Asking::Busy => Whereabouts::Asked,
@@ -491,11 +492,15 @@ impl Broker {
 
     /// Asks for a walk over a worker's descriptors.
     pub(super) fn ask(&mut self, serial: u64, question: Question, call: Option<Caller>) -> Asking {
-        let root = self.processes.get(&serial).and_then(|process| process.pid);
-        let Some(root) = root else { return Asking::Impossible };
+        let Some(process) = self.processes.get(&serial) else { return Asking::Impossible };
+        let root = process.pid;
+        if root.is_none() && !process.remains {
+            return Asking::Impossible;
+        }
         let others = self.processes.iter().filter(|(other, process)| **other != serial && !process.ended);
         let workers = others.filter_map(|(_, process)| process.pid).collect();
-        self.looks.ask(Look { serial, question, root, workers, call })
+        let owners = Arc::clone(&self.owners);
+        self.looks.ask(Look { serial, question, root, workers, owners, call })
     }
 }
 

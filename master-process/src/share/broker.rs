@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -11,7 +12,7 @@ use super::address::{Address, Key};
 use super::copies::Copies;
 use super::core::{Core, Socket, SocketId};
 use super::listen_fds::InheritedListeners;
-use super::looks::Looks;
+use super::looks::{Looks, Owners};
 use super::occupants::{Occupants, Takeover};
 use super::readiness::Expected;
 use super::removals::Removals;
@@ -59,6 +60,9 @@ pub struct Broker {
     pub(super) active_at: Option<Time>,
     /// Where the last round of checks has come to.
     pub(super) checked: usize,
+    pub(super) owners: Arc<Owners>,
+    /// Whether a look has ended at a process that was handed to us and is nobody's, as far as is known.
+    pub(super) met_orphan: bool,
     /// Where workers must listen to be ready.
     pub(super) expected: Expected,
 }
@@ -78,6 +82,8 @@ pub(super) struct Process {
     pub(super) pid: Option<Pid>,
     /// Whether it has ended, and only descendants of it may be left.
     pub(super) ended: bool,
+    /// Whether its first process has ended, and others of its tree are known to live.
+    pub(super) remains: bool,
     /// What its last call has put into the place of its own socket.
     pub(super) given: Option<(SocketId, Address)>,
     /// What it was given by calls that it was torn out of before they returned.
@@ -172,6 +178,8 @@ impl Broker {
             can_copy: peer::can_copy(),
             active_at: None,
             checked: 0,
+            owners: Arc::default(),
+            met_orphan: false,
             expected: Expected::default(),
         };
         for opened in inherited.take_opened() {
@@ -228,7 +236,7 @@ impl Broker {
     /// The worker's process.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         if let Some(process) = self.processes.get_mut(&worker.serial) {
-            process.pid = Some(pid);
+            (process.pid, process.remains) = (Some(pid), false);
         }
     }
 
@@ -237,8 +245,10 @@ impl Broker {
         // Not as one that was asked to stop: what waits for it waits for its slot's next one.
         self.core.serves(now, serial, false);
         if let Some(process) = self.processes.get_mut(&serial) {
-            process.pid = None;
+            (process.pid, process.remains) = (None, true);
         }
+        // They are asked to leave, and close what they listen on.
+        self.note_activity(now);
         self.reconcile(now);
     }
 

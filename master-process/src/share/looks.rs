@@ -1,18 +1,20 @@
 //! The helper thread: walks over descriptor tables, whose length a worker decides.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use rustix::process::Pid;
 
 use super::core::SocketId;
 use crate::sys::epoll_entries::{self, Entry};
 use crate::sys::helper::{Helper, Wake};
-use crate::sys::holders::{self, Holder};
+use crate::sys::holders::{self, Holder, Whose};
 use crate::sys::inet_diag;
 use crate::sys::peer::Peer;
+use crate::sys::proc_stat;
 use crate::sys::seccomp::Notification;
 
 /// Walks that may wait. One that finds no room is not made: what cannot be known is taken for open.
@@ -52,16 +54,39 @@ pub(super) enum Question {
 /// A call that waits for an answer, and the serial of the worker that makes it.
 pub(super) type Caller = (u64, Notification);
 
+/// Processes that were handed to us and whose worker is known: when they were started, and its serial.
+pub(super) type Owners = HashMap<Pid, (u64, u64)>;
+
 /// A question about one worker.
 #[derive(Debug, Clone)]
 pub(super) struct Look {
     pub(super) serial: u64,
     pub(super) question: Question,
-    pub(super) root: Pid,
+    /// Its first process; none: that is gone, and others of its tree are not.
+    pub(super) root: Option<Pid>,
     /// The other workers' processes.
     pub(super) workers: Vec<Pid>,
+    pub(super) owners: Arc<Owners>,
     /// None: the answer is for us.
     pub(super) call: Option<Caller>,
+}
+
+impl Look {
+    fn whose(&self, child: Pid) -> Whose {
+        if self.workers.contains(&child) {
+            return Whose::Another;
+        }
+        match self.owners.get(&child) {
+            Some((started, serial)) if proc_stat::is_still(child, *started) => {
+                if *serial == self.serial {
+                    Whose::Asked
+                } else {
+                    Whose::Another
+                }
+            }
+            Some(_) | None => Whose::Unknown,
+        }
+    }
 }
 
 /// What was found.
@@ -154,13 +179,38 @@ impl Looks {
 
 fn answer(look: Look) -> Answer {
     let found = match look.question {
-        Question::Holder(id) => Found::Holder(id, holders::find(id, look.root, &look.workers)),
+        Question::Holder(id) => Found::Holder(id, holders::find(id, look.root, |child| look.whose(child))),
         Question::Epoll(thread, fd) => {
             let peer = Peer::open(thread);
             Found::Epoll(peer.and_then(|peer| epoll_entries::find(&peer, fd)).unwrap_or_default())
         }
         Question::Unaccepted(id, port) => Found::Unaccepted(id, inet_diag::unaccepted(port).ok()),
-        Question::Listeners => Found::Listeners(holders::tcp_listeners(look.root)),
+        Question::Listeners => Found::Listeners(look.root.map_or_else(Vec::new, holders::tcp_listeners)),
     };
     Answer { look, found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_of_ours_is_whose_it_is_known_to_be_as_long_as_its_number_is_its_own() {
+        let pid = |number| Pid::from_raw(number).expect("not 0");
+        let me = rustix::process::getpid();
+        let started = proc_stat::of(me).expect("we are there").started;
+        let look = |owner: (u64, u64)| Look {
+            serial: 1,
+            question: Question::Listeners,
+            root: Some(pid(1)),
+            workers: vec![pid(2)],
+            owners: Arc::new(HashMap::from([(me, owner)])),
+            call: None,
+        };
+        assert_eq!(look((started, 1)).whose(me), Whose::Asked);
+        assert_eq!(look((started, 7)).whose(me), Whose::Another);
+        assert_eq!(look((started + 1, 7)).whose(me), Whose::Unknown, "the number of another process before");
+        assert_eq!(look((started, 7)).whose(pid(2)), Whose::Another, "a worker");
+        assert_eq!(look((started, 7)).whose(pid(3)), Whose::Unknown);
+    }
 }

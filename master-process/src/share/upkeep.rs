@@ -1,12 +1,13 @@
 //! What is done a moment after a call: carrying decisions out, and finding out what workers have closed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::Key;
 use super::broker::{Broker, PathUse};
 use super::caller::bound_key;
 use super::core::{Effect, Socket, SocketId};
-use super::looks::{Found, Question};
+use super::looks::{Found, Owners, Question};
 use super::queues::Watch;
 use super::report::Report;
 use crate::config::Share;
@@ -64,6 +65,7 @@ impl Broker {
         let mut calls = Vec::new();
         for found in self.looks.take() {
             let serial = found.look.serial;
+            self.met_orphan |= matches!(found.found, Found::Holder(_, Holder::Orphan));
             match (found.found, found.look.call) {
                 (Found::Holder(id, holder), Some((caller, call))) => {
                     self.found.push((caller, call, id, holder));
@@ -72,7 +74,11 @@ impl Broker {
                 (Found::Holder(id, Holder::Nobody), None) => {
                     self.choose_migration();
                     self.note_queues(serial);
-                    self.core.closed(now, serial, id);
+                    if self.processes.get(&serial).is_some_and(|process| process.remains) {
+                        self.core.left(serial, id);
+                    } else {
+                        self.core.closed(now, serial, id);
+                    }
                     let has_others = self.core.socket(id).is_some_and(|socket| {
                         !socket.users.is_empty() || !socket.awaited_by.is_empty() || socket.permanent
                     });
@@ -84,7 +90,7 @@ impl Broker {
                 (Found::Holder(id, Holder::Found(thread, fd)), None) => {
                     self.copies.locate(serial, id, thread, fd)
                 }
-                (Found::Holder(_, Holder::Unknown), None) => {}
+                (Found::Holder(_, Holder::Orphan | Holder::Unknown), None) => {}
                 (Found::Epoll(entries), Some((caller, call))) => {
                     self.registered.push((caller, call, entries));
                     calls.push((caller, call));
@@ -98,6 +104,17 @@ impl Broker {
         self.reports.extend(reports);
         calls.extend(waiting);
         calls
+    }
+
+    /// Whether, since this was asked last, a socket was found in a process that was handed to us and whose worker is not
+    /// known: as long as that is so, the socket counts as open.
+    pub fn has_met_orphan(&mut self) -> bool {
+        std::mem::take(&mut self.met_orphan)
+    }
+
+    /// What is known of whose the processes are that were handed to us.
+    pub fn set_owners(&mut self, owners: Owners) {
+        self.owners = Arc::new(owners);
     }
 
     /// Asks whether anybody of a worker's tree has a socket open, unless that is being found out.

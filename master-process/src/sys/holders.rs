@@ -16,9 +16,22 @@ use super::{children, sockets};
 pub enum Holder {
     /// This thread has it under this descriptor.
     Found(Pid, RawFd),
+    /// Somebody has it who was handed to us, and whose worker is not known.
+    Orphan,
     /// Nobody in the tree has it.
     Nobody,
     /// It cannot be known: a table may not be looked into, or the tree is too large.
+    Unknown,
+}
+
+/// Whose a child of ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// The worker's that is asked about.
+    Asked,
+    /// Another worker's, or another worker.
+    Another,
+    /// It was handed to us, and may be anybody's.
     Unknown,
 }
 
@@ -31,30 +44,31 @@ const DESCRIPTORS_FOR_LISTENERS: usize = 256;
 /// Threads of one process that can have a descriptor table of their own.
 const MAX_THREADS: usize = 4096;
 
-/// Looks for the socket with this inode number in everything that descends from `root`, and in what was handed to us as
-/// an orphan: whose that is cannot be known here. `workers` are the other children of ours.
-pub fn find(inode: u64, root: Pid, workers: &[Pid]) -> Holder {
-    let mut walk = Walk { target: format!("socket:[{inode}]"), left: MAX_DESCRIPTORS, unknown: false };
-    let adopted = children::ours().into_iter().filter(|child| !workers.contains(child));
-    let mut processes: Vec<Pid> = std::iter::once(root).chain(adopted).collect();
-    let mut seen: HashSet<Pid> = processes.iter().copied().collect();
-    let mut at = 0;
-    while let Some(process) = processes.get(at).copied() {
-        at += 1;
-        if let Some((thread, fd)) = walk.process(process) {
-            return Holder::Found(thread, fd);
-        }
-        let Some(children) = children::of(process) else {
-            // One that ended meanwhile has handed its children to us.
-            walk.unknown |= std::fs::exists(format!("/proc/{}", process.as_raw_pid())).unwrap_or(true);
-            continue;
-        };
-        processes.extend(children.into_iter().filter(|child| seen.insert(*child)));
-        if processes.len() > MAX_PROCESSES || walk.left == 0 {
-            return Holder::Unknown;
+/// Looks for the socket with this inode number in everything that descends from `root`, where there is one, and in those
+/// of our children that are, as `whose` says, no other worker's.
+pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Holder {
+    let mut walk = Walk {
+        target: format!("socket:[{inode}]"),
+        seen: HashSet::new(),
+        left: MAX_DESCRIPTORS,
+        unknown: false,
+    };
+    let (mut own, mut orphans) = (Vec::from_iter(root), Vec::new());
+    for child in children::ours() {
+        match whose(child) {
+            Whose::Asked => own.push(child),
+            Whose::Another => {}
+            Whose::Unknown => orphans.push(child),
         }
     }
-    if walk.unknown { Holder::Unknown } else { Holder::Nobody }
+    if let Some((thread, fd)) = walk.trees(own) {
+        return Holder::Found(thread, fd);
+    }
+    match walk.trees(orphans) {
+        Some(_) => Holder::Orphan,
+        None if walk.unknown => Holder::Unknown,
+        None => Holder::Nobody,
+    }
 }
 
 /// The TCP listeners of a process and its descendants: inode number and address. Of each process the first descriptors
@@ -101,11 +115,36 @@ pub fn of_host(inodes: &[u64]) -> Vec<Pid> {
 
 struct Walk {
     target: String,
+    seen: HashSet<Pid>,
     left: usize,
     unknown: bool,
 }
 
 impl Walk {
+    /// The first of these, or of what descends from them, that has it.
+    fn trees(&mut self, roots: Vec<Pid>) -> Option<(Pid, RawFd)> {
+        let mut processes = roots;
+        processes.retain(|root| self.seen.insert(*root));
+        let mut at = 0;
+        while let Some(process) = processes.get(at).copied() {
+            at += 1;
+            if let Some(found) = self.process(process) {
+                return Some(found);
+            }
+            let Some(children) = children::of(process) else {
+                // One that ended meanwhile has handed its children to us.
+                self.unknown |= std::fs::exists(format!("/proc/{}", process.as_raw_pid())).unwrap_or(true);
+                continue;
+            };
+            processes.extend(children.into_iter().filter(|child| self.seen.insert(*child)));
+            if self.seen.len() > MAX_PROCESSES || self.left == 0 {
+                self.unknown = true;
+                return None;
+            }
+        }
+        None
+    }
+
     /// The thread of a process that has it, and where. Threads mostly share one table; the first may be gone while the
     /// others go on.
     fn process(&mut self, process: Pid) -> Option<(Pid, RawFd)> {
@@ -176,9 +215,31 @@ mod tests {
         let me = rustix::process::getpid();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
-        assert!(matches!(find(inode, me, &[]), Holder::Found(_, fd) if fd == listener.as_raw_fd()));
+        assert!(
+            matches!(find(inode, Some(me), |_| Whose::Unknown), Holder::Found(_, fd) if fd == listener.as_raw_fd())
+        );
         drop(listener);
-        assert_eq!(find(inode, me, &[]), Holder::Nobody);
+        assert_eq!(find(inode, Some(me), |_| Whose::Unknown), Holder::Nobody);
+    }
+
+    #[test]
+    fn a_child_of_ours_that_has_a_socket_counts_by_whose_it_is() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
+        let sleep = |stdin: std::process::Stdio| {
+            let started = std::process::Command::new("sleep").arg("60").stdin(stdin).spawn();
+            started.expect("a process")
+        };
+        let mut worker = sleep(std::process::Stdio::null());
+        let mut holder = sleep(std::os::fd::OwnedFd::from(listener).into());
+        let (root, pid) = (Pid::from_child(&worker), Pid::from_child(&holder));
+        let find =
+            |whose: Whose| find(inode, Some(root), |child| if child == pid { whose } else { Whose::Another });
+        let found = [Whose::Asked, Whose::Another, Whose::Unknown].map(find);
+        for child in [&mut worker, &mut holder] {
+            child.kill().and_then(|()| child.wait()).expect("it is ours");
+        }
+        assert_eq!(found, [Holder::Found(pid, 0), Holder::Nobody, Holder::Orphan]);
     }
 
     #[test]
@@ -203,7 +264,7 @@ mod tests {
             let _until_told = wait.recv();
         });
         let inode = receiver.recv().expect("said");
-        let found = find(inode, rustix::process::getpid(), &[]);
+        let found = find(inode, Some(rustix::process::getpid()), |_| Whose::Unknown);
         drop(done);
         thread.join().expect("ended");
         assert!(matches!(found, Holder::Found(..)), "{found:?}");

@@ -242,6 +242,11 @@ impl Trees {
         self.walk();
     }
 
+    /// When those were started that were handed to us and whose worker is known, and its serial.
+    pub fn owners(&self) -> &HashMap<Pid, (u64, u64)> {
+        &self.owners
+    }
+
     /// The processes that were handed to us and whose worker is known.
     pub fn owned(&self) -> impl Iterator<Item = (Pid, WorkerId)> {
         self.owners.iter().filter_map(|(pid, (_, serial))| {

@@ -1,13 +1,10 @@
 //! Where a cgroup is delegated to the supervisor, each worker has one: whoever is in there is the worker's, whatever it
 //! did to hide.
 
-use std::fs;
-use std::path::PathBuf;
-
+use master_process_tests::cgroup::Place;
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{PATIENCE, Supervisor, address, eventually, process, skip};
-use rustix::fs::XattrFlags;
+use master_process_tests::{PATIENCE, Supervisor, address, process, skip};
 use rustix::process::Signal;
 
 /// Five chains of processes in sessions of their own, each of which lives for a moment, and one that waits.
@@ -25,61 +22,9 @@ made = bound(HOST, PORT); made.listen(64)
 say('ready', PID)
 serve(made)";
 
-/// A cgroup of version 2 without controllers, which goes with this value, and everybody in it.
-struct Place(PathBuf);
-
-impl Place {
-    /// `None`: there is no such hierarchy here, or it may not be written to.
-    fn make(delegated: bool) -> Option<Place> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
-        let path = PathBuf::from(line.split(' ').nth(4)?)
-            .join(format!("master-process-test-{}", std::process::id()));
-        fs::create_dir(&path).ok()?;
-        let place = Place(path);
-        if delegated {
-            rustix::fs::setxattr(&place.0, "trusted.delegate", b"1", XattrFlags::empty()).ok()?;
-        }
-        Some(place)
-    }
-
-    /// A supervisor in it.
-    fn start(&self, options: &[&str], command: Vec<String>) -> Supervisor {
-        let line = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", self.0.display());
-        let shell = ["sh".to_owned(), "-c".to_owned(), line, "sh".to_owned()];
-        Supervisor::builder().args(options).command(command).wrap(shell).spawn()
-    }
-
-    /// The names of the cgroups below that of the supervisor.
-    fn workers(&self) -> Vec<String> {
-        let folders = |path: &PathBuf| -> Vec<PathBuf> {
-            let entries = fs::read_dir(path).into_iter().flatten().flatten();
-            entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
-        };
-        let own = folders(&self.0);
-        let workers = own.iter().flat_map(folders);
-        workers.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
-    }
-
-    fn is_empty(&self) -> bool {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.path().is_dir()).count() == 0
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _killed = fs::write(self.0.join("cgroup.kill"), "1");
-        eventually(PATIENCE, "the cgroup is removed", || {
-            for own in fs::read_dir(&self.0).into_iter().flatten().flatten() {
-                for worker in fs::read_dir(own.path()).into_iter().flatten().flatten() {
-                    let _gone = fs::remove_dir(worker.path());
-                }
-                let _gone = fs::remove_dir(own.path());
-            }
-            fs::remove_dir(&self.0).is_ok() || !self.0.exists()
-        });
-    }
+/// A supervisor in a cgroup.
+fn start(place: &Place, options: &[&str], command: Vec<String>) -> Supervisor {
+    Supervisor::builder().args(options).command(command).wrap(place.launcher()).spawn()
 }
 
 const QUICK: [&str; 6] = ["-w", "2", "--kill-timeout", "500ms", "--throttle", "100ms"];
@@ -92,7 +37,7 @@ fn whoever_forks_without_end_in_sessions_of_its_own_is_ended_with_its_worker() {
             "no cgroup can be made"
         )
     };
-    let supervisor = place.start(&QUICK, script(HIDING, address::tcp()));
+    let supervisor = start(&place, &QUICK, script(HIDING, address::tcp()));
     said(&supervisor, 2);
     assert_eq!(place.workers().len(), 2, "{:?}", place.workers());
     let victim = supervisor.output()[0].trim_start_matches("ready ").parse().expect("a pid");
@@ -116,7 +61,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
             "no cgroup can be made"
         )
     };
-    let first = place.start(&QUICK, script(HIDING, address::tcp()));
+    let first = start(&place, &QUICK, script(HIDING, address::tcp()));
     said(&first, 2);
     let left: Vec<i32> = first.survivors();
     first.signal(Signal::KILL);
@@ -124,7 +69,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
     let sleeping = |pid: &&i32| process::executable(**pid).is_some_and(|path| path.ends_with("sleep"));
     let hidden: Vec<i32> = left.iter().filter(sleeping).copied().collect();
     assert_eq!(hidden.len(), 2, "they live on");
-    let second = place.start(&QUICK, script("time.sleep(1000)", address::tcp()));
+    let second = start(&place, &QUICK, script("time.sleep(1000)", address::tcp()));
     second
         .eventually("it says so", || !second.logged(&["of an earlier master-process", "killed"]).is_empty());
     hidden.into_iter().for_each(await_gone);
@@ -137,7 +82,7 @@ fn a_cgroup_that_is_not_delegated_is_left_as_it_is() {
     let Some(place) = Place::make(false) else {
         skip!("a_cgroup_that_is_not_delegated_is_left_as_it_is", "no cgroup can be made")
     };
-    let supervisor = place.start(&["-w", "2"], script("say('ready'); time.sleep(1000)", address::tcp()));
+    let supervisor = start(&place, &["-w", "2"], script("say('ready'); time.sleep(1000)", address::tcp()));
     said(&supervisor, 1);
     supervisor.await_workers(2);
     assert!(place.is_empty(), "{:?}", place.workers());

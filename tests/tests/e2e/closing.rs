@@ -130,6 +130,37 @@ fn a_program_whose_main_thread_has_ended_keeps_its_listener() {
     is_alone_and_keeps_its_listener(WITHOUT_MAIN_THREAD);
 }
 
+/// Both have one socket. The daemon of one keeps it, which is none of the other's business.
+#[test]
+fn a_worker_that_has_closed_its_listener_can_bind_it_again_though_a_daemon_of_another_one_has_it_open() {
+    let text = "
+def listen():
+    global made
+    made = bound(HOST, PORT); made.listen(64)
+listen()
+if INDEX == '1':
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() != 0: os._exit(0)
+        say('daemon')
+        time.sleep(1000)
+    os.wait()
+    serve(made)
+say('listens')
+wait()
+made.close()
+while attempt(listen) != 'ok': time.sleep(0.05)
+say('again')
+serve(made)";
+    let (address, gate) = (address::tcp(), Gate::new());
+    let options = ["-w", "2", "--share", "shared", "--monitor", "off"];
+    let supervisor = Supervisor::start(&options, gate.script(text, address));
+    assert_eq!(said(&supervisor, 2), lines(&["daemon", "listens"]));
+    gate.open();
+    assert_eq!(said(&supervisor, 3), lines(&["again", "daemon", "listens"]));
+    assert_eq!(supervisor.stop(), 0);
+}
+
 fn is_alone_and_keeps_its_listener(text: &str) {
     let address = address::tcp();
     let supervisor = started(&[], text, address);

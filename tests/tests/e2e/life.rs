@@ -192,7 +192,8 @@ fn what_an_outer_service_manager_said_never_leaks() {
 
 #[test]
 fn no_grandchild_outlives_a_worker() {
-    let supervisor = Supervisor::start(&["--throttle", "50ms"], fixtures::worker(&["child"]));
+    let options = ["--throttle", "50ms", "--kill-timeout", "1s"];
+    let supervisor = Supervisor::start(&options, fixtures::worker(&["child"]));
     // Killed from outside: the worker had no chance to take its child along, and the child ignores TERM.
     let first = supervisor.await_event("the worker has a child", |event| event.name == "child");
     let grandchild = |event: &master_process_tests::Event| -> i32 {

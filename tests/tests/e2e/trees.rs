@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use master_process_tests::cgroup::Place;
 use master_process_tests::load::{self, Kept, Outcome};
 use master_process_tests::profile::{launcher, ordinary_user};
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{Supervisor, address, patient, process};
+use master_process_tests::{Supervisor, address, patient, process, skip};
 use rustix::process::Signal;
 
 /// Serves one request after the other, and ends at SIGTERM when the one that it is at is answered.
@@ -77,7 +78,8 @@ made = bound(HOST, PORT); made.listen(64)
 say('ready', PID)
 serve(made)";
     let address = address::tcp();
-    let supervisor = Supervisor::start(&["-w", "2", "--throttle", "100ms"], wrapped(script(text, address)));
+    let options = ["-w", "2", "--throttle", "100ms", "--kill-timeout", "1s"];
+    let supervisor = Supervisor::start(&options, wrapped(script(text, address)));
     let old: BTreeSet<i32> = servers(&supervisor, 2).into_iter().collect();
     let wrappers = supervisor.await_workers(2);
     let victim = *wrappers.first().expect("two");
@@ -97,6 +99,62 @@ serve(made)";
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
 }
 
+/// It closes its listener at SIGTERM, and lives on as if it finished something.
+#[test]
+fn who_waits_for_what_a_killed_wrapper_left_behind_is_answered_by_the_others_as_soon_as_that_has_closed_its_listener()
+ {
+    let name = "who_waits_for_what_a_killed_wrapper_left_behind_is_answered_by_the_others_as_soon_as_that_has_closed_its_listener";
+    if !process::is_root() {
+        skip!(name, "only root can have the kernel move a queue");
+    }
+    let text = "
+made = bound(HOST, PORT); made.listen(64)
+signal.signal(signal.SIGTERM, lambda *_: made.close())
+try:
+    os.close(os.open(sys.argv[2], os.O_CREAT | os.O_EXCL))
+    say('sleeper', PID)
+    while True: signal.pause()
+except FileExistsError:
+    say('ready', PID)
+    serve(made)";
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let address = address::tcp();
+    let mut command = script(text, address);
+    command.push(folder.path().join("taken").to_str().expect("UTF-8").to_owned());
+    let supervisor = Supervisor::start(&["-w", "2", "--kill-timeout", "600s"], wrapped(command));
+    let sleeper: i32 = said(&supervisor, 2)
+        .iter()
+        .find_map(|line| line.strip_prefix("sleeper ")?.parse().ok())
+        .expect("one is");
+    supervisor.eventually("both listen", || supervisor.logged(&["listens after"]).len() == 2);
+    let mut waiting: Vec<Kept> = (0..16).map(|_| Kept::open(address).expect("it listens")).collect();
+    waiting.iter_mut().for_each(|client| client.ask().expect("it is connected"));
+    process::signal(process::stat(sleeper).expect("it lives").ppid, Signal::KILL);
+    for client in &mut waiting {
+        let answer = client.answer();
+        assert!(matches!(answer, Outcome::Ok(_)), "{answer:?}");
+    }
+    assert!(process::alive(sleeper), "it is at something");
+    process::signal(sleeper, Signal::KILL);
+    supervisor.eventually("it is gone", || supervisor.survivors().len() == 4);
+}
+
+#[test]
+fn what_a_killed_wrapper_leaves_behind_is_ended_long_before_its_time_where_the_replacement_needs_its_port() {
+    let text = "
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+made = bound(HOST, PORT); made.listen(64)
+say('ready', PID)
+serve(made)";
+    let address = address::tcp();
+    let options = ["--share", "off", "--throttle", "100ms", "--kill-timeout", "600s"];
+    let supervisor = Supervisor::start(&options, wrapped(script(text, address)));
+    let old = servers(&supervisor, 1)[0];
+    process::signal(*supervisor.await_workers(1).first().expect("one"), Signal::KILL);
+    servers(&supervisor, 2);
+    assert!(!process::alive(old));
+}
+
 /// A child in a session of its own, without the worker's environment, whose parent is killed.
 fn a_detached_child_is_its_workers(options: &[&str], user: Option<u32>) {
     let text = "
@@ -108,7 +166,7 @@ if child == 0:
 made = bound(HOST, PORT); made.listen(64)
 say('child', child)
 serve(made)";
-    let options = [options, &["--throttle", "100ms"]].concat();
+    let options = [options, &["--throttle", "100ms", "--kill-timeout", "1s"]].concat();
     let builder = Supervisor::builder().args(&options).command(script(text, address::tcp()));
     let supervisor = match user {
         Some(user) => builder.wrap(launcher(Some(user), &[])).spawn(),
@@ -153,7 +211,7 @@ fn a_detached_child_without_an_environment_is_its_workers_where_procfs_has_seen_
 #[test]
 fn a_detached_child_without_an_environment_is_its_workers_where_its_birth_was_seen_in_the_kernel() {
     if !process::is_root() {
-        master_process_tests::skip!(
+        skip!(
             "a_detached_child_without_an_environment_is_its_workers_where_its_birth_was_seen_in_the_kernel",
             "it takes root"
         );
@@ -337,4 +395,88 @@ serve(made)";
     assert!(supervisor.logged(&["worker 1", "more than --max-memory allows"]).is_empty());
     assert_eq!(supervisor.stop(), 0);
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
+}
+
+/// A child that has become another user in a session of its own, and uses a good deal of memory.
+const OTHER_USER: &str = "
+child = os.fork()
+if child == 0:
+    os.setgroups([])
+    os.setresgid(65534, 65534, 65534)
+    os.setresuid(65534, 65534, 65534)
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    used = b'x' * (100 << 20)
+    say('child', INDEX, PID, os.getpid())
+    time.sleep(1000)
+signal.signal(signal.SIGUSR1, lambda *_: say('high', PID))
+made = bound(HOST, PORT); made.listen(64)
+serve(made)";
+
+/// Each of two workers has a child of another user: it is measured as the worker's, and ended with it.
+fn a_child_of_another_user_is_its_workers(options: &[&str], launcher: Vec<String>) {
+    let limits = ["--max-memory", "140MiB", "--memory-high-signal", "USR1", "--monitor-delay", "0"];
+    let quick = ["-w", "2", "--monitor-interval", "100ms", "--kill-timeout", "1s", "--throttle", "100ms"];
+    let supervisor = Supervisor::builder()
+        .args(limits)
+        .args(quick)
+        .args(options)
+        .wrap(launcher)
+        .command(script(OTHER_USER, address::tcp()))
+        .spawn();
+    let children = || -> Vec<(String, i32, i32)> {
+        let lines = supervisor.output().into_iter();
+        let found = lines.filter_map(|line| {
+            let words: Vec<&str> = line.strip_prefix("child ")?.split(' ').collect();
+            Some((words[0].to_owned(), words[1].parse().ok()?, words[2].parse().ok()?))
+        });
+        found.collect()
+    };
+    let measured = |worker: i32| supervisor.output().contains(&format!("high {worker}"));
+    supervisor.eventually("the memory of both is their workers'", || {
+        let children = children();
+        children.len() == 2 && children.iter().all(|(_, worker, _)| measured(*worker))
+    });
+    let (slot, worker, child) = children().remove(0);
+    assert_eq!(process::status(child, "Uid").as_deref(), Some("65534\t65534\t65534\t65534"));
+    process::signal(worker, Signal::KILL);
+    await_gone(child);
+    let (left, who) = (format!("worker {slot} left 1 process behind"), format!("(pid {child})"));
+    supervisor.eventually("it is told of", || !supervisor.logged(&[&left, &who]).is_empty());
+    supervisor.eventually("the replacement has one", || children().len() == 3);
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(supervisor.survivors(), Vec::<i32>::new());
+}
+
+#[test]
+fn a_child_that_became_another_user_is_its_workers_where_its_birth_was_seen_in_the_kernel() {
+    if !process::is_root() {
+        skip!(
+            "a_child_that_became_another_user_is_its_workers_where_its_birth_was_seen_in_the_kernel",
+            "it takes root"
+        );
+    }
+    a_child_of_another_user_is_its_workers(&["--monitor", "ebpf"], Vec::new());
+}
+
+/// As in a container: root may not look into the processes of other users.
+#[test]
+fn a_child_that_became_another_user_is_its_workers_where_its_environment_cannot_be_read() {
+    if !process::is_root() {
+        skip!(
+            "a_child_that_became_another_user_is_its_workers_where_its_environment_cannot_be_read",
+            "it takes root"
+        );
+    }
+    let launcher = ["setpriv", "--bounding-set", "-sys_ptrace"].map(str::to_owned).to_vec();
+    a_child_of_another_user_is_its_workers(&["--monitor", "procfs"], launcher);
+}
+
+#[test]
+fn a_child_that_became_another_user_is_its_workers_in_a_cgroup() {
+    let Some(place) = Place::make(true).filter(|_| process::is_root()) else {
+        skip!("a_child_that_became_another_user_is_its_workers_in_a_cgroup", "it takes root and a cgroup");
+    };
+    a_child_of_another_user_is_its_workers(&[], place.launcher());
+    assert!(place.is_empty(), "{:?}", place.workers());
 }

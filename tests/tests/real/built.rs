@@ -1,4 +1,4 @@
-//! Programs that are made once, under cargo's target folder: compiled C++ and a python environment.
+//! Programs that are made once, under cargo's target folder: compiled C++, a python environment, and yarn.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,10 @@ use master_process_tests::fixtures;
 use crate::run::text_of;
 
 /// What the environment holds. The versions are those that the tests were written with.
-const PACKAGES: [&str; 2] = ["granian==2.8.9", "uvicorn==0.54.0"];
+const PACKAGES: [&str; 3] = ["granian==2.8.9", "gunicorn==27.0.1", "uvicorn==0.54.0"];
+
+/// The last version of yarn that is a program of its own, and not a loader of others.
+const YARN: &str = "yarn@1.22.22";
 
 /// Tests are processes of their own: one makes the thing, the others wait.
 fn once(
@@ -70,4 +73,21 @@ pub(crate) fn python(program: &str) -> Result<String, String> {
         },
     )?;
     Ok(text_of(&venv.join("bin").join(program)))
+}
+
+/// yarn, or why there is none: it comes from the npm registry.
+pub(crate) fn yarn() -> Result<String, String> {
+    let folder = once(
+        "yarn",
+        |made| fs::read_to_string(made.join("packages")).is_ok_and(|made| made == YARN),
+        |made| {
+            let _ = fs::remove_dir_all(made);
+            fs::create_dir_all(made).map_err(|error| error.to_string())?;
+            let mut npm = Command::new("npm");
+            npm.args(["install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]);
+            succeeds(npm.arg("--prefix").arg(made).arg(YARN))?;
+            fs::write(made.join("packages"), YARN).map_err(|error| error.to_string())
+        },
+    )?;
+    Ok(text_of(&folder.join("node_modules/yarn/bin/yarn.js")))
 }

@@ -95,15 +95,8 @@ impl Alone {
         self.ended("it ends by SIGTERM");
     }
 
-    fn descendants(&self) -> Vec<process::Stat> {
-        let all = process::all();
-        let mut found = vec![self.pid()];
-        let mut index = 0;
-        while let Some(parent) = found.get(index).copied() {
-            found.extend(all.iter().filter(|process| process.ppid == parent).map(|process| process.pid));
-            index += 1;
-        }
-        all.into_iter().filter(|process| found[1..].contains(&process.pid)).collect()
+    pub(crate) fn descendants(&self) -> Vec<process::Stat> {
+        process::descendants(self.pid())
     }
 }
 

@@ -14,7 +14,7 @@ fn remains(sim: &Sim, worker: WorkerId) -> (bool, bool) {
 }
 
 #[test]
-fn what_a_crashed_worker_leaves_behind_has_a_second_and_nobody_waits_for_it() {
+fn what_a_crashed_worker_leaves_behind_has_the_kill_timeout_and_nobody_waits_for_it() {
     let mut sim = Sim::new(settings(1));
     sim.run_smoothly();
     sim.pass(2 * SECOND);
@@ -24,7 +24,7 @@ fn what_a_crashed_worker_leaves_behind_has_a_second_and_nobody_waits_for_it() {
     sim.launch_all();
     sim.sign_all();
     assert_eq!(sim.alive().len(), 1, "the replacement does not wait");
-    sim.pass(999 * MS);
+    sim.pass(4999 * MS);
     assert!(!remains(&sim, crashed).1, "too early");
     sim.pass(MS);
     assert_eq!(remains(&sim, crashed), (true, true));
@@ -32,16 +32,61 @@ fn what_a_crashed_worker_leaves_behind_has_a_second_and_nobody_waits_for_it() {
     assert_eq!(sim.finish(), Outcome::Stopped);
 }
 
+/// The worker that was started last, and runs.
+fn newest(sim: &Sim) -> WorkerId {
+    sim.alive().into_iter().max_by_key(|worker| worker.serial).expect("one runs")
+}
+
 #[test]
-fn a_kill_timeout_that_is_shorter_holds_after_a_crash_as_well() {
-    let mut sim = Sim::new(crate::policy::Settings { kill_timeout: 300 * MS, ..settings(1) });
+fn what_a_crashed_worker_leaves_behind_has_a_second_where_its_replacement_dies_early() {
+    let mut sim = Sim::new(settings(2));
     sim.run_smoothly();
     sim.pass(2 * SECOND);
-    let crashed = sim.alive()[0];
-    sim.die_with_remains(crashed);
+    let [crashed, other] = sim.alive()[..] else { panic!("two") };
+    for worker in [crashed, other] {
+        sim.die_with_remains(worker);
+        sim.launch_all();
+        sim.sign_all();
+    }
     sim.pass(300 * MS);
+    let replacement = sim.alive().into_iter().find(|worker| worker.slot == crashed.slot);
+    sim.die(replacement.expect("it was started"));
+    sim.pass(699 * MS);
+    assert!(!remains(&sim, crashed).1, "it may write a file");
+    sim.pass(MS);
     assert!(remains(&sim, crashed).1);
+    assert!(!remains(&sim, other).1, "it is in nobody's way");
     sim.end_remains(crashed);
+    sim.end_remains(other);
+    sim.run_smoothly();
+    assert_eq!(sim.finish(), Outcome::Stopped);
+}
+
+#[test]
+fn what_a_worker_that_was_asked_to_leave_leaves_behind_has_its_time_whoever_dies_early() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.pass(2 * SECOND);
+    let old = sim.alive()[0];
+    sim.event(Event::Reload);
+    sim.launch_all();
+    sim.sign_all();
+    sim.pass(2 * SECOND);
+    sim.answer_looks(crate::policy::Queue::None);
+    assert!(sim.processes[&old].stopped);
+    sim.die_with_remains(old);
+    for _ in 0..2 {
+        let new = newest(&sim);
+        sim.die(new);
+        sim.launch_all();
+        sim.sign_all();
+    }
+    sim.pass(4 * SECOND);
+    assert!(!remains(&sim, old).1, "too early");
+    sim.pass(SECOND);
+    assert!(remains(&sim, old).1);
+    sim.end_remains(old);
+    sim.run_smoothly();
     sim.finish();
 }
 

@@ -130,6 +130,20 @@ impl Socket {
             unlinked: false,
         }
     }
+
+    /// A worker of this slot is gone, as far as this socket goes. Unless it was asked to go, the next one is waited for.
+    fn loses(&mut self, serial: u64, slot: u32, asked: bool) {
+        let had = self.users.len();
+        self.users.retain(|user| *user != serial);
+        if self.users.len() == had {
+            return;
+        }
+        // It may have been seen as closed just because its worker was dying.
+        self.closed = None;
+        if !asked && !self.awaited_by.contains(&slot) && !self.key.is_datagram() {
+            self.awaited_by.push(slot);
+        }
+    }
 }
 
 /// Something to do; in this order.
@@ -308,20 +322,19 @@ impl Core {
         self.workers.remove(serial);
         self.drop_inactive(|socket| socket.users == [serial]);
         for socket in &mut self.sockets {
-            let had = socket.users.len();
-            socket.users.retain(|user| *user != serial);
-            if socket.users.len() < had {
-                // It may have been seen as closed just because its worker was dying.
-                socket.closed = None;
-            }
-            if socket.users.len() < had
-                && !asked
-                && !socket.awaited_by.contains(&slot)
-                && !socket.key.is_datagram()
-            {
-                socket.awaited_by.push(slot);
-            }
+            socket.loses(serial, slot, asked);
         }
+    }
+
+    /// The first process of a worker is gone, and nobody of the others has this socket open any more: of this socket the
+    /// worker is gone.
+    pub(super) fn left(&mut self, serial: u64, id: SocketId) {
+        let Some(worker) = self.workers.get(serial) else { return };
+        let (slot, asked) = (worker.id.slot, worker.stopping);
+        let Some(socket) = self.socket_mut(id) else { return };
+        socket.loses(serial, slot, asked);
+        let key = socket.key.clone();
+        self.touch(&key);
     }
 
     /// No worker of this slot will come, or the one that came serves without these: what waits for it is let go.

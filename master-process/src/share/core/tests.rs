@@ -288,6 +288,31 @@ fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with(
 }
 
 #[test]
+fn a_socket_that_what_is_left_of_a_worker_has_closed_is_let_go_where_its_queue_moves_and_kept_for_the_next_one_else()
+ {
+    for (migration, is_closed) in [(Migration::Moves, true), (Migration::Resets, false)] {
+        let mut core = Core::new(migration);
+        let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
+        for (slot, serial, id) in [(0, 1, 10), (1, 2, 20)] {
+            core.started(WorkerId { slot, serial }, 0);
+            assert!(matches!(core.bind(at(1), asked(serial, id, &key, false, false)), Bind::Own { .. }));
+            assert!(core.activated(at(1), serial, id, &key));
+            core.serves(at(1), serial, true);
+        }
+        let _selected = core.reconcile(at(1));
+        core.serves(at(2), 1, false);
+        assert!(!core.reconcile(at(2)).contains(&Effect::Close(10)), "others of its tree have it");
+        core.set_waiting(10, true);
+        core.left(1, 10);
+        assert_eq!(core.reconcile(at(2)).contains(&Effect::Close(10)), is_closed, "{migration:?}");
+        assert_eq!(core.awaited_slots().is_empty(), is_closed);
+        core.died(1, false);
+        let _rest = core.reconcile(at(3));
+        assert_eq!(core.socket(10).is_none(), is_closed);
+    }
+}
+
+#[test]
 fn a_worker_that_binds_for_ever_fills_nothing() {
     let mut core = core_with(1);
     for port in 1..10_000u16 {

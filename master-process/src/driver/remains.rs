@@ -171,8 +171,8 @@ impl Driver {
         for found in self.trees.take() {
             self.found_tree(&found);
         }
-        for (pid, worker) in self.trees.owned() {
-            self.meter.adopt(worker, pid);
+        for (pid, started, worker) in self.trees.owned() {
+            self.meter.adopt(worker, pid, started);
         }
         self.watch_trees();
     }

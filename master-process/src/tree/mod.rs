@@ -242,11 +242,11 @@ impl Trees {
         self.walk();
     }
 
-    /// The processes that were handed to us and whose worker is known.
-    pub fn owned(&self) -> impl Iterator<Item = (Pid, WorkerId)> {
-        self.owners.iter().filter_map(|(pid, (_, serial))| {
+    /// The processes that were handed to us and whose worker is known, with the start of each.
+    pub fn owned(&self) -> impl Iterator<Item = (Pid, u64, WorkerId)> {
+        self.owners.iter().filter_map(|(pid, (started, serial))| {
             let slot = self.trees.get(serial)?.slot;
-            Some((*pid, WorkerId { slot, serial: *serial }))
+            Some((*pid, *started, WorkerId { slot, serial: *serial }))
         })
     }
 

@@ -308,7 +308,8 @@ impl Driver {
         let words = self.meter.ended(worker);
         self.inspector.forget(worker);
         self.workers.ended(serial, Certificate::new(death, words));
-        self.broker.first_ended(self.now(), serial);
+        let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
+        self.broker.first_ended(self.now(), serial, asked);
         self.event(Event::DiedWithRemains(worker));
         self.later_in(LOOK_AGAIN, Chore::Remains(serial));
     }

@@ -232,10 +232,10 @@ impl Broker {
         }
     }
 
-    /// The first process of a worker is gone, and others of its tree live: no new connection comes to them.
-    pub fn first_ended(&mut self, now: Time, serial: u64) {
-        // Not as one that was asked to stop: what waits for it waits for its slot's next one.
-        self.core.serves(now, serial, false);
+    /// The first process of a worker is gone, and others of its tree live: no new connection comes to them. `asked` as in
+    /// [`leave`](Self::leave).
+    pub fn first_ended(&mut self, now: Time, serial: u64, asked: bool) {
+        self.core.first_ended(now, serial, asked);
         if let Some(process) = self.processes.get_mut(&serial) {
             process.pid = None;
         }

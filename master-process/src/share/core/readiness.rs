@@ -271,6 +271,25 @@ mod tests {
     }
 
     #[test]
+    fn the_successor_of_a_worker_whose_first_process_crashed_is_waited_for_where_that_listened() {
+        let (mut slot, side, own) = side_and_own(2);
+        slot.0.first_ended(at(20), 1, false);
+        slot.listen(at(20), 2, 20, &side);
+        assert_eq!(slot.missing(2), std::slice::from_ref(&own));
+        // The others of its tree are gone as well.
+        slot.0.died(1, false);
+        assert_eq!(slot.missing(2), std::slice::from_ref(&own));
+
+        let (mut slot, ..) = side_and_own(2);
+        slot.0.first_ended(at(20), 1, true);
+        assert_eq!(slot.missing(2), [], "it was asked to stop");
+        let (mut slot, ..) = side_and_own(2);
+        slot.0.stopping(1);
+        slot.0.first_ended(at(20), 1, false);
+        assert_eq!(slot.missing(2), [], "it was being stopped");
+    }
+
+    #[test]
     fn what_was_opened_long_after_the_worker_was_ready_is_not_waited_for() {
         let (mut slot, side, own) = side_and_own(2);
         let late = tcp("127.0.0.1:30000");

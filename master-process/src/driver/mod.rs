@@ -30,6 +30,7 @@ use crate::metrics::{Inspector, Meter, Question};
 use crate::policy::{Action, Event, FailedStart, Note, Outcome, Settings, Supervisor, Time, WorkerId};
 use crate::report::{self, Certificate, Named};
 use crate::share::{Broker, InheritedListeners};
+use crate::sys::cgroup::Supervisors;
 use crate::sys::notify::NotifySocket;
 use crate::sys::pidfd;
 use crate::sys::poller::Poller;
@@ -40,6 +41,7 @@ use calls::Listeners;
 use chores::{Chore, Chores};
 use launch::Launcher;
 use remains::Remainders;
+pub use remains::cgroups;
 use samples::Sampling;
 use starts::Starts;
 use terminal::Tty;
@@ -105,13 +107,14 @@ struct Greeting {
 }
 
 impl Driver {
-    /// Takes everything in place; nothing runs yet.
+    /// Takes everything in place; nothing runs yet. `cgroups` are those of [`cgroups`].
     ///
     /// # Errors
     /// What the kernel refuses of the few things that nothing works without, with the call's name.
     pub fn new(
         config: &Config,
         signals: Signals,
+        cgroups: Option<Supervisors>,
         mut broker: Broker,
         handed_over: InheritedListeners,
     ) -> anyhow::Result<Driver> {
@@ -125,7 +128,7 @@ impl Driver {
              be seen; let them send READY=1 (--ready notify), or share addresses"
         );
         let launcher = Launcher::new(config, handed_over, &notify)?;
-        let trees = Trees::new(remains::cgroups(config), &notify.address()).context("eventfd")?;
+        let trees = Trees::new(cgroups, &notify.address()).context("eventfd")?;
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
         poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;

@@ -14,7 +14,7 @@ use super::{Driver, Token};
 use crate::config::{Config, Orphans};
 use crate::policy::{Event, Time, WorkerId};
 use crate::report::Certificate;
-use crate::sys::cgroup::Supervisors;
+use crate::sys::cgroup::{self, Leftover, Supervisors};
 use crate::sys::pidfd::{self, Death, Exit};
 use crate::tree::{Found, Member};
 
@@ -80,7 +80,7 @@ pub(super) type Remainders = HashMap<u64, Remainder>;
 
 /// Cgroups for the workers, where they can be had. What an earlier supervisor has left in ours is ended, unless its
 /// workers were to live on.
-pub(super) fn cgroups(config: &Config) -> Option<Supervisors> {
+pub fn cgroups(config: &Config) -> Option<Supervisors> {
     let (cgroups, leftovers) = match Supervisors::make() {
         Ok(made) => made?,
         Err(error) => {
@@ -88,19 +88,27 @@ pub(super) fn cgroups(config: &Config) -> Option<Supervisors> {
             return None;
         }
     };
-    for leftover in leftovers {
-        let (count, supervisor) = (leftover.processes(), leftover.supervisor().to_owned());
+    let counts: Vec<usize> = leftovers.iter().map(Leftover::processes).collect();
+    let found = |leftover: &Leftover, count: usize| {
         let processes = if count == 1 { "process" } else { "processes" };
-        let from = format!("{count} {processes} of an earlier master-process (pid {supervisor})");
-        if config.orphans == Orphans::Keep && count > 0 {
-            warn!(processes = count, "found {from} in this cgroup: they live on, as --orphans keep says");
-            continue;
-        }
-        let ended = leftover.end();
+        let supervisor = leftover.supervisor();
+        format!("found {count} {processes} of an earlier master-process (pid {supervisor}) in this cgroup")
+    };
+    let keeps = |count: usize| config.orphans == Orphans::Keep && count > 0;
+    let (kept, to_end): (Vec<_>, Vec<_>) =
+        leftovers.into_iter().zip(counts).partition(|(_, count)| keeps(*count));
+    for (leftover, count) in kept {
+        let found = found(&leftover, count);
+        warn!(processes = count, "{found}: they live on, as --orphans keep says");
+    }
+    let (to_end, counts): (Vec<_>, Vec<_>) = to_end.into_iter().unzip();
+    let ended = cgroup::end(&to_end);
+    for ((leftover, count), ended) in to_end.iter().zip(counts).zip(ended) {
+        let found = found(leftover, count);
         match (count, ended) {
             (0, _) => {}
-            (_, true) => warn!(processes = count, "found {from} in this cgroup: killed"),
-            (_, false) => warn!(processes = count, "found {from} in this cgroup: they cannot be killed"),
+            (_, true) => warn!(processes = count, "{found}: killed"),
+            (_, false) => warn!(processes = count, "{found}: they cannot be killed"),
         }
     }
     Some(cgroups)

@@ -44,6 +44,7 @@ impl Driver {
                 self.event(Event::WatchesItself(id, paused));
             }
             if said.ready {
+                self.workers.notified(serial, message.sender);
                 self.event(Event::Signed(id, Sign::Notify));
             }
         }

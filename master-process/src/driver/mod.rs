@@ -17,7 +17,7 @@ mod terminal;
 mod token;
 mod workers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -81,6 +81,8 @@ pub struct Driver {
     trees: Trees,
     /// Workers whose first process is gone while others of them live.
     remainders: Remainders,
+    /// Workers that went into the background, and that are being looked at whether they listen.
+    daemons_looked_at: HashSet<u64>,
     /// Killed without their workers being known, and not all gone when those were.
     dying_groups: Vec<(OwnedFd, Pid)>,
     stop_signal: i32,
@@ -150,6 +152,7 @@ impl Driver {
             checks_listeners: false,
             trees,
             remainders: Remainders::new(),
+            daemons_looked_at: HashSet::new(),
             dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,
             stops_trees: config.stop_group == StopGroup::Tree,

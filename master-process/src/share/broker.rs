@@ -242,12 +242,11 @@ impl Broker {
         self.reconcile(now);
     }
 
-    /// Whether a worker listens on anything, as far as is known.
-    pub fn listens(&self, serial: u64) -> bool {
-        let is_open =
-            |socket: &Socket| socket.active && socket.closed.is_none() && socket.users.contains(&serial);
-        self.core.sockets().iter().any(is_open)
-            || self.processes.get(&serial).is_some_and(|process| !process.alone.is_empty())
+    /// The inode numbers of the sockets that make a process of a worker's tree the worker, where it has one of them open.
+    /// Whether anybody has is not known here: a close is noticed late.
+    pub fn listeners(&self, serial: u64) -> Vec<u64> {
+        let alone = self.processes.get(&serial).into_iter().flat_map(|process| process.alone.iter());
+        self.core.served_by(serial).into_iter().chain(alone).collect()
     }
 
     /// The inode numbers of what a worker listens on, and no other worker.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::read_dir;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, RawFd};
+use std::path::Path;
 
 use rustix::process::Pid;
 
@@ -34,7 +35,7 @@ const MAX_THREADS: usize = 4096;
 /// Looks for the socket with this inode number in everything that descends from `root`, and in what was handed to us as
 /// an orphan: whose that is cannot be known here. `workers` are the other children of ours.
 pub fn find(inode: u64, root: Pid, workers: &[Pid]) -> Holder {
-    let mut walk = Walk { target: format!("socket:[{inode}]"), left: MAX_DESCRIPTORS, unknown: false };
+    let mut walk = Walk { targets: HashSet::from([inode]), left: MAX_DESCRIPTORS, unknown: false };
     let adopted = children::ours().into_iter().filter(|child| !workers.contains(child));
     let mut processes: Vec<Pid> = std::iter::once(root).chain(adopted).collect();
     let mut seen: HashSet<Pid> = processes.iter().copied().collect();
@@ -55,6 +56,43 @@ pub fn find(inode: u64, root: Pid, workers: &[Pid]) -> Holder {
         }
     }
     if walk.unknown { Holder::Unknown } else { Holder::Nobody }
+}
+
+/// Whether a process has a socket open; the best answer comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holds {
+    /// It has.
+    Yes,
+    /// It cannot be known: its table may not be looked into, it is too long, or the process is gone and may have handed on
+    /// what it had.
+    Unknown,
+    /// It has not.
+    No,
+}
+
+/// Looks into several processes, one after the other, for any of these sockets.
+#[derive(Debug)]
+pub struct Search(Walk);
+
+impl Search {
+    /// For the sockets with these inode numbers, among so many descriptors of all processes together.
+    #[must_use]
+    pub fn new(inodes: &[u64], descriptors: usize) -> Search {
+        Search(Walk { targets: inodes.iter().copied().collect(), left: descriptors, unknown: false })
+    }
+
+    /// Whether this process has one of them.
+    pub fn process(&mut self, process: Pid) -> Holds {
+        if self.0.targets.is_empty() {
+            return Holds::No;
+        }
+        self.0.unknown = false;
+        if self.0.process(process).is_some() {
+            return Holds::Yes;
+        }
+        let is_gone = || !std::fs::exists(format!("/proc/{}/fd", process.as_raw_pid())).unwrap_or(false);
+        if self.0.unknown || is_gone() { Holds::Unknown } else { Holds::No }
+    }
 }
 
 /// The TCP listeners of a process and its descendants: inode number and address. Of each process the first descriptors
@@ -99,8 +137,9 @@ pub fn of_host(inodes: &[u64]) -> Vec<Pid> {
     processes.take(MAX_OF_HOST).filter(has_one).collect()
 }
 
+#[derive(Debug)]
 struct Walk {
-    target: String,
+    targets: HashSet<u64>,
     left: usize,
     unknown: bool,
 }
@@ -146,7 +185,7 @@ impl Walk {
             };
             self.left = left;
             match std::fs::read_link(entry.path()) {
-                Ok(target) if target.as_os_str() == self.target.as_str() => {
+                Ok(target) if inode_of(&target).is_some_and(|inode| self.targets.contains(&inode)) => {
                     return entry.file_name().to_str()?.parse().ok();
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => self.unknown = true,
@@ -155,6 +194,11 @@ impl Walk {
         }
         None
     }
+}
+
+/// The socket that a name in a descriptor table stands for.
+fn inode_of(target: &Path) -> Option<u64> {
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Whether two threads share their descriptor table: kcmp(2). Not where that cannot be known.
@@ -179,6 +223,22 @@ mod tests {
         assert!(matches!(find(inode, me, &[]), Holder::Found(_, fd) if fd == listener.as_raw_fd()));
         drop(listener);
         assert_eq!(find(inode, me, &[]), Holder::Nobody);
+    }
+
+    #[test]
+    fn whether_one_process_has_one_of_several_sockets_is_known_within_bounds() {
+        let me = rustix::process::getpid();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
+        assert_eq!(Search::new(&[1, inode], 10_000).process(me), Holds::Yes);
+        assert_eq!(Search::new(&[], 10_000).process(me), Holds::No);
+        assert_eq!(Search::new(&[inode], 1).process(me), Holds::Unknown, "there are more descriptors");
+        // It runs its program by now, and our descriptors are closed for that.
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
+        let other = Pid::from_child(&child);
+        assert_eq!(Search::new(&[inode], 10_000).process(other), Holds::No);
+        let _killed = child.kill().and_then(|()| child.wait());
+        assert_eq!(Search::new(&[inode], 10_000).process(other), Holds::Unknown, "it is gone");
     }
 
     #[test]

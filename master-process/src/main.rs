@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use master_process::cli::{self, Command};
 use master_process::config::Config;
-use master_process::driver::{Driver, Ending};
+use master_process::driver::{self, Driver, Ending};
 use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
@@ -50,11 +50,13 @@ fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) ->
     fds::close_on_exec().context("close_range")?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);
+    // Before any address is opened: what an earlier supervisor has left may hold it.
+    let cgroups = driver::cgroups(config);
     handed_over.open(&config.listen, access, takeover)?;
     let rules = config.share_rules.clone();
     let mut broker = Broker::new(config.share, rules, access, &mut handed_over).context("eventfd")?;
     broker.set_takeover(takeover);
-    Driver::new(config, signals, broker, handed_over)
+    Driver::new(config, signals, cgroups, broker, handed_over)
 }
 
 fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::process::{Pid, getpgid};
+use rustix::process::Pid;
 use tracing::{debug, warn};
 
 use super::{Driver, Token};
@@ -44,6 +44,7 @@ impl Driver {
                 self.event(Event::WatchesItself(id, paused));
             }
             if said.ready {
+                self.workers.notified(serial, message.sender);
                 self.event(Event::ReadySignal(id, ReadySignal::Notify));
             }
         }
@@ -54,7 +55,7 @@ impl Driver {
 
     /// The worker that a process is, or descends from: a shell script's `systemd-notify` speaks for it.
     fn worker_of(&self, sender: Pid) -> Option<u64> {
-        let group = getpgid(Some(sender)).ok();
+        let group = proc_stat::of(sender).ok().and_then(|stat| stat.group);
         if let Some(serial) = [Some(sender), group]
             .into_iter()
             .flatten()

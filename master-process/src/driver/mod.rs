@@ -17,7 +17,7 @@ mod terminal;
 mod token;
 mod workers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -30,6 +30,7 @@ use crate::metrics::{Inspector, Meter, Question};
 use crate::policy::{Action, Event, FailedStart, Outcome, Report, Settings, Supervisor, Time, WorkerId};
 use crate::report::{self, Certificate, Named};
 use crate::share::{Broker, InheritedListeners};
+use crate::sys::cgroup::Supervisors;
 use crate::sys::notify::NotifySocket;
 use crate::sys::pidfd;
 use crate::sys::poller::Poller;
@@ -40,6 +41,7 @@ use calls::Listeners;
 use chores::{Chore, Chores};
 use launch::Launcher;
 use remains::Remainders;
+pub use remains::cgroups;
 use samples::Sampling;
 use starts::Starts;
 use terminal::Tty;
@@ -79,6 +81,8 @@ pub struct Driver {
     trees: Trees,
     /// Workers whose first process is gone while others of them live.
     remainders: Remainders,
+    /// Workers that went into the background, and that are being looked at whether they listen.
+    daemons_looked_at: HashSet<u64>,
     /// Killed without their workers being known, and not all gone when those were.
     dying_groups: Vec<(OwnedFd, Pid)>,
     stop_signal: i32,
@@ -105,13 +109,14 @@ struct Greeting {
 }
 
 impl Driver {
-    /// Takes everything in place; nothing runs yet.
+    /// Takes everything in place; nothing runs yet. `cgroups` are those of [`cgroups`].
     ///
     /// # Errors
     /// What the kernel refuses of the few things that nothing works without, with the call's name.
     pub fn new(
         config: &Config,
         signals: Signals,
+        cgroups: Option<Supervisors>,
         mut broker: Broker,
         handed_over: InheritedListeners,
     ) -> anyhow::Result<Driver> {
@@ -125,7 +130,7 @@ impl Driver {
              be seen; let them send READY=1 (--ready notify), or share addresses"
         );
         let launcher = Launcher::new(config, handed_over, &notify)?;
-        let trees = Trees::new(remains::cgroups(config), &notify.address()).context("eventfd")?;
+        let trees = Trees::new(cgroups, &notify.address()).context("eventfd")?;
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
         poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
@@ -147,6 +152,7 @@ impl Driver {
             checks_listeners: false,
             trees,
             remainders: Remainders::new(),
+            daemons_looked_at: HashSet::new(),
             dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,
             stops_trees: config.stop_group == StopGroup::Tree,

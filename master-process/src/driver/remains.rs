@@ -14,9 +14,10 @@ use super::{Driver, Token};
 use crate::config::{Config, Orphans};
 use crate::policy::{Event, Time, WorkerId};
 use crate::report::Certificate;
-use crate::sys::cgroup::Supervisors;
+use crate::sys::cgroup::{self, Leftover, Supervisors};
+use crate::sys::holders::Holds;
 use crate::sys::pidfd::{self, Death, Exit};
-use crate::tree::{Found, Member};
+use crate::tree::{self, Exited, Found, Member};
 
 /// So many processes are named in one line.
 const NAMED: usize = 5;
@@ -31,7 +32,8 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// SIGKILL takes effect within microseconds, unless a process hangs in the kernel: then nobody can end it.
 const KILL_TAKES: Duration = Duration::from_secs(5);
 
-/// How soon after a daemon took its worker's place it is looked whether it has the worker's listeners.
+/// How soon after a daemon took its worker's place it is looked once more whether it has the worker's listeners, where that
+/// could not be known.
 const LISTENS_WITHIN: Duration = Duration::from_secs(1);
 
 /// Programs that go into the background unless they are told not to, and how they are told.
@@ -80,7 +82,7 @@ pub(super) type Remainders = HashMap<u64, Remainder>;
 
 /// Cgroups for the workers, where they can be had. What an earlier supervisor has left in ours is ended, unless its
 /// workers were to live on.
-pub(super) fn cgroups(config: &Config) -> Option<Supervisors> {
+pub fn cgroups(config: &Config) -> Option<Supervisors> {
     let (cgroups, leftovers) = match Supervisors::make() {
         Ok(made) => made?,
         Err(error) => {
@@ -88,22 +90,34 @@ pub(super) fn cgroups(config: &Config) -> Option<Supervisors> {
             return None;
         }
     };
-    for leftover in leftovers {
-        let (count, supervisor) = (leftover.processes(), leftover.supervisor().to_owned());
+    let counts: Vec<usize> = leftovers.iter().map(Leftover::processes).collect();
+    let found = |leftover: &Leftover, count: usize| {
         let processes = if count == 1 { "process" } else { "processes" };
-        let from = format!("{count} {processes} of an earlier master-process (pid {supervisor})");
-        if config.orphans == Orphans::Keep && count > 0 {
-            warn!(processes = count, "found {from} in this cgroup: they live on, as --orphans keep says");
-            continue;
-        }
-        let ended = leftover.end();
+        let supervisor = leftover.supervisor();
+        format!("found {count} {processes} of an earlier master-process (pid {supervisor}) in this cgroup")
+    };
+    let keeps = |count: usize| config.orphans == Orphans::Keep && count > 0;
+    let (kept, to_end): (Vec<_>, Vec<_>) =
+        leftovers.into_iter().zip(counts).partition(|(_, count)| keeps(*count));
+    for (leftover, count) in kept {
+        let found = found(&leftover, count);
+        warn!(processes = count, "{found}: they live on, as --orphans keep says");
+    }
+    let (to_end, counts): (Vec<_>, Vec<_>) = to_end.into_iter().unzip();
+    let ended = cgroup::end(&to_end);
+    for ((leftover, count), ended) in to_end.iter().zip(counts).zip(ended) {
+        let found = found(leftover, count);
         match (count, ended) {
             (0, _) => {}
-            (_, true) => warn!(processes = count, "found {from} in this cgroup: killed"),
-            (_, false) => warn!(processes = count, "found {from} in this cgroup: they cannot be killed"),
+            (_, true) => warn!(processes = count, "{found}: killed"),
+            (_, false) => warn!(processes = count, "{found}: they cannot be killed"),
         }
     }
     Some(cgroups)
+}
+
+fn exited_well(death: Option<Death>) -> bool {
+    death.is_some_and(|death| death.exit == Exit::Code(0))
 }
 
 impl Driver {
@@ -120,9 +134,10 @@ impl Driver {
             return self.worker_gone(serial, death);
         }
         let hints = self.meter.processes_of(worker);
+        let asked = self.policy.expects_end(worker);
         let remainder = Remainder {
             worker,
-            asked: self.policy.expects_end(worker),
+            asked,
             had_stop_signal: self.stops_trees && self.policy.was_asked_to_stop(worker),
             phase: Phase::Asked(death),
             first,
@@ -130,7 +145,9 @@ impl Driver {
             hints: hints.clone(),
         };
         self.remainders.insert(serial, remainder);
-        self.trees.look(serial, hints, self.broker.listeners_of_worker(serial));
+        // Whether one of them may be the worker from now on.
+        let listeners = if !asked && exited_well(death) { self.broker.listeners(serial) } else { Vec::new() };
+        self.trees.look(serial, hints, self.broker.listeners_of_worker(serial), listeners);
         self.later_in(ANSWERED_WITHIN, Chore::Remains(serial));
     }
 
@@ -148,6 +165,7 @@ impl Driver {
 
     fn forget_tree(&mut self, serial: u64) {
         self.trees.gone(serial);
+        self.daemons_looked_at.remove(&serial);
         self.listeners.forget(serial);
         if !self.listeners.has(serial) {
             self.broker.forget(serial);
@@ -171,8 +189,8 @@ impl Driver {
         for found in self.trees.take() {
             self.found_tree(&found);
         }
-        for (pid, worker) in self.trees.owned() {
-            self.meter.adopt(worker, pid);
+        for (pid, started, worker) in self.trees.owned() {
+            self.meter.adopt(worker, pid, started);
         }
         self.broker.set_owners(self.trees.owners().clone());
         self.watch_trees();
@@ -188,7 +206,7 @@ impl Driver {
         let serial = found.worker.serial;
         // Processes that live for a moment only are in no list, and in the cgroup all the same.
         let unseen = found.members.is_empty() && self.trees.is_populated(serial) == Some(true);
-        let Some(remainder) = self.remainders.get_mut(&serial) else { return };
+        let Some(remainder) = self.remainders.get_mut(&serial) else { return self.looked_at_daemon(found) };
         match &mut remainder.phase {
             Phase::Asked(death) => {
                 let death = *death;
@@ -196,8 +214,8 @@ impl Driver {
                     self.leaves_behind(found.worker, death, &[]);
                 } else if found.members.is_empty() {
                     self.none_found(serial, death);
-                } else if let Some(main) = self.daemon(found, death) {
-                    self.becomes_daemon(found.worker, &main);
+                } else if let Some((main, holds)) = self.daemon(found, death) {
+                    self.becomes_daemon(found.worker, main, holds);
                 } else {
                     self.leaves_behind(found.worker, death, &found.members);
                 }
@@ -220,24 +238,25 @@ impl Driver {
     }
 
     /// The process that is the worker from now on, if its first process has only put it into the background.
-    fn daemon(&self, found: &Found, death: Option<Death>) -> Option<Member> {
-        let exited_well = death.is_some_and(|death| death.exit == Exit::Code(0));
-        let asked = self.remainders.get(&found.worker.serial).is_some_and(|remainder| remainder.asked);
-        let may_serve = self.broker.listens(found.worker.serial) || self.policy.is_starting(found.worker);
-        if !exited_well || asked || !may_serve {
+    fn daemon<'found>(&self, found: &'found Found, death: Option<Death>) -> Option<(&'found Member, Holds)> {
+        let serial = found.worker.serial;
+        let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
+        if !exited_well(death) || asked {
             return None;
         }
-        let adopted = found.members.iter().filter(|member| member.adopted);
-        adopted.min_by_key(|member| (!member.listens, member.started, member.pid.as_raw_pid())).cloned()
+        let was_starting = self.policy.is_starting(found.worker);
+        let notifier = self.workers.get(serial).and_then(|entry| entry.notifier);
+        tree::daemon(&found.members, Exited { was_starting, notifier })
     }
 
     /// A daemon takes the place of the process that has started it.
-    fn becomes_daemon(&mut self, worker: WorkerId, main: &Member) {
+    fn becomes_daemon(&mut self, worker: WorkerId, main: &Member, holds: Holds) {
         let serial = worker.serial;
         let handle = pidfd_open(main.pid, PidfdFlags::empty()).ok();
         let Some(handle) = handle.filter(|_| main.is_there()) else {
             // It is gone meanwhile: who is left is asked again.
-            return self.trees.look(serial, Vec::new(), self.broker.listeners_of_worker(serial));
+            let (own, listeners) = (self.broker.listeners_of_worker(serial), self.broker.listeners(serial));
+            return self.trees.look(serial, Vec::new(), own, listeners);
         };
         self.remainders.remove(&serial);
         let before = self.name(worker);
@@ -259,26 +278,48 @@ impl Driver {
         self.workers.replace_process(serial, main.pid, handle);
         self.event(Event::WentIntoBackground(worker));
         let starts = self.policy.is_starting(worker);
-        let wait = if starts { self.ready_timeout } else { LISTENS_WITHIN };
-        self.later_in(wait, Chore::Background(serial, starts));
+        if starts {
+            self.later_in(self.ready_timeout, Chore::Background(serial, starts));
+        } else if holds == Holds::Unknown {
+            self.later_in(LISTENS_WITHIN, Chore::Background(serial, starts));
+        }
     }
 
-    /// A daemon that serves nothing is not the worker.
+    /// A daemon that serves nothing is not the worker. Whether it has a listener, the helper thread finds out.
     pub(super) fn check_daemon(&mut self, serial: u64, was_starting: bool) {
-        let Some(entry) = self.workers.get(serial).filter(|entry| entry.end.is_none()) else { return };
+        let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) else { return };
         let id = entry.id;
-        // One that has become ready since has said so in another way.
-        let serves = self.broker.listens(serial) || (was_starting && !self.policy.is_starting(id));
-        if serves || self.policy.expects_end(id) {
+        // One that has become ready since has listened, or has said so in another way.
+        let is_ready = was_starting && !self.policy.is_starting(id);
+        if is_ready || self.policy.expects_end(id) {
             return;
         }
+        let listeners = self.broker.listeners(serial);
+        if listeners.is_empty() {
+            return self.stop_daemon(id);
+        }
+        self.daemons_looked_at.insert(serial);
+        self.trees.look(serial, Vec::new(), self.broker.listeners_of_worker(serial), listeners);
+    }
+
+    fn looked_at_daemon(&mut self, found: &Found) {
+        let serial = found.worker.serial;
+        let lives = self.workers.get(serial).is_some_and(|entry| !entry.reaped);
+        let nobody_listens = found.members.iter().all(|member| member.holds == Holds::No);
+        let is_looked_at = self.daemons_looked_at.remove(&serial);
+        if is_looked_at && lives && nobody_listens && !self.policy.expects_end(found.worker) {
+            self.stop_daemon(found.worker);
+        }
+    }
+
+    fn stop_daemon(&mut self, worker: WorkerId) {
         warn!(
-            worker = id.slot,
+            worker = worker.slot,
             "{} went into the background and does not listen: stopping it",
-            self.name(id)
+            self.name(worker)
         );
-        self.signal(id, self.stop_signal);
-        self.later_in(LISTENS_WITHIN, Chore::KillFirst(serial));
+        self.signal(worker, self.stop_signal);
+        self.later_in(LISTENS_WITHIN, Chore::KillFirst(worker.serial));
     }
 
     /// Processes of a worker live on without its first one, and are to go.
@@ -309,7 +350,8 @@ impl Driver {
         let words = self.meter.ended(worker);
         self.inspector.forget(worker);
         self.workers.ended(serial, Certificate::new(death, words));
-        self.broker.first_ended(self.now(), serial);
+        let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
+        self.broker.first_ended(self.now(), serial, asked);
         self.event(Event::DiedWithRemains(worker));
         self.later_in(LOOK_AGAIN, Chore::Remains(serial));
     }
@@ -359,7 +401,7 @@ impl Driver {
                 } else {
                     // Where there is a filter the kernel tells.
                     if !self.listeners.has(serial) {
-                        self.trees.look(serial, hints, Vec::new());
+                        self.trees.look(serial, hints, Vec::new(), Vec::new());
                     }
                     self.later_in(LOOK_AGAIN, Chore::Remains(serial));
                 }

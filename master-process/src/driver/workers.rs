@@ -23,6 +23,8 @@ pub(super) struct Entry {
     pub(super) reaped: bool,
     /// Whether a daemon has taken the place of the process that was started.
     pub(super) in_background: bool,
+    /// The process that has said last that the worker is ready.
+    pub(super) notifier: Option<Pid>,
     /// Set once it is known how it ended.
     pub(super) end: Option<Box<Certificate>>,
 }
@@ -46,6 +48,7 @@ impl Workers {
             stops: 0,
             reaped: false,
             in_background: false,
+            notifier: None,
             end: None,
         };
         self.entries.insert(id.serial, entry);
@@ -80,6 +83,13 @@ impl Workers {
     pub(super) fn ended(&mut self, serial: u64, end: Certificate) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             entry.end = Some(Box::new(end));
+        }
+    }
+
+    /// A process of a worker has said that it is ready.
+    pub(super) fn notified(&mut self, serial: u64, by: Option<Pid>) {
+        if let Some(entry) = self.entries.get_mut(&serial) {
+            entry.notifier = by;
         }
     }
 

@@ -134,10 +134,10 @@ impl Meter {
         self.procfs().is_some_and(Procfs::sees_orphan)
     }
 
-    /// A process that was handed to us is a worker's.
-    pub fn adopt(&mut self, worker: WorkerId, pid: Pid) {
+    /// A process that was handed to us is a worker's. `started` tells it from others that have had its pid.
+    pub fn adopt(&mut self, worker: WorkerId, pid: Pid, started: u64) {
         if let Some(procfs) = self.procfs() {
-            procfs.adopt(worker, pid);
+            procfs.adopt(worker, pid, started);
         }
     }
 

@@ -240,10 +240,10 @@ impl Broker {
         }
     }
 
-    /// The first process of a worker is gone, and others of its tree live: no new connection comes to them.
-    pub fn first_ended(&mut self, now: Time, serial: u64) {
-        // Not as one that was asked to stop: what waits for it waits for its slot's next one.
-        self.core.serves(now, serial, false);
+    /// The first process of a worker is gone, and others of its tree live: no new connection comes to them. `asked` as in
+    /// [`leave`](Self::leave).
+    pub fn first_ended(&mut self, now: Time, serial: u64, asked: bool) {
+        self.core.first_ended(now, serial, asked);
         if let Some(process) = self.processes.get_mut(&serial) {
             (process.pid, process.remains) = (None, true);
         }
@@ -252,12 +252,11 @@ impl Broker {
         self.reconcile(now);
     }
 
-    /// Whether a worker listens on anything, as far as is known.
-    pub fn listens(&self, serial: u64) -> bool {
-        let is_open =
-            |socket: &Socket| socket.active && socket.closed.is_none() && socket.users.contains(&serial);
-        self.core.sockets().iter().any(is_open)
-            || self.processes.get(&serial).is_some_and(|process| !process.alone.is_empty())
+    /// The inode numbers of the sockets that make a process of a worker's tree the worker, where it has one of them open.
+    /// Whether anybody has is not known here: a close is noticed late.
+    pub fn listeners(&self, serial: u64) -> Vec<u64> {
+        let alone = self.processes.get(&serial).into_iter().flat_map(|process| process.alone.iter());
+        self.core.served_by(serial).into_iter().chain(alone).collect()
     }
 
     /// The inode numbers of what a worker listens on, and no other worker.

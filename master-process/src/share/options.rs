@@ -35,8 +35,8 @@ impl NotedOptions {
 pub(super) struct Recent(VecDeque<SocketId>);
 
 impl Recent {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub(super) fn iter(&self) -> impl Iterator<Item = SocketId> {
+        self.0.iter().copied()
     }
 
     /// `false`: it was there already.

@@ -166,15 +166,14 @@ impl Leftover {
         number.split('.').next().unwrap_or_default()
     }
 
-    /// Kills whoever is in it. It is waited for, a moment at most: this is before anything runs. False where somebody is
-    /// left.
-    #[must_use]
-    pub fn end(self) -> bool {
-        let until = Instant::now() + KILL_TAKES;
+    fn kill(&self) {
+        if write(&self.own, "cgroup.kill", "1").is_err() {
+            self.kill_each();
+        }
+    }
+
+    fn ends(&self, until: Instant) -> bool {
         loop {
-            if write(&self.own, "cgroup.kill", "1").is_err() {
-                self.kill_each();
-            }
             if matches!(is_populated(&self.own), Ok(false)) {
                 let _next_time = remove(&self.parent, &self.own, &self.name);
                 return true;
@@ -183,6 +182,7 @@ impl Leftover {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(2));
+            self.kill();
         }
     }
 
@@ -202,6 +202,15 @@ impl Leftover {
             }
         }
     }
+}
+
+/// Kills whoever is in these. All of them together are waited for, a moment at most: this is before anything runs. Of
+/// each, whether nobody is left.
+#[must_use]
+pub fn end(leftovers: &[Leftover]) -> Vec<bool> {
+    leftovers.iter().for_each(Leftover::kill);
+    let until = Instant::now() + KILL_TAKES;
+    leftovers.iter().map(|leftover| leftover.ends(until)).collect()
 }
 
 fn has_line(text: &str, pid: Pid) -> bool {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs::read_dir;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, RawFd};
+use std::path::Path;
 
 use rustix::process::Pid;
 
@@ -47,12 +48,7 @@ const MAX_THREADS: usize = 4096;
 /// Looks for the socket with this inode number in everything that descends from `root`, where there is one, and in those
 /// of our children that are, as `whose` says, no other worker's.
 pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Holder {
-    let mut walk = Walk {
-        target: format!("socket:[{inode}]"),
-        seen: HashSet::new(),
-        left: MAX_DESCRIPTORS,
-        unknown: false,
-    };
+    let mut walk = Walk::new(&[inode], MAX_DESCRIPTORS);
     let (mut own, mut orphans) = (Vec::from_iter(root), Vec::new());
     for child in children::ours() {
         match whose(child) {
@@ -68,6 +64,43 @@ pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Hold
         Some(_) => Holder::Orphan,
         None if walk.unknown => Holder::Unknown,
         None => Holder::Nobody,
+    }
+}
+
+/// Whether a process has a socket open; the best answer comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holds {
+    /// It has.
+    Yes,
+    /// It cannot be known: its table may not be looked into, it is too long, or the process is gone and may have handed on
+    /// what it had.
+    Unknown,
+    /// It has not.
+    No,
+}
+
+/// Looks into several processes, one after the other, for any of these sockets.
+#[derive(Debug)]
+pub struct Search(Walk);
+
+impl Search {
+    /// For the sockets with these inode numbers, among so many descriptors of all processes together.
+    #[must_use]
+    pub fn new(inodes: &[u64], descriptors: usize) -> Search {
+        Search(Walk::new(inodes, descriptors))
+    }
+
+    /// Whether this process has one of them.
+    pub fn process(&mut self, process: Pid) -> Holds {
+        if self.0.targets.is_empty() {
+            return Holds::No;
+        }
+        self.0.unknown = false;
+        if self.0.process(process).is_some() {
+            return Holds::Yes;
+        }
+        let is_gone = || !std::fs::exists(format!("/proc/{}/fd", process.as_raw_pid())).unwrap_or(false);
+        if self.0.unknown || is_gone() { Holds::Unknown } else { Holds::No }
     }
 }
 
@@ -113,14 +146,20 @@ pub fn of_host(inodes: &[u64]) -> Vec<Pid> {
     processes.take(MAX_OF_HOST).filter(has_one).collect()
 }
 
+#[derive(Debug)]
 struct Walk {
-    target: String,
+    targets: HashSet<u64>,
     seen: HashSet<Pid>,
     left: usize,
     unknown: bool,
 }
 
 impl Walk {
+    fn new(inodes: &[u64], descriptors: usize) -> Walk {
+        let targets = inodes.iter().copied().collect();
+        Walk { targets, seen: HashSet::new(), left: descriptors, unknown: false }
+    }
+
     /// The first of these, or of what descends from them, that has it.
     fn trees(&mut self, roots: Vec<Pid>) -> Option<(Pid, RawFd)> {
         let mut processes = roots;
@@ -185,7 +224,7 @@ impl Walk {
             };
             self.left = left;
             match std::fs::read_link(entry.path()) {
-                Ok(target) if target.as_os_str() == self.target.as_str() => {
+                Ok(target) if inode_of(&target).is_some_and(|inode| self.targets.contains(&inode)) => {
                     return entry.file_name().to_str()?.parse().ok();
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => self.unknown = true,
@@ -194,6 +233,11 @@ impl Walk {
         }
         None
     }
+}
+
+/// The socket that a name in a descriptor table stands for.
+fn inode_of(target: &Path) -> Option<u64> {
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Whether two threads share their descriptor table: kcmp(2). Not where that cannot be known.
@@ -240,6 +284,22 @@ mod tests {
             child.kill().and_then(|()| child.wait()).expect("it is ours");
         }
         assert_eq!(found, [Holder::Found(pid, 0), Holder::Nobody, Holder::Orphan]);
+    }
+
+    #[test]
+    fn whether_one_process_has_one_of_several_sockets_is_known_within_bounds() {
+        let me = rustix::process::getpid();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
+        assert_eq!(Search::new(&[1, inode], 10_000).process(me), Holds::Yes);
+        assert_eq!(Search::new(&[], 10_000).process(me), Holds::No);
+        assert_eq!(Search::new(&[inode], 1).process(me), Holds::Unknown, "there are more descriptors");
+        // It runs its program by now, and our descriptors are closed for that.
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
+        let other = Pid::from_child(&child);
+        assert_eq!(Search::new(&[inode], 10_000).process(other), Holds::No);
+        let _killed = child.kill().and_then(|()| child.wait());
+        assert_eq!(Search::new(&[inode], 10_000).process(other), Holds::Unknown, "it is gone");
     }
 
     #[test]

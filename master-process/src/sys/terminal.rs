@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, getpgid, getpgrp, getppid, getsid};
+use rustix::process::{Pid, getpid, getppid};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetpgrp, tcsetattr, tcsetpgrp};
 
 use super::proc_stat::{self, Stat};
@@ -31,7 +31,7 @@ impl Terminal {
         let mut wish = [PollFd::new(&self.fd, PollFlags::empty())];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let hung_up = poll(&mut wish, Some(&now)).is_ok_and(|ready| ready > 0);
-        hung_up || stat(rustix::process::getpid()).is_some_and(|own| !own.has_terminal)
+        hung_up || stat(getpid()).is_some_and(|own| !own.has_terminal)
     }
 
     /// The process group in its foreground, whose signals its keys send.
@@ -76,24 +76,25 @@ pub fn was_lost() -> bool {
         || hung_up(std::io::stderr().as_fd())
 }
 
-/// The process group that we are in: the terminal's foreground is ours while it is this one's.
-pub fn own_group() -> Pid {
-    getpgrp()
+/// The process group that we are in: the terminal's foreground is ours while it is this one's. None: it is outside of our
+/// PID namespace. There getpgrp(2) gives 0, which is no `Pid`.
+pub fn own_group() -> Option<Pid> {
+    stat(getpid()).and_then(|own| own.group)
 }
 
 /// Whether nobody could continue our process group if it were stopped: the kernel then ignores the stop signals of a
 /// terminal; setpgid(2).
 pub fn is_group_orphaned() -> bool {
-    let session = getsid(None);
+    let Some(own) = stat(getpid()) else { return true };
     let mut above = getppid();
     for _ in 0..MOST_ANCESTORS {
-        let Some(pid) = above.filter(|pid| getsid(Some(*pid)) == session) else {
+        let Some(ancestor) = above.and_then(stat).filter(|ancestor| ancestor.session == own.session) else {
             return true;
         };
-        if getpgid(Some(pid)).is_ok_and(|group| group != getpgrp()) {
+        if ancestor.group != own.group {
             return false;
         }
-        above = stat(pid).and_then(|stat| stat.parent);
+        above = ancestor.parent;
     }
     true
 }

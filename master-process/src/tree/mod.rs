@@ -17,6 +17,7 @@
 //!
 //! What nobody can be named for belongs to no worker, and is ended with the supervisor.
 
+mod daemon;
 mod ownership;
 mod registry;
 mod walker;
@@ -33,7 +34,9 @@ use crate::policy::WorkerId;
 use crate::sys::cgroup::{Cgroup, Supervisors};
 use crate::sys::children;
 use crate::sys::helper::Helper;
+use crate::sys::holders::Holds;
 use crate::sys::proc_stat;
+pub use daemon::{Exited, daemon};
 use ownership::TreeFacts;
 use registry::Registry;
 use walker::{Answer, Task, Walk};
@@ -46,6 +49,8 @@ const MAX_MEMBERS: usize = 4096;
 pub struct Member {
     /// Its number.
     pub pid: Pid,
+    /// Its parent's, when it was looked at.
+    pub parent: Option<Pid>,
     /// When it was started, in ticks since the machine was: with its pid it tells a process from all others.
     pub started: u64,
     /// What `ps` calls it.
@@ -53,7 +58,7 @@ pub struct Member {
     /// Whether it is a child of the supervisor.
     pub adopted: bool,
     /// Whether it has one of the worker's listeners open.
-    pub listens: bool,
+    pub holds: Holds,
 }
 
 impl Member {
@@ -78,6 +83,7 @@ struct Request {
     signal: Option<i32>,
     hints: Vec<Pid>,
     sockets: Vec<u64>,
+    listeners: Vec<u64>,
 }
 
 /// The trees of all workers, as far as the loop knows them.
@@ -247,20 +253,21 @@ impl Trees {
         &self.owners
     }
 
-    /// The processes that were handed to us and whose worker is known.
-    pub fn owned(&self) -> impl Iterator<Item = (Pid, WorkerId)> {
-        self.owners.iter().filter_map(|(pid, (_, serial))| {
+    /// The processes that were handed to us and whose worker is known, with the start of each.
+    pub fn owned(&self) -> impl Iterator<Item = (Pid, u64, WorkerId)> {
+        self.owners.iter().filter_map(|(pid, (started, serial))| {
             let slot = self.trees.get(serial)?.slot;
-            Some((*pid, WorkerId { slot, serial: *serial }))
+            Some((*pid, *started, WorkerId { slot, serial: *serial }))
         })
     }
 
-    /// Asks who lives of a worker. `hints` are processes that are known to be its own, `sockets` its listeners.
-    pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>) {
+    /// Asks who lives of a worker. `hints` are processes that are known to be its own, `sockets` those that no other worker
+    /// has. Which of its processes have one of the `listeners` is found out as well.
+    pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>, listeners: Vec<u64>) {
         if self.trees.contains_key(&serial) {
             let request = self.requests.entry(serial).or_default();
             request.hints.extend(hints);
-            request.sockets = sockets;
+            (request.sockets, request.listeners) = (sockets, listeners);
             self.walk();
         }
     }
@@ -291,6 +298,7 @@ impl Trees {
                 signal: request.signal,
                 hints: request.hints,
                 sockets: request.sockets,
+                listeners: request.listeners,
                 cgroup: self.cgroups.get(&serial).cloned(),
             })
             .collect();

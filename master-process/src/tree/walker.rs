@@ -12,6 +12,7 @@ use super::registry::Registry;
 use super::{MAX_MEMBERS, Member};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::helper::{Helper, Wake};
+use crate::sys::holders::{Holds, Search};
 use crate::sys::peer::Peer;
 use crate::sys::proc_stat::{self, Stat};
 use crate::sys::{children, pidfd};
@@ -21,6 +22,10 @@ const MAX_ADOPTED: usize = 16_384;
 
 /// Descriptors of one process among which its listeners are: they are opened early, and the lowest numbers go first.
 const DESCRIPTORS_FOR_LISTENERS: usize = 256;
+
+/// Descriptors of one worker's processes among which its listeners are looked for: a fraction of a second's work. The
+/// loop waits two seconds for the answer.
+const DESCRIPTORS_OF_TREE: usize = 100_000;
 
 /// Who forks while it is killed leaves children behind: so many rounds are made at once, the others a moment later.
 const ROUNDS: usize = 8;
@@ -39,6 +44,8 @@ pub(super) struct Task {
     pub(super) signal: Option<i32>,
     pub(super) hints: Vec<Pid>,
     pub(super) sockets: Vec<u64>,
+    /// Who has one of these is found out.
+    pub(super) listeners: Vec<u64>,
     pub(super) cgroup: Option<Arc<Cgroup>>,
 }
 
@@ -95,11 +102,15 @@ impl Walk {
     }
 
     /// Who lives of a worker. While its processes are gone through, a child of one that ends just then is in nobody's list:
-    /// that nobody is there is believed when it is seen again.
+    /// that nobody is there is believed when it is seen again, and so is that nobody has a listener.
     fn look(&mut self, task: &Task, tasks: &[Task], adopted: &mut Adopted) -> Vec<Member> {
+        let is_nobody = |found: &[Member]| match task.listeners.as_slice() {
+            [] => found.is_empty(),
+            _some => found.iter().all(|member| member.holds == Holds::No),
+        };
         let mut found = self.members(task, adopted);
         for _ in 1..LOOKS_AT_NOBODY {
-            if !found.is_empty() {
+            if !is_nobody(&found) {
                 break;
             }
             *adopted = self.adopted(tasks);
@@ -170,6 +181,7 @@ impl Walk {
     /// Everybody of one worker who lives.
     fn members(&self, task: &Task, adopted: &[(Pid, Option<u64>)]) -> Vec<Member> {
         let mut found = Vec::new();
+        let mut search = Search::new(&task.listeners, DESCRIPTORS_OF_TREE);
         let first = self.trees.iter().find(|tree| tree.serial == task.serial && tree.first_lives);
         if let Some(tree) = first
             && let Some(stat) = stat(tree.first)
@@ -177,12 +189,12 @@ impl Walk {
             && stat.parent == Some(getpid())
             && stat.started.abs_diff(tree.first_started) <= CLOCK_SLACK
         {
-            found.push(member(tree.first, &stat, false, &[]));
+            found.push(member(tree.first, &stat, false, &mut search));
         }
         for (pid, _) in adopted.iter().filter(|(_, owner)| *owner == Some(task.serial)) {
             let is_ours = |stat: &Stat| !stat.is_zombie && stat.parent == Some(getpid());
             if let Some(stat) = stat(*pid).filter(is_ours) {
-                found.push(member(*pid, &stat, true, &task.sockets));
+                found.push(member(*pid, &stat, true, &mut search));
             }
         }
         let mut seen: HashSet<Pid> = found.iter().map(|member| member.pid).collect();
@@ -192,20 +204,24 @@ impl Walk {
                 && seen.insert(pid)
             {
                 let adopted = stat.parent == Some(getpid());
-                found.push(member(pid, &stat, adopted, &task.sockets));
+                found.push(member(pid, &stat, adopted, &mut search));
             }
         }
         let mut at = 0;
-        while let Some(parent) = found.get(at).map(|parent| (parent.pid, parent.started)) {
+        while let Some(parent) = found.get(at).map(|parent| (parent.pid, parent.started))
+            && found.len() < MAX_MEMBERS
+        {
             at += 1;
             for (pid, stat) in children_of(parent) {
-                if found.len() >= MAX_MEMBERS {
-                    return found;
-                }
-                if seen.insert(pid) {
-                    found.push(member(pid, &stat, false, &task.sockets));
+                if found.len() < MAX_MEMBERS && seen.insert(pid) {
+                    found.push(member(pid, &stat, false, &mut search));
                 }
             }
+        }
+        if found.len() >= MAX_MEMBERS && !task.listeners.is_empty() {
+            // Whoever was not looked at may have them.
+            let without = found.iter_mut().filter(|member| member.holds == Holds::No);
+            without.for_each(|member| member.holds = Holds::Unknown);
         }
         found
     }
@@ -224,9 +240,10 @@ fn children_of((pid, started): (Pid, u64)) -> Vec<(Pid, Stat)> {
     if proc_stat::is_still(pid, started) { living } else { Vec::new() }
 }
 
-fn member(pid: Pid, stat: &Stat, adopted: bool, sockets: &[u64]) -> Member {
+fn member(pid: Pid, stat: &Stat, adopted: bool, search: &mut Search) -> Member {
     let name = proc_stat::name(pid).unwrap_or_else(|| "?".to_owned());
-    Member { pid, started: stat.started, name, adopted, listens: has_any(pid, sockets) }
+    let (parent, started) = (stat.parent, stat.started);
+    Member { pid, parent, started, name, adopted, holds: search.process(pid) }
 }
 
 fn stat(pid: Pid) -> Option<Stat> {

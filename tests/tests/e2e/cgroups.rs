@@ -4,7 +4,7 @@
 use master_process_tests::cgroup::Place;
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{PATIENCE, Supervisor, address, process, skip};
+use master_process_tests::{PATIENCE, Supervisor, address, load, process, skip};
 use rustix::process::Signal;
 
 /// Five chains of processes in sessions of their own, each of which lives for a moment, and one that waits.
@@ -73,6 +73,44 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
     second
         .eventually("it says so", || !second.logged(&["of an earlier master-process", "killed"]).is_empty());
     hidden.into_iter().for_each(await_gone);
+    assert_eq!(second.stop(), 0);
+    assert!(place.is_empty(), "{:?}", place.workers());
+}
+
+/// Serves what `--listen` opened, and has a child that keeps it open and hides.
+const HOLDING: &str = "
+if os.fork() == 0:
+    os.setsid()
+    os.execve('/bin/sleep', ['sleep', '1000'], {})
+say('ready', PID)
+serve(socket.socket(fileno=3))";
+
+#[test]
+fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_opens_its_addresses() {
+    let Some(place) = Place::make(true) else {
+        skip!(
+            "what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_opens_its_addresses",
+            "no cgroup can be made"
+        )
+    };
+    let address = address::tcp();
+    let listen = ["--listen", &address.to_string(), "--kill-timeout", "500ms"];
+    let first = start(&place, &listen, script(HOLDING, address));
+    said(&first, 1);
+    let worker: i32 = first.output()[0].trim_start_matches("ready ").parse().expect("a pid");
+    let child = process::children(worker)[0].pid;
+    let is_sleep = || process::executable(child).is_some_and(|path| path.ends_with("sleep"));
+    first.eventually("the child hides", is_sleep);
+    first.signal(Signal::KILL);
+    let _killed = first.wait_exit(PATIENCE);
+    await_gone(worker);
+    assert!(process::alive(child), "it lives on");
+    let second = start(&place, &listen, script(HOLDING, address));
+    let lines = said(&second, 1);
+    await_gone(child);
+    let answer = load::who(address).map(|pid| format!("ready {pid}"));
+    assert!(answer.is_some_and(|answer| lines.contains(&answer)), "{lines:?}");
+    assert_eq!(second.logged(&["1 process of an earlier master-process", "killed"]).len(), 1);
     assert_eq!(second.stop(), 0);
     assert!(place.is_empty(), "{:?}", place.workers());
 }

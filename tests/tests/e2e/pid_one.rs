@@ -1,8 +1,11 @@
 //! As the first process of a PID namespace, which is what it is in a container.
 
+use master_process_tests::script::script;
 use master_process_tests::supervisor::Builder;
 use master_process_tests::{Supervisor, address, fixtures, load, process, skip};
 use rustix::process::Signal;
+
+use crate::ready::STARTS_A_DAEMON;
 
 /// `None` where no namespace is to be had.
 fn contained() -> Option<Builder> {
@@ -33,6 +36,21 @@ fn as_pid_1_it_serves_replaces_and_stops_on_term() {
     supervisor.await_events(3, "ready");
     supervisor.reload(2);
     assert!(load::who(address).is_some());
+    assert_eq!(supervisor.stop(), 0);
+}
+
+/// The session that it was started in is outside of the namespace, where it has no number.
+#[test]
+fn as_pid_1_it_tells_a_daemon_from_its_worker() {
+    let Some(builder) = contained() else {
+        skip!("as_pid_1_it_tells_a_daemon_from_its_worker", "no PID namespace is to be had");
+    };
+    let command = script(STARTS_A_DAEMON, address::tcp());
+    let supervisor = builder.args(["--throttle", "100ms"]).command(command).spawn();
+    supervisor.eventually("it serves", || supervisor.output().iter().any(|line| line.starts_with("own")));
+    assert!(is_pid_one(&supervisor));
+    supervisor.signal(Signal::HUP);
+    supervisor.eventually("the reload is complete", || supervisor.logged(&["is complete"]).len() == 1);
     assert_eq!(supervisor.stop(), 0);
 }
 

@@ -481,6 +481,39 @@ fn a_crash_of_a_worker_with_a_side_port_refuses_nobody() {
     assert_eq!(supervisor.stop(), 0);
 }
 
+/// After how many seconds each worker listened, as the log says.
+fn listened_after(supervisor: &Supervisor) -> Vec<f64> {
+    let seconds = |line: &String| {
+        let after = line.split("listens after ").nth(1).and_then(|rest| rest.split([' ', ',']).next())?;
+        match after.strip_suffix("ms") {
+            Some(milliseconds) => milliseconds.parse::<f64>().map(|milliseconds| milliseconds / 1000.0).ok(),
+            None => after.strip_suffix('s')?.parse().ok(),
+        }
+    };
+    supervisor.logged(&["listens after"]).iter().filter_map(seconds).collect()
+}
+
+#[test]
+fn the_successor_of_a_worker_that_left_a_child_behind_is_ready_when_it_listens_wherever_that_did() {
+    let address = address::tcp();
+    let child = "
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)";
+    let text = format!("{child}{}", side_port_first(LATER, "pass"));
+    let supervisor = started(&["--throttle", "100ms"], &text, address);
+    supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
+    let victim = *supervisor.await_workers(1).first().expect("one");
+    process::signal(victim, Signal::KILL);
+    let after = supervisor.until("its successor is ready", || {
+        Some(listened_after(&supervisor)).filter(|after| after.len() == 2)
+    });
+    assert_eq!(supervisor.logged(&["left 1 process behind"]).len(), 1, "{:?}", supervisor.log());
+    let needed: f64 = LATER.parse().expect("seconds");
+    assert!(after[1] >= needed, "ready with its side port alone: {after:?}");
+    assert_eq!(supervisor.stop(), 0);
+}
+
 #[test]
 fn a_release_that_never_opens_its_port_fails_and_the_missing_address_is_named() {
     let address = address::tcp();
@@ -608,11 +641,8 @@ serve(own)";
     assert_eq!(supervisor.stop(), 0);
 }
 
-#[test]
-fn a_daemon_that_only_the_first_worker_starts_is_not_waited_for() {
-    let address = address::tcp();
-    // As Erlang does with epmd.
-    let text = "
+/// Its first worker starts a daemon in a session of its own, as Erlang does with epmd; the next ones find it.
+pub(crate) const STARTS_A_DAEMON: &str = "
 def answers():
     try:
         socket.create_connection((HOST, PORT + 50)).close()
@@ -631,7 +661,11 @@ if not answers():
 own = bound(HOST, PORT); own.listen(64)
 say('own', INDEX, PID)
 serve(own)";
-    let supervisor = started(&["--throttle", "100ms"], text, address);
+
+#[test]
+fn a_daemon_that_only_the_first_worker_starts_is_not_waited_for() {
+    let address = address::tcp();
+    let supervisor = started(&["--throttle", "100ms"], STARTS_A_DAEMON, address);
     supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
     let clients = Load::start(address, 4, Connections::Fresh);
     pass(&supervisor, &clients, 50);

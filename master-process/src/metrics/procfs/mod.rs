@@ -80,10 +80,10 @@ impl Procfs {
         self.family.as_mut().is_some_and(Family::take_sees_orphan)
     }
 
-    /// A process that was handed to us is a worker's.
-    pub fn adopt(&mut self, worker: WorkerId, pid: Pid) {
+    /// A process that was handed to us is a worker's. `started` tells it from others that have had its pid.
+    pub fn adopt(&mut self, worker: WorkerId, pid: Pid, started: u64) {
         if let Some(family) = self.family.as_mut().filter(|_| self.workers.contains_key(&worker)) {
-            family.adopt(pid, worker);
+            family.adopt(pid, started, worker);
         }
     }
 

@@ -311,6 +311,16 @@ impl Core {
         self.touch_all_of(serial);
     }
 
+    /// The first process of a worker is gone, and others of its tree live: no new connection comes to them. What waits for
+    /// it waits for its slot's next one, which starts meanwhile. `asked` as in [`died`](Self::died).
+    pub(super) fn first_ended(&mut self, now: Time, serial: u64, asked: bool) {
+        let stopping = self.workers.get(serial).is_some_and(|worker| worker.stopping);
+        if !asked && !stopping {
+            self.leave_addresses(serial);
+        }
+        self.serves(now, serial, false);
+    }
+
     /// A worker is gone. `asked`: it was to stop, and nobody takes its place.
     pub(super) fn died(&mut self, serial: u64, asked: bool) {
         let Some(worker) = self.workers.get(serial) else { return };

@@ -118,6 +118,19 @@ impl Core {
         self.had_by(serial).map(|(socket, _)| socket).filter(is_open)
     }
 
+    /// What a worker serves: who of its tree goes on as the worker has one of these sockets. What a daemon that it has started
+    /// listens on counts only where it had no listener of its own.
+    pub(in crate::share) fn served_by(&self, serial: u64) -> Vec<SocketId> {
+        let has = |socket: &&Socket| socket.active && !socket.permanent && socket.users.contains(&serial);
+        let had = || self.had_by(serial).map(|(socket, listening)| (socket.id, listening.by_daemon));
+        let own: Vec<SocketId> = had().filter(|(_, by_daemon)| !by_daemon).map(|(id, _)| id).collect();
+        if !own.is_empty() {
+            return own;
+        }
+        // Datagram sockets included, on which nobody listens.
+        self.sockets.iter().filter(has).map(|socket| socket.id).collect()
+    }
+
     /// The same, with those that were seen as closed a moment ago.
     fn had_by(&self, serial: u64) -> impl Iterator<Item = (&Socket, Listening)> {
         let listens = self.workers.get(serial).map(|worker| worker.listens.as_slice()).unwrap_or_default();
@@ -268,6 +281,25 @@ mod tests {
         slot.0.died(2, false);
         slot.0.started(WorkerId { slot: 0, serial: 3 }, 1);
         assert_eq!(slot.missing(3), [side, own], "also after one that never served");
+    }
+
+    #[test]
+    fn the_successor_of_a_worker_whose_first_process_crashed_is_waited_for_where_that_listened() {
+        let (mut slot, side, own) = side_and_own(2);
+        slot.0.first_ended(at(20), 1, false);
+        slot.listen(at(20), 2, 20, &side);
+        assert_eq!(slot.missing(2), std::slice::from_ref(&own));
+        // The others of its tree are gone as well.
+        slot.0.died(1, false);
+        assert_eq!(slot.missing(2), std::slice::from_ref(&own));
+
+        let (mut slot, ..) = side_and_own(2);
+        slot.0.first_ended(at(20), 1, true);
+        assert_eq!(slot.missing(2), [], "it was asked to stop");
+        let (mut slot, ..) = side_and_own(2);
+        slot.0.stopping(1);
+        slot.0.first_ended(at(20), 1, false);
+        assert_eq!(slot.missing(2), [], "it was being stopped");
     }
 
     #[test]
@@ -432,6 +464,23 @@ mod tests {
         assert_eq!(slot.missing(2), [daemon], "it is all that the worker has");
         slot.listen(at(2), 1, 11, &own);
         assert_eq!(slot.missing(2), [own]);
+    }
+
+    #[test]
+    fn who_goes_on_as_a_worker_serves_what_that_listened_on_itself() {
+        let (daemon, own) = (tcp("0.0.0.0:4369"), tcp("127.0.0.1:80"));
+        let mut slot = Slot::new(1);
+        assert!(slot.0.served_by(1).is_empty());
+        let _own = slot.0.bind(at(1), asked(1, 10, &daemon, false, true));
+        assert!(slot.0.activated(at(1), 1, 10, &daemon));
+        slot.0.listens(at(1), 1, 10, true);
+        assert_eq!(slot.0.served_by(1), [10], "it is all that the worker has");
+        slot.listen(at(2), 1, 11, &own);
+        assert_eq!(slot.0.served_by(1), [11]);
+        slot.0.closed(at(3), 1, 11);
+        assert_eq!(slot.0.served_by(1), [11], "it may have been dying");
+        slot.0.released(1, 11);
+        assert_eq!(slot.0.served_by(1), [10]);
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub(super) struct Remainder {
     /// Whether the others have the stop signal already.
     had_stop_signal: bool,
     phase: Phase,
+    /// The question who is left. The answer to an earlier one tells of a time when the first process lived.
+    question: u64,
+    /// When it is to be looked at; a chore that comes earlier was left for something else.
+    due: Time,
     /// What leads its process group, as long as anybody is in it.
     first: OwnedFd,
     first_pid: Pid,
@@ -73,6 +77,17 @@ enum Phase {
     Asked(Option<Death>),
     /// They were told of, and are to go; since when they have SIGKILL.
     Leaving(Option<Time>),
+}
+
+impl Remainder {
+    /// Whether an answer is to the question who is left.
+    fn is_answered_by(&self, found: &Found) -> bool {
+        found.question >= self.question
+    }
+
+    fn is_due(&self, now: Time) -> bool {
+        self.due <= now
+    }
 }
 
 /// All of them, by serial.
@@ -120,18 +135,28 @@ impl Driver {
             return self.worker_gone(serial, death);
         }
         let hints = self.meter.processes_of(worker);
+        let question = self.trees.look(serial, hints.clone(), self.broker.listeners_of_worker(serial));
         let remainder = Remainder {
             worker,
             asked: self.policy.expects_end(worker),
             had_stop_signal: self.stops_trees && self.policy.was_asked_to_stop(worker),
             phase: Phase::Asked(death),
+            question,
+            due: self.now(),
             first,
             first_pid,
-            hints: hints.clone(),
+            hints,
         };
         self.remainders.insert(serial, remainder);
-        self.trees.look(serial, hints, self.broker.listeners_of_worker(serial));
-        self.later_in(ANSWERED_WITHIN, Chore::Remains(serial));
+        self.look_at_remains_in(ANSWERED_WITHIN, serial);
+    }
+
+    fn look_at_remains_in(&mut self, wait: Duration, serial: u64) {
+        let due = self.now().after(wait);
+        if let Some(remainder) = self.remainders.get_mut(&serial) {
+            remainder.due = due;
+            self.later_in(wait, Chore::Remains(serial));
+        }
     }
 
     /// Nobody of a worker is left, its first process included.
@@ -187,8 +212,9 @@ impl Driver {
         let serial = found.worker.serial;
         // Processes that live for a moment only are in no list, and in the cgroup all the same.
         let unseen = found.members.is_empty() && self.trees.is_populated(serial) == Some(true);
-        let Some(remainder) = self.remainders.get_mut(&serial) else { return };
-        match &mut remainder.phase {
+        let Some(remainder) = self.remainders.get(&serial) else { return };
+        match &remainder.phase {
+            Phase::Asked(_) if !remainder.is_answered_by(found) => {}
             Phase::Asked(death) => {
                 let death = *death;
                 if unseen {
@@ -236,7 +262,11 @@ impl Driver {
         let handle = pidfd_open(main.pid, PidfdFlags::empty()).ok();
         let Some(handle) = handle.filter(|_| main.is_there()) else {
             // It is gone meanwhile: who is left is asked again.
-            return self.trees.look(serial, Vec::new(), self.broker.listeners_of_worker(serial));
+            let question = self.trees.look(serial, Vec::new(), self.broker.listeners_of_worker(serial));
+            if let Some(remainder) = self.remainders.get_mut(&serial) {
+                remainder.question = question;
+            }
+            return;
         };
         self.remainders.remove(&serial);
         let before = self.name(worker);
@@ -310,7 +340,7 @@ impl Driver {
         self.workers.ended(serial, Certificate::new(death, words));
         self.broker.first_ended(self.now(), serial);
         self.event(Event::DiedWithRemains(worker));
-        self.later_in(LOOK_AGAIN, Chore::Remains(serial));
+        self.look_at_remains_in(LOOK_AGAIN, serial);
     }
 
     /// The policy wants them to go.
@@ -333,14 +363,14 @@ impl Driver {
         let _nobody_is_in_it = pidfd::kill_led_group(remainder.first.as_fd());
         let hints = remainder.hints.clone();
         self.trees.signal(worker.serial, libc::SIGKILL, hints);
-        self.later_in(LOOK_AGAIN, Chore::Remains(worker.serial));
+        self.look_at_remains_in(LOOK_AGAIN, worker.serial);
         true
     }
 
     /// Looks again who is left of a worker.
     pub(super) fn look_at_remains(&mut self, serial: u64) {
         let now = self.now();
-        let Some(remainder) = self.remainders.get(&serial) else { return };
+        let Some(remainder) = self.remainders.get(&serial).filter(|left| left.is_due(now)) else { return };
         match remainder.phase {
             // No answer came in time.
             Phase::Asked(death) => self.none_found(serial, death),
@@ -360,7 +390,7 @@ impl Driver {
                     if !self.listeners.has(serial) {
                         self.trees.look(serial, hints, Vec::new());
                     }
-                    self.later_in(LOOK_AGAIN, Chore::Remains(serial));
+                    self.look_at_remains_in(LOOK_AGAIN, serial);
                 }
             }
         }
@@ -385,5 +415,47 @@ impl Driver {
         self.broker.leave(self.now(), serial, remainder.asked);
         self.forget_tree(serial);
         self.event(Event::RemainsGone(remainder.worker));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(milliseconds: u64) -> Time {
+        Time::new(Duration::from_millis(milliseconds))
+    }
+
+    fn remainder(question: u64, due: Time) -> Remainder {
+        Remainder {
+            worker: WorkerId { slot: 0, serial: 1 },
+            asked: false,
+            had_stop_signal: false,
+            phase: Phase::Asked(None),
+            question,
+            due,
+            first: std::fs::File::open("/dev/null").expect("it is everywhere").into(),
+            first_pid: Pid::INIT,
+            hints: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_question_does_not_tell_who_is_left() {
+        let answered = |question| {
+            let found = Found { worker: WorkerId { slot: 0, serial: 1 }, question, members: Vec::new() };
+            remainder(7, at(0)).is_answered_by(&found)
+        };
+        assert!(!answered(6));
+        assert!(answered(7));
+        assert!(answered(8), "one walk answers all that was asked before it");
+    }
+
+    #[test]
+    fn a_chore_that_was_left_for_an_earlier_end_of_the_worker_is_none_of_this_ones() {
+        // The first process went into the background at 0, and the daemon ended at 1900.
+        let daemon = remainder(2, at(1900).after(ANSWERED_WITHIN));
+        assert!(!daemon.is_due(at(0).after(ANSWERED_WITHIN)));
+        assert!(daemon.is_due(at(3900)));
     }
 }

@@ -17,6 +17,7 @@
 //!
 //! What nobody can be named for belongs to no worker, and is ended with the supervisor.
 
+mod environments;
 mod ownership;
 mod registry;
 mod walker;
@@ -34,7 +35,8 @@ use crate::sys::cgroup::{Cgroup, Supervisors};
 use crate::sys::children;
 use crate::sys::helper::Helper;
 use crate::sys::proc_stat;
-use ownership::TreeFacts;
+use environments::{Environments, Processes};
+use ownership::{Owners, TreeFacts};
 use registry::Registry;
 use walker::{Answer, Task, Walk};
 
@@ -68,6 +70,8 @@ impl Member {
 pub struct Found {
     /// Whose.
     pub worker: WorkerId,
+    /// The latest question that this answers, and with it all that were asked before; see [`Trees::look`].
+    pub question: u64,
     /// Everybody of it who lives, its first process included.
     pub members: Vec<Member>,
 }
@@ -75,6 +79,7 @@ pub struct Found {
 /// What is to be done at the next walk.
 #[derive(Debug, Clone, Default)]
 struct Request {
+    question: u64,
     signal: Option<i32>,
     hints: Vec<Pid>,
     sockets: Vec<u64>,
@@ -85,7 +90,9 @@ struct Request {
 pub struct Trees {
     trees: BTreeMap<u64, TreeFacts>,
     /// Processes that were handed to us and whose worker is known: when they were started, and its serial.
-    owners: HashMap<Pid, (u64, u64)>,
+    owners: Owners,
+    /// Processes whose environments did not come in time.
+    unreadable: Processes,
     /// Children of whatever this process was before it was exec'ed.
     inherited: HashSet<Pid>,
     workers: Arc<Registry>,
@@ -96,6 +103,8 @@ pub struct Trees {
     /// Those of workers that are gone, and that cannot be removed yet: the kernel is still at the end of somebody in there.
     emptied: Vec<Arc<Cgroup>>,
     requests: BTreeMap<u64, Request>,
+    /// How many questions were ever asked.
+    questions: u64,
     /// Whether the owners are to be found out, whoever is asked for.
     surveys: bool,
     /// Whether a walk is under way.
@@ -111,7 +120,8 @@ impl Trees {
     pub fn new(parent: Option<Supervisors>, notify_socket: &[u8]) -> io::Result<Trees> {
         Ok(Trees {
             trees: BTreeMap::new(),
-            owners: HashMap::new(),
+            owners: Owners::new(),
+            unreadable: Processes::new(),
             inherited: children::ours().into_iter().collect(),
             workers: Arc::default(),
             notify_socket: notify_socket.into(),
@@ -119,6 +129,7 @@ impl Trees {
             cgroups: HashMap::new(),
             emptied: Vec::new(),
             requests: BTreeMap::new(),
+            questions: 0,
             surveys: false,
             walks: false,
             walker: walker::walker()?,
@@ -197,6 +208,7 @@ impl Trees {
             started: begun,
             first_started: begun,
             first_lives: true,
+            former: Vec::new(),
         };
         self.trees.insert(worker.serial, tree);
     }
@@ -212,7 +224,7 @@ impl Trees {
     /// Another process of a worker takes the place of its first one, which is gone.
     pub fn replaced(&mut self, serial: u64, first: Pid, started: u64) {
         if let Some(tree) = self.trees.get_mut(&serial) {
-            (tree.first, tree.first_started, tree.first_lives) = (first, started, true);
+            tree.replace_first(first, started);
             self.workers.insert(first);
         }
     }
@@ -250,20 +262,20 @@ impl Trees {
         })
     }
 
-    /// Asks who lives of a worker. `hints` are processes that are known to be its own, `sockets` its listeners.
-    pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>) {
-        if self.trees.contains_key(&serial) {
-            let request = self.requests.entry(serial).or_default();
+    /// Asks who lives of a worker. `hints` are processes that are known to be its own, `sockets` its listeners. The number
+    /// of the question tells its answer from those of walks that began before it.
+    pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>) -> u64 {
+        if let Some(request) = self.request(serial) {
             request.hints.extend(hints);
             request.sockets = sockets;
             self.walk();
         }
+        self.questions
     }
 
     /// Sends a signal to everybody of a worker.
     pub fn signal(&mut self, serial: u64, number: i32, hints: Vec<Pid>) {
-        if self.trees.contains_key(&serial) {
-            let request = self.requests.entry(serial).or_default();
+        if let Some(request) = self.request(serial) {
             // What ends a process for sure is not taken back by a milder wish that comes later.
             if request.signal != Some(libc::SIGKILL) {
                 request.signal = Some(number);
@@ -271,6 +283,16 @@ impl Trees {
             request.hints.extend(hints);
             self.walk();
         }
+    }
+
+    /// What the next walk is to do about a worker; none: nobody of it lives.
+    fn request(&mut self, serial: u64) -> Option<&mut Request> {
+        self.questions += 1;
+        self.trees.contains_key(&serial).then(|| {
+            let request = self.requests.entry(serial).or_default();
+            request.question = self.questions;
+            request
+        })
     }
 
     /// One walk answers all that was asked until then.
@@ -283,6 +305,7 @@ impl Trees {
             .into_iter()
             .map(|(serial, request)| Task {
                 serial,
+                question: request.question,
                 signal: request.signal,
                 hints: request.hints,
                 sockets: request.sockets,
@@ -291,8 +314,9 @@ impl Trees {
             .collect();
         let walk = Walk {
             tasks,
-            trees: self.trees.values().copied().collect(),
+            trees: self.trees.values().cloned().collect(),
             owners: self.owners.clone(),
+            environments: Environments::new(self.unreadable.clone()),
             inherited: self.inherited.clone(),
             workers: Arc::clone(&self.workers),
             starts: self.workers.starts(),
@@ -312,12 +336,14 @@ impl Trees {
         for answer in self.walker.take() {
             self.walks = false;
             self.owners = answer.owners;
+            self.unreadable = answer.unreadable;
             // One that is gone meanwhile owns nothing.
             let trees = &self.trees;
             self.owners.retain(|_, (_, serial)| trees.contains_key(serial));
-            for (serial, members) in answer.members {
+            for (serial, question, members) in answer.members {
                 if let Some(tree) = self.trees.get(&serial) {
-                    found.push(Found { worker: WorkerId { slot: tree.slot, serial }, members });
+                    let worker = WorkerId { slot: tree.slot, serial };
+                    found.push(Found { worker, question, members });
                 }
             }
         }
@@ -334,4 +360,39 @@ fn ticks_since_boot() -> u64 {
         Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
     let ticks = since.as_nanos() * u128::from(rustix::param::clock_ticks_per_second()) / 1_000_000_000;
     u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    #[test]
+    fn an_answer_tells_which_question_it_is_to() {
+        let worker = WorkerId { slot: 0, serial: 1 };
+        let mut trees = Trees::new(None, b"/run/a/notify").expect("an eventfd");
+        let begun = trees.begin_start();
+        let mut child = Command::new("sleep").arg("1000").spawn().expect("a process");
+        let pid = Pid::from_child(&child);
+        trees.start_begun(Some(pid));
+        trees.started(worker, 0, pid, None, begun);
+        // The walk for this one is under way, or over, when the worker ends.
+        let before = trees.look(1, Vec::new(), Vec::new());
+        child.kill().and_then(|()| child.wait()).expect("it is ours");
+        trees.first_ended(1);
+        let after = trees.look(1, Vec::new(), Vec::new());
+        assert!(before < after);
+        let mut found = Vec::new();
+        while found.len() < 2 {
+            let mut state = [PollFd::from_borrowed_fd(trees.fd(), PollFlags::IN)];
+            let count = poll(&mut state, Some(&Timespec { tv_sec: 30, tv_nsec: 0 })).expect("an eventfd");
+            assert_eq!(count, 1, "an answer comes");
+            found.extend(trees.take());
+        }
+        let questions: Vec<u64> = found.iter().map(|found| found.question).collect();
+        assert_eq!(questions, [before, after]);
+        assert!(found[1].members.is_empty(), "{:?}", found[1].members);
+    }
 }

@@ -8,7 +8,7 @@ use master_process_tests::load::{self, Kept, Outcome};
 use master_process_tests::profile::{launcher, ordinary_user};
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{Supervisor, address, patient, process};
+use master_process_tests::{Supervisor, address, always, patient, process};
 use rustix::process::Signal;
 
 /// Serves one request after the other, and ends at SIGTERM when the one that it is at is answered.
@@ -201,6 +201,24 @@ serve(made)"
     });
     let answers: BTreeSet<i32> = (0..40).filter_map(|_| load::who(address)).collect();
     assert_eq!(answers, new);
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(supervisor.survivors(), Vec::<i32>::new());
+}
+
+#[test]
+fn a_daemon_stays_the_worker_when_the_time_to_find_out_who_is_left_is_over() {
+    let text = format!("{DAEMON}\nmade = bound(HOST, PORT); made.listen(64)\nsay('ready', PID)\nserve(made)");
+    let address = address::tcp();
+    let supervisor = Supervisor::start(&[], script(&text, address));
+    let daemon = servers(&supervisor, 1)[0];
+    supervisor
+        .eventually("it is the worker", || !supervisor.logged(&["is the worker from now on"]).is_empty());
+    // Twice the two seconds within which the answer has to come.
+    always(Duration::from_secs(4), "it lives, and nobody is taken to be left behind", || {
+        process::alive(daemon) && supervisor.logged(&["behind"]).is_empty()
+    });
+    assert_eq!(load::who(address), Some(daemon));
+    assert_eq!(supervisor.output().len(), 1, "it is not replaced");
     assert_eq!(supervisor.stop(), 0);
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
 }

@@ -77,6 +77,8 @@ pub struct Driver {
     /// Whether a round of checks of the workers' listeners is to come.
     checks_listeners: bool,
     trees: Trees,
+    /// Whether the removal of cgroups is to be tried again.
+    removes_cgroups: bool,
     /// Workers whose first process is gone while others of them live.
     remainders: Remainders,
     /// Killed without their workers being known, and not all gone when those were.
@@ -146,6 +148,7 @@ impl Driver {
             chores: Chores::default(),
             checks_listeners: false,
             trees,
+            removes_cgroups: false,
             remainders: Remainders::new(),
             dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,

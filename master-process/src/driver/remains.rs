@@ -34,6 +34,10 @@ const KILL_TAKES: Duration = Duration::from_secs(5);
 /// How soon after a daemon took its worker's place it is looked whether it has the worker's listeners.
 const LISTENS_WITHIN: Duration = Duration::from_secs(1);
 
+/// How often the removal of a cgroup is tried, each time after twice as long: minutes in all. Who hangs in the kernel must
+/// not keep us awake; the end of another worker is the next occasion.
+const TRIES_AT_CGROUPS: u32 = 11;
+
 /// Programs that go into the background unless they are told not to, and how they are told.
 const FOREGROUND: [(&str, &str); 13] = [
     ("nginx", "-g 'daemon off;'"),
@@ -173,9 +177,25 @@ impl Driver {
 
     fn forget_tree(&mut self, serial: u64) {
         self.trees.gone(serial);
+        self.remove_cgroups_later();
         self.listeners.forget(serial);
         if !self.listeners.has(serial) {
             self.broker.forget(serial);
+        }
+    }
+
+    /// Tries again to remove the cgroups of workers that are gone, if any are left.
+    pub(super) fn remove_cgroups_later(&mut self) {
+        if self.trees.has_emptied() && !self.removes_cgroups {
+            self.removes_cgroups = true;
+            self.later(Chore::Cgroups(0));
+        }
+    }
+
+    pub(super) fn remove_cgroups(&mut self, tries: u32) {
+        self.removes_cgroups = self.trees.remove_cgroups() && tries + 1 < TRIES_AT_CGROUPS;
+        if self.removes_cgroups {
+            self.later(Chore::Cgroups(tries + 1));
         }
     }
 

@@ -22,7 +22,7 @@ mod ownership;
 mod registry;
 mod walker;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use crate::policy::WorkerId;
-use crate::sys::cgroup::{Cgroup, Supervisors};
+use crate::sys::cgroup::{Cgroup, Removal, Supervisors};
 use crate::sys::children;
 use crate::sys::helper::Helper;
 use crate::sys::proc_stat;
@@ -42,6 +42,12 @@ use walker::{Answer, Task, Walk};
 
 /// Processes of one worker that are looked at. One that has more is ended in several rounds.
 const MAX_MEMBERS: usize = 4096;
+
+/// Cgroups that are tried at once, by the loop: each takes two calls.
+const REMOVED_AT_ONCE: usize = 64;
+
+/// Steps of a removal that the helper thread makes at once: what one worker has made does not hold up another's.
+const STEPS_AT_ONCE: usize = 16;
 
 /// A process of a worker's tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +107,11 @@ pub struct Trees {
     parent: Option<Supervisors>,
     cgroups: HashMap<u64, Arc<Cgroup>>,
     /// Those of workers that are gone, and that cannot be removed yet: the kernel is still at the end of somebody in there.
-    emptied: Vec<Arc<Cgroup>>,
+    emptied: VecDeque<Arc<Cgroup>>,
+    /// Removes what those workers have made below their cgroups.
+    remover: Helper<Vec<Arc<Cgroup>>, bool>,
+    /// Whether it is at work.
+    removes: bool,
     requests: BTreeMap<u64, Request>,
     /// How many questions were ever asked.
     questions: u64,
@@ -118,6 +128,7 @@ impl Trees {
     /// # Errors
     /// Those of eventfd(2).
     pub fn new(parent: Option<Supervisors>, notify_socket: &[u8]) -> io::Result<Trees> {
+        let walker = walker::walker()?;
         Ok(Trees {
             trees: BTreeMap::new(),
             owners: Owners::new(),
@@ -127,12 +138,14 @@ impl Trees {
             notify_socket: notify_socket.into(),
             parent,
             cgroups: HashMap::new(),
-            emptied: Vec::new(),
+            emptied: VecDeque::new(),
+            remover: Helper::new("cgroups", 64 * 1024, 1, walker.wake().clone(), remove_some),
+            removes: false,
             requests: BTreeMap::new(),
             questions: 0,
             surveys: false,
             walks: false,
-            walker: walker::walker()?,
+            walker,
         })
     }
 
@@ -157,8 +170,45 @@ impl Trees {
 
     /// Removes the cgroups of workers that are gone, as far as nobody is in there. True where some are left.
     pub fn remove_cgroups(&mut self) -> bool {
-        self.emptied.retain(|cgroup| !cgroup.remove());
+        let _of_an_earlier_try = self.removal_advanced();
+        self.try_cgroups(true);
+        self.has_emptied()
+    }
+
+    /// Whether cgroups of workers that are gone are left.
+    pub fn has_emptied(&self) -> bool {
         !self.emptied.is_empty()
+    }
+
+    /// Whether the helper thread has removed a part of those, and would get further.
+    fn removal_advanced(&mut self) -> bool {
+        let answers = self.remover.take();
+        self.removes &= answers.is_empty();
+        answers.contains(&true)
+    }
+
+    /// What others are below takes longer, and is the helper thread's, if that is asked.
+    fn try_cgroups(&mut self, asks: bool) {
+        let mut divided = Vec::new();
+        for _ in 0..self.emptied.len().min(REMOVED_AT_ONCE) {
+            let Some(cgroup) = self.emptied.pop_front() else { break };
+            match cgroup.remove() {
+                Removal::Gone => continue,
+                Removal::Divided => divided.push(Arc::clone(&cgroup)),
+                Removal::InUse => {}
+            }
+            self.emptied.push_back(cgroup);
+        }
+        if asks && !self.removes && !divided.is_empty() {
+            self.removes = self.remover.ask(divided);
+        }
+    }
+
+    /// A start was given up, and its child is gone: whoever that has started in its cgroup is killed.
+    pub fn bury_cgroup(&mut self, cgroup: Cgroup) {
+        let _before_linux_5_14 = cgroup.kill();
+        self.emptied.push_back(Arc::new(cgroup));
+        self.remove_cgroups();
     }
 
     /// Kills whoever is in the cgroup of a worker, where it has one.
@@ -347,10 +397,20 @@ impl Trees {
                 }
             }
         }
-        self.remove_cgroups();
+        let advanced = self.removal_advanced();
+        self.try_cgroups(advanced);
         self.walk();
         found
     }
+}
+
+/// True: another time gets further.
+fn remove_some(cgroups: Vec<Arc<Cgroup>>) -> bool {
+    let mut unfinished = cgroups;
+    for _ in 0..STEPS_AT_ONCE {
+        unfinished.retain(|cgroup| cgroup.remove_some());
+    }
+    !unfinished.is_empty()
 }
 
 /// The moment that it is, as `/proc/PID/stat` counts starts.

@@ -2,7 +2,7 @@
 //! did to hide.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
@@ -26,11 +26,11 @@ say('ready', PID)
 serve(made)";
 
 /// A cgroup of version 2 without controllers, which goes with this value, and everybody in it.
-struct Place(PathBuf);
+pub(super) struct Place(PathBuf);
 
 impl Place {
     /// `None`: there is no such hierarchy here, or it may not be written to.
-    fn make(delegated: bool) -> Option<Place> {
+    pub(super) fn make(delegated: bool) -> Option<Place> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
         let path = PathBuf::from(line.split(' ').nth(4)?)
@@ -44,14 +44,14 @@ impl Place {
     }
 
     /// A supervisor in it.
-    fn start(&self, options: &[&str], command: Vec<String>) -> Supervisor {
+    pub(super) fn start(&self, options: &[&str], command: Vec<String>) -> Supervisor {
         let line = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", self.0.display());
         let shell = ["sh".to_owned(), "-c".to_owned(), line, "sh".to_owned()];
         Supervisor::builder().args(options).command(command).wrap(shell).spawn()
     }
 
     /// The names of the cgroups below that of the supervisor.
-    fn workers(&self) -> Vec<String> {
+    pub(super) fn workers(&self) -> Vec<String> {
         let folders = |path: &PathBuf| -> Vec<PathBuf> {
             let entries = fs::read_dir(path).into_iter().flatten().flatten();
             entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
@@ -61,7 +61,15 @@ impl Place {
         workers.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
     }
 
-    fn is_empty(&self) -> bool {
+    /// Puts a process into the cgroup of a worker.
+    pub(super) fn put(&self, pid: u32, worker: &str) {
+        let own = fs::read_dir(&self.0).expect("it is there").flatten().map(|entry| entry.path());
+        let mut files = own.map(|path| path.join(worker).join("cgroup.procs"));
+        let file = files.find(|file| file.exists()).expect("the worker has a cgroup");
+        fs::write(file, pid.to_string()).expect("it is ours");
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
         let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
         entries.filter(|entry| entry.path().is_dir()).count() == 0
     }
@@ -71,15 +79,17 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _killed = fs::write(self.0.join("cgroup.kill"), "1");
         eventually(PATIENCE, "the cgroup is removed", || {
-            for own in fs::read_dir(&self.0).into_iter().flatten().flatten() {
-                for worker in fs::read_dir(own.path()).into_iter().flatten().flatten() {
-                    let _gone = fs::remove_dir(worker.path());
-                }
-                let _gone = fs::remove_dir(own.path());
-            }
-            fs::remove_dir(&self.0).is_ok() || !self.0.exists()
+            remove(&self.0);
+            !self.0.exists()
         });
     }
+}
+
+/// Removes a cgroup and those below it, as far as nobody is in them.
+fn remove(cgroup: &Path) {
+    let below = fs::read_dir(cgroup).into_iter().flatten().flatten().map(|entry| entry.path());
+    below.filter(|path| path.is_dir()).for_each(|path| remove(&path));
+    let _gone_or_in_use = fs::remove_dir(cgroup);
 }
 
 const QUICK: [&str; 6] = ["-w", "2", "--kill-timeout", "500ms", "--throttle", "100ms"];
@@ -106,6 +116,55 @@ fn whoever_forks_without_end_in_sessions_of_its_own_is_ended_with_its_worker() {
     assert_eq!(supervisor.stop(), 0);
     assert!(place.is_empty(), "{:?}", place.workers());
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
+}
+
+/// Makes a chain of cgroups below its own, deeper than is allowed by default.
+const DIVIDING: &str = "
+own = ROOT + open('/proc/self/cgroup').read().split('0::')[1].split('\\n')[0]
+at = os.open(own, os.O_RDONLY)
+made = 0
+try:
+    while made < 600:
+        if made == LIFTED_AT:
+            for limit in ('depth', 'descendants'): open(f'{own}/cgroup.max.{limit}', 'w').write('max')
+        os.mkdir('below', dir_fd=at)
+        below = os.open('below', os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+        made += 1
+except BlockingIOError: pass
+say('made', made, PID)
+time.sleep(1000)";
+
+/// Kills a worker that divides its cgroup, once it has made this many, and sees that none is left.
+fn a_divided_cgroup_is_removed(name: &str, lifted_at: i32, made: usize) {
+    let Some(place) = Place::make(true) else { skip!(name, "no cgroup can be made") };
+    let root = place.0.parent().expect("a mount").display().to_string();
+    let text = format!("ROOT = '{root}'\nLIFTED_AT = {lifted_at}\n{DIVIDING}");
+    let options = ["--throttle", "100ms", "--ready", "none"];
+    let supervisor = place.start(&options, script(&text, address::tcp()));
+    let line = said(&supervisor, 1).pop_first().expect("one");
+    let worker = line.strip_prefix(&format!("made {made} ")).and_then(|pid| pid.parse().ok());
+    let before = place.workers();
+    process::signal(worker.unwrap_or_else(|| panic!("{line}")), Signal::KILL);
+    said(&supervisor, 2);
+    supervisor.eventually("the cgroup of the killed one is gone", || {
+        let now = place.workers();
+        now.len() == 1 && now != before
+    });
+    assert_eq!(supervisor.stop(), 0);
+    assert!(place.is_empty(), "{:?}", place.workers());
+}
+
+#[test]
+fn a_worker_cannot_divide_its_cgroup_without_end() {
+    a_divided_cgroup_is_removed("a_worker_cannot_divide_its_cgroup_without_end", -1, 32);
+}
+
+#[test]
+fn the_cgroup_of_a_worker_that_has_taken_the_limits_away_is_removed_however_deep_it_is_divided() {
+    let name = "the_cgroup_of_a_worker_that_has_taken_the_limits_away_is_removed_however_deep_it_is_divided";
+    a_divided_cgroup_is_removed(name, 0, 600);
 }
 
 #[test]

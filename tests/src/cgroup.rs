@@ -1,10 +1,11 @@
 //! A cgroup for a supervisor.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::XattrFlags;
 
+use crate::Supervisor;
 use crate::wait::{PATIENCE, eventually};
 
 /// A cgroup of version 2 without controllers, which goes with this value, and everybody in it.
@@ -27,11 +28,23 @@ impl Place {
         Some(place)
     }
 
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// Words to put in front of a command line, so that it runs in it.
     #[must_use]
     pub fn launcher(&self) -> Vec<String> {
         let line = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", self.0.display());
         vec!["sh".to_owned(), "-c".to_owned(), line, "sh".to_owned()]
+    }
+
+    /// A supervisor in it.
+    #[must_use]
+    pub fn start(&self, options: &[&str], command: Vec<String>) -> Supervisor {
+        Supervisor::builder().args(options).command(command).wrap(self.launcher()).spawn()
     }
 
     /// The names of the cgroups below that of the supervisor.
@@ -46,6 +59,17 @@ impl Place {
         workers.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
     }
 
+    /// Puts a process into the cgroup of a worker.
+    ///
+    /// # Panics
+    /// Where the worker has none.
+    pub fn put(&self, pid: u32, worker: &str) {
+        let own = fs::read_dir(&self.0).expect("it is there").flatten().map(|entry| entry.path());
+        let mut files = own.map(|path| path.join(worker).join("cgroup.procs"));
+        let file = files.find(|file| file.exists()).expect("the worker has a cgroup");
+        fs::write(file, pid.to_string()).expect("it is ours");
+    }
+
     /// Whether there is no cgroup below it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -58,13 +82,15 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _killed = fs::write(self.0.join("cgroup.kill"), "1");
         eventually(PATIENCE, "the cgroup is removed", || {
-            for own in fs::read_dir(&self.0).into_iter().flatten().flatten() {
-                for worker in fs::read_dir(own.path()).into_iter().flatten().flatten() {
-                    let _gone = fs::remove_dir(worker.path());
-                }
-                let _gone = fs::remove_dir(own.path());
-            }
-            fs::remove_dir(&self.0).is_ok() || !self.0.exists()
+            remove(&self.0);
+            !self.0.exists()
         });
     }
+}
+
+/// Removes a cgroup and those below it, as far as nobody is in them.
+fn remove(cgroup: &Path) {
+    let below = fs::read_dir(cgroup).into_iter().flatten().flatten().map(|entry| entry.path());
+    below.filter(|path| path.is_dir()).for_each(|path| remove(&path));
+    let _gone_or_in_use = fs::remove_dir(cgroup);
 }

@@ -52,6 +52,8 @@ pub(super) enum Chore {
     KillFirst(u64),
     /// See who is left of the worker of this serial, whose first process is gone.
     Remains(u64),
+    /// Remove the cgroups of workers that are gone; it was tried so often.
+    Cgroups(u32),
     /// See whether the worker of this serial, which went into the background, serves; whether it was not ready then.
     Background(u64, bool),
     /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
@@ -86,6 +88,7 @@ impl Chore {
             Chore::Sweep(_) => SWEEP_AFTER,
             Chore::KillFirst(_) => KILLED_AFTER,
             Chore::Remains(_) => super::remains::LOOK_AGAIN,
+            Chore::Cgroups(tries) => AGAIN_AFTER * 2u32.saturating_pow(tries),
             Chore::Background(..) => super::remains::ANSWERED_WITHIN,
             Chore::Inspection(_) => TIME_OUT,
             Chore::Exit(_) | Chore::Call(..) | Chore::Hangup | Chore::Stops | Chore::Resume(..) => {
@@ -157,6 +160,7 @@ impl Driver {
                 },
                 Chore::KillFirst(serial) => self.kill_first(serial),
                 Chore::Remains(serial) => self.look_at_remains(serial),
+                Chore::Cgroups(tries) => self.remove_cgroups(tries),
                 Chore::Background(serial, was_starting) => self.check_daemon(serial, was_starting),
                 Chore::Inspection(number) => self.give_inspection_up(number),
                 Chore::Exit(serial) => self.worker_ended(serial),

@@ -79,6 +79,8 @@ pub struct Driver {
     /// Whether a round of checks of the workers' listeners is to come.
     checks_listeners: bool,
     trees: Trees,
+    /// Whether the removal of cgroups is to be tried again.
+    removes_cgroups: bool,
     /// Workers whose first process is gone while others of them live.
     remainders: Remainders,
     /// Workers that went into the background, and that are being looked at whether they listen.
@@ -151,6 +153,7 @@ impl Driver {
             chores: Chores::default(),
             checks_listeners: false,
             trees,
+            removes_cgroups: false,
             remainders: Remainders::new(),
             daemons_looked_at: HashSet::new(),
             dying_groups: Vec::new(),

@@ -36,6 +36,10 @@ const KILL_TAKES: Duration = Duration::from_secs(5);
 /// could not be known.
 const LISTENS_WITHIN: Duration = Duration::from_secs(1);
 
+/// How often the removal of a cgroup is tried, each time after twice as long: minutes in all. Who hangs in the kernel must
+/// not keep us awake; the end of another worker is the next occasion.
+const TRIES_AT_CGROUPS: u32 = 11;
+
 /// Programs that go into the background unless they are told not to, and how they are told.
 const FOREGROUND: [(&str, &str); 13] = [
     ("nginx", "-g 'daemon off;'"),
@@ -62,6 +66,10 @@ pub(super) struct Remainder {
     /// Whether the others have the stop signal already.
     had_stop_signal: bool,
     phase: Phase,
+    /// The question who is left. The answer to an earlier one tells of a time when the first process lived.
+    question: u64,
+    /// When it is to be looked at; a chore that comes earlier was left for something else.
+    due: Time,
     /// What leads its process group, as long as anybody is in it.
     first: OwnedFd,
     first_pid: Pid,
@@ -75,6 +83,17 @@ enum Phase {
     Asked(Option<Death>),
     /// They were told of, and are to go; since when they have SIGKILL.
     Stopping(Option<Time>),
+}
+
+impl Remainder {
+    /// Whether an answer is to the question who is left.
+    fn is_answered_by(&self, found: &Found) -> bool {
+        found.question >= self.question
+    }
+
+    fn is_due(&self, now: Time) -> bool {
+        self.due <= now
+    }
 }
 
 /// All of them, by serial.
@@ -135,20 +154,31 @@ impl Driver {
         }
         let hints = self.meter.processes_of(worker);
         let asked = self.policy.expects_end(worker);
+        // Whether one of them may be the worker from now on.
+        let listeners = if !asked && exited_well(death) { self.broker.listeners(serial) } else { Vec::new() };
+        let own = self.broker.listeners_of_worker(serial);
+        let question = self.trees.look(serial, hints.clone(), own, listeners);
         let remainder = Remainder {
             worker,
             asked,
             had_stop_signal: self.stops_trees && self.policy.was_asked_to_stop(worker),
             phase: Phase::Asked(death),
+            question,
+            due: self.now(),
             first,
             first_pid,
-            hints: hints.clone(),
+            hints,
         };
         self.remainders.insert(serial, remainder);
-        // Whether one of them may be the worker from now on.
-        let listeners = if !asked && exited_well(death) { self.broker.listeners(serial) } else { Vec::new() };
-        self.trees.look(serial, hints, self.broker.listeners_of_worker(serial), listeners);
-        self.later_in(ANSWERED_WITHIN, Chore::Remains(serial));
+        self.look_at_remains_in(ANSWERED_WITHIN, serial);
+    }
+
+    fn look_at_remains_in(&mut self, wait: Duration, serial: u64) {
+        let due = self.now().after(wait);
+        if let Some(remainder) = self.remainders.get_mut(&serial) {
+            remainder.due = due;
+            self.later_in(wait, Chore::Remains(serial));
+        }
     }
 
     /// Nobody of a worker is left, its first process included.
@@ -166,9 +196,25 @@ impl Driver {
     fn forget_tree(&mut self, serial: u64) {
         self.trees.gone(serial);
         self.daemons_looked_at.remove(&serial);
+        self.remove_cgroups_later();
         self.listeners.forget(serial);
         if !self.listeners.has(serial) {
             self.broker.forget(serial);
+        }
+    }
+
+    /// Tries again to remove the cgroups of workers that are gone, if any are left.
+    pub(super) fn remove_cgroups_later(&mut self) {
+        if self.trees.has_emptied() && !self.removes_cgroups {
+            self.removes_cgroups = true;
+            self.later(Chore::Cgroups(0));
+        }
+    }
+
+    pub(super) fn remove_cgroups(&mut self, tries: u32) {
+        self.removes_cgroups = self.trees.remove_cgroups() && tries + 1 < TRIES_AT_CGROUPS;
+        if self.removes_cgroups {
+            self.later(Chore::Cgroups(tries + 1));
         }
     }
 
@@ -206,8 +252,9 @@ impl Driver {
         let serial = found.worker.serial;
         // Processes that live for a moment only are in no list, and in the cgroup all the same.
         let unseen = found.members.is_empty() && self.trees.is_populated(serial) == Some(true);
-        let Some(remainder) = self.remainders.get_mut(&serial) else { return self.looked_at_daemon(found) };
-        match &mut remainder.phase {
+        let Some(remainder) = self.remainders.get(&serial) else { return self.looked_at_daemon(found) };
+        match &remainder.phase {
+            Phase::Asked(_) if !remainder.is_answered_by(found) => {}
             Phase::Asked(death) => {
                 let death = *death;
                 if unseen {
@@ -256,7 +303,11 @@ impl Driver {
         let Some(handle) = handle.filter(|_| main.is_there()) else {
             // It is gone meanwhile: who is left is asked again.
             let (own, listeners) = (self.broker.listeners_of_worker(serial), self.broker.listeners(serial));
-            return self.trees.look(serial, Vec::new(), own, listeners);
+            let question = self.trees.look(serial, Vec::new(), own, listeners);
+            if let Some(remainder) = self.remainders.get_mut(&serial) {
+                remainder.question = question;
+            }
+            return;
         };
         self.remainders.remove(&serial);
         let before = self.name(worker);
@@ -353,7 +404,7 @@ impl Driver {
         let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
         self.broker.first_ended(self.now(), serial, asked);
         self.event(Event::DiedWithRemains(worker));
-        self.later_in(LOOK_AGAIN, Chore::Remains(serial));
+        self.look_at_remains_in(LOOK_AGAIN, serial);
     }
 
     /// The policy wants them to go.
@@ -376,14 +427,14 @@ impl Driver {
         let _nobody_is_in_it = pidfd::kill_led_group(remainder.first.as_fd());
         let hints = remainder.hints.clone();
         self.trees.signal(worker.serial, libc::SIGKILL, hints);
-        self.later_in(LOOK_AGAIN, Chore::Remains(worker.serial));
+        self.look_at_remains_in(LOOK_AGAIN, worker.serial);
         true
     }
 
     /// Looks again who is left of a worker.
     pub(super) fn look_at_remains(&mut self, serial: u64) {
         let now = self.now();
-        let Some(remainder) = self.remainders.get(&serial) else { return };
+        let Some(remainder) = self.remainders.get(&serial).filter(|left| left.is_due(now)) else { return };
         match remainder.phase {
             // No answer came in time.
             Phase::Asked(death) => self.none_found(serial, death),
@@ -403,7 +454,7 @@ impl Driver {
                     if !self.listeners.has(serial) {
                         self.trees.look(serial, hints, Vec::new(), Vec::new());
                     }
-                    self.later_in(LOOK_AGAIN, Chore::Remains(serial));
+                    self.look_at_remains_in(LOOK_AGAIN, serial);
                 }
             }
         }
@@ -428,5 +479,47 @@ impl Driver {
         self.broker.leave(self.now(), serial, remainder.asked);
         self.forget_tree(serial);
         self.event(Event::RemainsGone(remainder.worker));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(milliseconds: u64) -> Time {
+        Time::new(Duration::from_millis(milliseconds))
+    }
+
+    fn remainder(question: u64, due: Time) -> Remainder {
+        Remainder {
+            worker: WorkerId { slot: 0, serial: 1 },
+            asked: false,
+            had_stop_signal: false,
+            phase: Phase::Asked(None),
+            question,
+            due,
+            first: std::fs::File::open("/dev/null").expect("it is everywhere").into(),
+            first_pid: Pid::INIT,
+            hints: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_question_does_not_tell_who_is_left() {
+        let answered = |question| {
+            let found = Found { worker: WorkerId { slot: 0, serial: 1 }, question, members: Vec::new() };
+            remainder(7, at(0)).is_answered_by(&found)
+        };
+        assert!(!answered(6));
+        assert!(answered(7));
+        assert!(answered(8), "one walk answers all that was asked before it");
+    }
+
+    #[test]
+    fn a_chore_that_was_left_for_an_earlier_end_of_the_worker_is_none_of_this_ones() {
+        // The first process went into the background at 0, and the daemon ended at 1900.
+        let daemon = remainder(2, at(1900).after(ANSWERED_WITHIN));
+        assert!(!daemon.is_due(at(0).after(ANSWERED_WITHIN)));
+        assert!(daemon.is_due(at(3900)));
     }
 }

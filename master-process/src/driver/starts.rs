@@ -56,14 +56,23 @@ struct Begun {
 pub(super) struct Starts {
     late: HashMap<u64, Start>,
     /// Killed because they took too long, and not dead yet.
-    abandoned: HashMap<u64, Launch>,
+    abandoned: HashMap<u64, Abandoned>,
+}
+
+/// A start that was given up.
+#[derive(Debug)]
+struct Abandoned {
+    launch: Launch,
+    /// Its child is in there.
+    cgroup: Option<Cgroup>,
 }
 
 impl Starts {
     /// The start that this child belongs to.
     pub(super) fn serial_of(&self, pid: Pid) -> Option<u64> {
         let late = self.late.iter().map(|(serial, start)| (serial, &start.launch));
-        let mut all = late.chain(&self.abandoned);
+        let abandoned = self.abandoned.iter().map(|(serial, start)| (serial, &start.launch));
+        let mut all = late.chain(abandoned);
         all.find(|(_, launch)| launch.pid() == pid).map(|(serial, _)| *serial)
     }
 
@@ -122,20 +131,20 @@ impl Driver {
             if self.policy.expects_end(worker) {
                 // Nobody wants it any more.
                 let unwanted = SpawnError::new(launch.step(), libc::ECANCELED);
-                return self.abandon(worker, launch, unwanted);
+                return self.abandon(worker, launch, begun.cgroup, unwanted);
             }
             if self.now().since(since) >= LIMIT {
                 let failure = SpawnError::no_answer(launch.step(), LIMIT);
-                return self.abandon(worker, launch, failure);
+                return self.abandon(worker, launch, begun.cgroup, failure);
             }
             self.starts.late.insert(serial, Start { worker, launch, begun, since });
             self.later(Chore::Start(serial, looks + 1));
-        } else if let Some(launch) = self.starts.abandoned.remove(&serial) {
+        } else if let Some(Abandoned { launch, cgroup }) = self.starts.abandoned.remove(&serial) {
             match launch.wait(Duration::ZERO) {
-                Ok(over) => self.bury(over),
+                Ok(over) => self.bury(over, cgroup),
                 Err(launch) => {
                     self.watch(launch.pidfd(), Token::Exit(serial));
-                    self.starts.abandoned.insert(serial, launch);
+                    self.starts.abandoned.insert(serial, Abandoned { launch, cgroup });
                 }
             }
         }
@@ -150,7 +159,7 @@ impl Driver {
     }
 
     /// What was killed because its start took too long is dead.
-    fn bury(&mut self, over: Over) {
+    fn bury(&mut self, over: Over, cgroup: Option<Cgroup>) {
         self.trees.start_failed(over.pid());
         // Where it failed by itself, it is reaped there. Its listener is closed in any case.
         if let Ok(spawned) = self.launcher.result(over) {
@@ -158,17 +167,21 @@ impl Driver {
             let _nobody_left = pidfd::kill_group(spawned.pidfd.as_fd(), spawned.pid);
             let _death = pidfd::reap(spawned.pidfd.as_fd());
         }
+        if let Some(cgroup) = cgroup {
+            self.trees.bury_cgroup(cgroup);
+            self.remove_cgroups_later();
+        }
     }
 
     /// Gives a start up. Its child is killed, and stays with us for as long as the kernel keeps it.
-    fn abandon(&mut self, worker: WorkerId, launch: Launch, failure: SpawnError) {
+    fn abandon(&mut self, worker: WorkerId, launch: Launch, cgroup: Option<Cgroup>, failure: SpawnError) {
         if let Err(error) = launch.kill()
             && error.raw_os_error() != Some(libc::ESRCH)
         {
             warn!("{}: pidfd_send_signal: {error}", self.name(worker));
         }
         self.watch(launch.pidfd(), Token::Exit(worker.serial));
-        self.starts.abandoned.insert(worker.serial, launch);
+        self.starts.abandoned.insert(worker.serial, Abandoned { launch, cgroup });
         self.not_launched(worker, failure);
     }
 

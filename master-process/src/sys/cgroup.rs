@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, mkdirat, openat, unlinkat};
@@ -19,6 +20,14 @@ const PREFIX: &str = "master-process-";
 
 /// Cgroups below a worker's own that are looked at: one that makes more is killed as a whole all the same.
 const MAX_GROUPS: usize = 256;
+
+/// How deep a worker may divide its cgroup, and into how many: enough for a container engine, and no work for us. A worker
+/// that may write to its cgroup's files can take the limits away: what goes through its cgroups is bounded by itself.
+const MAX_DEPTH: usize = 32;
+const MAX_DESCENDANTS: usize = 4096;
+
+/// Cgroups that are removed, or passed on the way, in one step: a few milliseconds.
+const STEPS: usize = 256;
 
 /// SIGKILL takes effect within microseconds; a process that hangs in the kernel is not waited for.
 const KILL_TAKES: Duration = Duration::from_secs(1);
@@ -35,18 +44,51 @@ pub struct Supervisors {
 /// The cgroup of one worker. Dropped, it is removed, if nobody is in it.
 #[derive(Debug)]
 pub struct Cgroup {
+    folder: Folder,
+    /// How far the removal of what is below it has come.
+    cursor: Mutex<Option<Cursor>>,
+}
+
+/// Whether a cgroup is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// It is not there any more.
+    Gone,
+    /// There are others below it, and nobody is in any of them.
+    Divided,
+    /// Somebody is in it, or below it.
+    InUse,
+}
+
+/// A cgroup by its descriptor, and where it is.
+#[derive(Debug)]
+struct Folder {
     parent: OwnedFd,
     own: OwnedFd,
     name: String,
 }
 
+/// A place below a cgroup: it is kept as a descriptor, so that no path is ever too long.
+#[derive(Debug)]
+struct Cursor {
+    at: OwnedFd,
+    depth: usize,
+    /// Whether the first one here that is still there has been emptied.
+    emptied: bool,
+}
+
+/// How far a removal has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Removed,
+    Unfinished,
+    /// One of them cannot be removed now.
+    Stuck,
+}
+
 /// What an earlier supervisor has left.
 #[derive(Debug)]
-pub struct Leftover {
-    name: String,
-    parent: OwnedFd,
-    own: OwnedFd,
-}
+pub struct Leftover(Folder);
 
 impl Supervisors {
     /// Makes a cgroup of ours, and finds those that earlier supervisors left beside it. `None`: no cgroup is delegated to us.
@@ -74,7 +116,12 @@ impl Supervisors {
         let name = format!("worker-{serial}");
         mkdirat(&self.own, &name, Mode::from(0o755))?;
         let own = openat(&self.own, &name, DIRECTORY, Mode::empty())?;
-        Ok(Cgroup { parent: self.own.try_clone()?, own, name })
+        for (file, most) in [("cgroup.max.depth", MAX_DEPTH), ("cgroup.max.descendants", MAX_DESCENDANTS)] {
+            // Before Linux 4.14 there is none: the worker is to run all the same.
+            let _unlimited = write(&own, file, &most.to_string());
+        }
+        let folder = Folder { parent: self.own.try_clone()?, own, name };
+        Ok(Cgroup { folder, cursor: Mutex::new(None) })
     }
 }
 
@@ -90,7 +137,7 @@ impl Cgroup {
     /// For `CLONE_INTO_CGROUP`.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.own.as_fd()
+        self.folder.own.as_fd()
     }
 
     /// Puts a process into it.
@@ -98,7 +145,7 @@ impl Cgroup {
     /// # Errors
     /// ESRCH where it is gone, and those of cgroups(7).
     pub fn enter(&self, pid: Pid) -> io::Result<()> {
-        write(&self.own, "cgroup.procs", &pid.as_raw_pid().to_string())
+        write(&self.folder.own, "cgroup.procs", &pid.as_raw_pid().to_string())
     }
 
     /// Whether anybody is in it, or below it; zombies do not count.
@@ -106,14 +153,14 @@ impl Cgroup {
     /// # Errors
     /// Those of open(2): EMFILE.
     pub fn is_populated(&self) -> io::Result<bool> {
-        is_populated(&self.own)
+        is_populated(&self.folder.own)
     }
 
     /// Whoever is in it, and below it, `most` at most.
     #[must_use]
     pub fn members(&self, most: usize) -> Vec<Pid> {
         let mut found = Vec::new();
-        for group in groups(&self.own) {
+        for group in groups(&self.folder.own) {
             let Ok(text) = read(&group, "cgroup.procs") else { continue };
             found.extend(text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
             if found.len() >= most {
@@ -129,22 +176,36 @@ impl Cgroup {
     /// # Errors
     /// ENOENT before Linux 5.14.
     pub fn kill(&self) -> io::Result<()> {
-        write(&self.own, "cgroup.kill", "1")
+        write(&self.folder.own, "cgroup.kill", "1")
     }
 }
 
 impl Cgroup {
-    /// Removes it, with those that were made below it. False where somebody is in one of them.
+    /// Removes it, unless there are others below it. One call: for the loop.
     #[must_use]
-    pub fn remove(&self) -> bool {
-        remove(&self.parent, &self.own, &self.name)
+    pub fn remove(&self) -> Removal {
+        if self.folder.remove() {
+            return Removal::Gone;
+        }
+        match self.is_populated() {
+            Ok(false) => Removal::Divided,
+            Ok(true) | Err(_) => Removal::InUse,
+        }
+    }
+
+    /// Goes on with the removal of those below it, and of it in the end. How long a step takes is bounded, whatever the
+    /// worker has made there. True: another step gets further.
+    #[must_use]
+    pub fn remove_some(&self) -> bool {
+        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        self.folder.remove_below(&mut cursor, STEPS) == Progress::Unfinished
     }
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // One that was never used, since the start failed; else it is gone already.
-        let _gone_or_in_use = self.remove();
+        let _gone_or_in_use = self.folder.remove();
     }
 }
 
@@ -152,7 +213,7 @@ impl Leftover {
     /// How many processes are in it.
     #[must_use]
     pub fn processes(&self) -> usize {
-        groups(&self.own)
+        groups(&self.0.own)
             .iter()
             .filter_map(|group| read(group, "cgroup.procs").ok())
             .map(|text| text.lines().count())
@@ -162,20 +223,23 @@ impl Leftover {
     /// The pid of the supervisor that has left it.
     #[must_use]
     pub fn supervisor(&self) -> &str {
-        let number = self.name.strip_prefix(PREFIX).unwrap_or_default();
+        let number = self.0.name.strip_prefix(PREFIX).unwrap_or_default();
         number.split('.').next().unwrap_or_default()
     }
 
     fn kill(&self) {
-        if write(&self.own, "cgroup.kill", "1").is_err() {
+        if write(&self.0.own, "cgroup.kill", "1").is_err() {
             self.kill_each();
         }
     }
 
     fn ends(&self, until: Instant) -> bool {
         loop {
-            if matches!(is_populated(&self.own), Ok(false)) {
-                let _next_time = remove(&self.parent, &self.own, &self.name);
+            if matches!(is_populated(&self.0.own), Ok(false)) {
+                let mut cursor = None;
+                while self.0.remove_below(&mut cursor, STEPS) == Progress::Unfinished
+                    && Instant::now() < until
+                {}
                 return true;
             }
             if Instant::now() > until {
@@ -188,7 +252,7 @@ impl Leftover {
 
     /// Before Linux 5.14.
     fn kill_each(&self) {
-        for group in groups(&self.own) {
+        for group in groups(&self.0.own) {
             let text = read(&group, "cgroup.procs").unwrap_or_default();
             for pid in text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
                 let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
@@ -224,7 +288,7 @@ fn leftovers(parent: &OwnedFd) -> Vec<Leftover> {
         let Ok(own) = openat(parent, name, DIRECTORY, Mode::empty()) else { continue };
         let Ok(parent) = parent.try_clone() else { continue };
         if flock(&own, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            found.push(Leftover { name: name.to_owned(), parent, own });
+            found.push(Leftover(Folder { name: name.to_owned(), parent, own }));
         }
     }
     found
@@ -246,17 +310,58 @@ fn groups(own: &OwnedFd) -> Vec<OwnedFd> {
     found
 }
 
-fn remove(parent: &OwnedFd, own: &OwnedFd, name: &str) -> bool {
-    if matches!(unlinkat(parent, name, AtFlags::REMOVEDIR), Ok(()) | Err(rustix::io::Errno::NOENT)) {
-        return true;
+impl Folder {
+    /// Whether it is gone, or can be removed as it is.
+    fn remove(&self) -> bool {
+        is_removed(&self.parent, &self.name)
     }
-    // The innermost first: a program may have made cgroups of its own in there.
-    for group in groups(own).iter().rev() {
-        for below in subdirectories(group) {
-            let _still_in_use = unlinkat(group, &below, AtFlags::REMOVEDIR);
+
+    /// Removes it with those below it, the innermost first, in `steps` steps at most: `cursor` keeps where that was left.
+    fn remove_below(&self, cursor: &mut Option<Cursor>, steps: usize) -> Progress {
+        let Some(mut place) = cursor.take().or_else(|| self.begin()) else { return Progress::Stuck };
+        let mut left = steps;
+        while left > 0 {
+            left -= 1;
+            let below = subdirectories(&place.at);
+            let tried = &below[..below.len().min(left)];
+            left -= tried.len();
+            let undivided = tried.iter().take_while(|name| is_removed(&place.at, *name)).count();
+            let next = match tried.get(undivided) {
+                Some(_) if place.emptied && undivided == 0 => return Progress::Stuck,
+                Some(divided) => place.down(divided),
+                // There may be more than were listed.
+                None if !below.is_empty() => Ok(Cursor { emptied: false, ..place }),
+                None if place.depth > 0 => place.up(),
+                None if self.remove() => return Progress::Removed,
+                None => return Progress::Stuck,
+            };
+            // Somebody else removes them, too.
+            let Ok(next) = next else { return Progress::Stuck };
+            place = next;
         }
+        *cursor = Some(place);
+        Progress::Unfinished
     }
-    unlinkat(parent, name, AtFlags::REMOVEDIR).is_ok()
+
+    fn begin(&self) -> Option<Cursor> {
+        Some(Cursor { at: self.own.try_clone().ok()?, depth: 0, emptied: false })
+    }
+}
+
+impl Cursor {
+    fn down(&self, name: &OsStr) -> rustix::io::Result<Cursor> {
+        let at = openat(&self.at, name, DIRECTORY, Mode::empty())?;
+        Ok(Cursor { at, depth: self.depth + 1, emptied: false })
+    }
+
+    fn up(&self) -> rustix::io::Result<Cursor> {
+        let at = openat(&self.at, "..", DIRECTORY, Mode::empty())?;
+        Ok(Cursor { at, depth: self.depth - 1, emptied: true })
+    }
+}
+
+fn is_removed(parent: &OwnedFd, name: impl rustix::path::Arg) -> bool {
+    matches!(unlinkat(parent, name, AtFlags::REMOVEDIR), Ok(()) | Err(rustix::io::Errno::NOENT))
 }
 
 fn subdirectories(folder: &OwnedFd) -> Vec<std::ffi::OsString> {
@@ -351,5 +456,99 @@ mod tests {
             Some("/system.slice/a.service")
         );
         assert_eq!(own_path("9:name=systemd:/x\n"), None);
+    }
+
+    /// A supervisor's cgroup below one of a test's own; none: there is no such hierarchy here, or it may not be written to.
+    fn supervisors(name: &str) -> Option<(Supervisors, Folder)> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let (_, mount) = mount_of(&mounts)?;
+        let parent = rustix::fs::open(mount, DIRECTORY, Mode::empty()).ok()?;
+        let name = format!("master-process-unit-{}-{name}", std::process::id());
+        mkdirat(&parent, &name, Mode::from(0o755)).ok()?;
+        let place = openat(&parent, &name, DIRECTORY, Mode::empty()).expect("it is there");
+        mkdirat(&place, "own", Mode::from(0o755)).expect("it is ours");
+        let own = openat(&place, "own", DIRECTORY, Mode::empty()).expect("it is there");
+        let supervisors =
+            Supervisors { parent: place.try_clone().expect("a descriptor"), own, name: "own".to_owned() };
+        Some((supervisors, Folder { parent, own: place, name }))
+    }
+
+    /// Divides a cgroup so deep, as far as that is allowed.
+    fn divide(cgroup: &Cgroup, depth: usize) -> (usize, rustix::io::Result<()>) {
+        let mut at = cgroup.folder.own.try_clone().expect("a descriptor");
+        for made in 0..depth {
+            if let Err(error) = mkdirat(&at, "below", Mode::from(0o755)) {
+                return (made, Err(error));
+            }
+            at = openat(&at, "below", DIRECTORY, Mode::empty()).expect("it is there");
+        }
+        (depth, Ok(()))
+    }
+
+    fn take_limits_away(cgroup: &Cgroup) {
+        for file in ["cgroup.max.depth", "cgroup.max.descendants"] {
+            write(&cgroup.folder.own, file, "max").expect("it is ours");
+        }
+    }
+
+    fn remove_in_steps(cgroup: &Cgroup) -> usize {
+        assert_eq!(cgroup.remove(), Removal::Divided);
+        let mut steps = 1;
+        while cgroup.remove_some() {
+            steps += 1;
+            assert!(steps < 1000, "it gets there");
+        }
+        assert_eq!(cgroup.remove(), Removal::Gone);
+        steps
+    }
+
+    #[test]
+    fn a_worker_can_divide_its_cgroup_so_deep_and_no_deeper() {
+        let Some((supervisors, place)) = supervisors("depth") else {
+            return eprintln!("skipped: no cgroup can be made");
+        };
+        let cgroup = supervisors.create(1).expect("it is ours");
+        assert_eq!(divide(&cgroup, MAX_DEPTH + 1), (MAX_DEPTH, Err(rustix::io::Errno::AGAIN)));
+        remove_in_steps(&cgroup);
+        drop((cgroup, supervisors));
+        assert!(place.remove());
+    }
+
+    #[test]
+    fn whatever_a_worker_has_made_of_its_cgroup_is_removed_in_bounded_steps() {
+        let Some((supervisors, place)) = supervisors("steps") else {
+            return eprintln!("skipped: no cgroup can be made");
+        };
+        let deep = supervisors.create(1).expect("it is ours");
+        take_limits_away(&deep);
+        assert_eq!(divide(&deep, 2 * MAX_GROUPS), (2 * MAX_GROUPS, Ok(())));
+        assert!(remove_in_steps(&deep) > 2);
+        let wide = supervisors.create(2).expect("it is ours");
+        for number in 0..2 * MAX_GROUPS {
+            mkdirat(&wide.folder.own, number.to_string(), Mode::from(0o755)).expect("it is ours");
+        }
+        assert!(remove_in_steps(&wide) > 2);
+        drop((deep, wide, supervisors));
+        assert!(place.remove());
+    }
+
+    #[test]
+    fn a_cgroup_that_somebody_is_in_is_left_and_its_removal_ends() {
+        let Some((supervisors, place)) = supervisors("in-use") else {
+            return eprintln!("skipped: no cgroup can be made");
+        };
+        let cgroup = supervisors.create(1).expect("it is ours");
+        divide(&cgroup, 3).1.expect("it may be that deep");
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
+        let inner = openat(&cgroup.folder.own, "below/below", DIRECTORY, Mode::empty()).expect("made");
+        write(&inner, "cgroup.procs", &child.id().to_string()).expect("it is ours");
+        assert_eq!(cgroup.remove(), Removal::InUse);
+        assert!(!cgroup.remove_some(), "another step would not get further");
+        assert_eq!(cgroup.remove(), Removal::InUse);
+        cgroup.kill().or_else(|_| child.kill()).expect("it is ours");
+        child.wait().expect("it is ours");
+        remove_in_steps(&cgroup);
+        drop((cgroup, supervisors));
+        assert!(place.remove());
     }
 }

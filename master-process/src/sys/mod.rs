@@ -19,7 +19,7 @@ pub mod pidfd;
 pub mod poller;
 pub mod proc_stat;
 pub mod queue_watch;
-mod remote_read;
+pub mod remote_read;
 pub mod reuseport;
 pub mod seccomp;
 pub mod signals;

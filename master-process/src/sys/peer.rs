@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use super::remote_read;
+use super::remote_read::{CALLS, Reader};
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::thread::CapabilitySet;
@@ -247,7 +247,7 @@ impl Peer {
     /// a file that does not come.
     pub fn memory(&self, at: u64, length: usize) -> io::Result<Vec<u8>> {
         let memory = self.file("mem")?;
-        remote_read::read(move || {
+        CALLS.read(move || {
             let mut bytes = vec![0; length];
             memory.read_exact_at(&mut bytes, at)?;
             Ok(bytes)
@@ -260,18 +260,26 @@ impl Peer {
     /// ENAMETOOLONG, and as [`memory`](Self::memory).
     pub fn string(&self, at: u64) -> io::Result<CString> {
         let memory = self.file("mem")?;
-        let bytes = remote_read::read(move || read_string(&memory, at))?;
+        let bytes = CALLS.read(move || read_string(&memory, at))?;
         CString::new(bytes).map_err(io::Error::other)
     }
 
     /// The variables that it was started with, as far as they fit into a bounded look.
     ///
     /// # Errors
-    /// EACCES where we may not look.
+    /// EACCES where we may not look, ETIMEDOUT where it is of a file that does not come.
     pub fn environment(&self) -> io::Result<Environment> {
+        self.environment_by(&CALLS)
+    }
+
+    /// The same, read by the reader of another purpose than a waiting call's.
+    ///
+    /// # Errors
+    /// As [`environment`](Self::environment), and EAGAIN where that reader is exhausted.
+    pub fn environment_by(&self, reader: &'static Reader) -> io::Result<Environment> {
         // It lies in the memory of the process, too.
         let environment = io::Read::take(self.file("environ")?, ENVIRONMENT_MAX);
-        let bytes = remote_read::read(move || {
+        let bytes = reader.read(move || {
             let (mut environment, mut bytes) = (environment, Vec::new());
             io::Read::read_to_end(&mut environment, &mut bytes)?;
             Ok(bytes)

@@ -18,11 +18,12 @@
 //! What nobody can be named for belongs to no worker, and is ended with the supervisor.
 
 mod daemon;
+mod environments;
 mod ownership;
 mod registry;
 mod walker;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -31,18 +32,25 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use crate::policy::WorkerId;
-use crate::sys::cgroup::{Cgroup, Supervisors};
+use crate::sys::cgroup::{Cgroup, Removal, Supervisors};
 use crate::sys::children;
 use crate::sys::helper::Helper;
 use crate::sys::holders::Holds;
 use crate::sys::proc_stat;
 pub use daemon::{Exited, daemon};
-use ownership::TreeFacts;
+use environments::{Environments, Processes};
+use ownership::{Owners, TreeFacts};
 use registry::Registry;
 use walker::{Answer, Task, Walk};
 
 /// Processes of one worker that are looked at. One that has more is ended in several rounds.
 const MAX_MEMBERS: usize = 4096;
+
+/// Cgroups that are tried at once, by the loop: each takes two calls.
+const REMOVED_AT_ONCE: usize = 64;
+
+/// Steps of a removal that the helper thread makes at once: what one worker has made does not hold up another's.
+const STEPS_AT_ONCE: usize = 16;
 
 /// A process of a worker's tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +81,8 @@ impl Member {
 pub struct Found {
     /// Whose.
     pub worker: WorkerId,
+    /// The latest question that this answers, and with it all that were asked before; see [`Trees::look`].
+    pub question: u64,
     /// Everybody of it who lives, its first process included.
     pub members: Vec<Member>,
 }
@@ -80,6 +90,7 @@ pub struct Found {
 /// What is to be done at the next walk.
 #[derive(Debug, Clone, Default)]
 struct Request {
+    question: u64,
     signal: Option<i32>,
     hints: Vec<Pid>,
     sockets: Vec<u64>,
@@ -91,7 +102,9 @@ struct Request {
 pub struct Trees {
     trees: BTreeMap<u64, TreeFacts>,
     /// Processes that were handed to us and whose worker is known: when they were started, and its serial.
-    owners: HashMap<Pid, (u64, u64)>,
+    owners: Owners,
+    /// Processes whose environments did not come in time.
+    unreadable: Processes,
     /// Children of whatever this process was before it was exec'ed.
     inherited: HashSet<Pid>,
     workers: Arc<Registry>,
@@ -100,8 +113,14 @@ pub struct Trees {
     parent: Option<Supervisors>,
     cgroups: HashMap<u64, Arc<Cgroup>>,
     /// Those of workers that are gone, and that cannot be removed yet: the kernel is still at the end of somebody in there.
-    emptied: Vec<Arc<Cgroup>>,
+    emptied: VecDeque<Arc<Cgroup>>,
+    /// Removes what those workers have made below their cgroups.
+    remover: Helper<Vec<Arc<Cgroup>>, bool>,
+    /// Whether it is at work.
+    removes: bool,
     requests: BTreeMap<u64, Request>,
+    /// How many questions were ever asked.
+    questions: u64,
     /// Whether the owners are to be found out, whoever is asked for.
     surveys: bool,
     /// Whether a walk is under way.
@@ -115,19 +134,24 @@ impl Trees {
     /// # Errors
     /// Those of eventfd(2).
     pub fn new(parent: Option<Supervisors>, notify_socket: &[u8]) -> io::Result<Trees> {
+        let walker = walker::walker()?;
         Ok(Trees {
             trees: BTreeMap::new(),
-            owners: HashMap::new(),
+            owners: Owners::new(),
+            unreadable: Processes::new(),
             inherited: children::ours().into_iter().collect(),
             workers: Arc::default(),
             notify_socket: notify_socket.into(),
             parent,
             cgroups: HashMap::new(),
-            emptied: Vec::new(),
+            emptied: VecDeque::new(),
+            remover: Helper::new("cgroups", 64 * 1024, 1, walker.wake().clone(), remove_some),
+            removes: false,
             requests: BTreeMap::new(),
+            questions: 0,
             surveys: false,
             walks: false,
-            walker: walker::walker()?,
+            walker,
         })
     }
 
@@ -152,8 +176,45 @@ impl Trees {
 
     /// Removes the cgroups of workers that are gone, as far as nobody is in there. True where some are left.
     pub fn remove_cgroups(&mut self) -> bool {
-        self.emptied.retain(|cgroup| !cgroup.remove());
+        let _of_an_earlier_try = self.removal_advanced();
+        self.try_cgroups(true);
+        self.has_emptied()
+    }
+
+    /// Whether cgroups of workers that are gone are left.
+    pub fn has_emptied(&self) -> bool {
         !self.emptied.is_empty()
+    }
+
+    /// Whether the helper thread has removed a part of those, and would get further.
+    fn removal_advanced(&mut self) -> bool {
+        let answers = self.remover.take();
+        self.removes &= answers.is_empty();
+        answers.contains(&true)
+    }
+
+    /// What others are below takes longer, and is the helper thread's, if that is asked.
+    fn try_cgroups(&mut self, asks: bool) {
+        let mut divided = Vec::new();
+        for _ in 0..self.emptied.len().min(REMOVED_AT_ONCE) {
+            let Some(cgroup) = self.emptied.pop_front() else { break };
+            match cgroup.remove() {
+                Removal::Gone => continue,
+                Removal::Divided => divided.push(Arc::clone(&cgroup)),
+                Removal::InUse => {}
+            }
+            self.emptied.push_back(cgroup);
+        }
+        if asks && !self.removes && !divided.is_empty() {
+            self.removes = self.remover.ask(divided);
+        }
+    }
+
+    /// A start was given up, and its child is gone: whoever that has started in its cgroup is killed.
+    pub fn bury_cgroup(&mut self, cgroup: Cgroup) {
+        let _before_linux_5_14 = cgroup.kill();
+        self.emptied.push_back(Arc::new(cgroup));
+        self.remove_cgroups();
     }
 
     /// Kills whoever is in the cgroup of a worker, where it has one.
@@ -203,6 +264,7 @@ impl Trees {
             started: begun,
             first_started: begun,
             first_lives: true,
+            former: Vec::new(),
         };
         self.trees.insert(worker.serial, tree);
     }
@@ -218,7 +280,7 @@ impl Trees {
     /// Another process of a worker takes the place of its first one, which is gone.
     pub fn replaced(&mut self, serial: u64, first: Pid, started: u64) {
         if let Some(tree) = self.trees.get_mut(&serial) {
-            (tree.first, tree.first_started, tree.first_lives) = (first, started, true);
+            tree.replace_first(first, started);
             self.workers.insert(first);
         }
     }
@@ -262,20 +324,20 @@ impl Trees {
     }
 
     /// Asks who lives of a worker. `hints` are processes that are known to be its own, `sockets` those that no other worker
-    /// has. Which of its processes have one of the `listeners` is found out as well.
-    pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>, listeners: Vec<u64>) {
-        if self.trees.contains_key(&serial) {
-            let request = self.requests.entry(serial).or_default();
+    /// has. Which of its processes have one of the `listeners` is found out as well. The number of the question tells its
+    /// answer from those of walks that began before it.
+    pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>, listeners: Vec<u64>) -> u64 {
+        if let Some(request) = self.request(serial) {
             request.hints.extend(hints);
             (request.sockets, request.listeners) = (sockets, listeners);
             self.walk();
         }
+        self.questions
     }
 
     /// Sends a signal to everybody of a worker.
     pub fn signal(&mut self, serial: u64, number: i32, hints: Vec<Pid>) {
-        if self.trees.contains_key(&serial) {
-            let request = self.requests.entry(serial).or_default();
+        if let Some(request) = self.request(serial) {
             // What ends a process for sure is not taken back by a milder wish that comes later.
             if request.signal != Some(libc::SIGKILL) {
                 request.signal = Some(number);
@@ -283,6 +345,16 @@ impl Trees {
             request.hints.extend(hints);
             self.walk();
         }
+    }
+
+    /// What the next walk is to do about a worker; none: nobody of it lives.
+    fn request(&mut self, serial: u64) -> Option<&mut Request> {
+        self.questions += 1;
+        self.trees.contains_key(&serial).then(|| {
+            let request = self.requests.entry(serial).or_default();
+            request.question = self.questions;
+            request
+        })
     }
 
     /// One walk answers all that was asked until then.
@@ -295,6 +367,7 @@ impl Trees {
             .into_iter()
             .map(|(serial, request)| Task {
                 serial,
+                question: request.question,
                 signal: request.signal,
                 hints: request.hints,
                 sockets: request.sockets,
@@ -304,8 +377,9 @@ impl Trees {
             .collect();
         let walk = Walk {
             tasks,
-            trees: self.trees.values().copied().collect(),
+            trees: self.trees.values().cloned().collect(),
             owners: self.owners.clone(),
+            environments: Environments::new(self.unreadable.clone()),
             inherited: self.inherited.clone(),
             workers: Arc::clone(&self.workers),
             starts: self.workers.starts(),
@@ -325,19 +399,31 @@ impl Trees {
         for answer in self.walker.take() {
             self.walks = false;
             self.owners = answer.owners;
+            self.unreadable = answer.unreadable;
             // One that is gone meanwhile owns nothing.
             let trees = &self.trees;
             self.owners.retain(|_, (_, serial)| trees.contains_key(serial));
-            for (serial, members) in answer.members {
+            for (serial, question, members) in answer.members {
                 if let Some(tree) = self.trees.get(&serial) {
-                    found.push(Found { worker: WorkerId { slot: tree.slot, serial }, members });
+                    let worker = WorkerId { slot: tree.slot, serial };
+                    found.push(Found { worker, question, members });
                 }
             }
         }
-        self.remove_cgroups();
+        let advanced = self.removal_advanced();
+        self.try_cgroups(advanced);
         self.walk();
         found
     }
+}
+
+/// True: another time gets further.
+fn remove_some(cgroups: Vec<Arc<Cgroup>>) -> bool {
+    let mut unfinished = cgroups;
+    for _ in 0..STEPS_AT_ONCE {
+        unfinished.retain(|cgroup| cgroup.remove_some());
+    }
+    !unfinished.is_empty()
 }
 
 /// The moment that it is, as `/proc/PID/stat` counts starts.
@@ -347,4 +433,39 @@ fn ticks_since_boot() -> u64 {
         Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0));
     let ticks = since.as_nanos() * u128::from(rustix::param::clock_ticks_per_second()) / 1_000_000_000;
     u64::try_from(ticks).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    #[test]
+    fn an_answer_tells_which_question_it_is_to() {
+        let worker = WorkerId { slot: 0, serial: 1 };
+        let mut trees = Trees::new(None, b"/run/a/notify").expect("an eventfd");
+        let begun = trees.begin_start();
+        let mut child = Command::new("sleep").arg("1000").spawn().expect("a process");
+        let pid = Pid::from_child(&child);
+        trees.start_begun(Some(pid));
+        trees.started(worker, 0, pid, None, begun);
+        // The walk for this one is under way, or over, when the worker ends.
+        let before = trees.look(1, Vec::new(), Vec::new(), Vec::new());
+        child.kill().and_then(|()| child.wait()).expect("it is ours");
+        trees.first_ended(1);
+        let after = trees.look(1, Vec::new(), Vec::new(), Vec::new());
+        assert!(before < after);
+        let mut found = Vec::new();
+        while found.len() < 2 {
+            let mut state = [PollFd::from_borrowed_fd(trees.fd(), PollFlags::IN)];
+            let count = poll(&mut state, Some(&Timespec { tv_sec: 30, tv_nsec: 0 })).expect("an eventfd");
+            assert_eq!(count, 1, "an answer comes");
+            found.extend(trees.take());
+        }
+        let questions: Vec<u64> = found.iter().map(|found| found.question).collect();
+        assert_eq!(questions, [before, after]);
+        assert!(found[1].members.is_empty(), "{:?}", found[1].members);
+    }
 }

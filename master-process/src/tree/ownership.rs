@@ -7,19 +7,47 @@ use rustix::process::Pid;
 use crate::sys::peer::Environment;
 
 /// What is known of a worker's tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TreeFacts {
     pub(super) serial: u64,
     pub(super) slot: u32,
     pub(super) generation: u32,
-    /// The process that was started. Its number stays its own, as a process group and a session, for as long as
-    /// anybody is in one.
+    /// The process that was started, or the daemon that has taken its place. Its number stays its own, as a process group
+    /// and a session, for as long as anybody is in one.
     pub(super) first: Pid,
     /// When the worker was started, in ticks since the machine was.
     pub(super) started: u64,
     /// The same of its first process: a daemon takes the place of the one that has started it.
     pub(super) first_started: u64,
     pub(super) first_lives: bool,
+    /// The processes whose place the first one has taken, and when each was started.
+    pub(super) former: Vec<(Pid, u64)>,
+}
+
+/// Places that are taken one after the other are remembered up to here: a daemon forks twice.
+const MAX_FORMER: usize = 8;
+
+/// The start of a process is noted by another clock than the kernel's: a tick is the least that the two can differ by.
+const TICK: u64 = 1;
+
+impl TreeFacts {
+    /// Another process takes the place of the first one, which is gone. What that has made its group or session stays in
+    /// the tree.
+    pub(super) fn replace_first(&mut self, first: Pid, started: u64) {
+        // The one that was started, and the latest.
+        if self.former.len() >= MAX_FORMER {
+            self.former.remove(1);
+        }
+        self.former.push((self.first, self.first_started));
+        (self.first, self.first_started, self.first_lives) = (first, started, true);
+    }
+
+    /// When the process of this number was started that is or was the first one; none: no such process was.
+    fn leader(&self, number: Pid) -> Option<u64> {
+        let own = [(self.first, self.first_started)];
+        let mut all = own.iter().chain(self.former.iter().rev());
+        all.find(|(pid, _)| *pid == number).map(|(_, started)| *started)
+    }
 }
 
 /// What a process has of the worker that it comes from.
@@ -28,8 +56,6 @@ pub(super) struct Evidence {
     pub(super) started: u64,
     pub(super) group: Option<Pid>,
     pub(super) session: Option<Pid>,
-    /// `WORKER_INDEX` and `RELOAD_INDEX` of an environment that names us as its `PPID`.
-    pub(super) environment: Option<(u32, u32)>,
     /// The worker whose eBPF account has it, or one of whose listeners it has open.
     pub(super) accounted: Option<u64>,
     /// It may be of a worker that is not among the trees.
@@ -38,12 +64,17 @@ pub(super) struct Evidence {
     pub(super) may_be_a_strangers: bool,
 }
 
-/// The worker that a process belongs to; none: it cannot be told.
-pub(super) fn owner(
+/// By pid: when a process that was handed to us was started, and the serial of its worker.
+pub(super) type Owners = HashMap<Pid, (u64, u64)>;
+
+/// The worker that a process belongs to by what the kernel says; none: that does not tell. `started_of` tells when the
+/// process was started that has a number now, if any has.
+pub(super) fn proven_owner(
     pid: Pid,
     evidence: &Evidence,
     trees: &[TreeFacts],
-    owners: &HashMap<Pid, (u64, u64)>,
+    owners: &Owners,
+    started_of: impl Fn(Pid) -> Option<u64>,
 ) -> Option<u64> {
     let is_known = |serial: &u64| trees.iter().any(|tree| tree.serial == *serial);
     let seen =
@@ -51,24 +82,62 @@ pub(super) fn owner(
     if let Some(serial) = seen.or(evidence.accounted).filter(is_known) {
         return Some(serial);
     }
-    let leads =
-        |tree: &&TreeFacts| Some(tree.first) == evidence.group || Some(tree.first) == evidence.session;
-    if let Some(tree) = trees.iter().find(leads) {
-        return Some(tree.serial);
+    let led_by = |number| led_by(number, evidence.started, trees, owners, &started_of);
+    evidence.group.and_then(led_by).or_else(|| evidence.session.and_then(led_by))
+}
+
+/// The worker whose first process has made the process group or session of this number, in which a process is that was
+/// started then. The kernel does not give a number away while it is a group's or a session's.
+fn led_by(
+    number: Pid,
+    started: u64,
+    trees: &[TreeFacts],
+    owners: &Owners,
+    started_of: impl Fn(Pid) -> Option<u64>,
+) -> Option<u64> {
+    let is_old_enough = |leader: u64| leader <= started + TICK;
+    let alive = trees.iter().find(|tree| tree.first_lives && tree.first == number);
+    if let Some(tree) = alive {
+        return is_old_enough(tree.first_started).then_some(tree.serial);
     }
+    let dead = trees.iter().filter_map(|tree| Some((tree.leader(number)?, tree.serial)));
+    let (_, serial) = dead.filter(|(leader, _)| is_old_enough(*leader)).max()?;
+    // A process that has the number by now can have it only because the old group and session were gone.
+    let is_still_its_own = match started_of(number) {
+        Some(taken) => owners.get(&number) == Some(&(taken, serial)),
+        None => true,
+    };
+    is_still_its_own.then_some(serial)
+}
+
+/// Whether the environment of a process would tell anything, where nothing stronger does.
+pub(super) fn is_environment_wanted(evidence: &Evidence, trees: &[TreeFacts]) -> bool {
+    !evidence.is_unsure && !trees.is_empty() && only_tree(evidence, trees).is_none()
+}
+
+/// The worker that a process belongs to by what it says itself, or since there is no other; none: it cannot be told.
+/// `environment` is the slot and the generation that its environment names.
+pub(super) fn presumed_owner(
+    evidence: &Evidence,
+    environment: Option<(u32, u32)>,
+    trees: &[TreeFacts],
+) -> Option<u64> {
     if evidence.is_unsure {
         return None;
     }
-    if let Some((slot, generation)) = evidence.environment {
-        // A worker that was started later than the process is not the one that it comes from. A tick is the least that
-        // the two times can differ by.
+    if let Some((slot, generation)) = environment {
+        // A worker that was started later than the process is not the one that it comes from.
         let named = |tree: &&TreeFacts| {
-            (tree.slot, tree.generation) == (slot, generation) && tree.started <= evidence.started + 1
+            (tree.slot, tree.generation) == (slot, generation) && tree.started <= evidence.started + TICK
         };
         if let Some(tree) = trees.iter().filter(named).max_by_key(|tree| (tree.started, tree.serial)) {
             return Some(tree.serial);
         }
     }
+    only_tree(evidence, trees)
+}
+
+fn only_tree(evidence: &Evidence, trees: &[TreeFacts]) -> Option<u64> {
     match trees {
         [only] if !evidence.may_be_a_strangers => Some(only.serial),
         _none_or_several => None,
@@ -98,60 +167,166 @@ mod tests {
 
     fn tree(serial: u64, slot: u32, generation: u32, started: u64) -> TreeFacts {
         let first = pid(100 + i32::try_from(serial).expect("small"));
-        TreeFacts { serial, slot, generation, first, started, first_started: started, first_lives: true }
+        TreeFacts {
+            serial,
+            slot,
+            generation,
+            first,
+            started,
+            first_started: started,
+            first_lives: true,
+            former: Vec::new(),
+        }
     }
 
-    fn owner_of(evidence: Evidence, trees: &[TreeFacts]) -> Option<u64> {
-        owner(pid(500), &evidence, trees, &HashMap::new())
+    fn dead(tree: TreeFacts) -> TreeFacts {
+        TreeFacts { first_lives: false, ..tree }
+    }
+
+    /// With an environment that names this slot and generation, where no number was taken anew.
+    fn owner_named(evidence: &Evidence, named: Option<(u32, u32)>, trees: &[TreeFacts]) -> Option<u64> {
+        proven_owner(pid(500), evidence, trees, &HashMap::new(), |_| None)
+            .or_else(|| presumed_owner(evidence, named, trees))
+    }
+
+    fn owner_of(evidence: &Evidence, trees: &[TreeFacts]) -> Option<u64> {
+        owner_named(evidence, None, trees)
+    }
+
+    fn in_group(group: i32, started: u64) -> Evidence {
+        Evidence { started, group: Some(pid(group)), ..Evidence::default() }
+    }
+
+    /// A process of this group, where the number of the group is that of a process that was started then.
+    fn owner_in_group_led_anew(
+        evidence: &Evidence,
+        trees: &[TreeFacts],
+        owners: &Owners,
+        leader: u64,
+    ) -> Option<u64> {
+        let started_of = |number| (Some(number) == evidence.group).then_some(leader);
+        proven_owner(pid(500), evidence, trees, owners, started_of)
     }
 
     #[test]
     fn a_group_or_a_session_names_the_worker() {
         let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10)];
-        let in_group = Evidence { group: Some(pid(102)), ..Evidence::default() };
-        assert_eq!(owner_of(in_group, &trees), Some(2));
-        let in_session = Evidence { group: Some(pid(400)), session: Some(pid(101)), ..Evidence::default() };
-        assert_eq!(owner_of(in_session, &trees), Some(1));
+        assert_eq!(owner_of(&in_group(102, 20), &trees), Some(2));
+        let in_session = Evidence { session: Some(pid(101)), ..in_group(400, 20) };
+        assert_eq!(owner_of(&in_session, &trees), Some(1));
+        let of_the_dead = [dead(tree(1, 0, 0, 10)), tree(2, 1, 0, 10)];
+        assert_eq!(owner_of(&in_group(101, 20), &of_the_dead), Some(1));
+    }
+
+    #[test]
+    fn a_group_does_not_name_a_worker_that_is_younger_than_the_process() {
+        for trees in [[tree(1, 0, 0, 30), tree(2, 1, 0, 10)], [dead(tree(1, 0, 0, 30)), tree(2, 1, 0, 10)]] {
+            assert_eq!(owner_of(&in_group(101, 28), &trees), None);
+            assert_eq!(owner_of(&in_group(101, 29), &trees), Some(1), "clocks of a tick");
+        }
+    }
+
+    #[test]
+    fn a_group_names_the_worker_whose_first_process_lives_before_a_dead_one_that_had_its_number() {
+        let had_it = dead(TreeFacts { first: pid(102), ..tree(1, 0, 0, 10) });
+        let trees = [had_it, tree(2, 1, 0, 20)];
+        assert_eq!(owner_of(&in_group(102, 30), &trees), Some(2));
+        // It would be the dead one's, if the number were not taken.
+        assert_eq!(owner_of(&in_group(102, 15), &trees), None);
+        let both_dead = [trees[0].clone(), dead(trees[1].clone())];
+        assert_eq!(owner_of(&in_group(102, 30), &both_dead), Some(2), "the later one");
+        assert_eq!(owner_of(&in_group(102, 15), &both_dead), Some(1));
+    }
+
+    #[test]
+    fn a_group_whose_number_was_taken_anew_does_not_name_a_dead_worker() {
+        let trees = [dead(tree(1, 0, 0, 10)), tree(2, 1, 0, 10)];
+        let evidence = in_group(101, 30);
+        let none_known = HashMap::new();
+        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &none_known, 25), None);
+        // The process that has taken it is one of the worker's own, or was when another one had the number.
+        let own = HashMap::from([(pid(101), (25, 1))]);
+        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &own, 25), Some(1));
+        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &own, 26), None);
+        let anothers = HashMap::from([(pid(101), (25, 2))]);
+        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &anothers, 25), None);
+        // A first process that lives has its number itself.
+        assert_eq!(owner_in_group_led_anew(&in_group(102, 30), &trees, &none_known, 10), Some(2));
+    }
+
+    #[test]
+    fn the_group_of_the_process_that_a_daemon_has_replaced_names_its_worker() {
+        let mut daemon = tree(1, 0, 0, 10);
+        daemon.replace_first(pid(301), 12);
+        daemon.replace_first(pid(302), 14);
+        let trees = [daemon, tree(2, 1, 0, 10)];
+        for leader in [101, 301, 302] {
+            assert_eq!(owner_of(&in_group(leader, 20), &trees), Some(1), "{leader}");
+        }
+        assert_eq!(owner_of(&in_group(301, 10), &trees), None, "it is older than that process");
+        let evidence = in_group(101, 30);
+        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &HashMap::new(), 25), None, "taken anew");
+    }
+
+    #[test]
+    fn replaced_processes_that_are_remembered_are_bounded_and_have_the_one_that_was_started_among_them() {
+        let mut tree = tree(1, 0, 0, 10);
+        for number in 0..100 {
+            tree.replace_first(pid(300 + number), 20);
+        }
+        assert_eq!(tree.former.len(), MAX_FORMER);
+        assert!([101, 398, 399].into_iter().all(|leader| tree.leader(pid(leader)).is_some()));
     }
 
     #[test]
     fn an_environment_names_the_worker_that_was_started_last_before_the_process() {
         let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10), tree(3, 0, 0, 50), tree(4, 0, 1, 60)];
-        let from = |started| Evidence { started, environment: Some((0, 0)), ..Evidence::default() };
-        assert_eq!(owner_of(from(20), &trees), Some(1));
-        assert_eq!(owner_of(from(49), &trees), Some(3), "clocks of a tick");
-        assert_eq!(owner_of(from(70), &trees), Some(3));
-        assert_eq!(owner_of(from(5), &trees), None);
+        let from = |started| owner_named(&Evidence { started, ..Evidence::default() }, Some((0, 0)), &trees);
+        assert_eq!(from(20), Some(1));
+        assert_eq!(from(49), Some(3), "clocks of a tick");
+        assert_eq!(from(70), Some(3));
+        assert_eq!(from(5), None);
     }
 
     #[test]
     fn what_was_seen_counts_more_than_what_the_process_can_change() {
         let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10)];
-        let evidence =
-            Evidence { started: 20, environment: Some((1, 0)), group: Some(pid(102)), ..Evidence::default() };
-        let owners = HashMap::from([(pid(500), (20, 1))]);
-        assert_eq!(owner(pid(500), &evidence, &trees, &owners), Some(1));
+        let evidence = in_group(102, 20);
+        let proven =
+            |evidence: &Evidence, owners: &Owners| proven_owner(pid(500), evidence, &trees, owners, |_| None);
+        assert_eq!(proven(&evidence, &HashMap::from([(pid(500), (20, 1))])), Some(1));
         // The number is another process's by now.
-        let owners = HashMap::from([(pid(500), (19, 1))]);
-        assert_eq!(owner(pid(500), &evidence, &trees, &owners), Some(2));
+        assert_eq!(proven(&evidence, &HashMap::from([(pid(500), (19, 1))])), Some(2));
         let accounted = Evidence { accounted: Some(1), ..evidence };
-        assert_eq!(owner_of(accounted, &trees), Some(1));
+        assert_eq!(owner_of(&accounted, &trees), Some(1));
     }
 
     #[test]
     fn without_evidence_it_is_the_only_workers_or_nobodys() {
         let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10)];
-        assert_eq!(owner_of(Evidence::default(), &trees), None);
-        assert_eq!(owner_of(Evidence::default(), &trees[..1]), Some(1));
-        assert_eq!(owner_of(Evidence::default(), &[]), None);
-        let of_a_later_worker =
-            Evidence { is_unsure: true, environment: Some((0, 0)), ..Evidence::default() };
-        assert_eq!(owner_of(of_a_later_worker, &trees[..1]), None);
+        assert_eq!(owner_of(&Evidence::default(), &trees), None);
+        assert_eq!(owner_of(&Evidence::default(), &trees[..1]), Some(1));
+        assert_eq!(owner_of(&Evidence::default(), &[]), None);
+        let of_a_later_worker = Evidence { is_unsure: true, ..Evidence::default() };
+        assert_eq!(owner_named(&of_a_later_worker, Some((0, 0)), &trees[..1]), None);
         let stranger = Evidence { may_be_a_strangers: true, ..Evidence::default() };
-        assert_eq!(owner_of(stranger, &trees[..1]), None);
+        assert_eq!(owner_of(&stranger, &trees[..1]), None);
         // A worker that is gone owns nothing.
         let gone = Evidence { accounted: Some(9), ..Evidence::default() };
-        assert_eq!(owner_of(gone, &trees), None);
+        assert_eq!(owner_of(&gone, &trees), None);
+    }
+
+    #[test]
+    fn an_environment_is_wanted_only_where_it_can_tell_workers_apart() {
+        let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10)];
+        let nothing = Evidence::default();
+        assert!(is_environment_wanted(&nothing, &trees));
+        assert!(!is_environment_wanted(&nothing, &trees[..1]));
+        assert!(!is_environment_wanted(&nothing, &[]));
+        let stranger = Evidence { may_be_a_strangers: true, ..Evidence::default() };
+        assert!(is_environment_wanted(&stranger, &trees[..1]));
+        let unsure = Evidence { is_unsure: true, ..Evidence::default() };
+        assert!(!is_environment_wanted(&unsure, &trees));
     }
 
     #[test]

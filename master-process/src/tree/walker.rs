@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 
-use super::ownership::{Evidence, TreeFacts, owner, read_environment};
+use super::environments::{Environments, Processes};
+use super::ownership::{
+    Evidence, Owners, TreeFacts, is_environment_wanted, presumed_owner, proven_owner, read_environment,
+};
 use super::registry::Registry;
 use super::{MAX_MEMBERS, Member};
 use crate::sys::cgroup::Cgroup;
@@ -40,6 +43,8 @@ const CLOCK_SLACK: u64 = 5;
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) serial: u64,
+    /// The latest question that this answers.
+    pub(super) question: u64,
     /// None: see who is there.
     pub(super) signal: Option<i32>,
     pub(super) hints: Vec<Pid>,
@@ -54,7 +59,8 @@ pub(super) struct Task {
 pub(super) struct Walk {
     pub(super) tasks: Vec<Task>,
     pub(super) trees: Vec<TreeFacts>,
-    pub(super) owners: HashMap<Pid, (u64, u64)>,
+    pub(super) owners: Owners,
+    pub(super) environments: Environments,
     pub(super) inherited: HashSet<Pid>,
     pub(super) workers: Arc<Registry>,
     /// How many workers had been started, and when, in ticks, that was so.
@@ -67,9 +73,11 @@ pub(super) struct Walk {
 /// What it found.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) owners: HashMap<Pid, (u64, u64)>,
-    /// By serial: who lives, after any signal.
-    pub(super) members: Vec<(u64, Vec<Member>)>,
+    pub(super) owners: Owners,
+    /// Those whose environments did not come in time.
+    pub(super) unreadable: Processes,
+    /// By serial, with the number of the question: who lives, after any signal.
+    pub(super) members: Vec<(u64, u64, Vec<Member>)>,
 }
 
 /// The thread, from the first walk on.
@@ -86,11 +94,12 @@ fn carry_out(mut walk: Walk) -> Answer {
             Some(number) => walk.signal(task, number, &tasks, &mut adopted),
             None => walk.look(task, &tasks, &mut adopted),
         };
-        members.push((task.serial, found));
+        members.push((task.serial, task.question, found));
     }
     let present: HashSet<Pid> = adopted.iter().map(|(pid, _)| *pid).collect();
     walk.owners.retain(|pid, _| present.contains(pid));
-    Answer { owners: walk.owners, members }
+    let unreadable = walk.environments.into_unreadable(|pid| present.contains(&pid));
+    Answer { owners: walk.owners, unreadable, members }
 }
 
 /// Processes that were handed to us, each with its worker's serial where that can be told.
@@ -159,23 +168,35 @@ impl Walk {
         for pid in others {
             let Some(stat) = stat(pid).filter(|stat| !stat.is_zombie) else { continue };
             let known = self.owners.get(&pid).is_some_and(|(started, _)| *started == stat.started);
-            let accounted = in_cgroups.get(&pid).copied();
-            let evidence = if known {
-                Evidence { started: stat.started, ..Evidence::default() }
-            } else {
-                evidence(pid, &stat, tasks, accounted, &self.notify_socket)
+            let evidence = Evidence {
+                started: stat.started,
+                group: stat.group,
+                session: stat.session,
+                accounted: if known { None } else { accounted(pid, tasks, &in_cgroups) },
+                // A worker that was started since may have left it: of that nothing is known here.
+                is_unsure: stat.started >= self.asked_at && self.workers.starts() != self.starts,
+                may_be_a_strangers: getpid().as_raw_pid() == 1 || !self.inherited.is_empty(),
             };
-            // A worker that was started since may have left it: of that nothing is known here.
-            let is_unsure = stat.started >= self.asked_at && self.workers.starts() != self.starts;
-            let may_be_a_strangers = getpid().as_raw_pid() == 1 || !self.inherited.is_empty();
-            let evidence = Evidence { is_unsure, may_be_a_strangers, ..evidence };
-            let owner = owner(pid, &evidence, &self.trees, &self.owners);
+            let started_of = |number| self::stat(number).map(|stat| stat.started);
+            let owner = proven_owner(pid, &evidence, &self.trees, &self.owners, started_of)
+                .or_else(|| self.presumed_owner(pid, &evidence));
             if let Some(serial) = owner {
                 self.owners.insert(pid, (stat.started, serial));
             }
             found.push((pid, owner));
         }
         found
+    }
+
+    /// The environment is read only here: a process can make it take as long as it likes.
+    fn presumed_owner(&mut self, pid: Pid, evidence: &Evidence) -> Option<u64> {
+        let environment = if is_environment_wanted(evidence, &self.trees) {
+            let found = self.environments.of(pid, evidence.started);
+            found.and_then(|found| read_environment(&found, getpid(), &self.notify_socket))
+        } else {
+            None
+        };
+        presumed_owner(evidence, environment, &self.trees)
     }
 
     /// Everybody of one worker who lives.
@@ -250,18 +271,10 @@ fn stat(pid: Pid) -> Option<Stat> {
     proc_stat::of(pid).ok()
 }
 
-fn evidence(pid: Pid, stat: &Stat, tasks: &[Task], in_cgroup: Option<u64>, notify_socket: &[u8]) -> Evidence {
-    let accounted = || tasks.iter().find(|task| task.hints.contains(&pid) || has_any(pid, &task.sockets));
-    let accounted = in_cgroup.or_else(|| accounted().map(|task| task.serial));
-    let environment = Peer::open(pid).and_then(|peer| peer.environment()).ok();
-    Evidence {
-        started: stat.started,
-        group: stat.group,
-        session: stat.session,
-        environment: environment.and_then(|found| read_environment(&found, getpid(), notify_socket)),
-        accounted,
-        ..Evidence::default()
-    }
+/// The worker in whose cgroup or account a process is, or one of whose listeners it has open.
+fn accounted(pid: Pid, tasks: &[Task], in_cgroups: &HashMap<Pid, u64>) -> Option<u64> {
+    let others = || tasks.iter().find(|task| task.hints.contains(&pid) || has_any(pid, &task.sockets));
+    in_cgroups.get(&pid).copied().or_else(|| others().map(|task| task.serial))
 }
 
 /// Whether a process has one of these sockets open.
@@ -282,5 +295,93 @@ fn send(member: &Member, number: i32) {
         if number != libc::SIGKILL {
             let _likewise = pidfd::signal(handle.as_fd(), libc::SIGCONT);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::{Child, Command};
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use crate::sys::peer::Environment;
+
+    /// A process in the group of another one, or in one of its own.
+    struct Process(Child);
+
+    impl Process {
+        fn start(group: Option<Pid>) -> Process {
+            let group = group.map_or(0, Pid::as_raw_pid);
+            Process(Command::new("sleep").arg("1000").process_group(group).spawn().expect("a process"))
+        }
+
+        fn pid(&self) -> Pid {
+            Pid::from_child(&self.0)
+        }
+    }
+
+    impl Drop for Process {
+        fn drop(&mut self) {
+            let _ended = self.0.kill().and_then(|()| self.0.wait());
+        }
+    }
+
+    fn tree(serial: u64, first: Pid) -> TreeFacts {
+        let started = stat(first).expect("it lives").started;
+        TreeFacts {
+            serial,
+            slot: u32::try_from(serial).expect("small"),
+            generation: 0,
+            first,
+            started,
+            first_started: started,
+            first_lives: true,
+            former: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_environment_is_read_only_where_nothing_stronger_tells_whose_a_process_is() {
+        static READ: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+        let workers = Arc::new(Registry::default());
+        // What other tests have started is theirs.
+        let inherited = children::ours().into_iter().collect();
+        let (first, second) = (Process::start(None), Process::start(None));
+        [&first, &second].into_iter().for_each(|worker| workers.insert(worker.pid()));
+        let in_group = Process::start(Some(first.pid()));
+        let (accounted, alone) = (Process::start(None), Process::start(None));
+        let task = |serial, hints| Task {
+            serial,
+            question: 1,
+            signal: None,
+            hints,
+            sockets: Vec::new(),
+            listeners: Vec::new(),
+            cgroup: None,
+        };
+        let read = |pid| {
+            READ.lock().expect("no test panics with it").push(pid);
+            Ok(Environment::new(b"NOTIFY_SOCKET=/run/a/notify\0WORKER_INDEX=2\0RELOAD_INDEX=0\0"))
+        };
+        let answer = carry_out(Walk {
+            tasks: vec![task(1, Vec::new()), task(2, vec![accounted.pid()])],
+            trees: vec![tree(1, first.pid()), tree(2, second.pid())],
+            owners: HashMap::new(),
+            environments: Environments::read_by(read, Duration::from_secs(60), Processes::new()),
+            inherited,
+            starts: workers.starts(),
+            workers,
+            asked_at: u64::MAX,
+            notify_socket: b"/run/a/notify".as_slice().into(),
+        });
+        let found = |serial| -> HashSet<Pid> {
+            let of_it = answer.members.iter().filter(|(of, ..)| *of == serial);
+            of_it.flat_map(|(_, _, members)| members.iter().map(|member| member.pid)).collect()
+        };
+        assert_eq!(found(1), HashSet::from([first.pid(), in_group.pid()]));
+        assert_eq!(found(2), HashSet::from([second.pid(), accounted.pid(), alone.pid()]));
+        assert_eq!(*READ.lock().expect("no test panics with it"), [alone.pid()]);
     }
 }

@@ -4,7 +4,7 @@
 use master_process_tests::cgroup::Place;
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{PATIENCE, Supervisor, address, load, process, skip};
+use master_process_tests::{PATIENCE, address, load, process, skip};
 use rustix::process::Signal;
 
 /// Five chains of processes in sessions of their own, each of which lives for a moment, and one that waits.
@@ -22,11 +22,6 @@ made = bound(HOST, PORT); made.listen(64)
 say('ready', PID)
 serve(made)";
 
-/// A supervisor in a cgroup.
-fn start(place: &Place, options: &[&str], command: Vec<String>) -> Supervisor {
-    Supervisor::builder().args(options).command(command).wrap(place.launcher()).spawn()
-}
-
 const QUICK: [&str; 6] = ["-w", "2", "--kill-timeout", "500ms", "--throttle", "100ms"];
 
 #[test]
@@ -37,7 +32,7 @@ fn whoever_forks_without_end_in_sessions_of_its_own_is_ended_with_its_worker() {
             "no cgroup can be made"
         )
     };
-    let supervisor = start(&place, &QUICK, script(HIDING, address::tcp()));
+    let supervisor = place.start(&QUICK, script(HIDING, address::tcp()));
     said(&supervisor, 2);
     assert_eq!(place.workers().len(), 2, "{:?}", place.workers());
     let victim = supervisor.output()[0].trim_start_matches("ready ").parse().expect("a pid");
@@ -53,6 +48,55 @@ fn whoever_forks_without_end_in_sessions_of_its_own_is_ended_with_its_worker() {
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
 }
 
+/// Makes a chain of cgroups below its own, deeper than is allowed by default.
+const DIVIDING: &str = "
+own = ROOT + open('/proc/self/cgroup').read().split('0::')[1].split('\\n')[0]
+at = os.open(own, os.O_RDONLY)
+made = 0
+try:
+    while made < 600:
+        if made == LIFTED_AT:
+            for limit in ('depth', 'descendants'): open(f'{own}/cgroup.max.{limit}', 'w').write('max')
+        os.mkdir('below', dir_fd=at)
+        below = os.open('below', os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+        made += 1
+except BlockingIOError: pass
+say('made', made, PID)
+time.sleep(1000)";
+
+/// Kills a worker that divides its cgroup, once it has made this many, and sees that none is left.
+fn a_divided_cgroup_is_removed(name: &str, lifted_at: i32, made: usize) {
+    let Some(place) = Place::make(true) else { skip!(name, "no cgroup can be made") };
+    let root = place.path().parent().expect("a mount").display().to_string();
+    let text = format!("ROOT = '{root}'\nLIFTED_AT = {lifted_at}\n{DIVIDING}");
+    let options = ["--throttle", "100ms", "--ready", "none"];
+    let supervisor = place.start(&options, script(&text, address::tcp()));
+    let line = said(&supervisor, 1).pop_first().expect("one");
+    let worker = line.strip_prefix(&format!("made {made} ")).and_then(|pid| pid.parse().ok());
+    let before = place.workers();
+    process::signal(worker.unwrap_or_else(|| panic!("{line}")), Signal::KILL);
+    said(&supervisor, 2);
+    supervisor.eventually("the cgroup of the killed one is gone", || {
+        let now = place.workers();
+        now.len() == 1 && now != before
+    });
+    assert_eq!(supervisor.stop(), 0);
+    assert!(place.is_empty(), "{:?}", place.workers());
+}
+
+#[test]
+fn a_worker_cannot_divide_its_cgroup_without_end() {
+    a_divided_cgroup_is_removed("a_worker_cannot_divide_its_cgroup_without_end", -1, 32);
+}
+
+#[test]
+fn the_cgroup_of_a_worker_that_has_taken_the_limits_away_is_removed_however_deep_it_is_divided() {
+    let name = "the_cgroup_of_a_worker_that_has_taken_the_limits_away_is_removed_however_deep_it_is_divided";
+    a_divided_cgroup_is_removed(name, 0, 600);
+}
+
 #[test]
 fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
     let Some(place) = Place::make(true) else {
@@ -61,7 +105,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
             "no cgroup can be made"
         )
     };
-    let first = start(&place, &QUICK, script(HIDING, address::tcp()));
+    let first = place.start(&QUICK, script(HIDING, address::tcp()));
     said(&first, 2);
     let left: Vec<i32> = first.survivors();
     first.signal(Signal::KILL);
@@ -69,7 +113,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
     let sleeping = |pid: &&i32| process::executable(**pid).is_some_and(|path| path.ends_with("sleep"));
     let hidden: Vec<i32> = left.iter().filter(sleeping).copied().collect();
     assert_eq!(hidden.len(), 2, "they live on");
-    let second = start(&place, &QUICK, script("time.sleep(1000)", address::tcp()));
+    let second = place.start(&QUICK, script("time.sleep(1000)", address::tcp()));
     second
         .eventually("it says so", || !second.logged(&["of an earlier master-process", "killed"]).is_empty());
     hidden.into_iter().for_each(await_gone);
@@ -95,7 +139,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_
     };
     let address = address::tcp();
     let listen = ["--listen", &address.to_string(), "--kill-timeout", "500ms"];
-    let first = start(&place, &listen, script(HOLDING, address));
+    let first = place.start(&listen, script(HOLDING, address));
     said(&first, 1);
     let worker: i32 = first.output()[0].trim_start_matches("ready ").parse().expect("a pid");
     let child = process::children(worker)[0].pid;
@@ -105,7 +149,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_
     let _killed = first.wait_exit(PATIENCE);
     await_gone(worker);
     assert!(process::alive(child), "it lives on");
-    let second = start(&place, &listen, script(HOLDING, address));
+    let second = place.start(&listen, script(HOLDING, address));
     let lines = said(&second, 1);
     await_gone(child);
     let answer = load::who(address).map(|pid| format!("ready {pid}"));
@@ -120,7 +164,7 @@ fn a_cgroup_that_is_not_delegated_is_left_as_it_is() {
     let Some(place) = Place::make(false) else {
         skip!("a_cgroup_that_is_not_delegated_is_left_as_it_is", "no cgroup can be made")
     };
-    let supervisor = start(&place, &["-w", "2"], script("say('ready'); time.sleep(1000)", address::tcp()));
+    let supervisor = place.start(&["-w", "2"], script("say('ready'); time.sleep(1000)", address::tcp()));
     said(&supervisor, 1);
     supervisor.await_workers(2);
     assert!(place.is_empty(), "{:?}", place.workers());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use master_process_tests::cgroup::Place;
 use master_process_tests::supervisor::Builder;
 use master_process_tests::{Supervisor, always, fixtures, process, profile, skip};
 use rustix::process::Signal;
@@ -391,6 +392,42 @@ fn a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds() {
         process::children(supervisor.pid()).len() == 3
     });
     assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn the_cgroup_of_a_start_that_was_given_up_is_removed() {
+    let name = "the_cgroup_of_a_start_that_was_given_up_is_removed";
+    let folder = sleeper();
+    let Some(place) = Place::make(true) else { skip!(name, "no cgroup can be made") };
+    let app = folder.path().join("app");
+    let options = ["-v", "-w", "1", "--ready", "none", "--throttle", "50ms", "--throttle-max", "50ms"];
+    let supervisor = place.start(&options, vec![app.display().to_string()]);
+    let worker = *supervisor.await_workers(1).first().expect("one");
+    let Some(held) = Held::new(&app) else {
+        skip!(name, "no leases on this file system");
+    };
+    let before = place.workers();
+    let on_time = late(&supervisor);
+    process::signal(worker, Signal::KILL);
+    supervisor.eventually("its replacement is late", || {
+        late(&supervisor) > on_time && place.workers().len() == 1 && place.workers() != before
+    });
+    // Its cgroup is in use when it is given up.
+    let mut inside = Command::new("sleep").arg("1000").spawn().expect("a process");
+    let given_up = place.workers().remove(0);
+    place.put(inside.id(), &given_up);
+    supervisor.eventually("its replacement is given up", || {
+        !supervisor.logged(&["could not be started: execve", "did not return within 5.0s"]).is_empty()
+    });
+    drop(held);
+    supervisor.await_workers(1);
+    supervisor.eventually("the one worker's cgroup alone is left", || {
+        let now = place.workers();
+        now.len() == 1 && now[0] != given_up
+    });
+    inside.wait().expect("it was killed with its cgroup");
+    assert_eq!(supervisor.stop(), 0);
+    assert!(place.is_empty(), "{:?}", place.workers());
 }
 
 #[test]

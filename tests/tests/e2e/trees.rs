@@ -264,6 +264,24 @@ serve(made)"
 }
 
 #[test]
+fn a_daemon_stays_the_worker_when_the_time_to_find_out_who_is_left_is_over() {
+    let text = format!("{DAEMON}\nmade = bound(HOST, PORT); made.listen(64)\nsay('ready', PID)\nserve(made)");
+    let address = address::tcp();
+    let supervisor = Supervisor::start(&[], script(&text, address));
+    let daemon = servers(&supervisor, 1)[0];
+    supervisor
+        .eventually("it is the worker", || !supervisor.logged(&["is the worker from now on"]).is_empty());
+    // Twice the two seconds within which the answer has to come.
+    always(Duration::from_secs(4), "it lives, and nobody is taken to be left behind", || {
+        process::alive(daemon) && supervisor.logged(&["behind"]).is_empty()
+    });
+    assert_eq!(load::who(address), Some(daemon));
+    assert_eq!(supervisor.output().len(), 1, "it is not replaced");
+    assert_eq!(supervisor.stop(), 0);
+    assert_eq!(supervisor.survivors(), Vec::<i32>::new());
+}
+
+#[test]
 fn what_goes_into_the_background_and_never_listens_does_not_pile_up() {
     let text = format!("{DAEMON}\nsay('ready', PID)\ntime.sleep(1000)");
     let options = ["--throttle", "50ms", "--throttle-max", "50ms", "--ready-timeout", "300ms"];

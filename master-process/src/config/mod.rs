@@ -1,6 +1,6 @@
 //! What a run of the supervisor was asked to do: plain, validated data, no text left to parse.
 
-mod capabilities;
+mod capability_set;
 mod share_rules;
 
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use capabilities::Capabilities;
+pub use capability_set::Capabilities;
 pub use share_rules::{AddressPattern, ShareRules};
 
 /// Everything that the command line and the environment decide.

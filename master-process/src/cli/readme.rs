@@ -1,6 +1,6 @@
 //! The README's table of options, written from the table that the program goes by.
 
-use super::options::{Kind, OPTIONS, Opt, Unset};
+use super::option_table::{Kind, OPTIONS, Opt, Unset};
 
 /// The columns, as the README has them.
 const COLUMNS: [&str; 4] = ["flag", "variables", "default", "meaning"];
@@ -29,8 +29,8 @@ fn flag(opt: &Opt) -> String {
     let short = opt.short.map(|short| format!("-{short}, ")).unwrap_or_default();
     let value = opt.value().map(|form| format!(" {form}")).unwrap_or_default();
     let repeatable = match opt.kind {
-        Kind::Values(_) => " (repeatable)",
-        Kind::Value(_) | Kind::Switch | Kind::Help | Kind::Version => "",
+        Kind::Repeated(..) | Kind::List(..) => " (repeatable)",
+        Kind::Value(..) | Kind::Switch | Kind::Help | Kind::Version => "",
     };
     format!("`{short}--{}{value}`{repeatable}", opt.long)
 }

@@ -4,7 +4,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::testing::Host;
+use super::host::testing::TestHost;
+use super::option_table::{OPTIONS, Opt};
 use super::*;
 use crate::config::{
     AddressPattern, Batch, Capabilities, Identity, Limits, LogFormat, Monitor, Orphans, Owner, ReadyMode,
@@ -14,7 +15,12 @@ use crate::config::{
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
     let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
     let args = ["master-process"].iter().chain(args).map(OsString::from);
-    parse(args, &Host { vars, ..Host::default() })
+    parse_with(TestHost { vars, ..TestHost::default() }, args)
+}
+
+fn parse_with(host: TestHost, args: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
+    // The parsers that clap holds refer to the host of the program, which is never dropped.
+    parse_on(Box::leak(Box::new(host)), args)
 }
 
 /// The configuration of `master-process ARGS -- ./app`.
@@ -195,7 +201,7 @@ fn every_flag_reaches_the_configuration() {
 fn a_terminal_is_read_by_one_worker() {
     let on = |has_terminal: bool, workers: &str| {
         let line = ["master-process", "--stdin", "inherit", "-w", workers, "--", "./app"];
-        parse(line.map(OsString::from).into_iter(), &Host { has_terminal, ..Host::default() })
+        parse_with(TestHost { has_terminal, ..TestHost::default() }, line.map(OsString::from).into_iter())
     };
     let refused = on(true, "2").expect_err("two cannot read one terminal").to_string();
     assert!(refused.contains("--stdin") && refused.contains("--workers"), "{refused}");
@@ -335,7 +341,9 @@ fn an_empty_flag_is_not_unset() {
 fn the_command_is_kept_byte_for_byte() {
     let raw = OsString::from_vec(vec![b'a', 0xff, b'\n']);
     let args = ["master-process", "--", "-v", "--"].map(OsString::from).into_iter().chain([raw.clone()]);
-    let Ok(Command::Run(config)) = parse(args, &Host::default()) else { unreachable!("a valid line") };
+    let Ok(Command::Run(config)) = parse_with(TestHost::default(), args) else {
+        unreachable!("a valid line")
+    };
     assert_eq!(config.command, ["-v".into(), "--".into(), raw]);
 }
 
@@ -356,7 +364,7 @@ fn no_command_is_told_the_form() {
             error_of_line(&[], args).ends_with("the form is master-process [OPTIONS] -- COMMAND [ARG]...")
         );
     }
-    let nothing = parse(std::iter::empty(), &Host::default());
+    let nothing = parse_with(TestHost::default(), std::iter::empty());
     assert!(nothing.is_err());
 }
 
@@ -364,13 +372,13 @@ fn no_command_is_told_the_form() {
 fn values_must_be_utf8() {
     let raw = || OsString::from_vec(vec![b'/', 0xff]);
     let args = ["master-process".into(), "--chdir".into(), raw(), "--".into(), "./app".into()];
-    let line = parse(args.into_iter(), &Host::default()).expect_err("not UTF-8").to_string();
+    let line = parse_with(TestHost::default(), args.into_iter()).expect_err("not UTF-8").to_string();
     assert_eq!(line, "--chdir: \"/\u{fffd}\" is not UTF-8; give plain text");
 
     for name in ["MASTER_PROCESS_LISTEN", "MASTER_PROCESS_UMASK", "WORKERS"] {
-        let host = Host { vars: vec![(name.to_owned(), raw())], ..Host::default() };
+        let host = TestHost { vars: vec![(name.to_owned(), raw())], ..TestHost::default() };
         let args = ["master-process", "--", "./app"].map(OsString::from);
-        let line = parse(args.into_iter(), &host).expect_err("not UTF-8").to_string();
+        let line = parse_with(host, args.into_iter()).expect_err("not UTF-8").to_string();
         assert!(line.starts_with(&format!("{name}: ")) && line.contains("is not UTF-8"), "{line}");
     }
 }
@@ -564,4 +572,38 @@ fn an_unknown_user_is_an_error() {
     assert!(error(&[], &["--user", "nope"]).starts_with(r#"--user: "nope" is not a user of this host"#));
     assert!(error(&[], &["--user", "4242"]).ends_with("give --group too"));
     assert!(config(&[], &["--user", "4242", "--group", "4242"]).identity.is_some());
+}
+
+#[test]
+fn no_address_is_given_twice() {
+    let listen = |addresses: &[&str]| {
+        addresses.iter().flat_map(|addr| ["--listen".to_owned(), (*addr).to_owned()]).collect::<Vec<_>>()
+    };
+    let count = |addresses: &[&str]| {
+        let args = listen(addresses);
+        config(&[], &args.iter().map(String::as_str).collect::<Vec<_>>()).listen.len()
+    };
+    let refused = |addresses: &[&str]| {
+        let args = listen(addresses);
+        error(&[], &args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    assert_eq!(count(&["80", "81", "unix:/a"]), 3);
+    assert_eq!(count(&["0", "0", "127.0.0.1:0", "127.0.0.1:0"]), 4, "port 0 is another port each time");
+    assert_eq!(
+        refused(&["127.0.0.1:80", "81", "web=localhost:80"]),
+        r#"--listen: "web=localhost:80" is the same address as "127.0.0.1:80"; give each address once"#
+    );
+    assert!(refused(&["unix:/srv/a", "unix:a"]).contains("is the same address as"));
+    let line = error(&[("MASTER_PROCESS_LISTEN", "80,80")], &[]);
+    assert!(line.starts_with(r#"MASTER_PROCESS_LISTEN: "80" is the same address as "80""#), "{line}");
+}
+
+#[test]
+fn every_word_that_an_option_shows_is_a_value() {
+    for opt in OPTIONS {
+        let words = opt.value().into_iter().flat_map(|form| form.split('|'));
+        for word in words.filter(|word| word.bytes().all(|byte| byte.is_ascii_lowercase())) {
+            config(&[], &[&format!("--{}", opt.long), word]);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Signals by name or number.
 
-use super::count;
-use super::error::{Parsed, Reason};
+use super::usage_error::{Parsed, Reason};
+use super::values::within;
 use crate::config::Signal;
 
 /// The names of signal(7), without SIG; the numbers are the architecture's.
@@ -44,7 +44,7 @@ const NAMES: &[(&str, i32)] = &[
 const LAST: u32 = 64;
 
 /// A signal that can ask a process to end.
-pub(super) fn parse_stop(text: &str) -> Parsed<Signal> {
+pub(super) fn stop(text: &str) -> Parsed<Signal> {
     let signal = parse(text)?;
     if ends_nothing(signal) {
         return Err("ends no process by itself; give a signal that does, such as TERM, INT or QUIT".into());
@@ -52,9 +52,18 @@ pub(super) fn parse_stop(text: &str) -> Parsed<Signal> {
     Ok(signal)
 }
 
+/// A signal that a process can have a handler for.
+pub(super) fn handled(text: &str) -> Parsed<Signal> {
+    let signal = parse(text)?;
+    if [libc::SIGKILL, libc::SIGSTOP].contains(&signal.0) {
+        return Err("cannot be handled by any process; give a signal that can, such as USR1".into());
+    }
+    Ok(signal)
+}
+
 /// `TERM`, `SIGTERM`, `15`, `RTMIN+3`, in any case.
-pub(super) fn parse(text: &str) -> Parsed<Signal> {
-    if let Some(number) = count::within(text, &(1..=LAST)) {
+fn parse(text: &str) -> Parsed<Signal> {
+    if let Some(number) = within(text, &(1..=LAST)) {
         return i32::try_from(number).map(Signal).map_err(|_| unknown());
     }
     let upper = text.to_ascii_uppercase();
@@ -79,17 +88,8 @@ fn steps(offset: &str, sign: char) -> Option<i32> {
     if offset.is_empty() {
         return Some(0);
     }
-    let number = count::within(offset.strip_prefix(sign)?, &(0..=LAST))?;
+    let number = within(offset.strip_prefix(sign)?, &(0..=LAST))?;
     i32::try_from(number).ok()
-}
-
-/// A signal that a process can have a handler for.
-pub(super) fn parse_handled(text: &str) -> Parsed<Signal> {
-    let signal = parse(text)?;
-    if [libc::SIGKILL, libc::SIGSTOP].contains(&signal.0) {
-        return Err("cannot be handled by any process; give a signal that can, such as USR1".into());
-    }
-    Ok(signal)
 }
 
 /// Whether the default action is to stop, to resume, or the bookkeeping of both.
@@ -110,36 +110,36 @@ mod tests {
     #[test]
     fn names_go_with_and_without_sig_in_any_case() {
         for text in ["TERM", "SIGTERM", "term", "SigTerm", "15"] {
-            assert_eq!(parse_stop(text), Ok(Signal(libc::SIGTERM)));
+            assert_eq!(stop(text), Ok(Signal(libc::SIGTERM)));
         }
-        assert_eq!(parse_stop("winch"), Ok(Signal(libc::SIGWINCH)));
+        assert_eq!(stop("winch"), Ok(Signal(libc::SIGWINCH)));
     }
 
     #[test]
     fn kill_is_accepted() {
-        assert_eq!(parse_stop("KILL"), Ok(Signal(libc::SIGKILL)));
+        assert_eq!(stop("KILL"), Ok(Signal(libc::SIGKILL)));
     }
 
     #[test]
     fn numbers_run_from_1_to_64() {
-        assert_eq!(parse_stop("1"), Ok(Signal(1)));
-        assert_eq!(parse_stop("64"), Ok(Signal(64)));
-        assert!(parse_stop("0").is_err());
-        assert!(parse_stop("65").is_err());
+        assert_eq!(stop("1"), Ok(Signal(1)));
+        assert_eq!(stop("64"), Ok(Signal(64)));
+        assert!(stop("0").is_err());
+        assert!(stop("65").is_err());
     }
 
     #[test]
     fn realtime_signals_count_from_either_end() {
-        assert_eq!(parse_stop("RTMIN"), Ok(Signal(libc::SIGRTMIN())));
-        assert_eq!(parse_stop("sigrtmin+3"), Ok(Signal(libc::SIGRTMIN() + 3)));
-        assert_eq!(parse_stop("RTMAX-1"), Ok(Signal(libc::SIGRTMAX() - 1)));
-        assert_eq!(parse_stop("RTMAX"), Ok(Signal(libc::SIGRTMAX())));
+        assert_eq!(stop("RTMIN"), Ok(Signal(libc::SIGRTMIN())));
+        assert_eq!(stop("sigrtmin+3"), Ok(Signal(libc::SIGRTMIN() + 3)));
+        assert_eq!(stop("RTMAX-1"), Ok(Signal(libc::SIGRTMAX() - 1)));
+        assert_eq!(stop("RTMAX"), Ok(Signal(libc::SIGRTMAX())));
     }
 
     #[test]
     fn what_ends_nothing_is_refused_by_name_and_number() {
         for name in ["STOP", "SIGTSTP", "ttin", "TTOU", "CONT", "CHLD", "19"] {
-            assert!(parse_stop(name).expect_err(name).starts_with("ends no process"), "{name}");
+            assert!(stop(name).expect_err(name).starts_with("ends no process"), "{name}");
         }
     }
 
@@ -166,7 +166,7 @@ mod tests {
             "ЅIGTERM",
         ];
         for text in garbage {
-            assert!(parse_stop(text).expect_err(text).starts_with("is not a signal"), "{text}");
+            assert!(stop(text).expect_err(text).starts_with("is not a signal"), "{text}");
         }
     }
 }

@@ -1,0 +1,403 @@
+//! The parsers of numbers, durations, sizes, words and directories.
+//!
+//! `str::parse` takes `+5`, `1e3` and `inf`, which nobody means: numbers are digits.
+
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::host::Host;
+use super::usage_error::{Parsed, Reason};
+use crate::config::{Batch, GiveUp, MAX_WORKERS};
+
+/// The largest count of early deaths or attempts: larger than any of use, and a list with an entry for each stays below
+/// a few megabytes.
+const MAX_COUNT: u32 = 100_000;
+
+/// 100 years of 365.25 days. Any longer is a mistake, and `now + duration` stays far from every overflow.
+const MAX_DURATION: Duration = Duration::from_secs(3_155_760_000);
+
+/// Enough for 100 years in milliseconds. humantime 2.4 panics when parts add up to 2^64 seconds exactly in the
+/// carry of the nanoseconds, which takes 16 digits or more.
+const MAX_DURATION_DIGITS: usize = 14;
+
+/// `/proc` counts CPU time in ticks of 10 ms, and a shorter interval keeps the supervisor busy. A bare `2`, which is
+/// milliseconds, is a mistake for seconds.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// One percent of a CPU, in nanoseconds of each second.
+const PERCENT_NS: f64 = 10_000_000.0;
+
+/// 10,000 CPUs. Any more is a mistake.
+const MAX_PERCENT: f64 = 1_000_000.0;
+
+/// The nine permission bits. A socket has no use for setuid and the like.
+const PERMISSIONS: u32 = 0o777;
+
+/// Whether the text is a bare, unsigned number.
+pub(super) fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// A number of digits within the range.
+pub(super) fn within(text: &str, range: &RangeInclusive<u32>) -> Option<u32> {
+    let number = if is_digits(text) { text.parse().ok() } else { None };
+    number.filter(|number| range.contains(number))
+}
+
+/// 1 to [`MAX_COUNT`].
+pub(super) fn count(text: &str) -> Parsed<u32> {
+    within(text, &(1..=MAX_COUNT)).ok_or_else(|| format!("is not a count; give 1 to {MAX_COUNT}").into())
+}
+
+/// `--workers N|max|auto`. `cpus` is asked only if the answer depends on it.
+pub(super) fn workers(text: &str, cpus: impl Fn() -> u32) -> Parsed<u32> {
+    if text.eq_ignore_ascii_case("max") {
+        return Ok(cpus().clamp(1, MAX_WORKERS));
+    }
+    if text.eq_ignore_ascii_case("auto") {
+        return Ok(cpus().saturating_sub(1).clamp(1, MAX_WORKERS));
+    }
+    within(text, &(1..=MAX_WORKERS))
+        .ok_or_else(|| format!("is not a number of workers; give 1 to {MAX_WORKERS}, max or auto").into())
+}
+
+/// `--reload-batch N|N%|all`.
+pub(super) fn batch(text: &str) -> Parsed<Batch> {
+    let batch = match text.strip_suffix('%') {
+        Some(percent) => within(percent, &(1..=100)).map(Batch::Percent),
+        None if text == "all" => Some(Batch::All),
+        None => within(text, &(1..=MAX_WORKERS)).map(Batch::Slots),
+    };
+    batch.ok_or_else(|| {
+        format!("is not a number of slots; give 1 to {MAX_WORKERS}, 1% to 100%, or all").into()
+    })
+}
+
+/// One of the words of `choices`.
+pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Parsed<T> {
+    match choices.iter().find(|(word, _)| *word == text) {
+        Some((_, value)) => Ok(*value),
+        None => Err(format!("is not one of its values; give {}", alternatives(choices)).into()),
+    }
+}
+
+/// The words in a sentence: `a, b or c`.
+fn alternatives<T>(choices: &[(&str, T)]) -> String {
+    let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+    match words.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        Some(_) | None => words.concat(),
+    }
+}
+
+/// A duration, zero included. A bare number is milliseconds.
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
+    let known = match is_digits(text) {
+        true => text.parse().ok().map(Duration::from_millis),
+        false => with_units(text)?,
+    };
+    known.filter(|duration| *duration <= MAX_DURATION).ok_or("is too long; give 100 years at most".into())
+}
+
+/// A duration, zero excluded.
+pub(super) fn positive_duration(text: &str) -> Parsed<Duration> {
+    match duration(text)? {
+        Duration::ZERO => Err("is zero; give a duration longer than that, such as 60s".into()),
+        duration => Ok(duration),
+    }
+}
+
+/// `--monitor-interval DUR`.
+pub(super) fn interval(text: &str) -> Parsed<Duration> {
+    let interval = positive_duration(text)?;
+    if interval < MIN_INTERVAL {
+        return Err("is too short to measure anything; give 10ms or more, such as 2s".into());
+    }
+    Ok(interval)
+}
+
+/// `None`: a duration that is too long to be read.
+fn with_units(text: &str) -> Parsed<Option<Duration>> {
+    if text.bytes().filter(u8::is_ascii_digit).count() > MAX_DURATION_DIGITS {
+        return Err(
+            "has too many digits to be a duration; give a number with a larger unit (300ms, 5s, 2min)".into(),
+        );
+    }
+    match humantime::parse_duration(text) {
+        Ok(duration) => Ok(Some(duration)),
+        Err(humantime::DurationError::NumberOverflow) => Ok(None),
+        Err(_) => Err(
+            "is not a duration; give a number with a unit (300ms, 5s, 2min), a bare number is milliseconds"
+                .into(),
+        ),
+    }
+}
+
+/// `--give-up N/DUR|off`. `None` is `off`.
+pub(super) fn give_up(text: &str) -> Parsed<Option<GiveUp>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let form = || -> Reason {
+        format!("is not N/DUR; give 1 to {MAX_COUNT} deaths and a time, such as 5/1min, or off").into()
+    };
+    let (deaths, within_time) = text.split_once('/').ok_or_else(form)?;
+    let deaths = within(deaths, &(1..=MAX_COUNT)).ok_or_else(form)?;
+    let within =
+        positive_duration(within_time).map_err(|reason| Reason::from(format!("has a time that {reason}")))?;
+    Ok(Some(GiveUp { deaths, within }))
+}
+
+/// A size of memory in bytes, zero excluded. `None` is `off`.
+pub(super) fn size(text: &str) -> Parsed<Option<u64>> {
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    if is_digits(text) && text.bytes().any(|digit| digit != b'0') {
+        return Err("has no unit; give one, such as 1200MiB or 1.2GB, or off".into());
+    }
+    // `M` alone is 1024 times 1024, as for systemd and container engines.
+    let is_short = text.ends_with(|last: char| "kmgtKMGT".contains(last));
+    let whole = if is_short { format!("{text}iB") } else { text.to_owned() };
+    match whole.parse::<ByteSize>().map(|size| size.as_u64()) {
+        Ok(0) => Err("is zero; give a size such as 1200MiB, or off".into()),
+        Ok(u64::MAX) => Err("is more memory than there can be; give a size such as 1200MiB, or off".into()),
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(_) => Err("is not a size; give a number with a unit (1200MiB, 1.2GB), or off".into()),
+    }
+}
+
+/// `--max-cpu PERCENT|off`, as CPU nanoseconds in a second. `None` is `off`.
+pub(super) fn percent(text: &str) -> Parsed<Option<u64>> {
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    let number = text.strip_suffix('%').unwrap_or(text);
+    let is_plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let percent = number.parse::<f64>().ok();
+    match percent.filter(|percent| is_plain && (0.01..=MAX_PERCENT).contains(percent)) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within 10^5 and 10^13")]
+        Some(percent) => Ok(Some((percent * PERCENT_NS).round() as u64)),
+        None => Err("is not a share of a CPU; give percent of one CPU, such as 95 or 250, or off".into()),
+    }
+}
+
+/// Permission bits in octal, as for chmod(1) and umask(1): `664`, `0664`, `0o664`.
+pub(super) fn mode(text: &str) -> Parsed<u32> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let mode = if is_digits(digits) { u32::from_str_radix(digits, 8).ok() } else { None };
+    mode.filter(|mode| *mode <= PERMISSIONS)
+        .ok_or("is not a mode; give octal digits up to 777, such as 664".into())
+}
+
+/// `--chdir DIR`: the absolute path of a directory. Its symlinks stay in it, and are followed at every start.
+pub(super) fn directory(text: &str, host: &dyn Host) -> Parsed<PathBuf> {
+    if text.is_empty() {
+        return Err("is not a directory; give the path of one".into());
+    }
+    let path = absolute(text, || host.logical_dir())?;
+    match host.is_dir(&path) {
+        Ok(true) => Ok(path),
+        Ok(false) => Err("is not a directory; give the path of one".into()),
+        Err(error) => Err(format!("cannot be used ({error}); give the path of an existing directory").into()),
+    }
+}
+
+/// The path from the root on. `.` and doubled slashes are removed, `..` and symlinks stay.
+pub(super) fn absolute(path: &str, base: impl Fn() -> io::Result<PathBuf>) -> Parsed<PathBuf> {
+    if path.starts_with('/') {
+        return Ok(PathBuf::from(path).components().collect());
+    }
+    let base = base().map_err(|error| {
+        Reason::from(format!(
+            "is relative to a current directory that is unknown ({error}); give an absolute path"
+        ))
+    })?;
+    Ok(base.join(path).components().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+    use std::path::Path;
+
+    use super::super::host::testing::TestHost;
+    use super::*;
+
+    /// Each of `values` is refused, with an error that contains `part`.
+    fn refuses<T: Debug>(parse: impl Fn(&str) -> Parsed<T>, part: &str, values: &[&str]) {
+        for value in values {
+            let reason = parse(value).expect_err(value);
+            assert!(reason.contains(part), "{value:?}: {reason}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_digits_within_inclusive_bounds() {
+        assert_eq!((within("1", &(1..=3)), within("3", &(1..=3))), (Some(1), Some(3)));
+        assert_eq!((within("0", &(1..=3)), within("4", &(1..=3))), (None, None));
+        for garbage in ["", " ", "+5", "-5", "5 ", "1e1", "0x5", "5.0", "٣", "99999999999999999999"] {
+            assert_eq!(within(garbage, &(0..=u32::MAX)), None, "{garbage:?}");
+        }
+        assert_eq!(count("3"), Ok(3));
+        assert_eq!(count("0").expect_err("too small"), "is not a count; give 1 to 100000");
+    }
+
+    #[test]
+    fn a_number_of_workers() {
+        let on_8_cpus = |text: &str| workers(text, || 8);
+        assert_eq!((on_8_cpus("1"), on_8_cpus("100000")), (Ok(1), Ok(100_000)));
+        for max in ["max", "MAX", "Max"] {
+            assert_eq!(on_8_cpus(max), Ok(8));
+        }
+        for auto in ["auto", "AUTO", "aUto"] {
+            assert_eq!(on_8_cpus(auto), Ok(7));
+        }
+        assert_eq!(workers("auto", || 1), Ok(1), "one worker on one CPU");
+        let garbage = ["0", "-1", "100001", "1e9", "1000000000", "", " ", "1.5", "maximum", "+1"];
+        refuses(on_8_cpus, "give 1 to 100000, max or auto", &garbage);
+    }
+
+    #[test]
+    fn a_batch_is_slots_percent_or_all() {
+        assert_eq!(batch("1"), Ok(Batch::Slots(1)));
+        assert_eq!(batch("25%"), Ok(Batch::Percent(25)));
+        assert_eq!(batch("100%"), Ok(Batch::Percent(100)));
+        assert_eq!(batch("all"), Ok(Batch::All));
+        let garbage = ["", "0", "0%", "101%", "%", "50 %", "50%%", "-1", "1.5%", "ALL", "half", "100001"];
+        refuses(batch, "give 1 to 100000, 1% to 100%, or all", &garbage);
+    }
+
+    #[test]
+    fn a_word_is_one_of_the_choices() {
+        let parse = |text: &str| choice(text, &[("auto", 0), ("shared", 1), ("off", 2)]);
+        assert_eq!(parse("shared"), Ok(1));
+        let garbage = ["", "Auto", "auto ", "shared,off", "1"];
+        refuses(parse, "is not one of its values; give auto, shared or off", &garbage);
+    }
+
+    #[test]
+    fn a_duration_has_units_or_is_milliseconds() {
+        assert_eq!(duration("300ms"), Ok(Duration::from_millis(300)));
+        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("2min"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("1min 30s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("5"), Ok(Duration::from_millis(5)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("5000"), Ok(Duration::from_secs(5)));
+        let garbage =
+            ["", " ", "1e3", "-5", "-5s", "5 parsecs", "s", "5 s s", "5s,", "0x5s", "1.s", "+5", "5;", "∞"];
+        refuses(duration, "is not a duration; give a number with a unit (300ms", &garbage);
+    }
+
+    #[test]
+    fn a_hundred_years_are_the_longest_duration() {
+        assert_eq!(duration("100years"), Ok(MAX_DURATION));
+        assert_eq!(duration("3155760000000"), Ok(MAX_DURATION));
+        let long = ["101years", "3155760000001", "100years 1ns", "99999999999999", "99999999999999years"];
+        refuses(duration, "100 years at most", &long);
+        assert!(duration("99999999999999999999999").is_err());
+    }
+
+    #[test]
+    fn what_makes_humantime_panic_is_refused() {
+        assert!(duration("18446744073709551615s 1000000000ns").is_err());
+        assert!(duration("18446744073709551615s999ms1ms").is_err());
+    }
+
+    #[test]
+    fn a_positive_duration_is_not_zero() {
+        assert_eq!(duration("0min 0ms"), Ok(Duration::ZERO));
+        refuses(positive_duration, "is zero", &["0", "0s", "0min 0ms"]);
+        assert_eq!(positive_duration("1"), Ok(Duration::from_millis(1)));
+        refuses(positive_duration, "is not a duration", &["garbage"]);
+    }
+
+    #[test]
+    fn the_supervisor_gives_up_after_deaths_within_a_time() {
+        let within = Duration::from_secs(60);
+        assert_eq!(give_up("5/1min"), Ok(Some(GiveUp { deaths: 5, within })));
+        assert_eq!(give_up("1/60000"), Ok(Some(GiveUp { deaths: 1, within })));
+        assert_eq!(give_up("off"), Ok(None));
+        let garbage = ["", "5", "/", "0/1min", "-1/1min", "/1min", "1e3/1min", "OFF", "4294967296/1s"];
+        refuses(give_up, "such as 5/1min, or off", &garbage);
+        let times = ["5/", "5/0", "5/soon", "5/1s/1s", "5/-1s", "5/1000years"];
+        refuses(give_up, "has a time that is ", &times);
+    }
+
+    #[test]
+    fn a_size_has_a_unit() {
+        for (text, bytes) in [
+            ("1200MiB", 1200 << 20),
+            ("1.2GB", 1_200_000_000),
+            ("300M", 300 << 20),
+            ("2g", 2 << 30),
+            ("512 KiB", 512 << 10),
+            ("100000B", 100_000),
+        ] {
+            assert_eq!(size(text), Ok(Some(bytes)), "{text}");
+        }
+        assert_eq!(size("off"), Ok(None));
+        refuses(size, "has no unit", &["100", "99999999999999999999999"]);
+        let garbage =
+            ["", " ", "1e3", "-5", "-5MiB", "MiB", "5 parsecs", "0x5MiB", "+5MiB", "1.5", "1.5.5MB", "∞"];
+        refuses(size, "is not a size; give a number with a unit (1200MiB", &garbage);
+        refuses(size, "is zero", &["0", "0MiB", "0.0GB"]);
+        refuses(size, "is more memory", &["99999999999999999999999MiB", "99999999999999EiB"]);
+    }
+
+    #[test]
+    fn percent_of_one_cpu() {
+        assert_eq!(percent("95"), Ok(Some(950_000_000)));
+        assert_eq!(percent("95%"), Ok(Some(950_000_000)));
+        assert_eq!(percent("12.5"), Ok(Some(125_000_000)));
+        assert_eq!(percent("800"), Ok(Some(8_000_000_000)));
+        assert_eq!(percent("off"), Ok(None));
+        let garbage =
+            ["", "%", "0", "0.001", "-5", "+5", "1e3", "inf", "NaN", "95 %", "95%%", ".", "1000001", "all"];
+        refuses(percent, "is not a share of a CPU; give percent", &garbage);
+    }
+
+    #[test]
+    fn permission_bits_are_octal_with_any_prefix() {
+        for text in ["664", "0664", "0o664"] {
+            assert_eq!(mode(text), Ok(0o664));
+        }
+        assert_eq!((mode("0"), mode("777")), (Ok(0), Ok(0o777)));
+        let garbage =
+            ["", "0o", "0x1b4", "8", "668", "1777", "-7", "+7", " 664", "rw-rw-r--", "u+rw", "99999999999"];
+        refuses(mode, "octal digits up to 777", &garbage);
+    }
+
+    #[test]
+    fn a_directory_is_absolute_and_exists() {
+        let host = TestHost::default();
+        let parse = |text: &str| directory(text, &host);
+        for (text, path) in
+            [("/srv/app", "/srv/app"), ("app", "/srv/app"), ("./app//", "/srv/app"), (".", "/srv")]
+        {
+            assert_eq!(parse(text).as_deref(), Ok(Path::new(path)), "{text}");
+        }
+        refuses(parse, "is not a directory", &["", "/srv/file"]);
+        refuses(parse, "cannot be used (", &["/nope", "nope", " ", "/srv/app\0"]);
+    }
+
+    #[test]
+    fn a_relative_directory_keeps_the_symlinks_of_the_current_one() {
+        let host = TestHost { vars: vec![("PWD".to_owned(), "/current".into())], ..TestHost::default() };
+        assert_eq!(directory("app", &host).as_deref(), Ok(Path::new("/current/app")));
+    }
+
+    #[test]
+    fn a_relative_path_needs_a_current_directory() {
+        let host = TestHost { removed_dir: true, ..TestHost::default() };
+        let parse = |path: &str| absolute(path, || host.current_dir());
+        refuses(parse, "give an absolute path", &["app"]);
+        assert!(parse("/srv/app").is_ok());
+    }
+}

@@ -30,7 +30,7 @@ pub(super) fn distinct(arguments: &Arguments) -> Result<Vec<Listen>, UsageError>
     let sockets: Vec<Listen> = arguments.many("listen");
     for (index, socket) in sockets.iter().enumerate() {
         if let Some(twin) = sockets.iter().take(index).find(|earlier| same(&earlier.addr, &socket.addr)) {
-            let reason = format!("is the same address as {:?}; give each address once", twin.text);
+            let reason = format!("the same address as {:?}; expected each address once", twin.text);
             return Err(UsageError::value(&arguments.source("listen"), &socket.text, &reason));
         }
     }
@@ -60,7 +60,7 @@ fn name_checked(name: &str) -> Parsed<&str> {
     if fits && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b',') {
         return Ok(name);
     }
-    Err(format!("has no proper name before the =; give 1 to {MAX_NAME} printable ASCII characters without : = , or space")
+    Err(format!("invalid name before the =; expected 1 to {MAX_NAME} printable ASCII characters without : = , or space")
         .into())
 }
 
@@ -79,15 +79,14 @@ fn listen_address(text: &str, host: &dyn Host) -> Parsed<ListenAddr> {
             first_address(name, port(number)?, host).map(ListenAddr::Inet)
         }
         Some(_) | None => {
-            Err("is not an address; give PORT, HOST:PORT, [::]:PORT, unix:/path, or NAME= and one of them"
-                .into())
+            Err("expected PORT, HOST:PORT, [::]:PORT, unix:/path, or NAME= and one of them".into())
         }
     }
 }
 
 fn unix(path: &str, host: &dyn Host) -> Parsed<ListenAddr> {
     if path.starts_with('@') {
-        return Err("would be an abstract socket, which has no mode and no owner; give unix:/path".into());
+        return Err("an abstract socket has no mode and no owner; expected unix:/path".into());
     }
     socket_path(path, host).map(ListenAddr::Unix)
 }
@@ -95,17 +94,17 @@ fn unix(path: &str, host: &dyn Host) -> Parsed<ListenAddr> {
 /// The absolute path of a Unix socket.
 fn socket_path(path: &str, host: &dyn Host) -> Parsed<PathBuf> {
     if path.is_empty() || path.ends_with('/') || path.contains('\0') {
-        return Err("has no path of a socket; give unix:/path".into());
+        return Err("no path of a socket; expected unix:/path".into());
     }
     let path = absolute(path, || host.current_dir())?;
     match path.as_os_str().len() {
         0..=MAX_UNIX_NAME => Ok(path),
-        length => Err(format!("is a path of {length} bytes; give one of at most {MAX_UNIX_NAME}").into()),
+        length => Err(format!("a path of {length} bytes; expected at most {MAX_UNIX_NAME}").into()),
     }
 }
 
 fn port(text: &str) -> Parsed<u16> {
-    port_from(0, text).ok_or("has no valid port; give 0 to 65535".into())
+    port_from(0, text).ok_or("invalid port; expected 0 to 65535".into())
 }
 
 /// A port that is not below `first`.
@@ -129,14 +128,14 @@ fn first_address(name: &str, port: u16, host: &dyn Host) -> Parsed<SocketAddr> {
 }
 
 fn unresolved(why: &str) -> Reason {
-    format!("has a host that cannot be resolved ({why}); give an address or a known name").into()
+    format!("cannot resolve the host ({why}); expected an address or a known name").into()
 }
 
 /// One address, without ranges of ports.
 fn address(text: &str, host: &dyn Host) -> Parsed<AddressPattern> {
-    const FORM: &str = "is not an address; give PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name";
+    const FORM: &str = "expected PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name";
     match any_pattern(text.trim(), host, FORM)? {
-        AddressPattern::Ports(_) if text.contains('-') => Err("is a range of ports; give one".into()),
+        AddressPattern::Ports(_) if text.contains('-') => Err("a range of ports; expected one port".into()),
         one @ (AddressPattern::Ports(_)
         | AddressPattern::Inet(_)
         | AddressPattern::Path(_)
@@ -146,8 +145,7 @@ fn address(text: &str, host: &dyn Host) -> Parsed<AddressPattern> {
 
 /// One address pattern.
 pub(super) fn pattern(text: &str, host: &dyn Host) -> Parsed<AddressPattern> {
-    const FORM: &str =
-        "is not an address; give PORT, PORT-PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name";
+    const FORM: &str = "expected PORT, PORT-PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name";
     any_pattern(text.trim(), host, FORM)
 }
 
@@ -179,31 +177,28 @@ fn ports(text: &str) -> Option<Parsed<RangeInclusive<u16>>> {
         return Some(Err(no_port()));
     };
     let in_order = first <= last;
-    Some(
-        in_order
-            .then_some(first..=last)
-            .ok_or("is a range whose end is below its start; give START-END".into()),
-    )
+    Some(in_order.then_some(first..=last).ok_or("the range ends below its start; expected START-END".into()))
 }
 
 fn abstract_name(name: &str) -> Parsed<AddressPattern> {
     match name.len() {
         1..=MAX_UNIX_NAME => Ok(AddressPattern::Abstract(name.as_bytes().to_vec())),
         length => {
-            Err(format!("is an abstract name of {length} bytes; give @ and 1 to {MAX_UNIX_NAME}").into())
+            Err(format!("an abstract name of {length} bytes; expected @ and 1 to {MAX_UNIX_NAME} bytes")
+                .into())
         }
     }
 }
 
 fn no_port() -> Reason {
-    "has no valid port; give 1 to 65535".into()
+    "invalid port; expected 1 to 65535".into()
 }
 
 /// When a worker counts as ready.
 pub(super) fn ready(text: &str, host: &dyn Host) -> Parsed<ReadyMode> {
     if let Some(addresses) = text.strip_prefix("listen:") {
         let address = |text: &str| {
-            address(text, host).map_err(|reason| Reason::from(format!("names {text:?}, which {reason}")))
+            address(text, host).map_err(|reason| Reason::from(format!("address {text:?}: {reason}")))
         };
         return addresses
             .split(',')
@@ -215,7 +210,7 @@ pub(super) fn ready(text: &str, host: &dyn Host) -> Parsed<ReadyMode> {
         return descriptor(number).map(ReadyMode::NotifyFd);
     }
     if let Some(time) = text.strip_prefix("alive:") {
-        let time = duration(time).map_err(|reason| Reason::from(format!("has a time that {reason}")))?;
+        let time = duration(time).map_err(|reason| Reason::from(format!("duration {time:?}: {reason}")))?;
         return Ok(ReadyMode::Alive(time));
     }
     match text {
@@ -223,17 +218,14 @@ pub(super) fn ready(text: &str, host: &dyn Host) -> Parsed<ReadyMode> {
         "listen" => Ok(ReadyMode::Listen),
         "notify" => Ok(ReadyMode::Notify),
         "none" => Ok(ReadyMode::None),
-        _ => {
-            Err("is not a mode; give auto, listen, listen:ADDR, notify, notify:fd=N, alive:DUR or none"
-                .into())
-        }
+        _ => Err("expected auto, listen, listen:ADDR, notify, notify:fd=N, alive:DUR or none".into()),
     }
 }
 
 fn descriptor(number: &str) -> Parsed<i32> {
     within(number, &DESCRIPTORS).and_then(|fd| i32::try_from(fd).ok()).ok_or_else(|| {
         format!(
-            "names no free descriptor; give notify:fd=N with N from {} to {}",
+            "invalid descriptor; expected notify:fd=N with N from {} to {}",
             DESCRIPTORS.start(),
             DESCRIPTORS.end()
         )
@@ -272,7 +264,7 @@ mod tests {
         assert_eq!(addr("localhost:80"), Ok(inet("127.0.0.1:80")));
         assert_eq!(addr("six.example:80"), Ok(inet("[2001:db8::1]:80")));
         let reason = addr("nowhere.example:80").expect_err("unknown");
-        assert!(reason.starts_with("has a host that cannot be resolved ("), "{reason}");
+        assert!(reason.starts_with("cannot resolve the host ("), "{reason}");
         assert!(addr("empty.example:80").expect_err("no address").contains("it has no address"));
     }
 
@@ -292,7 +284,7 @@ mod tests {
     fn a_name_is_short_printable_ascii() {
         let long = format!("{}=80", "x".repeat(256));
         for garbage in ["=80", "a b=80", "a,b=80", "ä=80", "a\t=80", long.as_str()] {
-            assert!(addr(garbage).expect_err(garbage).starts_with("has no proper name"), "{garbage}");
+            assert!(addr(garbage).expect_err(garbage).starts_with("invalid name before the ="), "{garbage}");
         }
         assert!(addr(&long[1..]).is_ok());
     }
@@ -322,7 +314,7 @@ mod tests {
             ".:80",
         ];
         for text in garbage {
-            assert!(addr(text).expect_err(text).starts_with("is not an address; give PORT"), "{text}");
+            assert!(addr(text).expect_err(text).starts_with("expected PORT"), "{text}");
         }
     }
 
@@ -331,7 +323,7 @@ mod tests {
         for garbage in
             ["65536", "99999999999", "localhost:65536", "localhost:", "localhost:http", "localhost:-1"]
         {
-            assert_eq!(addr(garbage).expect_err(garbage), "has no valid port; give 0 to 65535");
+            assert_eq!(addr(garbage).expect_err(garbage), "invalid port; expected 0 to 65535");
         }
         assert!(addr("127.0.0.1:65536").is_err());
     }
@@ -341,14 +333,12 @@ mod tests {
         let longest = format!("unix:/{}", "x".repeat(106));
         assert!(addr(&longest).is_ok());
         assert!(
-            addr(&format!("{longest}x"))
-                .expect_err("too long")
-                .contains("108 bytes; give one of at most 107")
+            addr(&format!("{longest}x")).expect_err("too long").contains("108 bytes; expected at most 107")
         );
         let relative = format!("unix:{}", "x".repeat(103));
         assert!(addr(&relative).expect_err("too long once absolute").contains("108 bytes"));
         for garbage in ["unix:", "unix:/", "unix:/run/", "unix:@name", "unix:/a\0b"] {
-            assert!(addr(garbage).expect_err(garbage).ends_with("give unix:/path"), "{garbage}");
+            assert!(addr(garbage).expect_err(garbage).ends_with("expected unix:/path"), "{garbage}");
         }
     }
 
@@ -362,9 +352,9 @@ mod tests {
         assert_eq!(pattern("9100-9199"), Ok(AddressPattern::Ports(9100..=9199)));
         assert_eq!(pattern("1-65535"), Ok(AddressPattern::Ports(1..=65535)));
         for garbage in ["0", "0-5", "1-65536", "70000", "127.0.0.1:0"] {
-            assert_eq!(pattern(garbage).expect_err(garbage), "has no valid port; give 1 to 65535");
+            assert_eq!(pattern(garbage).expect_err(garbage), "invalid port; expected 1 to 65535");
         }
-        assert!(pattern("9199-9100").expect_err("backwards").ends_with("give START-END"));
+        assert!(pattern("9199-9100").expect_err("backwards").ends_with("expected START-END"));
     }
 
     #[test]
@@ -372,7 +362,7 @@ mod tests {
         let address = |text: &str| address(text, &TestHost::default());
         assert_eq!(address("3000"), Ok(AddressPattern::Ports(3000..=3000)));
         for range in ["9100-9199", "9100-9100"] {
-            assert_eq!(address(range).expect_err(range), "is a range of ports; give one");
+            assert_eq!(address(range).expect_err(range), "a range of ports; expected one port");
         }
         assert_eq!(address("/run/a-b.sock"), Ok(AddressPattern::Path("/run/a-b.sock".into())));
         assert!(!address("host:80").expect_err("a host").contains("PORT-PORT"));
@@ -407,10 +397,7 @@ mod tests {
         for garbage in
             ["", " ", "localhost:80", "host", "::1", "*:80", "80-", "-80", "80-90-95", "a.sock", "+80"]
         {
-            assert!(
-                pattern(garbage).expect_err(garbage).starts_with("is not an address; give PORT, "),
-                "{garbage}"
-            );
+            assert!(pattern(garbage).expect_err(garbage).starts_with("expected PORT, "), "{garbage}");
         }
     }
 
@@ -435,11 +422,11 @@ mod tests {
     #[test]
     fn a_wrong_address_is_told_as_such() {
         for (garbage, reason) in [
-            ("listen:", r#"names "", which is not an address; give PORT, IP:PORT"#),
-            ("listen:3000,", r#"names "", which is not an address; give PORT, IP:PORT"#),
-            ("listen:host:80", r#"names "host:80", which is not an address; give PORT, IP:PORT"#),
-            ("listen:0", r#"names "0", which has no valid port; give 1 to 65535"#),
-            ("listen:3000,80-90", r#"names "80-90", which is a range of ports; give one"#),
+            ("listen:", r#"address "": expected PORT, IP:PORT"#),
+            ("listen:3000,", r#"address "": expected PORT, IP:PORT"#),
+            ("listen:host:80", r#"address "host:80": expected PORT, IP:PORT"#),
+            ("listen:0", r#"address "0": invalid port; expected 1 to 65535"#),
+            ("listen:3000,80-90", r#"address "80-90": a range of ports; expected one port"#),
         ] {
             let told = mode(garbage).expect_err(garbage);
             assert!(told.starts_with(reason), "{garbage}: {told}");
@@ -461,7 +448,8 @@ mod tests {
         for garbage in ["", "Auto", "notify:", "notify:3", "notify=3", "alive", "listen ", "off"] {
             let reason = mode(garbage).expect_err(garbage);
             assert!(
-                reason.ends_with("give auto, listen, listen:ADDR, notify, notify:fd=N, alive:DUR or none"),
+                reason
+                    .ends_with("expected auto, listen, listen:ADDR, notify, notify:fd=N, alive:DUR or none"),
                 "{garbage}"
             );
         }
@@ -477,7 +465,7 @@ mod tests {
     #[test]
     fn a_wrong_time_is_told_as_such() {
         for garbage in ["alive:", "alive:soon", "alive:-1s", "alive:200years"] {
-            assert!(mode(garbage).expect_err(garbage).starts_with("has a time that is "), "{garbage}");
+            assert!(mode(garbage).expect_err(garbage).starts_with("duration \""), "{garbage}");
         }
     }
 }

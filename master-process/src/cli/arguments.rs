@@ -92,10 +92,10 @@ impl Arguments {
     pub(super) fn worker(&self) -> Result<Vec<OsString>, UsageError> {
         let worker: Vec<OsString> = self.line.get_many(WORKER).into_iter().flatten().cloned().collect();
         match worker.first() {
-            None => Err(UsageError::new(format!("there is no command to run; the form is {USAGE}"))),
+            None => Err(UsageError::new(format!("no command to run: expected {USAGE}"))),
             // `-- "$APP"` without APP: the error of the kernel would not say what is missing.
             Some(program) if program.is_empty() => {
-                Err(UsageError::new(format!("the command to run is empty; the form is {USAGE}")))
+                Err(UsageError::new(format!("the command to run is empty: expected {USAGE}")))
             }
             Some(_) => Ok(worker),
         }

@@ -121,9 +121,8 @@ fn directives(text: String) -> Result<String, UsageError> {
     match text.parse::<Targets>() {
         Ok(_) => Ok(text),
         Err(error) => {
-            let reason = format!(
-                "is not a filter ({error}); give levels or target=level, such as info,master_process=debug"
-            );
+            let reason =
+                format!("{error}; expected levels or target=level, such as info,master_process=debug");
             Err(UsageError::value(&"RUST_LOG", &text, &reason))
         }
     }
@@ -191,7 +190,7 @@ mod tests {
         }
         for garbage in ["master_process=loud", "a=b=c", "a[{x=info"] {
             let error = directives(garbage.to_owned()).expect_err(garbage).to_string();
-            assert!(error.starts_with(&format!("RUST_LOG: {garbage:?} is not a filter (")), "{error}");
+            assert!(error.starts_with(&format!("invalid value {garbage:?} for RUST_LOG: ")), "{error}");
         }
     }
 }

@@ -90,7 +90,7 @@ fn typed<T: Clone + Send + Sync + 'static>(
     OsStringValueParser::new()
         .try_map(move |raw: OsString| match raw.to_str() {
             Some(text) => parse(text),
-            None => Err(Reason::from("is not UTF-8; give plain text")),
+            None => Err(Reason::from("not UTF-8; expected plain text")),
         })
         .into()
 }

@@ -62,7 +62,7 @@ fn throttle(arguments: &Arguments) -> Result<(Duration, Duration), UsageError> {
     let (throttle, max): (Duration, Duration) = (arguments.one("throttle"), arguments.one("throttle-max"));
     if arguments.is_explicit("throttle-max") && max < throttle {
         let (source, text) = (arguments.source("throttle"), arguments.text("throttle"));
-        let reason = format!("is shorter than {source}, {text:?}; give at least that");
+        let reason = format!("shorter than {source} ({text:?}); expected at least that");
         return Err(arguments.misfit("throttle-max", &reason));
     }
     Ok((throttle, max.max(throttle)))
@@ -75,15 +75,13 @@ fn ready(arguments: &Arguments, listen: &[Listen]) -> Result<(ReadyMode, Duratio
     match mode {
         ReadyMode::NotifyFd(fd) if fd < first_free(listen) => {
             let free = first_free(listen);
-            let last = free - 1;
-            let reason = format!(
-                "collides with the sockets of --listen on descriptors {FIRST_SOCKET} to {last}; give {free} or higher"
-            );
+            let reason =
+                format!("a descriptor below {free} is a socket of --listen; expected {free} or higher");
             Err(arguments.misfit("ready", &reason))
         }
         ReadyMode::Alive(time) if is_explicit && timeout <= time => {
             let (source, text) = (arguments.source("ready"), arguments.text("ready"));
-            let reason = format!("ends before {source}, {text:?}, can be reached; give more than that");
+            let reason = format!("not longer than {source} ({text:?}); expected more than that");
             Err(arguments.misfit("ready-timeout", &reason))
         }
         ReadyMode::Alive(time) if !is_explicit => Ok((mode, time + timeout)),
@@ -119,7 +117,7 @@ fn limits(arguments: &Arguments) -> Limits {
 fn memory_high_signal(arguments: &Arguments, limits: &Limits) -> Result<Option<Signal>, UsageError> {
     let signal = arguments.optional("memory-high-signal");
     if signal.is_some() && limits.max_memory.is_none() {
-        let reason = "has no memory limit to warn of; give --max-memory a size";
+        let reason = "no memory limit to warn of; expected a size for --max-memory";
         return Err(arguments.misfit("memory-high-signal", reason));
     }
     Ok(signal)
@@ -129,8 +127,7 @@ fn memory_high_signal(arguments: &Arguments, limits: &Limits) -> Result<Option<S
 fn stdin(arguments: &Arguments, workers: u32, host: &dyn Host) -> Result<Stdin, UsageError> {
     let stdin = arguments.one("stdin");
     if stdin == Stdin::Inherit && workers > 1 && host.stdin_is_terminal() {
-        let reason =
-            format!("lets one worker read the terminal, and --workers asks for {workers}; give --workers 1");
+        let reason = format!("one worker can read a terminal, not {workers}; expected null, or --workers 1");
         return Err(arguments.misfit("stdin", &reason));
     }
     Ok(stdin)

@@ -47,7 +47,7 @@ const LAST: u32 = 64;
 pub(super) fn stop(text: &str) -> Parsed<Signal> {
     let signal = parse(text)?;
     if ends_nothing(signal) {
-        return Err("ends no process by itself; give a signal that does, such as TERM, INT or QUIT".into());
+        return Err("does not end a process; expected a signal that does, such as TERM, INT or QUIT".into());
     }
     Ok(signal)
 }
@@ -56,7 +56,7 @@ pub(super) fn stop(text: &str) -> Parsed<Signal> {
 pub(super) fn handled(text: &str) -> Parsed<Signal> {
     let signal = parse(text)?;
     if [libc::SIGKILL, libc::SIGSTOP].contains(&signal.0) {
-        return Err("cannot be handled by any process; give a signal that can, such as USR1".into());
+        return Err("cannot be handled; expected a signal that can, such as USR1".into());
     }
     Ok(signal)
 }
@@ -99,8 +99,7 @@ fn ends_nothing(signal: Signal) -> bool {
 }
 
 fn unknown() -> Reason {
-    format!("is not a signal; give a name such as TERM, SIGINT or RTMIN+3, or a number from 1 to {LAST}")
-        .into()
+    format!("expected a name such as TERM, SIGINT or RTMIN+3, or a number from 1 to {LAST}").into()
 }
 
 #[cfg(test)]
@@ -139,7 +138,7 @@ mod tests {
     #[test]
     fn what_ends_nothing_is_refused_by_name_and_number() {
         for name in ["STOP", "SIGTSTP", "ttin", "TTOU", "CONT", "CHLD", "19"] {
-            assert!(stop(name).expect_err(name).starts_with("ends no process"), "{name}");
+            assert!(stop(name).expect_err(name).starts_with("does not end a process"), "{name}");
         }
     }
 
@@ -166,7 +165,7 @@ mod tests {
             "ЅIGTERM",
         ];
         for text in garbage {
-            assert!(stop(text).expect_err(text).starts_with("is not a signal"), "{text}");
+            assert!(stop(text).expect_err(text).starts_with("expected a name such as TERM"), "{text}");
         }
     }
 }

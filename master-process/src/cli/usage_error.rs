@@ -12,8 +12,7 @@ use super::option_table;
 /// The form of a command line.
 pub(super) const USAGE: &str = "master-process [OPTIONS] -- COMMAND [ARG]...";
 
-/// Why a text is not a value: the rest of a line that begins with the text itself, such as
-/// `is not a duration; give …`.
+/// Why a value is invalid: `expected …`, or what is wrong with it and `; expected …`.
 pub(super) type Reason = Cow<'static, str>;
 
 /// The result of a value parser.
@@ -34,7 +33,7 @@ impl UsageError {
 
     /// An invalid value.
     pub(super) fn value(source: &impl fmt::Display, text: &str, reason: &str) -> Self {
-        Self::new(format!("{source}: {text:?} {reason}"))
+        Self::new(format!("invalid value {text:?} for {source}: {reason}"))
     }
 
     /// The line of a clap error. `variables` are those that clap read as flags.
@@ -57,7 +56,7 @@ impl UsageError {
             // Values are validated by parsers of our own: clap itself finds only that there is none.
             missing(flag)
         } else if kind == ErrorKind::TooManyValues && !flag.is_empty() {
-            Self::value(&flag, &value(), "is one too much; the flag takes no value")
+            Self::new(format!("unexpected value {:?} for {flag}: expected none", value()))
         } else {
             first_line(error)
         }
@@ -74,28 +73,30 @@ impl Error for UsageError {}
 
 fn unknown(error: &clap::Error, arg: &str) -> UsageError {
     if !arg.starts_with('-') {
-        return UsageError::new(format!("{arg:?}: put the command behind --, as in {USAGE}"));
+        return UsageError::new(format!(
+            "unexpected argument {arg:?}: expected the command after --, as in {USAGE}"
+        ));
     }
     let hint = match context(error, ContextKind::SuggestedArg) {
-        Some(similar) => format!("; did you mean {}?", flag_of(&similar)),
-        None => "; a worker's own arguments stand behind --, and --help lists ours".to_owned(),
+        Some(similar) => format!("did you mean {}?", flag_of(&similar)),
+        None => "expected an option of --help, or -- before the arguments of the command".to_owned(),
     };
-    UsageError::new(format!("{arg:?} is not a flag of master-process{hint}"))
+    UsageError::new(format!("unknown option {arg:?}: {hint}"))
 }
 
 fn conflict(flag: &str, prior: Option<&str>) -> UsageError {
     match prior {
         Some(prior) if prior != flag => {
-            UsageError::new(format!("{flag} and {prior} exclude each other; give one"))
+            UsageError::new(format!("{flag} and {prior} given together: expected one of them"))
         }
-        Some(_) | None => UsageError::new(format!("{flag} is given more than once; give it once")),
+        Some(_) | None => UsageError::new(format!("{flag} given more than once: expected once")),
     }
 }
 
 fn missing(flag: &str) -> UsageError {
     let opt = option_table::find(flag.trim_start_matches('-'));
     let form = opt.and_then(|opt| opt.value()).unwrap_or("VALUE");
-    UsageError::new(format!("{flag} needs a value; the form is {flag} {form}"))
+    UsageError::new(format!("missing value for {flag}: expected {form}"))
 }
 
 /// For the kinds of errors that the table of options cannot cause.
@@ -125,6 +126,6 @@ mod tests {
     #[test]
     fn is_one_line_whatever_the_value() {
         let error = UsageError::value(&"--user", "a\nb\u{1b}[31m\"", "is\nwrong");
-        assert_eq!(error.to_string(), r#"--user: "a\nb\u{1b}[31m\"" is wrong"#);
+        assert_eq!(error.to_string(), r#"invalid value "a\nb\u{1b}[31m\"" for --user: is wrong"#);
     }
 }

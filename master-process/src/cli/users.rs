@@ -37,7 +37,7 @@ pub(super) struct Account {
 pub(super) fn account(text: &str, host: &dyn Host) -> Parsed<Account> {
     if !is_digits(text) {
         let entry = looked_up(host.user(UserKey::Name(text)))?;
-        let entry = entry.ok_or("is not a user of this host; give a user's name or id")?;
+        let entry = entry.ok_or("no such user on this host; expected the name or the id of a user")?;
         return Ok(Account { uid: entry.uid, entry: Some(entry) });
     }
     let uid = id(text)?;
@@ -54,7 +54,8 @@ pub(super) fn group_id(text: &str, host: &dyn Host) -> Parsed<u32> {
     if is_digits(text) {
         return id(text);
     }
-    looked_up(host.group(text))?.ok_or("is not a group of this host; give a group's name or id".into())
+    looked_up(host.group(text))?
+        .ok_or("no such group on this host; expected the name or the id of a group".into())
 }
 
 /// Who the workers run as, and the login variables of their user. `None`: as the supervisor.
@@ -80,7 +81,7 @@ fn identity(user: Option<&Account>, group: Option<u32>, host: &dyn Host) -> Pars
             (gid, looked_up(host.groups_of(&entry.name, gid))?)
         }
         (None, Some(gid)) => (gid, vec![gid]),
-        (None, None) => return Err("has no entry on this host that names its group; give --group too".into()),
+        (None, None) => return Err("no entry on this host names its group; expected --group as well".into()),
     };
     Ok(Some(Identity { uid: Some(*uid), gid, groups }))
 }
@@ -108,33 +109,33 @@ pub(super) fn owner(text: &str, host: &dyn Host) -> Parsed<Owner> {
         None => (text, None),
     };
     if group == Some("") || (user.is_empty() && group.is_none()) {
-        return Err("is not an owner; give USER, USER:GROUP or :GROUP, by name or id".into());
+        return Err("expected USER, USER:GROUP or :GROUP, by name or id".into());
     }
-    let uid = if user.is_empty() { None } else { Some(named(user, user_id(user, host))?) };
-    let gid = group.map(|group| named(group, group_id(group, host))).transpose()?;
+    let uid = if user.is_empty() { None } else { Some(named("user", user, user_id(user, host))?) };
+    let gid = group.map(|group| named("group", group, group_id(group, host))).transpose()?;
     Ok(Owner { uid, gid })
 }
 
 /// The error is about a part of the value: say which.
-fn named(part: &str, id: Parsed<u32>) -> Parsed<u32> {
-    id.map_err(|reason| format!("names {part:?}, which {reason}").into())
+fn named(kind: &str, part: &str, id: Parsed<u32>) -> Parsed<u32> {
+    id.map_err(|reason| format!("{kind} {part:?}: {reason}").into())
 }
 
 /// One capability of `--ambient CAPS`.
 pub(super) fn capability(text: &str) -> Parsed<Capabilities> {
     Capabilities::named(text.trim()).ok_or_else(|| {
-        "is not a capability; give names of capabilities(7), such as net_bind_service or CAP_NET_BIND_SERVICE"
-            .into()
+        "expected a name of capabilities(7), such as net_bind_service or CAP_NET_BIND_SERVICE".into()
     })
 }
 
 fn id(text: &str) -> Parsed<u32> {
-    within(text, &(0..=LAST_ID)).ok_or_else(|| format!("is not an id; give 0 to {LAST_ID}, or a name").into())
+    within(text, &(0..=LAST_ID))
+        .ok_or_else(|| format!("expected an id from 0 to {LAST_ID}, or a name").into())
 }
 
 fn looked_up<T>(answer: io::Result<T>) -> Parsed<T> {
     answer.map_err(|error| {
-        Reason::from(format!("cannot be looked up on this host ({error}); give a numeric id"))
+        Reason::from(format!("cannot be looked up on this host ({error}); expected a numeric id"))
     })
 }
 
@@ -166,7 +167,7 @@ mod tests {
         let identity = Identity { uid: Some(4242), gid: 33, groups: vec![33] };
         assert_eq!(as_user("4242", Some(33)), Ok(Some(identity)));
         let error = as_user("4242", None).expect_err("no group is known");
-        assert_eq!(error, "has no entry on this host that names its group; give --group too");
+        assert_eq!(error, "no entry on this host names its group; expected --group as well");
     }
 
     #[test]
@@ -249,7 +250,7 @@ mod tests {
     fn garbage_is_told_the_form() {
         for garbage in ["", ":", "deploy:"] {
             assert!(
-                owner(garbage).expect_err(garbage).contains("give USER, USER:GROUP or :GROUP"),
+                owner(garbage).expect_err(garbage).contains("expected USER, USER:GROUP or :GROUP"),
                 "{garbage}"
             );
         }
@@ -258,9 +259,12 @@ mod tests {
     #[test]
     fn the_unknown_half_is_named() {
         let reason = owner("deploy:nope").expect_err("no such group");
-        assert_eq!(reason, r#"names "nope", which is not a group of this host; give a group's name or id"#);
+        assert_eq!(
+            reason,
+            r#"group "nope": no such group on this host; expected the name or the id of a group"#
+        );
         let reason = owner("nope:www-data").expect_err("no such user");
-        assert!(reason.starts_with(r#"names "nope", which is not a user"#), "{reason}");
+        assert!(reason.starts_with(r#"user "nope": no such user"#), "{reason}");
         assert!(owner("deploy:www-data:x").is_err());
         assert!(owner("-1").is_err());
     }

@@ -50,7 +50,7 @@ pub(super) fn within(text: &str, range: &RangeInclusive<u32>) -> Option<u32> {
 
 /// 1 to [`MAX_COUNT`].
 pub(super) fn count(text: &str) -> Parsed<u32> {
-    within(text, &(1..=MAX_COUNT)).ok_or_else(|| format!("is not a count; give 1 to {MAX_COUNT}").into())
+    within(text, &(1..=MAX_COUNT)).ok_or_else(|| format!("expected a number from 1 to {MAX_COUNT}").into())
 }
 
 /// `--workers N|max|auto`. `cpus` is asked only if the answer depends on it.
@@ -61,8 +61,7 @@ pub(super) fn workers(text: &str, cpus: impl Fn() -> u32) -> Parsed<u32> {
     if text.eq_ignore_ascii_case("auto") {
         return Ok(cpus().saturating_sub(1).clamp(1, MAX_WORKERS));
     }
-    within(text, &(1..=MAX_WORKERS))
-        .ok_or_else(|| format!("is not a number of workers; give 1 to {MAX_WORKERS}, max or auto").into())
+    within(text, &(1..=MAX_WORKERS)).ok_or_else(|| format!("expected 1 to {MAX_WORKERS}, max or auto").into())
 }
 
 /// `--reload-batch N|N%|all`.
@@ -72,16 +71,14 @@ pub(super) fn batch(text: &str) -> Parsed<Batch> {
         None if text == "all" => Some(Batch::All),
         None => within(text, &(1..=MAX_WORKERS)).map(Batch::Slots),
     };
-    batch.ok_or_else(|| {
-        format!("is not a number of slots; give 1 to {MAX_WORKERS}, 1% to 100%, or all").into()
-    })
+    batch.ok_or_else(|| format!("expected 1 to {MAX_WORKERS} slots, 1% to 100%, or all").into())
 }
 
 /// One of the words of `choices`.
 pub(super) fn choice<T: Copy>(text: &str, choices: &[(&str, T)]) -> Parsed<T> {
     match choices.iter().find(|(word, _)| *word == text) {
         Some((_, value)) => Ok(*value),
-        None => Err(format!("is not one of its values; give {}", alternatives(choices)).into()),
+        None => Err(format!("expected {}", alternatives(choices)).into()),
     }
 }
 
@@ -100,13 +97,13 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
         true => text.parse().ok().map(Duration::from_millis),
         false => with_units(text)?,
     };
-    known.filter(|duration| *duration <= MAX_DURATION).ok_or("is too long; give 100 years at most".into())
+    known.filter(|duration| *duration <= MAX_DURATION).ok_or("too long; expected at most 100 years".into())
 }
 
 /// A duration, zero excluded.
 pub(super) fn positive_duration(text: &str) -> Parsed<Duration> {
     match duration(text)? {
-        Duration::ZERO => Err("is zero; give a duration longer than that, such as 60s".into()),
+        Duration::ZERO => Err("expected a duration longer than zero, such as 60s".into()),
         duration => Ok(duration),
     }
 }
@@ -115,7 +112,7 @@ pub(super) fn positive_duration(text: &str) -> Parsed<Duration> {
 pub(super) fn interval(text: &str) -> Parsed<Duration> {
     let interval = positive_duration(text)?;
     if interval < MIN_INTERVAL {
-        return Err("is too short to measure anything; give 10ms or more, such as 2s".into());
+        return Err("too short; expected 10ms or more, such as 2s".into());
     }
     Ok(interval)
 }
@@ -123,17 +120,12 @@ pub(super) fn interval(text: &str) -> Parsed<Duration> {
 /// `None`: a duration that is too long to be read.
 fn with_units(text: &str) -> Parsed<Option<Duration>> {
     if text.bytes().filter(u8::is_ascii_digit).count() > MAX_DURATION_DIGITS {
-        return Err(
-            "has too many digits to be a duration; give a number with a larger unit (300ms, 5s, 2min)".into(),
-        );
+        return Err("too many digits; expected a larger unit, such as 5s or 2min".into());
     }
     match humantime::parse_duration(text) {
         Ok(duration) => Ok(Some(duration)),
         Err(humantime::DurationError::NumberOverflow) => Ok(None),
-        Err(_) => Err(
-            "is not a duration; give a number with a unit (300ms, 5s, 2min), a bare number is milliseconds"
-                .into(),
-        ),
+        Err(_) => Err("expected a duration such as 300ms, 5s or 2min; a bare number is milliseconds".into()),
     }
 }
 
@@ -143,12 +135,12 @@ pub(super) fn give_up(text: &str) -> Parsed<Option<GiveUp>> {
         return Ok(None);
     }
     let form = || -> Reason {
-        format!("is not N/DUR; give 1 to {MAX_COUNT} deaths and a time, such as 5/1min, or off").into()
+        format!("expected N/DUR with N from 1 to {MAX_COUNT}, such as 5/1min, or off").into()
     };
     let (deaths, within_time) = text.split_once('/').ok_or_else(form)?;
     let deaths = within(deaths, &(1..=MAX_COUNT)).ok_or_else(form)?;
-    let within =
-        positive_duration(within_time).map_err(|reason| Reason::from(format!("has a time that {reason}")))?;
+    let within = positive_duration(within_time)
+        .map_err(|reason| Reason::from(format!("duration {within_time:?}: {reason}")))?;
     Ok(Some(GiveUp { deaths, within }))
 }
 
@@ -158,16 +150,16 @@ pub(super) fn size(text: &str) -> Parsed<Option<u64>> {
         return Ok(None);
     }
     if is_digits(text) && text.bytes().any(|digit| digit != b'0') {
-        return Err("has no unit; give one, such as 1200MiB or 1.2GB, or off".into());
+        return Err("no unit; expected a size such as 1200MiB or 1.2GB, or off".into());
     }
     // `M` alone is 1024 times 1024, as for systemd and container engines.
     let is_short = text.ends_with(|last: char| "kmgtKMGT".contains(last));
     let whole = if is_short { format!("{text}iB") } else { text.to_owned() };
     match whole.parse::<ByteSize>().map(|size| size.as_u64()) {
-        Ok(0) => Err("is zero; give a size such as 1200MiB, or off".into()),
-        Ok(u64::MAX) => Err("is more memory than there can be; give a size such as 1200MiB, or off".into()),
+        Ok(0) => Err("expected a size larger than zero, such as 1200MiB, or off".into()),
+        Ok(u64::MAX) => Err("too large; expected a size such as 1200MiB, or off".into()),
         Ok(bytes) => Ok(Some(bytes)),
-        Err(_) => Err("is not a size; give a number with a unit (1200MiB, 1.2GB), or off".into()),
+        Err(_) => Err("expected a number with a unit, such as 1200MiB or 1.2GB, or off".into()),
     }
 }
 
@@ -182,7 +174,7 @@ pub(super) fn percent(text: &str) -> Parsed<Option<u64>> {
     match percent.filter(|percent| is_plain && (0.01..=MAX_PERCENT).contains(percent)) {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within 10^5 and 10^13")]
         Some(percent) => Ok(Some((percent * PERCENT_NS).round() as u64)),
-        None => Err("is not a share of a CPU; give percent of one CPU, such as 95 or 250, or off".into()),
+        None => Err("expected percent of one CPU, such as 95 or 250, or off".into()),
     }
 }
 
@@ -190,20 +182,19 @@ pub(super) fn percent(text: &str) -> Parsed<Option<u64>> {
 pub(super) fn mode(text: &str) -> Parsed<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let mode = if is_digits(digits) { u32::from_str_radix(digits, 8).ok() } else { None };
-    mode.filter(|mode| *mode <= PERMISSIONS)
-        .ok_or("is not a mode; give octal digits up to 777, such as 664".into())
+    mode.filter(|mode| *mode <= PERMISSIONS).ok_or("expected octal digits up to 777, such as 664".into())
 }
 
 /// `--chdir DIR`: the absolute path of a directory. Its symlinks stay in it, and are followed at every start.
 pub(super) fn directory(text: &str, host: &dyn Host) -> Parsed<PathBuf> {
     if text.is_empty() {
-        return Err("is not a directory; give the path of one".into());
+        return Err("not a directory; expected the path of one".into());
     }
     let path = absolute(text, || host.logical_dir())?;
     match host.is_dir(&path) {
         Ok(true) => Ok(path),
-        Ok(false) => Err("is not a directory; give the path of one".into()),
-        Err(error) => Err(format!("cannot be used ({error}); give the path of an existing directory").into()),
+        Ok(false) => Err("not a directory; expected the path of one".into()),
+        Err(error) => Err(format!("{error}; expected the path of a directory").into()),
     }
 }
 
@@ -213,9 +204,7 @@ pub(super) fn absolute(path: &str, base: impl Fn() -> io::Result<PathBuf>) -> Pa
         return Ok(PathBuf::from(path).components().collect());
     }
     let base = base().map_err(|error| {
-        Reason::from(format!(
-            "is relative to a current directory that is unknown ({error}); give an absolute path"
-        ))
+        Reason::from(format!("relative to an unknown current directory ({error}); expected an absolute path"))
     })?;
     Ok(base.join(path).components().collect())
 }
@@ -244,7 +233,7 @@ mod tests {
             assert_eq!(within(garbage, &(0..=u32::MAX)), None, "{garbage:?}");
         }
         assert_eq!(count("3"), Ok(3));
-        assert_eq!(count("0").expect_err("too small"), "is not a count; give 1 to 100000");
+        assert_eq!(count("0").expect_err("too small"), "expected a number from 1 to 100000");
     }
 
     #[test]
@@ -259,7 +248,7 @@ mod tests {
         }
         assert_eq!(workers("auto", || 1), Ok(1), "one worker on one CPU");
         let garbage = ["0", "-1", "100001", "1e9", "1000000000", "", " ", "1.5", "maximum", "+1"];
-        refuses(on_8_cpus, "give 1 to 100000, max or auto", &garbage);
+        refuses(on_8_cpus, "expected 1 to 100000, max or auto", &garbage);
     }
 
     #[test]
@@ -269,7 +258,7 @@ mod tests {
         assert_eq!(batch("100%"), Ok(Batch::Percent(100)));
         assert_eq!(batch("all"), Ok(Batch::All));
         let garbage = ["", "0", "0%", "101%", "%", "50 %", "50%%", "-1", "1.5%", "ALL", "half", "100001"];
-        refuses(batch, "give 1 to 100000, 1% to 100%, or all", &garbage);
+        refuses(batch, "expected 1 to 100000 slots, 1% to 100%, or all", &garbage);
     }
 
     #[test]
@@ -277,7 +266,7 @@ mod tests {
         let parse = |text: &str| choice(text, &[("auto", 0), ("shared", 1), ("off", 2)]);
         assert_eq!(parse("shared"), Ok(1));
         let garbage = ["", "Auto", "auto ", "shared,off", "1"];
-        refuses(parse, "is not one of its values; give auto, shared or off", &garbage);
+        refuses(parse, "expected auto, shared or off", &garbage);
     }
 
     #[test]
@@ -292,7 +281,7 @@ mod tests {
         assert_eq!(duration("5000"), Ok(Duration::from_secs(5)));
         let garbage =
             ["", " ", "1e3", "-5", "-5s", "5 parsecs", "s", "5 s s", "5s,", "0x5s", "1.s", "+5", "5;", "∞"];
-        refuses(duration, "is not a duration; give a number with a unit (300ms", &garbage);
+        refuses(duration, "expected a duration such as 300ms", &garbage);
     }
 
     #[test]
@@ -300,7 +289,7 @@ mod tests {
         assert_eq!(duration("100years"), Ok(MAX_DURATION));
         assert_eq!(duration("3155760000000"), Ok(MAX_DURATION));
         let long = ["101years", "3155760000001", "100years 1ns", "99999999999999", "99999999999999years"];
-        refuses(duration, "100 years at most", &long);
+        refuses(duration, "expected at most 100 years", &long);
         assert!(duration("99999999999999999999999").is_err());
     }
 
@@ -313,9 +302,9 @@ mod tests {
     #[test]
     fn a_positive_duration_is_not_zero() {
         assert_eq!(duration("0min 0ms"), Ok(Duration::ZERO));
-        refuses(positive_duration, "is zero", &["0", "0s", "0min 0ms"]);
+        refuses(positive_duration, "longer than zero", &["0", "0s", "0min 0ms"]);
         assert_eq!(positive_duration("1"), Ok(Duration::from_millis(1)));
-        refuses(positive_duration, "is not a duration", &["garbage"]);
+        refuses(positive_duration, "expected a duration such as", &["garbage"]);
     }
 
     #[test]
@@ -327,7 +316,7 @@ mod tests {
         let garbage = ["", "5", "/", "0/1min", "-1/1min", "/1min", "1e3/1min", "OFF", "4294967296/1s"];
         refuses(give_up, "such as 5/1min, or off", &garbage);
         let times = ["5/", "5/0", "5/soon", "5/1s/1s", "5/-1s", "5/1000years"];
-        refuses(give_up, "has a time that is ", &times);
+        refuses(give_up, "duration \"", &times);
     }
 
     #[test]
@@ -343,12 +332,12 @@ mod tests {
             assert_eq!(size(text), Ok(Some(bytes)), "{text}");
         }
         assert_eq!(size("off"), Ok(None));
-        refuses(size, "has no unit", &["100", "99999999999999999999999"]);
+        refuses(size, "no unit; expected", &["100", "99999999999999999999999"]);
         let garbage =
             ["", " ", "1e3", "-5", "-5MiB", "MiB", "5 parsecs", "0x5MiB", "+5MiB", "1.5", "1.5.5MB", "∞"];
-        refuses(size, "is not a size; give a number with a unit (1200MiB", &garbage);
-        refuses(size, "is zero", &["0", "0MiB", "0.0GB"]);
-        refuses(size, "is more memory", &["99999999999999999999999MiB", "99999999999999EiB"]);
+        refuses(size, "expected a number with a unit, such as 1200MiB", &garbage);
+        refuses(size, "larger than zero", &["0", "0MiB", "0.0GB"]);
+        refuses(size, "too large", &["99999999999999999999999MiB", "99999999999999EiB"]);
     }
 
     #[test]
@@ -360,7 +349,7 @@ mod tests {
         assert_eq!(percent("off"), Ok(None));
         let garbage =
             ["", "%", "0", "0.001", "-5", "+5", "1e3", "inf", "NaN", "95 %", "95%%", ".", "1000001", "all"];
-        refuses(percent, "is not a share of a CPU; give percent", &garbage);
+        refuses(percent, "expected percent", &garbage);
     }
 
     #[test]
@@ -383,8 +372,8 @@ mod tests {
         {
             assert_eq!(parse(text).as_deref(), Ok(Path::new(path)), "{text}");
         }
-        refuses(parse, "is not a directory", &["", "/srv/file"]);
-        refuses(parse, "cannot be used (", &["/nope", "nope", " ", "/srv/app\0"]);
+        refuses(parse, "not a directory", &["", "/srv/file"]);
+        refuses(parse, "expected the path of a directory", &["/nope", "nope", " ", "/srv/app\0"]);
     }
 
     #[test]
@@ -397,7 +386,7 @@ mod tests {
     fn a_relative_path_needs_a_current_directory() {
         let host = TestHost { removed_dir: true, ..TestHost::default() };
         let parse = |path: &str| absolute(path, || host.current_dir());
-        refuses(parse, "give an absolute path", &["app"]);
+        refuses(parse, "expected an absolute path", &["app"]);
         assert!(parse("/srv/app").is_ok());
     }
 }

@@ -16,10 +16,10 @@ const MAX_UNIX_NAME: usize = 107;
 /// systemd's limit for an entry of `LISTEN_FDNAMES`.
 const MAX_NAME: usize = 255;
 
-/// Below are the standard streams; above, the kernel opens no descriptor unless `fs.nr_open` is raised.
+/// The standard streams are below. The kernel opens no descriptor above, unless `fs.nr_open` is raised.
 const DESCRIPTORS: RangeInclusive<u32> = 3..=1_048_575;
 
-/// One socket.
+/// One value of `--listen [NAME=]ADDR`.
 pub(super) fn listen(text: &str, host: &dyn Host) -> Parsed<Listen> {
     let (name, addr) = split_name(text)?;
     Ok(Listen { name: name.map(str::to_owned), addr: listen_address(addr, host)?, text: text.to_owned() })
@@ -37,7 +37,7 @@ pub(super) fn distinct(arguments: &Arguments) -> Result<Vec<Listen>, UsageError>
     Ok(sockets)
 }
 
-/// Port 0 is another port each time.
+/// Whether two addresses are the same. The kernel chooses another port for each port 0.
 fn same(one: &ListenAddr, other: &ListenAddr) -> bool {
     let chosen_by_kernel = match one {
         ListenAddr::Port(port) => *port == 0,
@@ -47,7 +47,7 @@ fn same(one: &ListenAddr, other: &ListenAddr) -> bool {
     one == other && !chosen_by_kernel
 }
 
-/// A `=` behind a `:` belongs to the address, a path for example.
+/// Splits `NAME=ADDR`. A `=` after a `:` is part of the address, for example of a path.
 fn split_name(text: &str) -> Parsed<(Option<&str>, &str)> {
     match text.split_once('=') {
         Some((name, addr)) if !name.contains(':') => name_checked(name).map(|name| (Some(name), addr)),
@@ -112,15 +112,15 @@ fn port_from(first: u16, text: &str) -> Option<u16> {
     within(text, &(first.into()..=u16::MAX.into())).and_then(|port| u16::try_from(port).ok())
 }
 
-/// Whether it is worth asking the network. Numbers that are no address are not: the C library would take `10.1` for
-/// 10.0.0.1.
+/// Whether the text can be the name of a host. Numbers that are not an address are not looked up: the C library reads
+/// `10.1` as 10.0.0.1.
 fn is_name(text: &str) -> bool {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
     let last_label = text.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
     plain && !last_label.is_empty() && !is_digits(last_label)
 }
 
-/// IPv4 first: a name such as `localhost` is then the same address on every host.
+/// The address of a host. IPv4 is preferred: a name such as `localhost` is then the same address on every host.
 fn first_address(name: &str, port: u16, host: &dyn Host) -> Parsed<SocketAddr> {
     let found = host.resolve(name, port).map_err(|error| unresolved(&error.to_string()))?;
     let chosen = found.iter().find(|addr| addr.is_ipv4()).or(found.first());
@@ -131,10 +131,10 @@ fn unresolved(why: &str) -> Reason {
     format!("cannot resolve the host ({why}); expected an address or a known name").into()
 }
 
-/// One address, without ranges of ports.
+/// One address of `--ready listen:ADDR,…`: a pattern that is not a range of ports.
 fn address(text: &str, host: &dyn Host) -> Parsed<AddressPattern> {
     const FORM: &str = "expected PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name";
-    match any_pattern(text.trim(), host, FORM)? {
+    match any_pattern(text, host, FORM)? {
         AddressPattern::Ports(_) if text.contains('-') => Err("a range of ports; expected one port".into()),
         one @ (AddressPattern::Ports(_)
         | AddressPattern::Inet(_)
@@ -143,7 +143,7 @@ fn address(text: &str, host: &dyn Host) -> Parsed<AddressPattern> {
     }
 }
 
-/// One address pattern.
+/// One entry of `--share-only` and `--no-share`.
 pub(super) fn pattern(text: &str, host: &dyn Host) -> Parsed<AddressPattern> {
     const FORM: &str = "expected PORT, PORT-PORT, IP:PORT, [IPV6]:PORT, unix:/path, /path or @name";
     any_pattern(text.trim(), host, FORM)
@@ -167,7 +167,8 @@ fn any_pattern(text: &str, host: &dyn Host, form: &'static str) -> Parsed<Addres
     }
 }
 
-/// A port or a range of ports, without port 0, which is any free port to bind(2) and never shared. `None`: something else.
+/// A port or a range of ports. Port 0 is invalid: it means any free port to bind(2), and is never shared. `None`: the text
+/// has another form.
 fn ports(text: &str) -> Option<Parsed<RangeInclusive<u16>>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     if !is_digits(first) || !is_digits(last) {
@@ -194,7 +195,7 @@ fn no_port() -> Reason {
     "invalid port; expected 1 to 65535".into()
 }
 
-/// When a worker counts as ready.
+/// `--ready MODE`.
 pub(super) fn ready(text: &str, host: &dyn Host) -> Parsed<ReadyMode> {
     if let Some(addresses) = text.strip_prefix("listen:") {
         let address = |text: &str| {
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_may_have_a_name() {
+    fn a_socket_can_have_a_name() {
         let socket = listen("http=unix:/run/a=b", &TestHost::default()).expect("valid");
         assert_eq!(socket.name.as_deref(), Some("http"));
         assert_eq!(socket.addr, ListenAddr::Unix(PathBuf::from("/run/a=b")));
@@ -420,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_address_is_told_as_such() {
+    fn an_invalid_address_is_named() {
         for (garbage, reason) in [
             ("listen:", r#"address "": expected PORT, IP:PORT"#),
             ("listen:3000,", r#"address "": expected PORT, IP:PORT"#),
@@ -428,13 +429,13 @@ mod tests {
             ("listen:0", r#"address "0": invalid port; expected 1 to 65535"#),
             ("listen:3000,80-90", r#"address "80-90": a range of ports; expected one port"#),
         ] {
-            let told = mode(garbage).expect_err(garbage);
-            assert!(told.starts_with(reason), "{garbage}: {told}");
+            let error = mode(garbage).expect_err(garbage);
+            assert!(error.starts_with(reason), "{garbage}: {error}");
         }
     }
 
     #[test]
-    fn every_mode_has_its_word() {
+    fn each_mode_has_a_word() {
         assert_eq!(mode("auto"), Ok(ReadyMode::Auto));
         assert_eq!(mode("listen"), Ok(ReadyMode::Listen));
         assert_eq!(mode("notify"), Ok(ReadyMode::Notify));
@@ -444,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_told_the_modes() {
+    fn an_unknown_mode_lists_the_modes() {
         for garbage in ["", "Auto", "notify:", "notify:3", "notify=3", "alive", "listen ", "off"] {
             let reason = mode(garbage).expect_err(garbage);
             assert!(
@@ -463,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_time_is_told_as_such() {
+    fn an_invalid_duration_is_named() {
         for garbage in ["alive:", "alive:soon", "alive:-1s", "alive:200years"] {
             assert!(mode(garbage).expect_err(garbage).starts_with("duration \""), "{garbage}");
         }

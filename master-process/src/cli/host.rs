@@ -1,4 +1,9 @@
-//! What reading the command line asks of the host. Tests answer with a host of their own.
+//! The host, as far as the values need it: variables, directories, CPUs, and the name service. Tests have a host of their
+//! own.
+//!
+//! Users, groups and host names come from getent(1), not from the C library. The C library loads the modules of
+//! `/etc/nsswitch.conf`, which crash a statically linked program. A host without `getent`, such as a small container image,
+//! has no such modules, and its files hold every entry.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -9,7 +14,7 @@ use std::process::{Command, Stdio};
 use super::cpu_count;
 use crate::sys::working_directory;
 
-/// The host's answers.
+/// A host.
 pub(super) trait Host: Sync {
     /// The variable of this name.
     fn var(&self, name: &str) -> Option<OsString>;
@@ -17,43 +22,43 @@ pub(super) trait Host: Sync {
     fn cpus(&self) -> u32;
     /// Whether standard input is a terminal.
     fn stdin_is_terminal(&self) -> bool;
-    /// What relative paths are relative to.
+    /// The current directory.
     ///
     /// # Errors
     ///
-    /// The directory has been removed or may not be read.
+    /// The directory has been removed, or this process cannot read it.
     fn current_dir(&self) -> io::Result<PathBuf>;
-    /// The same, by the path that whoever started us uses: with the symlinks in it.
+    /// The current directory with its symlinks, as `PWD` names it.
     ///
     /// # Errors
     ///
     /// As [`current_dir`](Self::current_dir).
     fn logical_dir(&self) -> io::Result<PathBuf>;
-    /// Whether there is a directory at this path, symlinks followed.
+    /// Whether this path is a directory. Symlinks are followed.
     ///
     /// # Errors
     ///
-    /// There is nothing there, or nothing that we may look at.
+    /// The path does not exist, or this process cannot read it.
     fn is_dir(&self, path: &Path) -> io::Result<bool>;
-    /// The addresses of a host's name, at this port; may wait for the network.
+    /// The addresses of a host name, with this port. Can wait for the network.
     ///
     /// # Errors
     ///
-    /// The name is unknown or nobody could be asked.
+    /// The name is unknown, or the name service does not answer.
     fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
-    /// A user's entry; `None`: there is none.
+    /// The entry of a user, if there is one.
     ///
     /// # Errors
     ///
     /// The user database cannot be read.
     fn user(&self, key: UserKey<'_>) -> io::Result<Option<User>>;
-    /// A group's id by its name; `None`: there is none.
+    /// The id of a group, if there is one of this name.
     ///
     /// # Errors
     ///
     /// The group database cannot be read.
     fn group(&self, name: &str) -> io::Result<Option<u32>>;
-    /// Every group that the user of this name is in, and `gid`.
+    /// Every group of the user of this name, and `gid`.
     ///
     /// # Errors
     ///
@@ -61,7 +66,7 @@ pub(super) trait Host: Sync {
     fn groups_of(&self, user: &str, gid: u32) -> io::Result<Vec<u32>>;
 }
 
-/// This process and its host.
+/// The host of this process.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ThisHost;
 
@@ -92,7 +97,7 @@ impl Host for ThisHost {
 
     fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let lines = lines("ahosts", host)?;
-        // Each address comes once for each kind of socket that it can serve.
+        // getent prints each address once for each type of socket.
         let mut addresses = Vec::new();
         for line in &lines {
             let address = line.split_whitespace().next().and_then(|word| word.parse::<IpAddr>().ok());
@@ -115,7 +120,7 @@ impl Host for ThisHost {
     }
 }
 
-/// How a user is named.
+/// The key of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UserKey<'a> {
     /// By name.
@@ -124,29 +129,29 @@ pub(super) enum UserKey<'a> {
     Id(u32),
 }
 
-/// A user's entry.
+/// An entry of the user database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct User {
     /// Login name.
     pub(super) name: String,
     /// User id.
     pub(super) uid: u32,
-    /// The user's first group.
+    /// The id of the first group.
     pub(super) gid: u32,
-    /// Home directory; may be empty.
+    /// Home directory, or empty.
     pub(super) home: String,
-    /// Login shell; may be empty.
+    /// Login shell, or empty.
     pub(super) shell: String,
 }
 
-/// A user's entry.
+/// The entry of a user.
 fn user(key: UserKey<'_>) -> io::Result<Option<User>> {
     let lines = match key {
         UserKey::Name(name) => lines("passwd", name)?,
         UserKey::Id(id) => lines("passwd", &id.to_string())?,
     };
     let entries = lines.iter().filter_map(|line| entry(line));
-    // getent takes a name of digits for an id; an entry that was found by the other is not meant.
+    // getent reads a name of digits as an id as well: an entry with another name is not the one.
     Ok(entries.into_iter().find(|user| match key {
         UserKey::Name(name) => user.name == name,
         UserKey::Id(id) => user.uid == id,
@@ -168,7 +173,7 @@ fn entry(line: &str) -> Option<User> {
     })
 }
 
-/// A group's id.
+/// The id of a group.
 fn group(name: &str) -> io::Result<Option<u32>> {
     let lines = lines("group", name)?;
     Ok(lines.iter().find_map(|line| {
@@ -178,10 +183,10 @@ fn group(name: &str) -> io::Result<Option<u32>> {
     }))
 }
 
-/// The groups of a user, `gid` among them.
+/// The groups of a user, `gid` included.
 fn groups_of(user: &str, gid: u32) -> io::Result<Vec<u32>> {
     let lines = lines("initgroups", user)?;
-    // The user's name comes first, and is no number of a group whatever it looks like.
+    // The first word is the name of the user, even if it is a number.
     let listed = lines.iter().flat_map(|line| line.split_whitespace().skip(1));
     let mut groups = vec![gid];
     groups.extend(listed.filter_map(|id| id.parse::<u32>().ok()).filter(|id| *id != gid));
@@ -191,10 +196,7 @@ fn groups_of(user: &str, gid: u32) -> io::Result<Vec<u32>> {
 /// getent's exit code for "no such entry".
 const NOT_FOUND: i32 = 2;
 
-/// The lines of `database` about `key`: none where it has no such entry.
-///
-/// # Errors
-/// Nobody could be asked, or the answer failed.
+/// The lines of `database` about `key`. None if it has no such entry.
 fn lines(database: &str, key: &str) -> io::Result<Vec<String>> {
     let output = Command::new("getent").args([database, "--", key]).stdin(Stdio::null()).output();
     match output {
@@ -208,7 +210,7 @@ fn lines(database: &str, key: &str) -> io::Result<Vec<String>> {
     }
 }
 
-/// The same, from `/etc`.
+/// The lines of a host without getent, from the files in `/etc`.
 fn lines_of_file(database: &str, key: &str) -> io::Result<Vec<String>> {
     let (file, choose): (_, fn(&str, &str) -> Option<String>) = match database {
         "passwd" => ("/etc/passwd", entry_of),
@@ -234,7 +236,7 @@ fn address_of(line: &str, key: &str) -> Option<String> {
     names.split_whitespace().any(|name| name.eq_ignore_ascii_case(key)).then(|| address.to_owned())
 }
 
-/// As `getent initgroups` prints it: the user's name and the groups that list it.
+/// The name of the user and the groups that list it, as `getent initgroups` prints them.
 fn groups_of_file(user: &str) -> io::Result<Vec<String>> {
     let groups = read("/etc/group")?;
     let ids = groups.lines().filter_map(|line| {
@@ -247,7 +249,7 @@ fn groups_of_file(user: &str) -> io::Result<Vec<String>> {
     Ok(vec![[user.to_owned()].into_iter().chain(ids).collect::<Vec<_>>().join(" ")])
 }
 
-/// An image without the file has no entries, which is no failure.
+/// The file, or nothing: a container image can lack it.
 fn read(file: &str) -> io::Result<String> {
     match std::fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -329,7 +331,7 @@ pub(super) mod testing {
         }
 
         fn groups_of(&self, user: &str, gid: u32) -> io::Result<Vec<u32>> {
-            assert_eq!(user, "deploy", "nobody else has groups here");
+            assert_eq!(user, "deploy", "the only user of this host");
             Ok(vec![gid, 27])
         }
     }
@@ -348,16 +350,16 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_names_home_and_shell() {
+    fn an_entry_has_a_home_and_a_shell() {
         let user = entry("deploy:x:1000:1001:Deploy,,,:/home/deploy:/bin/bash").expect("an entry");
         assert_eq!((user.uid, user.gid), (1000, 1001));
         assert_eq!((user.home.as_str(), user.shell.as_str()), ("/home/deploy", "/bin/bash"));
-        let short = entry("deploy:x:1000:1001").expect("what decides is there");
+        let short = entry("deploy:x:1000:1001").expect("the ids are there");
         assert_eq!((short.home.as_str(), short.shell.as_str()), ("", ""));
     }
 
     #[test]
-    fn nobody_has_this_name() {
+    fn an_unknown_name_has_no_entry() {
         assert_eq!(user(UserKey::Name("no-such-user-here")).expect("readable"), None);
         assert_eq!(group("no-such-group-here").expect("readable"), None);
     }
@@ -368,18 +370,18 @@ mod tests {
     }
 
     #[test]
-    fn getent_and_the_files_say_the_same_of_root() {
+    fn getent_and_the_files_agree_about_root() {
         for (database, key) in [("passwd", "root"), ("passwd", "0"), ("group", "root")] {
-            let asked = lines(database, key).expect("somebody answers");
+            let asked = lines(database, key).expect("the name service answers");
             assert_eq!(asked, lines_of_file(database, key).expect("readable"), "{database} {key}");
             assert_eq!(asked.len(), 1);
         }
     }
 
     #[test]
-    fn who_is_not_there_is_nobody() {
+    fn an_unknown_key_has_no_lines() {
         for database in ["passwd", "group"] {
-            assert!(lines(database, "no-such-entry").expect("somebody answers").is_empty());
+            assert!(lines(database, "no-such-entry").expect("the name service answers").is_empty());
             assert!(lines_of_file(database, "no-such-entry").expect("readable").is_empty());
         }
     }

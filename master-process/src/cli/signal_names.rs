@@ -1,10 +1,10 @@
-//! Signals by name or number.
+//! The parsers of signals, by name or number.
 
 use super::usage_error::{Parsed, Reason};
 use super::values::within;
 use crate::config::Signal;
 
-/// The names of signal(7), without SIG; the numbers are the architecture's.
+/// The names of signal(7), without SIG. The numbers depend on the architecture.
 const NAMES: &[(&str, i32)] = &[
     ("HUP", libc::SIGHUP),
     ("INT", libc::SIGINT),
@@ -40,19 +40,19 @@ const NAMES: &[(&str, i32)] = &[
     ("SYS", libc::SIGSYS),
 ];
 
-/// The kernel's last signal.
+/// The highest signal number of the kernel.
 const LAST: u32 = 64;
 
-/// A signal that can ask a process to end.
+/// `--stop-signal SIG`: any signal except those of job control, which do not end a process.
 pub(super) fn stop(text: &str) -> Parsed<Signal> {
     let signal = parse(text)?;
-    if ends_nothing(signal) {
+    if is_job_control(signal) {
         return Err("does not end a process; expected a signal that does, such as TERM, INT or QUIT".into());
     }
     Ok(signal)
 }
 
-/// A signal that a process can have a handler for.
+/// `--memory-high-signal SIG`: a signal that a process can handle.
 pub(super) fn handled(text: &str) -> Parsed<Signal> {
     let signal = parse(text)?;
     if [libc::SIGKILL, libc::SIGSTOP].contains(&signal.0) {
@@ -72,7 +72,7 @@ fn parse(text: &str) -> Parsed<Signal> {
     named.or_else(|| realtime(name)).map(Signal).ok_or_else(unknown)
 }
 
-/// `RTMIN`, `RTMIN+n`, `RTMAX`, `RTMAX-n`, within the range that the C library leaves free.
+/// `RTMIN`, `RTMIN+n`, `RTMAX`, `RTMAX-n`, within the range of the C library.
 fn realtime(name: &str) -> Option<i32> {
     let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
     let number = if let Some(offset) = name.strip_prefix("RTMIN") {
@@ -83,7 +83,7 @@ fn realtime(name: &str) -> Option<i32> {
     (first..=last).contains(&number).then_some(number)
 }
 
-/// Nothing, or the sign and a number.
+/// The offset of a real-time signal: nothing, or the sign and a number.
 fn steps(offset: &str, sign: char) -> Option<i32> {
     if offset.is_empty() {
         return Some(0);
@@ -92,8 +92,8 @@ fn steps(offset: &str, sign: char) -> Option<i32> {
     i32::try_from(number).ok()
 }
 
-/// Whether the default action is to stop, to resume, or the bookkeeping of both.
-fn ends_nothing(signal: Signal) -> bool {
+/// Whether the signal is one of job control: it stops or continues a process, or reports that.
+fn is_job_control(signal: Signal) -> bool {
     [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU, libc::SIGCONT, libc::SIGCHLD]
         .contains(&signal.0)
 }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_go_with_and_without_sig_in_any_case() {
+    fn names_have_an_optional_sig_and_any_case() {
         for text in ["TERM", "SIGTERM", "term", "SigTerm", "15"] {
             assert_eq!(stop(text), Ok(Signal(libc::SIGTERM)));
         }
@@ -136,14 +136,14 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_nothing_is_refused_by_name_and_number() {
+    fn a_stop_signal_is_not_one_of_job_control() {
         for name in ["STOP", "SIGTSTP", "ttin", "TTOU", "CONT", "CHLD", "19"] {
             assert!(stop(name).expect_err(name).starts_with("does not end a process"), "{name}");
         }
     }
 
     #[test]
-    fn garbage_is_told_what_is_accepted() {
+    fn another_text_is_no_signal() {
         let garbage = [
             "",
             " ",

@@ -43,7 +43,7 @@ fn error_of_line(vars: &[(&str, &str)], args: &[&str]) -> String {
 }
 
 #[test]
-fn defaults_are_those_of_the_contract() {
+fn the_defaults() {
     assert_eq!(
         config(&[], &[]),
         Config {
@@ -198,17 +198,17 @@ fn every_flag_reaches_the_configuration() {
 }
 
 #[test]
-fn a_terminal_is_read_by_one_worker() {
+fn one_worker_can_read_a_terminal() {
     let on = |has_terminal: bool, workers: &str| {
         let line = ["master-process", "--stdin", "inherit", "-w", workers, "--", "./app"];
         parse_with(TestHost { has_terminal, ..TestHost::default() }, line.map(OsString::from).into_iter())
     };
-    let refused = on(true, "2").expect_err("two cannot read one terminal").to_string();
-    assert!(refused.contains("--stdin") && refused.contains("--workers"), "{refused}");
+    let error = on(true, "2").expect_err("two cannot read one terminal").to_string();
+    assert!(error.contains("--stdin") && error.contains("--workers"), "{error}");
     for (has_terminal, workers) in [(true, "1"), (false, "2")] {
-        let taken =
+        let is_accepted =
             matches!(on(has_terminal, workers), Ok(Command::Run(config)) if config.stdin == Stdin::Inherit);
-        assert!(taken, "{workers} workers, a terminal: {has_terminal}");
+        assert!(is_accepted, "{workers} workers, a terminal: {has_terminal}");
     }
 }
 
@@ -254,14 +254,14 @@ fn every_flag_with_a_value_has_its_variable() {
         assert_ne!(by_flag, config(&[], &[]), "{flag} has no effect");
         assert_eq!(config(&[(&variable, sample(opt))], &[]), by_flag, "{variable}");
         assert_eq!(config(&[(&variable, "")], &[]), config(&[], &[]), "{variable} is empty");
-        for ancestor in opt.variables {
-            assert_eq!(config(&[(ancestor, sample(opt))], &[]), by_flag, "{ancestor}");
+        for older in opt.variables {
+            assert_eq!(config(&[(older, sample(opt))], &[]), by_flag, "{older}");
         }
     }
 }
 
 #[test]
-fn a_wrong_value_is_blamed_on_what_gave_it() {
+fn an_invalid_value_names_its_flag_or_variable() {
     for opt in OPTIONS {
         let Some(variable) = opt.own_variable() else {
             continue;
@@ -280,7 +280,7 @@ fn a_wrong_value_is_blamed_on_what_gave_it() {
 }
 
 #[test]
-fn flag_then_own_variable_then_the_ancestors() {
+fn a_flag_precedes_the_own_variable_and_that_the_older_ones() {
     let both = [("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "3")];
     assert_eq!(config(&both, &["-w", "4"]).workers, 4);
     assert_eq!(config(&both, &[]).workers, 3);
@@ -316,7 +316,7 @@ fn an_unknown_capability_is_named() {
 }
 
 #[test]
-fn the_message_is_the_contracts() {
+fn an_error_has_the_value_its_source_and_what_is_expected() {
     assert_eq!(
         error(&[], &["--throttle", "5 parsecs"]),
         r#"invalid value "5 parsecs" for --throttle: expected a duration such as 300ms, 5s or 2min; a bare number is milliseconds"#
@@ -328,7 +328,7 @@ fn the_message_is_the_contracts() {
 }
 
 #[test]
-fn negative_numbers_are_wrong_values() {
+fn a_negative_number_is_an_invalid_value() {
     for flag in ["-w", "--workers"] {
         assert!(error(&[], &[flag, "-1"]).starts_with(r#"invalid value "-1" for --workers: expected"#));
     }
@@ -359,7 +359,7 @@ fn the_command_is_kept_byte_for_byte() {
 }
 
 #[test]
-fn a_command_without_the_dashes_is_told_where_it_belongs() {
+fn a_command_without_the_dashes_shows_the_form() {
     for args in [&["./app"] as &[&str], &["-w", "2", "./app", "--port", "1"], &["status"]] {
         assert!(
             error_of_line(&[], args)
@@ -369,7 +369,7 @@ fn a_command_without_the_dashes_is_told_where_it_belongs() {
 }
 
 #[test]
-fn no_command_is_told_the_form() {
+fn a_missing_command_shows_the_form() {
     for args in [&[] as &[&str], &["--"], &["-w", "2"], &["--", ""]] {
         assert!(error_of_line(&[], args).ends_with("expected master-process [OPTIONS] -- COMMAND [ARG]..."));
     }
@@ -393,7 +393,7 @@ fn values_must_be_utf8() {
 }
 
 #[test]
-fn unknown_flags_are_told_with_a_suggestion() {
+fn an_unknown_option_has_a_suggestion() {
     assert_eq!(error(&[], &["--thottle", "5s"]), r#"unknown option "--thottle": did you mean --throttle?"#);
     assert!(error(&[], &["-x"]).starts_with(r#"unknown option "-x": expected an option of --help"#));
 }
@@ -425,7 +425,7 @@ fn misuse_of_flags_is_one_line() {
 #[test]
 fn help_and_version_are_texts() {
     for flag in ["-h", "--help"] {
-        let Ok(Command::Help(text)) = parsed(&[], &[flag]) else { unreachable!("help is asked for") };
+        let Ok(Command::Help(text)) = parsed(&[], &[flag]) else { unreachable!("a help text") };
         assert!(text.contains("Usage: master-process [OPTIONS] -- COMMAND [ARG]...\n"), "{text}");
         for opt in OPTIONS {
             assert!(text.contains(&format!("--{}", opt.long)), "--{} in {text}", opt.long);
@@ -482,7 +482,7 @@ fn the_notify_descriptor_is_not_one_of_the_sockets() {
 }
 
 #[test]
-fn alive_can_be_reached_before_the_time_out() {
+fn the_time_out_is_longer_than_alive() {
     let defaulted = config(&[], &["--ready", "alive:2min"]);
     assert_eq!(defaulted.ready_timeout, Duration::from_secs(180));
     let line = error(&[], &["--ready", "alive:2min", "--ready-timeout", "1min"]);
@@ -527,7 +527,7 @@ fn verbosity_by_flag_then_rust_log_then_debug() {
 }
 
 #[test]
-fn a_size_without_a_unit_is_mib_where_the_ancestor_had_it_so_and_nowhere_else() {
+fn a_size_without_a_unit_is_mib_in_the_older_variable_alone() {
     let most = |vars: &[(&str, &str)]| config(vars, &[]).limits.max_memory;
     assert_eq!(most(&[("MAX_MEMORY_ALLOWED_MB", "100")]), Some(100 << 20));
     assert_eq!(most(&[("MAX_MEMORY_ALLOWED_MB", "1.2GB")]), Some(1_200_000_000));
@@ -548,7 +548,7 @@ fn a_size_without_a_unit_is_mib_where_the_ancestor_had_it_so_and_nowhere_else() 
 }
 
 #[test]
-fn a_limit_gives_way_unless_a_flag_or_a_variable_gives_it_the_same_number_too() {
+fn only_a_default_limit_gives_way() {
     let gives_way = |vars: &[(&str, &str)], args: &[&str]| {
         let limits = config(vars, args).limits;
         (limits.cpu_gives_way, limits.memory_gives_way)
@@ -567,7 +567,7 @@ fn a_limit_gives_way_unless_a_flag_or_a_variable_gives_it_the_same_number_too() 
 }
 
 #[test]
-fn there_is_no_warning_of_a_memory_limit_that_is_off() {
+fn a_memory_signal_needs_a_memory_limit() {
     let line = error(&[], &["--max-memory", "off", "--memory-high-signal", "USR1"]);
     assert!(
         line.starts_with(r#"invalid value "USR1" for --memory-high-signal: no memory limit to warn of"#),
@@ -576,7 +576,7 @@ fn there_is_no_warning_of_a_memory_limit_that_is_off() {
 }
 
 #[test]
-fn samples_need_an_interval() {
+fn signals_and_intervals_that_cannot_work_are_refused() {
     for signal in ["KILL", "SIGSTOP", "9"] {
         let line = error(&[], &["--memory-high-signal", signal]);
         assert!(line.contains("cannot be handled; expected"), "{line}");

@@ -11,7 +11,7 @@ use crate::config::{Capabilities, Identity, Login, Owner};
 /// chown(2) and setresuid(2) take the last number for "unchanged".
 const LAST_ID: u32 = u32::MAX - 1;
 
-/// Shells that let nobody in: a program that starts `$SHELL` must not find one of them.
+/// Shells that refuse a login. A program that starts `$SHELL` must not find one of them.
 const NO_SHELLS: [&str; 8] = [
     "/bin/false",
     "/bin/nologin",
@@ -23,17 +23,16 @@ const NO_SHELLS: [&str; 8] = [
     "/usr/sbin/nologin",
 ];
 
-/// A user that was asked for.
+/// The user that `--user` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Account {
     /// User id.
     pub(super) uid: u32,
-    /// The user's entry; an id may be without one, as is common in containers.
+    /// The entry in the user database. An id can lack one, which is common in containers.
     pub(super) entry: Option<User>,
 }
 
-/// A user by name or id. Digits are always an id, as with systemd: a name of digits would change its meaning
-/// with the host.
+/// A user by name or id. Digits are always an id, as for systemd: the meaning of a name of digits would depend on the host.
 pub(super) fn account(text: &str, host: &dyn Host) -> Parsed<Account> {
     if !is_digits(text) {
         let entry = looked_up(host.user(UserKey::Name(text)))?;
@@ -44,12 +43,12 @@ pub(super) fn account(text: &str, host: &dyn Host) -> Parsed<Account> {
     Ok(Account { uid, entry: looked_up(host.user(UserKey::Id(uid)))? })
 }
 
-/// A user's id by name or id; an id needs no entry.
+/// The id of a user, by name or id. An id needs no entry in the user database.
 pub(super) fn user_id(text: &str, host: &dyn Host) -> Parsed<u32> {
     if is_digits(text) { id(text) } else { account(text, host).map(|account| account.uid) }
 }
 
-/// A group's id by name or id.
+/// The id of a group, by name or id.
 pub(super) fn group_id(text: &str, host: &dyn Host) -> Parsed<u32> {
     if is_digits(text) {
         return id(text);
@@ -58,7 +57,7 @@ pub(super) fn group_id(text: &str, host: &dyn Host) -> Parsed<u32> {
         .ok_or("no such group on this host; expected the name or the id of a group".into())
 }
 
-/// Who the workers run as, and the login variables of their user. `None`: as the supervisor.
+/// The user and the groups of the workers, and the login variables of the user. `None`: those of the supervisor.
 pub(super) fn workers(
     arguments: &Arguments,
     host: &dyn Host,
@@ -69,7 +68,7 @@ pub(super) fn workers(
     Ok((identity, user.as_ref().map(login)))
 }
 
-/// A user brings all of its groups, and `--group` replaces the first. A group without a user leaves the user as it is and
+/// A user has all of its groups, and `--group` replaces the first. A group without a user leaves the user unchanged and
 /// drops every supplementary group, so that no worker keeps those of root.
 fn identity(user: Option<&Account>, group: Option<u32>, host: &dyn Host) -> Parsed<Option<Identity>> {
     let Some(Account { uid, entry }) = user else {
@@ -88,8 +87,8 @@ fn identity(user: Option<&Account>, group: Option<u32>, host: &dyn Host) -> Pars
 
 /// The login variables of a user.
 ///
-/// As with systemd's `User=`: an id without an entry has none of them, a home that is no directory of the user's own
-/// and a shell that lets nobody in are left out.
+/// As for systemd's `User=`, an id without an entry has none of them. A home that is `/` or no absolute path, and a shell that
+/// refuses logins, are left out.
 fn login(account: &Account) -> Login {
     let Some(entry) = &account.entry else {
         return Login::default();
@@ -102,7 +101,7 @@ fn login(account: &Account) -> Login {
     }
 }
 
-/// The owner; the half that is not named stays as it is.
+/// `--socket-owner USER[:GROUP]`. The part that is missing stays unchanged.
 pub(super) fn owner(text: &str, host: &dyn Host) -> Parsed<Owner> {
     let (user, group) = match text.split_once(':') {
         Some((user, group)) => (user, Some(group)),
@@ -116,7 +115,7 @@ pub(super) fn owner(text: &str, host: &dyn Host) -> Parsed<Owner> {
     Ok(Owner { uid, gid })
 }
 
-/// The error is about a part of the value: say which.
+/// Names the part of the value in the error.
 fn named(kind: &str, part: &str, id: Parsed<u32>) -> Parsed<u32> {
     id.map_err(|reason| format!("{kind} {part:?}: {reason}").into())
 }
@@ -150,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn a_user_brings_its_groups() {
+    fn a_user_has_all_of_its_groups() {
         let deploy = Identity { uid: Some(1000), gid: 1000, groups: vec![1000, 27] };
         assert_eq!(as_user("deploy", None), Ok(Some(deploy.clone())));
         assert_eq!(as_user("1000", None), Ok(Some(deploy)));
     }
 
     #[test]
-    fn a_group_replaces_the_users_first() {
+    fn a_group_replaces_the_first_of_the_user() {
         let identity = Identity { uid: Some(1000), gid: 33, groups: vec![33, 27] };
         assert_eq!(as_user("deploy", Some(33)), Ok(Some(identity)));
     }
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_brings_its_name_home_and_shell() {
+    fn a_user_has_a_name_a_home_and_a_shell() {
         let known = login_of("/home/deploy", "/bin/bash");
         let text = |text: &str| Some(text.to_owned());
         assert_eq!(
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_home_or_shell_is_left_out() {
+    fn an_unusable_home_or_shell_is_left_out() {
         for none in ["", "/", "//", "relative"] {
             assert_eq!(login_of(none, "/bin/sh").home, None, "{none:?}");
         }
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_nobody() {
+    fn an_unknown_name_or_invalid_id_is_refused() {
         let host = TestHost::default();
         for garbage in
             ["", " ", "nobody-here", "-1", "1000 ", "0x3e8", "deploy:www-data", "4294967295", "99999999999"]
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_need_no_entry_where_only_the_id_counts() {
+    fn an_id_needs_no_entry_for_an_owner_or_a_group() {
         let host = TestHost::default();
         assert_eq!(user_id("4242", &host), Ok(4242));
         assert_eq!(group_id("4242", &host), Ok(4242));
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn either_half_or_both_by_name_or_id() {
+    fn an_owner_has_a_user_or_a_group_or_both() {
         assert_eq!(owner("deploy"), Ok(Owner { uid: Some(1000), gid: None }));
         assert_eq!(owner("deploy:www-data"), Ok(Owner { uid: Some(1000), gid: Some(33) }));
         assert_eq!(owner(":www-data"), Ok(Owner { uid: None, gid: Some(33) }));
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_told_the_form() {
+    fn an_owner_without_a_part_shows_the_form() {
         for garbage in ["", ":", "deploy:"] {
             assert!(
                 owner(garbage).expect_err(garbage).contains("expected USER, USER:GROUP or :GROUP"),
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_unknown_half_is_named() {
+    fn the_unknown_part_of_an_owner_is_named() {
         let reason = owner("deploy:nope").expect_err("no such group");
         assert_eq!(
             reason,

@@ -11,7 +11,6 @@ mod host;
 mod option_table;
 mod readme;
 mod rules;
-mod signal_names;
 mod usage_error;
 mod users;
 mod values;

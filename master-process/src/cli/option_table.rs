@@ -6,7 +6,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
 
 use super::host::Host;
 use super::usage_error::{Parsed, Reason};
-use super::{addresses, signal_names, users, values};
+use super::{addresses, users, values};
 use crate::config::{LogFormat, Monitor, Orphans, Scope, Share, Stdin, StopGroup};
 
 /// One option.
@@ -148,7 +148,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "stop-signal",
         short: None,
-        kind: Kind::Value("SIG", |_| typed(signal_names::stop)),
+        kind: Kind::Value("SIG", |_| typed(values::stop_signal)),
         variables: &[],
         unset: Unset::Default("TERM"),
         meaning: "What asks a worker to drain and leave: a name with or without SIG, or a number",
@@ -364,7 +364,7 @@ pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "memory-high-signal",
         short: None,
-        kind: Kind::Value("SIG", |_| typed(signal_names::handled)),
+        kind: Kind::Value("SIG", |_| typed(values::handled_signal)),
         variables: &[],
         unset: Unset::Nothing("none"),
         meaning: "Sent to a worker each time it passes 80 % of its memory limit",

@@ -1,6 +1,6 @@
-//! The parsers of numbers, durations, sizes, words and directories.
+//! The parsers of numbers, durations, sizes, words, signals and directories.
 //!
-//! `str::parse` takes `+5`, `1e3` and `inf`, which nobody means: numbers are digits.
+//! A number is digits. `str::parse` would also accept `+5`, `1e3` and `inf`, which are mistakes.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 
 use super::host::Host;
 use super::usage_error::{Parsed, Reason};
-use crate::config::{Batch, GiveUp, MAX_WORKERS};
+use crate::config::{Batch, GiveUp, MAX_WORKERS, Signal};
 
 /// The largest count of early deaths or attempts: larger than any of use, and a list with an entry for each stays below
 /// a few megabytes.
@@ -33,6 +33,9 @@ const PERCENT_NS: f64 = 10_000_000.0;
 
 /// 10,000 CPUs. Any more is a mistake.
 const MAX_PERCENT: f64 = 1_000_000.0;
+
+/// The highest signal number of the kernel.
+const MAX_SIGNAL: u32 = 64;
 
 /// The nine permission bits. A socket has no use for setuid and the like.
 const PERMISSIONS: u32 = 0o777;
@@ -183,6 +186,69 @@ pub(super) fn mode(text: &str) -> Parsed<u32> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
     let mode = if is_digits(digits) { u32::from_str_radix(digits, 8).ok() } else { None };
     mode.filter(|mode| *mode <= PERMISSIONS).ok_or("expected octal digits up to 777, such as 664".into())
+}
+
+/// `--stop-signal SIG`: any signal except those of job control, which do not end a process.
+pub(super) fn stop_signal(text: &str) -> Parsed<Signal> {
+    let signal = signal(text)?;
+    if is_job_control(signal) {
+        return Err("does not end a process; expected a signal that does, such as TERM, INT or QUIT".into());
+    }
+    Ok(signal)
+}
+
+/// `--memory-high-signal SIG`: a signal that a process can handle.
+pub(super) fn handled_signal(text: &str) -> Parsed<Signal> {
+    let signal = signal(text)?;
+    if [libc::SIGKILL, libc::SIGSTOP].contains(&signal.0) {
+        return Err("cannot be handled; expected a signal that can, such as USR1".into());
+    }
+    Ok(signal)
+}
+
+/// `TERM`, `SIGTERM`, `15`, `RTMIN+3`, in any case.
+fn signal(text: &str) -> Parsed<Signal> {
+    if let Some(number) = within(text, &(1..=MAX_SIGNAL)) {
+        return i32::try_from(number).map(Signal).map_err(|_| unknown_signal());
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let named = match name {
+        // Another name of SIGIO, which nix does not have.
+        "POLL" => Some(libc::SIGPOLL),
+        _ => format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32),
+    };
+    named.or_else(|| realtime(name)).map(Signal).ok_or_else(unknown_signal)
+}
+
+/// `RTMIN`, `RTMIN+n`, `RTMAX`, `RTMAX-n`, within the range of the C library.
+fn realtime(name: &str) -> Option<i32> {
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    let number = if let Some(offset) = name.strip_prefix("RTMIN") {
+        first.checked_add(steps(offset, '+')?)?
+    } else {
+        last.checked_sub(steps(name.strip_prefix("RTMAX")?, '-')?)?
+    };
+    (first..=last).contains(&number).then_some(number)
+}
+
+/// The offset of a real-time signal: nothing, or the sign and a number.
+fn steps(offset: &str, sign: char) -> Option<i32> {
+    if offset.is_empty() {
+        return Some(0);
+    }
+    let number = within(offset.strip_prefix(sign)?, &(0..=MAX_SIGNAL))?;
+    i32::try_from(number).ok()
+}
+
+/// Whether the signal is one of job control: it stops or continues a process, or reports that.
+fn is_job_control(signal: Signal) -> bool {
+    [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU, libc::SIGCONT, libc::SIGCHLD]
+        .contains(&signal.0)
+}
+
+fn unknown_signal() -> Reason {
+    format!("expected a name such as TERM, SIGINT or RTMIN+3, or a number from 1 to {MAX_SIGNAL}").into()
 }
 
 /// `--chdir DIR`: the absolute path of a directory. Its symlinks stay in it, and are followed at every start.
@@ -361,6 +427,77 @@ mod tests {
         let garbage =
             ["", "0o", "0x1b4", "8", "668", "1777", "-7", "+7", " 664", "rw-rw-r--", "u+rw", "99999999999"];
         refuses(mode, "octal digits up to 777", &garbage);
+    }
+
+    #[test]
+    fn names_have_an_optional_sig_and_any_case() {
+        for text in ["TERM", "SIGTERM", "term", "SigTerm", "15"] {
+            assert_eq!(stop_signal(text), Ok(Signal(libc::SIGTERM)));
+        }
+        assert_eq!(stop_signal("winch"), Ok(Signal(libc::SIGWINCH)));
+    }
+
+    #[test]
+    fn every_signal_has_a_name() {
+        let standard = 1..libc::SIGSYS + 1;
+        let named = nix::sys::signal::Signal::iterator().map(|signal| (signal as i32, signal.as_str()));
+        let named: Vec<_> = named.map(|(number, name)| (number, signal(name))).collect();
+        assert!(named.iter().all(|(number, parsed)| *parsed == Ok(Signal(*number))), "{named:?}");
+        assert_eq!(named.len(), standard.count());
+        assert_eq!((signal("POLL"), signal("io")), (Ok(Signal(libc::SIGIO)), Ok(Signal(libc::SIGIO))));
+    }
+
+    #[test]
+    fn kill_is_accepted() {
+        assert_eq!(stop_signal("KILL"), Ok(Signal(libc::SIGKILL)));
+    }
+
+    #[test]
+    fn numbers_run_from_1_to_64() {
+        assert_eq!(stop_signal("1"), Ok(Signal(1)));
+        assert_eq!(stop_signal("64"), Ok(Signal(64)));
+        assert!(stop_signal("0").is_err());
+        assert!(stop_signal("65").is_err());
+    }
+
+    #[test]
+    fn realtime_signals_count_from_either_end() {
+        assert_eq!(stop_signal("RTMIN"), Ok(Signal(libc::SIGRTMIN())));
+        assert_eq!(stop_signal("sigrtmin+3"), Ok(Signal(libc::SIGRTMIN() + 3)));
+        assert_eq!(stop_signal("RTMAX-1"), Ok(Signal(libc::SIGRTMAX() - 1)));
+        assert_eq!(stop_signal("RTMAX"), Ok(Signal(libc::SIGRTMAX())));
+    }
+
+    #[test]
+    fn a_stop_signal_is_not_one_of_job_control() {
+        for name in ["STOP", "SIGTSTP", "ttin", "TTOU", "CONT", "CHLD", "19"] {
+            assert!(stop_signal(name).expect_err(name).starts_with("does not end a process"), "{name}");
+        }
+    }
+
+    #[test]
+    fn another_text_is_no_signal() {
+        let garbage = [
+            "",
+            " ",
+            "SIG",
+            "SIGSIGTERM",
+            "TERMINATE",
+            "-9",
+            "+9",
+            "9 ",
+            "RTMIN-1",
+            "RTMAX+1",
+            "RTMIN+",
+            "RTMIN+31",
+            "RTMAX-99",
+            "RTMIN+x",
+            "RTMIN+-1",
+            "1e1",
+            "0x9",
+            "ЅIGTERM",
+        ];
+        refuses(stop_signal, "expected a name such as TERM", &garbage);
     }
 
     #[test]

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     // Before anything opens a descriptor, which a wrong count would reach. No signal is lost meanwhile: all of them
     // are blocked since the program's first instruction.
     let handed_over = InheritedListeners::from_service_manager(|name| std::env::var_os(name));
-    match cli::parse(std::env::args_os(), &cli::ProcessEnv) {
+    match cli::parse(std::env::args_os()) {
         Ok(Command::Run(config)) => run(&config, handed_over),
         Ok(Command::Help(text) | Command::Version(text)) => {
             // Whoever closed standard output did not want to read it.

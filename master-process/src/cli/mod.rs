@@ -1,84 +1,55 @@
-//! From arguments and environment to [`Config`].
+//! From the command line and the environment to [`Config`].
 //!
-//! Text comes in, plain data goes out: whatever has to be asked of the host is asked through [`Env`], once, here, so
-//! that nothing after start-up parses or looks up again. The first value that does not parse ends it with one line.
+//! The table of options holds the parser and the default of each value, and clap applies them. Everything that needs an
+//! answer of the host, such as the id of a user, is looked up here, once: nothing after start-up parses text.
 
-mod accounts;
-mod batch;
-mod capabilities;
-mod choice;
-mod clap_error;
-mod command;
-mod count;
-mod cpus;
-mod directory;
-mod duration;
-mod env;
-mod error;
-mod give_up;
-mod identity;
-mod limits;
-mod listen;
-mod name_service;
-mod octal;
-mod options;
-mod owner;
-mod percent;
+mod addresses;
+mod arguments;
+mod cpu_count;
+mod environment;
+mod host;
+mod option_table;
 mod readme;
-mod ready;
-mod resolver;
-mod settings;
-mod share_rules;
-mod signal;
-mod size;
-#[cfg(test)]
-mod testing;
-mod verbosity;
-mod workers;
+mod rules;
+mod usage_error;
+mod users;
+mod values;
 
 use std::ffi::OsString;
 
-use clap::error::ErrorKind;
-
 use crate::config::Config;
+use arguments::Answer;
+use host::{Host, ThisHost};
 
-pub use accounts::{User, UserKey};
-pub use env::{Env, ProcessEnv};
-pub use error::UsageError;
-pub use options::{Kind, OPTIONS, Opt, Unset};
 pub use readme::option_table;
+pub use usage_error::UsageError;
 
 /// What the command line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Supervise; everything is resolved and valid.
+    /// Run the supervisor.
     Run(Box<Config>),
-    /// Print this on stdout and leave with 0; ends with a newline.
+    /// Print this text on stdout and exit with 0. It ends with a newline.
     Help(String),
-    /// Print this on stdout and leave with 0; ends with a newline.
+    /// Print this text on stdout and exit with 0. It ends with a newline.
     Version(String),
 }
 
-/// Reads arguments, the first of which is the program's own name, and the environment.
+/// Reads the arguments, the first of which is the name of the program, and the environment.
 ///
 /// # Errors
 ///
-/// One line for the user on the first thing that is wrong.
-pub fn parse(args: impl Iterator<Item = OsString>, env: &dyn Env) -> Result<Command, UsageError> {
-    let mut clap = command::build();
-    let mut matches = match clap.try_get_matches_from_mut(args) {
-        Ok(matches) => matches,
-        Err(answer) if answer.kind() == ErrorKind::DisplayHelp => {
-            return Ok(Command::Help(answer.render().to_string()));
-        }
-        Err(answer) if answer.kind() == ErrorKind::DisplayVersion => {
-            return Ok(Command::Version(answer.render().to_string()));
-        }
-        Err(error) => return Err(clap_error::reduce(&error)),
-    };
-    let worker = command::worker(&mut matches)?;
-    let resolver = resolver::Resolver::new(&matches, env);
-    Ok(Command::Run(Box::new(settings::config(worker, &resolver)?)))
+/// One line for the user about the first error.
+pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
+    parse_on(&ThisHost, args)
+}
+
+fn parse_on(host: &'static dyn Host, args: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
+    match arguments::read(args, host)? {
+        Answer::Run(arguments) => Ok(Command::Run(Box::new(rules::config(&arguments, host)?))),
+        Answer::Help(text) => Ok(Command::Help(text)),
+        Answer::Version(text) => Ok(Command::Version(text)),
+    }
 }
 
 #[cfg(test)]

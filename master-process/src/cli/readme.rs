@@ -1,11 +1,11 @@
-//! The README's table of options, written from the table that the program goes by.
+//! The table of options in the README, written from the table that clap reads.
 
-use super::options::{Kind, OPTIONS, Opt, Unset};
+use super::option_table::{Kind, OPTIONS, Opt, Unset};
 
-/// The columns, as the README has them.
+/// The columns of the README.
 const COLUMNS: [&str; 4] = ["flag", "variables", "default", "meaning"];
 
-/// The options as a Markdown table, to stand in the README between `<!-- options -->` and `<!-- /options -->`.
+/// The options as a Markdown table. The README has it between `<!-- options -->` and `<!-- /options -->`.
 #[must_use]
 pub fn option_table() -> String {
     let mut table = line(&COLUMNS.map(str::to_owned));
@@ -29,8 +29,8 @@ fn flag(opt: &Opt) -> String {
     let short = opt.short.map(|short| format!("-{short}, ")).unwrap_or_default();
     let value = opt.value().map(|form| format!(" {form}")).unwrap_or_default();
     let repeatable = match opt.kind {
-        Kind::Values(_) => " (repeatable)",
-        Kind::Value(_) | Kind::Switch | Kind::Help | Kind::Version => "",
+        Kind::Repeated(..) | Kind::List(..) => " (repeatable)",
+        Kind::Value(..) | Kind::Switch | Kind::Help | Kind::Version => "",
     };
     format!("`{short}--{}{value}`{repeatable}", opt.long)
 }
@@ -53,7 +53,7 @@ mod tests {
 
     const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
 
-    /// The rows of the table between the markers, without the two lines of its head.
+    /// The rows of the table between the markers, without the two lines of the header.
     fn rows(markdown: &str) -> Option<Vec<Vec<String>>> {
         let (_, from) = markdown.split_once("<!-- options -->")?;
         let (table, _) = from.split_once("<!-- /options -->")?;
@@ -61,7 +61,7 @@ mod tests {
     }
 
     fn cells(line: &str) -> Vec<String> {
-        // No text of ours has a NUL, so it can stand for the escaped bar while the others are split at.
+        // No text contains NUL: it replaces the escaped bars while the line is split at the others.
         let line = line.trim().trim_start_matches('|').replace("\\|", "\0");
         let line = line.strip_suffix('|').unwrap_or(&line);
         line.split('|').map(|cell| cell.trim().replace('\0', "|")).collect()

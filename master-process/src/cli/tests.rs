@@ -4,7 +4,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::testing::Host;
+use super::host::testing::TestHost;
+use super::option_table::{OPTIONS, Opt};
 use super::*;
 use crate::config::{
     AddressPattern, Batch, Capabilities, Identity, Limits, LogFormat, Monitor, Orphans, Owner, ReadyMode,
@@ -14,7 +15,12 @@ use crate::config::{
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
     let vars = vars.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))).collect();
     let args = ["master-process"].iter().chain(args).map(OsString::from);
-    parse(args, &Host { vars, ..Host::default() })
+    parse_with(TestHost { vars, ..TestHost::default() }, args)
+}
+
+fn parse_with(host: TestHost, args: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
+    // The parsers that clap holds refer to the host of the program, which is never dropped.
+    parse_on(Box::leak(Box::new(host)), args)
 }
 
 /// The configuration of `master-process ARGS -- ./app`.
@@ -37,7 +43,7 @@ fn error_of_line(vars: &[(&str, &str)], args: &[&str]) -> String {
 }
 
 #[test]
-fn defaults_are_those_of_the_contract() {
+fn the_defaults() {
     assert_eq!(
         config(&[], &[]),
         Config {
@@ -192,17 +198,17 @@ fn every_flag_reaches_the_configuration() {
 }
 
 #[test]
-fn a_terminal_is_read_by_one_worker() {
+fn one_worker_can_read_a_terminal() {
     let on = |has_terminal: bool, workers: &str| {
         let line = ["master-process", "--stdin", "inherit", "-w", workers, "--", "./app"];
-        parse(line.map(OsString::from).into_iter(), &Host { has_terminal, ..Host::default() })
+        parse_with(TestHost { has_terminal, ..TestHost::default() }, line.map(OsString::from).into_iter())
     };
-    let refused = on(true, "2").expect_err("two cannot read one terminal").to_string();
-    assert!(refused.contains("--stdin") && refused.contains("--workers"), "{refused}");
+    let error = on(true, "2").expect_err("two cannot read one terminal").to_string();
+    assert!(error.contains("--stdin") && error.contains("--workers"), "{error}");
     for (has_terminal, workers) in [(true, "1"), (false, "2")] {
-        let taken =
+        let is_accepted =
             matches!(on(has_terminal, workers), Ok(Command::Run(config)) if config.stdin == Stdin::Inherit);
-        assert!(taken, "{workers} workers, a terminal: {has_terminal}");
+        assert!(is_accepted, "{workers} workers, a terminal: {has_terminal}");
     }
 }
 
@@ -248,35 +254,38 @@ fn every_flag_with_a_value_has_its_variable() {
         assert_ne!(by_flag, config(&[], &[]), "{flag} has no effect");
         assert_eq!(config(&[(&variable, sample(opt))], &[]), by_flag, "{variable}");
         assert_eq!(config(&[(&variable, "")], &[]), config(&[], &[]), "{variable} is empty");
-        for ancestor in opt.variables {
-            assert_eq!(config(&[(ancestor, sample(opt))], &[]), by_flag, "{ancestor}");
+        for older in opt.variables {
+            assert_eq!(config(&[(older, sample(opt))], &[]), by_flag, "{older}");
         }
     }
 }
 
 #[test]
-fn a_wrong_value_is_blamed_on_what_gave_it() {
+fn an_invalid_value_names_its_flag_or_variable() {
     for opt in OPTIONS {
         let Some(variable) = opt.own_variable() else {
             continue;
         };
         let garbage = "gar\nbage";
         let flag = format!("--{}", opt.long);
-        assert!(error(&[], &[&flag, garbage]).starts_with(&format!(r#"{flag}: "gar\nbage" "#)), "{flag}");
+        assert!(
+            error(&[], &[&flag, garbage]).starts_with(&format!(r#"invalid value "gar\nbage" for {flag}: "#)),
+            "{flag}"
+        );
         for variable in std::iter::once(variable.as_str()).chain(opt.variables.iter().copied()) {
             let line = error(&[(variable, garbage)], &[]);
-            assert!(line.starts_with(&format!(r#"{variable}: "gar\nbage" "#)), "{line}");
+            assert!(line.starts_with(&format!(r#"invalid value "gar\nbage" for {variable}: "#)), "{line}");
         }
     }
 }
 
 #[test]
-fn flag_then_own_variable_then_the_ancestors() {
+fn a_flag_precedes_the_own_variable_and_that_the_older_ones() {
     let both = [("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "3")];
     assert_eq!(config(&both, &["-w", "4"]).workers, 4);
     assert_eq!(config(&both, &[]).workers, 3);
     assert_eq!(config(&[("WORKERS", "2"), ("MASTER_PROCESS_WORKERS", "")], &[]).workers, 2);
-    // What is not used is not looked at.
+    // A variable that does not apply is not validated.
     assert_eq!(config(&[("WORKERS", "garbage")], &["-w", "4"]).workers, 4);
 }
 
@@ -288,10 +297,12 @@ fn share_rules_are_repeated_or_separated_by_commas() {
     assert_eq!(by_flag.share_rules, expected);
     let vars = [("MASTER_PROCESS_SHARE_ONLY", "1,2,3"), ("MASTER_PROCESS_NO_SHARE", "4")];
     assert_eq!(config(&vars, &[]).share_rules, expected);
-    assert!(error(&[], &["--no-share", "80,"]).starts_with(r#"--no-share: "" is not an address; give "#));
+    assert!(
+        error(&[], &["--no-share", "80,"]).starts_with(r#"invalid value "" for --no-share: expected PORT, "#)
+    );
     let line = error(&[("MASTER_PROCESS_SHARE_ONLY", "80,http,81")], &[]);
     assert!(
-        line.starts_with(r#"MASTER_PROCESS_SHARE_ONLY: "http" is not an address; give PORT, "#),
+        line.starts_with(r#"invalid value "http" for MASTER_PROCESS_SHARE_ONLY: expected PORT, "#),
         "{line}"
     );
 }
@@ -300,63 +311,69 @@ fn share_rules_are_repeated_or_separated_by_commas() {
 fn an_unknown_capability_is_named() {
     assert_eq!(
         error(&[], &["--ambient", "kill,fly"]),
-        r#"--ambient: "fly" is not a capability; give names of capabilities(7), such as net_bind_service or CAP_NET_BIND_SERVICE"#
+        r#"invalid value "fly" for --ambient: expected a name of capabilities(7), such as net_bind_service or CAP_NET_BIND_SERVICE"#
     );
 }
 
 #[test]
-fn the_message_is_the_contracts() {
+fn an_error_has_the_value_its_source_and_what_is_expected() {
     assert_eq!(
         error(&[], &["--throttle", "5 parsecs"]),
-        r#"--throttle: "5 parsecs" is not a duration; give a number with a unit (300ms, 5s, 2min), a bare number is milliseconds"#
+        r#"invalid value "5 parsecs" for --throttle: expected a duration such as 300ms, 5s or 2min; a bare number is milliseconds"#
     );
     assert_eq!(
         error(&[("WORKERS", "-1")], &[]),
-        r#"WORKERS: "-1" is not a number of workers; give 1 to 100000, max or auto"#
+        r#"invalid value "-1" for WORKERS: expected 1 to 100000, max or auto"#
     );
 }
 
 #[test]
-fn negative_numbers_are_wrong_values() {
+fn a_negative_number_is_an_invalid_value() {
     for flag in ["-w", "--workers"] {
-        assert!(error(&[], &[flag, "-1"]).starts_with(r#"--workers: "-1" is not"#));
+        assert!(error(&[], &[flag, "-1"]).starts_with(r#"invalid value "-1" for --workers: expected"#));
     }
-    assert!(error(&[], &["--kill-timeout", "-5"]).starts_with(r#"--kill-timeout: "-5" is not"#));
-    assert!(error(&[], &["--kill-timeout=-5s"]).starts_with(r#"--kill-timeout: "-5s" is not"#));
+    assert!(
+        error(&[], &["--kill-timeout", "-5"])
+            .starts_with(r#"invalid value "-5" for --kill-timeout: expected"#)
+    );
+    assert!(
+        error(&[], &["--kill-timeout=-5s"])
+            .starts_with(r#"invalid value "-5s" for --kill-timeout: expected"#)
+    );
 }
 
 #[test]
 fn an_empty_flag_is_not_unset() {
-    assert!(error(&[], &["--workers="]).starts_with(r#"--workers: "" is not"#));
-    assert!(error(&[], &["--chdir", ""]).starts_with(r#"--chdir: "" is not"#));
+    assert!(error(&[], &["--workers="]).starts_with(r#"invalid value "" for --workers: expected"#));
+    assert!(error(&[], &["--chdir", ""]).starts_with(r#"invalid value "" for --chdir: not a directory"#));
 }
 
 #[test]
 fn the_command_is_kept_byte_for_byte() {
     let raw = OsString::from_vec(vec![b'a', 0xff, b'\n']);
     let args = ["master-process", "--", "-v", "--"].map(OsString::from).into_iter().chain([raw.clone()]);
-    let Ok(Command::Run(config)) = parse(args, &Host::default()) else { unreachable!("a valid line") };
+    let Ok(Command::Run(config)) = parse_with(TestHost::default(), args) else {
+        unreachable!("a valid line")
+    };
     assert_eq!(config.command, ["-v".into(), "--".into(), raw]);
 }
 
 #[test]
-fn a_command_without_the_dashes_is_told_where_it_belongs() {
+fn a_command_without_the_dashes_shows_the_form() {
     for args in [&["./app"] as &[&str], &["-w", "2", "./app", "--port", "1"], &["status"]] {
         assert!(
             error_of_line(&[], args)
-                .contains("put the command behind --, as in master-process [OPTIONS] -- COMMAND")
+                .contains("expected the command after --, as in master-process [OPTIONS] -- COMMAND")
         );
     }
 }
 
 #[test]
-fn no_command_is_told_the_form() {
+fn a_missing_command_shows_the_form() {
     for args in [&[] as &[&str], &["--"], &["-w", "2"], &["--", ""]] {
-        assert!(
-            error_of_line(&[], args).ends_with("the form is master-process [OPTIONS] -- COMMAND [ARG]...")
-        );
+        assert!(error_of_line(&[], args).ends_with("expected master-process [OPTIONS] -- COMMAND [ARG]..."));
     }
-    let nothing = parse(std::iter::empty(), &Host::default());
+    let nothing = parse_with(TestHost::default(), std::iter::empty());
     assert!(nothing.is_err());
 }
 
@@ -364,51 +381,51 @@ fn no_command_is_told_the_form() {
 fn values_must_be_utf8() {
     let raw = || OsString::from_vec(vec![b'/', 0xff]);
     let args = ["master-process".into(), "--chdir".into(), raw(), "--".into(), "./app".into()];
-    let line = parse(args.into_iter(), &Host::default()).expect_err("not UTF-8").to_string();
-    assert_eq!(line, "--chdir: \"/\u{fffd}\" is not UTF-8; give plain text");
+    let line = parse_with(TestHost::default(), args.into_iter()).expect_err("not UTF-8").to_string();
+    assert_eq!(line, "invalid value \"/\u{fffd}\" for --chdir: not UTF-8; expected plain text");
 
     for name in ["MASTER_PROCESS_LISTEN", "MASTER_PROCESS_UMASK", "WORKERS"] {
-        let host = Host { vars: vec![(name.to_owned(), raw())], ..Host::default() };
+        let host = TestHost { vars: vec![(name.to_owned(), raw())], ..TestHost::default() };
         let args = ["master-process", "--", "./app"].map(OsString::from);
-        let line = parse(args.into_iter(), &host).expect_err("not UTF-8").to_string();
-        assert!(line.starts_with(&format!("{name}: ")) && line.contains("is not UTF-8"), "{line}");
+        let line = parse_with(host, args.into_iter()).expect_err("not UTF-8").to_string();
+        assert!(line.ends_with(&format!(" for {name}: not UTF-8; expected plain text")), "{line}");
     }
 }
 
 #[test]
-fn unknown_flags_are_told_with_a_suggestion() {
-    assert_eq!(
-        error(&[], &["--thottle", "5s"]),
-        r#""--thottle" is not a flag of master-process; did you mean --throttle?"#
-    );
-    assert!(error(&[], &["-x"]).starts_with(r#""-x" is not a flag of master-process; "#));
+fn an_unknown_option_has_a_suggestion() {
+    assert_eq!(error(&[], &["--thottle", "5s"]), r#"unknown option "--thottle": did you mean --throttle?"#);
+    assert!(error(&[], &["-x"]).starts_with(r#"unknown option "-x": expected an option of --help"#));
 }
 
 #[test]
 fn options_of_later_versions_are_unknown() {
     for flag in ["--name", "--control", "--metrics", "--on-upgrade"] {
-        assert!(error(&[], &[flag, "1"]).contains("is not a flag of master-process"), "{flag}");
+        assert!(error(&[], &[flag, "1"]).starts_with(&format!("unknown option {flag:?}: ")), "{flag}");
     }
-    assert!(error(&[], &["--share", "none"]).ends_with("give auto, slots, shared or off"));
+    assert_eq!(
+        error(&[], &["--share", "none"]),
+        r#"invalid value "none" for --share: expected auto, slots, shared or off"#
+    );
 }
 
 #[test]
 fn misuse_of_flags_is_one_line() {
-    assert_eq!(error(&[], &["-w", "1", "--workers", "2"]), "--workers is given more than once; give it once");
-    assert_eq!(error(&[], &["-v", "--verbose"]), "--verbose is given more than once; give it once");
-    assert_eq!(error(&[], &["--workers"]), "--workers needs a value; the form is --workers N|max|auto");
-    assert_eq!(error_of_line(&[], &["-w"]), "--workers needs a value; the form is --workers N|max|auto");
-    assert_eq!(error(&[], &["--user", "--group", "0"]), "--user needs a value; the form is --user USER");
-    assert_eq!(error(&[], &["--quiet=yes"]), r#"--quiet: "yes" is one too much; the flag takes no value"#);
+    assert_eq!(error(&[], &["-w", "1", "--workers", "2"]), "--workers given more than once: expected once");
+    assert_eq!(error(&[], &["-v", "--verbose"]), "--verbose given more than once: expected once");
+    assert_eq!(error(&[], &["--workers"]), "missing value for --workers: expected N|max|auto");
+    assert_eq!(error_of_line(&[], &["-w"]), "missing value for --workers: expected N|max|auto");
+    assert_eq!(error(&[], &["--user", "--group", "0"]), "missing value for --user: expected USER");
+    assert_eq!(error(&[], &["--quiet=yes"]), r#"unexpected value "yes" for --quiet: expected none"#);
     for both in [["-v", "-q"], ["-q", "-v"]] {
-        assert!(error(&[], &both).ends_with("exclude each other; give one"));
+        assert!(error(&[], &both).ends_with(" given together: expected one of them"));
     }
 }
 
 #[test]
 fn help_and_version_are_texts() {
     for flag in ["-h", "--help"] {
-        let Ok(Command::Help(text)) = parsed(&[], &[flag]) else { unreachable!("help is asked for") };
+        let Ok(Command::Help(text)) = parsed(&[], &[flag]) else { unreachable!("a help text") };
         assert!(text.contains("Usage: master-process [OPTIONS] -- COMMAND [ARG]...\n"), "{text}");
         for opt in OPTIONS {
             assert!(text.contains(&format!("--{}", opt.long)), "--{} in {text}", opt.long);
@@ -431,18 +448,21 @@ fn a_throttle_raises_the_default_of_its_maximum() {
 fn a_maximum_below_the_throttle_names_both() {
     assert_eq!(
         error(&[("WORKER_THROTTLE", "5000")], &["--throttle-max", "2s"]),
-        r#"--throttle-max: "2s" is shorter than WORKER_THROTTLE, "5000"; give at least that"#
+        r#"invalid value "2s" for --throttle-max: shorter than WORKER_THROTTLE ("5000"); expected at least that"#
     );
     assert_eq!(
         error(&[("MASTER_PROCESS_THROTTLE_MAX", "0")], &[]),
-        r#"MASTER_PROCESS_THROTTLE_MAX: "0" is shorter than the default of --throttle, "1s"; give at least that"#
+        r#"invalid value "0" for MASTER_PROCESS_THROTTLE_MAX: shorter than the default of --throttle ("1s"); expected at least that"#
     );
     assert_eq!(config(&[], &["--throttle", "0", "--throttle-max", "0"]).throttle_max, Duration::ZERO);
 }
 
 #[test]
 fn zero_is_no_time_to_become_ready() {
-    assert!(error(&[], &["--ready-timeout", "0"]).starts_with(r#"--ready-timeout: "0" is zero"#));
+    assert!(
+        error(&[], &["--ready-timeout", "0"])
+            .starts_with(r#"invalid value "0" for --ready-timeout: expected a duration longer than zero"#)
+    );
 }
 
 #[test]
@@ -451,9 +471,9 @@ fn the_notify_descriptor_is_not_one_of_the_sockets() {
     let line = |fd| error(&[], &[&sockets as &[&str], &["--ready", fd]].concat());
     assert_eq!(
         line("notify:fd=4"),
-        r#"--ready: "notify:fd=4" collides with the sockets of --listen on descriptors 3 to 4; give 5 or higher"#
+        r#"invalid value "notify:fd=4" for --ready: a descriptor below 5 is a socket of --listen; expected 5 or higher"#
     );
-    assert!(line("notify:fd=3").contains("give 5 or higher"));
+    assert!(line("notify:fd=3").contains("expected 5 or higher"));
     assert_eq!(
         config(&[], &[&sockets as &[&str], &["--ready", "notify:fd=5"]].concat()).ready,
         ReadyMode::NotifyFd(5)
@@ -462,13 +482,13 @@ fn the_notify_descriptor_is_not_one_of_the_sockets() {
 }
 
 #[test]
-fn alive_can_be_reached_before_the_time_out() {
+fn the_time_out_is_longer_than_alive() {
     let defaulted = config(&[], &["--ready", "alive:2min"]);
     assert_eq!(defaulted.ready_timeout, Duration::from_secs(180));
     let line = error(&[], &["--ready", "alive:2min", "--ready-timeout", "1min"]);
     assert_eq!(
         line,
-        r#"--ready-timeout: "1min" ends before --ready, "alive:2min", can be reached; give more than that"#
+        r#"invalid value "1min" for --ready-timeout: not longer than --ready ("alive:2min"); expected more than that"#
     );
     let explicit = config(&[], &["--ready", "alive:2s", "--ready-timeout", "3s"]);
     assert_eq!(explicit.ready_timeout, Duration::from_secs(3));
@@ -483,7 +503,7 @@ fn a_variable_lists_sockets_by_commas() {
     );
     assert!(
         error(&[("MASTER_PROCESS_LISTEN", "80,")], &[])
-            .starts_with(r#"MASTER_PROCESS_LISTEN: "" is not an address"#)
+            .starts_with(r#"invalid value "" for MASTER_PROCESS_LISTEN: expected PORT, "#)
     );
 }
 
@@ -501,28 +521,34 @@ fn verbosity_by_flag_then_rust_log_then_debug() {
     assert_eq!(config(&[("RUST_LOG", ""), ("DEBUG", "*")], &[]).verbosity, Verbosity::Verbose);
     assert_eq!(config(&[("DEBUG", "express:*")], &[]).verbosity, Verbosity::Normal);
     let loud = error(&[("RUST_LOG", "master_process=loud")], &[]);
-    assert!(loud.starts_with(r#"RUST_LOG: "master_process=loud" is not a filter"#), "{loud}");
+    assert!(loud.starts_with(r#"invalid value "master_process=loud" for RUST_LOG: "#), "{loud}");
     let theirs = config(&[("RUST_LOG", "a[{x=info/b")], &[]).verbosity;
-    assert_eq!(theirs, Verbosity::Normal, "what is not said to us is no error of ours");
+    assert_eq!(theirs, Verbosity::Normal, "a directive for another crate is no error");
 }
 
 #[test]
-fn a_size_without_a_unit_is_mib_where_the_ancestor_had_it_so_and_nowhere_else() {
+fn a_size_without_a_unit_is_mib_in_the_older_variable_alone() {
     let most = |vars: &[(&str, &str)]| config(vars, &[]).limits.max_memory;
     assert_eq!(most(&[("MAX_MEMORY_ALLOWED_MB", "100")]), Some(100 << 20));
     assert_eq!(most(&[("MAX_MEMORY_ALLOWED_MB", "1.2GB")]), Some(1_200_000_000));
-    assert!(error(&[("MAX_MEMORY_ALLOWED_MB", "1e3")], &[]).contains(r#""1e3" is not a size"#));
+    assert!(
+        error(&[("MAX_MEMORY_ALLOWED_MB", "1e3")], &[])
+            .contains(r#"invalid value "1e3" for MAX_MEMORY_ALLOWED_MB: expected a number with a unit"#)
+    );
     assert_eq!(
         error(&[], &["--max-memory", "100"]),
-        r#"--max-memory: "100" has no unit; give one, such as 1200MiB or 1.2GB, or off"#
+        r#"invalid value "100" for --max-memory: no unit; expected a size such as 1200MiB or 1.2GB, or off"#
     );
-    assert!(error(&[("MASTER_PROCESS_MAX_MEMORY", "100")], &[]).contains("has no unit"));
+    assert!(error(&[("MASTER_PROCESS_MAX_MEMORY", "100")], &[]).contains("no unit; expected"));
     let large = error(&[("MAX_MEMORY_ALLOWED_MB", "18446744073709551615")], &[]);
-    assert!(large.contains("is more memory than there can be"), "{large}");
+    assert!(
+        large.starts_with(r#"invalid value "18446744073709551615" for MAX_MEMORY_ALLOWED_MB: too large"#),
+        "{large}"
+    );
 }
 
 #[test]
-fn a_limit_gives_way_unless_a_flag_or_a_variable_gives_it_the_same_number_too() {
+fn only_a_default_limit_gives_way() {
     let gives_way = |vars: &[(&str, &str)], args: &[&str]| {
         let limits = config(vars, args).limits;
         (limits.cpu_gives_way, limits.memory_gives_way)
@@ -541,27 +567,73 @@ fn a_limit_gives_way_unless_a_flag_or_a_variable_gives_it_the_same_number_too() 
 }
 
 #[test]
-fn there_is_no_warning_of_a_memory_limit_that_is_off() {
+fn a_memory_signal_needs_a_memory_limit() {
     let line = error(&[], &["--max-memory", "off", "--memory-high-signal", "USR1"]);
-    assert!(line.starts_with(r#"--memory-high-signal: "USR1" has no memory limit to warn of"#), "{line}");
+    assert!(
+        line.starts_with(r#"invalid value "USR1" for --memory-high-signal: no memory limit to warn of"#),
+        "{line}"
+    );
 }
 
 #[test]
-fn samples_need_an_interval() {
+fn signals_and_intervals_that_cannot_work_are_refused() {
     for signal in ["KILL", "SIGSTOP", "9"] {
         let line = error(&[], &["--memory-high-signal", signal]);
-        assert!(line.contains("cannot be handled by any process"), "{line}");
+        assert!(line.contains("cannot be handled; expected"), "{line}");
     }
-    assert!(error(&[], &["--monitor-interval", "0"]).starts_with(r#"--monitor-interval: "0" is zero"#));
+    assert!(
+        error(&[], &["--monitor-interval", "0"])
+            .starts_with(r#"invalid value "0" for --monitor-interval: expected a duration longer"#)
+    );
     for short in ["2", "1ns", "9999us"] {
         let line = error(&[], &["--monitor-interval", short]);
-        assert!(line.contains("is too short to measure anything; give 10ms or more"), "{line}");
+        assert!(line.contains("too short; expected 10ms or more"), "{line}");
     }
 }
 
 #[test]
 fn an_unknown_user_is_an_error() {
-    assert!(error(&[], &["--user", "nope"]).starts_with(r#"--user: "nope" is not a user of this host"#));
-    assert!(error(&[], &["--user", "4242"]).ends_with("give --group too"));
+    assert!(
+        error(&[], &["--user", "nope"])
+            .starts_with(r#"invalid value "nope" for --user: no such user on this host"#)
+    );
+    assert!(error(&[], &["--user", "4242"]).ends_with("expected --group as well"));
     assert!(config(&[], &["--user", "4242", "--group", "4242"]).identity.is_some());
+}
+
+#[test]
+fn no_address_is_given_twice() {
+    let listen = |addresses: &[&str]| {
+        addresses.iter().flat_map(|addr| ["--listen".to_owned(), (*addr).to_owned()]).collect::<Vec<_>>()
+    };
+    let count = |addresses: &[&str]| {
+        let args = listen(addresses);
+        config(&[], &args.iter().map(String::as_str).collect::<Vec<_>>()).listen.len()
+    };
+    let refused = |addresses: &[&str]| {
+        let args = listen(addresses);
+        error(&[], &args.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    assert_eq!(count(&["80", "81", "unix:/a"]), 3);
+    assert_eq!(count(&["0", "0", "127.0.0.1:0", "127.0.0.1:0"]), 4, "port 0 is another port each time");
+    assert_eq!(
+        refused(&["127.0.0.1:80", "81", "web=localhost:80"]),
+        r#"invalid value "web=localhost:80" for --listen: the same address as "127.0.0.1:80"; expected each address once"#
+    );
+    assert!(refused(&["unix:/srv/a", "unix:a"]).contains(": the same address as "));
+    let line = error(&[("MASTER_PROCESS_LISTEN", "80,80")], &[]);
+    assert!(
+        line.starts_with(r#"invalid value "80" for MASTER_PROCESS_LISTEN: the same address as "80""#),
+        "{line}"
+    );
+}
+
+#[test]
+fn every_word_that_an_option_shows_is_a_value() {
+    for opt in OPTIONS {
+        let words = opt.value().into_iter().flat_map(|form| form.split('|'));
+        for word in words.filter(|word| word.bytes().all(|byte| byte.is_ascii_lowercase())) {
+            config(&[], &[&format!("--{}", opt.long), word]);
+        }
+    }
 }

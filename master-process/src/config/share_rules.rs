@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 /// The addresses that `--share-only` and `--no-share` name. The default shares every address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShareRules {
-    /// `--share-only`: an address that none of these matches is not shared; empty: every address is.
+    /// `--share-only`: only an address that one of these matches is shared. Empty: every address.
     pub only: Vec<AddressPattern>,
-    /// `--no-share`: an address that one of these matches is not shared, also if it is in `only`.
+    /// `--no-share`: an address that one of these matches is not shared, even if it is in `only`.
     pub except: Vec<AddressPattern>,
 }
 
@@ -48,7 +48,7 @@ impl ShareRules {
         self.shares(|pattern| pattern.matches_abstract(name))
     }
 
-    /// Whether any path may be shared.
+    /// Whether any path can be shared.
     #[must_use]
     pub fn may_share_paths(&self) -> bool {
         self.only.is_empty() || self.only.iter().any(|pattern| matches!(pattern, AddressPattern::Path(_)))
@@ -60,7 +60,7 @@ impl ShareRules {
 }
 
 impl AddressPattern {
-    /// Whether an IP address is meant, as [`ShareRules::shares_inet`] has it.
+    /// Whether the pattern matches an IP address, with the rules of [`ShareRules::shares_inet`].
     #[must_use]
     pub fn matches_inet(&self, address: SocketAddr) -> bool {
         match self {
@@ -70,7 +70,7 @@ impl AddressPattern {
         }
     }
 
-    /// Whether the Unix socket at an absolute path is meant, as [`ShareRules::shares_path`] has it.
+    /// Whether the pattern matches the Unix socket at an absolute path, with the rules of [`ShareRules::shares_path`].
     #[must_use]
     pub fn matches_path(&self, path: &Path) -> bool {
         match self {
@@ -79,7 +79,7 @@ impl AddressPattern {
         }
     }
 
-    /// Whether the Unix socket of this abstract name, given without its leading zero byte, is meant.
+    /// Whether the pattern matches the Unix socket of this abstract name, given without its leading zero byte.
     #[must_use]
     pub fn matches_abstract(&self, name: &[u8]) -> bool {
         match self {
@@ -103,7 +103,7 @@ impl fmt::Display for AddressPattern {
     }
 }
 
-/// What two IP addresses are compared by.
+/// The parts of an IP address that are compared.
 fn inet_key(address: SocketAddr) -> (IpAddr, u16) {
     (address.ip().to_canonical(), address.port())
 }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ends_of_a_range_belong_to_it() {
+    fn a_range_includes_both_ends() {
         let rules = only(AddressPattern::Ports(9100..=9199));
         let shared =
             [9099, 9100, 9150, 9199, 9200].map(|port| rules.shares_inet(([127, 0, 0, 1], port).into()));

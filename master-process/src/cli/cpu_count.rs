@@ -1,8 +1,7 @@
-//! How many CPUs this process may use.
+//! The number of CPUs that this process may use: its affinity and the quotas of its cgroups.
 //!
-//! `std::thread::available_parallelism` knows affinity and cgroup quotas too, but rounds a quota down: with 2.5 CPUs it
-//! says 2, and half a CPU stays unused for ever. It also looks for cgroup v2 at one place only, and not at all where a
-//! v1 hierarchy has the name `cpu`. It is asked only where the kernel does not tell us the affinity.
+//! `std::thread::available_parallelism` rounds a quota down: 2.5 CPUs are 2, and half a CPU stays unused. It expects cgroup
+//! v2 at one mount point, and ignores it if a v1 hierarchy has the controller `cpu`. It is the fallback for the affinity.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,14 +13,14 @@ struct Quota {
     period: u64,
 }
 
-/// The two generations of cgroups keep their quotas in different files.
+/// The version of cgroups. Each has files of its own for quotas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
     V1,
     V2,
 }
 
-/// Where this process is in a hierarchy: `dir` is `mount` or below it.
+/// The cgroup of this process in a hierarchy. `dir` is `mount`, or below it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Place {
     version: Version,
@@ -34,21 +33,21 @@ pub(super) fn of_this_process() -> u32 {
     usable(affinity(), &quotas(&|path| fs::read_to_string(path).ok()))
 }
 
-/// As many as the affinity has, fewer where a quota is worth fewer; a part of a CPU counts as one.
+/// The CPUs of the affinity, or the smallest quota if that is fewer. A fraction of a CPU counts as one.
 fn usable(affinity: u32, quotas: &[Quota]) -> u32 {
     let whole = |quota: &Quota| u32::try_from(quota.time.div_ceil(quota.period)).unwrap_or(u32::MAX);
     quotas.iter().map(whole).min().unwrap_or(u32::MAX).min(affinity).max(1)
 }
 
 fn affinity() -> u32 {
-    // The set has a fixed size: on a host with more than 1024 CPUs the kernel says EINVAL.
-    let told = rustix::thread::sched_getaffinity(None).map(|set| set.count());
-    let guessed =
+    // The set has a fixed size: on a host with more than 1024 CPUs the kernel returns EINVAL.
+    let known = rustix::thread::sched_getaffinity(None).map(|set| set.count());
+    let fallback =
         || std::thread::available_parallelism().ok().and_then(|count| u32::try_from(count.get()).ok());
-    told.ok().or_else(guessed).unwrap_or(1)
+    known.ok().or_else(fallback).unwrap_or(1)
 }
 
-/// Every quota on the way from this process's cgroups up to their roots; a parent's binds its children.
+/// The quotas of the cgroups of this process and of their parents. The quota of a parent limits its children.
 fn quotas(read: &dyn Fn(&Path) -> Option<String>) -> Vec<Quota> {
     let cgroup = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let mountinfo = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
@@ -72,12 +71,12 @@ fn quota(version: Version, dir: &Path, read: &dyn Fn(&Path) -> Option<String>) -
             read(&dir.join("cpu.cfs_period_us"))?.trim().parse(),
         ),
     };
-    // Without a limit the time is `max` in v2 and `-1` in v1: no number, so no quota.
+    // Without a limit the time is `max` in v2 and `-1` in v1, which do not parse: no quota.
     let quota = Quota { time: time.ok()?, period: period.ok()? };
     (quota.period > 0).then_some(quota)
 }
 
-/// Where this process is, in each hierarchy that can limit CPU time and whose part with us in it is mounted.
+/// The cgroup of this process in each hierarchy that can limit CPU time and is mounted with that cgroup in it.
 fn places(cgroup: &str, mountinfo: &str) -> Vec<Place> {
     let mounts = || mountinfo.lines().filter_map(mount);
     let memberships = cgroup.lines().filter_map(membership);
@@ -88,7 +87,7 @@ fn places(cgroup: &str, mountinfo: &str) -> Vec<Place> {
         .collect()
 }
 
-/// A line of /proc/self/cgroup, `id:controllers:path`; v2 has no controllers there.
+/// A line of /proc/self/cgroup: `id:controllers:path`. v2 has no controllers there.
 fn membership(line: &str) -> Option<(Version, &str)> {
     let mut fields = line.splitn(3, ':').skip(1);
     match (fields.next()?, fields.next()?) {
@@ -98,7 +97,7 @@ fn membership(line: &str) -> Option<(Version, &str)> {
     }
 }
 
-/// A mounted hierarchy: what is `root` in the hierarchy is seen at `point`.
+/// A mounted hierarchy: its cgroup `root` is at the mount point `point`.
 struct Mount {
     version: Version,
     root: String,
@@ -106,7 +105,7 @@ struct Mount {
 }
 
 impl Mount {
-    /// Where the cgroup of this path is to be seen, if it is.
+    /// The directory of the cgroup of this path, if the mount contains it.
     fn place(&self, path: &str) -> Option<Place> {
         let below = Path::new(path).strip_prefix(&self.root).ok()?;
         let mount = PathBuf::from(&self.point);
@@ -114,14 +113,14 @@ impl Mount {
     }
 }
 
-/// A line of /proc/self/mountinfo, proc_pid_mountinfo(5): root and mount point are the fourth and the fifth field;
-/// behind a lone `-` are type, source and options of the file system.
+/// A line of /proc/self/mountinfo, proc_pid_mountinfo(5). The fourth field is the root, the fifth the mount point. Type,
+/// source and options of the file system follow a lone `-`.
 fn mount(line: &str) -> Option<Mount> {
     let (about_mount, about_type) = line.split_once(" - ")?;
-    let mut of_mount = about_mount.split(' ').skip(3);
-    let (root, point) = (of_mount.next()?, of_mount.next()?);
-    let mut of_type = about_type.split(' ');
-    let version = match (of_type.next()?, of_type.nth(1)?) {
+    let mut mount_fields = about_mount.split(' ').skip(3);
+    let (root, point) = (mount_fields.next()?, mount_fields.next()?);
+    let mut type_fields = about_type.split(' ');
+    let version = match (type_fields.next()?, type_fields.nth(1)?) {
         ("cgroup2", _) => Version::V2,
         ("cgroup", options) if has_cpu(options) => Version::V1,
         _ => return None,
@@ -133,7 +132,7 @@ fn has_cpu(list: &str) -> bool {
     list.split(',').any(|item| item == "cpu")
 }
 
-/// The kernel writes what would break the line apart in octal.
+/// Undoes the octal escapes of the kernel for white space.
 fn unescaped(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
@@ -184,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn v2_is_found_wherever_it_is_mounted() {
+    fn v2_is_found_at_any_mount_point() {
         let files = [
             ("/proc/self/cgroup", "1:name=systemd:/\n0::/app\n"),
             ("/proc/self/mountinfo", "41 31 0:38 / /mnt/my\\040groups rw - cgroup2 none rw\n"),
@@ -194,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_sees_its_own_cgroup_as_the_mount() {
+    fn the_mount_of_a_container_is_its_own_cgroup() {
         let files = [
             ("/proc/self/cgroup", "4:cpu,cpuacct:/docker/abc\n2:cpuset:/docker/abc\n"),
             (
@@ -208,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_hierarchy_without_us_says_nothing() {
+    fn a_mount_without_our_cgroup_is_ignored() {
         let files = [
             ("/proc/self/cgroup", "0::/mine\n"),
             ("/proc/self/mountinfo", "30 23 0:26 /other /mnt/other rw - cgroup2 cgroup2 rw\n"),
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_may_use_at_least_one() {
+    fn this_process_can_use_at_least_one() {
         assert!(of_this_process() >= 1);
     }
 }

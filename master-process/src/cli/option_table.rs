@@ -1,29 +1,40 @@
-//! The one table of options: clap, the resolver, `--help` and the README all follow it.
+//! The one table of options: clap, the environment, `--help` and the README follow it.
+
+use std::ffi::OsString;
+
+use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
+
+use super::host::Host;
+use super::usage_error::{Parsed, Reason};
+use super::{addresses, users, values};
+use crate::config::{LogFormat, Monitor, Orphans, Scope, Share, Stdin, StopGroup};
 
 /// One option.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opt {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opt {
     /// The flag, without its dashes.
-    pub long: &'static str,
-    /// The flag's one letter, where it has one.
-    pub short: Option<char>,
-    /// What stands behind the flag.
-    pub kind: Kind,
-    /// Variables that are looked at after our own, the first that is set wins.
-    pub variables: &'static [&'static str],
-    /// What holds where nobody says anything.
-    pub unset: Unset,
-    /// For people, in Markdown.
-    pub meaning: &'static str,
+    pub(super) long: &'static str,
+    /// The short flag.
+    pub(super) short: Option<char>,
+    /// What follows the flag.
+    pub(super) kind: Kind,
+    /// The older variables, in order of precedence. The option's own variable comes before them.
+    pub(super) variables: &'static [&'static str],
+    /// What applies without a flag and without a variable.
+    pub(super) unset: Unset,
+    /// The documentation, in Markdown.
+    pub(super) meaning: &'static str,
 }
 
-/// What stands behind a flag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// One value of this form.
-    Value(&'static str),
-    /// Any number of values of this form: the flag is repeated, the variable separates by commas.
-    Values(&'static str),
+/// What follows a flag. The text is the form of the value.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    /// One value.
+    Value(&'static str, Parser),
+    /// One value, and the flag can be repeated. The variable separates the values by commas.
+    Repeated(&'static str, Parser),
+    /// Values separated by commas, and the flag can be repeated.
+    List(&'static str, Parser),
     /// Nothing.
     Switch,
     /// Nothing: prints the help.
@@ -32,52 +43,69 @@ pub enum Kind {
     Version,
 }
 
-/// What holds where nobody says anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unset {
-    /// This text, parsed like a user's.
+/// Makes the parser of a value. Some parsers look names up on the host.
+pub(super) type Parser = fn(&'static dyn Host) -> ValueParser;
+
+/// What applies without a flag and without a variable.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Unset {
+    /// This value.
     Default(&'static str),
-    /// This text, parsed like a user's; a limit that holds less strictly than one that somebody gives.
+    /// This value, as a limit that is less strict than one that the user sets.
     GivesWay(&'static str),
-    /// No value; the text says to people what that means, and may be empty.
+    /// No value. The text documents what that means, and may be empty.
     Nothing(&'static str),
 }
 
 impl Opt {
     /// The form of the value, for the options that take one.
-    #[must_use]
-    pub fn value(&self) -> Option<&'static str> {
+    pub(super) fn value(&self) -> Option<&'static str> {
         match self.kind {
-            Kind::Value(form) | Kind::Values(form) => Some(form),
+            Kind::Value(form, _) | Kind::Repeated(form, _) | Kind::List(form, _) => Some(form),
             Kind::Switch | Kind::Help | Kind::Version => None,
         }
     }
 
-    /// Our own variable, for the options that take a value.
-    #[must_use]
-    pub fn own_variable(&self) -> Option<String> {
+    /// The option's own variable, for the options that take a value.
+    pub(super) fn own_variable(&self) -> Option<String> {
         let name = self.long.replace('-', "_").to_ascii_uppercase();
         self.value().map(|_| format!("MASTER_PROCESS_{name}"))
     }
 
-    /// Every variable that is looked at, in the order of precedence.
-    #[must_use]
-    pub fn all_variables(&self) -> Vec<String> {
+    /// Every variable of the option, in order of precedence.
+    pub(super) fn all_variables(&self) -> Vec<String> {
         self.own_variable().into_iter().chain(self.variables.iter().map(|name| (*name).to_owned())).collect()
     }
 }
 
-/// The option of this name.
+/// The option with this flag.
 pub(super) fn find(long: &str) -> Option<&'static Opt> {
     OPTIONS.iter().find(|opt| opt.long == long)
 }
 
-/// Every option of this version, in the order of the help.
-pub const OPTIONS: &[Opt] = &[
+/// A parser of UTF-8 text. clap's own does not name the flag of a value that is not UTF-8.
+fn typed<T: Clone + Send + Sync + 'static>(
+    parse: impl Fn(&str) -> Parsed<T> + Clone + Send + Sync + 'static,
+) -> ValueParser {
+    OsStringValueParser::new()
+        .try_map(move |raw: OsString| match raw.to_str() {
+            Some(text) => parse(text),
+            None => Err(Reason::from("not UTF-8; expected plain text")),
+        })
+        .into()
+}
+
+/// A parser of the words of `choices`.
+fn choice<T: Copy + Send + Sync + 'static>(choices: &'static [(&'static str, T)]) -> ValueParser {
+    typed(move |text| values::choice(text, choices))
+}
+
+/// Every option, in the order of the help.
+pub(super) const OPTIONS: &[Opt] = &[
     Opt {
         long: "workers",
         short: Some('w'),
-        kind: Kind::Value("N|max|auto"),
+        kind: Kind::Value("N|max|auto", |host| typed(move |text| values::workers(text, || host.cpus()))),
         variables: &["WORKERS"],
         unset: Unset::Default("1"),
         meaning: "How many workers run. `max`: the CPUs this process may use (affinity and the cgroup's quota count); \
@@ -86,7 +114,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "throttle",
         short: None,
-        kind: Kind::Value("DUR"),
+        kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &["WORKER_THROTTLE"],
         unset: Unset::Default("1s"),
         meaning: "A worker that dies sooner than this after its start is replaced only when this has passed; one that \
@@ -95,7 +123,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "throttle-max",
         short: None,
-        kind: Kind::Value("DUR"),
+        kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &[],
         unset: Unset::Default("30s"),
         meaning: "Consecutive early deaths in a slot double the delay up to this. Set it equal to the throttle for a \
@@ -104,7 +132,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "give-up",
         short: None,
-        kind: Kind::Value("N/DUR|off"),
+        kind: Kind::Value("N/DUR|off", |_| typed(values::give_up)),
         variables: &[],
         unset: Unset::Default("off"),
         meaning: "N early deaths within DUR, over all slots: stop everything and exit 70, for containers and CI",
@@ -112,7 +140,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "kill-timeout",
         short: None,
-        kind: Kind::Value("DUR"),
+        kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &["MAX_KILL_TIMEOUT"],
         unset: Unset::Default("5s"),
         meaning: "From the stop signal to SIGKILL",
@@ -120,7 +148,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "stop-signal",
         short: None,
-        kind: Kind::Value("SIG"),
+        kind: Kind::Value("SIG", |_| typed(values::stop_signal)),
         variables: &[],
         unset: Unset::Default("TERM"),
         meaning: "What asks a worker to drain and leave: a name with or without SIG, or a number",
@@ -128,7 +156,9 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "stop-group",
         short: None,
-        kind: Kind::Value("leader|tree"),
+        kind: Kind::Value("leader|tree", |_| {
+            choice(&[("leader", StopGroup::Leader), ("tree", StopGroup::Tree)])
+        }),
         variables: &[],
         unset: Unset::Default("leader"),
         meaning: "Who gets the stop signal first: a worker's first process, and the others of its tree when that has left \
@@ -137,7 +167,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "ready",
         short: None,
-        kind: Kind::Value("MODE"),
+        kind: Kind::Value("MODE", |host| typed(move |text| addresses::ready(text, host))),
         variables: &[],
         unset: Unset::Default("auto"),
         meaning: "When a worker counts as ready: `auto`, `listen`, `listen:ADDR,...`, `notify`, `notify:fd=N`, `alive:DUR` \
@@ -146,7 +176,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "ready-timeout",
         short: None,
-        kind: Kind::Value("DUR"),
+        kind: Kind::Value("DUR", |_| typed(values::positive_duration)),
         variables: &[],
         unset: Unset::Default("60s"),
         meaning: "A worker that is not ready by then is stopped and counted as an early death if another one of its \
@@ -156,7 +186,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "reload-batch",
         short: None,
-        kind: Kind::Value("N|N%|all"),
+        kind: Kind::Value("N|N%|all", |_| typed(values::batch)),
         variables: &[],
         unset: Unset::Default("all"),
         meaning: "How many slots a reload replaces at a time",
@@ -164,7 +194,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "reload-attempts",
         short: None,
-        kind: Kind::Value("N"),
+        kind: Kind::Value("N", |_| typed(values::count)),
         variables: &[],
         unset: Unset::Default("3"),
         meaning: "A slot whose new worker failed this often gives the reload up: what is old stays and serves",
@@ -172,7 +202,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "listen",
         short: None,
-        kind: Kind::Values("ADDR"),
+        kind: Kind::Repeated("ADDR", |host| typed(move |text| addresses::listen(text, host))),
         variables: &[],
         unset: Unset::Nothing("none"),
         meaning: "A socket that the supervisor opens and hands to every worker as `LISTEN_FDS` from fd 3 on: `3000`, \
@@ -182,7 +212,14 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "share",
         short: None,
-        kind: Kind::Value("auto|slots|shared|off"),
+        kind: Kind::Value("auto|slots|shared|off", |_| {
+            choice(&[
+                ("auto", Share::Auto),
+                ("slots", Share::Slots),
+                ("shared", Share::Shared),
+                ("off", Share::Off),
+            ])
+        }),
         variables: &[],
         unset: Unset::Default("auto"),
         meaning: "Workers that bind the same address share it without knowing. `slots`: each has a queue of its own, which a \
@@ -192,7 +229,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "share-only",
         short: None,
-        kind: Kind::Values("ADDR,..."),
+        kind: Kind::List("ADDR,...", |host| typed(move |text| addresses::pattern(text, host))),
         variables: &[],
         unset: Unset::Nothing("every address"),
         meaning: "Only these addresses are shared; every worker binds the others for itself: a port `3000` or a range \
@@ -202,7 +239,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "no-share",
         short: None,
-        kind: Kind::Values("ADDR,..."),
+        kind: Kind::List("ADDR,...", |host| typed(move |text| addresses::pattern(text, host))),
         variables: &[],
         unset: Unset::Nothing("none"),
         meaning: "These addresses are not shared, also if `--share-only` names them",
@@ -210,7 +247,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "drain",
         short: None,
-        kind: Kind::Value("DUR"),
+        kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &[],
         unset: Unset::Default("200ms"),
         meaning: "How long an old worker, already out of rotation and its queue empty, still serves before the stop \
@@ -219,7 +256,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "orphans",
         short: None,
-        kind: Kind::Value("kill|keep"),
+        kind: Kind::Value("kill|keep", |_| choice(&[("kill", Orphans::Kill), ("keep", Orphans::Keep)])),
         variables: &[],
         unset: Unset::Default("kill"),
         meaning: "What becomes of the workers when the supervisor itself is killed: the kernel kills them, or they \
@@ -238,7 +275,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "socket-mode",
         short: None,
-        kind: Kind::Value("MODE"),
+        kind: Kind::Value("MODE", |_| typed(values::mode)),
         variables: &[],
         unset: Unset::Nothing("664 for --listen, the umask's for a worker's own"),
         meaning: "Permissions of every Unix socket that the supervisor holds, in octal",
@@ -246,7 +283,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "socket-owner",
         short: None,
-        kind: Kind::Value("USER[:GROUP]"),
+        kind: Kind::Value("USER[:GROUP]", |host| typed(move |text| users::owner(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
         meaning: "Owner of every Unix socket that the supervisor holds, names or ids; `:GROUP` changes the group alone",
@@ -254,7 +291,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "max-memory",
         short: None,
-        kind: Kind::Value("SIZE|off"),
+        kind: Kind::Value("SIZE|off", |_| typed(values::size)),
         variables: &["MAX_MEMORY_ALLOWED_MB"],
         unset: Unset::GivesWay("1200MiB"),
         meaning: "Resident memory of one worker; before it is replaced its PSS decides. The default never replaces the workers \
@@ -263,7 +300,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "memory-failures",
         short: None,
-        kind: Kind::Value("N"),
+        kind: Kind::Value("N", |_| typed(values::count)),
         variables: &["MEM_MONITOR_FAILURES"],
         unset: Unset::Default("10"),
         meaning: "So many samples in a row over it, and the worker is replaced: its successor starts first",
@@ -271,7 +308,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "max-cpu",
         short: None,
-        kind: Kind::Value("PERCENT|off"),
+        kind: Kind::Value("PERCENT|off", |_| typed(values::percent)),
         variables: &["MAX_CPU_ALLOWED"],
         unset: Unset::GivesWay("95"),
         meaning: "CPU time of one worker, in percent of one CPU as `top` counts. The default replaces only a worker that uses it \
@@ -280,7 +317,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "cpu-failures",
         short: None,
-        kind: Kind::Value("N"),
+        kind: Kind::Value("N", |_| typed(values::count)),
         variables: &["CPU_MONITOR_FAILURES", "CPU_MONITOR_FAILURE"],
         unset: Unset::Default("10"),
         meaning: "Likewise",
@@ -288,7 +325,14 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "monitor",
         short: None,
-        kind: Kind::Value("auto|ebpf|procfs|off"),
+        kind: Kind::Value("auto|ebpf|procfs|off", |_| {
+            choice(&[
+                ("auto", Monitor::Auto),
+                ("ebpf", Monitor::Ebpf),
+                ("procfs", Monitor::Procfs),
+                ("off", Monitor::Off),
+            ])
+        }),
         variables: &[],
         unset: Unset::Default("auto"),
         meaning: "What measures the workers. `auto`: eBPF where it loads, else procfs, and one line says which and why",
@@ -296,7 +340,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "monitor-interval",
         short: None,
-        kind: Kind::Value("DUR"),
+        kind: Kind::Value("DUR", |_| typed(values::interval)),
         variables: &[],
         unset: Unset::Default("2s"),
         meaning: "How often the workers are measured",
@@ -304,7 +348,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "monitor-delay",
         short: None,
-        kind: Kind::Value("DUR"),
+        kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &[],
         unset: Unset::Default("30s"),
         meaning: "How long after it became ready a worker is judged by what it uses",
@@ -312,7 +356,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "account",
         short: None,
-        kind: Kind::Value("worker|tree"),
+        kind: Kind::Value("worker|tree", |_| choice(&[("worker", Scope::Worker), ("tree", Scope::Tree)])),
         variables: &[],
         unset: Unset::Default("tree"),
         meaning: "Whether what a worker's descendants use counts as the worker's",
@@ -320,7 +364,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "memory-high-signal",
         short: None,
-        kind: Kind::Value("SIG"),
+        kind: Kind::Value("SIG", |_| typed(values::handled_signal)),
         variables: &[],
         unset: Unset::Nothing("none"),
         meaning: "Sent to a worker each time it passes 80 % of its memory limit",
@@ -328,7 +372,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "user",
         short: None,
-        kind: Kind::Value("USER"),
+        kind: Kind::Value("USER", |host| typed(move |text| users::account(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
         meaning: "Who the workers run as, a name or an id, with the user's own groups and its `USER`, `LOGNAME`, `HOME` and `SHELL`",
@@ -336,7 +380,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "group",
         short: None,
-        kind: Kind::Value("GROUP"),
+        kind: Kind::Value("GROUP", |host| typed(move |text| users::group_id(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
         meaning: "The workers' group, a name or an id, instead of the user's first. Without a user: this group and no \
@@ -345,7 +389,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "ambient",
         short: None,
-        kind: Kind::Values("CAPS"),
+        kind: Kind::List("CAPS", |_| typed(users::capability)),
         variables: &[],
         unset: Unset::Nothing("none"),
         meaning: "Capabilities that the workers have whatever their user, separated by commas: `net_bind_service` or \
@@ -364,7 +408,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "chdir",
         short: None,
-        kind: Kind::Value("DIR"),
+        kind: Kind::Value("DIR", |host| typed(move |text| values::directory(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
         meaning: "The workers' directory, resolved again at every start, so that a `current` symlink is followed",
@@ -372,7 +416,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "umask",
         short: None,
-        kind: Kind::Value("MODE"),
+        kind: Kind::Value("MODE", |_| typed(values::mode)),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
         meaning: "The workers' umask, in octal",
@@ -380,7 +424,7 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "stdin",
         short: None,
-        kind: Kind::Value("null|inherit"),
+        kind: Kind::Value("null|inherit", |_| choice(&[("null", Stdin::Null), ("inherit", Stdin::Inherit)])),
         variables: &[],
         unset: Unset::Default("null"),
         meaning: "What the workers read: nothing, or the supervisor's own input. A terminal is given to a single worker, as its foreground",
@@ -388,7 +432,14 @@ pub const OPTIONS: &[Opt] = &[
     Opt {
         long: "log-format",
         short: None,
-        kind: Kind::Value("auto|pretty|json|journald"),
+        kind: Kind::Value("auto|pretty|json|journald", |_| {
+            choice(&[
+                ("auto", LogFormat::Auto),
+                ("pretty", LogFormat::Pretty),
+                ("json", LogFormat::Json),
+                ("journald", LogFormat::Journald),
+            ])
+        }),
         variables: &[],
         unset: Unset::Default("auto"),
         meaning: "How the supervisor writes its log; `auto` goes by what standard error is",

@@ -1,4 +1,4 @@
-//! Sets of capabilities, see capabilities(7).
+//! Sets of capabilities: capabilities(7).
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Capabilities(pub u64);
 
-/// The name of each capability by its number, without `CAP_`; those of Linux 5.9, the newest so far.
+/// The name of each capability by its number, without `CAP_`. Linux 5.9 added the newest one.
 const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -64,25 +64,25 @@ impl Capabilities {
         Some(Capabilities(1 << number))
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// What is in this set or the other.
+    /// The union of both sets.
     #[must_use]
     pub fn union(self, other: Capabilities) -> Capabilities {
         Capabilities(self.0 | other.0)
     }
 
-    /// What is in this set and not in the other.
+    /// The capabilities of this set that are not in the other.
     #[must_use]
     pub fn without(self, other: Capabilities) -> Capabilities {
         Capabilities(self.0 & !other.0)
     }
 
-    /// The number of each.
+    /// The numbers of the capabilities.
     pub fn numbers(self) -> impl Iterator<Item = u32> {
         (0..u64::BITS).filter(move |number| self.0 & (1 << number) != 0)
     }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_known_in_any_case_with_and_without_their_prefix() {
+    fn names_have_an_optional_prefix_and_any_case() {
         let expected = Some(Capabilities(1 << 10));
         for name in ["net_bind_service", "CAP_NET_BIND_SERVICE", "Cap_Net_Bind_Service"] {
             assert_eq!(Capabilities::named(name), expected, "{name}");
@@ -119,8 +119,8 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_are_the_kernels() {
-        // Independent of the table's order: the constants of linux/capability.h as rustix has them.
+    fn the_numbers_are_those_of_the_kernel() {
+        // Independent of the table: the constants of linux/capability.h in rustix.
         use rustix::thread::CapabilitySet as Kernel;
         let sample = [
             ("chown", Kernel::CHOWN),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_written_as_its_names() {
+    fn a_set_displays_its_names() {
         assert_eq!(Capabilities::NONE.to_string(), "");
         assert_eq!(Capabilities(0b10_0001).to_string(), "CAP_CHOWN, CAP_KILL");
         assert_eq!(Capabilities(1 << 63).to_string(), "capability 63");

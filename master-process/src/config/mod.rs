@@ -1,6 +1,6 @@
-//! What a run of the supervisor was asked to do: plain, validated data, no text left to parse.
+//! The configuration of the supervisor: plain, validated data, with no text left to parse.
 
-mod capabilities;
+mod capability_set;
 mod share_rules;
 
 use std::ffi::OsString;
@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use capabilities::Capabilities;
+pub use capability_set::Capabilities;
 pub use share_rules::{AddressPattern, ShareRules};
 
 /// Everything that the command line and the environment decide.
@@ -18,116 +18,116 @@ pub struct Config {
     pub command: Vec<OsString>,
     /// How many workers run, 1 to [`MAX_WORKERS`].
     pub workers: u32,
-    /// A worker that dies sooner than this after its start is replaced only when this has passed.
+    /// A worker that exits sooner than this after its start is replaced only after this time.
     pub throttle: Duration,
     /// The largest delay that consecutive early deaths of a slot can double to; at least `throttle`.
     pub throttle_max: Duration,
-    /// So many early deaths within a time end the supervisor; `None`: never.
+    /// The early deaths within a time that end the supervisor. `None`: it never gives up.
     pub give_up: Option<GiveUp>,
-    /// From the stop signal to SIGKILL.
+    /// The time from the stop signal to SIGKILL.
     pub kill_timeout: Duration,
     /// How long a worker that is out of rotation, its queue empty, still serves before the stop signal.
     pub drain: Duration,
-    /// What asks a worker to drain and leave.
+    /// The signal that asks a worker to stop.
     pub stop_signal: Signal,
-    /// Who gets it first.
+    /// The processes that get the stop signal first.
     pub stop_group: StopGroup,
     /// When a worker counts as ready.
     pub ready: ReadyMode,
-    /// How long a start may take at least. A worker that is late is stopped where another one of its slot serves; where
-    /// none does, it goes on starting.
+    /// The minimum time that a start can take. A late worker is stopped if another worker of its slot serves. If none does,
+    /// it goes on starting.
     pub ready_timeout: Duration,
     /// How many slots a reload replaces at a time.
     pub reload_batch: Batch,
-    /// How many failed starts of one slot give a reload up; at least 1.
+    /// The failed starts of one slot after which a reload fails; at least 1.
     pub reload_attempts: u32,
-    /// What a worker may use.
+    /// The resource limits of a worker.
     pub limits: Limits,
-    /// What measures that.
+    /// The source of the measurements.
     pub monitor: Monitor,
-    /// Whose use counts as a worker's.
+    /// The processes whose resource use counts as the worker's.
     pub account: Scope,
-    /// What warns a worker that it passes 80 % of its memory limit.
+    /// The signal that a worker gets when it passes 80 % of its memory limit.
     pub memory_high_signal: Option<Signal>,
-    /// Sockets that the supervisor opens and hands to every worker.
+    /// The sockets that the supervisor opens and passes to every worker.
     pub listen: Vec<Listen>,
     /// How the workers' own addresses are shared.
     pub share: Share,
     /// Which of those addresses are shared.
     pub share_rules: ShareRules,
-    /// What becomes of the workers when the supervisor is killed.
+    /// What happens to the workers when the supervisor is killed.
     pub orphans: Orphans,
-    /// Whether what an earlier supervisor has left behind is ended where it holds an address that is wanted.
+    /// Whether to end processes of a killed supervisor that hold an address of this one.
     pub takeover: bool,
-    /// Permission bits of every Unix socket that we hold; `None`: 664 for those of `--listen`, and what its umask leaves
-    /// for a worker's own.
+    /// Permission bits of every Unix socket that we hold. `None`: 664 for a socket of `--listen`, and the umask of the worker
+    /// for its own.
     pub socket_mode: Option<u32>,
     /// Owner of every Unix socket that we hold; `None` leaves it unchanged.
     pub socket_owner: Option<Owner>,
-    /// Who the workers run as; `None`: as the supervisor does.
+    /// The user and groups of the workers. `None`: those of the supervisor.
     pub identity: Option<Identity>,
-    /// What the user database says of the workers' user; `None`: no user was asked for.
+    /// The login variables of the workers' user. `None`: without `--user`.
     pub login: Option<Login>,
-    /// The capabilities that the workers have beyond what their user and program give them.
+    /// The capabilities that the workers have in addition to those of their user and program.
     pub ambient: Capabilities,
-    /// Whether no program that a worker runs can gain rights: prctl(2), `PR_SET_NO_NEW_PRIVS`.
+    /// Whether the programs of a worker cannot gain privileges: prctl(2), `PR_SET_NO_NEW_PRIVS`.
     pub no_new_privs: bool,
     /// The workers' working directory, resolved again at every start; `None`: the supervisor's.
     pub chdir: Option<PathBuf>,
     /// The workers' umask; `None`: the supervisor's.
     pub umask: Option<u32>,
-    /// What the workers read as standard input.
+    /// The standard input of the workers.
     pub stdin: Stdin,
-    /// How the supervisor writes its log.
+    /// The format of the log.
     pub log_format: LogFormat,
-    /// How much the supervisor says.
+    /// The level of the log.
     pub verbosity: Verbosity,
 }
 
-/// The largest worker count that is accepted: three times what the busiest hosts run, far below where a
-/// mistyped number exhausts a machine's pids.
+/// The largest number of workers: three times that of the busiest hosts. A mistyped number cannot exhaust the pids of a
+/// host.
 pub const MAX_WORKERS: u32 = 100_000;
 
-/// What a worker may use, and for how long more than that.
+/// The resource limits of a worker, and how long it can exceed them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// CPU time in a second, in nanoseconds: 95 % are 950,000,000; `None`: any.
+    /// CPU time in a second, in nanoseconds: 95 % are 950,000,000. `None`: no limit.
     pub max_cpu: Option<u64>,
-    /// `max_cpu` is the default: it holds only against a single loop that is stuck.
+    /// `max_cpu` is the default, which applies only to a single loop that is stuck.
     pub cpu_gives_way: bool,
-    /// So many samples in a row above that are too many; at least 1.
+    /// The consecutive samples above `max_cpu` after which the worker is replaced; at least 1.
     pub cpu_failures: u32,
-    /// Resident memory, in bytes; `None`: any.
+    /// Resident memory, in bytes. `None`: no limit.
     pub max_memory: Option<u64>,
-    /// `max_memory` is the default: it is off for a program that exceeds it from the first.
+    /// `max_memory` is the default, which is off for a program that exceeds it in the first sample.
     pub memory_gives_way: bool,
-    /// So many samples in a row above that are too many; at least 1.
+    /// The consecutive samples above `max_memory` after which the worker is replaced; at least 1.
     pub memory_failures: u32,
-    /// How often samples come.
+    /// The time between two samples.
     pub interval: Duration,
-    /// How long after it became ready a worker is judged.
+    /// The time from ready to the first sample that counts.
     pub delay: Duration,
 }
 
 /// `--monitor`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Monitor {
-    /// `Ebpf` where that can be had, else `Procfs`.
+    /// `Ebpf` if it loads, else `Procfs`.
     Auto,
-    /// The kernel tells.
+    /// eBPF programs in the kernel. An error if they do not load.
     Ebpf,
-    /// The supervisor reads.
+    /// The files of `/proc`.
     Procfs,
-    /// Nobody measures.
+    /// No measurements.
     Off,
 }
 
-/// `--account`: whose use counts as a worker's.
+/// `--account`: the processes whose resource use counts as the worker's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Its own alone.
+    /// The worker's first process.
     Worker,
-    /// Its own and its descendants'.
+    /// The worker's first process and its descendants.
     Tree,
 }
 
@@ -138,18 +138,18 @@ pub struct Signal(pub i32);
 /// `--give-up N/DUR`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GiveUp {
-    /// So many early deaths over all slots; at least 1.
+    /// The number of early deaths over all slots; at least 1.
     pub deaths: u32,
-    /// Within this time.
+    /// The time that they are within.
     pub within: Duration,
 }
 
 /// `--ready MODE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReadyMode {
-    /// Whichever comes first of `Listen` and `Notify`; ten seconds of life where the program never does either.
+    /// The first of `Listen` and `Notify`, or ten seconds of life for a program that never does either.
     Auto,
-    /// The worker has called `listen(2)` on a stream socket, and listens wherever its predecessor does.
+    /// The worker has called `listen(2)` on a stream socket, and listens on every address of its predecessor.
     Listen,
     /// The worker listens on all of these; never empty, and without ranges of ports.
     ListenOn(Vec<AddressPattern>),
@@ -157,9 +157,9 @@ pub enum ReadyMode {
     Notify,
     /// A newline on this descriptor of the worker, 3 or higher.
     NotifyFd(i32),
-    /// The worker has lived that long.
+    /// The worker has run for this time.
     Alive(Duration),
-    /// At once.
+    /// Immediately.
     None,
 }
 
@@ -168,27 +168,27 @@ pub enum ReadyMode {
 pub enum Batch {
     /// Every slot at once.
     All,
-    /// So many slots; at least 1.
+    /// This number of slots; at least 1.
     Slots(u32),
-    /// So many percent of the slots, 1 to 100, rounded up.
+    /// This percentage of the slots, 1 to 100, rounded up.
     Percent(u32),
 }
 
 /// `--listen [NAME=]ADDR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
-    /// What `LISTEN_FDNAMES` calls it.
+    /// The name in `LISTEN_FDNAMES`.
     pub name: Option<String>,
-    /// Where it listens.
+    /// The address.
     pub addr: ListenAddr,
-    /// What the user wrote, for messages.
+    /// The text that the user wrote, for messages.
     pub text: String,
 }
 
 /// An address of `--listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddr {
-    /// A port on every address, IPv6 and IPv4 on one socket where the host has IPv6.
+    /// A port on every IP address: IPv6 and IPv4 on one socket if the host has IPv6.
     Port(u16),
     /// One address and port.
     Inet(SocketAddr),
@@ -199,9 +199,9 @@ pub enum ListenAddr {
 /// `--share MODE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
-    /// The best that this host has: `Slots` for TCP.
+    /// The best mode of this host: `Slots` for TCP.
     Auto,
-    /// A socket for each slot, kept over its workers.
+    /// One socket for each slot, which outlives its workers.
     Slots,
     /// One socket for all workers.
     Shared,
@@ -209,12 +209,12 @@ pub enum Share {
     Off,
 }
 
-/// `--stop-group WHO`.
+/// `--stop-group leader|tree`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StopGroup {
-    /// The first process of a worker; the others when that has left before them.
+    /// The first process of a worker. The others get it when the first has exited.
     Leader,
-    /// Every process of its tree.
+    /// Every process of the worker's tree.
     Tree,
 }
 
@@ -223,11 +223,11 @@ pub enum StopGroup {
 pub enum Orphans {
     /// The kernel kills them.
     Kill,
-    /// They serve on, without anybody who replaces them.
+    /// The workers continue to serve, without a supervisor that replaces them.
     Keep,
 }
 
-/// Who owns a socket file; `None` leaves that half unchanged.
+/// The owner of a socket file. `None` leaves that part unchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     /// User id.
@@ -236,7 +236,7 @@ pub struct Owner {
     pub gid: Option<u32>,
 }
 
-/// Who a worker runs as.
+/// The user and groups of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// User id; `None`: unchanged.
@@ -247,8 +247,8 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// What a login of the workers' user would set `USER`, `LOGNAME`, `HOME` and `SHELL` to. `None` leaves a variable unset:
-/// that of the supervisor's user is wrong in any case.
+/// `USER`, `LOGNAME`, `HOME` and `SHELL` of the workers' user. `None` leaves a variable unset: the value for the user of
+/// the supervisor would be wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Login {
     /// Login name.
@@ -271,25 +271,25 @@ pub enum Stdin {
 /// `--log-format FORMAT`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// By what standard error is: journal, terminal, or something else.
+    /// The format for standard error: journal, terminal, or another file.
     Auto,
-    /// For people.
+    /// Readable text.
     Pretty,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people, with the journal's priority in front.
+    /// Readable text after the priority for the journal.
     Journald,
 }
 
-/// How much is logged.
+/// The level of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verbosity {
     /// `-q`: warnings and errors.
     Quiet,
-    /// What a person wants to read.
+    /// The normal messages.
     Normal,
-    /// `-v` or `DEBUG=master-process`: what a person who looks for a fault wants to read.
+    /// `-v` or `DEBUG=master-process`: debug messages as well.
     Verbose,
-    /// `RUST_LOG`: its text, `target=level` directives separated by commas, already validated.
+    /// `RUST_LOG`: validated `target=level` directives, separated by commas.
     Filter(String),
 }

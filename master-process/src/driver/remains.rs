@@ -268,6 +268,7 @@ impl Driver {
                 }
             }
             Phase::Stopping(_) if found.members.is_empty() && !unseen => self.remains_gone(serial),
+            Phase::Stopping(None) if found.unheeded => self.event(Event::RemainsUnheeding(found.worker)),
             Phase::Stopping(_) => {}
         }
     }
@@ -507,7 +508,12 @@ mod tests {
     #[test]
     fn an_answer_to_an_earlier_question_does_not_tell_who_is_left() {
         let answered = |question| {
-            let found = Found { worker: WorkerId { slot: 0, serial: 1 }, question, members: Vec::new() };
+            let found = Found {
+                worker: WorkerId { slot: 0, serial: 1 },
+                question,
+                members: Vec::new(),
+                unheeded: false,
+            };
             remainder(7, at(0)).is_answered_by(&found)
         };
         assert!(!answered(6));

@@ -74,6 +74,8 @@ pub enum Event {
     DiedWithRemains(WorkerId),
     /// Nobody is left of a worker of which [`Event::DiedWithRemains`] was said.
     RemainsGone(WorkerId),
+    /// What is left of a worker has the stop signal, and no process of it handles that.
+    RemainsUnheeding(WorkerId),
     /// The first process of a worker has ended, and what it has started is the worker from now on: a daemon. It is ready
     /// when it listens, whatever its age.
     WentIntoBackground(WorkerId),

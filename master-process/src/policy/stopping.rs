@@ -9,10 +9,10 @@ use super::{Action, Queue, Report, Time, WorkerId};
 /// How often a draining worker's queue is looked at. Shorter costs calls, longer costs a reload time.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// What a crashed worker leaves behind finishes what it is at, as it would without us. But where its replacement dies
-/// early, it may hold what that one needs: then it has so long from the stop signal to SIGKILL. Long enough to write a
-/// file, and as long as the throttle's default keeps the next start waiting.
-const REMAINS_IN_THE_WAY: Duration = Duration::from_secs(1);
+/// The time from the stop signal to SIGKILL for what a crashed worker left behind, where waiting longer helps nobody: none of
+/// its processes handles the stop signal, or the replacement died early and may need what they hold. Otherwise they have the
+/// kill time-out, to finish the requests that they would finish without a supervisor.
+const REMAINS_AFTER_A_CRASH: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     /// The slot is given up, or everything is. Only in the latter case does nobody else take over: then those
@@ -137,13 +137,14 @@ impl Supervisor {
 
     /// A worker of the slot has died early: what an earlier one left behind when it crashed may be why.
     pub(super) fn hurry_remains(&mut self, id: u32) {
-        for stopping in &mut self.slots[index(id)].stopping {
-            if let StopPhase::Remains { signalled_at, kill_at: Some(kill_at), crashed: true } =
-                &mut stopping.phase
-            {
-                *kill_at = (*kill_at).min(signalled_at.after(REMAINS_IN_THE_WAY));
-            }
-        }
+        self.slots[index(id)].stopping.iter_mut().for_each(Stopping::hurry);
+    }
+
+    /// No process that a crashed worker left behind handles the stop signal: more time would change nothing.
+    pub(super) fn remains_unheeding(&mut self, now: Time, worker: WorkerId) {
+        let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
+        slot.stopping.iter_mut().filter(|stopping| stopping.worker == worker).for_each(Stopping::hurry);
+        self.reconcile(worker.slot, now);
     }
 
     /// Nobody of a worker's tree is left.
@@ -181,6 +182,15 @@ impl Supervisor {
                 self.push(Report::Overdue { worker, after: now.since(signalled_at) });
             }
             self.actions.push_back(Action::Kill(worker));
+        }
+    }
+}
+
+impl Stopping {
+    /// What a crashed worker left behind gets less time, unless it was killed.
+    fn hurry(&mut self) {
+        if let StopPhase::Remains { signalled_at, kill_at: Some(kill_at), crashed: true } = &mut self.phase {
+            *kill_at = (*kill_at).min(signalled_at.after(REMAINS_AFTER_A_CRASH));
         }
     }
 }

@@ -111,6 +111,7 @@ impl Supervisor {
             Event::Died(worker) => self.died(now, worker),
             Event::DiedWithRemains(worker) => self.died_with_remains(now, worker),
             Event::RemainsGone(worker) => self.remains_gone(now, worker),
+            Event::RemainsUnheeding(worker) => self.remains_unheeding(now, worker),
             Event::WentIntoBackground(worker) => self.went_into_background(now, worker),
             Event::Sampled(worker, usage) => self.sampled(now, worker, usage),
             Event::Pss(worker, pss) => self.pss_measured(now, worker, pss),

@@ -41,7 +41,7 @@ pub use daemon::{Exited, daemon};
 use environments::{Environments, Processes};
 use ownership::{Owners, TreeFacts};
 use registry::Registry;
-use walker::{Answer, Task, Walk};
+use walker::{Answer, FoundOf, Task, Walk};
 
 /// Processes of one worker that are looked at. One that has more is ended in several rounds.
 const MAX_MEMBERS: usize = 4096;
@@ -85,6 +85,8 @@ pub struct Found {
     pub question: u64,
     /// Everybody of it who lives, its first process included.
     pub members: Vec<Member>,
+    /// They were sent a signal, and none of them handles it.
+    pub unheeded: bool,
 }
 
 /// What is to be done at the next walk.
@@ -403,10 +405,10 @@ impl Trees {
             // One that is gone meanwhile owns nothing.
             let trees = &self.trees;
             self.owners.retain(|_, (_, serial)| trees.contains_key(serial));
-            for (serial, question, members) in answer.members {
+            for FoundOf { serial, question, members, unheeded } in answer.found {
                 if let Some(tree) = self.trees.get(&serial) {
                     let worker = WorkerId { slot: tree.slot, serial };
-                    found.push(Found { worker, question, members });
+                    found.push(Found { worker, question, members, unheeded });
                 }
             }
         }

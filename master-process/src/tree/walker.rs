@@ -14,6 +14,7 @@ use super::ownership::{
 use super::registry::Registry;
 use super::{MAX_MEMBERS, Member};
 use crate::sys::cgroup::Cgroup;
+use crate::sys::handlers::{Disposition, disposition};
 use crate::sys::helper::{Helper, Wake};
 use crate::sys::holders::{Holds, Search};
 use crate::sys::peer::Peer;
@@ -76,8 +77,18 @@ pub(super) struct Answer {
     pub(super) owners: Owners,
     /// Those whose environments did not come in time.
     pub(super) unreadable: Processes,
-    /// By serial, with the number of the question: who lives, after any signal.
-    pub(super) members: Vec<(u64, u64, Vec<Member>)>,
+    pub(super) found: Vec<FoundOf>,
+}
+
+/// What it found of one worker.
+#[derive(Debug)]
+pub(super) struct FoundOf {
+    pub(super) serial: u64,
+    pub(super) question: u64,
+    /// Who lives, after any signal.
+    pub(super) members: Vec<Member>,
+    /// They were sent a signal, and none of them handles it.
+    pub(super) unheeded: bool,
 }
 
 /// The thread, from the first walk on.
@@ -88,18 +99,29 @@ pub(super) fn walker() -> io::Result<Helper<Walk, Answer>> {
 fn carry_out(mut walk: Walk) -> Answer {
     let tasks = std::mem::take(&mut walk.tasks);
     let mut adopted = walk.adopted(&tasks);
-    let mut members = Vec::with_capacity(tasks.len());
+    let mut found = Vec::with_capacity(tasks.len());
     for task in &tasks {
-        let found = match task.signal {
+        let members = match task.signal {
             Some(number) => walk.signal(task, number, &tasks, &mut adopted),
             None => walk.look(task, &tasks, &mut adopted),
         };
-        members.push((task.serial, task.question, found));
+        let unheeded = task.signal.is_some_and(|number| is_unheeded(number, &members));
+        found.push(FoundOf { serial: task.serial, question: task.question, members, unheeded });
     }
     let present: HashSet<Pid> = adopted.iter().map(|(pid, _)| *pid).collect();
     walk.owners.retain(|pid, _| present.contains(pid));
     let unreadable = walk.environments.into_unreadable(|pid| present.contains(&pid));
-    Answer { owners: walk.owners, unreadable, members }
+    Answer { owners: walk.owners, unreadable, found }
+}
+
+/// Whether none of these handles a signal: what still lives then ignores it, or blocks it. What cannot be known may handle
+/// it.
+fn is_unheeded(number: i32, members: &[Member]) -> bool {
+    let handles = |member: &Member| match disposition(member.pid, number) {
+        Some(Disposition::Handled) | None => true,
+        Some(Disposition::Ignored | Disposition::Default) => false,
+    };
+    number != libc::SIGKILL && !members.iter().any(handles)
 }
 
 /// Processes that were handed to us, each with its worker's serial where that can be told.
@@ -377,8 +399,8 @@ mod tests {
             notify_socket: b"/run/a/notify".as_slice().into(),
         });
         let found = |serial| -> HashSet<Pid> {
-            let of_it = answer.members.iter().filter(|(of, ..)| *of == serial);
-            of_it.flat_map(|(_, _, members)| members.iter().map(|member| member.pid)).collect()
+            let of_it = answer.found.iter().filter(|found| found.serial == serial);
+            of_it.flat_map(|found| found.members.iter().map(|member| member.pid)).collect()
         };
         assert_eq!(found(1), HashSet::from([first.pid(), in_group.pid()]));
         assert_eq!(found(2), HashSet::from([second.pid(), accounted.pid(), alone.pid()]));

@@ -78,8 +78,7 @@ made = bound(HOST, PORT); made.listen(64)
 say('ready', PID)
 serve(made)";
     let address = address::tcp();
-    let options = ["-w", "2", "--throttle", "100ms", "--kill-timeout", "1s"];
-    let supervisor = Supervisor::start(&options, wrapped(script(text, address)));
+    let supervisor = Supervisor::start(&["-w", "2", "--throttle", "100ms"], wrapped(script(text, address)));
     let old: BTreeSet<i32> = servers(&supervisor, 2).into_iter().collect();
     let wrappers = supervisor.await_workers(2);
     let victim = *wrappers.first().expect("two");

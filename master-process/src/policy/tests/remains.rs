@@ -32,6 +32,25 @@ fn what_a_crashed_worker_leaves_behind_has_the_kill_timeout_and_nobody_waits_for
     assert_eq!(sim.finish(), Outcome::Stopped);
 }
 
+#[test]
+fn what_a_crashed_worker_leaves_behind_has_a_second_where_none_of_it_handles_the_stop_signal() {
+    let mut sim = Sim::new(settings(1));
+    sim.run_smoothly();
+    sim.pass(2 * SECOND);
+    let crashed = sim.alive()[0];
+    sim.die_with_remains(crashed);
+    sim.launch_all();
+    sim.sign_all();
+    sim.pass(200 * MS);
+    sim.event(Event::RemainsUnheeding(crashed));
+    sim.pass(799 * MS);
+    assert!(!remains(&sim, crashed).1, "too early");
+    sim.pass(MS);
+    assert_eq!(remains(&sim, crashed), (true, true));
+    sim.end_remains(crashed);
+    assert_eq!(sim.finish(), Outcome::Stopped);
+}
+
 /// The worker that was started last, and runs.
 fn newest(sim: &Sim) -> WorkerId {
     sim.alive().into_iter().max_by_key(|worker| worker.serial).expect("one runs")

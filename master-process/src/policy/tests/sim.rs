@@ -133,6 +133,7 @@ impl Sim {
             | Event::WatchesItself(..)
             | Event::DiedWithRemains(_)
             | Event::RemainsGone(_)
+            | Event::RemainsUnheeding(_)
             | Event::WentIntoBackground(_)
             | Event::ToggleMonitoring => {}
         }

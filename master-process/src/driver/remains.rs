@@ -84,7 +84,7 @@ pub(super) fn cgroups(config: &Config) -> Option<Supervisors> {
     let (cgroups, leftovers) = match Supervisors::make() {
         Ok(made) => made?,
         Err(error) => {
-            debug!("cgroups: {error}: the processes of a worker are told apart without");
+            debug!("cgroups unavailable: {error}; telling the processes of workers apart without them");
             return None;
         }
     };
@@ -93,14 +93,14 @@ pub(super) fn cgroups(config: &Config) -> Option<Supervisors> {
         let processes = if count == 1 { "process" } else { "processes" };
         let from = format!("{count} {processes} of an earlier master-process (pid {supervisor})");
         if config.orphans == Orphans::Keep && count > 0 {
-            warn!(processes = count, "found {from} in this cgroup: they live on, as --orphans keep says");
+            warn!(processes = count, "found {from} in this cgroup: left running (--orphans keep)");
             continue;
         }
         let ended = leftover.end();
         match (count, ended) {
             (0, _) => {}
             (_, true) => warn!(processes = count, "found {from} in this cgroup: killed"),
-            (_, false) => warn!(processes = count, "found {from} in this cgroup: they cannot be killed"),
+            (_, false) => warn!(processes = count, "found {from} in this cgroup: cannot kill them"),
         }
     }
     Some(cgroups)
@@ -179,7 +179,9 @@ impl Driver {
 
     pub(super) fn watch_trees(&mut self) {
         if let Err(error) = self.poller.watch(self.trees.fd(), Token::Trees.encode()) {
-            warn!("watching: {error}: what workers leave behind is found late");
+            warn!(
+                "cannot watch the helper thread: {error}; processes that workers leave behind are found late"
+            );
         }
     }
 
@@ -252,7 +254,7 @@ impl Driver {
         if first {
             info!(
                 worker = worker.slot,
-                pid, "{before} went into the background: {name} (pid {pid}) is the worker from now on{hint}"
+                pid, "{before} went into the background: {name} (pid {pid}) is now the worker{hint}"
             );
         }
         self.workers.replace_process(serial, main.pid, handle);
@@ -273,7 +275,7 @@ impl Driver {
         }
         warn!(
             worker = id.slot,
-            "{} went into the background and does not listen: stopping it",
+            "{} went into the background and is not listening: stopping it",
             self.name(id)
         );
         self.signal(id, self.stop_signal);
@@ -293,7 +295,7 @@ impl Driver {
         let (count, es) = (members.len(), if members.len() == 1 { "" } else { "es" });
         let slot = worker.slot;
         let line = match count {
-            0 => format!("worker {slot} left processes behind that live for a moment only"),
+            0 => format!("worker {slot} left short-lived processes behind"),
             _ => format!("worker {slot} left {count} process{es} behind: {}{more}", named.join(", ")),
         };
         if self.policy.was_killed(worker) {
@@ -347,7 +349,8 @@ impl Driver {
             Phase::Stopping(Some(since)) if now.since(since) > KILL_TAKES => {
                 warn!(
                     worker = remainder.worker.slot,
-                    "what worker {} left behind cannot be killed: it is left alone", remainder.worker.slot
+                    "cannot kill the processes that worker {} left behind: leaving them",
+                    remainder.worker.slot
                 );
                 self.remains_gone(serial);
             }
@@ -381,7 +384,10 @@ impl Driver {
 
     fn remains_gone(&mut self, serial: u64) {
         let Some(remainder) = self.remainders.remove(&serial) else { return };
-        debug!(worker = remainder.worker.slot, "nothing is left of worker {}", remainder.worker.slot);
+        debug!(
+            worker = remainder.worker.slot,
+            "all processes of worker {} have ended", remainder.worker.slot
+        );
         self.broker.leave(self.now(), serial, remainder.asked);
         self.forget_tree(serial);
         self.event(Event::RemainsGone(remainder.worker));

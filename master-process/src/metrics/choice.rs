@@ -31,23 +31,18 @@ pub(super) fn decide(
         Monitor::Off => return Ok(Decision { chosen: Chosen::Off, says: None }),
         Monitor::Procfs => None,
         Monitor::Ebpf | Monitor::Auto => match ebpf() {
-            Ok(()) if wish == Monitor::Ebpf => return chosen(Chosen::Ebpf, "measuring with eBPF, as asked"),
-            Ok(()) => return chosen(Chosen::Ebpf, "measuring with eBPF: it loads here"),
+            Ok(()) => return chosen(Chosen::Ebpf, "monitor: eBPF"),
             Err(why) if wish == Monitor::Ebpf => return Err(why),
             Err(why) => Some(why),
         },
     };
     match (procfs(), refusal) {
-        (Ok(()), None) => chosen(Chosen::Procfs, "measuring with procfs, as asked"),
-        (Ok(()), Some(why)) => {
-            chosen(Chosen::Procfs, &format!("measuring with procfs: eBPF is not to be had here ({why})"))
-        }
+        (Ok(()), None) => chosen(Chosen::Procfs, "monitor: procfs"),
+        (Ok(()), Some(why)) => chosen(Chosen::Procfs, &format!("monitor: procfs; eBPF unavailable: {why}")),
         (Err(why), None) => Err(why),
         (Err(unread), Some(unloaded)) => chosen(
             Chosen::Off,
-            &format!(
-                "nothing is measured: neither eBPF ({unloaded}) nor procfs ({unread}) is to be had here"
-            ),
+            &format!("monitor: off; eBPF unavailable: {unloaded}; procfs unavailable: {unread}"),
         ),
     }
 }
@@ -70,21 +65,21 @@ mod tests {
     #[test]
     fn auto_takes_ebpf_where_it_loads() {
         let decision = decide(Monitor::Auto, YES, unasked);
-        assert_eq!(says(&decision), "measuring with eBPF: it loads here");
+        assert_eq!(says(&decision), "monitor: eBPF");
         assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Ebpf));
     }
 
     #[test]
     fn auto_takes_procfs_where_ebpf_does_not_load_and_says_why() {
         let decision = decide(Monitor::Auto, NO, YES);
-        assert_eq!(says(&decision), "measuring with procfs: eBPF is not to be had here (no)");
+        assert_eq!(says(&decision), "monitor: procfs; eBPF unavailable: no");
         assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Procfs));
     }
 
     #[test]
     fn auto_goes_on_without_either() {
         let decision = decide(Monitor::Auto, NO, NO);
-        assert!(says(&decision).starts_with("nothing is measured: neither eBPF (no) nor procfs (no)"));
+        assert!(says(&decision).starts_with("monitor: off; eBPF unavailable: no; procfs unavailable: no"));
         assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Off));
     }
 

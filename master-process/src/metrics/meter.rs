@@ -49,11 +49,13 @@ impl Rest {
     fn start(scope: Scope) -> Rest {
         match Procfs::new(scope) {
             Ok(procfs) => {
-                warn!("more workers than eBPF has room for: procfs measures the others");
+                warn!("eBPF maps are full: measuring further workers with procfs");
                 Rest::Procfs(Box::new(procfs))
             }
             Err(error) => {
-                warn!("more workers than eBPF has room for: the others are not measured ({error})");
+                warn!(
+                    "eBPF maps are full and procfs is unavailable: {error}; further workers are not measured"
+                );
                 Rest::Impossible
             }
         }
@@ -191,12 +193,12 @@ impl Meter {
     fn fall_back(&mut self, lost: &Lost, alive: impl Iterator<Item = (WorkerId, Pid)>) {
         self.source = match Procfs::new(self.scope) {
             Ok(mut procfs) => {
-                warn!("{lost}: measuring with procfs from now on");
+                warn!("{lost}: switched to procfs");
                 alive.for_each(|(worker, pid)| procfs.watch(worker, pid));
                 Source::Procfs(Box::new(procfs))
             }
             Err(error) => {
-                warn!("{lost}, and procfs cannot be read ({error}): nothing is measured from now on");
+                warn!("{lost} and procfs is unavailable: {error}; workers are no longer measured");
                 Source::Off
             }
         };

@@ -331,8 +331,12 @@ pub struct OverLimit {
     pub limit: Limit,
     /// What the worker used when it was last measured: CPU nanoseconds in a second, or bytes.
     pub used: u64,
-    /// Which number that is.
+    /// The limit, in the same unit.
+    pub most: u64,
+    /// Which number `used` is.
     pub measured: Measured,
+    /// How many samples in a row were above the limit.
+    pub samples: u32,
     /// When it is replaced, if it is still over it then; `None`: now.
     pub wait: Option<Duration>,
     /// As many as may be replaced at a time are: it waits for them.

@@ -27,13 +27,26 @@ const OTHERS: u64 = 100_000_000;
 const PSS_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PSS_PAUSE: Duration = Duration::from_secs(600);
 
-/// The shortest time from ready in which a worker can come to the limit's last strike.
-pub(super) fn shortest(limits: &Limits, limit: Limit) -> Duration {
-    let failures = match limit {
+/// The samples in a row above a limit that exceed it.
+pub(super) fn failures(limits: &Limits, limit: Limit) -> u32 {
+    match limit {
         Limit::Cpu => limits.cpu_failures,
         Limit::Memory => limits.memory_failures,
-    };
-    limits.delay.saturating_add(limits.interval.saturating_mul(failures))
+    }
+}
+
+/// The value of a limit; 0 where there is none.
+pub(super) fn most(limits: &Limits, limit: Limit) -> u64 {
+    match limit {
+        Limit::Cpu => limits.max_cpu,
+        Limit::Memory => limits.max_memory,
+    }
+    .unwrap_or(0)
+}
+
+/// The shortest time from ready in which a worker can exceed a limit.
+pub(super) fn shortest(limits: &Limits, limit: Limit) -> Duration {
+    limits.delay.saturating_add(limits.interval.saturating_mul(failures(limits, limit)))
 }
 
 /// Samples in a row over one limit.

@@ -320,7 +320,16 @@ impl Supervisor {
             self.replacements.enqueue(worker.slot);
         }
         let queued = queued && wait.is_none();
-        let over = OverLimit { limit: exceeded.limit, used: exceeded.used, measured, wait, queued, again };
+        let over = OverLimit {
+            limit: exceeded.limit,
+            used: exceeded.used,
+            most: limits::most(&self.settings.limits, exceeded.limit),
+            measured,
+            samples: limits::failures(&self.settings.limits, exceeded.limit),
+            wait,
+            queued,
+            again,
+        };
         self.push(Report::OverLimit { worker, over });
         self.reconcile(worker.slot, now);
     }

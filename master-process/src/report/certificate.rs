@@ -83,23 +83,37 @@ impl Certificate {
 impl fmt::Display for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.exit {
-            Some(Exit::Code(code)) => write!(f, "exited with code {code}")?,
+            Some(Exit::Code(code)) => write!(f, "exited with code {code}"),
+            Some(Exit::Signal { .. }) => write!(f, "killed by {}", Cause(self)),
+            None => f.write_str("ended"),
+        }
+    }
+}
+
+/// How it ended, without a verb: `SIGTERM`, `exit code 1`, `the OOM killer`.
+pub(super) struct Cause<'a>(pub(super) &'a Certificate);
+
+impl fmt::Display for Cause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Cause(end) = self;
+        if end.is_oom() {
+            return f.write_str("the OOM killer");
+        }
+        match end.exit {
+            Some(Exit::Code(code)) => write!(f, "exit code {code}")?,
             Some(Exit::Signal { number, dumped }) => {
-                write!(f, "was killed by {}", signals::name(number))?;
+                f.write_str(&signals::name(number))?;
                 if dumped {
                     f.write_str(" (core dumped)")?;
                 }
             }
-            None => f.write_str("ended")?,
+            None => f.write_str("exit status unknown")?,
         }
-        if self.is_oom() {
-            return f.write_str(" of the kernel's OOM killer");
-        }
-        let Some(killer) = &self.killer else { return Ok(()) };
+        let Some(killer) = &end.killer else { return Ok(()) };
         write!(f, " from {} (", killer.name)?;
         match killer.pid {
             Some(pid) => write!(f, "pid {pid}")?,
-            None => f.write_str("outside of this PID namespace")?,
+            None => f.write_str("outside this PID namespace")?,
         }
         write!(f, ", uid {})", killer.uid)
     }
@@ -113,9 +127,9 @@ impl fmt::Display for Used<'_> {
         let Used(certificate) = self;
         let peak = certificate.peak_memory.map(|bytes| ByteSize(bytes).display().iec());
         match (certificate.cpu, peak) {
-            (Some(cpu), Some(peak)) => write!(f, " ({} of CPU, at most {peak})", Span(cpu)),
-            (Some(cpu), None) => write!(f, " ({} of CPU)", Span(cpu)),
-            (None, Some(peak)) => write!(f, " (at most {peak})"),
+            (Some(cpu), Some(peak)) => write!(f, " (cpu {}, peak memory {peak})", Span(cpu)),
+            (Some(cpu), None) => write!(f, " (cpu {})", Span(cpu)),
+            (None, Some(peak)) => write!(f, " (peak memory {peak})"),
             (None, None) => Ok(()),
         }
     }
@@ -146,37 +160,44 @@ mod tests {
     fn an_end_says_what_was_used() {
         assert_eq!(
             text(Exit::Code(3), LastWords::default()),
-            "exited with code 3 (1.5s of CPU, at most 3.0 MiB)"
+            "exited with code 3 (cpu 1.5s, peak memory 3.0 MiB)"
         );
         let words = LastWords { peak_memory: Some(5 << 20), ..LastWords::default() };
-        assert_eq!(text(Exit::Code(0), words), "exited with code 0 (1.5s of CPU, at most 5.0 MiB)");
+        assert_eq!(text(Exit::Code(0), words), "exited with code 0 (cpu 1.5s, peak memory 5.0 MiB)");
     }
 
     #[test]
     fn a_killer_is_named_if_its_signal_was_the_one() {
         let words = |signal, pid| LastWords { killer: by(signal, pid), ..LastWords::default() };
         let says = |signal, pid| text(killed(libc::SIGKILL), words(signal, pid));
-        assert!(
-            says(libc::SIGKILL, Some(7)).starts_with("was killed by SIGKILL from bash (pid 7, uid 1000) (")
-        );
-        assert!(says(libc::SIGKILL, None).contains("from bash (outside of this PID namespace, uid 1000)"));
-        assert!(says(libc::SIGTERM, Some(7)).starts_with("was killed by SIGKILL ("));
+        assert!(says(libc::SIGKILL, Some(7)).starts_with("killed by SIGKILL from bash (pid 7, uid 1000) ("));
+        assert!(says(libc::SIGKILL, None).contains("from bash (outside this PID namespace, uid 1000)"));
+        assert!(says(libc::SIGTERM, Some(7)).starts_with("killed by SIGKILL ("));
+    }
+
+    #[test]
+    fn the_cause_of_a_stop_has_no_verb() {
+        let cause = |exit, words| Cause(&Certificate::new(death(exit), words)).to_string();
+        assert_eq!(cause(killed(libc::SIGTERM), LastWords::default()), "SIGTERM");
+        assert_eq!(cause(Exit::Code(1), LastWords::default()), "exit code 1");
+        let dumped = Exit::Signal { number: libc::SIGSEGV, dumped: true };
+        assert_eq!(cause(dumped, LastWords::default()), "SIGSEGV (core dumped)");
+        let words = LastWords { oom: Some(true), ..LastWords::default() };
+        assert_eq!(cause(killed(libc::SIGKILL), words), "the OOM killer");
+        assert_eq!(Cause(&Certificate::default()).to_string(), "exit status unknown");
     }
 
     #[test]
     fn the_supervisor_is_no_killer() {
         let ours = i32::try_from(std::process::id()).ok();
         let words = LastWords { killer: by(libc::SIGKILL, ours), ..LastWords::default() };
-        assert!(text(killed(libc::SIGKILL), words).starts_with("was killed by SIGKILL ("));
+        assert!(text(killed(libc::SIGKILL), words).starts_with("killed by SIGKILL ("));
     }
 
     #[test]
     fn want_of_memory_is_said_in_place_of_a_killer() {
         let words = LastWords { oom: Some(true), killer: by(libc::SIGKILL, Some(7)), ..LastWords::default() };
-        assert!(
-            text(killed(libc::SIGKILL), words)
-                .starts_with("was killed by SIGKILL of the kernel's OOM killer (")
-        );
+        assert!(text(killed(libc::SIGKILL), words).starts_with("killed by the OOM killer ("));
         let words = LastWords { oom: Some(true), ..LastWords::default() };
         assert!(text(Exit::Code(1), words).starts_with("exited with code 1 ("));
     }

@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use bytesize::ByteSize;
 
-use super::certificate::Used;
+use super::certificate::{Cause, Used};
 use super::{Certificate, Span};
 use crate::policy::{Limit, Measured, Next, NoPss, OverLimit, ReadyBy, ReadySignal, Report, WorkerId};
 use crate::sys::spawn::SpawnError;
@@ -30,26 +30,26 @@ impl fmt::Display for Named {
     }
 }
 
-/// Says once, when the first worker runs, what this supervisor does.
+/// Logs once, when the first worker runs, what this supervisor does.
 pub fn banner(command: &str, workers: u32, shares: bool) {
     let pid = std::process::id();
     let version = env!("CARGO_PKG_VERSION");
     let copies = Workers(usize::try_from(workers).unwrap_or(usize::MAX));
-    let addresses = if shares { "sharing its addresses" } else { "each with addresses of its own" };
+    let addresses = if shares { "addresses are shared" } else { "addresses are not shared" };
     info!(
         pid,
         workers,
         command,
         version,
-        "master-process {version} (pid {pid}) runs {copies} of {command}, {addresses}"
+        "master-process {version} (pid {pid}): running {copies} of {command}; {addresses}"
     );
 }
 
 /// A worker could not be started.
 pub fn launch_failed(worker: Named, command: &str, failure: &SpawnError, next: Next) {
     let (call, why) = (failure.call(), start_failure(failure, Some(command)));
-    let next = Follows(next, "trying again");
-    error!(worker = worker.slot, call, errno = failure.errno, "{worker} could not be started: {why}{next}");
+    let next = Follows(next, "retrying");
+    error!(worker = worker.slot, call, errno = failure.errno, "{worker} failed to start: {why}{next}");
 }
 
 /// Why a program does not run: `execve ./app: Permission denied`, without the command where it was named already, or
@@ -87,7 +87,7 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Cert
             warn!(
                 worker = worker.slot,
                 pid = worker.pid,
-                "{worker} did not leave within {after} and is killed"
+                "{worker} did not stop within {after}: sending SIGKILL"
             );
         }
         Report::OverLimit { worker, over } => over_limit(named(worker), over),
@@ -97,52 +97,67 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Cert
             info!(
                 worker = worker.slot,
                 pid = worker.pid,
-                "{worker} is not replaced after all: no limit holds against it any more"
+                "{worker} is back within its limits: replacement cancelled"
             );
         }
-        Report::Monitoring { paused: true } => info!("the limits of all workers are paused"),
-        Report::Monitoring { paused: false } => info!("the limits of all workers hold again"),
+        Report::Monitoring { paused: true } => info!("resource limits of all workers paused"),
+        Report::Monitoring { paused: false } => info!("resource limits of all workers resumed"),
         Report::WatchesItself { worker, paused, often } => {
             let worker = named(worker);
-            let now = if paused { "pauses its limits" } else { "lets its limits hold again" };
+            let did = if paused { "paused" } else { "resumed" };
             if often {
                 // One that does so around each job would fill the log.
-                debug!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
+                debug!(worker = worker.slot, pid = worker.pid, "{worker} {did} its resource limits");
             } else {
-                info!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
+                info!(worker = worker.slot, pid = worker.pid, "{worker} {did} its resource limits");
             }
         }
         Report::ReloadStarted { generation, slots } => {
-            info!(generation, slots, "reload {generation} begins: {slots} to replace");
+            info!(generation, slots, "reload {generation}: replacing {}", Workers(slots));
         }
         Report::ReloadDone { generation, took } => {
-            info!(generation, took_ms = millis(took), "reload {generation} is complete after {}", Span(took));
+            info!(generation, took_ms = millis(took), "reload {generation} complete after {}", Span(took));
         }
-        Report::Scaled { from, to } => info!(from, to, "workers: {from} before, {to} from now on"),
-        Report::Stopping { workers } => info!(workers, "stopping {}", Workers(workers)),
+        Report::Scaled { from, to } => {
+            info!(from, to, "scaled from {from} to {}", Workers(usize::try_from(to).unwrap_or(usize::MAX)))
+        }
+        // The driver knows the cause.
+        Report::Stopping { workers } => stopping(workers, ""),
         Report::Killing { workers } => {
-            warn!(workers, "asked to stop again: killing {}", Workers(workers))
+            warn!(workers, "second stop signal: killing {}", Workers(workers))
         }
         Report::GaveUp { deaths, within } => error!(
             deaths,
             within_ms = millis(within),
-            "giving up: {deaths} workers died early within {}, stopping everything",
+            "giving up: {deaths} workers exited early within {} (--give-up): stopping all workers",
             Span(within)
         ),
     }
 }
 
+/// Every worker is stopped, for this cause.
+pub fn stopping(workers: usize, cause: &str) {
+    let why = if cause.is_empty() { String::new() } else { format!(": {cause}") };
+    info!(workers, cause, "stopping {}{why}", Workers(workers));
+}
+
 fn ready(worker: Named, after: Duration, by: ReadyBy, replaces: Option<Named>) {
     let by = match by {
-        ReadyBy::Signal(ReadySignal::Listen | ReadySignal::ListenPartly) => "listens",
-        ReadyBy::Signal(ReadySignal::Notify) => "says that it is ready",
-        ReadyBy::Age => "has lived long enough to count as ready",
-        ReadyBy::Launch => "runs",
+        ReadyBy::Signal(ReadySignal::Listen | ReadySignal::ListenPartly) => "listening",
+        ReadyBy::Signal(ReadySignal::Notify) => "notified",
+        ReadyBy::Age => "no readiness signal, but running long enough",
+        ReadyBy::Launch => "no readiness check",
     };
-    let instead = replaces.and_then(|old| old.pid).map(|old| format!(", in the place of pid {old}"));
+    let instead = replaces.and_then(|old| old.pid).map(|old| format!(", replacing pid {old}"));
     let instead = instead.unwrap_or_default();
     let after_ms = millis(after);
-    info!(worker = worker.slot, pid = worker.pid, after_ms, "{worker} {by} after {}{instead}", Span(after));
+    info!(
+        worker = worker.slot,
+        pid = worker.pid,
+        after_ms,
+        "{worker} ready after {}: {by}{instead}",
+        Span(after)
+    );
 }
 
 /// A worker is over a limit: replaced, or kept waiting because its successor would be over it as well.
@@ -151,16 +166,20 @@ fn over_limit(worker: Named, over: OverLimit) {
         Limit::Cpu => "--max-cpu",
         Limit::Memory => "--max-memory",
     };
-    let (used, measured) = match over.measured {
-        Measured::Cpu => (format!("{:.0} % of a CPU", cpu_percent(over.used)), None),
-        Measured::Pss => (format!("{} of memory (PSS)", size(over.used)), Some("pss")),
+    let (compared, measured) = match over.measured {
+        Measured::Cpu => {
+            (format!("{:.0} % > {:.0} % of a CPU", cpu_percent(over.used), cpu_percent(over.most)), None)
+        }
+        Measured::Pss => (format!("PSS {} > {}", size(over.used), size(over.most)), Some("pss")),
         Measured::Resident(why) => {
             let why = NoPssReason(why);
-            (format!("{} of resident memory (PSS unavailable: {why})", size(over.used)), Some("resident"))
+            let compared =
+                format!("resident {} > {}, PSS unavailable: {why}", size(over.used), size(over.most));
+            (compared, Some("resident"))
         }
     };
     let misfit = if over.again {
-        format!("; so did the worker before it: {flag} may not fit this program")
+        format!("; the previous worker did, too: {flag} may not fit this program")
     } else {
         String::new()
     };
@@ -177,7 +196,8 @@ fn over_limit(worker: Named, over: OverLimit) {
         used = over.used,
         measured,
         wait_ms,
-        "{worker} uses {used}, more than {flag} allows, for too long: {next}{misfit}"
+        "{worker} exceeded {flag} ({compared}) in {} samples: {next}{misfit}",
+        over.samples
     );
 }
 
@@ -189,7 +209,7 @@ fn default_disabled(worker: Named, used: u64, most: u64) {
         limit = "--max-memory",
         used,
         most,
-        "{worker} uses {} of memory at its first sample, above the default of --max-memory ({}): the default is off for this \
+        "{worker} exceeded the default of --max-memory at its first sample ({} > {}): the default is disabled for this \
          program; set --max-memory to limit it",
         size(used),
         size(most)
@@ -209,8 +229,8 @@ impl fmt::Display for NoPssReason {
             NoPss::Denied => "permission denied",
             NoPss::Unsupported => "this kernel has no smaps_rollup",
             NoPss::TooManyProcesses => "too many processes",
-            NoPss::TimedOut => "reading it takes too long",
-            NoPss::Failed => "it could not be read",
+            NoPss::TimedOut => "reading it timed out",
+            NoPss::Failed => "reading it failed",
         })
     }
 }
@@ -252,8 +272,8 @@ fn died(worker: Named, uptime: Duration, end: &Certificate, next: Next) {
 }
 
 fn left(worker: Named, uptime: Duration, end: &Certificate) {
-    let (age, used) = (Span(uptime), Used(end));
-    end!(info, worker, end, uptime, "{worker} left as asked: it {end} after {age}{used}");
+    let (age, how, used) = (Span(uptime), Cause(end), Used(end));
+    end!(info, worker, end, uptime, "{worker} stopped after {age}: {how}{used}");
 }
 
 pub(super) fn millis(span: Duration) -> u64 {
@@ -276,10 +296,10 @@ impl fmt::Display for Follows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Follows(next, again) = self;
         match next {
-            Next::Restart(Duration::ZERO) => write!(f, ", {again} now"),
-            Next::Restart(wait) => write!(f, ", {again} in {}", Span(*wait)),
-            Next::Successor => f.write_str(", its successor is starting already"),
-            Next::Predecessor => f.write_str(", the worker before it keeps serving"),
+            Next::Restart(Duration::ZERO) => write!(f, "; {again} now"),
+            Next::Restart(wait) => write!(f, "; {again} in {}", Span(*wait)),
+            Next::Successor => f.write_str("; its replacement is already starting"),
+            Next::Predecessor => f.write_str("; the old worker keeps serving"),
             Next::Nothing => Ok(()),
         }
     }

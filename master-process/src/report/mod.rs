@@ -11,6 +11,6 @@ mod writer;
 
 pub use certificate::Certificate;
 pub use late::{FailedReload, late, reload_failed, slow, waits};
-pub use lines::{Named, banner, launch_failed, note, start_failure};
+pub use lines::{Named, banner, launch_failed, note, start_failure, stopping};
 pub use setup::start_logging;
 pub use span::Span;

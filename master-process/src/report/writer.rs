@@ -115,12 +115,12 @@ fn dropped(lost: u64, errno: i32, form: LogFormat) -> String {
 /// the lines wants to know what to mend.
 fn reason(errno: i32) -> Cow<'static, str> {
     match errno {
-        libc::EAGAIN => "nobody read standard error".into(),
-        libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => "the reader of standard error was gone".into(),
-        libc::ENOSPC | libc::EDQUOT => "the disk of standard error was full".into(),
+        libc::EAGAIN => "stderr was not writable".into(),
+        libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => "stderr was closed by its reader".into(),
+        libc::ENOSPC | libc::EDQUOT => "the disk of stderr was full".into(),
         other => {
             let why = io::Error::from_raw_os_error(other);
-            format!("writing to standard error failed: {why}").into()
+            format!("writing to stderr failed: {why}").into()
         }
     }
 }
@@ -199,10 +199,7 @@ mod tests {
         let mut log = to(full);
         write(&mut log, "<6>first\n");
         write(&mut log, "<6>second\n");
-        assert_eq!(
-            told_afterwards(&log),
-            "<4>dropped 2 log lines: the disk of standard error was full\n<6>next\n"
-        );
+        assert_eq!(told_afterwards(&log), "<4>dropped 2 log lines: the disk of stderr was full\n<6>next\n");
         assert_eq!(told_afterwards(&log), "<6>next\n", "it is told once");
     }
 
@@ -215,7 +212,7 @@ mod tests {
         write(&mut log, "<6>first\n");
         assert_eq!(
             told_afterwards(&log),
-            "<4>dropped 1 log line: the reader of standard error was gone\n<6>next\n"
+            "<4>dropped 1 log line: stderr was closed by its reader\n<6>next\n"
         );
     }
 
@@ -228,11 +225,11 @@ mod tests {
             write(&mut log, &line);
         }
         let text = told_afterwards(&log);
-        assert_eq!(text, "<4>dropped 2 log lines: nobody read standard error\n<6>next\n");
+        assert_eq!(text, "<4>dropped 2 log lines: stderr was not writable\n<6>next\n");
     }
 
     #[test]
     fn other_reasons_are_told_by_their_text() {
-        assert!(reason(libc::EFBIG).starts_with("writing to standard error failed: File too large"));
+        assert!(reason(libc::EFBIG).starts_with("writing to stderr failed: File too large"));
     }
 }

@@ -75,7 +75,10 @@ impl Ebpf {
         };
         let Some(account) = self.roster.enter(worker, is_vacant) else {
             // More than three workers for each that there may be: some were never told to have ended.
-            tracing::debug!("worker {} is not watched: no account is free", worker.serial);
+            tracing::debug!(
+                "worker with serial {} is not measured by eBPF: no account is free",
+                worker.serial
+            );
             return;
         };
         if let (Some(entry), Some(account)) = (self.roster.entry(account), accounts.get(account as usize)) {
@@ -99,7 +102,10 @@ impl Ebpf {
             control.armed.compare_exchange(armed, NONE, AcqRel, Acquire).is_err()
         });
         if started && !seen {
-            tracing::debug!("worker {} is not watched: its start was not seen", worker.serial);
+            tracing::debug!(
+                "worker with serial {} is not measured by eBPF: its start was not seen",
+                worker.serial
+            );
         }
         let watched = started && seen;
         if !watched {

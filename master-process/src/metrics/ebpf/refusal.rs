@@ -27,7 +27,7 @@ pub struct Lost;
 
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the eBPF programs do not run any more")
+        f.write_str("the eBPF programs were detached")
     }
 }
 

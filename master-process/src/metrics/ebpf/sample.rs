@@ -91,7 +91,7 @@ impl Ebpf {
         let turned_away = self.running.control.first().map_or(0, |control| control.turned_away.load(Relaxed));
         if turned_away != self.turned_away {
             let more = turned_away - self.turned_away;
-            tracing::warn!("{more} descendants of workers are not measured: there are too many at a time");
+            tracing::warn!("{more} processes of workers are not measured: too many at a time");
             self.turned_away = turned_away;
         }
     }

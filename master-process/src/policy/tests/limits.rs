@@ -61,7 +61,9 @@ fn ten_samples_in_a_row_over_the_memory_limit_replace_a_worker_and_the_successor
     let over = OverLimit {
         limit: Limit::Memory,
         used: 1001,
+        most: 1000,
         measured: Measured::Pss,
+        samples: 10,
         wait: None,
         queued: false,
         again: false,
@@ -111,7 +113,9 @@ fn cpu_is_the_difference_of_two_samples_over_the_time_between_them() {
     let over = OverLimit {
         limit: Limit::Cpu,
         used: 3_000_000_000,
+        most: 950_000_000,
         measured: Measured::Cpu,
+        samples: 10,
         wait: None,
         queued: false,
         again: false,

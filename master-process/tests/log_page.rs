@@ -11,7 +11,7 @@ const PAGE: &str = include_str!("../../docs/log.md");
 
 /// The files whose strings become messages, or parts of them.
 const PARTS: [&str; 9] = [
-    "report/certificate.rs",
+    "report/exit_report.rs",
     "report/late.rs",
     "report/lines.rs",
     "report/writer.rs",
@@ -19,7 +19,7 @@ const PARTS: [&str; 9] = [
     "share/readiness.rs",
     "share/occupants/search.rs",
     "metrics/choice.rs",
-    "metrics/ebpf/refusal.rs",
+    "metrics/ebpf/load_error.rs",
 ];
 
 /// A string of the sources, or of the page; `level` is empty for a part.

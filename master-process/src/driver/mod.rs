@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Share, StopGroup};
 use crate::metrics::{Inspector, Meter, Question};
 use crate::policy::{Action, Event, FailedStart, Outcome, Report, Settings, Supervisor, Time, WorkerId};
-use crate::report::{self, Certificate, Named};
+use crate::report::{self, ExitReport, Named};
 use crate::share::{Broker, InheritedListeners};
 use crate::sys::notify::NotifySocket;
 use crate::sys::pidfd;
@@ -350,7 +350,7 @@ impl Driver {
             let ended = Named { slot: worker.slot, pid: Some(entry.pid.as_raw_pid()) };
             return report::note(note, |_| ended, &entry.end.unwrap_or_default());
         }
-        report::note(note, |id| self.name(id), &Certificate::default());
+        report::note(note, |id| self.name(id), &ExitReport::default());
     }
 
     /// Says what is to be said of workers that are not ready in time, and where they do not listen; `false`: it is about

@@ -13,7 +13,7 @@ use super::chores::Chore;
 use super::{Driver, Token};
 use crate::config::{Config, Orphans};
 use crate::policy::{Event, Time, WorkerId};
-use crate::report::Certificate;
+use crate::report::ExitReport;
 use crate::sys::cgroup::Supervisors;
 use crate::sys::pidfd::{self, Death, Exit};
 use crate::tree::{Found, Member};
@@ -138,9 +138,9 @@ impl Driver {
     fn worker_gone(&mut self, serial: u64, death: Option<Death>) {
         let Some(entry) = self.workers.get(serial) else { return };
         let id = entry.id;
-        let words = self.meter.ended(id);
+        let details = self.meter.ended(id);
         self.inspector.forget(id);
-        self.workers.ended(serial, Certificate::new(death, words));
+        self.workers.ended(serial, ExitReport::new(death, details));
         self.broker.leave(self.now(), serial, self.policy.expects_end(id));
         self.forget_tree(serial);
         self.event(Event::Died(id));
@@ -307,9 +307,9 @@ impl Driver {
         if let Some(remainder) = self.remainders.get_mut(&serial) {
             remainder.phase = Phase::Stopping(None);
         }
-        let words = self.meter.ended(worker);
+        let details = self.meter.ended(worker);
         self.inspector.forget(worker);
-        self.workers.ended(serial, Certificate::new(death, words));
+        self.workers.ended(serial, ExitReport::new(death, details));
         self.broker.first_ended(self.now(), serial);
         self.event(Event::DiedWithRemains(worker));
         self.later_in(LOOK_AGAIN, Chore::Remains(serial));

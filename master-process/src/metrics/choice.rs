@@ -1,8 +1,8 @@
-//! Which source measures, decided from what is known.
+//! Choosing the source of the measurements.
 
 use crate::config::Monitor;
 
-/// A source that was chosen.
+/// The chosen source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Chosen {
     Ebpf,
@@ -10,17 +10,18 @@ pub(super) enum Chosen {
     Off,
 }
 
-/// What came of trying a source; `Err` has the reason, as the rest of a sentence.
+/// The result of trying a source; `Err` has the reason, as the end of a sentence.
 pub(super) type Fact = Result<(), String>;
 
-/// What was chosen, and what the log says about it; or that what was asked for cannot be had.
+/// The chosen source, and the message about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Decision {
     pub(super) chosen: Chosen,
     pub(super) says: Option<String>,
 }
 
-/// Decides. The facts are found out only where they matter: loading a program that nobody wants costs time.
+/// Chooses a source, or fails if the requested one is unavailable. A source is tried only if it can be chosen:
+/// loading the programs takes time.
 pub(super) fn decide(
     wish: Monitor,
     ebpf: impl FnOnce() -> Fact,

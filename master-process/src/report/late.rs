@@ -1,4 +1,4 @@
-//! What is said of workers that are not ready in time, and of reloads that fail.
+//! Messages about workers that are not ready in time, and about failed reloads.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::lines::{Follows, Named, millis};
 use crate::policy::{FailedStart, Next};
 use crate::share::{Because, Missing};
 
-/// A worker is late, and its slot has no other that serves.
+/// A worker is late, and no other worker serves its slot.
 pub fn slow(worker: Named, after: Duration, missing: Option<&Missing>) {
     let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
     warn!(
@@ -23,7 +23,7 @@ pub fn slow(worker: Named, after: Duration, missing: Option<&Missing>) {
     );
 }
 
-/// A worker takes its time, and another one of its slot serves meanwhile.
+/// A worker takes longer than usual while another one serves its slot.
 pub fn waits(worker: Named, after: Duration, missing: Option<&Missing>) {
     let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
     info!(
@@ -36,7 +36,7 @@ pub fn waits(worker: Named, after: Duration, missing: Option<&Missing>) {
     );
 }
 
-/// A worker is late and is stopped, because another one of its slot serves.
+/// A late worker is stopped, because another one serves its slot.
 pub fn late(worker: Named, after: Duration, missing: Option<&Missing>, next: Next) {
     let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
     warn!(
@@ -50,22 +50,22 @@ pub fn late(worker: Named, after: Duration, missing: Option<&Missing>, next: Nex
     );
 }
 
-/// A reload was given up.
+/// A failed reload.
 #[derive(Debug, Clone, Copy)]
 pub struct FailedReload {
-    /// The generation that it was to lead to.
+    /// The generation of the new workers.
     pub generation: u32,
     /// The slot whose workers failed.
     pub slot: u32,
-    /// How many did.
+    /// The number of failed workers.
     pub attempts: u32,
-    /// What became of the last one.
+    /// The failure of the last one.
     pub cause: FailedStart,
-    /// How many workers of earlier generations serve on.
+    /// The number of workers of earlier generations that keep serving.
     pub kept: usize,
 }
 
-/// A reload was given up. `missing`: where the last worker that was late did not listen.
+/// A reload failed. `missing`: the addresses on which the last late worker did not listen.
 pub fn reload_failed(failed: FailedReload, missing: Option<&Missing>) {
     let FailedReload { generation, slot, attempts, cause, kept } = failed;
     let times = if attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
@@ -76,7 +76,7 @@ pub fn reload_failed(failed: FailedReload, missing: Option<&Missing>) {
         (FailedStart::NotLaunched, _) => "failed to start".to_owned(),
     };
     let old = if kept == 1 { "1 old worker keeps".to_owned() } else { format!("{kept} old workers keep") };
-    // Nobody but the user knows whether the address is late, or left out on purpose.
+    // Only the user knows whether the address is late, or was removed on purpose.
     let how = match missing.map(|missing| missing.because) {
         Some(Because::Served | Because::Left) => {
             "; if the new release no longer serves it, send READY=1 (--ready auto or notify) or use \

@@ -1,4 +1,4 @@
-//! One line an event: what happened, to whom, and what follows.
+//! One line for each event: what happened, to what, why, and what happens next.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use tracing::{debug, error, info, warn};
 
 use bytesize::ByteSize;
 
-use super::certificate::{Cause, Used};
-use super::{Certificate, Span};
+use super::exit_report::{Cause, Used};
+use super::{ExitReport, Span};
 use crate::policy::{Limit, Measured, Next, NoPss, OverLimit, ReadyBy, ReadySignal, Report, WorkerId};
 use crate::sys::spawn::SpawnError;
 
@@ -17,7 +17,7 @@ use crate::sys::spawn::SpawnError;
 pub struct Named {
     /// Its slot.
     pub slot: u32,
-    /// Its process, where it has one.
+    /// The pid; `None` if the worker has no process.
     pub pid: Option<i32>,
 }
 
@@ -45,15 +45,15 @@ pub fn banner(command: &str, workers: u32, shares: bool) {
     );
 }
 
-/// A worker could not be started.
+/// A worker failed to start.
 pub fn launch_failed(worker: Named, command: &str, failure: &SpawnError, next: Next) {
     let (call, why) = (failure.call(), start_failure(failure, Some(command)));
     let next = Follows(next, "retrying");
     error!(worker = worker.slot, call, errno = failure.errno, "{worker} failed to start: {why}{next}");
 }
 
-/// Why a program does not run: `execve ./app: Permission denied`, without the command where it was named already, or
-/// `interpreter /bin/sh\r of ./app not found`.
+/// The reason of a failed start: `execve ./app: Permission denied` (without the command if the line names it
+/// already), or `interpreter /bin/sh\r of ./app not found`.
 pub fn start_failure(failure: &SpawnError, command: Option<&str>) -> String {
     if let Some(within) = failure.within {
         let subject = command.map_or_else(String::new, |command| format!(" {command}"));
@@ -68,15 +68,15 @@ pub fn start_failure(failure: &SpawnError, command: Option<&str>) -> String {
     }
 }
 
-/// Writes what the policy noted; `named` knows the pids, `certificate` how a dead worker ended.
-pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Certificate) {
+/// Logs a report of the policy. `named` adds the pids, `exit` how the worker ended.
+pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport) {
     match *note {
         Report::Ready { worker, after, by, replaces } => {
             ready(named(worker), after, by, replaces.map(&named))
         }
-        Report::Died { worker, uptime, next } => died(named(worker), uptime, certificate, next),
-        Report::Left { worker, uptime } => left(named(worker), uptime, certificate),
-        // The driver knows the error, or the addresses that are missing, and has said it.
+        Report::Died { worker, uptime, next } => died(named(worker), uptime, exit, next),
+        Report::Left { worker, uptime } => left(named(worker), uptime, exit),
+        // The driver logs these: it knows the error, or the missing addresses.
         Report::LaunchFailed { .. }
         | Report::Slow { .. }
         | Report::Waits { .. }
@@ -106,7 +106,7 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Cert
             let worker = named(worker);
             let did = if paused { "paused" } else { "resumed" };
             if often {
-                // One that does so around each job would fill the log.
+                // A worker that does so around each job would fill the log.
                 debug!(worker = worker.slot, pid = worker.pid, "{worker} {did} its resource limits");
             } else {
                 info!(worker = worker.slot, pid = worker.pid, "{worker} {did} its resource limits");
@@ -135,7 +135,7 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Cert
     }
 }
 
-/// Every worker is stopped, for this cause.
+/// All workers are stopped for this cause.
 pub fn stopping(workers: usize, cause: &str) {
     let why = if cause.is_empty() { String::new() } else { format!(": {cause}") };
     info!(workers, cause, "stopping {}{why}", Workers(workers));
@@ -160,7 +160,7 @@ fn ready(worker: Named, after: Duration, by: ReadyBy, replaces: Option<Named>) {
     );
 }
 
-/// A worker is over a limit: replaced, or kept waiting because its successor would be over it as well.
+/// A worker exceeded a limit: it is replaced, now or later.
 fn over_limit(worker: Named, over: OverLimit) {
     let flag = match over.limit {
         Limit::Cpu => "--max-cpu",
@@ -220,7 +220,7 @@ fn size(bytes: u64) -> impl fmt::Display {
     ByteSize(bytes).display().iec()
 }
 
-/// Why a PSS is not known, as part of a sentence.
+/// The reason why a PSS is unknown, as part of a sentence.
 struct NoPssReason(NoPss);
 
 impl fmt::Display for NoPssReason {
@@ -240,7 +240,7 @@ fn cpu_percent(ns_per_second: u64) -> f64 {
     ns_per_second as f64 / 10_000_000.0
 }
 
-/// Writes an end at a level: all that is known of it as fields, then whatever else there is, then the line.
+/// Logs an end: all that is known of it as fields, then further fields, then the message.
 macro_rules! end {
     ($level:ident, $worker:expr, $end:expr, $uptime:expr, $($rest:tt)+) => {{
         let killer = $end.killer();
@@ -262,7 +262,7 @@ macro_rules! end {
     }};
 }
 
-fn died(worker: Named, uptime: Duration, end: &Certificate, next: Next) {
+fn died(worker: Named, uptime: Duration, end: &ExitReport, next: Next) {
     let restart_in_ms = match next {
         Next::Restart(wait) => Some(millis(wait)),
         Next::Successor | Next::Predecessor | Next::Nothing => None,
@@ -271,7 +271,7 @@ fn died(worker: Named, uptime: Duration, end: &Certificate, next: Next) {
     end!(warn, worker, end, uptime, restart_in_ms, "{worker} {end} after {age}{used}{next}");
 }
 
-fn left(worker: Named, uptime: Duration, end: &Certificate) {
+fn left(worker: Named, uptime: Duration, end: &ExitReport) {
     let (age, how, used) = (Span(uptime), Cause(end), Used(end));
     end!(info, worker, end, uptime, "{worker} stopped after {age}: {how}{used}");
 }
@@ -289,7 +289,7 @@ impl fmt::Display for Workers {
     }
 }
 
-/// What follows an end, as the rest of a sentence.
+/// What happens next, as the end of a sentence.
 pub(super) struct Follows(pub(super) Next, pub(super) &'static str);
 
 impl fmt::Display for Follows {

@@ -1,4 +1,4 @@
-//! How a worker ended, as far as anybody knows.
+//! How a worker ended, as far as it is known.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::Span;
-use crate::metrics::{Killer, LastWords};
+use crate::metrics::{ExitDetails, Killer};
 use crate::sys::pidfd::{Death, Exit};
 use crate::sys::signals;
 
-/// Everything that is known of a worker's end.
+/// What is known of a worker's end.
 #[derive(Debug, Clone, Default)]
-pub struct Certificate {
+pub struct ExitReport {
     exit: Option<Exit>,
-    /// CPU time of the worker and of those of its children that it waited for.
+    /// CPU time of the worker and of the children that it waited for.
     cpu: Option<Duration>,
     /// In bytes.
     peak_memory: Option<u64>,
@@ -22,27 +22,27 @@ pub struct Certificate {
     oom: Option<bool>,
 }
 
-impl Certificate {
-    /// Puts together what the kernel said when it was reaped, and what the source of the samples had to say. The
-    /// supervisor is no killer worth a word: its own signals have lines of their own.
-    pub fn new(death: Option<Death>, words: LastWords) -> Certificate {
+impl ExitReport {
+    /// Combines what waitid(2) and the source of the samples say. The supervisor's own signals have messages of their
+    /// own, so it is not named as the sender.
+    pub fn new(death: Option<Death>, details: ExitDetails) -> ExitReport {
         let ours = i32::try_from(std::process::id()).ok();
         let exit = death.map(|death| death.exit);
         let number = match exit {
             Some(Exit::Signal { number, .. }) => Some(number),
             Some(Exit::Code(_)) | None => None,
         };
-        let killer = words.killer.filter(|killer| Some(killer.signal) == number && killer.pid != ours);
-        Certificate {
+        let killer = details.killer.filter(|killer| Some(killer.signal) == number && killer.pid != ours);
+        ExitReport {
             exit,
             cpu: death.map(|death| death.cpu),
-            peak_memory: death.and_then(|death| death.peak_memory).max(words.peak_memory),
+            peak_memory: death.and_then(|death| death.peak_memory).max(details.peak_memory),
             killer,
-            oom: words.oom,
+            oom: details.oom,
         }
     }
 
-    /// The exit code, where it exited.
+    /// The exit code; `None` if a signal ended the worker.
     pub(super) fn code(&self) -> Option<i32> {
         match self.exit {
             Some(Exit::Code(code)) => Some(code),
@@ -50,7 +50,7 @@ impl Certificate {
         }
     }
 
-    /// The signal that ended it, where one did, and whether it left a core dump.
+    /// The signal that ended the worker, and whether it left a core dump.
     pub(super) fn signal(&self) -> Option<(i32, bool)> {
         match self.exit {
             Some(Exit::Signal { number, dumped }) => Some((number, dumped)),
@@ -79,8 +79,8 @@ impl Certificate {
     }
 }
 
-/// How it ended, as the predicate of a sentence.
-impl fmt::Display for Certificate {
+/// The end as the predicate of a sentence: `exited with code 1`, `killed by SIGKILL`.
+impl fmt::Display for ExitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.exit {
             Some(Exit::Code(code)) => write!(f, "exited with code {code}"),
@@ -90,8 +90,8 @@ impl fmt::Display for Certificate {
     }
 }
 
-/// How it ended, without a verb: `SIGTERM`, `exit code 1`, `the OOM killer`.
-pub(super) struct Cause<'a>(pub(super) &'a Certificate);
+/// The end without a verb: `SIGTERM`, `exit code 1`, `the OOM killer`.
+pub(super) struct Cause<'a>(pub(super) &'a ExitReport);
 
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,14 +119,14 @@ impl fmt::Display for Cause<'_> {
     }
 }
 
-/// What it used, in parentheses; nothing where nothing is known.
-pub(super) struct Used<'a>(pub(super) &'a Certificate);
+/// The resources that the worker used, in parentheses; empty if none is known.
+pub(super) struct Used<'a>(pub(super) &'a ExitReport);
 
 impl fmt::Display for Used<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Used(certificate) = self;
-        let peak = certificate.peak_memory.map(|bytes| ByteSize(bytes).display().iec());
-        match (certificate.cpu, peak) {
+        let Used(report) = self;
+        let peak = report.peak_memory.map(|bytes| ByteSize(bytes).display().iec());
+        match (report.cpu, peak) {
             (Some(cpu), Some(peak)) => write!(f, " (cpu {}, peak memory {peak})", Span(cpu)),
             (Some(cpu), None) => write!(f, " (cpu {})", Span(cpu)),
             (None, Some(peak)) => write!(f, " (peak memory {peak})"),
@@ -151,25 +151,25 @@ mod tests {
         Some(Killer { signal, pid, uid: 1000, name: "bash".to_owned() })
     }
 
-    fn text(exit: Exit, words: LastWords) -> String {
-        let certificate = Certificate::new(death(exit), words);
-        format!("{certificate}{}", Used(&certificate))
+    fn text(exit: Exit, details: ExitDetails) -> String {
+        let report = ExitReport::new(death(exit), details);
+        format!("{report}{}", Used(&report))
     }
 
     #[test]
     fn an_end_says_what_was_used() {
         assert_eq!(
-            text(Exit::Code(3), LastWords::default()),
+            text(Exit::Code(3), ExitDetails::default()),
             "exited with code 3 (cpu 1.5s, peak memory 3.0 MiB)"
         );
-        let words = LastWords { peak_memory: Some(5 << 20), ..LastWords::default() };
-        assert_eq!(text(Exit::Code(0), words), "exited with code 0 (cpu 1.5s, peak memory 5.0 MiB)");
+        let details = ExitDetails { peak_memory: Some(5 << 20), ..ExitDetails::default() };
+        assert_eq!(text(Exit::Code(0), details), "exited with code 0 (cpu 1.5s, peak memory 5.0 MiB)");
     }
 
     #[test]
     fn a_killer_is_named_if_its_signal_was_the_one() {
-        let words = |signal, pid| LastWords { killer: by(signal, pid), ..LastWords::default() };
-        let says = |signal, pid| text(killed(libc::SIGKILL), words(signal, pid));
+        let details = |signal, pid| ExitDetails { killer: by(signal, pid), ..ExitDetails::default() };
+        let says = |signal, pid| text(killed(libc::SIGKILL), details(signal, pid));
         assert!(says(libc::SIGKILL, Some(7)).starts_with("killed by SIGKILL from bash (pid 7, uid 1000) ("));
         assert!(says(libc::SIGKILL, None).contains("from bash (outside this PID namespace, uid 1000)"));
         assert!(says(libc::SIGTERM, Some(7)).starts_with("killed by SIGKILL ("));
@@ -177,28 +177,29 @@ mod tests {
 
     #[test]
     fn the_cause_of_a_stop_has_no_verb() {
-        let cause = |exit, words| Cause(&Certificate::new(death(exit), words)).to_string();
-        assert_eq!(cause(killed(libc::SIGTERM), LastWords::default()), "SIGTERM");
-        assert_eq!(cause(Exit::Code(1), LastWords::default()), "exit code 1");
+        let cause = |exit, details| Cause(&ExitReport::new(death(exit), details)).to_string();
+        assert_eq!(cause(killed(libc::SIGTERM), ExitDetails::default()), "SIGTERM");
+        assert_eq!(cause(Exit::Code(1), ExitDetails::default()), "exit code 1");
         let dumped = Exit::Signal { number: libc::SIGSEGV, dumped: true };
-        assert_eq!(cause(dumped, LastWords::default()), "SIGSEGV (core dumped)");
-        let words = LastWords { oom: Some(true), ..LastWords::default() };
-        assert_eq!(cause(killed(libc::SIGKILL), words), "the OOM killer");
-        assert_eq!(Cause(&Certificate::default()).to_string(), "exit status unknown");
+        assert_eq!(cause(dumped, ExitDetails::default()), "SIGSEGV (core dumped)");
+        let details = ExitDetails { oom: Some(true), ..ExitDetails::default() };
+        assert_eq!(cause(killed(libc::SIGKILL), details), "the OOM killer");
+        assert_eq!(Cause(&ExitReport::default()).to_string(), "exit status unknown");
     }
 
     #[test]
     fn the_supervisor_is_no_killer() {
         let ours = i32::try_from(std::process::id()).ok();
-        let words = LastWords { killer: by(libc::SIGKILL, ours), ..LastWords::default() };
-        assert!(text(killed(libc::SIGKILL), words).starts_with("killed by SIGKILL ("));
+        let details = ExitDetails { killer: by(libc::SIGKILL, ours), ..ExitDetails::default() };
+        assert!(text(killed(libc::SIGKILL), details).starts_with("killed by SIGKILL ("));
     }
 
     #[test]
     fn want_of_memory_is_said_in_place_of_a_killer() {
-        let words = LastWords { oom: Some(true), killer: by(libc::SIGKILL, Some(7)), ..LastWords::default() };
-        assert!(text(killed(libc::SIGKILL), words).starts_with("killed by the OOM killer ("));
-        let words = LastWords { oom: Some(true), ..LastWords::default() };
-        assert!(text(Exit::Code(1), words).starts_with("exited with code 1 ("));
+        let details =
+            ExitDetails { oom: Some(true), killer: by(libc::SIGKILL, Some(7)), ..ExitDetails::default() };
+        assert!(text(killed(libc::SIGKILL), details).starts_with("killed by the OOM killer ("));
+        let details = ExitDetails { oom: Some(true), ..ExitDetails::default() };
+        assert!(text(Exit::Code(1), details).starts_with("exited with code 1 ("));
     }
 }

@@ -178,7 +178,7 @@ fn over_limit(worker: Named, over: OverLimit) {
             (compared, Some("resident"))
         }
     };
-    let misfit = if over.again {
+    let hint = if over.again {
         format!("; the previous worker did, too: {flag} may not fit this program")
     } else {
         String::new()
@@ -196,7 +196,7 @@ fn over_limit(worker: Named, over: OverLimit) {
         used = over.used,
         measured,
         wait_ms,
-        "{worker} exceeded {flag} ({compared}) in {} samples: {next}{misfit}",
+        "{worker} exceeded {flag} ({compared}) in {} samples: {next}{hint}",
         over.samples
     );
 }

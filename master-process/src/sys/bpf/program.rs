@@ -9,12 +9,12 @@ use aya_obj::generated::{BPF_F_TEST_RUN_ON_CPU, bpf_attach_type, bpf_cmd, bpf_in
 
 use super::{blank, bpf, number, owned, short_name};
 
-/// The kind of tracepoint that a program is attached to.
+/// How a program is attached to a tracepoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachKind {
-    /// Its arguments are numbers.
+    /// As a raw tracepoint: the arguments are numbers.
     RawTracepoint,
-    /// Its arguments have types: those of the `typedef` with this id in the kernel's type information.
+    /// With BTF: the arguments have the types of the `typedef` with this number in the kernel's type information.
     BtfTracepoint(u32),
 }
 

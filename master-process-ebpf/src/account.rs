@@ -1,4 +1,4 @@
-//! Charging what runs, and noting what is resident.
+//! Charging CPU time, and recording resident memory.
 
 use core::ffi::c_void;
 
@@ -10,25 +10,25 @@ use crate::kernel::{Task, current_tgid, peek, read};
 use crate::maps::{CPUS, TARGETS, account, constant, process};
 use crate::word::{add, get, set};
 
-/// Charges the slice that ends here, and remembers whose the one is that begins. `None` is no failure, only an early
-/// end.
+/// Charges the time slice of the previous task, and records which process the next task belongs to. `None` is an early
+/// return, not a failure.
 ///
-/// Who leaves is known from when he came, so only who comes is looked up. A dying process thereby pays for its last
-/// slice although nobody finds it any more. What a slice took is what the scheduler says, and so what everybody else
-/// says who asks the kernel: on some machines without what interrupts or a hypervisor took of it, which a clock could
-/// not tell.
+/// The previous task's index was recorded when it was switched in, so only the next task is looked up. An exiting process
+/// is thereby charged for its last slice although its entry is no longer found. The length of the slice is the
+/// scheduler's own number, as in `/proc`: on some machines it excludes the time of interrupts and of a hypervisor, which a
+/// clock would include.
 #[inline(always)]
 pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
     // SAFETY: a helper without arguments.
     let cpu = CPUS.get(unsafe { bpf_get_smp_processor_id() })?;
-    // The tracepoint fires with interrupts off: nobody else on this CPU is at it.
+    // The tracepoint fires with interrupts off: nothing else on this CPU writes the entry.
     set(&cpu.switches, get(&cpu.switches) + 1);
-    let noted = get(&cpu.place);
+    let noted = get(&cpu.index);
     let (leaves, before) =
         if get(&cpu.task) == prev as u64 { (noted, get(&cpu.runtime)) } else { unexpected(prev) };
     set(&cpu.task, next as u64);
-    let comes = place_of(peek(next, constant!(LAYOUT.task_tgid)));
-    // Most switches are between strangers.
+    let comes = index_of(peek(next, constant!(OFFSETS.task_tgid)));
+    // Most switches are between tasks that are not watched.
     if leaves == NONE && comes == NONE && noted == NONE {
         return None;
     }
@@ -37,7 +37,7 @@ pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
         note_memory(leaves, prev, Peek);
     }
     let since = get(&cpu.since);
-    // Whoever reads an account while this is 0 or has changed starts again: the slice may be in it already.
+    // A reader that finds 0, or a changed value, reads again: the slice may be in the account already.
     set(&cpu.since, 0);
     if leaves != NONE {
         let after = runtime(prev);
@@ -45,9 +45,9 @@ pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
             charge(leaves, after - before);
         }
     }
-    set(&cpu.place, comes);
+    set(&cpu.index, comes);
     if comes == NONE {
-        // Another number is all that it takes; strangers do not pay for the clock.
+        // Any other value will do; tasks that are not watched do not pay for the clock.
         set(&cpu.since, since + 1);
     } else {
         set(&cpu.runtime, runtime(next));
@@ -57,48 +57,48 @@ pub(crate) fn switch(prev: Task, next: Task) -> Option<()> {
     Some(())
 }
 
-/// Who leaves, and what he had run for when he came, where his coming was not seen.
+/// The index of the previous task, and its CPU time when it was switched in, if that switch was not seen.
 ///
-/// The kernel does not promise that every switch is: it leaves a program out while the same CPU is running it, and on
-/// one machine, whatever made it so, no switch away from one certain task was.
+/// The kernel does not report every switch: it skips a program that the same CPU is already running. On one machine, for
+/// an unknown reason, no switch away from one particular task was reported.
 #[inline(always)]
 fn unexpected(prev: Task) -> (u64, u64) {
-    let before = constant!(LAYOUT.task_runtime_before);
-    if before == 0 { (NONE, 0) } else { (place_of(current_tgid()), peek(prev, before)) }
+    let before = constant!(OFFSETS.task_runtime_before);
+    if before == 0 { (NONE, 0) } else { (index_of(current_tgid()), peek(prev, before)) }
 }
 
-/// How long a thread has run, in nanoseconds.
+/// The CPU time of a thread, in nanoseconds.
 #[inline(always)]
 fn runtime(task: Task) -> u64 {
-    peek(task, constant!(LAYOUT.task_runtime))
+    peek(task, constant!(OFFSETS.task_runtime))
 }
 
-/// Notes what is resident now of the process that runs here.
+/// Records the resident memory of the process that runs on this CPU.
 #[inline(always)]
 pub(crate) fn refresh(current: Task) -> Option<()> {
     // SAFETY: a helper without arguments.
     let cpu = CPUS.get(unsafe { bpf_get_smp_processor_id() })?;
-    let place = get(&cpu.place);
-    if place == NONE {
+    let index = get(&cpu.index);
+    if index == NONE {
         return None;
     }
-    note_memory(place, current, Read)
+    note_memory(index, current, Read)
 }
 
-/// Where the process of this number is watched.
+/// The index of a watched process; `NONE` if it is not watched.
 #[inline(always)]
-pub(crate) fn place_of(tgid: u32) -> u64 {
-    // The idle task is what comes most often, and belongs to nobody.
+pub(crate) fn index_of(tgid: u32) -> u64 {
+    // The idle task is the most frequent one, and belongs to no worker.
     if tgid == 0 {
         return NONE;
     }
-    // SAFETY: the place is copied out at once. An entry is only replaced when its process runs nowhere any more.
-    unsafe { TARGETS.get(tgid) }.map_or(NONE, |place| u64::from(*place))
+    // SAFETY: the index is copied at once. An entry is replaced only when its process no longer runs on any CPU.
+    unsafe { TARGETS.get(tgid) }.map_or(NONE, |index| u64::from(*index))
 }
 
 #[inline(always)]
-fn charge(place: u64, ns: u64) -> Option<()> {
-    let worker = get(&process(place)?.worker);
+fn charge(index: u64, ns: u64) -> Option<()> {
+    let worker = get(&process(index)?.worker);
     if worker == NONE {
         return None;
     }
@@ -106,30 +106,31 @@ fn charge(place: u64, ns: u64) -> Option<()> {
     Some(())
 }
 
-/// What a process has in memory is one number whichever thread is asked, so the last writer is right.
+/// Records the resident memory of a process. All its threads share one number, so the last writer is right.
 #[inline(always)]
-fn note_memory(place: u64, task: Task, how: impl How) -> Option<()> {
-    let process = process(place)?;
+fn note_memory(index: u64, task: Task, access: impl Access) -> Option<()> {
+    let process = process(index)?;
     if get(&process.ended) != 0 {
         return None;
     }
-    let mm: *const c_void = how.get(task, constant!(LAYOUT.task_mm))?;
-    // A thread that is ending has let go of it.
+    let mm: *const c_void = access.get(task, constant!(OFFSETS.task_mm))?;
+    // An exiting thread has released it.
     if mm.is_null() {
         return None;
     }
     if is_borrowed(process, mm as u64) {
         return None;
     }
-    let [files, anonymous, shared] = constant!(LAYOUT.mm_pages);
-    let pages = counter(mm, files, &how)? + counter(mm, anonymous, &how)? + counter(mm, shared, &how)?;
-    let bytes = pages << (constant!(SETUP.page_shift) & 31);
+    let [files, anonymous, shared] = constant!(OFFSETS.mm_pages);
+    let pages =
+        counter(mm, files, &access)? + counter(mm, anonymous, &access)? + counter(mm, shared, &access)?;
+    let bytes = pages << (constant!(PARAMS.page_shift) & 31);
     set(&process.rss, bytes);
 
     let worker = get(&process.worker);
     if worker != NONE {
         let peak = &account(worker)?.peak;
-        // Two CPUs at once may lose the smaller of two peaks, or the larger: by what was allocated in that instant.
+        // Of two CPUs that write at once, one value is lost: the error is what was allocated in that instant.
         if bytes > get(peak) {
             set(peak, bytes);
         }
@@ -137,7 +138,7 @@ fn note_memory(place: u64, task: Task, how: impl How) -> Option<()> {
     Some(())
 }
 
-/// Whether this memory is the parent's: between `vfork` and `exec` it would be counted twice, and as the worker's own
+/// Whether this memory is the parent's. Between `vfork` and `exec` it would be counted twice, and for a worker's own process
 /// it would be the supervisor's.
 #[inline(always)]
 fn is_borrowed(process: &Process, mm: u64) -> bool {
@@ -148,38 +149,38 @@ fn is_borrowed(process: &Process, mm: u64) -> bool {
     if borrowed == mm {
         return true;
     }
-    // From its `exec` on it has its own, and the address can come back as that of another.
+    // After `exec` the process has memory of its own, and the kernel can reuse the address for another `mm_struct`.
     set(&process.borrowed, 0);
     false
 }
 
-/// A counter of pages; what CPUs have not added to it yet can make it negative.
+/// A counter of pages. It can be negative, because CPUs add to it with a delay.
 #[inline(always)]
-fn counter(mm: *const c_void, offset: u32, how: &impl How) -> Option<u64> {
+fn counter(mm: *const c_void, offset: u32, access: &impl Access) -> Option<u64> {
     let pages: i64 =
-        if constant!(LAYOUT.mm_pages_typed) == 0 { read(mm, offset)? } else { how.get(mm, offset)? };
+        if constant!(OFFSETS.mm_pages_typed) == 0 { read(mm, offset)? } else { access.get(mm, offset)? };
     Some(pages.max(0) as u64)
 }
 
-/// How the kernel's structures are read.
-trait How {
+/// A way to read the kernel's structures.
+trait Access {
     fn get<T>(&self, structure: *const c_void, offset: u32) -> Option<T>;
 }
 
-/// Where the verifier knows what they are.
+/// For structures whose type the verifier knows.
 struct Peek;
 
-impl How for Peek {
+impl Access for Peek {
     #[inline(always)]
     fn get<T>(&self, structure: *const c_void, offset: u32) -> Option<T> {
         Some(peek(structure, offset))
     }
 }
 
-/// Where it does not.
+/// For all others.
 struct Read;
 
-impl How for Read {
+impl Access for Read {
     #[inline(always)]
     fn get<T>(&self, structure: *const c_void, offset: u32) -> Option<T> {
         read(structure, offset)

@@ -1,29 +1,29 @@
-//! The memory that the programs share with each other and with the supervisor, and the constants that they are given.
+//! The maps that the programs share with each other and with the supervisor, and the constants that the loader sets.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, Stack};
-use master_process_common::{Account, Control, Cpu, DEFAULT_ENTRIES, Layout, Process, Setup};
+use master_process_common::{Account, Control, Cpu, DEFAULT_ENTRIES, KernelOffsets, Params, Process};
 
-/// A field of the two constants that follow. Volatile, because its value is the loader's and not the compiler's; field
-/// by field, because the compiler leaves out no volatile read of the others.
+/// Reads one field of the two constants below. The read is volatile, because the loader sets the value after compilation;
+/// it reads one field, because the compiler would keep the volatile reads of all others.
 macro_rules! constant {
     ($name:ident.$field:ident) => {{
-        // SAFETY: a static of our own, which nothing writes once the program is loaded.
+        // SAFETY: a static of this program, which nothing writes once the program is loaded.
         unsafe { core::ptr::read_volatile(&raw const $crate::maps::$name.$field) }
     }};
 }
 pub(crate) use constant;
 
-/// The running kernel's offsets.
+/// The offsets of the running kernel.
 #[unsafe(no_mangle)]
-pub(crate) static LAYOUT: Layout = Layout::UNSET;
+pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::UNSET;
 
-/// Who loaded us.
+/// The supervisor that loaded the programs.
 #[unsafe(no_mangle)]
-pub(crate) static SETUP: Setup = Setup::UNSET;
+pub(crate) static PARAMS: Params = Params::UNSET;
 
-/// A watched process's tgid → its place in `PROCESSES`.
+/// The index in `PROCESSES` of each watched process, by its tgid.
 #[map]
 pub(crate) static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(DEFAULT_ENTRIES, 0);
 
@@ -31,27 +31,27 @@ pub(crate) static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(DEFAULT
 #[map]
 static PROCESSES: Array<Process> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
-/// What the workers have used.
+/// The accounts of the workers.
 #[map]
 static ACCOUNTS: Array<Account> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
-/// Who runs where.
+/// What runs on each CPU.
 #[map]
 pub(crate) static CPUS: Array<Cpu> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
-/// What the supervisor says to us, and we to it.
+/// What the supervisor and the programs tell each other.
 #[map]
 pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Places for descendants that nobody has. The last one given back is the next one given out: so the part of
-/// `PROCESSES` that is ever touched, and read at each sample, stays small.
+/// The free indexes for descendants. The last one freed is assigned next, so that the part of `PROCESSES` that was ever
+/// used, which each sample reads, stays small.
 #[map]
-pub(crate) static PLACES: Stack<u32> = Stack::with_max_entries(DEFAULT_ENTRIES, 0);
+pub(crate) static FREE_INDEXES: Stack<u32> = Stack::with_max_entries(DEFAULT_ENTRIES, 0);
 
-/// The process at a place.
+/// The process at an index.
 #[inline(always)]
-pub(crate) fn process(place: u64) -> Option<&'static Process> {
-    PROCESSES.get(place as u32)
+pub(crate) fn process(index: u64) -> Option<&'static Process> {
+    PROCESSES.get(index as u32)
 }
 
 /// The account of a worker.
@@ -60,8 +60,8 @@ pub(crate) fn account(worker: u64) -> Option<&'static Account> {
     ACCOUNTS.get(worker as u32)
 }
 
-/// The first place that is not a worker's own.
+/// The first index that is not reserved for a worker's own process.
 #[inline(always)]
-pub(crate) fn first_shared_place() -> u64 {
-    u64::from(constant!(SETUP.first_shared_place))
+pub(crate) fn first_shared_index() -> u64 {
+    u64::from(constant!(PARAMS.first_shared_index))
 }

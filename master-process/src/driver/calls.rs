@@ -83,7 +83,7 @@ impl Driver {
         if let Some((_, listener)) = self.listeners.open.get(&serial)
             && let Err(error) = self.poller.watch(listener.as_fd(), Token::Calls(serial).encode())
         {
-            warn!("watching: {error}: the calls of {} are not answered", self.name(worker));
+            warn!("cannot watch the system calls of {}: {error}; they are not answered", self.name(worker));
         }
     }
 
@@ -135,7 +135,7 @@ impl Driver {
 
     pub(super) fn watch_looks(&mut self) {
         if let Err(error) = self.poller.watch(self.broker.looks(), Token::Looks.encode()) {
-            warn!("watching: {error}: what workers have closed is not noticed");
+            warn!("cannot watch the helper thread: {error}; listeners that workers close may go unnoticed");
         }
     }
 }

@@ -183,7 +183,7 @@ impl Driver {
 
     pub(super) fn watch_queues(&mut self) {
         if let Err(error) = self.poller.watch(self.broker.queues(), Token::Queues.encode()) {
-            warn!("watching: {error}: a worker that does not accept may not be noticed");
+            warn!("cannot watch the queues: {error}; a worker that stops accepting may go unnoticed");
         }
     }
 
@@ -230,7 +230,10 @@ impl Driver {
             Report::Unseen { worker, .. } => {
                 if self.listeners.warn_once() {
                     let worker_name = self.name(*worker);
-                    warn!(worker = worker.slot, "{worker_name}: {report}; more such calls are not told of");
+                    warn!(
+                        worker = worker.slot,
+                        "{worker_name}: {report}; further such calls are not reported"
+                    );
                 }
             }
         }

@@ -4,11 +4,12 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::process::Pid;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::chores::Chore;
 use super::{Driver, Token};
 use crate::policy::Event;
+use crate::report::Span;
 use crate::sys::{children, pidfd};
 
 /// SIGKILL takes effect within microseconds, unless a process hangs in the kernel.
@@ -27,7 +28,10 @@ impl Driver {
             // Its tracer has to be told first. Until then it is as good as gone, and we must not spin.
             Ok(None) => return self.later(Chore::Exit(serial)),
             Err(error) => {
-                warn!("{}: waitid: {error}; it counts as ended", self.name(id));
+                warn!(
+                    "cannot read the exit status of {}: waitid: {error}; treating it as ended",
+                    self.name(id)
+                );
                 None
             }
         };
@@ -38,7 +42,7 @@ impl Driver {
             self.poller.forget(Token::ReadyPipe(serial).encode());
         }
         if interrupted {
-            info!("{} was interrupted from the terminal", self.name(id));
+            self.stop_cause = format!("{} was interrupted from the terminal", self.name(id));
             self.event(Event::Stop);
         }
         self.first_process_ended(serial, death);
@@ -68,7 +72,7 @@ impl Driver {
                 self.read_signals();
             }
         }
-        warn!("some of what the workers left behind is killed and not gone yet");
+        warn!("processes of workers are still there {} after SIGKILL: exiting without them", Span(LAST_WAIT));
     }
 
     /// Children that came to us because their parents died; not those that we had before we were who we are.
@@ -94,10 +98,10 @@ impl Driver {
                     return;
                 }
             } else if let Err(error) = pidfd::reap_orphan(pid) {
-                warn!("waitid of the orphan {}: {error}", pid.as_raw_pid());
+                warn!("cannot reap adopted process {}: waitid: {error}", pid.as_raw_pid());
                 return;
             } else {
-                debug!(pid = pid.as_raw_pid(), "an orphan (pid {}) was reaped", pid.as_raw_pid());
+                debug!(pid = pid.as_raw_pid(), "reaped adopted process {}", pid.as_raw_pid());
             }
         }
     }

@@ -142,14 +142,10 @@ impl Launcher {
             return;
         }
         let why = match refusal.errno {
-            libc::EBUSY => {
-                "this supervisor runs under another one's filter, which shares addresses already".to_owned()
-            }
+            libc::EBUSY => "another supervisor's filter is already active".to_owned(),
             errno => std::io::Error::from_raw_os_error(errno).to_string(),
         };
-        tracing::warn!(
-            "seccomp: {why}; the workers bind and listen by themselves, only sockets of --listen are shared"
-        );
+        tracing::warn!("seccomp unavailable: {why}; ports are not shared, except --listen sockets");
     }
 
     /// Begins to start a worker, in a cgroup where one is given, and in the foreground of the terminal that it reads or in

@@ -27,10 +27,7 @@ impl Driver {
                 message.sender.and_then(|sender| self.worker_of(sender))
             });
             let Some(serial) = serial.filter(|_| !message.is_sender_gone()) else {
-                debug!(
-                    "a notification of process {:?}, which belongs to no worker, is passed over",
-                    message.sender
-                );
+                debug!("ignored a notification of process {:?}: it belongs to no worker", message.sender);
                 continue;
             };
             let said = notify::parse(&message.text);
@@ -38,7 +35,7 @@ impl Driver {
                 continue;
             };
             if let Some(status) = said.status {
-                debug!(worker = id.slot, status, "{} says: {status}", self.name(id));
+                debug!(worker = id.slot, status, "{} status: {status}", self.name(id));
             }
             if let Some(paused) = said.pauses_monitor {
                 self.event(Event::WatchesItself(id, paused));
@@ -49,7 +46,7 @@ impl Driver {
             }
         }
         if let Err(error) = self.poller.watch(self.notify.watched(), Token::Messages.encode()) {
-            warn!("watching: {error}: notifications are not watched");
+            warn!("cannot watch the notify socket: {error}; notifications are not read");
         }
     }
 
@@ -89,12 +86,12 @@ impl Driver {
             }
             Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {
                 if let Err(error) = self.poller.watch(pipe.as_fd(), Token::ReadyPipe(serial).encode()) {
-                    warn!("watching: {error}: the readiness of {} is not watched", self.name(id));
+                    warn!("cannot watch the readiness pipe of {}: {error}; it is not read", self.name(id));
                 }
             }
             Err(error) => {
                 entry.ready_pipe = None;
-                warn!("{}: reading its readiness: {error}", self.name(id));
+                warn!("cannot read the readiness pipe of {}: {error}; closed it", self.name(id));
             }
         }
     }

@@ -28,7 +28,7 @@ use tracing::{info, warn};
 use crate::config::{Config, Share, StopGroup};
 use crate::metrics::{Inspector, Meter, Question};
 use crate::policy::{Action, Event, FailedStart, Outcome, Report, Settings, Supervisor, Time, WorkerId};
-use crate::report::{self, Certificate, Named};
+use crate::report::{self, ExitReport, Named};
 use crate::share::{Broker, InheritedListeners};
 use crate::sys::cgroup::Supervisors;
 use crate::sys::notify::NotifySocket;
@@ -88,6 +88,8 @@ pub struct Driver {
     /// Killed without their workers being known, and not all gone when those were.
     dying_groups: Vec<(OwnedFd, Pid)>,
     stop_signal: i32,
+    /// Why all workers are to stop, for the log.
+    stop_cause: String,
     /// Whether the stop signal goes to everybody of a worker.
     stops_trees: bool,
     ready_timeout: Duration,
@@ -158,6 +160,7 @@ impl Driver {
             daemons_looked_at: HashSet::new(),
             dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,
+            stop_cause: String::new(),
             stops_trees: config.stop_group == StopGroup::Tree,
             ready_timeout: config.ready_timeout,
             memory_high_signal: config.memory_high_signal.map(|signal| signal.0),
@@ -200,7 +203,7 @@ impl Driver {
             }
             let limit = if unfinished { Some(Duration::ZERO) } else { self.until_deadline() };
             if let Err(error) = self.poller.wait(limit, &mut ready) {
-                warn!("waiting: {error}; trying again");
+                warn!("cannot wait for events: {error}; retrying");
                 std::thread::sleep(Duration::from_millis(10));
             }
             // What a worker said before it died is heard before its death: tokens sort by kind.
@@ -245,13 +248,13 @@ impl Driver {
     /// Watches a descriptor; a failure is the ring's, and the next wait reports it.
     fn watch(&mut self, fd: std::os::fd::BorrowedFd<'_>, token: Token) {
         if let Err(error) = self.poller.watch(fd, token.encode()) {
-            warn!("watching: {error}: {token:?} is not watched");
+            warn!("cannot watch {token:?}: {error}; its events are not seen");
         }
     }
 
     fn watch_signals(&mut self) {
         if let Err(error) = self.poller.watch(self.signals.as_fd(), Token::Signals.encode()) {
-            warn!("watching: {error}: signals are not watched");
+            warn!("cannot watch signals: {error}; they are not read");
         }
     }
 
@@ -335,13 +338,16 @@ impl Driver {
     fn failed_to_signal(&self, worker: WorkerId, error: &io::Error) {
         // Gone already: its death is on its way to us.
         if error.raw_os_error() != Some(libc::ESRCH) {
-            warn!("{}: pidfd_send_signal: {error}", self.name(worker));
+            warn!("cannot signal {}: pidfd_send_signal: {error}", self.name(worker));
         }
     }
 
     fn report(&mut self, note: &Report) {
         if let Report::LaunchFailed { worker, next } = *note {
             return self.report_launch_failure(worker, next);
+        }
+        if let Report::Stopping { workers } = *note {
+            return report::stopping(workers, &self.stop_cause);
         }
         if self.report_not_ready(note) {
             return;
@@ -353,7 +359,7 @@ impl Driver {
             let ended = Named { slot: worker.slot, pid: Some(entry.pid.as_raw_pid()) };
             return report::note(note, |_| ended, &entry.end.unwrap_or_default());
         }
-        report::note(note, |id| self.name(id), &Certificate::default());
+        report::note(note, |id| self.name(id), &ExitReport::default());
     }
 
     /// Says what is to be said of workers that are not ready in time, and where they do not listen; `false`: it is about
@@ -414,7 +420,7 @@ fn choose_poller(wish: Option<&str>) -> anyhow::Result<Poller> {
         Some(other) => anyhow::bail!("MASTER_PROCESS_LOOP: {other:?} is neither io_uring nor epoll"),
     }
     Poller::uring().or_else(|error| {
-        info!("waiting with epoll: io_uring is not to be had here ({error})");
+        info!("io_uring unavailable: {error}; using epoll");
         Poller::epoll().context("epoll_create1")
     })
 }

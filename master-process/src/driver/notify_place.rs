@@ -24,17 +24,20 @@ pub(super) fn open(identity: Option<&Identity>) -> std::io::Result<NotifySocket>
         if base == Path::new(OF_ROOT)
             && let Err(error) = make_base(&base)
         {
-            debug!("notify socket: mkdir {}: {error}", base.display());
+            debug!(
+                "cannot make the directory {} for the notify socket: {error}; trying another",
+                base.display()
+            );
             continue;
         }
         match NotifySocket::in_directory(&base, sender) {
             Ok(socket) => return Ok(socket),
-            Err(error) => debug!("notify socket: not in {}: {error}", base.display()),
+            Err(error) => {
+                debug!("cannot put the notify socket in {}: {error}; trying another", base.display())
+            }
         }
     }
-    info!(
-        "notify socket: no private directory available; using an abstract address, open to every local user"
-    );
+    info!("no private directory for the notify socket: using an abstract address, open to every local user");
     NotifySocket::with_abstract_address()
 }
 

@@ -2,7 +2,8 @@
 
 use super::Driver;
 use crate::policy::Event;
-use crate::sys::signals::{Received, Sender};
+use crate::sys::proc_stat;
+use crate::sys::signals::{self, Received, Sender};
 
 /// Signals, and what they do, in the order of the README's table.
 pub const TABLE: [(&str, &str); 8] = [
@@ -31,6 +32,7 @@ pub const TABLE: [(&str, &str); 8] = [
 /// What a signal asks for.
 enum Order {
     Tell(Event),
+    Stop(Received),
     HangUp(Sender),
     Suspend(i32),
     ScaleUp,
@@ -50,11 +52,11 @@ impl Order {
             number @ (libc::SIGTTIN | libc::SIGTTOU) if received.sender == Sender::Kernel => {
                 Order::Suspend(number)
             }
-            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => Order::Tell(Event::Stop),
+            libc::SIGTERM | libc::SIGINT | libc::SIGQUIT => Order::Stop(received),
             libc::SIGTTIN => Order::ScaleUp,
             libc::SIGTTOU => Order::Tell(Event::ScaleDown),
             libc::SIGCHLD => Order::Reap,
-            libc::SIGUSR1 => Order::NotYet("SIGUSR1: taking over in place is not in this version"),
+            libc::SIGUSR1 => Order::NotYet("SIGUSR1"),
             libc::SIGUSR2 => Order::PassOn,
             _unasked => Order::Nothing,
         }
@@ -67,11 +69,15 @@ impl Driver {
         while let Some(received) = self.signals.next() {
             match Order::of(received) {
                 Order::Tell(event) => self.event(event),
+                Order::Stop(received) => {
+                    self.stop_cause = cause(received);
+                    self.event(Event::Stop);
+                }
                 Order::HangUp(sender) => self.hang_up(sender),
                 Order::Suspend(number) => self.suspend(number),
                 Order::ScaleUp if self.tty.is_lent() => {
                     tracing::warn!(
-                        "SIGTTIN: only one worker can read the terminal (--stdin inherit); nothing was done"
+                        "ignored SIGTTIN: only one worker can read the terminal (--stdin inherit)"
                     );
                 }
                 Order::ScaleUp => self.event(Event::ScaleUp),
@@ -80,10 +86,24 @@ impl Driver {
                     self.look_at_stops();
                 }
                 Order::PassOn => self.pass_on_usr2(),
-                Order::NotYet(what) => tracing::info!("{what}; nothing was done"),
+                Order::NotYet(what) => tracing::info!("ignored {what}: not used in this version"),
                 Order::Nothing => {}
             }
         }
         self.watch_signals();
+    }
+}
+
+/// The signal and its sender: `SIGTERM from systemd (pid 1, uid 0)`.
+fn cause(received: Received) -> String {
+    let (signal, uid) = (signals::name(received.number), received.uid);
+    match received.sender {
+        Sender::Kernel => format!("{signal} from the terminal"),
+        Sender::Outside => format!("{signal} from outside this PID namespace (uid {uid})"),
+        Sender::Process(pid) => {
+            // A sender that has ended by now has no name.
+            let name = proc_stat::name(pid).unwrap_or_else(|| "a process".to_owned());
+            format!("{signal} from {name} (pid {}, uid {uid})", pid.as_raw_pid())
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::chores::Chore;
 use super::{Driver, Token};
 use crate::config::{Config, Orphans};
 use crate::policy::{Event, Time, WorkerId};
-use crate::report::Certificate;
+use crate::report::ExitReport;
 use crate::sys::cgroup::{self, Leftover, Supervisors};
 use crate::sys::holders::Holds;
 use crate::sys::pidfd::{self, Death, Exit};
@@ -105,7 +105,7 @@ pub fn cgroups(config: &Config) -> Option<Supervisors> {
     let (cgroups, leftovers) = match Supervisors::make() {
         Ok(made) => made?,
         Err(error) => {
-            debug!("cgroups: {error}: the processes of a worker are told apart without");
+            debug!("cgroups unavailable: {error}; telling the processes of workers apart without them");
             return None;
         }
     };
@@ -113,14 +113,14 @@ pub fn cgroups(config: &Config) -> Option<Supervisors> {
     let found = |leftover: &Leftover, count: usize| {
         let processes = if count == 1 { "process" } else { "processes" };
         let supervisor = leftover.supervisor();
-        format!("found {count} {processes} of an earlier master-process (pid {supervisor}) in this cgroup")
+        format!("{count} {processes} of an earlier master-process (pid {supervisor})")
     };
     let keeps = |count: usize| config.orphans == Orphans::Keep && count > 0;
     let (kept, to_end): (Vec<_>, Vec<_>) =
         leftovers.into_iter().zip(counts).partition(|(_, count)| keeps(*count));
     for (leftover, count) in kept {
         let found = found(&leftover, count);
-        warn!(processes = count, "{found}: they live on, as --orphans keep says");
+        warn!(processes = count, "found {found} in this cgroup: left running (--orphans keep)");
     }
     let (to_end, counts): (Vec<_>, Vec<_>) = to_end.into_iter().unzip();
     let ended = cgroup::end(&to_end);
@@ -128,8 +128,8 @@ pub fn cgroups(config: &Config) -> Option<Supervisors> {
         let found = found(leftover, count);
         match (count, ended) {
             (0, _) => {}
-            (_, true) => warn!(processes = count, "{found}: killed"),
-            (_, false) => warn!(processes = count, "{found}: they cannot be killed"),
+            (_, true) => warn!(processes = count, "found {found} in this cgroup: killed"),
+            (_, false) => warn!(processes = count, "found {found} in this cgroup: cannot kill them"),
         }
     }
     Some(cgroups)
@@ -185,9 +185,9 @@ impl Driver {
     fn worker_gone(&mut self, serial: u64, death: Option<Death>) {
         let Some(entry) = self.workers.get(serial) else { return };
         let id = entry.id;
-        let words = self.meter.ended(id);
+        let details = self.meter.ended(id);
         self.inspector.forget(id);
-        self.workers.ended(serial, Certificate::new(death, words));
+        self.workers.ended(serial, ExitReport::new(death, details));
         self.broker.leave(self.now(), serial, self.policy.expects_end(id));
         self.forget_tree(serial);
         self.event(Event::Died(id));
@@ -244,7 +244,9 @@ impl Driver {
 
     pub(super) fn watch_trees(&mut self) {
         if let Err(error) = self.poller.watch(self.trees.fd(), Token::Trees.encode()) {
-            warn!("watching: {error}: what workers leave behind is found late");
+            warn!(
+                "cannot watch the helper thread: {error}; processes that workers leave behind are found late"
+            );
         }
     }
 
@@ -324,7 +326,7 @@ impl Driver {
         if first {
             info!(
                 worker = worker.slot,
-                pid, "{before} went into the background: {name} (pid {pid}) is the worker from now on{hint}"
+                pid, "{before} went into the background: {name} (pid {pid}) is now the worker{hint}"
             );
         }
         self.workers.replace_process(serial, main.pid, handle);
@@ -367,7 +369,7 @@ impl Driver {
     fn stop_daemon(&mut self, worker: WorkerId) {
         warn!(
             worker = worker.slot,
-            "{} went into the background and does not listen: stopping it",
+            "{} went into the background and is not listening: stopping it",
             self.name(worker)
         );
         self.signal(worker, self.stop_signal);
@@ -387,7 +389,7 @@ impl Driver {
         let (count, es) = (members.len(), if members.len() == 1 { "" } else { "es" });
         let slot = worker.slot;
         let line = match count {
-            0 => format!("worker {slot} left processes behind that live for a moment only"),
+            0 => format!("worker {slot} left short-lived processes behind"),
             _ => format!("worker {slot} left {count} process{es} behind: {}{more}", named.join(", ")),
         };
         if self.policy.was_killed(worker) {
@@ -399,9 +401,9 @@ impl Driver {
         if let Some(remainder) = self.remainders.get_mut(&serial) {
             remainder.phase = Phase::Stopping(None);
         }
-        let words = self.meter.ended(worker);
+        let details = self.meter.ended(worker);
         self.inspector.forget(worker);
-        self.workers.ended(serial, Certificate::new(death, words));
+        self.workers.ended(serial, ExitReport::new(death, details));
         let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
         self.broker.first_ended(self.now(), serial, asked);
         self.event(Event::DiedWithRemains(worker));
@@ -442,7 +444,8 @@ impl Driver {
             Phase::Stopping(Some(since)) if now.since(since) > KILL_TAKES => {
                 warn!(
                     worker = remainder.worker.slot,
-                    "what worker {} left behind cannot be killed: it is left alone", remainder.worker.slot
+                    "cannot kill the processes that worker {} left behind: leaving them",
+                    remainder.worker.slot
                 );
                 self.remains_gone(serial);
             }
@@ -476,7 +479,10 @@ impl Driver {
 
     fn remains_gone(&mut self, serial: u64) {
         let Some(remainder) = self.remainders.remove(&serial) else { return };
-        debug!(worker = remainder.worker.slot, "nothing is left of worker {}", remainder.worker.slot);
+        debug!(
+            worker = remainder.worker.slot,
+            "all processes of worker {} have ended", remainder.worker.slot
+        );
         self.broker.leave(self.now(), serial, remainder.asked);
         self.forget_tree(serial);
         self.event(Event::RemainsGone(remainder.worker));

@@ -94,7 +94,7 @@ impl Driver {
 
     pub(super) fn watch_inspector(&mut self) {
         if let Err(error) = self.poller.watch(self.inspector.fd(), Token::Inspected.encode()) {
-            warn!("watching: {error}: workers that are over a limit may not be replaced");
+            warn!("cannot watch the inspector: {error}; workers that exceed a limit may not be replaced");
         }
     }
 
@@ -110,7 +110,7 @@ impl Driver {
                 let (name, signal) = (self.name(worker), signals::name(number));
                 warn!(
                     worker = worker.slot,
-                    "{name} passes 80 % of --max-memory, and has no handler for {signal} that could be told"
+                    "{name} exceeded 80 % of --max-memory: {signal} not sent, because it has no handler for it"
                 );
             }
         }
@@ -131,11 +131,11 @@ impl Driver {
             let workers = unhandled.len();
             let named: Vec<String> =
                 unhandled.iter().take(NAMED).map(|worker| self.name(*worker).to_string()).collect();
-            let mut who = named.join(", ");
+            let mut names = named.join(", ");
             if workers > NAMED {
-                who += &format!(" and {} more", workers - NAMED);
+                names += &format!(" and {} more", workers - NAMED);
             }
-            warn!(workers, "SIGUSR2 is not passed on to {who}: without a handler it would end them");
+            warn!(workers, "SIGUSR2 not passed on to {names}: without a handler it would end them");
         }
         self.event(Event::ToggleMonitoring);
     }

@@ -113,7 +113,11 @@ impl Driver {
         match launch.wait(patience) {
             Ok(over) => self.start_is_over(worker, over, particulars),
             Err(launch) => {
-                debug!(worker = worker.slot, "{} takes its time to start", self.name(worker));
+                debug!(
+                    worker = worker.slot,
+                    "{} is slow to start; waiting for it in the background",
+                    self.name(worker)
+                );
                 let start = Start { worker, launch, begun: particulars, since };
                 self.starts.late.insert(worker.serial, start);
                 self.later(Chore::Start(worker.serial, 0));
@@ -178,7 +182,7 @@ impl Driver {
         if let Err(error) = launch.kill()
             && error.raw_os_error() != Some(libc::ESRCH)
         {
-            warn!("{}: pidfd_send_signal: {error}", self.name(worker));
+            warn!("cannot signal {}: pidfd_send_signal: {error}", self.name(worker));
         }
         self.watch(launch.pidfd(), Token::Exit(worker.serial));
         self.starts.abandoned.insert(worker.serial, Abandoned { launch, cgroup });
@@ -215,7 +219,7 @@ impl Driver {
         // Where clone3(2) is denied, it is put there before it has had time to fork.
         let cgroup = cgroup.filter(|cgroup| spawned.in_cgroup || cgroup.enter(pid).is_ok());
         self.trees.started(worker, generation, pid, cgroup, started_at);
-        debug!(worker = worker.slot, generation, "{} is started", self.name(worker));
+        debug!(worker = worker.slot, generation, "{} started", self.name(worker));
         self.event(Event::Launched(worker));
     }
 

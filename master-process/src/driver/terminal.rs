@@ -93,7 +93,7 @@ impl Driver {
         if let Some(terminal) = &self.tty.terminal
             && let Err(error) = self.poller.watch_hang_up(terminal.as_fd(), Token::Terminal.encode())
         {
-            warn!("watching: {error}: the end of the terminal is not watched");
+            warn!("cannot watch the terminal: {error}; its end may go unnoticed");
         }
     }
 
@@ -101,7 +101,7 @@ impl Driver {
     /// from everybody and wakes no watch. Whoever wants us to end with it sends SIGHUP; a later one is a reload.
     pub(super) fn check_terminal(&mut self) {
         if self.tty.hangups.has_terminal() && self.look_at_terminal(false) {
-            debug!("the terminal is gone");
+            debug!("the terminal is gone: the next SIGHUP from it stops all workers");
         }
     }
 
@@ -144,12 +144,10 @@ impl Driver {
             Some(Hangup::LookAgain(wait)) => self.later_in(wait, Chore::Hangup),
             Some(Hangup::Reload) => self.event(Event::Reload),
             Some(Hangup::Outlive) => {
-                info!(
-                    "SIGHUP: the terminal is gone; going on, because SIGHUP was ignored at the start (nohup)"
-                );
+                info!("ignored SIGHUP: the terminal is gone, and SIGHUP was ignored at the start (nohup)");
             }
             Some(Hangup::Stop) => {
-                info!("SIGHUP: the terminal is gone");
+                "SIGHUP, the terminal is gone".clone_into(&mut self.stop_cause);
                 self.event(Event::Hangup);
             }
         }
@@ -235,9 +233,9 @@ impl Driver {
             let (name, signal) = (self.name(id), signals::name(number));
             let did = if number == libc::SIGTTIN { "reading from" } else { "writing to" };
             let next = if helped {
-                "continuing it; tostop of the terminal is off while this supervisor runs"
+                "continuing it; the terminal's tostop is off while this supervisor runs"
             } else {
-                "continuing it, again and again; -w 1 --stdin inherit gives the terminal to the worker"
+                "continuing it repeatedly; -w 1 --stdin inherit gives the terminal to the worker"
             };
             warn!(
                 worker = id.slot,

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::process::Pid;
 
 use crate::policy::WorkerId;
-use crate::report::Certificate;
+use crate::report::ExitReport;
 
 /// A worker's process.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub(super) struct Entry {
     /// The process that has said last that the worker is ready.
     pub(super) notifier: Option<Pid>,
     /// Set once it is known how it ended.
-    pub(super) end: Option<Box<Certificate>>,
+    pub(super) end: Option<Box<ExitReport>>,
 }
 
 /// All of them, by serial; and by pid while they are not reaped.
@@ -80,7 +80,7 @@ impl Workers {
     }
 
     /// A worker has ended in this way.
-    pub(super) fn ended(&mut self, serial: u64, end: Certificate) {
+    pub(super) fn ended(&mut self, serial: u64, end: ExitReport) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             entry.end = Some(Box::new(end));
         }

@@ -1,8 +1,8 @@
-//! Which source measures, decided from what is known.
+//! Choosing the source of the measurements.
 
 use crate::config::Monitor;
 
-/// A source that was chosen.
+/// The chosen source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Chosen {
     Ebpf,
@@ -10,17 +10,18 @@ pub(super) enum Chosen {
     Off,
 }
 
-/// What came of trying a source; `Err` has the reason, as the rest of a sentence.
+/// The result of trying a source; `Err` has the reason, as the end of a sentence.
 pub(super) type Fact = Result<(), String>;
 
-/// What was chosen, and what the log says about it; or that what was asked for cannot be had.
+/// The chosen source, and the message about it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Decision {
     pub(super) chosen: Chosen,
     pub(super) says: Option<String>,
 }
 
-/// Decides. The facts are found out only where they matter: loading a program that nobody wants costs time.
+/// Chooses a source, or fails if the requested one is unavailable. A source is tried only if it can be chosen:
+/// loading the programs takes time.
 pub(super) fn decide(
     wish: Monitor,
     ebpf: impl FnOnce() -> Fact,
@@ -31,23 +32,18 @@ pub(super) fn decide(
         Monitor::Off => return Ok(Decision { chosen: Chosen::Off, says: None }),
         Monitor::Procfs => None,
         Monitor::Ebpf | Monitor::Auto => match ebpf() {
-            Ok(()) if wish == Monitor::Ebpf => return chosen(Chosen::Ebpf, "measuring with eBPF, as asked"),
-            Ok(()) => return chosen(Chosen::Ebpf, "measuring with eBPF: it loads here"),
+            Ok(()) => return chosen(Chosen::Ebpf, "monitor: eBPF"),
             Err(why) if wish == Monitor::Ebpf => return Err(why),
             Err(why) => Some(why),
         },
     };
     match (procfs(), refusal) {
-        (Ok(()), None) => chosen(Chosen::Procfs, "measuring with procfs, as asked"),
-        (Ok(()), Some(why)) => {
-            chosen(Chosen::Procfs, &format!("measuring with procfs: eBPF is not to be had here ({why})"))
-        }
+        (Ok(()), None) => chosen(Chosen::Procfs, "monitor: procfs"),
+        (Ok(()), Some(why)) => chosen(Chosen::Procfs, &format!("monitor: procfs; eBPF unavailable: {why}")),
         (Err(why), None) => Err(why),
         (Err(unread), Some(unloaded)) => chosen(
             Chosen::Off,
-            &format!(
-                "nothing is measured: neither eBPF ({unloaded}) nor procfs ({unread}) is to be had here"
-            ),
+            &format!("monitor: off; eBPF unavailable: {unloaded}; procfs unavailable: {unread}"),
         ),
     }
 }
@@ -70,21 +66,21 @@ mod tests {
     #[test]
     fn auto_takes_ebpf_where_it_loads() {
         let decision = decide(Monitor::Auto, YES, unasked);
-        assert_eq!(says(&decision), "measuring with eBPF: it loads here");
+        assert_eq!(says(&decision), "monitor: eBPF");
         assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Ebpf));
     }
 
     #[test]
     fn auto_takes_procfs_where_ebpf_does_not_load_and_says_why() {
         let decision = decide(Monitor::Auto, NO, YES);
-        assert_eq!(says(&decision), "measuring with procfs: eBPF is not to be had here (no)");
+        assert_eq!(says(&decision), "monitor: procfs; eBPF unavailable: no");
         assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Procfs));
     }
 
     #[test]
     fn auto_goes_on_without_either() {
         let decision = decide(Monitor::Auto, NO, NO);
-        assert!(says(&decision).starts_with("nothing is measured: neither eBPF (no) nor procfs (no)"));
+        assert!(says(&decision).starts_with("monitor: off; eBPF unavailable: no; procfs unavailable: no"));
         assert_eq!(decision.map(|decision| decision.chosen), Ok(Chosen::Off));
     }
 

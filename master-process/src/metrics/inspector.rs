@@ -1,8 +1,8 @@
-//! What is found out about one worker only where a limit is about to hold against it, because it takes too long for the
-//! loop: what its processes share, and which of its threads are busy.
+//! A closer look at a worker that is about to exceed a limit: its proportional set size, or its busiest thread. Such
+//! a look takes too long for the loop.
 //!
-//! Each look is made by a thread of its own, one at a time. One that takes too long, because a worker holds the lock of
-//! its memory for ever, is given up.
+//! One helper thread at a time makes a look. A look that takes too long is abandoned: a worker can hold the lock of
+//! its memory for ever.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,38 +19,39 @@ use super::threads::{self, Threads};
 use crate::policy::{Busiest, Event, NoPss, Pss, WorkerId};
 use crate::sys::smaps;
 
-/// How long a look may take. A hundred processes with many gigabytes each take seconds; who waits behind them is over a
-/// limit for so long more, and no worse off.
+/// The time limit of a look. A hundred processes with many gigabytes each take seconds. A worker that waits for its
+/// look only exceeds its limit for that much longer.
 pub const TIME_OUT: Duration = Duration::from_secs(20);
 
-/// Looks that may wait. Where there is no room, the next sample asks again.
+/// The number of looks that can wait. If there are more, the next sample asks again.
 const MAX_WAITING: usize = 256;
 
-/// Threads that were given up and have not ended yet. Each belongs to another worker whose memory cannot be looked at.
+/// The number of abandoned threads that may still run. Each of them belongs to another worker whose memory cannot be
+/// read.
 const MAX_GIVEN_UP: usize = 8;
 
-/// The largest worker whose PSS is added up, in processes.
+/// The number of processes of the largest worker whose PSS is added up.
 const MAX_PROCESSES: usize = 1024;
 
-/// Looks at threads that are kept to compare the next one with: only workers that use a CPU or more have one, and there
-/// are not many more of those than CPUs.
+/// The number of looks at threads that are kept for comparison. Only workers that use at least one CPU have one, and
+/// there are few more of those than CPUs.
 const MAX_PREVIOUS: usize = 256;
 
-/// What is to be found out.
+/// What a look is to find out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
     /// The proportional set size of all its processes.
     Pss,
-    /// The busiest of its threads since this was asked last.
+    /// The busiest of its threads since the previous look.
     Threads,
 }
 
 /// The processes of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Members {
-    /// Its own process first.
+    /// The worker's own process first.
     pub(super) known: Vec<Pid>,
-    /// Its descendants are not known here: they are looked for.
+    /// The descendants are unknown and have to be searched for.
     pub(super) searches: bool,
 }
 
@@ -69,16 +70,16 @@ struct UnderWay {
     thread: JoinHandle<()>,
 }
 
-/// Asks, and has the answers.
+/// Queues the looks and collects their results.
 #[derive(Debug)]
 pub struct Inspector {
     wake: OwnedFd,
     waiting: VecDeque<(WorkerId, Question)>,
     under_way: Option<UnderWay>,
-    /// How many looks there were.
+    /// The number of looks so far.
     count: u64,
     given_up: Vec<JoinHandle<()>>,
-    /// The last look at each worker's threads, the oldest first.
+    /// The last look at each worker's threads, oldest first.
     previous: VecDeque<(WorkerId, Threads)>,
 }
 
@@ -97,12 +98,12 @@ impl Inspector {
         })
     }
 
-    /// Readable when there is an answer.
+    /// Readable when a result has arrived.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
 
-    /// Asks; [`Self::start`] begins with it. Where there is no room, the answer is there at once.
+    /// Queues a look, which [`Self::start`] begins. If the queue is full, returns the result at once.
     #[must_use = "an answer that nobody hears is waited for for ever"]
     pub fn ask(&mut self, worker: WorkerId, question: Question) -> Option<Event> {
         if self.waiting.len() >= MAX_WAITING {
@@ -112,15 +113,15 @@ impl Inspector {
         None
     }
 
-    /// The worker whose question is next; `None`: there is none, or another one is under way.
+    /// The worker to look at next; `None` if there is none, or if a look is in progress.
     pub fn next(&self) -> Option<WorkerId> {
         self.waiting.front().map(|(worker, _)| *worker).filter(|_| self.under_way.is_none())
     }
 
-    /// Begins with that. `members` are the worker's processes; `None`: it is gone.
+    /// Begins the next look. `members` are the worker's processes; `None` if the worker has ended.
     ///
     /// # Errors
-    /// The answer, where there is nobody to look at or nobody who could look.
+    /// The result, if the worker has ended or no thread is available.
     pub fn start(&mut self, members: Option<Members>) -> Option<Result<u64, Event>> {
         let (worker, question) = self.waiting.pop_front()?;
         self.given_up.retain(|thread| !thread.is_finished());
@@ -146,7 +147,7 @@ impl Inspector {
         let (to, answer) = channel();
         let thread = std::thread::Builder::new().name("inspector".to_owned()).stack_size(128 * 1024);
         let thread = thread.spawn(move || {
-            // Where it was given up, nobody wants to know.
+            // An abandoned look has no receiver.
             let _wanted = to.send(look());
             let _woken = rustix::io::write(&wake, &1u64.to_ne_bytes());
         })?;
@@ -155,7 +156,7 @@ impl Inspector {
         Ok(self.count)
     }
 
-    /// The answer that has come.
+    /// Takes the result that has arrived.
     pub fn take(&mut self) -> Option<Event> {
         let _none_or_some = rustix::io::read(&self.wake, &mut [0u8; 8]);
         let found = self.under_way.as_ref()?.answer.try_recv().ok()?;
@@ -166,7 +167,7 @@ impl Inspector {
         })
     }
 
-    /// Compares a look at a worker's threads with the one before, and keeps it for the next.
+    /// Compares a look at a worker's threads with the previous one, and keeps it for the next one.
     fn compare(&mut self, worker: WorkerId, now: Threads) -> Option<Busiest> {
         let before =
             self.previous.iter().position(|(of, _)| *of == worker).and_then(|at| self.previous.remove(at));
@@ -178,7 +179,7 @@ impl Inspector {
         busiest
     }
 
-    /// The look of this number has taken too long, if it is under way still.
+    /// Abandons the look of this number if it is still in progress.
     pub fn give_up(&mut self, number: u64) -> Option<Event> {
         if let Some(answer) = self.take() {
             return Some(answer);
@@ -189,7 +190,7 @@ impl Inspector {
         Some(nothing(worker, question, Pss::Unknown(NoPss::TimedOut)))
     }
 
-    /// A worker is gone.
+    /// Forgets a worker that has ended.
     pub fn forget(&mut self, worker: WorkerId) {
         self.previous.retain(|(of, _)| *of != worker);
     }
@@ -214,7 +215,7 @@ impl Members {
     }
 }
 
-/// The PSS of all processes together. What ends meanwhile has none.
+/// The sum of the PSS of all processes. A process that has ended counts as 0.
 fn add_up(members: Members, until: Instant) -> Pss {
     if !smaps::is_supported() {
         return Pss::Unknown(NoPss::Unsupported);
@@ -255,7 +256,7 @@ mod tests {
         Members { known: vec![pid], searches: false }
     }
 
-    /// Waits for the answer. Those that were given up wake us when they end.
+    /// Waits for the result. Abandoned looks wake the inspector when they end.
     fn answer(inspector: &mut Inspector) -> Event {
         loop {
             let fd = inspector.fd();
@@ -282,7 +283,7 @@ mod tests {
         let own = asked(&mut inspector, worker(1), Question::Pss, only(getpid()));
         let Event::Pss(of, Pss::Bytes(own)) = own else { panic!("{own:?}") };
         assert!(of == worker(1) && own > 100_000, "{own}");
-        // A process in a group of its own, whose child is not known.
+        // A process in its own group, whose child is unknown.
         let mut child = std::process::Command::new("sh");
         child.args(["-c", "sleep 60 & wait"]).stdin(std::process::Stdio::null());
         let mut child = std::os::unix::process::CommandExt::process_group(&mut child, 0).spawn().expect("sh");
@@ -300,7 +301,7 @@ mod tests {
             panic!("{alone:?} {both:?}")
         };
         assert!(alone > 0 && both > alone, "{alone} {both}");
-        // It is gone by now, and has nothing.
+        // It has ended by now, and counts as 0.
         let gone = asked(&mut inspector, worker(2), Question::Pss, only(pid));
         assert_eq!(gone, Event::Pss(worker(2), Pss::Bytes(0)));
     }

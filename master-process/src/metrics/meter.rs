@@ -1,11 +1,11 @@
-//! The one source that measures, whichever it is.
+//! Measuring the workers with whichever source is available.
 
 use rustix::process::Pid;
 use tracing::warn;
 
-use super::LastWords;
+use super::ExitDetails;
 use super::choice::{Chosen, decide};
-use super::ebpf::{Ebpf, Lost};
+use super::ebpf::{Ebpf, ProgramsDetached};
 use super::inspector::Members;
 use super::procfs::Procfs;
 use crate::config::{Monitor, Scope};
@@ -20,19 +20,19 @@ pub struct Meter {
 
 #[derive(Debug)]
 enum Source {
-    /// With those that it has no account for, which procfs measures.
+    /// With procfs for the workers for which eBPF has no account.
     Ebpf(Box<Ebpf>, Rest),
     Procfs(Box<Procfs>),
     Off,
 }
 
-/// What measures the workers that eBPF does not.
+/// The source for the workers that eBPF does not measure.
 #[derive(Debug)]
 enum Rest {
-    /// There was none yet.
+    /// There are no such workers yet.
     None,
     Procfs(Box<Procfs>),
-    /// It cannot be had either, which was said.
+    /// There is none; this was logged.
     Impossible,
 }
 
@@ -49,11 +49,13 @@ impl Rest {
     fn start(scope: Scope) -> Rest {
         match Procfs::new(scope) {
             Ok(procfs) => {
-                warn!("more workers than eBPF has room for: procfs measures the others");
+                warn!("eBPF maps are full: measuring further workers with procfs");
                 Rest::Procfs(Box::new(procfs))
             }
             Err(error) => {
-                warn!("more workers than eBPF has room for: the others are not measured ({error})");
+                warn!(
+                    "eBPF maps are full and procfs is unavailable: {error}; further workers are not measured"
+                );
                 Rest::Impossible
             }
         }
@@ -61,14 +63,14 @@ impl Rest {
 }
 
 impl Meter {
-    /// Chooses a source for so many workers. Which and why is for the log, once something runs.
+    /// Chooses a source for this number of workers. The text is for the log, after the first start.
     ///
     /// # Errors
-    /// The one that was asked for cannot be had.
+    /// The requested source is unavailable.
     pub fn new(wish: Monitor, scope: Scope, workers: u32) -> anyhow::Result<(Meter, Option<String>)> {
         let (mut ebpf, mut procfs) = (None, None);
         let try_ebpf = || {
-            ebpf = Some(Box::new(Ebpf::load(scope, workers).map_err(|refusal| refusal.to_string())?));
+            ebpf = Some(Box::new(Ebpf::load(scope, workers).map_err(|error| error.to_string())?));
             Ok(())
         };
         let try_procfs = || {
@@ -94,21 +96,21 @@ impl Meter {
         }
     }
 
-    /// The next process that this process forks is this worker.
+    /// Announces that the next process that the supervisor forks is this worker.
     pub fn expect(&mut self, worker: WorkerId) {
         if let Source::Ebpf(ebpf, _) = &mut self.source {
             ebpf.arm(worker);
         }
     }
 
-    /// There is such a process, or there is none; said before the next one is expected.
+    /// Whether the announced process was forked. Called before the next one is announced.
     pub fn forked(&mut self, worker: WorkerId, started: bool) {
         if let Source::Ebpf(ebpf, _) = &mut self.source {
             ebpf.launched(worker, started);
         }
     }
 
-    /// It runs.
+    /// The worker runs as `pid`.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         match &mut self.source {
             Source::Ebpf(ebpf, rest) => {
@@ -121,20 +123,20 @@ impl Meter {
         }
     }
 
-    /// Another process is the worker from now on: one that it has started.
+    /// The worker continues in a process that it has started.
     pub fn moved(&mut self, worker: WorkerId, pid: Pid) {
         if let Some(procfs) = self.procfs() {
             procfs.moved(worker, pid);
         }
     }
 
-    /// Whether a child of ours was seen whose worker is not known: it was handed to us. The kernel side needs no telling:
-    /// it has seen the birth.
+    /// Whether a new child of the supervisor was seen whose worker is unknown: an adopted orphan. eBPF needs no such
+    /// notice, because it sees each fork.
     pub fn sees_orphan(&mut self) -> bool {
         self.procfs().is_some_and(Procfs::sees_orphan)
     }
 
-    /// A process that was handed to us is a worker's. `started` tells it from others that have had its pid.
+    /// An adopted process belongs to this worker. `started` distinguishes it from other processes with its pid.
     pub fn adopt(&mut self, worker: WorkerId, pid: Pid, started: u64) {
         if let Some(procfs) = self.procfs() {
             procfs.adopt(worker, pid, started);
@@ -148,7 +150,7 @@ impl Meter {
         }
     }
 
-    /// Processes that are known to be a worker's, as far as the source knows.
+    /// The processes of a worker that the source knows.
     pub fn processes_of(&self, worker: WorkerId) -> Vec<Pid> {
         match &self.source {
             Source::Ebpf(_, Rest::Procfs(procfs)) if procfs.watches(worker) => {
@@ -160,15 +162,15 @@ impl Meter {
         }
     }
 
-    /// It could not be started.
+    /// The worker failed to start.
     pub fn not_launched(&mut self, worker: WorkerId) {
         if let Source::Ebpf(ebpf, _) = &mut self.source {
             ebpf.launched(worker, false);
         }
     }
 
-    /// Measures every worker. One that could not be measured is passed over. Where the kernel does not measure any more,
-    /// procfs takes over, from the next sample on: `alive` is whom it watches then.
+    /// Measures every worker. A worker that cannot be measured has no sample. If the eBPF programs were detached,
+    /// procfs takes over at the next sample and watches the workers in `alive`.
     pub fn sample(
         &mut self,
         alive: impl Iterator<Item = (WorkerId, Pid)>,
@@ -176,8 +178,8 @@ impl Meter {
     ) {
         match &mut self.source {
             Source::Ebpf(ebpf, rest) => {
-                if let Err(lost) = ebpf.sample(each) {
-                    return self.fall_back(&lost, alive);
+                if let Err(detached) = ebpf.sample(each) {
+                    return self.fall_back(&detached, alive);
                 }
                 if let Rest::Procfs(procfs) = rest {
                     procfs.sample(each);
@@ -188,15 +190,15 @@ impl Meter {
         }
     }
 
-    fn fall_back(&mut self, lost: &Lost, alive: impl Iterator<Item = (WorkerId, Pid)>) {
+    fn fall_back(&mut self, detached: &ProgramsDetached, alive: impl Iterator<Item = (WorkerId, Pid)>) {
         self.source = match Procfs::new(self.scope) {
             Ok(mut procfs) => {
-                warn!("{lost}: measuring with procfs from now on");
+                warn!("{detached}: switched to procfs");
                 alive.for_each(|(worker, pid)| procfs.watch(worker, pid));
                 Source::Procfs(Box::new(procfs))
             }
             Err(error) => {
-                warn!("{lost}, and procfs cannot be read ({error}): nothing is measured from now on");
+                warn!("{detached} and procfs is unavailable: {error}; workers are no longer measured");
                 Source::Off
             }
         };
@@ -220,13 +222,13 @@ impl Meter {
         Members { known, searches }
     }
 
-    /// A worker's process is gone: what there is to say about its end.
-    pub fn ended(&mut self, worker: WorkerId) -> LastWords {
+    /// The details of a worker's end.
+    pub fn ended(&mut self, worker: WorkerId) -> ExitDetails {
         match &mut self.source {
             Source::Ebpf(_, Rest::Procfs(procfs)) if procfs.watches(worker) => procfs.ended(worker),
             Source::Ebpf(ebpf, _) => ebpf.ended(worker),
             Source::Procfs(procfs) => procfs.ended(worker),
-            Source::Off => LastWords::default(),
+            Source::Off => ExitDetails::default(),
         }
     }
 }
@@ -242,8 +244,8 @@ mod tests {
     fn procfs_takes_over_where_the_programs_are_gone() {
         let mut ebpf = match Ebpf::load(Scope::Worker, 1) {
             Ok(ebpf) => Box::new(ebpf),
-            Err(refusal) => {
-                master_process_tests::skip!("procfs_takes_over_where_the_programs_are_gone", refusal)
+            Err(error) => {
+                master_process_tests::skip!("procfs_takes_over_where_the_programs_are_gone", error)
             }
         };
         let mut child = Command::new("sleep").arg("60").spawn().expect("a process");
@@ -252,7 +254,7 @@ mod tests {
         ebpf.detach();
         let mut meter = Meter { source: Source::Ebpf(ebpf, Rest::None), scope: Scope::Worker };
         let mut samples = Vec::new();
-        // Nobody is watched by eBPF here. The kernel may run the programs for a moment more.
+        // eBPF watches no process here. The kernel may run the programs for a moment longer.
         let deadline = Instant::now() + Duration::from_secs(10);
         while samples.is_empty() && Instant::now() < deadline {
             meter.sample([(worker, pid)].into_iter(), &mut |worker, usage| {
@@ -269,7 +271,7 @@ mod tests {
         let name = "procfs_measures_those_that_ebpf_has_no_room_for";
         let ebpf = match Ebpf::load_for(Scope::Worker, 1) {
             Ok(ebpf) => Box::new(ebpf),
-            Err(refusal) => master_process_tests::skip!(name, refusal),
+            Err(error) => master_process_tests::skip!(name, error),
         };
         let mut meter = Meter { source: Source::Ebpf(ebpf, Rest::None), scope: Scope::Worker };
         let workers = [1, 2, 3].map(|serial| WorkerId { slot: 0, serial });

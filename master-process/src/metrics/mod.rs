@@ -1,13 +1,14 @@
-//! What each worker uses and how it was killed, from one of two sources with the same units. Nothing here judges.
+//! What each worker uses, and which signal ended it. Two sources measure it in the same units. This module makes no
+//! decisions about workers.
 
 mod choice;
 pub mod ebpf;
+mod exit_details;
 mod inspector;
-mod killer;
 mod meter;
 pub mod procfs;
 mod threads;
 
+pub use exit_details::{ExitDetails, Killer};
 pub use inspector::{Inspector, Members, Question, TIME_OUT};
-pub use killer::{Killer, LastWords};
 pub use meter::Meter;

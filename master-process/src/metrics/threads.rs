@@ -1,4 +1,4 @@
-//! Which thread of a worker is the busiest.
+//! Finding the busiest thread of a worker.
 
 use std::time::Instant;
 
@@ -7,10 +7,11 @@ use rustix::process::Pid;
 use crate::policy::Busiest;
 use crate::sys::proc_stat::{self, StatFile};
 
-/// A worker with more threads has no single loop that could be stuck. It bounds what a look costs: a millisecond or two.
+/// A worker with more threads has no single loop that could be stuck. The limit bounds the cost of a look to a
+/// millisecond or two.
 const MAX_THREADS: usize = 256;
 
-/// What the threads of a worker had used at one look, in the order of their numbers.
+/// The CPU times of a worker's threads at one look, sorted by thread id.
 #[derive(Debug)]
 pub(super) struct Threads {
     at: Instant,
@@ -20,13 +21,13 @@ pub(super) struct Threads {
 #[derive(Debug, Clone, Copy)]
 struct Thread {
     tid: Pid,
-    /// Tells it from another one of the same number.
+    /// Tells apart two threads that had the same id.
     started: u64,
     cpu_ns: u64,
     at: Instant,
 }
 
-/// Looks at the threads of these processes; `None`: there are too many.
+/// Looks at the threads of these processes; `None` if there are too many.
 pub(super) fn look(processes: &[Pid]) -> Option<Threads> {
     let at = Instant::now();
     let mut all = Vec::new();
@@ -35,7 +36,7 @@ pub(super) fn look(processes: &[Pid]) -> Option<Threads> {
             if all.len() >= MAX_THREADS {
                 return None;
             }
-            // One that has ended meanwhile was not stuck.
+            // A thread that has ended was not stuck.
             let Ok(stat) = StatFile::open_thread(*pid, tid).and_then(|file| file.read()) else { continue };
             all.push(Thread { tid, started: stat.started, cpu_ns: stat.cpu_ns, at: Instant::now() });
         }
@@ -44,7 +45,7 @@ pub(super) fn look(processes: &[Pid]) -> Option<Threads> {
     Some(Threads { at, all })
 }
 
-/// The thread that has used the most between two looks. One that is new has used all that it has since then.
+/// The thread that used the most CPU time between two looks. For a new thread, all its CPU time counts.
 pub(super) fn busiest(before: &Threads, now: &Threads) -> Option<Busiest> {
     let used = |thread: &Thread| {
         let found = before.all.binary_search_by_key(&thread.tid.as_raw_pid(), |of| of.tid.as_raw_pid()).ok();
@@ -104,7 +105,7 @@ mod tests {
         let before = look(&own).expect("few threads");
         let start = Instant::now();
         let mut turns = 0u64;
-        // Less than that is below a tick.
+        // Less than this is below a tick.
         while start.elapsed() < Duration::from_millis(300) {
             turns = std::hint::black_box(turns + 1);
         }

@@ -1,44 +1,45 @@
-//! What can happen, and what can be done about it: both closed.
+//! The events and the actions of the policy.
 
 use std::time::Duration;
 
 use super::limits::Limit;
 
-/// One start of one worker: never used again, unlike a pid.
+/// One start of one worker. Unlike a pid, it is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorkerId {
-    /// The slot that it fills, from 0 on.
+    /// The slot of the worker, from 0 on.
     pub slot: u32,
-    /// Counts every start of this supervisor.
+    /// The number of this start.
     pub serial: u64,
 }
 
-/// What a worker uses, as a sample saw it.
+/// What a worker used at a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
-    /// Time on a CPU since its start, of all threads together, in nanoseconds. It only grows.
+    /// CPU time of all threads since the start, in nanoseconds. It never decreases.
     pub cpu_ns: u64,
     /// Resident memory, in bytes.
     pub memory: u64,
 }
 
-/// What a worker's processes have in memory, what they share divided by how many share it: its proportional set size.
+/// The proportional set size of a worker's processes: shared memory counts divided by the number of processes that
+/// share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pss {
-    /// So many bytes.
+    /// In bytes.
     Bytes(u64),
-    /// It cannot be had.
+    /// It is unknown.
     Unknown(NoPss),
-    /// There is no room for another look: it may be asked for again.
+    /// The queue of looks is full; it may be requested again.
     Deferred,
 }
 
-/// Why a worker's proportional set size cannot be had.
+/// Why a worker's proportional set size is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoPss {
-    /// We may not look at one of its processes.
+    /// The supervisor may not look at one of its processes.
     Denied,
-    /// This kernel does not tell.
+    /// This kernel does not report it.
     Unsupported,
     /// It has too many processes.
     TooManyProcesses,
@@ -48,86 +49,86 @@ pub enum NoPss {
     Failed,
 }
 
-/// The busiest thread of a worker's processes between two looks at them.
+/// The busiest thread of a worker's processes between two looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Busiest {
-    /// From one look to the other, in nanoseconds.
+    /// The time between the looks, in nanoseconds.
     pub span_ns: u64,
-    /// What the thread used meanwhile, in nanoseconds.
+    /// The CPU time of the thread in that time, in nanoseconds.
     pub cpu_ns: u64,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// The worker of an [`Action::Launch`] runs.
     Launched(WorkerId),
-    /// The worker of an [`Action::Launch`] could not be started.
+    /// The worker of an [`Action::Launch`] failed to start.
     LaunchFailed(WorkerId, LaunchFailure),
-    /// A worker said in its own way that it is ready.
+    /// A worker sent a readiness signal.
     ReadySignal(WorkerId, ReadySignal),
-    /// What an [`Action::CheckQueue`] saw.
+    /// The result of an [`Action::CheckQueue`].
     Queue(WorkerId, Queue),
-    /// A worker is gone, with everybody of its tree.
+    /// A worker has ended, with all its processes.
     Died(WorkerId),
-    /// The first process of a worker is gone, and others of its tree are not.
+    /// The first process of a worker has ended, and others are left.
     DiedWithRemains(WorkerId),
-    /// Nobody is left of a worker of which [`Event::DiedWithRemains`] was said.
+    /// No process is left of a worker of an [`Event::DiedWithRemains`].
     RemainsGone(WorkerId),
-    /// What is left of a worker has the stop signal, and no process of it handles that.
+    /// The processes that a crashed worker left have the stop signal, and none of them handles it.
     RemainsUnheeding(WorkerId),
-    /// The first process of a worker has ended, and what it has started is the worker from now on: a daemon. It is ready
-    /// when it listens, whatever its age.
+    /// The first process of a worker has ended, and a daemon that it started continues as the worker. The daemon is
+    /// ready when it listens, whatever its age.
     WentIntoBackground(WorkerId),
-    /// A worker was measured.
+    /// A sample of a worker.
     Sampled(WorkerId, Usage),
-    /// What an [`Action::MeasurePss`] came to.
+    /// The result of an [`Action::MeasurePss`].
     Pss(WorkerId, Pss),
-    /// What an [`Action::LookAtThreads`] came to; `None`: there was no look before to compare it with, there are too many
-    /// threads for a single one to be stuck, or they cannot be looked at.
+    /// The result of an [`Action::LookAtThreads`]. `None`: there was no earlier look, there are too many threads for
+    /// a single one to be stuck, or they cannot be read.
     Threads(WorkerId, Option<Busiest>),
-    /// A worker wants to be left alone with its limits (`true`), or to be judged again.
+    /// A worker pauses (`true`) or resumes its own limits.
     WatchesItself(WorkerId, bool),
-    /// The user pauses the limits of all workers, or lets them hold again.
+    /// The user pauses or resumes the limits of all workers.
     ToggleMonitoring,
-    /// The user wants every worker replaced.
+    /// The user requests a reload.
     Reload,
-    /// The user wants the end; said again later than a moment after that, at once.
+    /// The user requests a stop. A second request, some time later, kills the workers.
     Stop,
-    /// The terminal is gone: the end, but never at once.
+    /// The terminal is gone: stop, but never kill at once.
     Hangup,
-    /// One worker more.
+    /// Add a worker.
     ScaleUp,
-    /// One worker fewer.
+    /// Remove a worker.
     ScaleDown,
 }
 
-/// Why a worker could not be started.
+/// Why a worker failed to start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LaunchFailure {
-    /// The kernel lacks something just now (EAGAIN, ENOMEM, EMFILE, ETXTBSY): nobody's fault.
+    /// The kernel lacks a resource for now (EAGAIN, ENOMEM, EMFILE, ETXTBSY); the program is not at fault.
     Passing,
-    /// It will fail again until somebody changes something: no such file, not executable.
+    /// It fails until the user changes something: no such file, not executable.
     Lasting,
-    /// It did not come to an end: a file system does not answer. Nobody knows whether it will the next time.
+    /// The start did not finish, because a file system does not answer. The next one may.
     NoAnswer,
 }
 
 /// The connections that wait for one worker alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {
-    /// It has no queue of its own: nothing is lost when it goes.
+    /// It has no queue of its own: its end loses no connection.
     None,
-    /// Nobody waits.
+    /// No connection waits.
     Empty,
-    /// Somebody does.
+    /// Connections wait.
     Waiting,
 }
 
-/// How a worker says that it is ready.
+/// A readiness signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadySignal {
-    /// It called `listen(2)` on a stream socket, and listens wherever it is to serve.
+    /// It called `listen(2)` on a stream socket, and listens on all addresses that it is to serve.
     Listen,
     /// It called `listen(2)`, and does not listen yet on an address that its predecessor serves, or that was named.
     ListenPartly,
@@ -135,140 +136,140 @@ pub enum ReadySignal {
     Notify,
 }
 
-/// Something to do.
+/// An action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "an action that nobody carries out is a worker that never starts or never stops"]
 pub enum Action {
     /// Start this worker; answered by `Launched` or `LaunchFailed`.
     Launch {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// Of which generation: its `RELOAD_INDEX`.
+        /// The generation: its `RELOAD_INDEX`.
         generation: u32,
     },
-    /// A reload to this generation is under way from now on; `None`: none is. In its place among the others: who serves
-    /// by the end of a reload serves before it.
+    /// A reload to this generation is in progress; `None`: none is. It is in order with the other actions: a worker
+    /// that serves at the end of a reload is added to the rotation before it.
     Target(Option<u32>),
-    /// Let connections come to this worker.
+    /// Route new connections to this worker.
     AddToRotation(WorkerId),
-    /// Let no new connection come to this worker.
+    /// Route no new connections to this worker.
     RemoveFromRotation(WorkerId),
-    /// See who waits for this worker; answered by [`Event::Queue`].
+    /// Check the queue of this worker; answered by [`Event::Queue`].
     CheckQueue(WorkerId),
-    /// Ask this worker to leave.
+    /// Send this worker the stop signal.
     Stop(WorkerId),
-    /// Ask what a worker has left behind to leave, unless it was asked with its first process.
+    /// Send the stop signal to the processes that a worker left, unless they got it with the first one.
     StopRemains(WorkerId),
-    /// Kill this worker and everybody of its tree.
+    /// Kill all processes of this worker.
     Kill(WorkerId),
     /// Measure the proportional set size of this worker; answered by [`Event::Pss`].
     MeasurePss(WorkerId),
-    /// Look at the threads of this worker; answered by [`Event::Threads`].
+    /// Examine the threads of this worker; answered by [`Event::Threads`].
     LookAtThreads(WorkerId),
-    /// Send this worker the signal that warns of much memory.
+    /// Send this worker the signal about high memory use.
     SignalHigh(WorkerId),
-    /// Tell the user.
+    /// Log this.
     Report(Report),
 }
 
-/// Something that the user may want to read.
+/// A report for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Report {
-    /// A worker counts as ready.
+    /// A worker became ready.
     Ready {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// How long after its start.
+        /// The time since its start.
         after: Duration,
-        /// Why it counts.
+        /// The reason.
         by: ReadyBy,
-        /// The worker of an earlier generation that it takes over from.
+        /// The worker of an earlier generation that it replaces.
         replaces: Option<WorkerId>,
     },
-    /// A worker ended that nobody had asked to.
+    /// A worker ended that was not asked to stop.
     Died {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// How long it had lived.
+        /// Its uptime.
         uptime: Duration,
-        /// What follows.
+        /// What happens next.
         next: Next,
     },
-    /// A worker that was asked to leave is gone.
+    /// A worker that was asked to stop has ended.
     Left {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// How long it had lived.
+        /// Its uptime.
         uptime: Duration,
     },
-    /// A worker is not ready in time. Its slot has no other that is, and so it goes on starting.
+    /// A worker is not ready in time. No other worker serves its slot, so its start goes on.
     Slow {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// How long it has been running.
+        /// Its uptime.
         after: Duration,
     },
-    /// A worker takes longer than usual to become ready. Another one serves in its slot.
+    /// A worker takes longer than usual to become ready. Another one serves its slot.
     Waits {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// How long it has been running.
+        /// Its uptime.
         after: Duration,
     },
-    /// A worker was not ready in time and is being stopped: another one serves in its slot.
+    /// A worker was not ready in time and is stopped: another one serves its slot.
     Late {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// How long it had been given.
+        /// The time that it was given.
         after: Duration,
-        /// What follows.
+        /// What happens next.
         next: Next,
     },
-    /// A worker could not be started.
+    /// A worker failed to start.
     LaunchFailed {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// What follows.
+        /// What happens next.
         next: Next,
     },
-    /// A worker did not leave in time and is killed.
+    /// A worker did not stop in time and is killed.
     Overdue {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// How long after the stop signal.
+        /// The time since the stop signal.
         after: Duration,
     },
-    /// A worker uses more than it may.
+    /// A worker exceeded a limit.
     OverLimit {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// How, and what follows.
+        /// The details.
         over: OverLimit,
     },
-    /// A worker exceeds the default memory limit from the first: the limit is off for this program.
+    /// A worker exceeded the default memory limit at its first sample: the limit is disabled for this program.
     DefaultDisabled {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// What it used at its first judged sample, in bytes.
+        /// The memory at its first judged sample, in bytes.
         used: u64,
-        /// The limit, in bytes.
+        /// The limit, in the same unit.
         most: u64,
     },
-    /// A worker that was to be replaced may stay: no limit holds against it any more.
+    /// The replacement of a worker is cancelled, because it no longer exceeds a limit.
     ReplacementCancelled {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
     },
-    /// The limits of all workers are paused, or hold again.
+    /// The limits of all workers were paused or resumed.
     Monitoring {
-        /// Which of both.
+        /// Whether they are paused.
         paused: bool,
     },
-    /// A worker has paused its own limits, or lets them hold again.
+    /// A worker paused or resumed its own limits.
     WatchesItself {
-        /// Which.
+        /// Which one.
         worker: WorkerId,
-        /// Which of both.
+        /// Whether they are paused.
         paused: bool,
         /// It has done both before.
         often: bool,
@@ -277,114 +278,118 @@ pub enum Report {
     ReloadStarted {
         /// The new generation.
         generation: u32,
-        /// How many slots it concerns.
+        /// The number of slots to replace.
         slots: usize,
     },
     /// Every slot has a ready worker of this generation.
     ReloadDone {
         /// The generation.
         generation: u32,
-        /// How long it took.
+        /// The duration of the reload.
         took: Duration,
     },
-    /// A reload was given up.
+    /// A reload failed.
     ReloadFailed {
         /// The generation.
         generation: u32,
         /// The slot whose workers failed.
         slot: u32,
-        /// How many did.
+        /// The number of failed workers.
         attempts: u32,
-        /// What became of the last one.
+        /// The failure of the last one.
         cause: FailedStart,
-        /// How many workers of earlier generations serve on.
+        /// The number of workers of earlier generations that keep serving.
         kept: usize,
     },
     /// The number of workers changed.
     Scaled {
-        /// From.
+        /// The old number.
         from: u32,
-        /// To.
+        /// The new number.
         to: u32,
     },
-    /// Every worker is asked to leave.
+    /// All workers get the stop signal.
     Stopping {
-        /// How many there are.
+        /// The number of workers.
         workers: usize,
     },
-    /// Every worker that is left is killed, because the user said so twice.
+    /// All remaining workers are killed after a second stop signal.
     Killing {
-        /// How many there are.
+        /// The number of workers.
         workers: usize,
     },
-    /// Too many early deaths: everything is stopped.
+    /// Too many early exits: everything stops.
     GaveUp {
-        /// How many.
+        /// The number of early exits.
         deaths: u32,
-        /// Within which time.
+        /// The time in which they happened.
         within: Duration,
     },
 }
 
-/// A limit that a worker is over for too long.
+/// An exceeded limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OverLimit {
-    /// Which.
+    /// Which one.
     pub limit: Limit,
-    /// What the worker used when it was last measured: CPU nanoseconds in a second, or bytes.
+    /// What the worker used when it was last measured: CPU nanoseconds per second, or bytes.
     pub used: u64,
-    /// Which number that is.
+    /// The limit, in the same unit.
+    pub most: u64,
+    /// What `used` measures.
     pub measured: Measured,
-    /// When it is replaced, if it is still over it then; `None`: now.
+    /// How many samples in a row were above the limit.
+    pub samples: u32,
+    /// The delay of the replacement, if the worker still exceeds the limit then; `None`: it is replaced now.
     pub wait: Option<Duration>,
-    /// As many as may be replaced at a time are: it waits for them.
+    /// The replacement waits for others: as many slots as allowed are being replaced.
     pub queued: bool,
-    /// The worker before it was replaced for the same limit, which may not fit the program.
+    /// The previous worker was replaced for the same limit, which may not fit the program.
     pub again: bool,
 }
 
-/// What the number says that decided.
+/// What was compared with the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Measured {
     /// CPU time.
     Cpu,
     /// The proportional set size.
     Pss,
-    /// What is resident, added up over its processes, because the proportional set size cannot be had.
+    /// Resident memory, added up over the processes, because the proportional set size is unknown.
     Resident(NoPss),
 }
 
-/// How a new worker of a reload came to nothing.
+/// How a new worker of a reload failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailedStart {
-    /// It died before it was ready, or early.
+    /// It ended before it was ready, or early.
     Died,
-    /// This one was not ready in time.
+    /// It was not ready in time.
     Late(WorkerId),
-    /// It could not be started.
+    /// It failed to start.
     NotLaunched,
 }
 
 /// Why a worker counts as ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadyBy {
-    /// It said so.
+    /// It sent a readiness signal.
     Signal(ReadySignal),
-    /// It has lived long enough.
+    /// It has run long enough.
     Age,
-    /// Nothing is asked of it.
+    /// There is no readiness check.
     Launch,
 }
 
-/// What follows a worker's end.
+/// What happens after a worker's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// A replacement after this delay.
+    /// It is restarted after this delay.
     Restart(Duration),
-    /// Its successor is on its way already.
+    /// Its successor is already starting.
     Successor,
-    /// The worker that it was to replace serves on.
+    /// The worker that it was to replace keeps serving.
     Predecessor,
-    /// Nothing: everything stops, or its slot is gone.
+    /// Nothing: everything stops, or its slot was removed.
     Nothing,
 }

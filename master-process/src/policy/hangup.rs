@@ -1,21 +1,23 @@
-//! What a SIGHUP is: the user's wish for a reload, or the end of the terminal that the supervisor runs in.
+//! The meaning of a SIGHUP: a request for a reload, or the end of the supervisor's terminal.
 
 use std::time::Duration;
 
 use super::Time;
 
-/// Terminal emulators, `screen` and `sudo` send SIGHUP a moment before they close the terminal. So long a SIGHUP from one
-/// of those above us waits for that. Longer would delay the reload that a script above us may mean.
+/// Terminal emulators, `screen` and `sudo` send SIGHUP a moment before they close the terminal. A SIGHUP from an
+/// ancestor waits this long to see whether the terminal goes. A longer wait would delay the reload that a parent
+/// script may mean.
 const TERMINAL_MAY_FOLLOW: Duration = Duration::from_millis(400);
 
-/// How often the terminal is looked at meanwhile.
+/// The interval of the checks of the terminal during that wait.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// A SIGHUP that comes so long after the terminal went is still about that: a shell on a busy machine takes a while to
-/// pass it on. Longer would take a later reload of a disowned job for it.
+/// A SIGHUP that comes within this time after the end of the terminal is about that end: a shell on a busy machine is
+/// slow to pass it on. With a longer time, a later reload of a disowned job would be taken for it.
 const ABOUT_THE_TERMINAL: Duration = Duration::from_secs(10);
 
-/// The same under `nohup`, where a SIGHUP about the terminal is ignored, and so would be a reload: shorter.
+/// The same under `nohup`. It is shorter, because a SIGHUP about the terminal is ignored there, and a reload would be
+/// ignored with it.
 const ABOUT_THE_TERMINAL_NOHUP: Duration = Duration::from_secs(2);
 
 /// What a SIGHUP asks for.
@@ -23,15 +25,15 @@ const ABOUT_THE_TERMINAL_NOHUP: Duration = Duration::from_secs(2);
 pub enum Hangup {
     /// A reload.
     Reload,
-    /// The end: the terminal is gone.
+    /// Stop: the terminal is gone.
     Stop,
     /// Nothing: the terminal is gone, and the supervisor was started to outlive it.
     Outlive,
-    /// That is not known yet: look at the terminal again after this time.
+    /// Unknown yet: check the terminal again after this time.
     LookAgain(Duration),
 }
 
-/// The terminal as far as SIGHUP goes.
+/// The state of the terminal.
 #[derive(Debug, Clone, Copy)]
 enum Terminal {
     None,
@@ -39,24 +41,24 @@ enum Terminal {
     Gone { since: Time },
 }
 
-/// Tells the two kinds of SIGHUP apart.
+/// Tells the two meanings of SIGHUP apart.
 #[derive(Debug)]
 pub struct Hangups {
     terminal: Terminal,
     /// Whether SIGHUP was ignored at the start.
     outlives: bool,
-    /// When a SIGHUP came that waits for what becomes of the terminal.
+    /// When the SIGHUP came that waits for the end of the terminal.
     waiting: Option<Time>,
 }
 
 impl Hangups {
-    /// For a supervisor that has a terminal or not, and that was started to outlive it or not.
+    /// For a supervisor with or without a terminal, started with SIGHUP ignored or not.
     pub fn new(has_terminal: bool, outlives: bool) -> Hangups {
         let terminal = if has_terminal { Terminal::There } else { Terminal::None };
         Hangups { terminal, outlives, waiting: None }
     }
 
-    /// Whether what becomes of the terminal may matter.
+    /// Whether the terminal still matters.
     pub fn has_terminal(&self) -> bool {
         matches!(self.terminal, Terminal::There)
     }
@@ -68,8 +70,8 @@ impl Hangups {
         }
     }
 
-    /// A SIGHUP came; `from_above` says that it is from the kernel or from a process that we descend from. `None`: one that
-    /// came before waits already, and this one is the same.
+    /// A SIGHUP came; `from_above`: from the kernel or from an ancestor. Returns `None` if an earlier SIGHUP still
+    /// waits: both are one.
     pub fn signal(&mut self, now: Time, from_above: bool) -> Option<Hangup> {
         match self.terminal {
             Terminal::None => Some(Hangup::Reload),
@@ -83,7 +85,7 @@ impl Hangups {
         }
     }
 
-    /// The terminal was looked at again; `None`: no SIGHUP waits for that.
+    /// The terminal was checked again. Returns `None` if no SIGHUP waits.
     pub fn looked(&mut self, now: Time) -> Option<Hangup> {
         let came = self.waiting?;
         let (verdict, waits) = match self.terminal {

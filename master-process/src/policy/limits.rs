@@ -1,11 +1,11 @@
-//! What a worker may use, and what its samples have said.
+//! The limits of a worker, and what its samples have shown.
 
 use std::time::Duration;
 
 use super::{Busiest, Time, Usage};
 use crate::config::Limits;
 
-/// What can be limited.
+/// A limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
     /// `--max-cpu`.
@@ -14,40 +14,53 @@ pub enum Limit {
     Memory,
 }
 
-/// What all threads of a worker but the busiest may use together, in CPU nanoseconds of a second, if it is to count as a
-/// single loop that is stuck: a tenth of a CPU. A stuck loop serves nobody, so the program's other threads have nothing
-/// to do but their timers, and garbage collection that helps the loop. A program of several threads that is busy with
-/// requests is far above this. Less would take a timer thread for work; more would end programs that do work.
+/// The CPU time, in nanoseconds per second, that all threads but the busiest may use together for a worker to count
+/// as a single stuck loop: a tenth of a CPU. A stuck loop serves no requests, so the other threads run only timers
+/// and the garbage collection for the loop. A program whose threads handle requests is far above this. With a lower
+/// value, a timer thread would count as work; with a higher one, the limit would end programs that work.
 const OTHERS: u64 = 100_000_000;
 
-/// The first pause after the PSS of a worker was within its limit, and the longest: each such look doubles it. A look
-/// walks the page tables of every process of the worker, seconds of CPU time for a hundred processes that share many
-/// gigabytes. At the longest pause that is below a percent; processes that only stop to share what they have, so that
-/// their resident memory does not grow, are noticed so much later.
+/// The first pause after the PSS of a worker was within its limit, and the longest one: each such look doubles the
+/// pause. A look walks the page tables of all processes of the worker, which takes seconds of CPU time for a hundred
+/// processes that share many gigabytes. At the longest pause that is below a percent. Processes that stop sharing
+/// memory, so that their resident memory does not grow, are noticed that much later.
 const PSS_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PSS_PAUSE: Duration = Duration::from_secs(600);
 
-/// The shortest time from ready in which a worker can come to the limit's last strike.
-pub(super) fn shortest(limits: &Limits, limit: Limit) -> Duration {
-    let failures = match limit {
+/// The number of samples in a row above a limit that exceed it.
+pub(super) fn failures(limits: &Limits, limit: Limit) -> u32 {
+    match limit {
         Limit::Cpu => limits.cpu_failures,
         Limit::Memory => limits.memory_failures,
-    };
-    limits.delay.saturating_add(limits.interval.saturating_mul(failures))
+    }
 }
 
-/// Samples in a row over one limit.
+/// The value of a limit; 0 if there is none.
+pub(super) fn most(limits: &Limits, limit: Limit) -> u64 {
+    match limit {
+        Limit::Cpu => limits.max_cpu,
+        Limit::Memory => limits.max_memory,
+    }
+    .unwrap_or(0)
+}
+
+/// The shortest time from ready in which a worker can exceed a limit.
+pub(super) fn shortest(limits: &Limits, limit: Limit) -> Duration {
+    limits.delay.saturating_add(limits.interval.saturating_mul(failures(limits, limit)))
+}
+
+/// The samples in a row above one limit.
 #[derive(Debug, Clone, Copy, Default)]
-struct Strikes {
+struct Violations {
     count: u32,
-    /// When the first of them came.
+    /// The time of the first of them.
     since: Option<Time>,
-    /// When the first row began that came to the last strike and was found to count. One that is over its limit with
-    /// short breaks would look like one that was within it until now, if the last row counted.
+    /// The start of the first row that was long enough and was confirmed. If the last row counted instead, a worker
+    /// that is above its limit with short breaks would seem to have been within it until then.
     first_exceeded: Option<Time>,
 }
 
-impl Strikes {
+impl Violations {
     fn count(&mut self, now: Time, over: bool) {
         if over {
             self.count = self.count.saturating_add(1);
@@ -58,27 +71,27 @@ impl Strikes {
     }
 
     fn end_row(&mut self) {
-        *self = Strikes { first_exceeded: self.first_exceeded, ..Strikes::default() };
+        *self = Violations { first_exceeded: self.first_exceeded, ..Violations::default() };
     }
 
-    /// The row so far counts for nothing; the sample at `now` is the first of another.
+    /// Discards the row; the sample at `now` is the first of a new one.
     fn begin_anew(&mut self, now: Time) {
-        *self = Strikes { count: 1, since: Some(now), first_exceeded: self.first_exceeded };
+        *self = Violations { count: 1, since: Some(now), first_exceeded: self.first_exceeded };
     }
 
-    /// When the worker began to be over its limit for too long; `None`: it is not.
+    /// When the worker began to exceed its limit; `None` if it does not.
     fn began(&self, failures: u32) -> Option<Time> {
         self.first_exceeded.or(self.since).filter(|_| self.count >= failures)
     }
 
-    /// The row counts.
+    /// Confirms the row.
     fn confirm(&mut self) {
         self.first_exceeded = self.first_exceeded.or(self.since);
     }
 }
 
-/// CPU time over the time in which it was used, both in nanoseconds. Ten thousand workers are compared with their
-/// limits at every sample: that takes no division.
+/// CPU time and the time span in which it was used, in nanoseconds. Ten thousand workers are compared with their
+/// limits at each sample, so the comparison does not divide.
 #[derive(Debug, Clone, Copy)]
 struct Share {
     used: u64,
@@ -99,16 +112,16 @@ impl Share {
 
 const NS_PER_SECOND: u128 = 1_000_000_000;
 
-/// When the PSS of a worker is worth a look.
+/// When to measure the PSS of a worker.
 #[derive(Debug, Clone, Copy, Default)]
 struct PssLooks {
-    /// A look is under way.
+    /// The PSS is being measured.
     asked: bool,
-    /// So many looks have found it within the limit.
+    /// The number of looks that found it within the limit.
     within: u32,
-    /// Not before this, unless it has grown.
+    /// The earliest time of the next look, unless the worker has grown.
     not_before: Option<Time>,
-    /// With so much resident memory it has grown by what it was below the limit.
+    /// The resident memory at which the worker has grown by what it was below the limit.
     grown: u64,
 }
 
@@ -125,60 +138,61 @@ impl PssLooks {
     }
 }
 
-/// What a worker's samples have said since it became ready.
+/// What a worker's samples have shown since it became ready.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct UsageTracker {
-    /// The worker itself has asked not to be judged.
+    /// The worker has paused its limits.
     paused: bool,
-    /// How often it has changed its mind about that.
+    /// The number of times it has paused or resumed them.
     changes: u32,
     /// It was judged at least once.
     judged: bool,
-    /// The last sample's moment and CPU time: the next one's is compared with it.
+    /// The time and the CPU time of the last sample, with which the next one is compared.
     last: Option<(Time, u64)>,
-    /// The last sample's memory.
+    /// The memory at the last sample.
     resident: u64,
-    cpu: Strikes,
-    /// The CPU time that the row's first sample saw.
+    cpu: Violations,
+    /// The CPU time at the first sample of the row.
     row_cpu: u64,
-    /// Whether the row counts against the worker. One over the default limit does so only once its threads were looked at.
+    /// Whether the row counts against the worker. Above the default limit it does so only after its threads were
+    /// examined.
     cpu_stands: bool,
-    /// A look at its threads is under way.
+    /// Its threads are being examined.
     looking: bool,
-    memory: Strikes,
+    memory: Violations,
     pss: PssLooks,
-    /// It was above 80 % of its memory when it was last looked at.
+    /// It was above 80 % of its memory limit at the last sample.
     high: bool,
 }
 
-/// A limit's last strike, and every one after it.
+/// A worker exceeds a limit: at the sample that completes the row, and at each one after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LimitExceeded {
     pub(super) limit: Limit,
-    /// How long the worker had been judged before it went over the limit for too long, the first time.
+    /// How long the worker was judged before it first exceeded the limit.
     pub(super) time_within_limit: Duration,
-    /// What it used: CPU nanoseconds in a second, or bytes that are resident.
+    /// What it used: CPU nanoseconds per second, or bytes of resident memory.
     pub(super) used: u64,
 }
 
-/// What one sample amounts to.
+/// The result of one sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Verdict {
-    /// It is over its memory limit for too long, unless its PSS says otherwise.
+    /// It exceeds its memory limit, unless its PSS is within it.
     pub(super) memory: Option<LimitExceeded>,
-    /// It is over its CPU limit for too long.
+    /// It exceeds its CPU limit.
     pub(super) cpu: Option<LimitExceeded>,
-    /// Its threads have to be looked at: a row over the default CPU limit has begun or is complete.
+    /// Its threads have to be examined: a row above the default CPU limit has begun or is complete.
     pub(super) wants_threads: bool,
     /// It exceeds the default memory limit at its first judged sample.
     pub(super) exceeds_default: bool,
-    /// Whether it has just passed 80 % of its memory limit.
+    /// It has just exceeded 80 % of its memory limit.
     pub(super) passed_high: bool,
 }
 
 impl UsageTracker {
-    /// Starts or stops the judging of this one worker, and says how often that was done; what it has done so far is
-    /// forgotten. `None` where that was so already: a worker that says it with each job must not be let off.
+    /// Pauses or resumes the limits of this worker, discards its samples, and returns the number of such changes.
+    /// Returns `None` if nothing changes: a worker that sends the message with each job must not escape its limits.
     pub(super) fn pause(&mut self, paused: bool) -> Option<u32> {
         if self.paused == paused {
             return None;
@@ -189,19 +203,19 @@ impl UsageTracker {
         Some(self.changes)
     }
 
-    /// Forgets the strikes: what comes next does not follow on what came before.
+    /// Discards the rows: the next samples do not continue them.
     pub(super) fn forget(&mut self) {
         let UsageTracker { paused, changes, judged, looking, pss, high, .. } = *self;
         *self = UsageTracker { paused, changes, judged, looking, pss, high, ..UsageTracker::default() };
     }
 
-    /// Whether neither limit has a strike against it.
+    /// Whether no sample counts against the worker.
     pub(super) fn is_within_limits(&self) -> bool {
         !self.cpu_stands && self.memory.count == 0
     }
 
-    /// Takes one more sample of a worker that became ready at `ready_at`. CPU counts from the second sample on: it is
-    /// a difference.
+    /// Judges a sample of a worker that became ready at `ready_at`. CPU time is a difference, so it counts from the
+    /// second sample on.
     pub(super) fn judge(&mut self, now: Time, usage: Usage, ready_at: Time, limits: &Limits) -> Verdict {
         if self.paused {
             return Verdict::default();
@@ -216,7 +230,7 @@ impl UsageTracker {
         let exceeds_default = is_above && is_first && limits.memory_gives_way;
         self.resident = usage.memory;
         self.memory.count(now, is_above && !exceeds_default);
-        // A second look at the same moment is no sample.
+        // A second sample at the same time does not count.
         let is_busy = share.is_some_and(|share| limits.max_cpu.is_some_and(|most| share.is_more_than(most)));
         if share.is_some() {
             self.count_cpu(now, usage.cpu_ns, is_busy, limits);
@@ -251,7 +265,7 @@ impl UsageTracker {
         Some(LimitExceeded { limit, time_within_limit: began.since(ready_at.after(limits.delay)), used })
     }
 
-    /// What it used of the CPUs since the last sample.
+    /// The CPU time since the last sample.
     fn share_of_cpu(&mut self, now: Time, cpu_ns: u64) -> Option<Share> {
         let (before, had) = self.last.replace((now, cpu_ns))?;
         let span = now.nanoseconds_since(before);
@@ -264,14 +278,14 @@ impl UsageTracker {
         high && !was
     }
 
-    /// A look at its threads begins.
+    /// The examination of its threads begins.
     pub(super) fn look_at_threads(&mut self) {
         self.looking = true;
     }
 
-    /// What became of that. The exceeded, if a single thread has been over the limit since the row began; else, and where
-    /// that cannot be told, the row counts for nothing. The look that comes with a row's first sample is there for the
-    /// next one to be compared with.
+    /// Handles the result of examining the threads. If a single thread has exceeded the limit since the row began,
+    /// returns that. If not, or if it is unknown, the row is discarded. The look at the first sample of a row is the
+    /// one to compare with.
     pub(super) fn threads_seen(
         &mut self,
         busiest: Option<Busiest>,
@@ -294,37 +308,37 @@ impl UsageTracker {
         self.exceeded(Limit::Cpu, ready_at, limits, all.per_second())
     }
 
-    /// Whether its PSS is to be looked at; that look begins then.
+    /// Whether its PSS has to be measured now; if so, the look begins.
     pub(super) fn look_at_pss(&mut self, now: Time) -> bool {
         let may_ask = self.pss.may_ask(now, self.resident);
         self.pss.asked |= may_ask;
         may_ask
     }
 
-    /// That look is over, whatever came of it. The exceeded that it was made for, if it holds still.
+    /// The look has ended. Returns the limit that it was made for, if the worker still exceeds it.
     pub(super) fn pss_seen(&mut self, ready_at: Time, limits: &Limits) -> Option<LimitExceeded> {
         self.pss.asked = false;
         self.exceeded(Limit::Memory, ready_at, limits, self.resident).filter(|_| !self.paused)
     }
 
-    /// Its PSS is within the limit, by so much: the strikes start anew.
+    /// Its PSS is within the limit by `room` bytes: the row is discarded.
     pub(super) fn is_within_by_pss(&mut self, now: Time, room: u64) {
         self.memory.end_row();
         self.pss.found_within(now, self.resident, room);
     }
 
-    /// The strikes against its memory count.
+    /// Confirms the row above the memory limit.
     pub(super) fn confirm_memory(&mut self) {
         self.memory.confirm();
     }
 
-    /// Its memory has no limit any more.
+    /// Its memory no longer has a limit.
     pub(super) fn forget_memory(&mut self) {
-        self.memory = Strikes::default();
+        self.memory = Violations::default();
     }
 }
 
-/// Whether a worker, of which all threads and children together used `all`, was one loop and hardly anything else.
+/// Whether a worker whose threads and children used `all` together was a single loop and hardly anything else.
 fn is_single_loop(all: Share, busiest: Busiest, limits: &Limits) -> bool {
     let Busiest { span_ns, cpu_ns } = busiest;
     let (all_ns, loop_ns) = (all.per_second(), Share { used: cpu_ns, span: span_ns }.per_second());

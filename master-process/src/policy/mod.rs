@@ -1,9 +1,9 @@
-//! What to do about the workers, decided without doing it.
+//! Decides what to do about the workers, without doing it.
 //!
-//! [`Supervisor`] is a state machine: an [`Event`] and the time go in, [`Action`]s and one deadline come
-//! out. It has no clock, descriptor, pid or I/O, so every history can be played in virtual time. Handlers
-//! record what happened; one function, `reconcile`, compares a slot with what it should be and pushes the
-//! difference.
+//! [`Supervisor`] is a state machine: an [`Event`] and the time go in, [`Action`]s and one deadline come out. It has
+//! no clock, descriptor, pid or I/O, so that tests can run every history in virtual time. Handlers record what
+//! happened. One function, `reconcile`, compares a slot with its desired state and pushes the actions that lead
+//! there.
 
 mod event;
 mod hangup;

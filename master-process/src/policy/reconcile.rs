@@ -1,4 +1,4 @@
-//! Comparing a slot with what it should be, and pushing the difference.
+//! Comparing a slot with its desired state, and pushing the actions that lead there.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use super::slot::{Readiness, Said, Serving, Slot, StartPhase, Starting};
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, FailedStart, ReadyBy, Report, Time, WorkerId};
 
-/// A throttle of minutes is for crash loops; two sets of workers for so long would be dear.
+/// The longest time on probation. Long throttles are meant for crash loops; keeping two sets of workers that long
+/// would cost too much.
 const LONGEST_PROBATION: Duration = Duration::from_secs(5);
 
 impl Supervisor {
@@ -18,7 +19,7 @@ impl Supervisor {
         }
     }
 
-    /// Compares a slot with what it should be and pushes the difference; then those slots that may be replaced now.
+    /// Reconciles a slot, and then the slots that may be replaced now.
     pub(super) fn reconcile(&mut self, id: u32, now: Time) {
         self.reconcile_slot(id, now);
         while let Some(next) = self.replacements.activate_next(self.replacement_limit()) {
@@ -51,7 +52,7 @@ impl Supervisor {
         self.drop_empty_slots();
     }
 
-    /// A worker that was kept through the begin of a reload may be ready by its age.
+    /// A worker that was kept when a reload began may become ready by its age.
     fn reconcile_serving(&mut self, id: u32, now: Time) {
         let Some(serving) = self.slots[index(id)].serving else { return };
         if let Readiness::Unknown { ready_at: Some(at) } = serving.readiness
@@ -62,7 +63,7 @@ impl Supervisor {
         }
     }
 
-    /// A starting worker is outdated, ready by its age, late, or simply not there yet.
+    /// Handles a starting worker that is outdated, ready by its age, or late.
     pub(super) fn reconcile_starting(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
         let Some(starting) = slot.starting.as_deref().copied() else { return };
@@ -86,8 +87,8 @@ impl Supervisor {
         }
     }
 
-    /// A start takes longer than it may. Where another worker of the slot serves, that one stays and this one goes. Where
-    /// none does, nothing is won by starting anew: a program that is slow would never come to serve.
+    /// A start exceeds its time. If another worker serves the slot, that one stays and this one is stopped. If none
+    /// does, the start goes on: a slow program would never serve if it were started anew.
     fn late(&mut self, id: u32, now: Time, starting: Starting, (since, said): (Time, Said)) {
         let (worker, after) = (starting.worker, now.since(since));
         let slot = &mut self.slots[index(id)];
@@ -107,8 +108,8 @@ impl Supervisor {
         self.push(Report::Late { worker, after, next });
     }
 
-    /// A worker that may have served all the time is known to be ready. Where its successor serves already, it stands by
-    /// as before.
+    /// A worker that was taken to serve is now known to be ready. If its successor already serves, it stays on
+    /// standby.
     pub(super) fn prove_ready(&mut self, worker: WorkerId, now: Time, by: ReadyBy) {
         let slot = &mut self.slots[index(worker.slot)];
         let in_rotation = slot.serving.is_some_and(|serving| serving.worker == worker);
@@ -144,11 +145,12 @@ impl Supervisor {
         let by_reload = self.rollout.is_some() && generation == self.generation;
         self.start_times.took(after, by_reload);
         self.push(Report::Ready { worker, after, by, replaces });
-        // In this order: at no moment is nobody there.
+        // In this order, there is always a worker in rotation.
         self.actions.push_back(Action::AddToRotation(worker));
         let slot = &mut self.slots[index(id)];
         let before = std::mem::replace(&mut slot.standby, old.map(Box::new));
-        // A new release may be ready and die: until it has outlived the throttle, the old one stands by.
+        // A new release may become ready and then exit. Until it has outlived the throttle, the old worker stays on
+        // standby.
         let probation = self.settings.throttle.min(LONGEST_PROBATION);
         slot.probation = (self.rollout.is_some() || recycles).then(|| since.after(probation));
         self.actions.extend(old.map(|old| Action::RemoveFromRotation(old.worker)));
@@ -158,7 +160,7 @@ impl Supervisor {
         self.end_probation(id, now);
     }
 
-    /// The worker that serves has shown that it lives, or nobody wants it to: its predecessor may go.
+    /// The serving worker has passed its probation, or the probation no longer matters: its predecessor is stopped.
     pub(super) fn end_probation(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
         let Some(serving) = slot.serving.filter(|_| slot.probation.is_none_or(|at| at <= now)) else {
@@ -173,7 +175,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether this slot lacks a worker that only the throttle may hold back.
+    /// Whether this slot needs a new worker, which only the throttle may delay.
     pub(super) fn wants_launch(&self, id: u32) -> bool {
         let slot = &self.slots[index(id)];
         let recycle = || slot.wants_replacement() && self.replacements.is_active(id);

@@ -7,11 +7,11 @@ use super::slot::Slot;
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, FailedStart, Report, Time};
 
-/// A reload that has not ended yet.
+/// A reload in progress.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Rollout {
-    /// When it began.
+    /// The start of the reload.
     pub(super) since: Time,
     batch: usize,
     waiting: VecDeque<u32>,
@@ -19,8 +19,8 @@ pub(super) struct Rollout {
 }
 
 impl Rollout {
-    /// A reload of the slots in `serving`, `batch` at a time. Those in `empty` have nobody who serves: they
-    /// need not wait for their turn.
+    /// A reload of the slots in `serving`, `batch` at a time. The slots in `empty` have no serving worker, so they
+    /// need not wait.
     pub(super) fn new(since: Time, batch: usize, serving: VecDeque<u32>, empty: BTreeSet<u32>) -> Rollout {
         let mut rollout = Rollout { since, batch, waiting: serving, active: empty };
         rollout.fill();
@@ -32,17 +32,17 @@ impl Rollout {
         self.active.extend(self.waiting.drain(..n));
     }
 
-    /// Whether this slot's turn has come and is not over.
+    /// Whether this slot is being replaced.
     pub(super) fn is_active(&self, slot: u32) -> bool {
         self.active.contains(&slot)
     }
 
-    /// How many slots' turn that is.
+    /// The number of slots that are being replaced.
     pub(super) fn count_active(&self) -> usize {
         self.active.len()
     }
 
-    /// A slot is replaced, or is gone. Returns the slots whose turn comes with it.
+    /// A slot was replaced or removed. Returns the slots that are replaced next.
     pub(super) fn finish(&mut self, slot: u32) -> Vec<u32> {
         if !self.active.remove(&slot) {
             self.waiting.retain(|waiting| *waiting != slot);
@@ -55,7 +55,7 @@ impl Rollout {
         Vec::new()
     }
 
-    /// Whether every slot has had its turn.
+    /// Whether all slots were replaced.
     pub(super) fn is_done(&self) -> bool {
         self.active.is_empty() && self.waiting.is_empty()
     }
@@ -95,7 +95,7 @@ impl Supervisor {
         self.actions.push_back(Action::Target(target));
     }
 
-    /// One more start of this slot came to nothing; the reload that it belongs to may end with it.
+    /// A start in this slot failed; the reload may fail with it.
     pub(super) fn count_failed_start(&mut self, now: Time, slot: u32, cause: FailedStart) {
         self.replacements.requeue(slot);
         if self.rollout.is_none() {
@@ -115,7 +115,7 @@ impl Supervisor {
         self.reconcile_all(now);
     }
 
-    /// A slot has what the reload wanted for it, or is gone; the next ones may follow.
+    /// A slot was replaced or removed; the next ones follow.
     pub(super) fn finish_rollout(&mut self, slot: u32, now: Time) {
         let Some(rollout) = &mut self.rollout else { return };
         let next = rollout.finish(slot);

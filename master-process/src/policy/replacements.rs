@@ -1,7 +1,7 @@
-//! Replacements of workers that use too much: the successor starts first, then the faulty worker is stopped.
+//! Replacing workers that exceed a limit: the new worker becomes ready first, then the old one is stopped.
 //!
-//! [`Backoff`] spaces out the replacements of a slot: a limit that does not fit the program would replace its workers for
-//! ever. [`ReplacementQueue`] keeps the slots that are replaced at a time to the batch of a reload.
+//! [`Backoff`] spaces out the replacements of a slot, because a limit that does not fit the program would replace its
+//! workers for ever. [`ReplacementQueue`] limits the slots that are replaced at a time to the batch of a reload.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -13,46 +13,47 @@ use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, Busiest, Measured, OverLimit, Pss, Report, Time, Usage, WorkerId};
 use crate::config::Limits;
 
-/// The longest time between two replacements of a slot for the same limit. A worker that is over its limit for good
-/// is then replaced once an hour: seldom enough to do no harm, often enough for a leak that is slower than that.
+/// The longest time between two replacements of a slot for the same limit. A worker that always exceeds its limit is
+/// then replaced once an hour: rarely enough to do no harm, often enough for a slow leak.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// A worker that is within its limit for less than this only warms up, however short the samples' interval is.
+/// A worker that is within its limit for less than this is still warming up, however short the interval of the
+/// samples is.
 const WARM_UP: Duration = Duration::from_secs(30);
 
-/// A slot's memory of replacements for one limit.
+/// The history of a slot's replacements for one limit.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Backoff {
-    /// From the last replacement to the next; zero: there was none.
+    /// The time from the last replacement to the next; zero if there was none.
     pause: Duration,
     until: Option<Time>,
-    /// Whether anybody was told that the next one waits.
+    /// Whether the delay was reported.
     told: bool,
 }
 
-/// What is to be done about a worker that is over its limit.
+/// What to do about a worker that exceeds its limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Replace it.
+    /// Replace it now.
     Now {
-        /// The worker before it was replaced for the same limit.
+        /// The previous worker was replaced for the same limit.
         again: bool,
     },
-    /// Its turn comes later, if it is still over the limit by then.
+    /// Replace it later, if it still exceeds the limit then.
     Later {
-        /// How long from now.
+        /// The time until then.
         wait: Duration,
-        /// It was said before.
+        /// The delay was reported before.
         told: bool,
     },
 }
 
 impl Backoff {
-    /// A worker that had been within its limit for `time_within_limit` is over it. `shortest` is the least time in which that can
-    /// happen to one that never was within.
+    /// Decides about a worker that exceeds its limit after it was within it for `time_within_limit`. `shortest` is
+    /// the shortest time in which a worker can exceed the limit.
     ///
-    /// Memory that was within its limit for longer than the pause is no sign of a limit that does not fit: it leaks.
-    /// CPU time comes and goes with the work, and says nothing by having been within it.
+    /// Memory that was within its limit for longer than the pause leaks; the limit fits the program. CPU time depends
+    /// on the work, so the time within the limit says nothing about it.
     pub(super) fn check(
         &mut self,
         now: Time,
@@ -71,12 +72,12 @@ impl Backoff {
         Decision::Now { again }
     }
 
-    /// Whether its turn comes later, and that was said before.
+    /// Whether the replacement is delayed, and that was reported.
     pub(super) fn is_told_to_wait(&self, now: Time, limit: Limit, time_within_limit: Duration) -> bool {
         self.told && self.is_again(limit, time_within_limit) && self.wait(now).is_some()
     }
 
-    /// Whether this looks like a limit that does not fit.
+    /// Whether the limit seems not to fit the program.
     fn is_again(&self, limit: Limit, time_within_limit: Duration) -> bool {
         let fits = match limit {
             Limit::Memory => self.pause.max(WARM_UP),
@@ -90,7 +91,7 @@ impl Backoff {
     }
 }
 
-/// Slots that are being replaced, and those that wait, in the order in which they came.
+/// The slots that are being replaced, and those that wait, in order of arrival.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct ReplacementQueue {
@@ -99,22 +100,22 @@ pub(super) struct ReplacementQueue {
 }
 
 impl ReplacementQueue {
-    /// Adds a slot, unless it is in here.
+    /// Adds a slot unless it is already in the queue.
     pub(super) fn enqueue(&mut self, slot: u32) {
         if !self.active.contains(&slot) && !self.waiting.contains(&slot) {
             self.waiting.push_back(slot);
         }
     }
 
-    /// Removes a slot: it is replaced, or need not be any more.
+    /// Removes a slot that was replaced, or no longer needs to be.
     pub(super) fn remove(&mut self, slot: u32) {
         if !self.active.remove(&slot) {
             self.waiting.retain(|waiting| *waiting != slot);
         }
     }
 
-    /// Moves an active slot behind those that wait, if there are any: an attempt failed, and a slot whose attempts all
-    /// fail must not keep the others.
+    /// Moves an active slot behind the waiting ones, if there are any. Its attempt failed, and a slot whose attempts
+    /// all fail must not block the others.
     pub(super) fn requeue(&mut self, slot: u32) {
         if !self.waiting.is_empty() && self.active.remove(&slot) {
             self.waiting.push_back(slot);
@@ -131,12 +132,12 @@ impl ReplacementQueue {
         self.active.contains(&slot)
     }
 
-    /// Whether one more slot has to wait where `limit` may be replaced at a time.
+    /// Whether another slot has to wait if `limit` slots may be replaced at a time.
     pub(super) fn is_full(&self, limit: usize) -> bool {
         self.active.len() + self.waiting.len() >= limit
     }
 
-    /// Makes the next slot active and gives it; `None`: none waits, or there are `limit` already.
+    /// Activates the next slot and returns it; `None` if none waits, or `limit` slots are active.
     pub(super) fn activate_next(&mut self, limit: usize) -> Option<u32> {
         if self.active.len() >= limit {
             return None;
@@ -147,7 +148,7 @@ impl ReplacementQueue {
     }
 }
 
-/// A slot's replacements for each limit.
+/// The backoff of a slot, for each limit.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Backoffs {
     cpu: Backoff,
@@ -164,7 +165,7 @@ impl Backoffs {
 }
 
 impl Supervisor {
-    /// A sample of one worker. Only one that serves is judged; no sample is no event.
+    /// Handles a sample of a worker. Only serving workers are judged; a missing sample is no event.
     pub(super) fn sampled(&mut self, now: Time, worker: WorkerId, usage: Usage) {
         if self.paused || self.mode != Mode::Running {
             return;
@@ -197,7 +198,7 @@ impl Supervisor {
         }
     }
 
-    /// A worker exceeds the default memory limit from the first: the limit says nothing of this program.
+    /// A worker exceeded the default memory limit at its first sample: the default does not fit this program.
     fn disable_default_memory_limit(&mut self, now: Time, worker: WorkerId, generation: u32, used: u64) {
         let Some(most) = self.settings.limits.max_memory else { return };
         self.no_memory_limit.push(generation);
@@ -209,8 +210,8 @@ impl Supervisor {
         self.reconcile_all(now);
     }
 
-    /// A new release may be another program: the default holds for it until a worker exceeds it from the first. It stays
-    /// off for the generations that still serve.
+    /// A new release may be another program: the default applies to it until a worker exceeds it at its first sample.
+    /// It stays disabled for the generations that still serve.
     pub(super) fn restore_default_memory_limit(&mut self) {
         let slots = &self.slots;
         let serves = |generation| {
@@ -220,8 +221,8 @@ impl Supervisor {
         self.no_memory_limit.retain(|generation| serves(*generation));
     }
 
-    /// Whether a worker that is over a limit is to be looked at for that: a reload replaces it anyway, or somebody is on
-    /// the way already, or its turn is known to come later.
+    /// Whether a worker that exceeds a limit is to be judged for it. It is not if a reload replaces it anyway, if its
+    /// successor is already starting, or if its replacement is known to be delayed.
     fn is_to_be_judged(&mut self, now: Time, worker: WorkerId, exceeded: LimitExceeded) -> bool {
         let is_outdated = |generation| self.rollout.is_some() && generation < self.generation;
         let slot = &mut self.slots[index(worker.slot)];
@@ -236,19 +237,20 @@ impl Supervisor {
             )
     }
 
-    /// Shared memory counts once for each process that has it. Before that ends a worker, its PSS is looked at.
+    /// Resident memory counts shared memory once for each process. The PSS is therefore measured before a worker is
+    /// replaced for its memory.
     fn over_memory(&mut self, now: Time, worker: WorkerId, exceeded: LimitExceeded) {
         let is_to_be_judged = self.is_to_be_judged(now, worker, exceeded);
         let Some(serving) = &mut self.slots[index(worker.slot)].serving else { return };
         if !is_to_be_judged {
-            // The row counts all the same: its worker was not within its limit meanwhile.
+            // The row of samples still counts: the worker was not within its limit meanwhile.
             serving.tracker.confirm_memory();
         } else if serving.tracker.look_at_pss(now) {
             self.actions.push_back(Action::MeasurePss(worker));
         }
     }
 
-    /// What a look at a worker's PSS came to.
+    /// Handles the result of measuring a worker's PSS.
     pub(super) fn pss_measured(&mut self, now: Time, worker: WorkerId, pss: Pss) {
         let (running, limits) = (!self.paused && self.mode == Mode::Running, self.settings.limits);
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
@@ -274,8 +276,8 @@ impl Supervisor {
         }
     }
 
-    /// The default CPU limit holds against a single stuck loop only. The threads are looked at when a row of samples over it
-    /// begins and when it is complete.
+    /// The default CPU limit applies only to a single stuck loop. The threads are examined when a row of samples
+    /// above the limit begins, and when it is complete.
     fn look_at_threads(&mut self, now: Time, worker: WorkerId) {
         let exceeded = LimitExceeded { limit: Limit::Cpu, time_within_limit: Duration::ZERO, used: 0 };
         if self.is_to_be_judged(now, worker, exceeded)
@@ -286,7 +288,7 @@ impl Supervisor {
         }
     }
 
-    /// What a look at a worker's threads came to.
+    /// Handles the result of examining a worker's threads.
     pub(super) fn threads_seen(&mut self, now: Time, worker: WorkerId, busiest: Option<Busiest>) {
         let (running, limits) = (!self.paused && self.mode == Mode::Running, self.settings.limits);
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
@@ -320,19 +322,29 @@ impl Supervisor {
             self.replacements.enqueue(worker.slot);
         }
         let queued = queued && wait.is_none();
-        let over = OverLimit { limit: exceeded.limit, used: exceeded.used, measured, wait, queued, again };
+        let over = OverLimit {
+            limit: exceeded.limit,
+            used: exceeded.used,
+            most: limits::most(&self.settings.limits, exceeded.limit),
+            measured,
+            samples: limits::failures(&self.settings.limits, exceeded.limit),
+            wait,
+            queued,
+            again,
+        };
         self.push(Report::OverLimit { worker, over });
         self.reconcile(worker.slot, now);
     }
 
-    /// How many slots may be replaced for a limit at a time: a reload's batch, less what a reload replaces now.
+    /// The number of slots that may be replaced for a limit at a time: the batch of a reload, less the slots that a
+    /// reload is replacing.
     pub(super) fn replacement_limit(&self) -> usize {
         let reloading = self.rollout.as_ref().map_or(0, Rollout::count_active);
         self.settings.batch_of(index(self.wanted)).saturating_sub(reloading)
     }
 
-    /// A slot stays in the queue until the successor of its worker serves and is through its probation, or the replacement is
-    /// called off.
+    /// Removes a slot from the queue when its new worker serves and has passed its probation, or when the replacement
+    /// was cancelled.
     pub(super) fn release_replacement(&mut self, id: u32) {
         let slot = &self.slots[index(id)];
         let is_on_probation = slot.probation.is_some() && self.replacements.is_active(id);
@@ -341,8 +353,8 @@ impl Supervisor {
         }
     }
 
-    /// A worker that was to be replaced behaves again, or is not judged any more, before anybody took its place: who is
-    /// on the way already may still come, but nobody after that.
+    /// Cancels the replacement of a worker that is within its limits again, or is no longer judged. A successor that
+    /// is already starting may still replace it.
     pub(super) fn cancel_replacement(&mut self, id: u32) {
         let slot = &mut self.slots[index(id)];
         if slot.starting.is_none()
@@ -354,7 +366,7 @@ impl Supervisor {
         }
     }
 
-    /// The user pauses the judging of all workers, or lets it go on.
+    /// The user pauses or resumes the limits of all workers.
     pub(super) fn toggle_monitoring(&mut self, now: Time) {
         self.paused = !self.paused;
         let ready =
@@ -364,7 +376,7 @@ impl Supervisor {
         self.reconcile_all(now);
     }
 
-    /// A worker pauses the judging of itself, or lets it go on.
+    /// A worker pauses or resumes its own limits.
     pub(super) fn set_self_paused(&mut self, now: Time, worker: WorkerId, paused: bool) {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
         if let Some(changes) = slot.tracker_of(worker).and_then(|tracker| tracker.pause(paused)) {
@@ -374,26 +386,26 @@ impl Supervisor {
     }
 }
 
-/// The limits of a generation's workers.
+/// The limits for the workers of a generation.
 fn limits_of(limits: Limits, no_memory_limit: &[u32], generation: u32) -> Limits {
     let max_memory = limits.max_memory.filter(|_| !no_memory_limit.contains(&generation));
     Limits { max_memory, ..limits }
 }
 
 impl Slot {
-    /// Whether the worker that serves is to be replaced because of what it uses.
+    /// Whether the serving worker is to be replaced for a limit.
     pub(super) fn replaces_over_limit(&self) -> bool {
         self.serving.is_some_and(|serving| serving.over_limit)
     }
 
-    /// Says of the worker that serves whether it is to be replaced, and gives who that is.
+    /// Sets whether the serving worker is to be replaced for a limit, and returns it.
     pub(super) fn set_over_limit(&mut self, over_limit: bool) -> Option<WorkerId> {
         let serving = self.serving.as_mut()?;
         serving.over_limit = over_limit;
         Some(serving.worker)
     }
 
-    /// Whether a strike still stands against the worker that is to be replaced.
+    /// Whether the worker that is to be replaced still exceeds a limit.
     pub(super) fn wants_replacement(&self) -> bool {
         self.replaces_over_limit() && self.serving.is_some_and(|serving| !serving.tracker.is_within_limits())
     }
@@ -461,7 +473,7 @@ mod tests {
             Decision::Now { again: true }
         );
         assert_eq!(backoff.pause, 4 * SHORTEST);
-        // After an hour within its limit it is as good as new.
+        // After an hour within its limit, its history no longer counts.
         assert_eq!(backoff.check(at(9000), Limit::Cpu, LONGEST, SHORTEST), Decision::Now { again: false });
         assert_eq!(backoff.pause, 2 * SHORTEST);
     }

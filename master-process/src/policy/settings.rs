@@ -1,13 +1,13 @@
-//! The part of the configuration that decides.
+//! The part of the configuration on which decisions depend.
 
 use std::time::Duration;
 
 use crate::config::{Batch, Config, GiveUp, Limits, ReadyMode};
 
-/// What the policy needs to know of the configuration; each field as in [`Config`].
+/// The settings of the policy; each field is as in [`Config`].
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How many workers are wanted at the start.
+    /// The number of workers at the start.
     pub workers: u32,
     /// See [`Config::throttle`].
     pub throttle: Duration,
@@ -29,7 +29,7 @@ pub struct Settings {
     pub reload_attempts: u32,
     /// See [`Limits`].
     pub limits: Limits,
-    /// Whether a worker is told by a signal that it uses much memory.
+    /// Whether a worker gets a signal when it uses much memory.
     pub signals_high_memory: bool,
 }
 
@@ -53,7 +53,7 @@ impl From<&Config> for Settings {
 }
 
 impl Settings {
-    /// How many of `slots` slots a reload replaces at a time; at least 1.
+    /// The number of slots that a reload replaces at a time, out of `slots`; at least 1.
     pub(super) fn batch_of(&self, slots: usize) -> usize {
         match self.reload_batch {
             Batch::All => slots.max(1),

@@ -1,4 +1,4 @@
-//! One slot: at most one worker that serves or may serve, at most one that starts, and those that are on their way out.
+//! One slot: at most one serving worker, at most one starting, and those that are stopping.
 
 use std::time::Duration;
 
@@ -7,31 +7,32 @@ use super::replacements::Backoffs;
 use super::throttle::Throttle;
 use super::{Time, WorkerId};
 
-/// A slot and everything in it.
+/// A slot and its workers.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Slot {
-    /// The worker that is to serve next. Mostly there is none, and ten thousand slots are gone through at every sample.
+    /// The starting worker. It is boxed because most slots have none, and each sample goes through up to ten thousand
+    /// slots.
     pub(super) starting: Option<Box<Starting>>,
-    /// The worker that serves; or, while nobody is known to be ready, the one that may be serving since before a reload.
+    /// The serving worker. While no worker is known to be ready, it may be one that was kept when a reload began.
     pub(super) serving: Option<Serving>,
-    /// The worker that served before, out of rotation: it comes back if its successor dies early.
+    /// The previous worker, out of rotation. It returns to rotation if its successor exits early.
     pub(super) standby: Option<Box<Serving>>,
-    /// Until when the worker that serves is on probation in a reload.
+    /// The end of the serving worker's probation in a reload.
     pub(super) probation: Option<Time>,
-    /// Workers that were asked to leave and are not gone yet.
+    /// Workers that are draining, stopping, or killed.
     pub(super) stopping: Vec<Stopping>,
-    /// How long the next start has to wait.
+    /// The delay of the next start.
     pub(super) throttle: Throttle,
-    /// When a worker that uses too much may be replaced next.
+    /// The delays of replacements for limits.
     pub(super) backoffs: Backoffs,
-    /// How many starts have failed in the reload that is under way.
+    /// The number of failed starts in the current reload.
     pub(super) failed: u32,
-    /// What the slot's timer is set to.
+    /// The time that the slot's timer is set to.
     pub(super) timer: Option<Time>,
 }
 
-/// A worker that is not ready yet.
+/// A starting worker.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Starting {
     pub(super) worker: WorkerId,
@@ -40,7 +41,7 @@ pub(super) struct Starting {
     pub(super) tracker: UsageTracker,
 }
 
-/// How far a start has come.
+/// The phase of a start.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum StartPhase {
     /// The driver has not answered yet.
@@ -49,62 +50,63 @@ pub(super) enum StartPhase {
     Waiting { since: Time, ready_at: Option<Time>, said: Said },
 }
 
-/// What was said of a worker that is not ready yet.
+/// What was reported about a starting worker.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Said {
-    /// That it takes longer than usual.
+    /// It takes longer than usual.
     pub(super) long: bool,
-    /// That it is late.
+    /// It is late.
     pub(super) late: bool,
 }
 
 /// Whether a worker is ready.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Readiness {
-    /// Since then.
+    /// Ready since this time.
     Since(Time),
-    /// Not known: it may serve what it was handed, without a word. It counts as ready by its age from `ready_at` on.
+    /// Unknown: it may serve a listener that it was handed, without any signal. It counts as ready by its age from
+    /// `ready_at` on.
     Unknown { ready_at: Option<Time> },
 }
 
-/// A worker that is ready, or that must be taken to serve because its slot had nobody else when a reload began.
+/// A worker that is ready, or is taken to serve because its slot had no other when a reload began.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Serving {
     pub(super) worker: WorkerId,
     pub(super) generation: u32,
     pub(super) since: Time,
     pub(super) readiness: Readiness,
-    /// Whether it is to be replaced because of what it uses.
+    /// Whether it is to be replaced for a limit.
     pub(super) over_limit: bool,
     pub(super) tracker: UsageTracker,
 }
 
-/// A worker that nobody counts on any more.
+/// A worker that is on its way out.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stopping {
     pub(super) worker: WorkerId,
     pub(super) phase: StopPhase,
 }
 
-/// How far a leave has come.
+/// The phase of a stop.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum StopPhase {
-    /// Its start was under way when it became unwanted; the driver's answer decides.
+    /// Its start was in progress when it was cancelled; the driver's answer decides.
     Launching,
-    /// It is out of rotation and works off what waits for it: until its queue has been empty for a while, or
-    /// `until`. `look_at` is when its queue is looked at next; `None`: a look is under way.
+    /// It is out of rotation and drains: until its queue has been empty for a while, or until `until`. `look_at` is
+    /// the time of the next check of the queue; `None` while a check is in progress.
     Draining { since: Time, empty_since: Option<Time>, look_at: Option<Time>, until: Time },
-    /// It has the stop signal and until `kill_at` to heed it.
+    /// It got the stop signal, and gets SIGKILL at `kill_at`.
     Signalled { since: Time, signalled_at: Time, kill_at: Time },
-    /// It has SIGKILL; only its death is left to wait for.
+    /// It got SIGKILL, and its end is awaited.
     Killed { since: Time },
-    /// Its first process is gone, and others of its tree are not: they have the stop signal, and SIGKILL from `kill_at` on.
-    /// `None`: they have that, too. `crashed`: the first process was not asked to leave.
+    /// Its first process has ended and others are left. They got the stop signal, and get SIGKILL at `kill_at`;
+    /// `None` if they got it. `crashed`: the first process was not asked to stop.
     Remains { signalled_at: Time, kill_at: Option<Time>, crashed: bool },
 }
 
 impl StopPhase {
-    /// When the worker was started, where it was.
+    /// When the worker was started; `None` if it was not.
     pub(super) fn since(self) -> Option<Time> {
         match self {
             StopPhase::Launching | StopPhase::Remains { .. } => None,
@@ -116,7 +118,7 @@ impl StopPhase {
 }
 
 impl Serving {
-    /// Since when it has been known to be ready.
+    /// When the worker became ready.
     pub(super) fn ready_at(&self) -> Option<Time> {
         match self.readiness {
             Readiness::Since(at) => Some(at),
@@ -124,7 +126,7 @@ impl Serving {
         }
     }
 
-    /// When its age makes it ready, unless it is.
+    /// When the worker becomes ready by its age; `None` if it is ready.
     fn ages_at(&self) -> Option<Time> {
         match self.readiness {
             Readiness::Since(_) => None,
@@ -134,7 +136,7 @@ impl Serving {
 }
 
 impl Starting {
-    /// How long it has been running.
+    /// The uptime of the worker.
     pub(super) fn uptime(&self, now: Time) -> Duration {
         match self.phase {
             StartPhase::Launching => Duration::ZERO,
@@ -144,12 +146,12 @@ impl Starting {
 }
 
 impl Slot {
-    /// Whether nothing is left in it.
+    /// Whether the slot has no worker.
     pub(super) fn is_empty(&self) -> bool {
         self.workers() == 0
     }
 
-    /// How many processes it stands for.
+    /// The number of workers in the slot.
     pub(super) fn workers(&self) -> usize {
         let one = |here: bool| usize::from(here);
         one(self.starting.is_some())
@@ -158,7 +160,7 @@ impl Slot {
             + self.stopping.len()
     }
 
-    /// What the samples of a worker that is wanted have said.
+    /// The samples of a worker that is starting or serving.
     pub(super) fn tracker_of(&mut self, worker: WorkerId) -> Option<&mut UsageTracker> {
         let starting = self.starting.as_mut().map(|starting| (starting.worker, &mut starting.tracker));
         let ready = [self.serving.as_mut(), self.standby.as_deref_mut()].into_iter().flatten();
@@ -166,13 +168,13 @@ impl Slot {
         all.find(|(of, _)| *of == worker).map(|(_, tracker)| tracker)
     }
 
-    /// Takes `worker` out of those that leave.
+    /// Removes `worker` from those that are stopping.
     pub(super) fn take_stopping(&mut self, worker: WorkerId) -> Option<Stopping> {
         let at = self.stopping.iter().position(|stopping| stopping.worker == worker)?;
         Some(self.stopping.swap_remove(at))
     }
 
-    /// Whether somebody in here is known to be ready, and serves or can serve again.
+    /// Whether the slot has a worker that is known to be ready, and serves or can serve again.
     pub(super) fn has_ready(&self) -> bool {
         [self.serving.as_ref(), self.standby.as_deref()]
             .into_iter()
@@ -180,14 +182,14 @@ impl Slot {
             .any(|worker| worker.ready_at().is_some())
     }
 
-    /// A worker that serves or stands by, and is not known to be ready.
+    /// A worker that serves or is on standby, and is not known to be ready.
     pub(super) fn kept(&mut self, worker: WorkerId) -> Option<&mut Serving> {
         let mut all = [self.serving.as_mut(), self.standby.as_deref_mut()].into_iter().flatten();
         all.find(|kept| kept.worker == worker && kept.ready_at().is_none())
     }
 
-    /// A reload begins, and the worker that starts in here is all that the slot has. It may serve although nothing says
-    /// so: it keeps its place until its successor is ready.
+    /// A reload begins, and the starting worker is the only one of the slot. It may serve without a readiness signal,
+    /// so it is kept until its successor is ready.
     pub(super) fn keep_starting(&mut self) {
         if self.serving.is_some() {
             return;
@@ -206,8 +208,8 @@ impl Slot {
         self.serving = Some(Serving { worker, generation, since, readiness, over_limit: false, tracker });
     }
 
-    /// The next moment at which something in here is due. `program_signals_ready` says that age proves nothing; `allowed` how long
-    /// a start may take; `wants_launch` that only the throttle holds the next start back.
+    /// The next time at which the slot has something to do. `program_signals_ready`: age does not count. `allowed`:
+    /// the time that a start may take. `wants_launch`: only the throttle delays the next start.
     pub(super) fn next_due(
         &self,
         program_signals_ready: bool,

@@ -1,37 +1,37 @@
-//! How long this program takes to become ready.
+//! The time that this program takes to become ready.
 
 use std::time::Duration;
 
-/// A start may take so many times what the longest one took. The workers of a reload start all at once and beside those
-/// that serve, so they are slower than one that is replaced alone; twice is what two releases on one machine leave each
-/// other. More would only delay the news of a release that never gets ready.
+/// A start may take this many times the longest one so far. The workers of a reload start together and beside the
+/// serving ones, so they are slower than one that is replaced alone; two releases on one machine take twice as long.
+/// A larger factor would only delay the failure of a release that never becomes ready.
 const ALLOWANCE: u32 = 2;
 
-/// A start that waited for something else, a database that was down for a night, must not delay the failure of the next
-/// reload by as long. A program that really needs longer than half of this has `--ready-timeout`.
+/// The upper limit of that extension. A start that waited for something else, such as a database that was down for a
+/// night, must not delay the failure of the next reload as long. A program that needs more than half of this has
+/// `--ready-timeout`.
 const LONGEST: Duration = Duration::from_secs(3600);
 
-/// A start that takes no longer than this needs no words, whatever the earlier ones took.
+/// A start within this time is not reported, whatever the earlier ones took.
 const NOT_LONG: Duration = Duration::from_secs(10);
 
-/// What the starts so far have taken, up to the moment at which each worker was ready.
+/// The longest times to readiness so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct StartTimes {
-    /// The longest of the release that serves.
+    /// The longest of the serving release.
     longest: Duration,
-    /// The longest of the release that a reload under way leads to.
+    /// The longest of the release that the current reload starts.
     of_reload: Duration,
 }
 
 impl StartTimes {
-    /// A worker is ready. `by_reload`: it is of the release that a reload under way leads to.
+    /// A worker became ready. `by_reload`: it belongs to the release that the current reload starts.
     pub(super) fn took(&mut self, time: Duration, by_reload: bool) {
         let longest = if by_reload { &mut self.of_reload } else { &mut self.longest };
         *longest = time.max(*longest);
     }
 
-    /// A reload has ended. One that is complete has made another program of this one: what the last one needed counts
-    /// no more.
+    /// A reload ended. If it is complete, the program is another one, and the times of the old one no longer count.
     pub(super) fn reload_ended(&mut self, complete: bool) {
         let of_reload = std::mem::take(&mut self.of_reload);
         if complete {
@@ -39,12 +39,12 @@ impl StartTimes {
         }
     }
 
-    /// How long a start may take; at least `ready_timeout`.
+    /// The time that a start may take; at least `ready_timeout`.
     pub(super) fn allowed(&self, ready_timeout: Duration) -> Duration {
         ready_timeout.max(self.twice_the_longest().min(LONGEST))
     }
 
-    /// After how long a start takes longer than usual, and somebody may wonder.
+    /// The time after which a start takes longer than usual and is reported.
     pub(super) fn unusual(&self) -> Duration {
         NOT_LONG.max(self.twice_the_longest())
     }

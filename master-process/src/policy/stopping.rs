@@ -1,4 +1,4 @@
-//! The way out of a worker: out of rotation, its queue worked off, asked to leave, killed.
+//! Stopping a worker: out of rotation, drained, stopped, killed.
 
 use std::time::Duration;
 
@@ -6,17 +6,17 @@ use super::slot::{Serving, Slot, StartPhase, StopPhase, Stopping};
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, Queue, Report, Time, WorkerId};
 
-/// How often a draining worker's queue is looked at. Shorter costs calls, longer costs a reload time.
+/// The interval of the checks of a draining worker's queue. A shorter one costs calls, a longer one delays a reload.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// The time from the stop signal to SIGKILL for what a crashed worker left behind, where waiting longer helps nobody: none of
-/// its processes handles the stop signal, or the replacement died early and may need what they hold. Otherwise they have the
-/// kill time-out, to finish the requests that they would finish without a supervisor.
+/// The time from the stop signal to SIGKILL for the processes that a crashed worker left, where waiting longer does not
+/// help: none of them handles the stop signal, or the replacement died early and may need what they hold. Otherwise they
+/// have the kill time-out, to finish the requests that they would finish without a supervisor.
 const REMAINS_AFTER_A_CRASH: Duration = Duration::from_secs(1);
 
 impl Supervisor {
-    /// The slot is given up, or everything is. Only in the latter case does nobody else take over: then those
-    /// that drain are asked to leave at once as well.
+    /// The slot is removed, or everything stops. Only in the latter case does no other worker take over: draining
+    /// workers get the stop signal at once as well.
     pub(super) fn stop_slot(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
         slot.probation = None;
@@ -33,7 +33,7 @@ impl Supervisor {
         }
     }
 
-    /// A worker whose place others have taken works off what waits for it, and is asked to leave then.
+    /// A replaced worker drains, and then gets the stop signal.
     pub(super) fn drain(&mut self, now: Time, old: Serving) {
         let until = now.after(self.settings.kill_timeout.max(self.settings.drain));
         let phase = StopPhase::Draining { since: old.since, empty_since: None, look_at: None, until };
@@ -110,8 +110,8 @@ impl Supervisor {
         self.actions.push_back(Action::Stop(worker));
     }
 
-    /// The first process of a worker is gone, and others of its tree are not. They get what is left of the worker's time
-    /// where it was asked to leave, and all of it where it was not.
+    /// The first process of a worker has ended and others are left. If the worker was asked to stop, they get the
+    /// rest of its time; if not, all of it.
     pub(super) fn died_with_remains(&mut self, now: Time, worker: WorkerId) {
         let Some(slot) = self.slots.get(index(worker.slot)) else { return };
         let stopping =
@@ -124,7 +124,7 @@ impl Supervisor {
             Some(StopPhase::Remains { .. }) => return,
         };
         self.died(now, worker);
-        // A slot that was scaled away may have gone with its last worker.
+        // A removed slot may have gone with its last worker.
         while self.slots.len() <= index(worker.slot) {
             self.slots.push(Slot::default());
         }
@@ -135,19 +135,19 @@ impl Supervisor {
         self.reconcile(worker.slot, now);
     }
 
-    /// A worker of the slot has died early: what an earlier one left behind when it crashed may be why.
+    /// A worker of the slot has died early: the processes that a crashed predecessor left may be the cause.
     pub(super) fn hurry_remains(&mut self, id: u32) {
         self.slots[index(id)].stopping.iter_mut().for_each(Stopping::hurry);
     }
 
-    /// No process that a crashed worker left behind handles the stop signal: more time would change nothing.
+    /// No process that a crashed worker left handles the stop signal: more time would change nothing.
     pub(super) fn remains_unheeding(&mut self, now: Time, worker: WorkerId) {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
         slot.stopping.iter_mut().filter(|stopping| stopping.worker == worker).for_each(Stopping::hurry);
         self.reconcile(worker.slot, now);
     }
 
-    /// Nobody of a worker's tree is left.
+    /// No process of the worker is left.
     pub(super) fn remains_gone(&mut self, now: Time, worker: WorkerId) {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
         slot.stopping.retain(|stopping| {
@@ -177,7 +177,7 @@ impl Supervisor {
             }
             let worker = stopping.worker;
             stopping.phase = killed;
-            // What was to be killed with its first process had no time to be late.
+            // Processes that were to be killed with the first one are not late.
             if !kill_now && now > signalled_at {
                 self.push(Report::Overdue { worker, after: now.since(signalled_at) });
             }

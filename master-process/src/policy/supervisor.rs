@@ -15,30 +15,31 @@ use super::{
 };
 use crate::config::{MAX_WORKERS, ReadyMode};
 
-/// In `auto`, a program that neither listens nor notifies counts as ready at this age: a queue consumer.
-/// Shorter would take a slow server's first start for one; longer would hold every reload of a consumer up.
+/// In mode `auto`, a program that neither listens nor notifies counts as ready at this age: a queue consumer, for
+/// example. With a shorter time, a slow server would be taken for one; a longer time would delay every reload of a
+/// consumer.
 const AUTO_AGE: Duration = Duration::from_secs(10);
 
-/// Two requests to stop that come so close to each other are one: `timeout` signals its child and then its own process
-/// group, and npm passes on what the terminal has sent to everybody. Longer would take the second of somebody who
-/// presses Ctrl-C twice for the first.
+/// Two stop signals within this time are one: `timeout` signals its child and then its own process group, and npm
+/// passes on what the terminal has sent to all processes. With a longer time, the second Ctrl-C of a user would be
+/// taken for the first.
 const SAME_STOP: Duration = Duration::from_millis(500);
 
-/// How a supervisor ended.
+/// How the supervisor ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The user wanted it so.
+    /// The user stopped it.
     Stopped,
     /// `--give-up`'s limit was reached.
     GaveUp,
-    /// The very first start failed for a cause that lasts.
+    /// The very first start failed for a permanent reason.
     CannotStart,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Running,
-    /// `asked` is when the user first asked for it, who may not have: it may have given up.
+    /// `asked` is the time of the first stop signal; `None` if the supervisor stops for another reason.
     Stopping {
         outcome: Outcome,
         kill: bool,
@@ -46,13 +47,13 @@ pub(super) enum Mode {
     },
 }
 
-/// The workers as the policy knows them.
+/// The state of all workers.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub struct Supervisor {
     pub(super) settings: Settings,
     pub(super) mode: Mode,
-    /// Slots from `wanted` on are on their way out.
+    /// The slots from `wanted` on are being removed.
     pub(super) wanted: u32,
     pub(super) slots: Vec<Slot>,
     pub(super) generation: u32,
@@ -61,22 +62,22 @@ pub struct Supervisor {
     pub(super) timers: Timers,
     pub(super) actions: VecDeque<Action>,
     pub(super) serial: u64,
-    /// Whether any worker was ever started.
+    /// Whether a worker was ever started.
     pub(super) launched_once: bool,
-    /// Whether any worker has ever said that it is ready: then age is no sign.
+    /// Whether a worker ever sent a readiness signal: then age does not count.
     pub(super) program_signals_ready: bool,
-    /// How long this program takes to become ready.
+    /// The time that this program takes to become ready.
     pub(super) start_times: StartTimes,
-    /// Whether the user has paused the limits.
+    /// Whether the limits are paused.
     pub(super) paused: bool,
-    /// Slots whose workers are replaced for a limit.
+    /// The slots whose workers are replaced for a limit.
     pub(super) replacements: ReplacementQueue,
-    /// Generations for which the default memory limit is off.
+    /// The generations for which the default memory limit is disabled.
     pub(super) no_memory_limit: Vec<u32>,
 }
 
 impl Supervisor {
-    /// A supervisor whose first actions start every worker.
+    /// A supervisor; its first actions start every worker.
     pub fn new(settings: Settings, now: Time) -> Supervisor {
         let mut supervisor = Supervisor {
             mode: Mode::Running,
@@ -101,7 +102,7 @@ impl Supervisor {
         supervisor
     }
 
-    /// Records what happened and decides what follows.
+    /// Handles an event.
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
             Event::Launched(worker) => self.launched(now, worker),
@@ -126,7 +127,7 @@ impl Supervisor {
         }
     }
 
-    /// Does what time alone makes due.
+    /// Handles what is due at this time.
     pub fn advance(&mut self, now: Time) {
         while let Some(slot) = self.timers.due(now) {
             self.slots[index(slot)].timer = None;
@@ -134,7 +135,7 @@ impl Supervisor {
         }
     }
 
-    /// The next thing to do. A start that became unwanted before anybody carried it out is dropped here.
+    /// The next action. A start that was cancelled before it was carried out is dropped here.
     pub fn next_action(&mut self, now: Time) -> Option<Action> {
         loop {
             let action = self.actions.pop_front()?;
@@ -149,12 +150,12 @@ impl Supervisor {
         }
     }
 
-    /// When [`advance`](Self::advance) is needed next; `None`: never, until something happens.
+    /// The time at which [`advance`](Self::advance) has to be called next; `None` if only an event matters.
     pub fn deadline(&self) -> Option<Time> {
         self.timers.first()
     }
 
-    /// How it ended, once nothing is left to wait for.
+    /// How the supervisor ended; `None` while it waits for anything.
     pub fn outcome(&self) -> Option<Outcome> {
         match self.mode {
             Mode::Running => None,
@@ -162,14 +163,14 @@ impl Supervisor {
         }
     }
 
-    /// Whether a worker was asked to leave: its end loses nobody who waits for it. One that stands by was not, though a
-    /// successor serves: what that does not serve waits until it has proved itself.
+    /// Whether a worker was asked to stop, so that its end loses no connection. A worker on standby was not, although
+    /// a successor serves: addresses that the successor does not serve are kept until it has passed its probation.
     pub fn expects_end(&self, worker: WorkerId) -> bool {
         let slot = self.slots.get(index(worker.slot));
         slot.is_some_and(|slot| slot.stopping.iter().any(|stopping| stopping.worker == worker))
     }
 
-    /// Whether the worker that serves in a slot is on probation: what its predecessor served may be needed again.
+    /// Whether the serving worker of a slot is on probation: the addresses of its predecessor may be needed again.
     pub fn is_on_probation(&self, slot: u32) -> bool {
         self.slots.get(index(slot)).is_some_and(|slot| slot.probation.is_some())
     }
@@ -179,17 +180,17 @@ impl Supervisor {
         stopping.iter().find(|stopping| stopping.worker == worker).map(|stopping| stopping.phase)
     }
 
-    /// Whether a worker has the stop signal.
+    /// Whether a worker got the stop signal.
     pub fn was_asked_to_stop(&self, worker: WorkerId) -> bool {
         matches!(self.stop_phase(worker), Some(StopPhase::Signalled { .. } | StopPhase::Killed { .. }))
     }
 
-    /// Whether a worker has SIGKILL.
+    /// Whether a worker got SIGKILL.
     pub fn was_killed(&self, worker: WorkerId) -> bool {
         matches!(self.stop_phase(worker), Some(StopPhase::Killed { .. }))
     }
 
-    /// Whether a worker is to be started in a slot, at once or later, or is on its way.
+    /// Whether a worker is starting in a slot, or is to be started, now or later.
     pub fn expects_start(&self, slot: u32) -> bool {
         let state = self.slots.get(index(slot));
         let launching = |starting: &Starting| matches!(starting.phase, StartPhase::Launching);
@@ -268,7 +269,7 @@ impl Supervisor {
         };
         let starts = slot.starting.as_ref().is_some_and(|starting| starting.worker == worker);
         match sign {
-            // What is missing is waited for, as long as a start may take.
+            // A missing address is waited for as long as a start may take.
             ReadySignal::ListenPartly => {}
             ReadySignal::Listen | ReadySignal::Notify if starts => {
                 self.become_ready(worker.slot, now, ReadyBy::Signal(sign));
@@ -278,7 +279,7 @@ impl Supervisor {
         self.reconcile(worker.slot, now);
     }
 
-    /// A daemon is not ready because it has lived for a while: it is a worker because it listens.
+    /// A daemon does not become ready by its age: it is the worker because it listens.
     fn went_into_background(&mut self, now: Time, worker: WorkerId) {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
         if let Some(starting) = slot.starting.as_mut().filter(|starting| starting.worker == worker)
@@ -289,7 +290,7 @@ impl Supervisor {
         self.reconcile(worker.slot, now);
     }
 
-    /// Whether a worker is not ready yet.
+    /// Whether a worker is starting.
     pub fn is_starting(&self, worker: WorkerId) -> bool {
         let slot = self.slots.get(index(worker.slot));
         slot.and_then(|slot| slot.starting.as_deref()).is_some_and(|starting| starting.worker == worker)
@@ -339,7 +340,7 @@ impl Supervisor {
         self.push(Report::Died { worker, uptime, next });
     }
 
-    /// What follows for a slot that has just lost a worker and may have to wait.
+    /// What happens next in a slot that has just lost a worker.
     pub(super) fn next_of(&self, slot: u32, wait: Duration) -> Next {
         let state = &self.slots[index(slot)];
         if self.mode != Mode::Running || slot >= self.wanted {
@@ -392,7 +393,8 @@ impl Supervisor {
         let id = self.wanted;
         self.wanted += 1;
         match self.slots.get_mut(index(id)) {
-            // What is still stopping it belonged to a slot that was given up: its memory is not the new one's.
+            // The workers that are still stopping belong to a removed slot, whose history does not count for the new
+            // one.
             Some(slot) => {
                 slot.throttle.reset();
                 slot.failed = 0;
@@ -424,7 +426,7 @@ impl Supervisor {
         }
     }
 
-    /// Slots beyond the wanted number go when nothing is left in them.
+    /// Removes the slots beyond the wanted number that have no workers.
     pub(super) fn drop_empty_slots(&mut self) {
         while self.slots.len() > index(self.wanted) && self.slots.last().is_some_and(Slot::is_empty) {
             self.slots.pop();

@@ -1,4 +1,4 @@
-//! How long a slot waits before its next start, and when the whole program gives up.
+//! The delay of a slot's next start, and when the supervisor gives up.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::{Settings, Time};
 use crate::config::GiveUp;
 
-/// The shortest wait after a start that failed: with `--throttle 0` a missing file would otherwise be tried
-/// as fast as the CPU goes. Longer would be felt by who repairs it.
+/// The shortest delay after a failed start: with `--throttle 0` a missing file would otherwise be tried without a
+/// pause. A longer delay would be noticed by the user who corrects it.
 const FAILED_LAUNCH_WAIT: Duration = Duration::from_millis(100);
 
-/// A slot's memory of early deaths.
+/// The history of a slot's early exits.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Throttle {
@@ -19,23 +19,23 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// When the next start is allowed; `None`: at once.
+    /// The time of the next start; `None`: now.
     pub(super) fn not_before(&self) -> Option<Time> {
         self.not_before
     }
 
-    /// Forgets everything: a reload is a new program.
+    /// Clears the history: a reload starts a new program.
     pub(super) fn reset(&mut self) {
         *self = Throttle::default();
     }
 
-    /// A start is under way: its wait is over.
+    /// A start has begun; the delay is over.
     pub(super) fn launched(&mut self) {
         self.not_before = None;
     }
 
-    /// A worker lived for `uptime` and, if it was ever ready, for `ready_for` after that. Returns the wait
-    /// before its replacement, and whether the death was an early one.
+    /// A worker ran for `uptime` and, if it was ever ready, for `ready_for` after that. Returns the delay of its
+    /// replacement, and whether the exit was early.
     pub(super) fn died(
         &mut self,
         now: Time,
@@ -54,18 +54,18 @@ impl Throttle {
         (self.count_early(now, uptime, settings), true)
     }
 
-    /// A worker was not ready in time: an early death, however late.
+    /// A worker was not ready in time, which counts as an early exit.
     pub(super) fn late(&mut self, now: Time, uptime: Duration, settings: &Settings) -> Duration {
         self.count_early(now, uptime, settings)
     }
 
-    /// A start failed for good: an early death of a worker that lived for no time at all.
+    /// A start failed permanently, which counts as the early exit of a worker with no uptime.
     pub(super) fn launch_failed(&mut self, now: Time, settings: &Settings) -> Duration {
         let wait = self.count_early(now, Duration::ZERO, settings).max(FAILED_LAUNCH_WAIT);
         self.wait(now, wait)
     }
 
-    /// A start failed for a cause that passes: the slot waits, and nothing is counted against the program.
+    /// A start failed for a transient reason: the slot waits, and nothing counts against the program.
     pub(super) fn launch_delayed(&mut self, now: Time, settings: &Settings) -> Duration {
         self.wait(now, settings.throttle.max(FAILED_LAUNCH_WAIT))
     }
@@ -83,7 +83,7 @@ impl Throttle {
     }
 }
 
-/// The early deaths of all slots within `--give-up`'s time.
+/// The early exits of all slots within the time of `--give-up`.
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct RestartLimiter {
@@ -96,7 +96,7 @@ impl RestartLimiter {
         RestartLimiter { limit, deaths: VecDeque::new() }
     }
 
-    /// Counts one early death; says the limit when it is reached.
+    /// Counts an early exit; returns the limit when it is reached.
     pub(super) fn early_death(&mut self, now: Time) -> Option<GiveUp> {
         let limit = self.limit?;
         self.deaths.push_back(now);

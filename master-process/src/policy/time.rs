@@ -1,33 +1,33 @@
-//! Points in time, and the timer of each slot. The driver has the one clock.
+//! Points in time, and the timers of the slots. Only the driver reads a clock.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-/// A point in time, counted from an epoch that only the driver knows.
+/// A point in time, relative to an epoch that only the driver knows.
 ///
-/// Nanoseconds, and one: a slot has a dozen of these that mostly are not set, and is looked at at every sample.
+/// Stored as nanoseconds plus one, so that `Option<Time>` has the same size: each slot has a dozen of these, mostly
+/// unset, and each sample reads all slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Time(NonZeroU64);
 
 impl Time {
-    /// The point that lies `since_epoch` after the driver's epoch; the end of time, in five hundred years, where that
-    /// does not fit.
+    /// The time `since_epoch` after the driver's epoch, at most the largest value, in five hundred years.
     pub fn new(since_epoch: Duration) -> Time {
         Time(NonZeroU64::MIN.saturating_add(nanoseconds(since_epoch)))
     }
 
-    /// This point and `span` later; the end of time where that does not fit.
+    /// This time plus `span`, at most the largest value.
     pub fn after(self, span: Duration) -> Time {
         Time(self.0.saturating_add(nanoseconds(span)))
     }
 
-    /// How long ago `earlier` was; zero where it lies ahead.
+    /// The time since `earlier`; zero if it is later.
     pub fn since(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.nanoseconds_since(earlier))
     }
 
-    /// The same, as a number.
+    /// The same in nanoseconds.
     pub fn nanoseconds_since(self, earlier: Time) -> u64 {
         self.0.get().saturating_sub(earlier.0.get())
     }
@@ -37,7 +37,7 @@ fn nanoseconds(span: Duration) -> u64 {
     u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The next moment at which each slot has something to do.
+/// The timers of all slots.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Clone))]
 pub(super) struct Timers {
@@ -45,12 +45,12 @@ pub(super) struct Timers {
 }
 
 impl Timers {
-    /// The earliest moment at which anything is to do; `None`: sleep for ever.
+    /// The earliest timer; `None` if there is none.
     pub(super) fn first(&self) -> Option<Time> {
         self.by_time.first().map(|(at, _)| *at)
     }
 
-    /// Takes out one slot whose moment has come.
+    /// Removes and returns one slot whose timer has expired.
     pub(super) fn due(&mut self, now: Time) -> Option<u32> {
         let (at, slot) = *self.by_time.first()?;
         if at > now {
@@ -60,7 +60,7 @@ impl Timers {
         Some(slot)
     }
 
-    /// Moves a slot's timer from `old` to `new`.
+    /// Changes a slot's timer from `old` to `new`.
     pub(super) fn set(&mut self, slot: u32, old: Option<Time>, new: Option<Time>) {
         if let Some(at) = old {
             self.by_time.remove(&(at, slot));

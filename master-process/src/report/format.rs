@@ -1,4 +1,4 @@
-//! A line for people: when, how bad, what. The fields are for machines and stay in the JSON format.
+//! Text lines: time, level and message. The fields appear in the JSON format only.
 
 use std::fmt::{self, Write};
 use std::time::SystemTime;
@@ -11,9 +11,9 @@ use tracing_subscriber::registry::LookupSpan;
 /// How a line begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ForPeople {
-    /// Time and level, in colour where the writer has it.
+    /// Time and level, in colour if the writer supports it.
     Plain,
-    /// The journal's priority; the journal knows the time. See sd-daemon(3).
+    /// The journal's priority. The journal adds the time. See sd-daemon(3).
     Journal,
 }
 
@@ -57,7 +57,7 @@ fn colour(level: Level) -> Option<u8> {
     }
 }
 
-/// syslog(3)'s numbers.
+/// The numbers of syslog(3).
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -80,8 +80,8 @@ impl tracing::field::Visit for Message<'_, '_> {
     }
 }
 
-/// A message may hold what strangers chose: a process's name, a path, a worker's status. None of them makes a line of
-/// its own, nor tells a terminal what to do.
+/// Escapes control characters. A message can contain text from other programs: the name of a process, a path, the
+/// status of a worker. Such text can neither start a new line nor control a terminal.
 struct OneLine<'a, W>(&'a mut W);
 
 impl<W: fmt::Write> fmt::Write for OneLine<'_, W> {

@@ -1,15 +1,15 @@
-//! What is said of workers that are not ready in time, and of reloads that fail.
+//! Messages about workers that are not ready in time, and about failed reloads.
 
 use std::time::Duration;
 
 use tracing::{error, info, warn};
 
 use super::Span;
-use super::lines::{Follows, Named, Workers, millis};
+use super::lines::{Follows, Named, millis};
 use crate::policy::{FailedStart, Next};
 use crate::share::{Because, Missing};
 
-/// A worker is late, and its slot has no other that serves.
+/// A worker is late, and no other worker serves its slot.
 pub fn slow(worker: Named, after: Duration, missing: Option<&Missing>) {
     let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
     warn!(
@@ -17,13 +17,13 @@ pub fn slow(worker: Named, after: Duration, missing: Option<&Missing>) {
         pid = worker.pid,
         after_ms = millis(after),
         missing = missing.map(|missing| missing.addresses.join(",")),
-        "{worker} is not ready after {} (--ready-timeout){what}; no other worker serves its slot, so it goes on starting; \
+        "{worker} is not ready after {} (--ready-timeout){what}; waiting for it, because no other worker serves its slot; \
          raise --ready-timeout if this program needs longer",
         Span(after)
     );
 }
 
-/// A worker takes its time, and another one of its slot serves meanwhile.
+/// A worker takes longer than usual while another one serves its slot.
 pub fn waits(worker: Named, after: Duration, missing: Option<&Missing>) {
     let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
     info!(
@@ -31,57 +31,55 @@ pub fn waits(worker: Named, after: Duration, missing: Option<&Missing>) {
         pid = worker.pid,
         after_ms = millis(after),
         missing = missing.map(|missing| missing.addresses.join(",")),
-        "{worker} is not ready after {}{what}; waiting for it while the old worker runs",
+        "{worker} is not ready after {}{what}; waiting for it while the old worker serves",
         Span(after)
     );
 }
 
-/// A worker is late and is stopped, because another one of its slot serves.
+/// A late worker is stopped, because another one serves its slot.
 pub fn late(worker: Named, after: Duration, missing: Option<&Missing>, next: Next) {
-    let what = missing.map(|missing| format!(": it does not listen on {missing};")).unwrap_or_default();
-    let and = if missing.is_some() { "it is" } else { "and is" };
+    let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
     warn!(
         worker = worker.slot,
         pid = worker.pid,
         after_ms = millis(after),
         missing = missing.map(|missing| missing.addresses.join(",")),
-        "{worker} was not ready within {}{what} {and} stopped{}",
+        "{worker} was not ready within {} (--ready-timeout){what}; stopping it{}",
         Span(after),
         Follows(next, "starting another")
     );
 }
 
-/// A reload was given up.
+/// A failed reload.
 #[derive(Debug, Clone, Copy)]
 pub struct FailedReload {
-    /// The generation that it was to lead to.
+    /// The generation of the new workers.
     pub generation: u32,
     /// The slot whose workers failed.
     pub slot: u32,
-    /// How many did.
+    /// The number of failed workers.
     pub attempts: u32,
-    /// What became of the last one.
+    /// The failure of the last one.
     pub cause: FailedStart,
-    /// How many workers of earlier generations serve on.
+    /// The number of workers of earlier generations that keep serving.
     pub kept: usize,
 }
 
-/// A reload was given up. `missing`: where the last worker that was late did not listen.
+/// A reload failed. `missing`: the addresses on which the last late worker did not listen.
 pub fn reload_failed(failed: FailedReload, missing: Option<&Missing>) {
     let FailedReload { generation, slot, attempts, cause, kept } = failed;
     let times = if attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
     let why = match (cause, missing) {
-        (FailedStart::Died, _) => "died early".to_owned(),
+        (FailedStart::Died, _) => "exited early".to_owned(),
         (FailedStart::Late(_), None) => "was not ready in time".to_owned(),
-        (FailedStart::Late(_), Some(missing)) => format!("does not listen on {missing}"),
-        (FailedStart::NotLaunched, _) => "could not be started".to_owned(),
+        (FailedStart::Late(_), Some(missing)) => format!("did not listen on {missing},"),
+        (FailedStart::NotLaunched, _) => "failed to start".to_owned(),
     };
-    let keep = if kept == 1 { "keeps" } else { "keep" };
-    let old = Workers(kept);
-    // Nobody but the user knows whether the address is late, or left out on purpose.
+    let old = if kept == 1 { "1 old worker keeps".to_owned() } else { format!("{kept} old workers keep") };
+    // Only the user knows whether the address is late, or was removed on purpose.
     let how = match missing.map(|missing| missing.because) {
         Some(Because::Served | Because::Left) => {
-            "; a release that is to serve without it sends READY=1 (--ready auto or notify), or is started with \
+            "; if the new release no longer serves it, send READY=1 (--ready auto or notify) or use \
              --ready listen:ADDR"
         }
         Some(Because::Named) | None => "",
@@ -92,6 +90,6 @@ pub fn reload_failed(failed: FailedReload, missing: Option<&Missing>) {
         attempts,
         kept,
         missing = missing.map(|missing| missing.addresses.join(",")),
-        "reload {generation} is given up: the new worker {slot} {why}, {times}; {old} of before {keep} serving{how}"
+        "reload {generation} failed: new worker {slot} {why} {times}; {old} serving{how}"
     );
 }

@@ -1,4 +1,4 @@
-//! One line an event: what happened, to whom, and what follows.
+//! One line for each event: what happened, to what, why, and what happens next.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use tracing::{debug, error, info, warn};
 
 use bytesize::ByteSize;
 
-use super::certificate::Used;
-use super::{Certificate, Span};
+use super::exit_report::{Cause, Used};
+use super::{ExitReport, Span};
 use crate::policy::{Limit, Measured, Next, NoPss, OverLimit, ReadyBy, ReadySignal, Report, WorkerId};
 use crate::sys::spawn::SpawnError;
 
@@ -17,7 +17,7 @@ use crate::sys::spawn::SpawnError;
 pub struct Named {
     /// Its slot.
     pub slot: u32,
-    /// Its process, where it has one.
+    /// The pid; `None` if the worker has no process.
     pub pid: Option<i32>,
 }
 
@@ -30,30 +30,30 @@ impl fmt::Display for Named {
     }
 }
 
-/// Says once, when the first worker runs, what this supervisor does.
+/// Logs once, when the first worker runs, what this supervisor does.
 pub fn banner(command: &str, workers: u32, shares: bool) {
     let pid = std::process::id();
     let version = env!("CARGO_PKG_VERSION");
     let copies = Workers(usize::try_from(workers).unwrap_or(usize::MAX));
-    let addresses = if shares { "sharing its addresses" } else { "each with addresses of its own" };
+    let addresses = if shares { "addresses are shared" } else { "addresses are not shared" };
     info!(
         pid,
         workers,
         command,
         version,
-        "master-process {version} (pid {pid}) runs {copies} of {command}, {addresses}"
+        "master-process {version} (pid {pid}): running {copies} of {command}; {addresses}"
     );
 }
 
-/// A worker could not be started.
+/// A worker failed to start.
 pub fn launch_failed(worker: Named, command: &str, failure: &SpawnError, next: Next) {
     let (call, why) = (failure.call(), start_failure(failure, Some(command)));
-    let next = Follows(next, "trying again");
-    error!(worker = worker.slot, call, errno = failure.errno, "{worker} could not be started: {why}{next}");
+    let next = Follows(next, "retrying");
+    error!(worker = worker.slot, call, errno = failure.errno, "{worker} failed to start: {why}{next}");
 }
 
-/// Why a program does not run: `execve ./app: Permission denied`, without the command where it was named already, or
-/// `interpreter /bin/sh\r of ./app not found`.
+/// The reason of a failed start: `execve ./app: Permission denied` (without the command if the line names it
+/// already), or `interpreter /bin/sh\r of ./app not found`.
 pub fn start_failure(failure: &SpawnError, command: Option<&str>) -> String {
     if let Some(within) = failure.within {
         let subject = command.map_or_else(String::new, |command| format!(" {command}"));
@@ -68,15 +68,15 @@ pub fn start_failure(failure: &SpawnError, command: Option<&str>) -> String {
     }
 }
 
-/// Writes what the policy noted; `named` knows the pids, `certificate` how a dead worker ended.
-pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Certificate) {
+/// Logs a report of the policy. `named` adds the pids, `exit` how the worker ended.
+pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport) {
     match *note {
         Report::Ready { worker, after, by, replaces } => {
             ready(named(worker), after, by, replaces.map(&named))
         }
-        Report::Died { worker, uptime, next } => died(named(worker), uptime, certificate, next),
-        Report::Left { worker, uptime } => left(named(worker), uptime, certificate),
-        // The driver knows the error, or the addresses that are missing, and has said it.
+        Report::Died { worker, uptime, next } => died(named(worker), uptime, exit, next),
+        Report::Left { worker, uptime } => left(named(worker), uptime, exit),
+        // The driver logs these: it knows the error, or the missing addresses.
         Report::LaunchFailed { .. }
         | Report::Slow { .. }
         | Report::Waits { .. }
@@ -87,7 +87,7 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Cert
             warn!(
                 worker = worker.slot,
                 pid = worker.pid,
-                "{worker} did not leave within {after} and is killed"
+                "{worker} did not stop within {after}: sending SIGKILL"
             );
         }
         Report::OverLimit { worker, over } => over_limit(named(worker), over),
@@ -97,70 +97,89 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, certificate: &Cert
             info!(
                 worker = worker.slot,
                 pid = worker.pid,
-                "{worker} is not replaced after all: no limit holds against it any more"
+                "{worker} is back within its limits: replacement cancelled"
             );
         }
-        Report::Monitoring { paused: true } => info!("the limits of all workers are paused"),
-        Report::Monitoring { paused: false } => info!("the limits of all workers hold again"),
+        Report::Monitoring { paused: true } => info!("resource limits of all workers paused"),
+        Report::Monitoring { paused: false } => info!("resource limits of all workers resumed"),
         Report::WatchesItself { worker, paused, often } => {
             let worker = named(worker);
-            let now = if paused { "pauses its limits" } else { "lets its limits hold again" };
+            let did = if paused { "paused" } else { "resumed" };
             if often {
-                // One that does so around each job would fill the log.
-                debug!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
+                // A worker that does so around each job would fill the log.
+                debug!(worker = worker.slot, pid = worker.pid, "{worker} {did} its resource limits");
             } else {
-                info!(worker = worker.slot, pid = worker.pid, "{worker} {now}");
+                info!(worker = worker.slot, pid = worker.pid, "{worker} {did} its resource limits");
             }
         }
         Report::ReloadStarted { generation, slots } => {
-            info!(generation, slots, "reload {generation} begins: {slots} to replace");
+            info!(generation, slots, "reload {generation}: replacing {}", Workers(slots));
         }
         Report::ReloadDone { generation, took } => {
-            info!(generation, took_ms = millis(took), "reload {generation} is complete after {}", Span(took));
+            info!(generation, took_ms = millis(took), "reload {generation} complete after {}", Span(took));
         }
-        Report::Scaled { from, to } => info!(from, to, "workers: {from} before, {to} from now on"),
-        Report::Stopping { workers } => info!(workers, "stopping {}", Workers(workers)),
+        Report::Scaled { from, to } => {
+            info!(from, to, "scaled from {from} to {}", Workers(usize::try_from(to).unwrap_or(usize::MAX)))
+        }
+        // The driver knows the cause.
+        Report::Stopping { workers } => stopping(workers, ""),
         Report::Killing { workers } => {
-            warn!(workers, "asked to stop again: killing {}", Workers(workers))
+            warn!(workers, "second stop signal: killing {}", Workers(workers))
         }
         Report::GaveUp { deaths, within } => error!(
             deaths,
             within_ms = millis(within),
-            "giving up: {deaths} workers died early within {}, stopping everything",
+            "giving up: {deaths} workers exited early within {} (--give-up): stopping all workers",
             Span(within)
         ),
     }
 }
 
-fn ready(worker: Named, after: Duration, by: ReadyBy, replaces: Option<Named>) {
-    let by = match by {
-        ReadyBy::Signal(ReadySignal::Listen | ReadySignal::ListenPartly) => "listens",
-        ReadyBy::Signal(ReadySignal::Notify) => "says that it is ready",
-        ReadyBy::Age => "has lived long enough to count as ready",
-        ReadyBy::Launch => "runs",
-    };
-    let instead = replaces.and_then(|old| old.pid).map(|old| format!(", in the place of pid {old}"));
-    let instead = instead.unwrap_or_default();
-    let after_ms = millis(after);
-    info!(worker = worker.slot, pid = worker.pid, after_ms, "{worker} {by} after {}{instead}", Span(after));
+/// All workers are stopped for this cause.
+pub fn stopping(workers: usize, cause: &str) {
+    let why = if cause.is_empty() { String::new() } else { format!(": {cause}") };
+    info!(workers, cause, "stopping {}{why}", Workers(workers));
 }
 
-/// A worker is over a limit: replaced, or kept waiting because its successor would be over it as well.
+fn ready(worker: Named, after: Duration, by: ReadyBy, replaces: Option<Named>) {
+    let by = match by {
+        ReadyBy::Signal(ReadySignal::Listen | ReadySignal::ListenPartly) => "listening",
+        ReadyBy::Signal(ReadySignal::Notify) => "notified",
+        ReadyBy::Age => "no readiness signal, but running long enough",
+        ReadyBy::Launch => "no readiness check",
+    };
+    let instead = replaces.and_then(|old| old.pid).map(|old| format!(", replacing pid {old}"));
+    let instead = instead.unwrap_or_default();
+    let after_ms = millis(after);
+    info!(
+        worker = worker.slot,
+        pid = worker.pid,
+        after_ms,
+        "{worker} ready after {}: {by}{instead}",
+        Span(after)
+    );
+}
+
+/// A worker exceeded a limit: it is replaced, now or later.
 fn over_limit(worker: Named, over: OverLimit) {
     let flag = match over.limit {
         Limit::Cpu => "--max-cpu",
         Limit::Memory => "--max-memory",
     };
-    let (used, measured) = match over.measured {
-        Measured::Cpu => (format!("{:.0} % of a CPU", cpu_percent(over.used)), None),
-        Measured::Pss => (format!("{} of memory (PSS)", size(over.used)), Some("pss")),
+    let (compared, measured) = match over.measured {
+        Measured::Cpu => {
+            (format!("{:.0} % > {:.0} % of a CPU", cpu_percent(over.used), cpu_percent(over.most)), None)
+        }
+        Measured::Pss => (format!("PSS {} > {}", size(over.used), size(over.most)), Some("pss")),
         Measured::Resident(why) => {
             let why = NoPssReason(why);
-            (format!("{} of resident memory (PSS unavailable: {why})", size(over.used)), Some("resident"))
+            let compared =
+                format!("resident {} > {}, PSS unavailable: {why}", size(over.used), size(over.most));
+            (compared, Some("resident"))
         }
     };
-    let misfit = if over.again {
-        format!("; so did the worker before it: {flag} may not fit this program")
+    let hint = if over.again {
+        format!("; the previous worker did, too: {flag} may not fit this program")
     } else {
         String::new()
     };
@@ -177,7 +196,8 @@ fn over_limit(worker: Named, over: OverLimit) {
         used = over.used,
         measured,
         wait_ms,
-        "{worker} uses {used}, more than {flag} allows, for too long: {next}{misfit}"
+        "{worker} exceeded {flag} ({compared}) in {} samples: {next}{hint}",
+        over.samples
     );
 }
 
@@ -189,7 +209,7 @@ fn default_disabled(worker: Named, used: u64, most: u64) {
         limit = "--max-memory",
         used,
         most,
-        "{worker} uses {} of memory at its first sample, above the default of --max-memory ({}): the default is off for this \
+        "{worker} exceeded the default of --max-memory at its first sample ({} > {}): the default is disabled for this \
          program; set --max-memory to limit it",
         size(used),
         size(most)
@@ -200,7 +220,7 @@ fn size(bytes: u64) -> impl fmt::Display {
     ByteSize(bytes).display().iec()
 }
 
-/// Why a PSS is not known, as part of a sentence.
+/// The reason why a PSS is unknown, as part of a sentence.
 struct NoPssReason(NoPss);
 
 impl fmt::Display for NoPssReason {
@@ -209,8 +229,8 @@ impl fmt::Display for NoPssReason {
             NoPss::Denied => "permission denied",
             NoPss::Unsupported => "this kernel has no smaps_rollup",
             NoPss::TooManyProcesses => "too many processes",
-            NoPss::TimedOut => "reading it takes too long",
-            NoPss::Failed => "it could not be read",
+            NoPss::TimedOut => "reading it timed out",
+            NoPss::Failed => "reading it failed",
         })
     }
 }
@@ -220,7 +240,7 @@ fn cpu_percent(ns_per_second: u64) -> f64 {
     ns_per_second as f64 / 10_000_000.0
 }
 
-/// Writes an end at a level: all that is known of it as fields, then whatever else there is, then the line.
+/// Logs an end: all that is known of it as fields, then further fields, then the message.
 macro_rules! end {
     ($level:ident, $worker:expr, $end:expr, $uptime:expr, $($rest:tt)+) => {{
         let killer = $end.killer();
@@ -242,7 +262,7 @@ macro_rules! end {
     }};
 }
 
-fn died(worker: Named, uptime: Duration, end: &Certificate, next: Next) {
+fn died(worker: Named, uptime: Duration, end: &ExitReport, next: Next) {
     let restart_in_ms = match next {
         Next::Restart(wait) => Some(millis(wait)),
         Next::Successor | Next::Predecessor | Next::Nothing => None,
@@ -251,9 +271,9 @@ fn died(worker: Named, uptime: Duration, end: &Certificate, next: Next) {
     end!(warn, worker, end, uptime, restart_in_ms, "{worker} {end} after {age}{used}{next}");
 }
 
-fn left(worker: Named, uptime: Duration, end: &Certificate) {
-    let (age, used) = (Span(uptime), Used(end));
-    end!(info, worker, end, uptime, "{worker} left as asked: it {end} after {age}{used}");
+fn left(worker: Named, uptime: Duration, end: &ExitReport) {
+    let (age, how, used) = (Span(uptime), Cause(end), Used(end));
+    end!(info, worker, end, uptime, "{worker} stopped after {age}: {how}{used}");
 }
 
 pub(super) fn millis(span: Duration) -> u64 {
@@ -269,17 +289,17 @@ impl fmt::Display for Workers {
     }
 }
 
-/// What follows an end, as the rest of a sentence.
+/// What happens next, as the end of a sentence.
 pub(super) struct Follows(pub(super) Next, pub(super) &'static str);
 
 impl fmt::Display for Follows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Follows(next, again) = self;
         match next {
-            Next::Restart(Duration::ZERO) => write!(f, ", {again} now"),
-            Next::Restart(wait) => write!(f, ", {again} in {}", Span(*wait)),
-            Next::Successor => f.write_str(", its successor is starting already"),
-            Next::Predecessor => f.write_str(", the worker before it keeps serving"),
+            Next::Restart(Duration::ZERO) => write!(f, "; {again} now"),
+            Next::Restart(wait) => write!(f, "; {again} in {}", Span(*wait)),
+            Next::Successor => f.write_str("; its replacement is already starting"),
+            Next::Predecessor => f.write_str("; the old worker keeps serving"),
             Next::Nothing => Ok(()),
         }
     }

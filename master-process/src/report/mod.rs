@@ -1,6 +1,6 @@
-//! What the user reads.
+//! The log.
 
-mod certificate;
+mod exit_report;
 mod format;
 mod late;
 mod lines;
@@ -9,8 +9,8 @@ mod shorten;
 mod span;
 mod writer;
 
-pub use certificate::Certificate;
+pub use exit_report::ExitReport;
 pub use late::{FailedReload, late, reload_failed, slow, waits};
-pub use lines::{Named, banner, launch_failed, note, start_failure};
+pub use lines::{Named, banner, launch_failed, note, start_failure, stopping};
 pub use setup::start_logging;
 pub use span::Span;

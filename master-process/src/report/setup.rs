@@ -1,4 +1,4 @@
-//! Choosing the log's form and starting it.
+//! Choosing the format of the log, and starting it.
 
 use std::io::IsTerminal;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use super::format::ForPeople;
 use super::writer::Stderr;
 use crate::config::{LogFormat, Verbosity};
 
-/// Starts the log on standard error. Called once; a second call changes nothing.
+/// Starts the log on stderr. A second call has no effect.
 pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
     let filter = filter(verbosity);
     let format = resolve(format);
@@ -32,7 +32,7 @@ pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
             Box::new(Registry::default().with(layer.with_filter(filter)))
         }
     };
-    // The only failure is that a log was started before, which is what was wanted.
+    // This fails only if the log was started before.
     let _started_before = tracing::subscriber::set_global_default(subscriber);
 }
 
@@ -60,7 +60,7 @@ fn resolve(format: LogFormat) -> LogFormat {
     }
 }
 
-/// Whether standard error is the stream that `JOURNAL_STREAM` names, as systemd.exec(5) tells to check.
+/// Whether stderr is the stream that `JOURNAL_STREAM` names; see systemd.exec(5).
 fn is_journal(named: Option<&str>) -> bool {
     let actual = rustix::fs::fstat(std::io::stderr()).map(|stat| format!("{}:{}", stat.st_dev, stat.st_ino));
     actual.is_ok_and(|actual| named == Some(actual.as_str()))

@@ -1,15 +1,16 @@
-//! Lines that are written whole or not at all must not be longer than what a pipe takes in one piece.
+//! Shortening lines to what a pipe takes atomically.
 
 use std::borrow::Cow;
 
-/// What stands for the part that was left out of a text: an ellipsis in UTF-8.
+/// Replaces the omitted part of a text: an ellipsis in UTF-8.
 const GAP: &[u8] = "…".as_bytes();
 
-/// The shortest that a JSON string is cut to. Every line of ours that has its strings cut to this is short enough.
+/// The shortest length to which a JSON string is cut. With all strings cut to it, every line of the supervisor is
+/// short enough.
 const SHORTEST: usize = 32;
 
-/// The line, ending in a newline, in at most `limit` bytes: the middle of what is too long is left out. A line that is
-/// a JSON object stays one; its string values are cut, the longest first.
+/// The line, ending in a newline, in at most `limit` bytes. The middle of a longer line is omitted. A JSON object
+/// stays one: its string values are cut, the longest first.
 pub(super) fn fit(line: &[u8], limit: usize, is_json: bool) -> Cow<'_, [u8]> {
     if line.len() <= limit {
         return Cow::Borrowed(line);
@@ -45,7 +46,7 @@ fn with_strings_of(json: &[u8], most: usize) -> Vec<u8> {
     result
 }
 
-/// Where the closing quote of a string is.
+/// The position of the closing quote of a string.
 fn string_end(string: &[u8]) -> usize {
     let mut at = 0;
     while at < string.len() && string[at] != b'"' {
@@ -54,14 +55,13 @@ fn string_end(string: &[u8]) -> usize {
     at.min(string.len())
 }
 
-/// The text in at most `most` bytes, its beginning and its end with a gap between. Neither a character nor an escape
-/// sequence is cut in two.
+/// The beginning and the end of the text, in at most `most` bytes. No character and no escape sequence is cut in two.
 fn without_middle(text: &[u8], most: usize) -> Cow<'_, [u8]> {
     if text.len() <= most {
         return Cow::Borrowed(text);
     }
     let kept = most.saturating_sub(GAP.len());
-    // A message ends with what went wrong; it begins with whom it happened to.
+    // A message begins with the thing that it is about and ends with what went wrong, so both ends are kept.
     let (head, tail) = (kept / 2, text.len() - (kept - kept / 2));
     let (mut at, mut head_end) = (0, 0);
     while at < tail {
@@ -73,7 +73,7 @@ fn without_middle(text: &[u8], most: usize) -> Cow<'_, [u8]> {
     Cow::Owned([&text[..head_end], GAP, text.get(at..).unwrap_or_default()].concat())
 }
 
-/// How many bytes the character or JSON escape sequence at the beginning has; at least 1.
+/// The length of the character or JSON escape sequence at the beginning, in bytes; at least 1.
 fn unit(text: &[u8]) -> usize {
     let length = match text {
         [b'\\', b'u', ..] => 6,

@@ -1,4 +1,4 @@
-//! Spans of time as a person reads them.
+//! Durations in a form that is short to read.
 
 use std::fmt;
 use std::time::Duration;

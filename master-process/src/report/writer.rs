@@ -1,4 +1,4 @@
-//! Standard error, written to without ever waiting for its reader.
+//! Writing to stderr without waiting for its reader.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -16,13 +16,13 @@ use tracing_subscriber::fmt::MakeWriter;
 use super::shorten::fit;
 use crate::config::LogFormat;
 
-/// The longest line. A pipe takes this much whole or not at all (PIPE_BUF in pipe(7)): of a longer one it may take the
-/// beginning, and put what a worker writes behind that.
+/// The longest line. A pipe takes up to this much atomically (PIPE_BUF in pipe(7)). Of a longer line it may take the
+/// beginning, and then the output of a worker.
 const LONGEST: usize = 4096;
 
-/// Writes whole lines, or none: a reader that has stopped reading must not stop the supervisor.
+/// Writes whole lines, or none, so that a reader that does not read cannot block the supervisor.
 ///
-/// Standard error itself cannot be made non-blocking: the workers share its open file description.
+/// Stderr itself cannot be made non-blocking: the workers share its open file description.
 #[derive(Debug, Clone)]
 pub(super) struct Stderr {
     way: Arc<Way>,
@@ -30,28 +30,28 @@ pub(super) struct Stderr {
     lost: Arc<Lost>,
 }
 
-/// Lines that were not written since the last one that was.
+/// The lines dropped since the last one that was written.
 #[derive(Debug, Default)]
 struct Lost {
     count: AtomicU64,
-    /// Why the latest of them was not, by errno.
+    /// The errno of the latest drop.
     errno: AtomicI32,
-    /// Whether the beginning of the latest was: a disk takes what it has room for.
+    /// Whether the beginning of the latest one was written, as on a full disk.
     torn: AtomicBool,
 }
 
 #[derive(Debug)]
 enum Way {
-    /// A pipe or a terminal, opened once more for us alone.
+    /// A pipe or a terminal, opened once more for this process alone.
     Reopened(OwnedFd),
-    /// A socket: each message may say for itself that it does not wait.
+    /// A socket: MSG_DONTWAIT applies to each message.
     Socket,
-    /// A file, which never waits; or what could not be opened, which is asked for room first.
+    /// A file, which never blocks; or something that could not be opened, which is polled before each write.
     Itself,
 }
 
 impl Stderr {
-    /// For lines of this form.
+    /// A writer for lines in this format.
     pub(super) fn new(form: LogFormat) -> Stderr {
         let kind = rustix::fs::fstat(io::stderr()).map(|stat| FileType::from_raw_mode(stat.st_mode));
         let way = match kind {
@@ -65,7 +65,7 @@ impl Stderr {
         Stderr { way: Arc::new(way), form, lost: Arc::default() }
     }
 
-    /// Writes a line, from the beginning of a line on.
+    /// Writes a line at the beginning of a line.
     fn put(&self, line: &[u8]) -> Result<(), Errno> {
         if self.lost.torn.load(Ordering::Relaxed) {
             self.put_some(b"\n")?;
@@ -76,7 +76,7 @@ impl Stderr {
         if rest.is_empty() {
             return Ok(());
         }
-        // What stopped the first part is known only from the second.
+        // Only a second write tells why the first one was short.
         match self.put_some(rest) {
             Ok(more) if more == rest.len() => Ok(()),
             result => {
@@ -96,7 +96,7 @@ impl Stderr {
     }
 }
 
-/// Says how many lines are missing and why, in the form of the others.
+/// The line about dropped lines, in the format of the others.
 fn dropped(lost: u64, errno: i32, form: LogFormat) -> String {
     let lines = if lost == 1 { "line" } else { "lines" };
     let message = format!("dropped {lost} log {lines}: {}", reason(errno));
@@ -111,16 +111,15 @@ fn dropped(lost: u64, errno: i32, form: LogFormat) -> String {
     }
 }
 
-/// What was wrong with standard error. A text of the C library's would speak of what the supervisor tried; who looks for
-/// the lines wants to know what to mend.
+/// Why stderr could not be written. The message names what to correct, rather than the text of the C library.
 fn reason(errno: i32) -> Cow<'static, str> {
     match errno {
-        libc::EAGAIN => "nobody read standard error".into(),
-        libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => "the reader of standard error was gone".into(),
-        libc::ENOSPC | libc::EDQUOT => "the disk of standard error was full".into(),
+        libc::EAGAIN => "stderr was not writable".into(),
+        libc::EPIPE | libc::ECONNRESET | libc::ENOTCONN => "stderr was closed by its reader".into(),
+        libc::ENOSPC | libc::EDQUOT => "the disk of stderr was full".into(),
         other => {
             let why = io::Error::from_raw_os_error(other);
-            format!("writing to standard error failed: {why}").into()
+            format!("writing to stderr failed: {why}").into()
         }
     }
 }
@@ -139,7 +138,7 @@ impl Write for Stderr {
             0 => Ok(()),
             lost => self.put(dropped(lost, errno, self.form).as_bytes()),
         };
-        // Where the first of both was written and the second was not, this one alone is lost.
+        // If the line about dropped lines was written and this one was not, only this one is dropped.
         let before = if caught_up.is_err() { lost } else { 0 };
         let short = fit(line, LONGEST, self.form == LogFormat::Json);
         if let Err(errno) = caught_up.and_then(|()| self.put(&short)) {
@@ -179,7 +178,7 @@ mod tests {
         log.write_all(line.as_bytes()).expect("a line that is lost is no failure");
     }
 
-    /// The same log, to somewhere else.
+    /// The same log, to another descriptor.
     fn moved(log: &Stderr, fd: OwnedFd) -> Stderr {
         Stderr { way: Arc::new(Way::Reopened(fd)), ..log.clone() }
     }
@@ -199,10 +198,7 @@ mod tests {
         let mut log = to(full);
         write(&mut log, "<6>first\n");
         write(&mut log, "<6>second\n");
-        assert_eq!(
-            told_afterwards(&log),
-            "<4>dropped 2 log lines: the disk of standard error was full\n<6>next\n"
-        );
+        assert_eq!(told_afterwards(&log), "<4>dropped 2 log lines: the disk of stderr was full\n<6>next\n");
         assert_eq!(told_afterwards(&log), "<6>next\n", "it is told once");
     }
 
@@ -211,11 +207,11 @@ mod tests {
         let (reader, writer) = UnixStream::pair().expect("descriptors");
         drop(reader);
         let mut log = to(writer.into());
-        // The test's own SIGPIPE is ignored by the runtime, the supervisor's is blocked.
+        // The runtime ignores SIGPIPE in tests; the supervisor blocks it.
         write(&mut log, "<6>first\n");
         assert_eq!(
             told_afterwards(&log),
-            "<4>dropped 1 log line: the reader of standard error was gone\n<6>next\n"
+            "<4>dropped 1 log line: stderr was closed by its reader\n<6>next\n"
         );
     }
 
@@ -228,11 +224,11 @@ mod tests {
             write(&mut log, &line);
         }
         let text = told_afterwards(&log);
-        assert_eq!(text, "<4>dropped 2 log lines: nobody read standard error\n<6>next\n");
+        assert_eq!(text, "<4>dropped 2 log lines: stderr was not writable\n<6>next\n");
     }
 
     #[test]
     fn other_reasons_are_told_by_their_text() {
-        assert!(reason(libc::EFBIG).starts_with("writing to standard error failed: File too large"));
+        assert!(reason(libc::EFBIG).starts_with("writing to stderr failed: File too large"));
     }
 }

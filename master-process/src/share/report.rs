@@ -112,41 +112,73 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Report::Listening { address } => write!(f, "listening on {address}, shared by all workers"),
-            Report::Refused { address, why, .. } => write!(f, "cannot have {address}: {why}"),
+            Report::Refused { address, why, .. } => write!(f, "cannot bind {address}: {}", without_call(why)),
             Report::Held { address, by } => write!(f, "{address} is held by {by}"),
             Report::TakenOver { what, .. } => f.write_str(what),
             Report::Unseen { call, error, .. } => {
-                write!(f, "its {call} cannot be looked into ({error}): its address is not shared")
+                write!(f, "cannot inspect its {call} call: {error}; the address is not shared")
             }
             Report::NotSelected { address, error } => {
                 write!(
                     f,
-                    "{address}: new connections go to all workers alike: SO_ATTACH_REUSEPORT_CBPF: {error}"
+                    "cannot choose the workers for new connections of {address}: SO_ATTACH_REUSEPORT_CBPF: {error}; all of \
+                     them get some"
                 )
             }
             Report::NotRenamed { address, error } => {
-                write!(f, "{address}: the new workers' socket cannot be put there: renameat2: {error}")
+                write!(
+                    f,
+                    "cannot put the new workers' socket at {address}: renameat2: {error}; clients still reach the old one"
+                )
             }
             Report::Stalled { address, waiting, .. } => {
-                write!(f, "does not accept on {address}, where {waiting} wait: new connections go to others")
+                write!(
+                    f,
+                    "is not accepting on {address} ({waiting} connections queued): routing new connections to other workers"
+                )
             }
-            Report::Accepts { address, .. } => write!(f, "accepts on {address} again"),
+            Report::Accepts { address, .. } => write!(f, "is accepting on {address} again"),
             Report::Bypassed { address, .. } => write!(
                 f,
-                "listens on {address} by io_uring or by calls of another architecture: that is not shared"
+                "listens on {address} through io_uring or system calls of another architecture: this socket is not shared"
             ),
             Report::Unshared { address, .. } => write!(
                 f,
-                "binds {address} long after it was ready, where no worker listened before: such addresses are not \
-                 shared (--share-only names those that are)"
+                "bound {address} long after it was ready, and no worker listened there before: the address is not \
+                 shared (name it with --share-only to share it)"
             ),
             Report::TooManyListeners { limit, .. } => {
-                write!(f, "has {limit} listeners: what it opens beyond is not shared")
+                write!(f, "has {limit} listeners, the most that are shared: further ones are not shared")
             }
             Report::Unwatched { error } => {
-                write!(f, "epoll_ctl: {error}: a worker that does not accept may not be noticed")
+                write!(
+                    f,
+                    "cannot watch a queue: epoll_ctl: {error}; a worker that stops accepting may go unnoticed"
+                )
             }
-            Report::Closed { address } => write!(f, "no worker listens on {address} any more: it is closed"),
+            Report::Closed { address } => write!(f, "closed {address}: no worker listens on it"),
         }
+    }
+}
+
+/// The reason without the call that the line names already: `bind: Address already in use` is `address already in use`.
+fn without_call(why: &str) -> String {
+    let Some(reason) = why.strip_prefix("bind: ") else { return why.to_owned() };
+    let mut letters = reason.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_bind_names_the_address_and_the_reason_once() {
+        let line = |why: &str| {
+            let worker = WorkerId { slot: 0, serial: 1 };
+            Report::Refused { worker, address: "[::]:80".to_owned(), why: why.to_owned() }.to_string()
+        };
+        assert_eq!(line("bind: Permission denied"), "cannot bind [::]:80: permission denied");
+        assert_eq!(line("stat: Permission denied"), "cannot bind [::]:80: stat: Permission denied");
     }
 }

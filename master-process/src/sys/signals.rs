@@ -97,6 +97,8 @@ pub struct Received {
     pub number: i32,
     /// Who sent it.
     pub sender: Sender,
+    /// The user of the sender.
+    pub uid: u32,
 }
 
 /// Who sent a signal.
@@ -153,7 +155,8 @@ impl Signals {
 }
 
 impl Received {
-    /// The structure's first four fields have four bytes each: ssi_signo, ssi_errno, ssi_code, ssi_pid; see signalfd(2).
+    /// The structure's first five fields have four bytes each: ssi_signo, ssi_errno, ssi_code, ssi_pid, ssi_uid; see
+    /// signalfd(2).
     fn parse(info: &[u8; size_of::<libc::signalfd_siginfo>()]) -> Received {
         let field = |at: usize| {
             let bytes = info.get(4 * at..4 * at + 4).and_then(|bytes| bytes.try_into().ok());
@@ -164,7 +167,7 @@ impl Received {
             Some(pid) => Sender::Process(pid),
             None => Sender::Outside,
         };
-        Received { number: field(0), sender }
+        Received { number: field(0), sender, uid: field(4).cast_unsigned() }
     }
 }
 

@@ -171,7 +171,7 @@ impl Trees {
     pub fn make_cgroup(&self, worker: WorkerId) -> Option<Cgroup> {
         let made = self.parent.as_ref()?.create(worker.serial);
         made.inspect_err(|error| {
-            tracing::debug!("cgroups: {error}: worker {} is started without one", worker.slot);
+            tracing::debug!("cannot make a cgroup: {error}; worker {} starts without one", worker.slot);
         })
         .ok()
     }
@@ -390,7 +390,7 @@ impl Trees {
         };
         self.walks = self.walker.ask(walk);
         if !self.walks {
-            tracing::warn!("the processes of workers cannot be looked for: no thread is available");
+            tracing::warn!("cannot start a helper thread: processes that workers leave behind are not found");
         }
     }
 

@@ -7,7 +7,7 @@ use master_process::config::Scope;
 use crate::harness::{Bench, bench};
 
 /// Has a shell send the worker signals, and waits for its end.
-fn sent(bench: &mut Bench, signals: &[&str]) -> (u32, master_process::metrics::LastWords) {
+fn sent(bench: &mut Bench, signals: &[&str]) -> (u32, master_process::metrics::ExitDetails) {
     let mut worker = bench.start("sleep 60000");
     worker.ready();
     let kills: Vec<String> =

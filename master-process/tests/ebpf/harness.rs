@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use master_process::config::Scope;
-use master_process::metrics::LastWords;
+use master_process::metrics::ExitDetails;
 use master_process::metrics::ebpf::Ebpf;
 use master_process::policy::{Usage, WorkerId};
 
@@ -41,7 +41,7 @@ macro_rules! bench {
 pub(crate) use bench;
 
 impl Bench {
-    pub(crate) fn new(scope: Scope) -> Result<Bench, master_process::metrics::ebpf::Refusal> {
+    pub(crate) fn new(scope: Scope) -> Result<Bench, master_process::metrics::ebpf::LoadError> {
         let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Ok(Bench { ebpf: Ebpf::load(scope, 4)?, serial: 0, _alone: alone })
     }
@@ -70,7 +70,7 @@ impl Bench {
     }
 
     /// Waits for its end, then asks what it died of.
-    pub(crate) fn bury(&mut self, mut worker: Worker) -> LastWords {
+    pub(crate) fn bury(&mut self, mut worker: Worker) -> ExitDetails {
         let _status = worker.child.wait();
         self.ebpf.ended(worker.id)
     }

@@ -166,7 +166,7 @@ fn is_alone_and_keeps_its_listener(text: &str) {
     let supervisor = started(&[], text, address);
     let (server, _) = supervisor.until("it serves", || servers(&supervisor, 0).last().copied());
     always(STAYS, "it answers", || load::who(address) == Some(server));
-    assert_eq!(supervisor.logged(&["it is closed"]), Vec::<String>::new());
+    assert_eq!(supervisor.logged(&["no worker listens on it"]), Vec::<String>::new());
     assert_eq!(supervisor.stop(), 0);
 }
 
@@ -191,7 +191,7 @@ while True: signal.pause()";
     let supervisor = Supervisor::start(&["-w", "2"], gate.script(text, address));
     said(&supervisor, 2);
     let (sibling, _) = servers(&supervisor, 1).last().copied().expect("it serves");
-    supervisor.eventually("both are ready", || supervisor.logged(&["listens after"]).len() == 2);
+    supervisor.eventually("both are ready", || supervisor.logged(&[": listening"]).len() == 2);
     supervisor.await_rest();
     // About half of them come to the queue of the one that does not accept.
     let waiting = askers(address, 40);

@@ -136,7 +136,7 @@ while True: signal.pause()";
     command.push(gate.to_str().expect("UTF-8").to_owned());
     let options = ["-w", "2", "--ready", "notify", "--throttle", "10ms"];
     let supervisor = place.builder().args(options).command(command).spawn();
-    supervisor.eventually("both are ready", || supervisor.logged(&["says that it is ready"]).len() == 2);
+    supervisor.eventually("both are ready", || supervisor.logged(&[": notified"]).len() == 2);
     let old = supervisor.await_workers(2);
     supervisor.signal(Signal::HUP);
     said(&supervisor, 4);
@@ -156,7 +156,7 @@ fn a_hundred_workers_come_and_go(place: Place) {
     let options = ["-w", "100", "--throttle", "100ms", "--ready-timeout", &ready_timeout];
     let text = "made = bound(HOST, PORT); made.listen(64); serve(made)";
     let supervisor = place.builder().args(options).command(script(text, address)).spawn();
-    supervisor.eventually("they listen", || supervisor.logged(&["listens after"]).len() == 100);
+    supervisor.eventually("they listen", || supervisor.logged(&[": listening"]).len() == 100);
     supervisor.reload(100);
     assert!(load::who(address).is_some());
     assert_eq!(supervisor.stop(), 0);

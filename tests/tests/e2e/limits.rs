@@ -57,7 +57,7 @@ fn await_log(supervisor: &Supervisor, words: &[&str]) -> String {
 }
 
 fn replacements(supervisor: &Supervisor) -> usize {
-    supervisor.logged(&["in the place of pid"]).len()
+    supervisor.logged(&["replacing pid"]).len()
 }
 
 #[test]
@@ -66,10 +66,10 @@ fn a_worker_over_its_cpu_limit_is_replaced_and_its_successor_is_ready_first() {
         // A tenth of a CPU is what a burner gets on the busiest of machines.
         let text = "notify('READY=1'); say('up', PID); burn()";
         let supervisor = watched(source, &["--max-cpu", "10"], text);
-        let line = await_log(&supervisor, &["of a cpu, more than --max-cpu allows", "replacing it"]);
+        let line = await_log(&supervisor, &["exceeded --max-cpu (", "% of a cpu)", "replacing it"]);
         assert!(!line.contains("may not fit"), "{line}");
-        let successor = await_log(&supervisor, &["says that it is ready", "in the place of pid"]);
-        let left = await_log(&supervisor, &["left as asked", "of cpu"]);
+        let successor = await_log(&supervisor, &[": notified", "replacing pid"]);
+        let left = await_log(&supervisor, &["stopped after", "(cpu "]);
         let log: Vec<String> = supervisor.log().iter().map(|line| line.to_lowercase()).collect();
         let at = |wanted: &str| log.iter().position(|line| line == wanted);
         assert!(at(&line) < at(&successor) && at(&successor) < at(&left), "{log:#?}");
@@ -110,7 +110,7 @@ serve(listener)
         let address = address::tcp();
         let command = script(&format!("{TOOLS}{text}"), address);
         let supervisor = fast(source, &["-w", "2", "--max-memory", "100MiB"], command);
-        supervisor.eventually("both listen", || supervisor.logged(&["listens after"]).len() >= 2);
+        supervisor.eventually("both listen", || supervisor.logged(&[": listening"]).len() >= 2);
         let load = Load::start(address, 4, Connections::Fresh);
         supervisor.eventually("both leaks were replaced", || replacements(&supervisor) >= 2);
         eventually(Duration::from_secs(30), "the new workers answer", || load.tally().pids().len() >= 4);
@@ -171,7 +171,7 @@ rest()
             supervisor.logged(&["was not ready within"]).len() >= 2
         });
         assert!(process::alive(old), "{source}: the old one serves on");
-        assert_eq!(supervisor.logged(&["left as asked", &format!("pid {old}")]), Vec::<String>::new());
+        assert_eq!(supervisor.logged(&["stopped after", &format!("pid {old}")]), Vec::<String>::new());
         assert_eq!(supervisor.stop(), 0);
     }
 }
@@ -189,13 +189,13 @@ notify('READY=1')
 rest()
 ";
         let supervisor = watched(source, &["--max-memory", "70MiB"], text);
-        await_log(&supervisor, &["more than --max-memory allows"]);
+        await_log(&supervisor, &["exceeded --max-memory ("]);
         assert_eq!(supervisor.stop(), 0);
 
         let supervisor = watched(source, &["--max-memory", "70MiB", "--account", "worker"], text);
         supervisor.eventually("it has grown", || supervisor.output().contains(&"grown".to_owned()));
         always(Duration::from_secs(2), "nobody is blamed", || {
-            supervisor.logged(&["more than --max-memory allows"]).is_empty()
+            supervisor.logged(&["exceeded --max-memory ("]).is_empty()
         });
         assert_eq!(supervisor.stop(), 0);
     }
@@ -209,15 +209,15 @@ fn the_first_usr2_pauses_the_limits_and_the_second_lets_them_hold_again() {
             &["--max-memory", "60MiB", "--monitor-delay", "1s"],
             "signal.signal(signal.SIGUSR2, lambda *_: None); x = memory(80); notify('READY=1'); rest()",
         );
-        await_log(&supervisor, &["says that it is ready"]);
+        await_log(&supervisor, &[": notified"]);
         supervisor.signal(Signal::USR2);
-        await_log(&supervisor, &["the limits of all workers are paused"]);
+        await_log(&supervisor, &["resource limits of all workers paused"]);
         always(Duration::from_secs(3), "the limits are paused", || {
-            supervisor.logged(&["more than --max-memory allows"]).is_empty()
+            supervisor.logged(&["exceeded --max-memory ("]).is_empty()
         });
         supervisor.signal(Signal::USR2);
-        await_log(&supervisor, &["the limits of all workers hold again"]);
-        await_log(&supervisor, &["more than --max-memory allows"]);
+        await_log(&supervisor, &["resource limits of all workers resumed"]);
+        await_log(&supervisor, &["exceeded --max-memory ("]);
         assert_eq!(supervisor.stop(), 0);
     }
 }
@@ -234,14 +234,14 @@ rest()
 ";
     let supervisor = watched("procfs", &["-w", "3"], text);
     let workers = supervisor.await_workers(3);
-    supervisor.eventually("all are ready", || supervisor.logged(&["says that it is ready"]).len() == 3);
+    supervisor.eventually("all are ready", || supervisor.logged(&[": notified"]).len() == 3);
     for count in 1..=2 {
         supervisor.signal(Signal::USR2);
         supervisor.eventually("the handler has run", || {
             supervisor.output().iter().filter(|line| *line == "usr2 0").count() == count
         });
     }
-    let skipped = await_log(&supervisor, &["sigusr2 is not passed on to worker 2"]);
+    let skipped = await_log(&supervisor, &["sigusr2 not passed on to worker 2"]);
     assert!(!skipped.contains("worker 0") && !skipped.contains("worker 1"), "{skipped}");
     assert_eq!(supervisor.workers(), workers);
     assert_eq!(supervisor.stop(), 0);
@@ -265,14 +265,14 @@ rest()
         let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
         command.push(marker.display().to_string());
         let supervisor = fast(source, &["--max-memory", "60MiB"], command);
-        await_log(&supervisor, &["pauses its limits"]);
+        await_log(&supervisor, &["paused its resource limits"]);
         supervisor.eventually("it has grown", || supervisor.output().contains(&"grown".to_owned()));
         always(Duration::from_secs(2), "its limits are paused", || {
-            supervisor.logged(&["more than --max-memory allows"]).is_empty()
+            supervisor.logged(&["exceeded --max-memory ("]).is_empty()
         });
         std::fs::write(&marker, "").expect("the folder is ours");
-        await_log(&supervisor, &["lets its limits hold again"]);
-        await_log(&supervisor, &["more than --max-memory allows"]);
+        await_log(&supervisor, &["resumed its resource limits"]);
+        await_log(&supervisor, &["exceeded --max-memory ("]);
         assert_eq!(supervisor.stop(), 0);
     }
 }
@@ -300,7 +300,7 @@ rest()
         supervisor.eventually("it is warned", || warned() == 1);
         always(Duration::from_secs(1), "it is warned once", || warned() == 1);
         supervisor.eventually("it is warned again when it grows again", || warned() == 2);
-        assert_eq!(supervisor.logged(&["more than --max-memory allows"]), Vec::<String>::new());
+        assert_eq!(supervisor.logged(&["exceeded --max-memory ("]), Vec::<String>::new());
         assert_eq!(supervisor.stop(), 0);
     }
 }
@@ -310,7 +310,7 @@ fn a_warning_ends_no_worker_that_has_no_handler_for_it() {
     let options = ["--max-memory", "110MiB", "--memory-high-signal", "USR1"];
     let supervisor = watched("procfs", &options, "notify('READY=1'); x = memory(80); rest()");
     let worker = supervisor.await_workers(1);
-    await_log(&supervisor, &["passes 80 % of --max-memory", "no handler for sigusr1"]);
+    await_log(&supervisor, &["exceeded 80 % of --max-memory", "sigusr1 not sent"]);
     assert_eq!(supervisor.workers(), worker);
     assert_eq!(supervisor.stop(), 0);
 }
@@ -318,11 +318,11 @@ fn a_warning_ends_no_worker_that_has_no_handler_for_it() {
 #[test]
 fn with_monitoring_off_nobody_is_measured() {
     let supervisor = watched("off", &["--max-memory", "60MiB"], "x = memory(80); notify('READY=1'); rest()");
-    await_log(&supervisor, &["says that it is ready"]);
+    await_log(&supervisor, &[": notified"]);
     always(Duration::from_secs(2), "nobody is blamed", || {
-        supervisor.logged(&["more than --max-memory allows"]).is_empty()
+        supervisor.logged(&["exceeded --max-memory ("]).is_empty()
     });
-    assert_eq!(supervisor.logged(&["measuring"]), Vec::<String>::new());
+    assert_eq!(supervisor.logged(&["monitor: "]), Vec::<String>::new());
     assert_eq!(supervisor.stop(), 0);
 }
 
@@ -351,9 +351,9 @@ rest()
         .args(["--memory-failures", "3", "--max-memory", "200MiB"])
         .command(script(&format!("{TOOLS}{text}"), address::tcp()))
         .spawn();
-    await_log(&supervisor, &["more than --max-memory allows"]);
+    await_log(&supervisor, &["exceeded --max-memory ("]);
     supervisor.eventually("it is replaced", || replacements(&supervisor) >= 1);
-    assert_eq!(supervisor.logged(&["could not be started"]), Vec::<String>::new());
+    assert_eq!(supervisor.logged(&["failed to start"]), Vec::<String>::new());
     assert_eq!(supervisor.stop(), 0);
 }
 
@@ -362,7 +362,7 @@ fn usr2_names_a_few_of_many_workers_that_do_not_handle_it() {
     let supervisor = fast("off", &["-w", "10", "--ready", "none"], fixtures::idle());
     supervisor.await_workers(10);
     supervisor.signal(Signal::USR2);
-    let line = await_log(&supervisor, &["sigusr2 is not passed on to worker 0 (pid "]);
+    let line = await_log(&supervisor, &["sigusr2 not passed on to worker 0 (pid "]);
     assert!(line.contains("worker 7 (pid ") && !line.contains("worker 8"), "{line}");
     assert!(line.contains(" and 2 more: without a handler"), "{line}");
     assert_eq!(supervisor.workers().len(), 10);
@@ -398,14 +398,14 @@ rest()
         let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
         command.push(marker.display().to_string());
         let supervisor = fast(source, &["--max-memory", "200MiB"], command);
-        await_log(&supervisor, &["says that it is ready"]);
+        await_log(&supervisor, &[": notified"]);
         let worker = supervisor.workers();
         let pid = *worker.first().expect("one");
         supervisor.eventually("far more than the limit is resident", || resident_mib(pid) > 300);
         always(Duration::from_secs(3), "the worker stays", || supervisor.workers() == worker);
         assert_eq!(supervisor.logged(&["--max-memory"]), Vec::<String>::new());
         std::fs::write(&marker, "").expect("the folder is ours");
-        await_log(&supervisor, &["mib of memory (pss), more than --max-memory allows", "replacing it"]);
+        await_log(&supervisor, &["exceeded --max-memory (pss ", " mib > ", "replacing it"]);
         assert_eq!(supervisor.stop(), 0);
     }
 }
@@ -432,7 +432,7 @@ rest()
         command.push(file.display().to_string());
         let options = ["-w", "4", "--max-memory", "90MiB", "--account", "worker"];
         let supervisor = fast(source, &options, command);
-        supervisor.eventually("all are ready", || supervisor.logged(&["says that it is ready"]).len() == 4);
+        supervisor.eventually("all are ready", || supervisor.logged(&[": notified"]).len() == 4);
         let workers = supervisor.workers();
         assert!(workers.iter().all(|pid| resident_mib(*pid) > 120));
         always(Duration::from_secs(3), "the workers stay", || supervisor.workers() == workers);
@@ -460,8 +460,8 @@ rest()
         .args(unless_given)
         .command(script(&format!("{TOOLS}{text}"), address::tcp()))
         .spawn();
-    let line = await_log(&supervisor, &["more than --max-memory allows", "replacing it"]);
-    assert!(line.contains("of resident memory (pss unavailable: permission denied)"), "{line}");
+    let line = await_log(&supervisor, &["exceeded --max-memory (", "replacing it"]);
+    assert!(line.contains("pss unavailable: permission denied) in 3 samples"), "{line}");
     assert_eq!(supervisor.stop(), 0);
 }
 

@@ -125,7 +125,7 @@ fn long_lines_are_shortened_and_whole_for_a_slow_reader_too() {
             "{format}: {lines:?}"
         );
         let tells =
-            |line: &&String| line.contains("could not be started: execve") && line.contains("No such file");
+            |line: &&String| line.contains("failed to start: execve") && line.contains("No such file");
         assert!(lines.iter().filter(tells).count() > 20, "{format}: {lines:?}");
         assert!(lines.iter().any(|line| line.contains("dropped ")), "{format}: {lines:?}");
         let is_whole = |line: &String| match format {
@@ -174,7 +174,7 @@ fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
     let told = || {
         let lines = lines();
         let told = lines.lines().find(|line| line.contains("dropped ")).map(str::to_owned);
-        told.filter(|line| line.ends_with("the disk of standard error was full"))
+        told.filter(|line| line.ends_with("the disk of stderr was full"))
     };
     eventually(PATIENCE, "it is told how many, and why", || told().is_some());
     let levels = |line: &str| line.matches("  INFO ").count() + line.matches("  WARN ").count();

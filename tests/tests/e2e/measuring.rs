@@ -8,7 +8,7 @@ use master_process_tests::{Supervisor, fixtures, process, skip};
 /// The one line that says what measures.
 fn choice(supervisor: &Supervisor) -> String {
     supervisor.until("the log says what measures", || {
-        let mut lines = supervisor.logged(&["measur"]);
+        let mut lines = supervisor.logged(&["monitor: "]);
         assert!(lines.len() <= 1, "{lines:?}");
         lines.pop()
     })
@@ -39,8 +39,8 @@ fn root_measures_with_ebpf() {
     if !process::is_root() {
         skip!("root_measures_with_ebpf", "not root");
     }
-    says(&NOTHING, &[], &["measuring with ebpf: it loads here"]);
-    says(&NOTHING, &["--monitor", "ebpf"], &["measuring with ebpf, as asked"]);
+    says(&NOTHING, &[], &["monitor: ebpf"]);
+    says(&NOTHING, &["--monitor", "ebpf"], &["monitor: ebpf"]);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn two_capabilities_are_enough_for_ebpf() {
         "--bounding-set",
         "-all,+bpf,+perfmon",
     ];
-    says(&wrapper, &["--monitor", "ebpf"], &["measuring with ebpf, as asked"]);
+    says(&wrapper, &["--monitor", "ebpf"], &["monitor: ebpf"]);
 }
 
 #[test]
@@ -73,13 +73,13 @@ fn an_ordinary_user_measures_with_procfs_and_is_told_why() {
         skip!("an_ordinary_user_measures_with_procfs_and_is_told_why", "to become another user takes root");
     }
     let wrapper = launcher(Some(ordinary_user()), &[]);
-    says(&wrapper, &[], &["measuring with procfs: ebpf is not to be had here (", "operation not permitted"]);
+    says(&wrapper, &[], &["monitor: procfs; ebpf unavailable: ", "operation not permitted"]);
 }
 
 #[test]
 fn in_a_containers_profile_procfs_measures() {
     let wrapper = launcher(None, &CONTAINER);
-    says(&wrapper, &[], &["measuring with procfs: ebpf is not to be had here ("]);
+    says(&wrapper, &[], &["monitor: procfs; ebpf unavailable: "]);
 }
 
 #[test]
@@ -110,7 +110,7 @@ time.sleep(1000)
     let killer = supervisor.output().iter().find_map(|line| line.strip_prefix("killer ").map(str::to_owned));
     assert!(killed.contains(&format!("from sh (pid {}, uid 0)", killer.expect("it said so"))), "{killed}");
     supervisor.until("worker 0 is over its limit", || {
-        supervisor.logged(&["worker 0", "more than --max-memory allows"]).pop()
+        supervisor.logged(&["worker 0", "exceeded --max-memory ("]).pop()
     });
 }
 
@@ -121,8 +121,7 @@ fn without_the_kernels_types_procfs_measures() {
     }
     let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
     let wrapper = ["unshare", "--mount", "sh", "-c", hide, "sh"];
-    let expected =
-        ["measuring with procfs: ebpf is not to be had here (/sys/kernel/btf/vmlinux: no such file"];
+    let expected = ["monitor: procfs; ebpf unavailable: /sys/kernel/btf/vmlinux: no such file"];
     says(&wrapper, &[], &expected);
 }
 
@@ -141,7 +140,7 @@ fn ebpf_that_was_asked_for_and_cannot_be_had_is_an_error_before_anything_runs() 
 
 #[test]
 fn the_wish_for_procfs_is_heard() {
-    says(&NOTHING, &["--monitor", "procfs"], &["measuring with procfs, as asked"]);
+    says(&NOTHING, &["--monitor", "procfs"], &["monitor: procfs"]);
 }
 
 /// Writes the kernel's type information with `task_struct.tgid` far outside of a `task_struct`, and shows that in the
@@ -180,11 +179,7 @@ fn what_the_verifier_refuses_is_not_needed_and_its_words_are_there_for_those_who
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let show = format!("mount --bind {} /sys/kernel/btf/vmlinux && exec \"$@\"", types.display());
     let wrapper = ["unshare", "--mount", "sh", "-c", &show, "sh"];
-    says(
-        &wrapper,
-        &[],
-        &["measuring with procfs: ebpf is not to be had here (bpf(bpf_prog_load) sched_switch: "],
-    );
+    says(&wrapper, &[], &["monitor: procfs; ebpf unavailable: bpf(bpf_prog_load) sched_switch: "]);
     let supervisor = behind(&wrapper, &["-v"]);
     let words = supervisor
         .until("the verifier's words", || supervisor.logged(&["the verifier on sched_switch:"]).pop());
@@ -210,11 +205,8 @@ fn more_workers_than_ebpf_has_room_for_are_measured_all_the_same() {
     // Each of them is measured: it passes its limit, which is told of it, since it has no handler for the signal.
     supervisor.eventually("every worker is seen over its limit", || {
         (0..ROOM + 2)
-            .all(|slot| !supervisor.logged(&[&format!("worker {slot} (pid "), "passes 80 %"]).is_empty())
+            .all(|slot| !supervisor.logged(&[&format!("worker {slot} (pid "), "exceeded 80 %"]).is_empty())
     });
-    assert_eq!(
-        supervisor.logged(&["more workers than ebpf has room for: procfs measures the others"]).len(),
-        1
-    );
+    assert_eq!(supervisor.logged(&["ebpf maps are full: measuring further workers with procfs"]).len(), 1);
     assert_eq!(supervisor.stop(), 0);
 }

@@ -182,9 +182,9 @@ fn a_flood_harms_nobody(builder: Builder, user: &str, is_abstract: bool) {
     }
     let bounded = || process::descriptors(pid).len() < before + 5000;
     always(std::time::Duration::from_millis(700), "its descriptors are bounded", bounded);
-    assert!(supervisor.logged(&["says that it is ready"]).is_empty(), "nobody else can say that");
+    assert!(supervisor.logged(&[": notified"]).is_empty(), "nobody else can say that");
     fs::write(&gate, "").expect("ours");
-    supervisor.eventually("the worker is heard", || supervisor.logged(&["says that it is ready"]).len() == 1);
+    supervisor.eventually("the worker is heard", || supervisor.logged(&[": notified"]).len() == 1);
     assert!(bounded());
     drop(strangers);
     eventually(PATIENCE, "nothing of it stays", || process::descriptors(pid).len() <= before + 1);
@@ -246,7 +246,7 @@ while True: signal.pause()",
         peer.port()
     );
     let supervisor = Supervisor::start(&["--ready", "notify"], script(&text, address::tcp()));
-    supervisor.eventually("it is heard", || supervisor.logged(&["says that it is ready"]).len() == 1);
+    supervisor.eventually("it is heard", || supervisor.logged(&[": notified"]).len() == 1);
     let pid = supervisor.pid();
     eventually(PATIENCE, "all of them are closed", || process::descriptors(pid).len() < 30);
     assert_eq!(supervisor.stop(), 0);
@@ -294,7 +294,7 @@ while True: signal.pause()",
         Some("unknown") => skip!(name, "this kernel has no SO_PASSRIGHTS"),
         outcome => assert_eq!(outcome, Some("EPERM")),
     }
-    supervisor.eventually("it is heard", || supervisor.logged(&["says that it is ready"]).len() == 1);
+    supervisor.eventually("it is heard", || supervisor.logged(&[": notified"]).len() == 1);
     let held = process::descriptors(supervisor.pid()).len();
     assert!((1000..5000).contains(&held), "{held}: the close has not ended, and there is a bound");
     assert_eq!(supervisor.stop(), 0);

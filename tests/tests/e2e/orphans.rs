@@ -48,7 +48,7 @@ fn workers_serve_on(command: Vec<String>, reloads: usize) {
     let address = address::tcp();
     let builder = Supervisor::builder().args(["-w", "4", "--orphans", "keep"]).command(command);
     let supervisor = builder.env("LISTEN", address.to_string()).spawn();
-    supervisor.eventually("all four listen", || supervisor.logged(&["listens after"]).len() >= 4);
+    supervisor.eventually("all four listen", || supervisor.logged(&[": listening"]).len() >= 4);
     for _ in 0..reloads {
         supervisor.reload(4);
     }

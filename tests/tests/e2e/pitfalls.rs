@@ -524,7 +524,7 @@ fn a_worker_that_cannot_be_dumped_binds_alone_without_root_and_one_line_says_so(
     let supervisor = Supervisor::builder().wrap(wrapper).command(script(NOT_DUMPABLE, address)).spawn();
     said(&supervisor, 1);
     assert_eq!(load::who(address), supervisor.await_workers(1).first().copied());
-    let told = || supervisor.logged(&["cannot be looked into"]).len();
+    let told = || supervisor.logged(&["cannot inspect its"]).len();
     supervisor.eventually("one line says so", || told() == 1);
     let victim = *supervisor.workers().first().expect("one");
     process::signal(victim, Signal::KILL);
@@ -552,7 +552,12 @@ fn a_supervisor_in_a_supervisor_shares_through_the_outer_one_and_says_so() {
         seen == pids
     });
     nothing_is_lost(clients);
-    assert_eq!(supervisor.logged(&["seccomp", "another one's filter"]).len(), 1, "{:?}", supervisor.log());
+    assert_eq!(
+        supervisor.logged(&["seccomp", "another supervisor's filter"]).len(),
+        1,
+        "{:?}",
+        supervisor.log()
+    );
     assert_eq!(supervisor.stop(), 0);
 }
 
@@ -613,9 +618,7 @@ serve(made)",
     let supervisor = started(&["--ready", "listen"], &text, address);
     let expected = ["connected EINVAL", "unnamed EINVAL", "datagram ENOTSUP"];
     assert_eq!(said(&supervisor, 3), lines(&expected));
-    always(Duration::from_millis(500), "nobody is ready", || {
-        supervisor.logged(&["listens after"]).is_empty()
-    });
-    supervisor.eventually("now it is", || supervisor.logged(&["listens after"]).len() == 1);
+    always(Duration::from_millis(500), "nobody is ready", || supervisor.logged(&[": listening"]).is_empty());
+    supervisor.eventually("now it is", || supervisor.logged(&[": listening"]).len() == 1);
     assert!(load::who(address).is_some());
 }

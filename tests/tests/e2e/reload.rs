@@ -238,7 +238,7 @@ impl Release {
     }
 
     fn given_up(&self) -> Vec<String> {
-        self.supervisor.logged(&["reload", "is given up"])
+        self.supervisor.logged(&["reload", "failed: "])
     }
 
     /// The reload fails, and everything is as it was before it.
@@ -310,7 +310,7 @@ fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
     let old = supervisor.await_events(2, "ready");
     let clients = Load::start(address, CLIENTS, Connections::Fresh);
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || !supervisor.logged(&["is given up"]).is_empty());
+    supervisor.eventually("it is given up", || !supervisor.logged(&["reload", "failed: "]).is_empty());
     let unlucky = old.iter().find(|event| event.index == 1).expect("two slots").pid;
     assert!(process::alive(unlucky), "the old worker of the slot stood by");
     supervisor.eventually("two workers, it among them", || {
@@ -340,7 +340,7 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
         for reload in 1..=3 {
             supervisor.signal(Signal::HUP);
             // Signals that come together are one.
-            let begins = format!("reload {reload} begins");
+            let begins = format!("reload {reload}: replacing");
             supervisor.eventually("it begins", || !supervisor.logged(&[&begins]).is_empty());
             std::thread::sleep(Duration::from_millis(pause));
         }

@@ -211,3 +211,15 @@ fn a_storm_of_signals_leaves_the_right_number_of_workers() {
     assert_eq!(indices, [0, 1, 2]);
     assert_eq!(supervisor.stop(), 0);
 }
+
+#[test]
+fn the_sender_of_a_stop_signal_is_named() {
+    let supervisor = Supervisor::start(&["-w", "2", "--ready", "none"], fixtures::idle());
+    supervisor.await_workers(2);
+    supervisor.signal(Signal::TERM);
+    let sender = format!("(pid {}, uid {})", std::process::id(), rustix::process::getuid().as_raw());
+    supervisor.eventually("the log names the sender", || {
+        supervisor.logged(&["stopping 2 workers: sigterm from ", &sender]).len() == 1
+    });
+    assert_eq!(supervisor.wait_exit(Duration::from_secs(10)).code(), Some(0));
+}

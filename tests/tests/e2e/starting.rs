@@ -295,9 +295,7 @@ fn an_interpreter_that_goes_away_later_is_named_in_the_log() {
     fs::remove_file(&shell).expect("ours");
     process::signal(first, Signal::KILL);
     supervisor.eventually("the failure is told", || {
-        !supervisor
-            .logged(&["could not be started: interpreter ./sh of ./app not found, trying again"])
-            .is_empty()
+        !supervisor.logged(&["failed to start: interpreter ./sh of ./app not found; retrying"]).is_empty()
     });
     symlink("/bin/sh", &shell).expect("ours");
     supervisor.await_workers(1);
@@ -354,7 +352,7 @@ fn started_at(folder: &Path, workers: &str) -> Supervisor {
 
 /// How often a start was late. On a busy machine one may be that hangs nowhere.
 fn late(supervisor: &Supervisor) -> usize {
-    supervisor.logged(&["takes its time"]).len()
+    supervisor.logged(&["is slow to start"]).len()
 }
 
 #[test]
@@ -376,7 +374,7 @@ fn a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds() {
     });
     supervisor.signal(Signal::USR2);
     supervisor.eventually("a signal is heard", || !supervisor.logged(&["limits", "paused"]).is_empty());
-    let failed = || supervisor.logged(&["could not be started: execve", "did not return within 5.0s"]).len();
+    let failed = || supervisor.logged(&["failed to start: execve", "did not return within 5.0s"]).len();
     assert_eq!(failed(), 0, "all of that before it was over: {:?}", supervisor.log());
     supervisor.eventually("both starts have failed, and more are tried", || {
         failed() >= 2 && late(&supervisor) >= before + 3
@@ -439,9 +437,7 @@ fn the_very_first_start_may_hang_and_be_tried_again() {
     };
     let supervisor = started_at(folder.path(), "2");
     supervisor.eventually("a start has failed", || {
-        !supervisor
-            .logged(&["worker 0 could not be started", "did not return within", "trying again"])
-            .is_empty()
+        !supervisor.logged(&["worker 0 failed to start", "did not return within", "retrying"]).is_empty()
     });
     drop(held);
     supervisor.await_workers(2);
@@ -481,7 +477,7 @@ fn a_start_that_is_only_slow_is_a_start() {
         let now = supervisor.workers();
         now.len() == 2 && now.is_disjoint(&before)
     });
-    assert!(supervisor.logged(&["could not be started"]).is_empty(), "{:?}", supervisor.log());
+    assert!(supervisor.logged(&["failed to start"]).is_empty(), "{:?}", supervisor.log());
     assert_eq!(supervisor.stop(), 0);
 }
 

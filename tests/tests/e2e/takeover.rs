@@ -47,7 +47,7 @@ fn ready(supervisor: &Supervisor) -> i32 {
 /// Kills a supervisor whose worker has said that it is ready.
 fn kill(supervisor: Supervisor) -> Left {
     let (pid, number) = (ready(&supervisor), supervisor.pid());
-    supervisor.eventually("it listens", || !supervisor.logged(&["listens after"]).is_empty());
+    supervisor.eventually("it listens", || !supervisor.logged(&[": listening"]).is_empty());
     supervisor.signal(Signal::KILL);
     eventually(PATIENCE, "the supervisor is gone", || supervisor.exited().is_some());
     Left { pid, supervisor: number, _ended_with: supervisor }
@@ -184,7 +184,7 @@ fn every_worker_waits_until_the_address_is_free() {
     let address = address::tcp();
     let left = left(script(BY_CHILD, address));
     let next = Supervisor::start(&["-w", "4", "--takeover"], script(PLAIN, address));
-    next.eventually("all listen", || next.logged(&["listens after"]).len() == 4);
+    next.eventually("all listen", || next.logged(&[": listening"]).len() == 4);
     await_gone(left.pid);
     assert_eq!(next.logged(&["exited with code"]), Vec::<String>::new());
     assert_eq!(next.stop(), 0);

@@ -191,7 +191,7 @@ fn suspend_stops_supervisor_and_workers_and_fg_continues_them() {
     let before = ticks(&supervisor);
     pty.press("go\n");
     supervisor.eventually("they run again", || ticks(&supervisor) > before + 4);
-    supervisor.eventually("they become ready", || supervisor.logged(&["count as ready"]).len() == 2);
+    supervisor.eventually("they become ready", || supervisor.logged(&[": no readiness signal"]).len() == 2);
     assert_eq!(supervisor.workers(), workers, "{:?}", supervisor.log());
     pty.press(INTERRUPT);
     assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));

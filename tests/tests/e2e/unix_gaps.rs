@@ -179,7 +179,8 @@ serve(listening())";
     let old = site.supervisor.await_workers(3);
     let clients = Load::start(site.path().as_path(), 4, Connections::Fresh);
     site.supervisor.signal(Signal::HUP);
-    site.supervisor.eventually("it is given up", || site.supervisor.logged(&["is given up"]).len() == 1);
+    site.supervisor
+        .eventually("it is given up", || site.supervisor.logged(&["reload", "failed: "]).len() == 1);
     let kept = site.supervisor.until("two old ones are left", || {
         let both = &site.supervisor.workers() & &old;
         Some(both).filter(|both| both.len() == 2 && site.supervisor.workers().len() == 3)

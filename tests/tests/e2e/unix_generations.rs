@@ -95,7 +95,7 @@ serve(made)";
     let clients = Load::start(path.as_path(), 4, Connections::Fresh);
     fs::write(&flag, "").expect("ours");
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || supervisor.logged(&["is given up"]).len() == 1);
+    supervisor.eventually("it is given up", || supervisor.logged(&["reload", "failed: "]).len() == 1);
     supervisor.eventually("the old ones are alone", || supervisor.workers() == old);
     let expected: BTreeSet<String> = ["app.sock", "broken"].map(str::to_owned).into();
     supervisor.eventually("no temporary file is left", || names(folder.path()) == expected);
@@ -116,7 +116,7 @@ fn a_new_release_that_serves_and_dies_gives_the_path_back() {
     let supervisor = Supervisor::start(&options, command);
     let old: BTreeSet<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || supervisor.logged(&["is given up"]).len() == 1);
+    supervisor.eventually("it is given up", || supervisor.logged(&["reload", "failed: "]).len() == 1);
     // A worker that nobody has reaped yet is no worker any more, and still has the path.
     supervisor.eventually("both are buried", || supervisor.logged(&["exited with code 1"]).len() == 2);
     supervisor.await_rest();

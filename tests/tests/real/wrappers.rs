@@ -388,7 +388,7 @@ fn nginx_options(folder: &Path) -> String {
 /// HUP, until the supervisor says that this reload of it is complete.
 fn reload(supervisor: &Supervisor, count: u32) {
     supervisor.signal(Signal::HUP);
-    let line = format!("reload {count} is complete");
+    let line = format!("reload {count} complete after");
     supervisor.eventually(&line, || !supervisor.logged(&[&line]).is_empty());
 }
 

@@ -1,24 +1,24 @@
-//! The kernel's own type information, as far as it takes to find a few fields in it.
+//! Reading the kernel's type information (BTF), as far as needed to find a few fields.
 //!
-//! `/sys/kernel/btf/vmlinux` holds a hundred and fifty thousand types. Nothing is made of them but a table of where
-//! each one begins; what is wanted is read where it lies, and everything is gone with the `Btf`. The format is in the
-//! kernel's Documentation/bpf/btf.rst.
+//! `/sys/kernel/btf/vmlinux` holds 150,000 types. The reader builds a table of the offsets of the types, and reads
+//! each type where it is; dropping the `Btf` frees everything. The format is described in the kernel's
+//! Documentation/bpf/btf.rst.
 
 /// Type information in the byte order of this machine.
 #[derive(Debug)]
 pub(super) struct Btf<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Where each type begins in `types`; the first is of number 1.
+    /// The offset of each type in `types`; the first type has id 1.
     starts: Vec<u32>,
 }
 
-/// A type's number.
+/// The id of a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TypeId(u32);
 
 impl TypeId {
-    /// The number, for the kernel.
+    /// The id as the kernel takes it.
     pub(super) fn number(self) -> u32 {
         self.0
     }
@@ -27,13 +27,13 @@ impl TypeId {
 /// A field of a structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Field {
-    /// Bytes from the start of the structure that was asked about.
+    /// The offset from the start of the outer structure, in bytes.
     pub(super) offset: u32,
-    /// Its type.
+    /// The type of the field.
     pub(super) of: TypeId,
 }
 
-/// A type without the names, `const` and the like that it can go by.
+/// A type with its names and qualifiers (`typedef`, `const`, …) resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     /// An integer, an enumeration, or a number of another kind.
@@ -41,13 +41,13 @@ pub(super) enum Shape {
         /// In bytes.
         size: u32,
     },
-    /// An address.
+    /// A pointer to this type.
     Pointer(TypeId),
-    /// So many of a kind.
+    /// An array.
     Array {
-        /// Of which.
+        /// The type of its elements.
         of: TypeId,
-        /// How many.
+        /// The number of its elements.
         len: u32,
     },
     /// A structure or a union.
@@ -55,18 +55,18 @@ pub(super) enum Shape {
         /// In bytes.
         size: u32,
     },
-    /// What a function takes.
+    /// The prototype of a function.
     Prototype,
-    /// None of these, or nothing at all.
+    /// Any other kind, or an unknown type.
     Other,
 }
 
 const MAGIC: u16 = 0xeb9f;
-/// Bytes of what every type begins with: name, info, and size or type.
+/// The size of the header of a type, in bytes: name, info, and size or type.
 const HEAD: usize = 12;
 const MEMBER: usize = 12;
-/// How deep anonymous structures lie in each other at most, and names in names: far above what there is, so that a
-/// broken file cannot keep us for ever.
+/// The maximum depth of nested anonymous structures and of names: far above what kernels have, so that a broken file
+/// does not cause an endless loop.
 const DEEP: u32 = 32;
 
 // Kinds, as in include/uapi/linux/btf.h.
@@ -90,21 +90,21 @@ const DECL_TAG: u32 = 17;
 const TYPE_TAG: u32 = 18;
 const ENUM64: u32 = 19;
 
-/// What every type begins with, and what follows it.
+/// The header of a type, and the data that follows it.
 #[derive(Debug, Clone, Copy)]
 struct Type<'a> {
     name: u32,
     kind: u32,
-    /// How many members, values or parameters it has.
+    /// The number of its members, values or parameters.
     len: usize,
-    /// Whether an offset holds the size of a bit field, too.
+    /// Whether the offsets of its members also hold the sizes of bit fields.
     has_bit_sizes: bool,
     size_or_type: u32,
     rest: &'a [u8],
 }
 
 impl<'a> Btf<'a> {
-    /// Reads the table of types. `None` where this is not type information, or has kinds of types that we do not know.
+    /// Builds the table of types. `None` if the data is not BTF, or has an unknown kind of type.
     pub(super) fn parse(data: &'a [u8]) -> Option<Btf<'a>> {
         if number16(data, 0)? != MAGIC {
             return None;
@@ -152,7 +152,7 @@ impl<'a> Btf<'a> {
         number(value, 4)
     }
 
-    /// A field of a structure, also where it lies in an anonymous structure inside of it.
+    /// A field of a structure, or of an anonymous structure in it.
     pub(super) fn field(&self, structure: TypeId, name: &str) -> Option<Field> {
         self.field_within(structure, name, DEEP)
     }
@@ -174,7 +174,7 @@ impl<'a> Btf<'a> {
         })
     }
 
-    /// What a type is in the end.
+    /// The shape of a type.
     pub(super) fn shape(&self, id: TypeId) -> Shape {
         let Some(of) = self.bare(id).and_then(|bare| self.get(bare)) else { return Shape::Other };
         match of.kind {
@@ -190,7 +190,7 @@ impl<'a> Btf<'a> {
         }
     }
 
-    /// Bytes of a value of this type; `None` where it has no size of its own.
+    /// The size of a value of this type, in bytes; `None` if the type has no size of its own.
     pub(super) fn size(&self, id: TypeId) -> Option<u32> {
         match self.shape(id) {
             Shape::Number { size } | Shape::Structure { size } => Some(size),
@@ -199,13 +199,13 @@ impl<'a> Btf<'a> {
         }
     }
 
-    /// The type of a parameter of a function, the first being 0.
+    /// The type of a parameter of a function; the first parameter is 0.
     pub(super) fn parameter(&self, prototype: TypeId, index: usize) -> Option<TypeId> {
         let of = self.get(self.bare(prototype)?).filter(|of| of.kind == FUNC_PROTO)?;
         of.rest.chunks_exact(8).nth(index).and_then(|parameter| number(parameter, 4)).map(TypeId)
     }
 
-    /// Follows names, `const` and the like.
+    /// Resolves names and qualifiers.
     fn bare(&self, id: TypeId) -> Option<TypeId> {
         let mut id = id;
         for _ in 0..DEEP {
@@ -250,7 +250,7 @@ impl<'a> Btf<'a> {
 }
 
 impl Type<'_> {
-    /// How many bytes follow the head; `None` for a kind that we do not know.
+    /// The number of bytes after the header; `None` for an unknown kind.
     fn len_of_rest(&self) -> Option<usize> {
         Some(match self.kind {
             PTR | FWD | TYPEDEF | VOLATILE | CONST | RESTRICT | FUNC | FLOAT | TYPE_TAG => 0,

@@ -1,6 +1,6 @@
-//! Type information made by hand, for tests.
+//! Building type information (BTF) for tests.
 
-/// Adds types one by one; each method returns the number of the type that it has added.
+/// Adds types one by one. Each method returns the id of the new type.
 #[derive(Debug)]
 pub(super) struct Maker {
     types: Vec<u8>,
@@ -10,7 +10,7 @@ pub(super) struct Maker {
 
 impl Maker {
     pub(super) fn new() -> Maker {
-        // The first name is the empty one: of what has none.
+        // The first name is the empty one, for types without a name.
         Maker { types: Vec::new(), strings: vec![0], count: 0 }
     }
 
@@ -27,7 +27,7 @@ impl Maker {
         self.add(0, 3 << 24, 0, &[of, of, len])
     }
 
-    /// Members are of a name, which may be empty, a type, and bytes from the start.
+    /// Each member has a name, which may be empty, a type, and an offset in bytes.
     pub(super) fn structure(&mut self, name: &str, size: u32, members: &[(&str, u32, u32)]) -> u32 {
         let name = self.name(name);
         let words: Vec<u32> =

@@ -1,11 +1,11 @@
-//! The clock that the kernel side reads.
+//! The clock that the programs read.
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The monotonic clock as the kernel itself has it, which in a time namespace is not the one that we are shown.
+/// The monotonic clock of the initial time namespace.
 #[derive(Debug)]
 pub(super) struct Clock {
-    /// What ours is ahead of it, in nanoseconds.
+    /// The offset of this time namespace's clock, in nanoseconds.
     ahead: i64,
 }
 
@@ -13,13 +13,13 @@ pub(super) struct Clock {
 const OFFSETS: &str = "/proc/self/timens_offsets";
 
 impl Clock {
-    /// Without the file there are no time namespaces, or there is no /proc: no offset is known of.
+    /// Without the file, there are no time namespaces or no `/proc`: the offset is taken as 0.
     pub(super) fn new() -> Clock {
         let text = std::fs::read_to_string(OFFSETS).unwrap_or_default();
         Clock { ahead: offset(&text).unwrap_or(0) }
     }
 
-    /// In nanoseconds. No system call: the vDSO answers.
+    /// The time in nanoseconds. The vDSO answers, without a system call.
     pub(super) fn now(&self) -> u64 {
         let time = clock_gettime(ClockId::Monotonic);
         let ours = time.tv_sec.saturating_mul(NANOSECONDS).saturating_add(time.tv_nsec);
@@ -27,10 +27,10 @@ impl Clock {
     }
 }
 
-/// In a second.
+/// Nanoseconds in a second.
 const NANOSECONDS: i64 = 1_000_000_000;
 
-/// Of `monotonic SECONDS NANOSECONDS`, a line of the file.
+/// The offset in the line `monotonic SECONDS NANOSECONDS` of the file.
 fn offset(text: &str) -> Option<i64> {
     let line = text.lines().find(|line| line.starts_with("monotonic"))?;
     let mut numbers = line.split_whitespace().skip(1).map(str::parse::<i64>);

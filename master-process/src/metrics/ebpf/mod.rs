@@ -1,15 +1,15 @@
-//! The eBPF source: programs in the kernel charge workers as they run, and a sample reads memory.
+//! The eBPF source: programs in the kernel charge the workers as they run, and a sample reads shared memory.
 
+mod account_table;
 mod btf;
 #[cfg(test)]
 mod btf_maker;
 mod clock;
-mod layout;
+mod kernel_offsets;
 mod load;
+mod load_error;
 mod object;
 mod reading;
-mod refusal;
-mod roster;
 mod sample;
 mod shared;
 mod sizes;
@@ -20,65 +20,70 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use master_process_common::{Account, NONE};
 use rustix::process::Pid;
 
-pub use self::refusal::{Lost, Refusal};
+pub use self::load_error::{LoadError, ProgramsDetached};
 
+use self::account_table::AccountTable;
 use self::clock::Clock;
 use self::load::Running;
 use self::reading::Busy;
-use self::roster::Roster;
 use self::sizes::Sizes;
-use super::{Killer, LastWords};
+use super::{ExitDetails, Killer};
 use crate::config::Scope;
 use crate::policy::WorkerId;
 
-/// The programs, and the memory that we share with them.
+/// The programs and the memory shared with them.
 #[derive(Debug)]
 pub struct Ebpf {
     running: Running,
-    roster: Roster,
+    account_table: AccountTable,
     clock: Clock,
-    /// How many switches there had been at the last sample.
+    /// The number of context switches at the last sample.
     switches: u64,
-    /// How many processes had been turned away at the last sample.
-    turned_away: u64,
-    /// Used by each sample anew: memory by account, and the CPUs that run workers.
+    /// The number of unwatched processes at the last sample.
+    dropped: u64,
+    /// Buffers that each sample reuses: memory by account, and the CPUs that run workers.
     memory: Vec<u64>,
     busy: Vec<Busy>,
 }
 
 impl Ebpf {
-    /// Loads the programs, to watch so many workers at a time, twice as many in a reload.
+    /// Loads the programs for this number of workers; a reload doubles it.
     ///
     /// # Errors
-    /// Why that is not to be had here. What the verifier says goes to the log at debug level.
-    pub fn load(scope: Scope, workers: u32) -> Result<Ebpf, Refusal> {
+    /// Why they cannot be loaded. The output of the verifier goes to the log at level debug.
+    pub fn load(scope: Scope, workers: u32) -> Result<Ebpf, LoadError> {
         Ebpf::load_sized(scope, Sizes::new(scope, workers))
     }
 
-    fn load_sized(scope: Scope, sizes: Sizes) -> Result<Ebpf, Refusal> {
+    fn load_sized(scope: Scope, sizes: Sizes) -> Result<Ebpf, LoadError> {
         Ok(Ebpf {
             running: load::start(scope, sizes)?,
-            roster: Roster::new(sizes.workers),
+            account_table: AccountTable::new(sizes.workers),
             clock: Clock::new(),
             switches: 0,
-            turned_away: 0,
+            dropped: 0,
             memory: vec![0; sizes.accounts() as usize],
             busy: Vec::new(),
         })
     }
 
-    /// Announces that the next process which this process forks is this worker. Threads do not count.
+    /// Announces that the next process that this process forks is this worker. Threads do not count.
     pub fn arm(&mut self, worker: WorkerId) {
         let Running { processes, accounts, control, .. } = &self.running;
         let is_vacant = |account: u32| {
             processes.get(account as usize).is_some_and(|process| process.tgid.load(Acquire) == 0)
         };
-        let Some(account) = self.roster.enter(worker, is_vacant) else {
-            // More than three workers for each that there may be: some were never told to have ended.
-            tracing::debug!("worker {} is not watched: no account is free", worker.serial);
+        let Some(account) = self.account_table.enter(worker, is_vacant) else {
+            // There are more than three workers for each slot: the ends of some were not reported.
+            tracing::debug!(
+                "worker with serial {} is not measured by eBPF: no account is free",
+                worker.serial
+            );
             return;
         };
-        if let (Some(entry), Some(account)) = (self.roster.entry(account), accounts.get(account as usize)) {
+        if let (Some(entry), Some(account)) =
+            (self.account_table.entry(account), accounts.get(account as usize))
+        {
             entry.before = account.cpu_ns.load(Acquire);
             account.peak.store(0, Relaxed);
             account.oom.store(0, Relaxed);
@@ -89,17 +94,20 @@ impl Ebpf {
         }
     }
 
-    /// Says whether that process came to be. False where it is not watched: there was no account left for it, or it was
-    /// not seen.
+    /// Whether the announced process was forked. Returns `false` if it is not watched: no account was free, or its
+    /// fork was not seen.
     pub fn launched(&mut self, worker: WorkerId, started: bool) -> bool {
-        let Some(account) = self.roster.account(worker) else { return false };
+        let Some(account) = self.account_table.account(worker) else { return false };
         let armed = u64::from(account);
         let seen = self.running.control.first().is_none_or(|control| {
-            // Whoever was watched has taken it back.
+            // If a child is watched, the program has cleared it.
             control.armed.compare_exchange(armed, NONE, AcqRel, Acquire).is_err()
         });
         if started && !seen {
-            tracing::debug!("worker {} is not watched: its start was not seen", worker.serial);
+            tracing::debug!(
+                "worker with serial {} is not measured by eBPF: its start was not seen",
+                worker.serial
+            );
         }
         let watched = started && seen;
         if !watched {
@@ -108,17 +116,17 @@ impl Ebpf {
         watched
     }
 
-    /// Whether it measures this worker.
+    /// Whether this source measures the worker.
     pub fn watches(&self, worker: WorkerId) -> bool {
-        self.roster.account(worker).is_some()
+        self.account_table.account(worker).is_some()
     }
 
-    /// The processes that are charged to a worker; `None` where we cannot tell, because the kernel side numbers them as
-    /// the first PID namespace does, and we are in another one.
+    /// The processes that are charged to a worker; `None` outside the initial PID namespace, whose pids the programs
+    /// see.
     pub fn processes_of(&self, worker: WorkerId) -> Option<impl Iterator<Item = Pid>> {
-        let account = self.roster.account(worker).filter(|_| self.running.numbers_as_we_do)?;
-        let places = self.running.places_of(account);
-        let of_worker = places.filter(move |process| process.worker.load(Acquire) == u64::from(account));
+        let account = self.account_table.account(worker).filter(|_| self.running.in_initial_namespace)?;
+        let processes = self.running.processes_of_account(account);
+        let of_worker = processes.filter(move |process| process.worker.load(Acquire) == u64::from(account));
         Some(
             of_worker.filter(|process| process.ended.load(Acquire) == 0).filter_map(|process| {
                 narrow(&process.tgid).and_then(|tgid| Pid::from_raw(tgid.cast_signed()))
@@ -126,13 +134,13 @@ impl Ebpf {
         )
     }
 
-    /// What is known of a worker whose process has ended. Whatever it leaves behind is nobody's from now on.
-    pub fn ended(&mut self, worker: WorkerId) -> LastWords {
+    /// The details of a worker's end. The processes that it leaves are no longer charged.
+    pub fn ended(&mut self, worker: WorkerId) -> ExitDetails {
         let sees_oom = self.running.sees_oom;
-        let words = self.roster.account(worker).and_then(|number| {
+        let words = self.account_table.account(worker).and_then(|number| {
             let account = self.running.accounts.get(number as usize)?;
-            let peak = account.peak.load(Acquire).max(self.roster.entry(number)?.peak);
-            Some(LastWords {
+            let peak = account.peak.load(Acquire).max(self.account_table.entry(number)?.peak);
+            Some(ExitDetails {
                 peak_memory: (peak > 0).then_some(peak),
                 killer: killer(account),
                 oom: sees_oom.then(|| account.oom.load(Acquire) != 0),
@@ -142,11 +150,11 @@ impl Ebpf {
         words.unwrap_or_default()
     }
 
-    /// Takes a worker's account from it and from its processes.
+    /// Frees a worker's account, and detaches its processes from it.
     fn forget(&mut self, worker: WorkerId) {
-        let Some((account, _entry)) = self.roster.leave(worker) else { return };
-        for process in self.running.places_of(account) {
-            // Only from this worker: the place can have become somebody else's.
+        let Some((account, _entry)) = self.account_table.leave(worker) else { return };
+        for process in self.running.processes_of_account(account) {
+            // The entry may have been reused for another worker.
             let _somebody_elses = process.worker.compare_exchange(account.into(), NONE, AcqRel, Relaxed);
         }
     }
@@ -154,12 +162,12 @@ impl Ebpf {
 
 #[cfg(test)]
 impl Ebpf {
-    /// With room for so many workers.
-    pub(super) fn load_for(scope: Scope, workers: u32) -> Result<Ebpf, Refusal> {
+    /// With room for this number of workers.
+    pub(super) fn load_for(scope: Scope, workers: u32) -> Result<Ebpf, LoadError> {
         Ebpf::load_sized(scope, Sizes { workers, descendants: 1 })
     }
 
-    /// What somebody does who removes the programs.
+    /// Detaches the programs, as another program can.
     pub(super) fn detach(&mut self) {
         self.running.links.clear();
     }
@@ -174,7 +182,7 @@ fn killer(account: &Account) -> Option<Killer> {
     Some(Killer { signal, pid, uid, name: String::from_utf8_lossy(name).into_owned() })
 }
 
-/// Everything shared is 64 bits wide, whatever is in it.
+/// All shared fields have 64 bits, whatever they hold.
 fn narrow(number: &AtomicU64) -> Option<u32> {
     u32::try_from(number.load(Acquire)).ok()
 }

@@ -1,62 +1,63 @@
-//! The object: reading it, and bringing what is in it into the kernel.
+//! Loading the object into the kernel.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use aya_obj::{EbpfSectionKind, Object, ProgramSection};
-use master_process_common::{Layout, Setup};
+use master_process_common::{KernelOffsets, Params};
 
-use super::refusal::Refusal;
-use crate::sys::bpf::{self, Map, MapKind, Sight, bytes_of};
+use super::load_error::LoadError;
+use crate::sys::bpf::{self, AttachKind, Map, MapKind, bytes_of};
 
-/// Reading it as numbers wants it aligned as such.
+/// The alignment that reading numbers requires.
 #[repr(C, align(8))]
 struct Aligned<T: ?Sized>(T);
 
-/// What `cargo xtask ebpf` has built.
+/// The object that `cargo xtask ebpf` builds.
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("MASTER_PROCESS_BPF_OBJECT")));
 
-/// Programs and maps that are in the kernel, by their names in the object.
+/// The loaded programs and maps, by their names in the object.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) maps: HashMap<String, Map>,
     pub(super) programs: HashMap<String, Program>,
 }
 
-/// A program that is in the kernel.
+/// A loaded program.
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) fd: OwnedFd,
-    pub(super) sight: Sight,
+    pub(super) attach_kind: AttachKind,
 }
 
-/// What the object does not say.
+/// What the object does not contain.
 #[derive(Debug)]
-pub(super) struct Terms<'a> {
-    pub(super) layout: &'a Layout,
-    pub(super) setup: &'a Setup,
-    /// Entries of maps.
+pub(super) struct LoadParams<'a> {
+    pub(super) kernel_offsets: &'a KernelOffsets,
+    pub(super) params: &'a Params,
+    /// The numbers of entries of the maps.
     pub(super) entries: &'a HashMap<&'a str, u32>,
-    /// The numbers of the tracepoints whose arguments are typed.
+    /// The type ids of the BTF tracepoints.
     pub(super) typed: &'a HashMap<&'a str, u32>,
 }
 
 /// Makes the maps and loads the programs.
 ///
 /// # Errors
-/// What was refused, and how.
-pub(super) fn load(terms: &Terms<'_>) -> Result<Loaded, Refusal> {
-    let Terms { layout, setup, entries, typed } = *terms;
-    let mut object = Object::parse(&OBJECT.0).map_err(|error| Refusal::new("the eBPF object", error))?;
-    let constants = HashMap::from([("LAYOUT", (bytes_of(layout), true)), ("SETUP", (bytes_of(setup), true))]);
-    object.patch_map_data(constants).map_err(|error| Refusal::new("the eBPF object's constants", error))?;
+/// The call that failed, and its error.
+pub(super) fn load(load_params: &LoadParams<'_>) -> Result<Loaded, LoadError> {
+    let LoadParams { kernel_offsets, params, entries, typed } = *load_params;
+    let mut object = Object::parse(&OBJECT.0).map_err(|error| LoadError::new("the eBPF object", error))?;
+    let constants =
+        HashMap::from([("OFFSETS", (bytes_of(kernel_offsets), true)), ("PARAMS", (bytes_of(params), true))]);
+    object.patch_map_data(constants).map_err(|error| LoadError::new("the eBPF object's constants", error))?;
     let maps = make_maps(&object, entries)?;
     relocate(&mut object, &maps)?;
     let programs = load_programs(&object, typed)?;
     Ok(Loaded { maps, programs })
 }
 
-fn make_maps(object: &Object, entries: &HashMap<&str, u32>) -> Result<HashMap<String, Map>, Refusal> {
+fn make_maps(object: &Object, entries: &HashMap<&str, u32>) -> Result<HashMap<String, Map>, LoadError> {
     let mut maps = HashMap::new();
     for (name, definition) in &object.maps {
         let kind = MapKind {
@@ -66,10 +67,10 @@ fn make_maps(object: &Object, entries: &HashMap<&str, u32>) -> Result<HashMap<St
             entries: entries.get(name.as_str()).copied().unwrap_or(definition.max_entries()),
             flags: definition.map_flags(),
         };
-        let refused = |error| Refusal::new(format_args!("bpf(BPF_MAP_CREATE) {name}"), error);
+        let refused = |error| LoadError::new(format_args!("bpf(BPF_MAP_CREATE) {name}"), error);
         let map = Map::new(name, kind).map_err(refused)?;
         if definition.section_kind() == EbpfSectionKind::Rodata {
-            let refused = |error| Refusal::new(format_args!("bpf(BPF_MAP_UPDATE_ELEM) {name}"), error);
+            let refused = |error| LoadError::new(format_args!("bpf(BPF_MAP_UPDATE_ELEM) {name}"), error);
             map.update(&0u32.to_ne_bytes(), definition.data())
                 .and_then(|()| map.freeze())
                 .map_err(refused)?;
@@ -80,8 +81,8 @@ fn make_maps(object: &Object, entries: &HashMap<&str, u32>) -> Result<HashMap<St
 }
 
 /// Writes the maps' descriptors into the instructions that refer to them.
-fn relocate(object: &mut Object, maps: &HashMap<String, Map>) -> Result<(), Refusal> {
-    let refused = |error: &dyn std::error::Error| Refusal::new("the eBPF object's references", error);
+fn relocate(object: &mut Object, maps: &HashMap<String, Map>) -> Result<(), LoadError> {
+    let refused = |error: &dyn std::error::Error| LoadError::new("the eBPF object's references", error);
     let text: HashSet<usize> = object.functions.keys().map(|(section, _address)| *section).collect();
     let definitions = std::mem::take(&mut object.maps);
     let references = definitions.iter().filter_map(|(name, definition)| {
@@ -91,36 +92,37 @@ fn relocate(object: &mut Object, maps: &HashMap<String, Map>) -> Result<(), Refu
     object.relocate_calls(&text).map_err(|error| refused(&error))
 }
 
-fn load_programs(object: &Object, typed: &HashMap<&str, u32>) -> Result<HashMap<String, Program>, Refusal> {
+fn load_programs(object: &Object, typed: &HashMap<&str, u32>) -> Result<HashMap<String, Program>, LoadError> {
     let mut programs = HashMap::new();
     for (name, program) in &object.programs {
         let Some(function) = object.functions.get(&program.function_key()) else {
-            return Err(Refusal::new("the eBPF object", format_args!("no function {name}")));
+            return Err(LoadError::new("the eBPF object", format_args!("no function {name}")));
         };
-        let sight = match (matches!(program.section, ProgramSection::BtfTracePoint), typed.get(name.as_str()))
-        {
-            (true, Some(number)) => Sight::Typed(*number),
-            (true, None) => return Err(Refusal::new(name, "of an unknown type")),
-            (false, _) => Sight::Raw,
+        let attach_kind =
+            match (matches!(program.section, ProgramSection::BtfTracePoint), typed.get(name.as_str())) {
+                (true, Some(number)) => AttachKind::BtfTracepoint(*number),
+                (true, None) => return Err(LoadError::new(name, "of an unknown type")),
+                (false, _) => AttachKind::RawTracepoint,
+            };
+        let load = |log: Option<&mut [u8]>| {
+            bpf::load(name, attach_kind, &function.instructions, &program.license, log)
         };
-        let load =
-            |log: Option<&mut [u8]>| bpf::load(name, sight, &function.instructions, &program.license, log);
         let fd = load(None).map_err(|error| {
-            // Asked again, with room for an answer: why is for those who look for it.
+            // Loads it again with a buffer for the verifier's output, which is logged at level debug.
             let mut log = vec![0; LOG];
             let _refused_again = load(Some(log.as_mut_slice()));
             tracing::debug!("the verifier on {name}: {}", last_lines(&log));
-            Refusal::new(format_args!("bpf(BPF_PROG_LOAD) {name}"), error)
+            LoadError::new(format_args!("bpf(BPF_PROG_LOAD) {name}"), error)
         })?;
-        programs.insert(name.clone(), Program { fd, sight });
+        programs.insert(name.clone(), Program { fd, attach_kind });
     }
     Ok(programs)
 }
 
-/// Bytes for what the verifier has to say. The largest program takes a tenth of it; where it does not do, the end,
-/// which tells why, is lost.
+/// The size of the buffer for the verifier's output. The largest program needs a tenth of it. If it is too small, the
+/// end, which has the reason, is lost.
 const LOG: usize = 1 << 20;
-/// How many lines of that are shown: the reason is in the last ones.
+/// The number of lines to log: the reason is in the last ones.
 const LINES: usize = 8;
 
 fn last_lines(log: &[u8]) -> String {

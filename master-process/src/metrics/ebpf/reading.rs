@@ -1,4 +1,4 @@
-//! Reading numbers that the kernel side is writing.
+//! Reading numbers while the programs write them.
 
 use std::sync::atomic::Ordering::Acquire;
 
@@ -6,7 +6,7 @@ use master_process_common::{Account, Cpu, Process};
 
 use super::clock::Clock;
 
-/// The memory that tells who runs where, and the time.
+/// The memory that holds what runs on each CPU, and the clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading<'a> {
     pub(super) processes: &'a [Process],
@@ -23,21 +23,22 @@ pub(super) struct Busy {
     pub(super) cpu: usize,
 }
 
-/// What runs at a moment.
+/// The time slices that are running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Slices {
-    /// The sum of when they began. Each beginning is later than the one before on that CPU, so every switch moves it.
+    /// The sum of their start times. Each start on a CPU is later than the previous one, so every switch changes the
+    /// sum.
     starts: u64,
-    /// How long they have lasted together, in nanoseconds.
+    /// Their total length so far, in nanoseconds.
     ns: u64,
 }
 
-/// How often a worker is read again because one of its CPUs switched in between. A worker with threads on every CPU
-/// of a large machine may never hold still; then what it has not been charged for yet waits for the next sample.
+/// How often a worker is read again because one of its CPUs switched meanwhile. A worker with threads on every CPU of
+/// a large machine may never be read without a switch. Its running slices then count in the next sample.
 const TRIES: u32 = 16;
 
 impl Reading<'_> {
-    /// Every CPU that runs a worker, sorted by account.
+    /// The CPUs that run a worker, sorted by account.
     pub(super) fn busy(&self, busy: &mut Vec<Busy>) {
         busy.clear();
         let all =
@@ -46,10 +47,10 @@ impl Reading<'_> {
         busy.sort_unstable();
     }
 
-    /// CPU time of a worker until now, in nanoseconds: what it was charged, and what runs of it on `busy`.
+    /// The CPU time of a worker until now, in nanoseconds: what it was charged, and its running slices on `busy`.
     ///
-    /// The kernel side says that it is about to charge a slice, charges it, and says when the next one began. Whoever
-    /// finds the same beginning before and after reading the account knows that it does not have this slice.
+    /// The program marks the slice as being charged, charges it, and records the start of the next one. A reader that
+    /// finds the same start before and after reading the account knows that the account does not include the slice.
     pub(super) fn cpu_time(&self, account: &Account, busy: &[Busy]) -> u64 {
         for _ in 0..TRIES {
             let Some(running) = self.running(busy) else { continue };
@@ -61,7 +62,7 @@ impl Reading<'_> {
         account.cpu_ns.load(Acquire)
     }
 
-    /// The slices of one worker; `None` while one of them is being charged.
+    /// The running slices of one worker; `None` while one of them is being charged.
     fn running(&self, busy: &[Busy]) -> Option<Slices> {
         let mut slices = Slices { starts: 0, ns: 0 };
         for Busy { account, cpu } in busy {
@@ -71,7 +72,7 @@ impl Reading<'_> {
                 return None;
             }
             slices.starts = slices.starts.wrapping_add(since);
-            // It may have left the CPU in the meantime, and then has been charged.
+            // The worker may have been switched out and charged in the meantime.
             if self.runs_on(cpu) == *account {
                 slices.ns += self.clock.now().saturating_sub(since);
             }
@@ -79,16 +80,16 @@ impl Reading<'_> {
         Some(slices)
     }
 
-    /// How long the slice has lasted that runs on a CPU, in nanoseconds.
+    /// The length of the slice that runs on a CPU so far, in nanoseconds.
     pub(super) fn slice(&self, cpu: usize) -> u64 {
         let since = self.cpus.get(cpu).map_or(0, |cpu| cpu.since.load(Acquire));
         if since == 0 { 0 } else { self.clock.now().saturating_sub(since) }
     }
 
-    /// The account that is charged for what a CPU runs; 0 where none is.
+    /// The account that is charged for what runs on a CPU; 0 if there is none.
     fn runs_on(&self, cpu: &Cpu) -> usize {
-        let place = usize::try_from(cpu.place.load(Acquire)).unwrap_or(0);
-        let worker = self.processes.get(place).map_or(0, |process| process.worker.load(Acquire));
+        let index = usize::try_from(cpu.index.load(Acquire)).unwrap_or(0);
+        let worker = self.processes.get(index).map_or(0, |process| process.worker.load(Acquire));
         usize::try_from(worker).unwrap_or(0)
     }
 }
@@ -103,7 +104,7 @@ mod tests {
 
     use super::{Busy, Clock, Reading};
 
-    /// Worker 1 at place 1, worker 2 at place 2.
+    /// Worker 1 at index 1, worker 2 at index 2.
     fn processes() -> Vec<Process> {
         let processes: Vec<Process> = (0..3).map(|_| Process::default()).collect();
         processes[1].worker.store(1, Relaxed);
@@ -111,9 +112,9 @@ mod tests {
         processes
     }
 
-    fn cpu(place: u64, since: u64) -> Cpu {
+    fn cpu(index: u64, since: u64) -> Cpu {
         let cpu = Cpu::default();
-        cpu.place.store(place, Relaxed);
+        cpu.index.store(index, Relaxed);
         cpu.since.store(since, Relaxed);
         cpu
     }
@@ -159,7 +160,7 @@ mod tests {
         let cpus = [cpu(1, begun)];
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            // What the kernel side does, in its order, for a worker that is switched out and in at once.
+            // What the program does, in its order, for a worker that is switched out and in at once.
             scope.spawn(|| {
                 while !done.load(Relaxed) {
                     let (now, since) = (clock.now(), cpus[0].since.load(Relaxed));
@@ -177,7 +178,7 @@ mod tests {
                 let found = reading.cpu_time(&account, &[Busy { account: 1, cpu: 0 }]);
                 let after = clock.now() - begun;
                 assert!(found <= after, "{found} of {after}");
-                // Where it would not hold still, what was charged is all that is told.
+                // If no read succeeds without a switch, only what was charged is reported.
                 if found >= before {
                     assert!(found >= last, "{found} after {last}");
                     last = found;

@@ -1,6 +1,6 @@
-//! What of the shared types may lie in shared memory, or go to the kernel as it is.
+//! Which of the common types may be in shared memory, or be passed to the kernel as bytes.
 
-use master_process_common::{Account, Control, Cpu, Layout, Process, Setup};
+use master_process_common::{Account, Control, Cpu, KernelOffsets, Params, Process};
 
 use crate::sys::bpf::{Plain, Shared};
 
@@ -13,7 +13,7 @@ unsafe impl Shared for Cpu {}
 // SAFETY: as above.
 unsafe impl Shared for Process {}
 
-// SAFETY: twelve numbers of 32 bits; the size that is asserted beside the type leaves no room for padding.
-unsafe impl Plain for Layout {}
-// SAFETY: two numbers of 64 bits and four of 32, as above.
-unsafe impl Plain for Setup {}
+// SAFETY: twelve 32-bit numbers; the assertion of the type's size leaves no room for padding.
+unsafe impl Plain for KernelOffsets {}
+// SAFETY: two 64-bit numbers and four of 32 bits, as above.
+unsafe impl Plain for Params {}

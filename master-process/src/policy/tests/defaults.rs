@@ -1,4 +1,4 @@
-//! Default limits: they give way to a program that they do not fit.
+//! The default limits, which are lifted for a program that they do not fit.
 
 use std::time::Duration;
 
@@ -146,13 +146,13 @@ fn after_a_reload_that_failed_the_default_stays_off_for_the_old_workers() {
     sim.finish();
 }
 
-/// Two seconds of one thread that uses so many percent.
+/// A thread that uses this percentage of a CPU for two seconds.
 fn thread(percent: u64) -> Option<Busiest> {
     Some(Busiest { span_ns: 2_000_000_000, cpu_ns: 20_000_000 * percent })
 }
 
-/// A worker whose busiest thread uses so much of what it uses, for so many samples. The look at a row's beginning
-/// has nothing to be compared with.
+/// Samples of a worker whose busiest thread uses this part of its CPU time. The look at the first sample of a row has
+/// no earlier look to compare with.
 fn busy(sim: &mut Sim, worker: WorkerId, samples: u64, percent: u64, busiest: u64) {
     let mut used = 0;
     for _ in 0..samples {
@@ -168,7 +168,7 @@ fn busy(sim: &mut Sim, worker: WorkerId, samples: u64, percent: u64, busiest: u6
 fn the_default_cpu_limit_replaces_a_single_loop_that_is_stuck() {
     let mut sim = judged(defaults(1));
     let worker = sim.alive()[0];
-    // The first sample is none of CPU time.
+    // CPU time is a difference, so the first sample has none.
     busy(&mut sim, worker, 10, 100, 100);
     assert_eq!(starting(&sim), 0, "a row of nine");
     busy(&mut sim, worker, 11, 100, 100);
@@ -188,7 +188,7 @@ fn the_default_cpu_limit_replaces_no_program_of_several_busy_threads() {
         assert_eq!((starting(&sim), overs(&sim)), (0, vec![]), "{busiest} of {percent}");
         sim.finish();
     }
-    // The timers of its other threads go on.
+    // The timers of its other threads still run.
     let mut sim = judged(defaults(1));
     let worker = sim.alive()[0];
     busy(&mut sim, worker, 12, 108, 100);
@@ -249,7 +249,7 @@ fn a_loop_that_moves_on_before_its_threads_are_seen_is_left_alone() {
     let used = cpu(&mut sim, worker, used, &[10]);
     sim.answer_threads(thread(100));
     assert_eq!(starting(&sim), 0);
-    // Nor by what it was judged by before the user paused the limits.
+    // Samples from before the pause do not count either.
     let used = cpu(&mut sim, worker, used, &[100]);
     sim.answer_threads(None);
     cpu(&mut sim, worker, used, &[100; 9]);

@@ -1,4 +1,4 @@
-//! What a SIGHUP is.
+//! The two meanings of a SIGHUP.
 
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ fn start() -> Time {
     Time::new(Duration::from_secs(1000))
 }
 
-/// Looks as often as it is told to, and gives the verdict and how long it took. The terminal goes after `goes`.
+/// Checks the terminal as often as requested, and returns the verdict and the time that it took. The terminal goes
+/// after `goes`.
 fn decide(hangups: &mut Hangups, from: Time, goes: Option<Duration>) -> (Hangup, Duration) {
     let mut now = from;
     let mut verdict = hangups.signal(now, true);
@@ -86,7 +87,7 @@ fn long_after_a_terminal_that_went_without_one_it_is_a_reload() {
 fn under_nohup_the_terminals_end_is_outlived_and_a_later_one_is_a_reload() {
     let mut hangups = Hangups::new(true, true);
     assert_eq!(decide(&mut hangups, start(), Some(100 * MS)).0, Hangup::Outlive);
-    // The shell's own may follow that of the kernel.
+    // The SIGHUP of the shell can follow that of the kernel.
     assert_eq!(hangups.signal(start().after(1000 * MS), true), Some(Hangup::Outlive));
     assert_eq!(hangups.signal(start().after(3000 * MS), true), Some(Hangup::Reload));
 }

@@ -1,4 +1,4 @@
-//! Every short history.
+//! All short histories of events.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ const STEPS: [Step; 16] = [
     Step::LongTime,
 ];
 
-/// What matters to a worker that is over its limit, whose PSS is asked for and said later.
+/// The steps for a worker that exceeds its limit, whose PSS is requested and reported later.
 const OVER_LIMIT: [Step; 17] = [
     Step::Launch,
     Step::LaunchFails,
@@ -71,7 +71,7 @@ const OVER_LIMIT: [Step; 17] = [
     Step::LongTime,
 ];
 
-/// Plays a step where it is possible; whether it was.
+/// Plays a step if it is possible, and returns whether it was.
 fn play(sim: &mut Sim, step: Step) -> bool {
     let launching = sim.find(|process| !process.running);
     let unready = sim.find(|process| process.running && !process.ready);
@@ -135,7 +135,7 @@ fn passes(sim: &mut Sim, span: Duration) -> bool {
     true
 }
 
-/// Walks every history of up to `depth` steps from `sim` on; each must come to a clean end.
+/// Plays every history of up to `depth` steps from `sim` on; each must end cleanly.
 fn walk(sim: &Sim, steps: &[Step], depth: usize, walked: &mut u64) {
     *walked += 1;
     if depth == 0 {
@@ -151,7 +151,7 @@ fn walk(sim: &Sim, steps: &[Step], depth: usize, walked: &mut u64) {
 }
 
 fn walk_all(mut settings: Settings, warm: bool, depth: usize) {
-    // One sample is too many, so that a short history has room for what follows.
+    // One sample exceeds the limit, so that a short history has room for what follows.
     settings.limits.memory_failures = 1;
     settings.limits.delay = Duration::ZERO;
     let mut sim = Sim::new(settings);

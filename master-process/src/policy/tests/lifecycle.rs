@@ -1,4 +1,4 @@
-//! Starting, dying, waiting, giving up, stopping, scaling.
+//! Starts, exits, throttling, giving up, stopping and scaling.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::policy::{Event, LaunchFailure, Outcome, ReadyBy, ReadySignal, Report}
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-/// How long the last announced restart waits.
+/// The delay of the last reported restart.
 fn last_wait(sim: &Sim) -> Duration {
     sim.last_wait.expect("a restart was announced")
 }
@@ -96,7 +96,7 @@ fn a_throttle_equal_to_its_maximum_is_a_constant_delay() {
     sim.finish();
 }
 
-/// How often a worker was said to be late and to go on starting.
+/// The number of reports that a late worker keeps starting.
 fn slow(sim: &Sim) -> usize {
     sim.notes.iter().filter(|note| matches!(note, Report::Slow { .. })).count()
 }

@@ -1,4 +1,4 @@
-//! Workers that use too much.
+//! Workers that exceed a limit.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) fn judged(workers: u32) -> Sim {
     sim
 }
 
-/// Samples of so much memory, one an interval.
+/// Samples with this memory, one in each interval.
 pub(super) fn memory(sim: &mut Sim, worker: WorkerId, samples: &[u64]) {
     for memory in samples {
         sim.sample(worker, 0, *memory);
@@ -24,7 +24,7 @@ pub(super) fn memory(sim: &mut Sim, worker: WorkerId, samples: &[u64]) {
     }
 }
 
-/// Samples of so much CPU, in percent, one an interval, from `used` on; what it has used then.
+/// Samples with these CPU percentages, one in each interval, from `used` on; returns the CPU time after them.
 pub(super) fn cpu(sim: &mut Sim, worker: WorkerId, mut used: u64, percent: &[u64]) -> u64 {
     for percent in percent {
         sim.pass(INTERVAL);
@@ -61,7 +61,9 @@ fn ten_samples_in_a_row_over_the_memory_limit_replace_a_worker_and_the_successor
     let over = OverLimit {
         limit: Limit::Memory,
         used: 1001,
+        most: 1000,
         measured: Measured::Pss,
+        samples: 10,
         wait: None,
         queued: false,
         again: false,
@@ -100,7 +102,7 @@ fn cpu_and_memory_are_counted_apart() {
 fn cpu_is_the_difference_of_two_samples_over_the_time_between_them() {
     let mut sim = judged(1);
     let worker = sim.alive()[0];
-    // What it used before the first sample is nobody's business.
+    // The CPU time before the first sample does not count.
     sim.sample(worker, 1_000_000_000_000, 0);
     let used = cpu(&mut sim, worker, 1_000_000_000_000, &[95; 20]);
     assert_eq!(starting(&sim), 0, "at the limit is not over it");
@@ -111,7 +113,9 @@ fn cpu_is_the_difference_of_two_samples_over_the_time_between_them() {
     let over = OverLimit {
         limit: Limit::Cpu,
         used: 3_000_000_000,
+        most: 950_000_000,
         measured: Measured::Cpu,
+        samples: 10,
         wait: None,
         queued: false,
         again: false,
@@ -161,8 +165,8 @@ fn without_a_limit_everything_is_allowed() {
     sim.finish();
 }
 
-/// Lets the only worker be over its memory limit from its first judged sample on, until it is replaced; how long that
-/// took from the last replacement on.
+/// Lets the only worker exceed its memory limit from its first judged sample on until it is replaced; returns the
+/// time since the last replacement.
 fn replaced_for_good(sim: &mut Sim) -> Duration {
     let since = sim.now;
     let old = sim.alive()[0];
@@ -217,7 +221,7 @@ fn a_leak_is_replaced_each_time_without_a_wait() {
     for _ in 0..5 {
         let worker = sim.alive()[0];
         sim.pass(31 * SECOND);
-        // A peak while it warms up is no row.
+        // A peak during the warm-up is no row.
         memory(&mut sim, worker, &[2000, 500]);
         sim.pass(600 * SECOND);
         memory(&mut sim, worker, &[2000; 10]);
@@ -254,7 +258,7 @@ fn a_successor_that_never_becomes_ready_leaves_the_old_one_serving_and_judged() 
     assert_eq!(starting(&sim), 1, "the next one is tried");
     let next = sim.find(|process| !process.running)[0];
     sim.fail_launch(next, LaunchFailure::Lasting);
-    // It behaves again before the next attempt: then it may stay.
+    // It is within its limit again before the next attempt, and stays.
     memory(&mut sim, old, &[500]);
     sim.pass(600 * SECOND);
     assert_eq!(starting(&sim), 0);
@@ -378,8 +382,9 @@ fn a_limit_that_does_not_fit_is_recognised_through_short_breaks_as_well() {
     for _ in 0..4 {
         replaced_for_good(&mut sim);
     }
-    // It may be replaced again 800 s after the last time. It is over its limit for a third of the time, but not in the
-    // minute after that: by then it would have been within it for long enough, if the last row alone counted.
+    // It may be replaced again 800 s after the last time. It exceeds its limit for a third of the time, but not in
+    // the minute after that. If the last row alone counted, it would have been within the limit for long enough by
+    // then.
     let worker = sim.alive()[0];
     sim.pass(56 * SECOND);
     for _ in 0..15 {
@@ -407,7 +412,7 @@ fn a_wait_is_announced_once_however_often_the_worker_is_over_its_limit_meanwhile
     sim.finish();
 }
 
-/// A worker over its limit whose successor is late.
+/// A worker that exceeds its limit and whose successor is late.
 fn failing_to_be_replaced() -> (Sim, WorkerId) {
     let mut sim = judged(1);
     let old = sim.alive()[0];
@@ -416,7 +421,8 @@ fn failing_to_be_replaced() -> (Sim, WorkerId) {
     (sim, old)
 }
 
-/// Lets two ready time-outs pass, each successor starting and none ever ready; how many there were.
+/// Lets two ready time-outs pass in which each successor starts and none becomes ready; returns the number of
+/// successors.
 fn late_successors(sim: &mut Sim, old: WorkerId, samples: &[u64]) -> usize {
     let before = sim.notes.iter().filter(|note| matches!(note, Report::Late { .. })).count();
     for _ in 0..65 {
@@ -498,7 +504,7 @@ fn a_worker_that_only_warms_up_is_no_leak_however_short_the_interval_is() {
     settings.limits.memory_failures = 1;
     let mut sim = Sim::new(settings);
     sim.run_smoothly();
-    // A pause is 4 s at its shortest, and each worker takes 10 s to grow.
+    // A pause is at least 4 s, and each worker takes 10 s to grow.
     for _ in 0..3 {
         let worker = sim.alive()[0];
         memory(&mut sim, worker, &[[500; 5].as_slice(), &[2000]].concat());
@@ -517,7 +523,7 @@ fn a_slot_that_comes_anew_does_not_wait_for_what_the_old_one_used() {
     sim.launch_all();
     sim.sign_all();
     sim.event(Event::ScaleDown);
-    // Before its last worker is gone.
+    // Before its last worker has ended.
     sim.event(Event::ScaleUp);
     sim.run_smoothly();
     sim.pass(31 * SECOND);

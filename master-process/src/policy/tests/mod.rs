@@ -1,4 +1,4 @@
-//! The policy, played in virtual time against a kernel that is slow and bounded.
+//! Tests of the policy in virtual time, against a simulated kernel that is slow and bounded.
 
 mod defaults;
 mod hangup;

@@ -1,4 +1,4 @@
-//! Memory that is shared: it counts once for each process that has it, until the PSS is looked at.
+//! Shared memory: it counts once for each process until the PSS is measured.
 
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ fn nobody_is_replaced_before_the_look_is_answered_and_it_is_asked_for_once() {
     let worker = sim.alive()[0];
     memory(&mut sim, worker, &[5000; 9]);
     assert_eq!(sim.pss_looks, []);
-    // The simulation does not allow a second question before the answer.
+    // The simulation rejects a second request before the answer.
     memory(&mut sim, worker, &[5000; 20]);
     assert_eq!((sim.pss_looks.len(), starting(&sim)), (1, 0));
     sim.answer_pss(Pss::Bytes(5000));
@@ -92,7 +92,8 @@ fn a_question_without_room_is_asked_again_with_the_next_sample() {
     sim.finish();
 }
 
-/// Lets samples of so much memory come until its PSS is asked for; how long that took. The answer is that it is within.
+/// Takes samples with this memory until the PSS is requested, and answers that it is within the limit; returns the
+/// time that it took.
 fn until_asked(sim: &mut Sim, resident: u64) -> u64 {
     let (worker, since) = (sim.alive()[0], sim.now);
     for _ in 0..1000 {

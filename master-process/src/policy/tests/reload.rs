@@ -1,4 +1,4 @@
-//! Generations.
+//! Reloads.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::policy::{Event, FailedStart, LaunchFailure, Next, Queue, ReadySignal,
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-/// Settings without a throttle: nobody is on probation.
+/// Settings without a throttle, so that no worker is on probation.
 fn without_trial(workers: u32) -> Settings {
     Settings { throttle: Duration::ZERO, ..settings(workers) }
 }
@@ -104,7 +104,7 @@ fn a_reload_whose_workers_are_late_is_given_up() {
 fn a_start_of_a_reload_that_takes_longer_than_usual_is_told_of_once() {
     let mut sim = Sim::new(settings(1));
     sim.launch_all();
-    // It needs four seconds.
+    // It takes four seconds to become ready.
     sim.pass(4 * SECOND);
     sim.sign(sim.alive()[0]);
     sim.event(Event::Reload);
@@ -119,7 +119,7 @@ fn a_start_of_a_reload_that_takes_longer_than_usual_is_told_of_once() {
     assert_eq!(told(&sim), 1);
     sim.sign(new);
     sim.leave_all();
-    // The next one has needed fifty seconds: so it takes twice that to be unusual, and the time-out is as long.
+    // The next one took fifty seconds: twice that is unusual then, and is the time-out as well.
     sim.pass(10 * SECOND);
     sim.event(Event::Reload);
     sim.launch_all();
@@ -216,7 +216,7 @@ fn workers_that_never_get_ready_do_not_pile_up() {
     sim.finish();
 }
 
-/// A reload while the only worker of each slot has not said yet that it is ready.
+/// A reload while the only worker of each slot has sent no readiness signal.
 fn reloaded_while_starting(settings: Settings) -> Sim {
     let mut sim = Sim::new(settings);
     sim.launch_all();
@@ -232,7 +232,7 @@ fn a_worker_that_may_be_serving_stays_until_its_successor_is_ready() {
     settings.ready = ReadyMode::Auto;
     let mut sim = reloaded_while_starting(settings);
     let (old, new) = (sim.alive()[0], sim.alive()[1]);
-    // Of a program that says nothing both are ready by their age, the old one first.
+    // A program without readiness signals: both become ready by their age, the old worker first.
     sim.pass(9 * SECOND);
     assert!(
         matches!(sim.notes.last(), Some(Report::Ready { worker, .. }) if *worker == old),

@@ -1,4 +1,4 @@
-//! What is left of a worker whose first process is gone.
+//! Processes that are left when the first process of a worker has ended.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::policy::{Event, Outcome, Report, WorkerId};
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-/// Whether what remains was asked to leave, and whether it was killed.
+/// Whether the remaining processes got the stop signal, and whether they were killed.
 fn remains(sim: &Sim, worker: WorkerId) -> (bool, bool) {
     sim.remains[&worker]
 }

@@ -5,7 +5,7 @@ use super::sim::{INTERVAL, Sim, settings};
 use crate::config::Batch;
 use crate::policy::{Event, Report, WorkerId};
 
-/// Workers that are judged, and so many of them replaced at a time.
+/// Workers that are judged, of which this number may be replaced at a time.
 fn judged(workers: u32, batch: Batch) -> Sim {
     let mut settings = settings(workers);
     settings.reload_batch = batch;
@@ -15,7 +15,7 @@ fn judged(workers: u32, batch: Batch) -> Sim {
     sim
 }
 
-/// Samples of so much memory for each of them.
+/// Samples with this memory for each of them.
 fn memory(sim: &mut Sim, workers: &[WorkerId], samples: &[u64]) {
     for memory in samples {
         for worker in
@@ -27,7 +27,7 @@ fn memory(sim: &mut Sim, workers: &[WorkerId], samples: &[u64]) {
     }
 }
 
-/// The slots in which a successor is on its way or on probation.
+/// The slots in which a successor is starting or on probation.
 fn replaced(sim: &Sim) -> Vec<u32> {
     sim.find(|process| !process.ready).iter().map(|worker| worker.slot).collect()
 }
@@ -46,7 +46,7 @@ fn one_slot_at_a_time_is_replaced_where_a_reload_replaces_one() {
         memory(&mut sim, &old[slot as usize + 1..], &[2000]);
         assert_eq!(replaced(&sim), [slot], "nobody else's");
         sim.sign_all();
-        // It is ready, and may die still.
+        // It is ready, and can still exit early.
         if sim.policy.deadline().is_some_and(|at| at > sim.now) {
             sim.pass(2 * SECOND);
         }
@@ -96,7 +96,7 @@ fn a_replacement_that_is_called_off_ends_its_turn() {
     let old = sim.alive();
     memory(&mut sim, &old, &[2000; 10]);
     sim.launch_all();
-    // The first successor is late; before the next one, the worker behaves.
+    // The first successor is late; before the next one, the worker is within its limit again.
     memory(&mut sim, &old[..1], &[500]);
     sim.pass(61 * SECOND);
     assert!(sim.notes.contains(&Report::ReplacementCancelled { worker: old[0] }));

@@ -1,4 +1,4 @@
-//! A kernel for the policy: effects come later than their causes, and a spin is a failure.
+//! A simulated kernel: effects come later than their causes, and an endless loop of actions is a failure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,16 +9,16 @@ use crate::policy::{
     Supervisor, Time, Usage, WorkerId,
 };
 
-/// More actions than this for one event of a handful of slots is a spin.
+/// More actions than this for one event of a few slots are an endless loop.
 const MOST_ACTIONS: usize = 64;
 
-/// A deadline that is further away is not what anybody waits for.
+/// The tests do not wait for deadlines further away than this.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often samples come.
+/// The interval of the samples.
 pub(super) const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Settings that the tests change where they care.
+/// Default settings, which tests change as needed.
 pub(super) fn settings(workers: u32) -> Settings {
     Settings {
         workers,
@@ -45,7 +45,7 @@ pub(super) fn settings(workers: u32) -> Settings {
     }
 }
 
-/// A process as the kernel knows it.
+/// A process in the simulated kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) generation: u32,
@@ -57,33 +57,34 @@ pub(super) struct Process {
     pub(super) killed: bool,
 }
 
-/// The policy and its kernel.
+/// The policy and the simulated kernel.
 #[derive(Clone)]
 pub(super) struct Sim {
     pub(super) policy: Supervisor,
     pub(super) now: Time,
     pub(super) processes: BTreeMap<WorkerId, Process>,
-    /// What is left of workers whose first process is gone: whether it was asked to leave, and whether it was killed.
+    /// The workers whose first process has ended while others are left: whether these got the stop signal, and
+    /// whether they were killed.
     pub(super) remains: BTreeMap<WorkerId, (bool, bool)>,
     pub(super) notes: Vec<Report>,
-    /// Who was told that it uses much memory.
+    /// The workers that got the signal about high memory use.
     pub(super) warned: Vec<WorkerId>,
-    /// Whose proportional set size the policy wants to know, and whose threads.
+    /// The workers whose proportional set size, or whose threads, the policy has requested.
     pub(super) pss_looks: Vec<WorkerId>,
     pub(super) thread_looks: Vec<WorkerId>,
-    /// What a look finds that [`Self::sample`] answers; `None`: nothing is shared.
+    /// The result with which [`Self::sample`] answers a look; `None`: no memory is shared.
     pub(super) pss: Option<Pss>,
     /// Whether [`Self::sample`] leaves the answers to the test.
     pub(super) answers_later: bool,
-    /// Whose queue the policy wants to know.
+    /// The workers whose queue the policy has requested.
     pub(super) looks: Vec<WorkerId>,
-    /// Of the last restart that was announced.
+    /// The delay of the last reported restart.
     pub(super) last_wait: Option<Duration>,
-    /// Slots from here on were scaled away: whoever is in them may be stopped without a successor.
+    /// The slots from this one on were removed: their workers may be stopped without a successor.
     wanted: u32,
-    /// Of the reload under way.
+    /// The generation of the current reload.
     target: Option<u32>,
-    /// Who has begun to run just now: one that became unwanted before has served nobody.
+    /// The workers that have just started: one that was cancelled before that has served no connection.
     just_launched: Option<WorkerId>,
     stopping: bool,
 }
@@ -114,7 +115,7 @@ impl Sim {
         sim
     }
 
-    /// Hands an event to the policy and starts what it wants done.
+    /// Passes an event to the policy and begins the actions that it requests.
     pub(super) fn event(&mut self, event: Event) {
         match event {
             Event::Stop | Event::Hangup => self.stopping = true,
@@ -141,7 +142,7 @@ impl Sim {
         self.carry_out();
     }
 
-    /// Lets time pass, stopping at every deadline on the way.
+    /// Advances the time, stopping at every deadline.
     pub(super) fn pass(&mut self, span: Duration) {
         let until = self.now.after(span);
         while let Some(at) = self.policy.deadline().filter(|at| *at <= until) {
@@ -249,8 +250,8 @@ impl Sim {
         self.check_slots();
     }
 
-    /// A ready worker may be stopped only when its slot has another that is ready. One that is not known to be ready may
-    /// serve all the same, where nobody else does: it needs somebody else there as well.
+    /// A ready worker may be stopped only when its slot has another ready one. A worker that is not known to be ready
+    /// may be serving if the slot has no other, so it also needs another worker there.
     fn check_not_missed(&self, worker: WorkerId) {
         let process = self.processes[&worker];
         let never_wanted = !process.ready && self.just_launched == Some(worker);
@@ -281,13 +282,13 @@ impl Sim {
             }
         }
         for (slot, (serving, generations, starting)) in counts {
-            // A start that became unwanted in mid-air is stopped as soon as the kernel answers.
+            // A start that was cancelled in progress is stopped as soon as the kernel answers.
             let unwanted = self.processes.iter().filter(|(worker, process)| {
                 worker.slot == slot && !process.running && !self.is_newest(**worker)
             });
             assert!(serving <= 1, "slot {slot} has {serving} serving workers");
             let unwanted = u32::try_from(unwanted.count()).expect("few");
-            // Where nobody is known to serve, the worker from before the reload may: it is kept beside the new one.
+            // If no worker is known to serve, the worker from before the reload may: it is kept beside the new one.
             let kept = u32::from(serving == 0 && generations.len() > 1);
             assert!(starting <= 1 + kept + unwanted, "slot {slot} has {starting} starting workers");
         }
@@ -297,7 +298,7 @@ impl Sim {
         self.processes.keys().filter(|other| other.slot == worker.slot).max() == Some(&worker)
     }
 
-    // What the kernel and the programs do.
+    // The actions of the kernel and of the programs.
 
     pub(super) fn find(&self, filter: impl Fn(&Process) -> bool) -> Vec<WorkerId> {
         let mut found: Vec<_> =
@@ -306,12 +307,12 @@ impl Sim {
         found
     }
 
-    /// Processes that run and were not asked to leave.
+    /// The processes that run and did not get the stop signal.
     pub(super) fn alive(&self) -> Vec<WorkerId> {
         self.find(|process| process.running && !process.stopped && !process.retired)
     }
 
-    /// The kernel says what waits for those whom the policy asked about.
+    /// Answers the requested checks of queues.
     pub(super) fn answer_looks(&mut self, queue: Queue) {
         for worker in std::mem::take(&mut self.looks) {
             self.event(Event::Queue(worker, queue));
@@ -347,7 +348,7 @@ impl Sim {
         }
     }
 
-    /// Its CPU time since its start, in nanoseconds, and its memory.
+    /// A sample: the CPU time since the start, in nanoseconds, and the memory.
     pub(super) fn sample(&mut self, worker: WorkerId, cpu_ns: u64, memory: u64) {
         self.event(Event::Sampled(worker, Usage { cpu_ns, memory }));
         if !self.answers_later {
@@ -355,14 +356,14 @@ impl Sim {
         }
     }
 
-    /// The looks at proportional set sizes that were asked for find this.
+    /// Answers the requested measurements of proportional set sizes with this.
     pub(super) fn answer_pss(&mut self, pss: Pss) {
         for worker in std::mem::take(&mut self.pss_looks) {
             self.event(Event::Pss(worker, pss));
         }
     }
 
-    /// The looks at threads that were asked for find this.
+    /// Answers the requested examinations of threads with this.
     pub(super) fn answer_threads(&mut self, busiest: Option<Busiest>) {
         for worker in std::mem::take(&mut self.thread_looks) {
             self.event(Event::Threads(worker, busiest));
@@ -377,7 +378,7 @@ impl Sim {
         self.event(Event::Died(worker));
     }
 
-    /// Its first process dies, and others of its tree live.
+    /// The first process of the worker ends, and others are left.
     pub(super) fn die_with_remains(&mut self, worker: WorkerId) {
         self.looks.retain(|looked| *looked != worker);
         self.processes.remove(&worker).expect("only a process can die");
@@ -385,20 +386,20 @@ impl Sim {
         self.event(Event::DiedWithRemains(worker));
     }
 
-    /// The last of its tree is gone.
+    /// The last process of the worker ends.
     pub(super) fn end_remains(&mut self, worker: WorkerId) {
         self.remains.remove(&worker).expect("only what is there can go");
         self.event(Event::RemainsGone(worker));
     }
 
-    /// Everybody who was asked to leave does.
+    /// All processes that got the stop signal end.
     pub(super) fn leave_all(&mut self) {
         for worker in self.find(|process| process.running && process.stopped) {
             self.die(worker);
         }
     }
 
-    /// All start, all become ready, all who should leave do.
+    /// All workers start and become ready, and all that got the stop signal end.
     pub(super) fn run_smoothly(&mut self) {
         for _ in 0..100 {
             let before = self.processes.clone();
@@ -416,7 +417,7 @@ impl Sim {
         panic!("does not come to rest: {:?}", self.processes);
     }
 
-    /// Stops, obeys, and checks that nothing at all is left.
+    /// Stops everything and checks that nothing is left.
     pub(super) fn finish(mut self) -> Outcome {
         if !self.stopping {
             self.event(Event::Stop);

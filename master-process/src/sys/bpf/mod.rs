@@ -12,7 +12,7 @@ use aya_obj::generated::{bpf_attr, bpf_cmd};
 
 pub use map::{Map, MapKind};
 pub use mapping::{Mapping, Shared};
-pub use program::{Sight, attach, load, load_reuseport, run_on};
+pub use program::{AttachKind, attach, load, load_reuseport, run_on};
 
 /// A value that is all numbers, without padding: all of its bytes are written.
 ///

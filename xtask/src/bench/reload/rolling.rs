@@ -145,7 +145,7 @@ fn rolled(programs: &Programs, case: &Case, requests: u64) -> Result<Tally> {
         let due = due(reload, requests);
         site.eventually("the requests between two reloads", || witness.look(&clients) >= due);
         site.supervisor.signal(Signal::HUP);
-        let line = format!("reload {reload} is complete");
+        let line = format!("reload {reload} complete after");
         site.eventually(&line, || {
             witness.look(&clients);
             !site.supervisor.logged(&[&line]).is_empty()

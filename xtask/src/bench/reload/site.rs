@@ -108,9 +108,8 @@ impl Site {
             .command(command)
             .spawn();
         let site = Self { supervisor, target, program, _scratch: scratch };
-        site.supervisor.eventually("every worker listens", || {
-            site.supervisor.logged(&["listens after"]).len() >= workers
-        });
+        site.supervisor
+            .eventually("every worker listens", || site.supervisor.logged(&[": listening"]).len() >= workers);
         Ok(site)
     }
 

@@ -1,13 +1,13 @@
-//! Where the running kernel keeps what the programs read.
+//! The offsets of the kernel's fields that the programs read.
 
-use master_process_common::Layout;
+use master_process_common::KernelOffsets;
 
 use super::btf::{Btf, Field, Shape, TypeId};
 
-/// The counters of a process's memory whose sum is what is resident, in the order of `Layout::mm_pages`.
+/// The counters whose sum is a process's resident memory, in the order of `KernelOffsets::mm_pages`.
 const COUNTERS: [&str; 3] = ["MM_FILEPAGES", "MM_ANONPAGES", "MM_SHMEMPAGES"];
 
-/// The number of the type that a program must name whose arguments are typed, as `bpf::Sight` has it.
+/// The id of the type that a BTF tracepoint program has to name; see `bpf::AttachKind`.
 ///
 /// # Errors
 /// The kernel has no such tracepoint.
@@ -16,16 +16,16 @@ pub(super) fn tracepoint(btf: &Btf<'_>, name: &str) -> Result<u32, String> {
     btf.typedef(&format!("btf_trace_{name}")).map(TypeId::number).ok_or_else(unknown)
 }
 
-/// Looks everything up.
+/// Looks up all offsets.
 ///
 /// # Errors
-/// What this kernel does not have, or has in another form than any that is known.
-pub(super) fn layout(btf: &Btf<'_>) -> Result<Layout, String> {
+/// A field that this kernel lacks, or has in an unknown form.
+pub(super) fn kernel_offsets(btf: &Btf<'_>) -> Result<KernelOffsets, String> {
     let structure = |name| Structure::find(btf, name);
     let (task, signal, mm) =
         (structure("task_struct")?, structure("signal_struct")?, structure("mm_struct")?);
     let (mm_pages, typed) = pages(btf, &mm)?;
-    Ok(Layout {
+    Ok(KernelOffsets {
         task_tgid: task.field("tgid")?.offset,
         task_mm: task.field("mm")?.offset,
         task_signal: task.field("signal")?.offset,
@@ -36,12 +36,12 @@ pub(super) fn layout(btf: &Btf<'_>) -> Result<Layout, String> {
         signal_nr_threads: signal.field("nr_threads")?.offset,
         mm_pages,
         mm_pages_typed: u32::from(typed),
-        // Where there is no such tracepoint, nothing of it will be attached either.
+        // Without that tracepoint, no program is attached to it.
         victim_is_task: u32::from(victim_is_task(btf).unwrap_or(true)),
     })
 }
 
-/// A structure of the kernel's. Finding one takes a walk over all its types, so that is done once.
+/// A kernel structure. Finding one walks all types, so it is found once.
 struct Structure<'a> {
     btf: &'a Btf<'a>,
     name: &'a str,
@@ -60,14 +60,15 @@ impl<'a> Structure<'a> {
     }
 }
 
-/// A field of what the scheduler keeps of a thread.
+/// A field of a thread's `sched_entity`.
 fn entity(btf: &Btf<'_>, task: &Structure<'_>, field: &str) -> Option<u32> {
     let entity = task.field("se").ok()?;
     counter(btf, entity.of, field)?.checked_add(entity.offset)
 }
 
-/// Up to Linux 6.1, `rss_stat` is a structure with an array of `atomic_long_t`; since then it is an array of
-/// `percpu_counter`, whose `count` is right up to what the CPUs have not added to it yet. Whether the verifier can follow.
+/// The counters of resident memory, and whether the verifier can follow the types to them. Up to Linux 6.1,
+/// `rss_stat` is a structure with an array of `atomic_long_t`. Since then it is an array of `percpu_counter`, whose
+/// `count` lacks what the CPUs have not added to it yet.
 fn pages(btf: &Btf<'_>, mm: &Structure<'_>) -> Result<([u32; 3], bool), String> {
     let unknown = || "mm_struct.rss_stat is of a type that is not known".to_owned();
     let stat = mm.field("rss_stat")?;
@@ -92,29 +93,30 @@ fn pages(btf: &Btf<'_>, mm: &Structure<'_>) -> Result<([u32; 3], bool), String> 
     Ok((pages, typed))
 }
 
-/// Where the number lies in a counter: it must be one of 64 bits.
+/// The offset of a counter, which must have 64 bits.
 fn counter(btf: &Btf<'_>, structure: TypeId, field: &str) -> Option<u32> {
     let field = btf.field(structure, field)?;
     (btf.shape(field.of) == Shape::Number { size: 8 }).then_some(field.offset)
 }
 
-/// The first argument of the tracepoint `oom:mark_victim`: a task since Linux 6.8, and in what was backported from it.
+/// Whether the first argument of the tracepoint `oom:mark_victim` is a task: since Linux 6.8, and in kernels with the
+/// backport.
 fn victim_is_task(btf: &Btf<'_>) -> Option<bool> {
     let Shape::Pointer(prototype) = btf.shape(btf.typedef("btf_trace_mark_victim")?) else { return None };
-    // Before its own arguments, a tracepoint has one that is the program's.
+    // The first parameter of the typedef is the program's context.
     let argument = btf.parameter(prototype, 1)?;
     Some(matches!(btf.shape(argument), Shape::Pointer(_)))
 }
 
 #[cfg(test)]
 mod tests {
-    use master_process_common::Layout;
+    use master_process_common::KernelOffsets;
 
     use super::super::btf::Btf;
     use super::super::btf_maker::Maker;
-    use super::{layout, tracepoint};
+    use super::{kernel_offsets, tracepoint};
 
-    /// How `rss_stat` is kept.
+    /// The form of `rss_stat`.
     #[derive(Clone, Copy, PartialEq)]
     enum Counters {
         Atomic,
@@ -122,7 +124,7 @@ mod tests {
         Unknown,
     }
 
-    /// A kernel of a few types. Like the real one, `mm_struct` has its fields in an anonymous structure.
+    /// The types of a small kernel. As in the real one, the fields of `mm_struct` are in an anonymous structure.
     fn kernel(counters: Counters, victim_is_task: bool) -> Vec<u8> {
         let mut maker = Maker::new();
         let (int, long) = (maker.int("int", 4), maker.int("long long", 8));
@@ -161,13 +163,13 @@ mod tests {
         maker.finish()
     }
 
-    fn read(file: &[u8]) -> Result<Layout, String> {
-        layout(&Btf::parse(file).ok_or("not parsed")?)
+    fn read(file: &[u8]) -> Result<KernelOffsets, String> {
+        kernel_offsets(&Btf::parse(file).ok_or("not parsed")?)
     }
 
     #[test]
     fn atomic_counters_lie_side_by_side() {
-        let expected = Layout {
+        let expected = KernelOffsets {
             task_tgid: 200,
             task_mm: 160,
             task_signal: 208,
@@ -184,9 +186,9 @@ mod tests {
 
     #[test]
     fn counters_for_each_cpu_have_a_count_in_them() {
-        let layout = read(&kernel(Counters::PerCpu, true)).expect("a layout");
-        assert_eq!((layout.mm_pages, layout.mm_pages_typed), ([272, 312, 392], 1));
-        assert_eq!(layout.victim_is_task, 1);
+        let kernel_offsets = read(&kernel(Counters::PerCpu, true)).expect("a kernel_offsets");
+        assert_eq!((kernel_offsets.mm_pages, kernel_offsets.mm_pages_typed), ([272, 312, 392], 1));
+        assert_eq!(kernel_offsets.victim_is_task, 1);
     }
 
     #[test]
@@ -217,11 +219,18 @@ mod tests {
             Err(error) => master_process_tests::skip!("the_running_kernel_has_a_layout", error),
         };
         let btf = Btf::parse(&file).expect("type information");
-        let layout = layout(&btf).expect("a layout");
+        let kernel_offsets = kernel_offsets(&btf).expect("a kernel_offsets");
         // What it is right for is tested where it is used; here, that it was found and is not the first best thing.
-        assert!(layout.task_tgid > 0 && layout.task_mm > 0 && layout.task_signal > 0, "{layout:?}");
-        assert!(layout.task_runtime > 0 && layout.task_runtime_before > layout.task_runtime, "{layout:?}");
-        assert!(layout.mm_pages.is_sorted() && layout.mm_pages[0] > 0, "{layout:?}");
+        assert!(
+            kernel_offsets.task_tgid > 0 && kernel_offsets.task_mm > 0 && kernel_offsets.task_signal > 0,
+            "{kernel_offsets:?}"
+        );
+        assert!(
+            kernel_offsets.task_runtime > 0
+                && kernel_offsets.task_runtime_before > kernel_offsets.task_runtime,
+            "{kernel_offsets:?}"
+        );
+        assert!(kernel_offsets.mm_pages.is_sorted() && kernel_offsets.mm_pages[0] > 0, "{kernel_offsets:?}");
         assert!(tracepoint(&btf, "sched_switch").is_ok());
         assert!(tracepoint(&btf, "no_such_thing").is_err());
     }

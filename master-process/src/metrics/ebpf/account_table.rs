@@ -1,4 +1,4 @@
-//! Which worker has which account.
+//! The accounts of the workers.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,32 +8,36 @@ use crate::policy::WorkerId;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) worker: WorkerId,
-    /// What was in the account when it became this worker's, in nanoseconds.
+    /// The CPU time in the account when the worker got it, in nanoseconds.
     pub(super) before: u64,
-    /// The most CPU time that was ever reported of it, in nanoseconds.
+    /// The highest CPU time reported for the worker, in nanoseconds.
     pub(super) reported: u64,
-    /// The most memory that was ever seen of all its processes together, in bytes.
+    /// The highest memory of all its processes together, in bytes.
     pub(super) peak: u64,
 }
 
-/// Every account that can be given out, and the workers that have one.
+/// All accounts, and the workers that have one.
 #[derive(Debug)]
-pub(super) struct Roster {
-    /// By account; 0 is nobody's.
+pub(super) struct AccountTable {
+    /// By account; account 0 is unused.
     entries: Vec<Option<Entry>>,
     accounts: BTreeMap<WorkerId, u32>,
-    /// The one that has been free for longest goes first: nothing may still be on its way to it.
+    /// The account that has been free for longest is assigned first: no program may still write to it.
     free: VecDeque<u32>,
 }
 
-impl Roster {
-    /// For so many workers at a time.
-    pub(super) fn new(workers: u32) -> Roster {
+impl AccountTable {
+    /// A table for this number of workers.
+    pub(super) fn new(workers: u32) -> AccountTable {
         let accounts = workers as usize + 1;
-        Roster { entries: vec![None; accounts], accounts: BTreeMap::new(), free: (1..=workers).collect() }
+        AccountTable {
+            entries: vec![None; accounts],
+            accounts: BTreeMap::new(),
+            free: (1..=workers).collect(),
+        }
     }
 
-    /// Gives a worker an account that `is_vacant`; `None` where there is none.
+    /// Assigns an account that `is_vacant` to a worker; `None` if there is none.
     pub(super) fn enter(&mut self, worker: WorkerId, is_vacant: impl Fn(u32) -> bool) -> Option<u32> {
         let at = self.free.iter().position(|account| is_vacant(*account))?;
         let account = self.free.remove(at)?;
@@ -43,7 +47,7 @@ impl Roster {
         Some(account)
     }
 
-    /// Takes a worker's account back.
+    /// Frees a worker's account.
     pub(super) fn leave(&mut self, worker: WorkerId) -> Option<(u32, Entry)> {
         let account = self.accounts.remove(&worker)?;
         let entry = self.entries.get_mut(account as usize)?.take()?;
@@ -59,7 +63,7 @@ impl Roster {
         self.entries.get_mut(account as usize)?.as_mut()
     }
 
-    /// Every account, with the worker that has it, from account 0 on.
+    /// All accounts from account 0 on, with the workers that have them.
     pub(super) fn entries(&mut self) -> impl Iterator<Item = Option<&mut Entry>> {
         self.entries.iter_mut().map(Option::as_mut)
     }
@@ -67,7 +71,7 @@ impl Roster {
 
 #[cfg(test)]
 mod tests {
-    use super::Roster;
+    use super::AccountTable;
     use crate::policy::WorkerId;
 
     fn worker(serial: u64) -> WorkerId {
@@ -76,21 +80,21 @@ mod tests {
 
     #[test]
     fn an_account_rests_for_as_long_as_others_are_free() {
-        let mut roster = Roster::new(3);
-        assert_eq!(roster.enter(worker(1), |_| true), Some(1));
-        assert!(roster.leave(worker(1)).is_some());
-        assert_eq!(roster.enter(worker(2), |_| true), Some(2));
-        assert_eq!(roster.enter(worker(3), |_| true), Some(3));
-        assert_eq!(roster.enter(worker(4), |_| true), Some(1));
-        assert_eq!(roster.enter(worker(5), |_| true), None);
+        let mut account_table = AccountTable::new(3);
+        assert_eq!(account_table.enter(worker(1), |_| true), Some(1));
+        assert!(account_table.leave(worker(1)).is_some());
+        assert_eq!(account_table.enter(worker(2), |_| true), Some(2));
+        assert_eq!(account_table.enter(worker(3), |_| true), Some(3));
+        assert_eq!(account_table.enter(worker(4), |_| true), Some(1));
+        assert_eq!(account_table.enter(worker(5), |_| true), None);
     }
 
     #[test]
     fn an_account_whose_process_is_still_there_is_passed_over() {
-        let mut roster = Roster::new(2);
-        assert_eq!(roster.enter(worker(1), |account| account != 1), Some(2));
-        assert_eq!(roster.enter(worker(2), |account| account != 1), None);
-        assert_eq!(roster.enter(worker(2), |_| true), Some(1));
-        assert_eq!(roster.account(worker(2)), Some(1));
+        let mut account_table = AccountTable::new(2);
+        assert_eq!(account_table.enter(worker(1), |account| account != 1), Some(2));
+        assert_eq!(account_table.enter(worker(2), |account| account != 1), None);
+        assert_eq!(account_table.enter(worker(2), |_| true), Some(1));
+        assert_eq!(account_table.account(worker(2)), Some(1));
     }
 }

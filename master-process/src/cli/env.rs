@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::accounts::{self, User, UserKey};
 use super::{cpus, name_service};
-use crate::sys::working_directory;
+use crate::sys::path_lookup;
 
 /// The host's answers.
 pub trait Env {
@@ -83,7 +83,7 @@ impl Env for ProcessEnv {
     }
 
     fn logical_dir(&self) -> io::Result<PathBuf> {
-        working_directory::logical(self.var("PWD").as_deref())
+        path_lookup::working_directory(self.var("PWD").as_deref())
     }
 
     fn is_dir(&self, path: &Path) -> io::Result<bool> {

@@ -3,42 +3,7 @@
 use super::count;
 use super::error::{Parsed, Reason};
 use crate::config::Signal;
-
-/// The names of signal(7), without SIG; the numbers are the architecture's.
-const NAMES: &[(&str, i32)] = &[
-    ("HUP", libc::SIGHUP),
-    ("INT", libc::SIGINT),
-    ("QUIT", libc::SIGQUIT),
-    ("ILL", libc::SIGILL),
-    ("TRAP", libc::SIGTRAP),
-    ("ABRT", libc::SIGABRT),
-    ("BUS", libc::SIGBUS),
-    ("FPE", libc::SIGFPE),
-    ("KILL", libc::SIGKILL),
-    ("USR1", libc::SIGUSR1),
-    ("SEGV", libc::SIGSEGV),
-    ("USR2", libc::SIGUSR2),
-    ("PIPE", libc::SIGPIPE),
-    ("ALRM", libc::SIGALRM),
-    ("TERM", libc::SIGTERM),
-    ("STKFLT", libc::SIGSTKFLT),
-    ("CHLD", libc::SIGCHLD),
-    ("CONT", libc::SIGCONT),
-    ("STOP", libc::SIGSTOP),
-    ("TSTP", libc::SIGTSTP),
-    ("TTIN", libc::SIGTTIN),
-    ("TTOU", libc::SIGTTOU),
-    ("URG", libc::SIGURG),
-    ("XCPU", libc::SIGXCPU),
-    ("XFSZ", libc::SIGXFSZ),
-    ("VTALRM", libc::SIGVTALRM),
-    ("PROF", libc::SIGPROF),
-    ("WINCH", libc::SIGWINCH),
-    ("IO", libc::SIGIO),
-    ("POLL", libc::SIGPOLL),
-    ("PWR", libc::SIGPWR),
-    ("SYS", libc::SIGSYS),
-];
+use crate::sys::signal_names;
 
 /// The kernel's last signal.
 const LAST: u32 = 64;
@@ -59,8 +24,7 @@ pub(super) fn parse(text: &str) -> Parsed<Signal> {
     }
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let named = NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| *number);
-    named.or_else(|| realtime(name)).map(Signal).ok_or_else(unknown)
+    signal_names::number(name).or_else(|| realtime(name)).map(Signal).ok_or_else(unknown)
 }
 
 /// `RTMIN`, `RTMIN+n`, `RTMAX`, `RTMAX-n`, within the range that the C library leaves free.

@@ -3,11 +3,12 @@
 use std::os::fd::AsFd;
 
 use rustix::process::{Pid, getpgid};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{Driver, Token};
-use crate::notify;
+use crate::config::Identity;
 use crate::policy::{Event, ReadySignal};
+use crate::sys::notify::{self, NotifySocket, WorkerUser};
 use crate::sys::proc_stat;
 
 /// So many messages are read before the loop looks elsewhere: a worker that floods us must not hold it up.
@@ -15,6 +16,27 @@ const AT_ONCE: usize = 64;
 
 /// How far up we look for the worker that a sender descends from.
 const GENERATIONS: usize = 16;
+
+/// Opens the socket that the workers send notifications to.
+pub(super) fn open_notify_socket(identity: Option<&Identity>) -> std::io::Result<NotifySocket> {
+    let user = WorkerUser {
+        uid: identity
+            .and_then(|identity| identity.uid)
+            .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+        gid: identity.map(|identity| identity.gid),
+        groups: identity.map_or(&[], |identity| &identity.groups),
+    };
+    let opened = notify::open(user)?;
+    for (base, error) in &opened.failed {
+        debug!("notify socket: not in {}: {error}", base.display());
+    }
+    if !opened.is_private {
+        info!(
+            "notify socket: no private directory available; using an abstract address, open to every local user"
+        );
+    }
+    Ok(opened.socket)
+}
 
 impl Driver {
     pub(super) fn read_messages(&mut self) {
@@ -33,17 +55,17 @@ impl Driver {
                 );
                 continue;
             };
-            let said = notify::parse(&message.text);
+            let parsed = notify::parse(&message.text);
             let Some(id) = self.workers.get(serial).map(|entry| entry.id) else {
                 continue;
             };
-            if let Some(status) = said.status {
+            if let Some(status) = parsed.status {
                 debug!(worker = id.slot, status, "{} says: {status}", self.name(id));
             }
-            if let Some(paused) = said.pauses_monitor {
+            if let Some(paused) = parsed.pauses_monitor {
                 self.event(Event::WatchesItself(id, paused));
             }
-            if said.ready {
+            if parsed.ready {
                 self.event(Event::ReadySignal(id, ReadySignal::Notify));
             }
         }

@@ -2,7 +2,7 @@
 
 use super::Driver;
 use crate::policy::Event;
-use crate::sys::signals::{Received, Sender};
+use crate::sys::signalfd::{Received, Sender};
 
 /// Signals, and what they do, in the order of the README's table.
 pub const TABLE: [(&str, &str); 8] = [

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use super::Span;
 use crate::metrics::{Killer, LastWords};
 use crate::sys::pidfd::{Death, Exit};
-use crate::sys::signals;
+use crate::sys::signal_names;
 
 /// Everything that is known of a worker's end.
 #[derive(Debug, Clone, Default)]
@@ -85,7 +85,7 @@ impl fmt::Display for Certificate {
         match self.exit {
             Some(Exit::Code(code)) => write!(f, "exited with code {code}")?,
             Some(Exit::Signal { number, dumped }) => {
-                write!(f, "was killed by {}", signals::name(number))?;
+                write!(f, "was killed by {}", signal_names::name(number))?;
                 if dumped {
                     f.write_str(" (core dumped)")?;
                 }

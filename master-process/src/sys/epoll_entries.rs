@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::closer::close_elsewhere;
+use super::deferred_close::close_async;
 use super::peer::Peer;
 
 /// Descriptors of a process that are looked at. A server registers its listener early, and has few open by then.
@@ -56,7 +56,7 @@ pub fn put_back(peer: &Peer, socket: BorrowedFd<'_>, fd: RawFd, entries: &[Entry
     for entry in entries {
         let epoll = peer.copy(entry.epoll)?;
         let added = add(&epoll, socket, fd, *entry);
-        close_elsewhere(epoll);
+        close_async(epoll);
         added?;
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, RawFd};
 
 use rustix::process::Pid;
 
-use super::closer::close_elsewhere;
+use super::deferred_close::close_async;
 use super::peer::Peer;
 use super::{children, sockets};
 
@@ -71,7 +71,7 @@ pub fn tcp_listeners(root: Pid) -> Vec<(u64, SocketAddr)> {
             if sockets::is_listening(copy.as_fd()) {
                 found.extend(sockets::inet_address(copy.as_fd()).map(|address| (inode, address)));
             }
-            close_elsewhere(copy);
+            close_async(copy);
         }
     }
     found

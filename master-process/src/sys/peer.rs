@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use super::fs_identity::FsIdentity;
 use super::remote_read;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -29,21 +30,6 @@ const ENVIRONMENT_MAX: u64 = 64 * 1024;
 const PAGE: u64 = 4096;
 /// `PIDFD_THREAD`, Linux 6.9: a pidfd of a thread that is not its process's first, whose descriptor table may be its own.
 const PIDFD_THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.cast_unsigned());
-
-/// Who a thread's file-system calls are made as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FsIdentity {
-    /// Its file-system user id.
-    pub uid: u32,
-    /// Its file-system group id.
-    pub gid: u32,
-    /// Its supplementary groups.
-    pub groups: Vec<u32>,
-    /// What it may do beyond that.
-    pub capabilities: CapabilitySet,
-    /// What it takes from the permissions of a new file.
-    pub umask: u32,
-}
 
 /// The variables that a process was started with.
 #[derive(Debug, Clone, Default)]
@@ -216,7 +202,7 @@ impl Peer {
         if rustix::fs::fstat(&copy)?.st_ino == self.inode(fd)? {
             return Ok(copy);
         }
-        super::closer::close_elsewhere(copy);
+        super::deferred_close::close_async(copy);
         Err(io::Error::from_raw_os_error(libc::ESTALE))
     }
 

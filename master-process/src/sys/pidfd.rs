@@ -107,7 +107,7 @@ fn send(pidfd: BorrowedFd<'_>, number: i32, flags: libc::c_uint) -> io::Result<(
 ///
 /// # Errors
 /// ECHILD where it was reaped already or is no child of ours.
-pub fn peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
+pub fn try_wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     Ok(waitid(WaitId::PidFd(pidfd), options)?.and_then(|status| Exit::of(&status)))
 }
@@ -115,9 +115,9 @@ pub fn peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
 /// Reaps the child behind `pidfd`, waiting for its end if need be.
 ///
 /// # Errors
-/// As [`peek`].
-pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Death>> {
-    let (info, usage) = wait(pidfd)?;
+/// As [`try_wait`].
+pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<Death>> {
+    let (info, usage) = wait_with_usage(pidfd)?;
     // SAFETY: waitid filled the structure for SIGCHLD.
     let status = unsafe { info.si_status() };
     let exit = match info.si_code {
@@ -136,7 +136,7 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Death>> {
 }
 
 /// waitid(2) as the kernel has it: with a fifth argument, which libc's has not.
-fn wait(pidfd: BorrowedFd<'_>) -> io::Result<(libc::siginfo_t, libc::rusage)> {
+fn wait_with_usage(pidfd: BorrowedFd<'_>) -> io::Result<(libc::siginfo_t, libc::rusage)> {
     // SAFETY: an all-zero siginfo_t is a valid value of that plain C structure.
     let mut info = unsafe { std::mem::zeroed::<libc::siginfo_t>() };
     // SAFETY: so is an all-zero rusage.
@@ -212,7 +212,7 @@ pub fn next_paused() -> io::Result<Option<Paused>> {
 ///
 /// # Errors
 /// ECHILD where there is none of that number.
-pub fn reap_orphan(pid: Pid) -> io::Result<()> {
+pub fn reap_child(pid: Pid) -> io::Result<()> {
     waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?;
     Ok(())
 }
@@ -221,7 +221,7 @@ pub fn reap_orphan(pid: Pid) -> io::Result<()> {
 ///
 /// # Errors
 /// ESRCH where it is gone, EPERM where it has become somebody whom we may not signal.
-pub fn kill_orphan(pid: Pid) -> io::Result<()> {
+pub fn kill_child(pid: Pid) -> io::Result<()> {
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     signal(std::os::fd::AsFd::as_fd(&pidfd), libc::SIGKILL)
 }

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::closer::close_elsewhere;
-use super::options::option;
+use super::deferred_close::close_async;
+use super::socket_options::option;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
@@ -55,15 +55,6 @@ pub fn waiting(fd: BorrowedFd<'_>) -> u32 {
     const UNACKED_AT: usize = 24;
     let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).unwrap_or_default();
     info.get(UNACKED_AT..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
-}
-
-/// Takes everybody out of a listener's queue who waits there, and closes the connections. Nobody else may accept from
-/// it now.
-pub fn turn_away(fd: BorrowedFd<'_>) {
-    let _may_wait = set_nonblocking(fd, true);
-    while let Ok(connection) = rustix::net::accept_with(fd, SocketFlags::CLOEXEC) {
-        close_elsewhere(connection);
-    }
 }
 
 /// Ends a listener: who waits in its queue is told so, and whoever waits in `accept` on it wakes up.
@@ -331,7 +322,7 @@ pub fn close_copy(copy: OwnedFd) {
     if is_closed(copy.as_fd()) || is_listening(copy.as_fd()) {
         return drop(copy);
     }
-    close_elsewhere(copy);
+    close_async(copy);
 }
 
 /// Whether a socket listens.

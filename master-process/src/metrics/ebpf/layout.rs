@@ -7,7 +7,7 @@ use super::btf::{Btf, Field, Shape, TypeId};
 /// The counters of a process's memory whose sum is what is resident, in the order of `Layout::mm_pages`.
 const COUNTERS: [&str; 3] = ["MM_FILEPAGES", "MM_ANONPAGES", "MM_SHMEMPAGES"];
 
-/// The number of the type that a program must name whose arguments are typed, as `bpf::Sight` has it.
+/// The number of the type that a program must name whose arguments are typed, as `bpf::AttachKind` has it.
 ///
 /// # Errors
 /// The kernel has no such tracepoint.

@@ -15,7 +15,7 @@ use super::object::{self, Loaded, Terms};
 use super::refusal::Refusal;
 use super::sizes::Sizes;
 use crate::config::Scope;
-use crate::sys::bpf::{self, Mapping, Shared, Sight};
+use crate::sys::bpf::{self, AttachKind, Mapping, Shared};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const NAMESPACE: &str = "/proc/self/ns/pid";
@@ -150,9 +150,9 @@ fn attach(mut loaded: Loaded, sizes: Sizes) -> Result<Running, Refusal> {
     let mut sees_oom = true;
     for (name, program) in &loaded.programs {
         let tracepoint = CString::new(name.as_str()).map_err(|error| Refusal::new(name, error))?;
-        let tracepoint = match program.sight {
-            Sight::Raw => Some(tracepoint.as_c_str()),
-            Sight::Typed(_) => None,
+        let tracepoint = match program.attach_kind {
+            AttachKind::RawTracepoint => Some(tracepoint.as_c_str()),
+            AttachKind::BtfTracepoint(_) => None,
         };
         match bpf::attach(program.fd.as_fd(), tracepoint) {
             Ok(link) => links.push(link),

@@ -7,7 +7,7 @@ use aya_obj::{EbpfSectionKind, Object, ProgramSection};
 use master_process_common::{Layout, Setup};
 
 use super::refusal::Refusal;
-use crate::sys::bpf::{self, Map, MapKind, Sight, bytes_of};
+use crate::sys::bpf::{self, AttachKind, Map, MapKind, bytes_of};
 
 /// Reading it as numbers wants it aligned as such.
 #[repr(C, align(8))]
@@ -27,7 +27,7 @@ pub(super) struct Loaded {
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) fd: OwnedFd,
-    pub(super) sight: Sight,
+    pub(super) attach_kind: AttachKind,
 }
 
 /// What the object does not say.
@@ -97,14 +97,15 @@ fn load_programs(object: &Object, typed: &HashMap<&str, u32>) -> Result<HashMap<
         let Some(function) = object.functions.get(&program.function_key()) else {
             return Err(Refusal::new("the eBPF object", format_args!("no function {name}")));
         };
-        let sight = match (matches!(program.section, ProgramSection::BtfTracePoint), typed.get(name.as_str()))
-        {
-            (true, Some(number)) => Sight::Typed(*number),
-            (true, None) => return Err(Refusal::new(name, "of an unknown type")),
-            (false, _) => Sight::Raw,
+        let attach_kind =
+            match (matches!(program.section, ProgramSection::BtfTracePoint), typed.get(name.as_str())) {
+                (true, Some(number)) => AttachKind::BtfTracepoint(*number),
+                (true, None) => return Err(Refusal::new(name, "of an unknown type")),
+                (false, _) => AttachKind::RawTracepoint,
+            };
+        let load = |log: Option<&mut [u8]>| {
+            bpf::load(name, attach_kind, &function.instructions, &program.license, log)
         };
-        let load =
-            |log: Option<&mut [u8]>| bpf::load(name, sight, &function.instructions, &program.license, log);
         let fd = load(None).map_err(|error| {
             // Asked again, with room for an answer: why is for those who look for it.
             let mut log = vec![0; LOG];
@@ -112,7 +113,7 @@ fn load_programs(object: &Object, typed: &HashMap<&str, u32>) -> Result<HashMap<
             tracing::debug!("the verifier on {name}: {}", last_lines(&log));
             Refusal::new(format_args!("bpf(BPF_PROG_LOAD) {name}"), error)
         })?;
-        programs.insert(name.clone(), Program { fd, sight });
+        programs.insert(name.clone(), Program { fd, attach_kind });
     }
     Ok(programs)
 }

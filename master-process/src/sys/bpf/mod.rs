@@ -1,7 +1,6 @@
 //! bpf(2): the few commands that loading programs, and asking them something, takes.
 
 mod map;
-mod mapping;
 mod program;
 
 use std::ffi::{c_char, c_long};
@@ -10,9 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 
-pub use map::{Map, MapKind};
-pub use mapping::{Mapping, Shared};
-pub use program::{Sight, attach, load, load_reuseport, run_on};
+pub use map::{Map, MapKind, Mapping, Shared};
+pub use program::{AttachKind, attach, load, load_reuseport, run_on};
 
 /// A value that is all numbers, without padding: all of its bytes are written.
 ///

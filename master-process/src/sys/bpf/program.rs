@@ -11,11 +11,11 @@ use super::{blank, bpf, number, owned, short_name};
 
 /// How a program sees the tracepoint that it runs at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sight {
+pub enum AttachKind {
     /// Its arguments are numbers.
-    Raw,
+    RawTracepoint,
     /// Its arguments are of the types of the `typedef` of this number in the kernel's type information.
-    Typed(u32),
+    BtfTracepoint(u32),
 }
 
 /// Loads a program for a tracepoint. With a log, the verifier says in it what it thinks.
@@ -24,7 +24,7 @@ pub enum Sight {
 /// EPERM where we may not, EACCES or EINVAL where the verifier refuses, ENOSPC where the log is too short.
 pub fn load(
     name: &str,
-    sight: Sight,
+    attach_kind: AttachKind,
     instructions: &[bpf_insn],
     license: &CStr,
     log: Option<&mut [u8]>,
@@ -32,9 +32,9 @@ pub fn load(
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
     let load = unsafe { &mut attr.__bindgen_anon_3 };
-    match sight {
-        Sight::Raw => load.prog_type = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT as u32,
-        Sight::Typed(number) => {
+    match attach_kind {
+        AttachKind::RawTracepoint => load.prog_type = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT as u32,
+        AttachKind::BtfTracepoint(number) => {
             load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
             load.expected_attach_type = bpf_attach_type::BPF_TRACE_RAW_TP as u32;
             load.attach_btf_id = number;

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::Sender;
+use super::WorkerUser;
 
 /// How the names of our directories begin; a process id and [`RANDOM_DIGITS`] follow.
 const PREFIX: &str = "master-process-";
@@ -81,7 +81,7 @@ impl Drop for PrivateDirectory {
 }
 
 /// Creates a base that everybody may pass through.
-pub(super) fn make_base(path: &Path) -> io::Result<()> {
+pub(super) fn create_base(path: &Path) -> io::Result<()> {
     match mkdirat(CWD, path, Mode::RWXU) {
         Ok(()) => Ok(rustix::fs::chmod(path, Mode::from_raw_mode(0o755))?),
         Err(Errno::EXIST) => Ok(()),
@@ -90,21 +90,21 @@ pub(super) fn make_base(path: &Path) -> io::Result<()> {
 }
 
 /// A base that `sender` cannot pass through is of no use to it. Access control lists are not looked at.
-pub(super) fn check_reachable(base: &Path, sender: Sender<'_>) -> io::Result<()> {
+pub(super) fn check_reachable(base: &Path, user: WorkerUser<'_>) -> io::Result<()> {
     for directory in base.ancestors().filter(|directory| !directory.as_os_str().is_empty()) {
         let stat = rustix::fs::stat(directory)?;
-        if !may_search(&stat, sender) {
-            let why = format!("user {} may not search {}", sender.uid, directory.display());
+        if !may_search(&stat, user) {
+            let why = format!("user {} may not search {}", user.uid, directory.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
     }
     Ok(())
 }
 
-fn may_search(stat: &Stat, sender: Sender<'_>) -> bool {
+fn may_search(stat: &Stat, user: WorkerUser<'_>) -> bool {
     let mode = Mode::from_raw_mode(stat.st_mode);
-    let in_group = sender.gid == Some(stat.st_gid) || sender.groups.contains(&stat.st_gid);
-    match sender.uid {
+    let in_group = user.gid == Some(stat.st_gid) || user.groups.contains(&stat.st_gid);
+    match user.uid {
         0 => true,
         uid if uid == stat.st_uid => mode.contains(Mode::XUSR),
         _other if in_group => mode.contains(Mode::XGRP),

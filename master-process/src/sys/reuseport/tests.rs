@@ -136,7 +136,12 @@ fn are_answered(clients: Vec<TcpStream>) {
 /// A client whose connection is not in the listener's queue yet: it waits for the first data.
 fn half_open_client(listener: &TcpListener) -> TcpStream {
     let seconds = 60_i32.to_ne_bytes();
-    crate::sys::options::set_option(listener.as_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds);
+    crate::sys::socket_options::set_option(
+        listener.as_fd(),
+        libc::IPPROTO_TCP,
+        libc::TCP_DEFER_ACCEPT,
+        &seconds,
+    );
     let client = connect(listener);
     assert_eq!(waiting(listener.as_fd()), 0, "the connection is half-open");
     client

@@ -7,9 +7,9 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use super::capabilities::CapHeader;
 use super::interpreter::{self, HEAD, HEADER, Kind, MAX_HEADERS};
-use super::{Particulars, Step, Template, raw};
+use super::{SpawnArgs, SpawnStep, SpawnTemplate, raw_syscalls};
+use crate::sys::capabilities::CapHeader;
 use crate::sys::seccomp::Filter;
 
 /// The memory of a start: the child's alone until it has left it.
@@ -33,7 +33,7 @@ pub(super) struct Report {
 impl Report {
     /// What it is as long as nothing has gone wrong.
     pub(super) fn new() -> Report {
-        Report { step: Step::Exec as i32, errno: 0, listener: -1, interpreter: MissingInterpreter::NONE }
+        Report { step: SpawnStep::Exec as i32, errno: 0, listener: -1, interpreter: MissingInterpreter::NONE }
     }
 }
 
@@ -60,9 +60,9 @@ impl MissingInterpreter {
 
 /// What the child is to do, in the form that system calls take.
 pub(super) struct Prepared {
-    pub(super) template: Arc<Template>,
+    pub(super) template: Arc<SpawnTemplate>,
     /// What the pointers below point into, and descriptors that the child needs.
-    _particulars: Particulars,
+    _args: SpawnArgs,
     _passing: Option<OwnedFd>,
     argv: Vec<*const c_char>,
     /// The same for a script that names no interpreter: the shell, room for the script's path, its arguments.
@@ -95,17 +95,13 @@ const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
 impl Prepared {
     /// `passing`: the child starts with a copy of our descriptors, and sends its listener through this one.
-    pub(super) fn new(
-        template: &Arc<Template>,
-        particulars: Particulars,
-        passing: Option<OwnedFd>,
-    ) -> Prepared {
+    pub(super) fn new(template: &Arc<SpawnTemplate>, args: SpawnArgs, passing: Option<OwnedFd>) -> Prepared {
         let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
         let directory = template.directory.as_ref().map(|directory| &directory.variable);
         let pwd = directory.map(|_| template.environment.len());
-        let environment = template.environment.iter().chain(directory).chain(&particulars.environment);
+        let environment = template.environment.iter().chain(directory).chain(&args.environment);
         let environment = environment.map(|text| text.as_ptr()).chain(place.map(|text| text.as_ptr()));
-        let filter = particulars.filter.as_deref();
+        let filter = args.filter.as_deref();
         let mut prepared = Prepared {
             pwd,
             argv: template.argv.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect(),
@@ -117,12 +113,12 @@ impl Prepared {
             envp: environment.chain([ptr::null()]).collect(),
             listen_pid: [0; 32],
             fprog: filter.map(Filter::as_fprog),
-            extra: particulars.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
-            foreground: particulars.foreground,
+            extra: args.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
+            foreground: args.foreground,
             table: Table::Shared(0),
             parent: rustix::process::getpid().as_raw_pid(),
             template: Arc::clone(template),
-            _particulars: particulars,
+            _args: args,
             _passing: None,
         };
         prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
@@ -138,8 +134,8 @@ impl Prepared {
 }
 
 /// What the child works with.
-struct Order<'a> {
-    template: &'a Template,
+struct ChildContext<'a> {
+    template: &'a SpawnTemplate,
     prepared: &'a mut Prepared,
     report: &'a mut Report,
     step: &'a AtomicI32,
@@ -154,23 +150,23 @@ pub(super) unsafe extern "C" fn child(shared: *mut c_void) -> ! {
     let shared = shared.cast::<Shared>();
     // SAFETY: the caller's promise: these parts are the child's alone, but for the atomic one. The template is in memory
     // of its own, which the reference in `prepared` keeps.
-    let mut order = unsafe {
+    let mut context = unsafe {
         let prepared = &mut (*shared).prepared;
         let template = &*Arc::as_ptr(&prepared.template);
-        Order { template, prepared, report: &mut (*shared).report, step: &(*shared).step }
+        ChildContext { template, prepared, report: &mut (*shared).report, step: &(*shared).step }
     };
-    let Err((step, errno)) = order.run();
-    order.report.step = step as c_int;
-    order.report.errno = errno;
+    let Err((step, errno)) = context.run();
+    context.report.step = step as c_int;
+    context.report.errno = errno;
     loop {
         // SAFETY: ends this child without running anything of the memory that it shares.
-        unsafe { raw::call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]) };
+        unsafe { raw_syscalls::call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]) };
     }
 }
 
-type Failure = (Step, c_int);
+type Failure = (SpawnStep, c_int);
 
-impl Order<'_> {
+impl ChildContext<'_> {
     fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
         let template = self.template;
         self.no_new_privs()?;
@@ -178,9 +174,9 @@ impl Order<'_> {
         if let Table::Shared(cut) = self.prepared.table {
             // From here on the descriptor table is the child's own, and as short as it can be.
             let range = [word(cut), word(libc::c_uint::MAX), word(libc::CLOSE_RANGE_UNSHARE)];
-            call(Step::Unshare, libc::SYS_close_range, range)?;
+            call(SpawnStep::Unshare, libc::SYS_close_range, range)?;
         }
-        call(Step::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
+        call(SpawnStep::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
         self.descriptors()?;
         self.foreground();
         if let Some(nofile) = &template.nofile {
@@ -188,13 +184,14 @@ impl Order<'_> {
                 rlim_cur: nofile.current.unwrap_or(libc::RLIM64_INFINITY),
                 rlim_max: nofile.maximum.unwrap_or(libc::RLIM64_INFINITY),
             };
-            call(Step::Limit, libc::SYS_prlimit64, [0, word(libc::RLIMIT_NOFILE), address(&limit)])?;
+            call(SpawnStep::Limit, libc::SYS_prlimit64, [0, word(libc::RLIMIT_NOFILE), address(&limit)])?;
         }
         self.identity()?;
         self.capabilities()?;
         if let Some(directory) = &template.directory {
-            self.goes_to(Step::Directory);
-            let changed = call(Step::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
+            self.goes_to(SpawnStep::Directory);
+            let changed =
+                call(SpawnStep::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
             match changed {
                 Ok(_) => self.prepared.pwd = None,
                 Err(failure) if !directory.optional => return Err(failure),
@@ -202,12 +199,12 @@ impl Order<'_> {
             }
         }
         if let Some(mask) = template.umask {
-            call(Step::Exec, libc::SYS_umask, [word(mask), 0, 0])?;
+            call(SpawnStep::Exec, libc::SYS_umask, [word(mask), 0, 0])?;
         }
         self.die_with_parent()?;
         self.own_pid();
         self.no_directory();
-        self.goes_to(Step::Exec);
+        self.goes_to(SpawnStep::Exec);
         self.exec()
     }
 
@@ -215,16 +212,17 @@ impl Order<'_> {
     /// that the call stops nobody. One that fails leaves the worker in the background, which it may well be.
     fn foreground(&self) {
         if self.prepared.foreground
-            && let Ok(group) = call(Step::ProcessGroup, libc::SYS_getpid, [0, 0, 0])
+            && let Ok(group) = call(SpawnStep::ProcessGroup, libc::SYS_getpid, [0, 0, 0])
             && let Ok(group) = c_int::try_from(group)
         {
             let request = usize::try_from(libc::TIOCSPGRP).unwrap_or(0);
-            let _in_background = call(Step::ProcessGroup, libc::SYS_ioctl, [0, request, address(&group)]);
+            let _in_background =
+                call(SpawnStep::ProcessGroup, libc::SYS_ioctl, [0, request, address(&group)]);
         }
     }
 
     /// A step that takes as long as a file system does.
-    fn goes_to(&self, step: Step) {
+    fn goes_to(&self, step: SpawnStep) {
         self.step.store(step as c_int, Ordering::Relaxed);
     }
 
@@ -232,7 +230,7 @@ impl Order<'_> {
         let template = self.template;
         let for_filter = template.filter_needs_no_new_privs && self.prepared.fprog.is_some();
         if template.no_new_privs || for_filter {
-            prctl(Step::NoNewPrivs, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
+            prctl(SpawnStep::NoNewPrivs, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
         }
         Ok(())
     }
@@ -244,7 +242,7 @@ impl Order<'_> {
         let install = |flags: libc::c_ulong| {
             let mode = word(libc::SECCOMP_SET_MODE_FILTER);
             call(
-                Step::Seccomp,
+                SpawnStep::Seccomp,
                 libc::SYS_seccomp,
                 [mode, usize::try_from(flags).unwrap_or(0), address(fprog)],
             )
@@ -265,7 +263,11 @@ impl Order<'_> {
 
     fn descriptors(&self) -> Result<(), Failure> {
         let dup = |from: RawFd, to: RawFd| {
-            call(Step::Descriptor, libc::SYS_dup3, [word(from.cast_unsigned()), word(to.cast_unsigned()), 0])
+            call(
+                SpawnStep::Descriptor,
+                libc::SYS_dup3,
+                [word(from.cast_unsigned()), word(to.cast_unsigned()), 0],
+            )
         };
         let template = self.template;
         if let Some(stdin) = &template.stdin {
@@ -287,15 +289,15 @@ impl Order<'_> {
             return Ok(());
         };
         let groups = &identity.groups;
-        call(Step::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
+        call(SpawnStep::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
         let gid = word(identity.gid);
-        call(Step::Group, libc::SYS_setresgid, [gid, gid, gid])?;
+        call(SpawnStep::Group, libc::SYS_setresgid, [gid, gid, gid])?;
         if self.template.capabilities.is_some_and(|sets| sets.keep) {
             // The change of user would otherwise empty the permitted set; `execve` ends this by itself.
-            prctl(Step::KeepCapabilities, libc::PR_SET_KEEPCAPS, [1, 0])?;
+            prctl(SpawnStep::KeepCapabilities, libc::PR_SET_KEEPCAPS, [1, 0])?;
         }
         if let Some(uid) = identity.uid.map(word) {
-            call(Step::User, libc::SYS_setresuid, [uid, uid, uid])?;
+            call(SpawnStep::User, libc::SYS_setresuid, [uid, uid, uid])?;
         }
         Ok(())
     }
@@ -307,10 +309,10 @@ impl Order<'_> {
         };
         // This also takes from the ambient set what is not inheritable any more.
         let (header, data) = (CapHeader::VERSION_3, sets.data());
-        call(Step::Capabilities, libc::SYS_capset, [address(&header), address(&data), 0])?;
+        call(SpawnStep::Capabilities, libc::SYS_capset, [address(&header), address(&data), 0])?;
         for number in sets.ambient.numbers().map(word) {
             prctl(
-                Step::Ambient,
+                SpawnStep::Ambient,
                 libc::PR_CAP_AMBIENT,
                 [word(libc::PR_CAP_AMBIENT_RAISE.cast_unsigned()), number],
             )?;
@@ -323,10 +325,14 @@ impl Order<'_> {
         if !self.template.dies_with_us {
             return Ok(());
         }
-        prctl(Step::DeathSignal, libc::PR_SET_PDEATHSIG, [word(libc::SIGKILL.cast_unsigned()), 0])?;
+        prctl(SpawnStep::DeathSignal, libc::PR_SET_PDEATHSIG, [word(libc::SIGKILL.cast_unsigned()), 0])?;
         // The supervisor may have died just before: then nobody is left to send it.
-        let parent = call(Step::DeathSignal, libc::SYS_getppid, [0, 0, 0])?;
-        if parent == self.prepared.parent as usize { Ok(()) } else { Err((Step::DeathSignal, libc::ESRCH)) }
+        let parent = call(SpawnStep::DeathSignal, libc::SYS_getppid, [0, 0, 0])?;
+        if parent == self.prepared.parent as usize {
+            Ok(())
+        } else {
+            Err((SpawnStep::DeathSignal, libc::ESRCH))
+        }
     }
 
     /// Puts our pid where [`Prepared::new`] left a place for it: the last entry before the null.
@@ -334,7 +340,7 @@ impl Order<'_> {
         if self.template.handed_over.is_empty() {
             return;
         }
-        let mut rest = call(Step::Exec, libc::SYS_getpid, [0, 0, 0]).unwrap_or(0);
+        let mut rest = call(SpawnStep::Exec, libc::SYS_getpid, [0, 0, 0]).unwrap_or(0);
         let (mut digits, mut count) = ([0u8; 20], 0);
         while rest > 0 || count == 0 {
             digits[count] = b"0123456789"[rest % 10];
@@ -365,7 +371,7 @@ impl Order<'_> {
     fn exec(&mut self) -> Result<std::convert::Infallible, Failure> {
         let none = 0u64;
         call(
-            Step::Exec,
+            SpawnStep::Exec,
             libc::SYS_rt_sigprocmask,
             [word(libc::SIG_SETMASK.cast_unsigned()), address(&none), 0, size_of::<u64>()],
         )?;
@@ -380,17 +386,17 @@ impl Order<'_> {
                     self.inspect(index, candidate, libc::EACCES);
                 }
                 libc::ENOEXEC => return self.run_by_shell(index, candidate),
-                errno => return Err((Step::Exec, errno)),
+                errno => return Err((SpawnStep::Exec, errno)),
             }
         }
-        Err((Step::Exec, worst))
+        Err((SpawnStep::Exec, worst))
     }
 
     /// The errno of an `execve` that came back.
     fn execve(&self, path: &CStr, argv: &[*const c_char]) -> c_int {
         let arguments =
             [address(path.as_ptr()), address(argv.as_ptr()), address(self.prepared.envp.as_ptr())];
-        call(Step::Exec, libc::SYS_execve, arguments).map_or_else(|(_, errno)| errno, |_| 0)
+        call(SpawnStep::Exec, libc::SYS_execve, arguments).map_or_else(|(_, errno)| errno, |_| 0)
     }
 
     /// As execvp(3): a text that is no program is a script of the shell's.
@@ -401,14 +407,14 @@ impl Order<'_> {
                 .is_some_and(|length| interpreter::is_text(head.get(..length).unwrap_or_default()))
         });
         if !is_script {
-            return Err((Step::Exec, libc::ENOEXEC));
+            return Err((SpawnStep::Exec, libc::ENOEXEC));
         }
         if let Some(place) = self.prepared.shell_argv.get_mut(1) {
             *place = script.as_ptr();
         }
         let errno = self.execve(SHELL, &self.prepared.shell_argv);
         self.blame(index, SHELL.to_bytes(), errno);
-        Err((Step::Exec, errno))
+        Err((SpawnStep::Exec, errno))
     }
 
     /// A file that is there and cannot be executed because of its interpreter: which one that is.
@@ -477,27 +483,27 @@ fn send(socket: RawFd, fd: RawFd) -> Result<(), Failure> {
     message.msg_control = (&raw mut control).cast();
     message.msg_controllen = size_of::<Control>() as _;
     let message = address(&raw const message);
-    call(Step::Seccomp, libc::SYS_sendmsg, [word(socket.cast_unsigned()), message, 0]).map(drop)
+    call(SpawnStep::Seccomp, libc::SYS_sendmsg, [word(socket.cast_unsigned()), message, 0]).map(drop)
 }
 
 /// A file of the child's own, read-only; nothing waits for the other end of a pipe or a terminal.
 fn open(path: &CStr) -> Option<usize> {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
     let here = libc::AT_FDCWD as usize;
-    call(Step::Exec, libc::SYS_openat, [here, address(path.as_ptr()), word(flags.cast_unsigned())]).ok()
+    call(SpawnStep::Exec, libc::SYS_openat, [here, address(path.as_ptr()), word(flags.cast_unsigned())]).ok()
 }
 
 /// What of a file there is at `offset`, as far as it fits.
 fn read(file: usize, offset: u64, into: &mut [u8]) -> Option<usize> {
     let offset = usize::try_from(offset).ok()?;
-    call(Step::Exec, libc::SYS_pread64, [file, address(into.as_mut_ptr()), into.len(), offset]).ok()
+    call(SpawnStep::Exec, libc::SYS_pread64, [file, address(into.as_mut_ptr()), into.len(), offset]).ok()
 }
 
 /// The errno of asking whether a file may be executed, 0: it may. The user is the worker's by now, in both senses.
 fn access(path: &CStr) -> c_int {
     let here = libc::AT_FDCWD as usize;
     let asked = call(
-        Step::Exec,
+        SpawnStep::Exec,
         libc::SYS_faccessat,
         [here, address(path.as_ptr()), word(libc::X_OK.cast_unsigned())],
     );
@@ -520,17 +526,17 @@ fn address<T>(pointer: *const T) -> usize {
 }
 
 /// prctl(2): the operation and its arguments.
-fn prctl(step: Step, operation: c_int, [first, second]: [usize; 2]) -> Result<(), Failure> {
+fn prctl(step: SpawnStep, operation: c_int, [first, second]: [usize; 2]) -> Result<(), Failure> {
     call(step, libc::SYS_prctl, [word(operation.cast_unsigned()), first, second]).map(drop)
 }
 
 /// One system call; its result, or the step that it was and its errno.
-fn call<const N: usize>(step: Step, number: c_long, arguments: [usize; N]) -> Result<usize, Failure> {
+fn call<const N: usize>(step: SpawnStep, number: c_long, arguments: [usize; N]) -> Result<usize, Failure> {
     // prctl insists on zeros.
     let mut registers = [0; 6];
     registers.iter_mut().zip(arguments).for_each(|(to, from)| *to = from);
     // SAFETY: every caller above passes what the call's manual page asks for, and pointers only to memory of
     // `Prepared` or of its own frame.
-    let result = unsafe { raw::call(number, registers) };
+    let result = unsafe { raw_syscalls::call(number, registers) };
     usize::try_from(result).map_err(|_negative| (step, c_int::try_from(-result).unwrap_or(libc::EINVAL)))
 }

@@ -8,7 +8,7 @@ use rustix::event::Timespec;
 use rustix::process::Pid;
 use rustix::thread::futex;
 
-use super::Step;
+use super::SpawnStep;
 use super::memory::Memory;
 use crate::sys::pidfd;
 
@@ -27,9 +27,9 @@ pub struct Launch {
 /// A start that has come to its end, whichever: [`Spawner::result`](super::Spawner::result) tells.
 #[derive(Debug)]
 #[must_use = "it holds descriptors, and a child that nobody reaps"]
-pub struct Over(pub(super) Launch);
+pub struct FinishedLaunch(pub(super) Launch);
 
-impl Over {
+impl FinishedLaunch {
     /// The child's process id.
     pub fn pid(&self) -> Pid {
         self.0.pid
@@ -48,12 +48,12 @@ impl Launch {
     }
 
     /// What it was doing when it was last heard of.
-    pub fn step(&self) -> Step {
-        Step::of(self.memory.step())
+    pub fn step(&self) -> SpawnStep {
+        SpawnStep::of(self.memory.step())
     }
 
     /// Whether [`wait`](Self::wait) has nothing to wait for. No system call; an end without `execve` may be missed.
-    pub fn is_over(&self) -> bool {
+    pub fn is_finished(&self) -> bool {
         self.memory.is_free()
     }
 
@@ -61,7 +61,7 @@ impl Launch {
     ///
     /// # Errors
     /// Itself, where that is still to come.
-    pub fn wait(self, most: Duration) -> Result<Over, Launch> {
+    pub fn wait(self, most: Duration) -> Result<FinishedLaunch, Launch> {
         let until = Instant::now() + most;
         while !self.memory.is_free() {
             let left = until.saturating_duration_since(Instant::now());
@@ -72,19 +72,19 @@ impl Launch {
             // Woken, too late, too early, or for nothing: the word tells.
             let _any = futex::wait(self.memory.inside(), futex::Flags::empty(), 1, Some(&timeout));
         }
-        Ok(Over(self))
+        Ok(FinishedLaunch(self))
     }
 
     /// The last resort, where the word says that it is inside: it may have ended in a way that clears nothing.
-    fn look(self) -> Result<Over, Launch> {
-        match pidfd::peek(self.pidfd()) {
+    fn look(self) -> Result<FinishedLaunch, Launch> {
+        match pidfd::try_wait(self.pidfd()) {
             Ok(None) => return Err(self),
             // Ended, or reaped by somebody.
             Ok(Some(_)) => self.memory.is_left(),
             Err(error) if error.raw_os_error() == Some(libc::ECHILD) => self.memory.is_left(),
             Err(_cannot_tell) => return Err(self),
         }
-        Ok(Over(self))
+        Ok(FinishedLaunch(self))
     }
 
     /// Kills it. What it hangs in may keep it for longer.

@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::Template;
+use super::SpawnTemplate;
 use super::child::{Report, Shared};
 
 /// Enough for a chain of system calls; the program gets a stack of its own.
@@ -81,7 +81,7 @@ impl Memory {
         self.is_free().then(|| unsafe { &(*self.shared.as_ptr()).report })
     }
 
-    pub(super) fn template(&self) -> Option<&Template> {
+    pub(super) fn template(&self) -> Option<&SpawnTemplate> {
         // SAFETY: as above.
         self.is_free().then(|| unsafe { &*(*self.shared.as_ptr()).prepared.template })
     }

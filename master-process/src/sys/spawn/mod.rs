@@ -10,13 +10,11 @@
 //! waits for that; so does a start that takes its usual fraction of a millisecond. One that takes longer is looked after
 //! later, by that word.
 
-mod capabilities;
 mod child;
-mod clone;
 mod interpreter;
 mod launch;
 mod memory;
-mod raw;
+mod raw_syscalls;
 
 use std::ffi::{CString, c_int, c_long};
 use std::mem::MaybeUninit;
@@ -33,17 +31,17 @@ use rustix::net::{
 };
 use rustix::process::{Pid, Rlimit};
 
+use super::capabilities::WorkerCapabilities;
 use super::fds;
 use super::seccomp::Filter;
-pub use capabilities::WorkerCapabilities;
 use child::{MissingInterpreter, Prepared, Report, Shared, child};
-use clone::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, clone, clone3};
-pub use launch::{Launch, Over};
+pub use launch::{FinishedLaunch, Launch};
 use memory::{Memory, STACK, Stack};
+use raw_syscalls::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, clone, clone3};
 
 /// What every worker of a supervisor has in common.
 #[derive(Debug)]
-pub struct Template {
+pub struct SpawnTemplate {
     /// The paths to try, in this order, as `execvp(3)` would.
     pub candidates: Vec<CString>,
     /// Arguments, the command's name first.
@@ -85,7 +83,7 @@ pub struct Directory {
 
 /// What differs between two workers.
 #[derive(Debug, Default)]
-pub struct Particulars {
+pub struct SpawnArgs {
     /// The worker's seccomp filter.
     pub filter: Option<Arc<Filter>>,
     /// `NAME=VALUE`, after the template's.
@@ -114,7 +112,7 @@ pub struct Spawned {
 /// What the child was doing when it failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
-pub enum Step {
+pub enum SpawnStep {
     /// `clone3`: there is no child.
     Clone,
     /// `prctl(PR_SET_NO_NEW_PRIVS)`.
@@ -156,7 +154,7 @@ const SPARE_STACKS: usize = 8;
 #[derive(Debug)]
 pub struct SpawnError {
     /// Where.
-    pub step: Step,
+    pub step: SpawnStep,
     /// Why.
     pub errno: i32,
     /// What the program needs and `execve` did not get.
@@ -192,9 +190,9 @@ impl fmt::Display for Interpreter {
     }
 }
 
-impl Step {
-    fn of(raw: c_int) -> Step {
-        use Step::{
+impl SpawnStep {
+    fn of(raw: c_int) -> SpawnStep {
+        use SpawnStep::{
             Ambient, Capabilities, Clone, DeathSignal, Descriptor, Directory, Exec, Group, Groups,
             KeepCapabilities, Limit, NoNewPrivs, ProcessGroup, Seccomp, Unshare, User,
         };
@@ -222,34 +220,34 @@ impl Step {
 
 impl SpawnError {
     /// A start that failed at this step for this reason.
-    pub fn new(step: Step, errno: i32) -> SpawnError {
+    pub fn new(step: SpawnStep, errno: i32) -> SpawnError {
         SpawnError { step, errno, interpreter: None, within: None }
     }
 
     /// A start that has not come further than this step in this time.
-    pub fn no_answer(step: Step, within: Duration) -> SpawnError {
+    pub fn no_answer(step: SpawnStep, within: Duration) -> SpawnError {
         SpawnError { step, errno: libc::ETIME, interpreter: None, within: Some(within) }
     }
 
     /// The failed call, as its manual page is named.
     pub fn call(&self) -> &'static str {
         match self.step {
-            Step::Clone => "clone3",
-            Step::NoNewPrivs => "prctl(PR_SET_NO_NEW_PRIVS)",
-            Step::Seccomp => "seccomp",
-            Step::Unshare => "close_range",
-            Step::ProcessGroup => "setpgid",
-            Step::Descriptor => "dup3",
-            Step::Limit => "prlimit",
-            Step::Groups => "setgroups",
-            Step::Group => "setresgid",
-            Step::User => "setresuid",
-            Step::KeepCapabilities => "prctl(PR_SET_KEEPCAPS)",
-            Step::Capabilities => "capset",
-            Step::Ambient => "prctl(PR_CAP_AMBIENT)",
-            Step::Directory => "chdir",
-            Step::DeathSignal => "prctl(PR_SET_PDEATHSIG)",
-            Step::Exec => "execve",
+            SpawnStep::Clone => "clone3",
+            SpawnStep::NoNewPrivs => "prctl(PR_SET_NO_NEW_PRIVS)",
+            SpawnStep::Seccomp => "seccomp",
+            SpawnStep::Unshare => "close_range",
+            SpawnStep::ProcessGroup => "setpgid",
+            SpawnStep::Descriptor => "dup3",
+            SpawnStep::Limit => "prlimit",
+            SpawnStep::Groups => "setgroups",
+            SpawnStep::Group => "setresgid",
+            SpawnStep::User => "setresuid",
+            SpawnStep::KeepCapabilities => "prctl(PR_SET_KEEPCAPS)",
+            SpawnStep::Capabilities => "capset",
+            SpawnStep::Ambient => "prctl(PR_CAP_AMBIENT)",
+            SpawnStep::Directory => "chdir",
+            SpawnStep::DeathSignal => "prctl(PR_SET_PDEATHSIG)",
+            SpawnStep::Exec => "execve",
         }
     }
 
@@ -292,24 +290,20 @@ impl Spawner {
     ///
     /// # Errors
     /// There is no child.
-    pub fn start(
-        &mut self,
-        template: &Arc<Template>,
-        particulars: Particulars,
-    ) -> Result<Launch, SpawnError> {
+    pub fn start(&mut self, template: &Arc<SpawnTemplate>, args: SpawnArgs) -> Result<Launch, SpawnError> {
         let (receiver, sender) = self.passing()?.unzip();
-        // It is open for as long as the particulars are there.
-        let cgroup = particulars.cgroup.as_ref().map(AsRawFd::as_raw_fd);
+        // It is open for as long as the args are there.
+        let cgroup = args.cgroup.as_ref().map(AsRawFd::as_raw_fd);
         let stack = match self.stacks.pop() {
             Some(stack) => stack,
             None => Stack::new().map_err(|error| {
-                SpawnError::new(Step::Clone, error.raw_os_error().unwrap_or(libc::ENOMEM))
+                SpawnError::new(SpawnStep::Clone, error.raw_os_error().unwrap_or(libc::ENOMEM))
             })?,
         };
         let shared = Shared {
-            prepared: Prepared::new(template, particulars, sender),
+            prepared: Prepared::new(template, args, sender),
             report: Report::new(),
-            step: AtomicI32::new(Step::Unshare as i32),
+            step: AtomicI32::new(SpawnStep::Unshare as i32),
             inside: AtomicU32::new(1),
         };
         let memory = Memory::new(shared, stack);
@@ -332,7 +326,7 @@ impl Spawner {
     ///
     /// # Errors
     /// The call that failed and its errno; no child is left then, not even a zombie.
-    pub fn result(&mut self, over: Over) -> Result<Spawned, SpawnError> {
+    pub fn result(&mut self, over: FinishedLaunch) -> Result<Spawned, SpawnError> {
         let Launch { memory, pid, pidfd, receiver, in_cgroup } = over.0;
         let report = memory.report();
         let number = report.map_or(-1, |report| report.listener);
@@ -346,14 +340,14 @@ impl Spawner {
         let failure = report.filter(|report| report.errno != 0).map(|report| {
             let candidates = memory.template().map_or(&[][..], |template| &template.candidates);
             let interpreter = Interpreter::of(&report.interpreter, candidates);
-            SpawnError { step: Step::of(report.step), errno: report.errno, interpreter, within: None }
+            SpawnError { step: SpawnStep::of(report.step), errno: report.errno, interpreter, within: None }
         });
         self.keep(memory);
         let Some(failure) = failure else {
             return Ok(Spawned { pid, pidfd, listener, in_cgroup });
         };
         // It is about to exit or has: there is nothing to wait for but the kernel's last steps.
-        let _exit_127 = super::pidfd::reap(pidfd.as_fd());
+        let _exit_127 = super::pidfd::wait(pidfd.as_fd());
         Err(failure)
     }
 
@@ -364,7 +358,7 @@ impl Spawner {
         }
         let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
         let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
-        pair.map(Some).map_err(|error| SpawnError::new(Step::Descriptor, error.raw_os_error()))
+        pair.map(Some).map_err(|error| SpawnError::new(SpawnStep::Descriptor, error.raw_os_error()))
     }
 
     fn keep(&mut self, mut memory: Memory) {
@@ -411,10 +405,10 @@ impl Spawner {
         };
         if result < 0 {
             let errno = c_int::try_from(-result).unwrap_or(libc::EINVAL);
-            return Err(SpawnError::new(Step::Clone, errno));
+            return Err(SpawnError::new(SpawnStep::Clone, errno));
         }
         let pid = c_int::try_from(result).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or(SpawnError::new(Step::Clone, libc::EINVAL))?;
+        let pid = pid.ok_or(SpawnError::new(SpawnStep::Clone, libc::EINVAL))?;
         // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that is ours alone.
         Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }, in_cgroup))
     }

@@ -9,7 +9,7 @@ static CLOSER: OnceLock<Option<Sender<OwnedFd>>> = OnceLock::new();
 
 /// Closes `fd` where waiting for it holds nobody up. The thread begins with the first call; where there is none
 /// to be had, the descriptor is closed here.
-pub fn close_elsewhere(fd: OwnedFd) {
+pub fn close_async(fd: OwnedFd) {
     let closer = CLOSER.get_or_init(|| {
         let (sender, receiver) = channel::<OwnedFd>();
         let thread = std::thread::Builder::new().name("closer".to_owned()).stack_size(64 * 1024);

@@ -1,4 +1,4 @@
-//! Signals as a descriptor: blocked by the first instruction, read in the loop.
+//! SignalFd as a descriptor: blocked by the first instruction, read in the loop.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::process::Pid;
 
-/// Signals of the contract, read from [`Signals`]; every other one that can be blocked has no effect.
+/// SignalFd of the contract, read from [`SignalFd`]; every other one that can be blocked has no effect.
 const READ: [i32; 10] = [
     libc::SIGHUP,
     libc::SIGTERM,
@@ -20,7 +20,7 @@ const READ: [i32; 10] = [
     libc::SIGTSTP,
 ];
 
-/// Signals that stay as they are: faults of our own, which must end us.
+/// SignalFd that stay as they are: faults of our own, which must end us.
 const LEFT_ALONE: [i32; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP];
 
@@ -84,7 +84,7 @@ fn block() {
 
 /// The supervisor's signals as something to wait for.
 #[derive(Debug)]
-pub struct Signals {
+pub struct SignalFd {
     fd: OwnedFd,
     /// Whether SIGHUP was ignored when we were started, as `nohup` does it.
     hup_was_ignored: bool,
@@ -110,14 +110,14 @@ pub enum Sender {
     Outside,
 }
 
-impl Signals {
+impl SignalFd {
     /// Blocks the signals, sets every disposition that we inherited as "ignore" back to its default (an
     /// ignored SIGCHLD would reap our workers unseen, and workers would inherit all of them), and opens the
     /// descriptor.
     ///
     /// # Errors
     /// Those of signalfd(2): EMFILE, ENFILE, ENOMEM.
-    pub fn new() -> io::Result<Signals> {
+    pub fn new() -> io::Result<SignalFd> {
         block();
         let mut hup_was_ignored = false;
         for number in 1..=64 {
@@ -131,7 +131,7 @@ impl Signals {
                 libc::sigaddset(set.as_mut_ptr(), number);
             }
             match libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) {
-                fd if fd >= 0 => Ok(Signals { fd: OwnedFd::from_raw_fd(fd), hup_was_ignored }),
+                fd if fd >= 0 => Ok(SignalFd { fd: OwnedFd::from_raw_fd(fd), hup_was_ignored }),
                 _failed => Err(io::Error::last_os_error()),
             }
         }
@@ -183,7 +183,7 @@ pub fn stop_ourselves(number: i32) {
     }
 }
 
-impl AsFd for Signals {
+impl AsFd for SignalFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -211,12 +211,6 @@ fn undo_ignore(number: i32) -> bool {
         set(&Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 }, std::ptr::null_mut());
     }
     is_ignored
-}
-
-/// The name of a signal: `SIGKILL`, or `signal 35` for those that have none.
-pub fn name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number)
-        .map_or_else(|_unnamed| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }
 
 #[cfg(test)]

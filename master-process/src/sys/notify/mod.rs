@@ -1,11 +1,13 @@
-//! The socket that workers send their sd_notify messages to.
+//! The sd_notify protocol: the socket that workers send messages to, its place in the file system, and the messages.
 //!
-//! It is a file in a directory of the supervisor's own, so that the kernel keeps other users away. Where no directory
-//! can be had, it has an abstract address, which every process of the network namespace can send to.
+//! The socket is a file in a directory that belongs to the supervisor, so the kernel keeps other users away. Where no such
+//! directory can be created, the socket has an abstract address, which every process of the network namespace can send to.
 
+mod datagram;
 mod directory;
-mod message;
-mod received;
+mod location;
+mod protocol;
+mod received_fds;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +20,9 @@ use rustix::process::{Gid, Pid, Uid};
 
 use super::pidfd;
 use directory::{PrivateDirectory, supervisor_of};
-use received::ReceivedFds;
+pub use location::{Opened, open};
+pub use protocol::{ParsedMessage, parse};
+use received_fds::ReceivedFds;
 
 /// `SO_PASSPIDFD` of unix(7), Linux 6.5: each message brings a pidfd of its sender.
 const SO_PASSPIDFD: i32 = libc::SO_PASSPIDFD;
@@ -26,16 +30,16 @@ const SO_PASSPIDFD: i32 = libc::SO_PASSPIDFD;
 /// The socket's name in its directory.
 const SOCKET: &str = "notify";
 
-/// Where the socket of an abstract address, or of a path, is found.
+/// The kinds of addresses that the socket can have.
 #[derive(Debug)]
-enum Place {
+enum Address {
     Directory(PrivateDirectory),
     Abstract(Vec<u8>),
 }
 
-/// Who sends messages: the workers' user.
+/// The user that the workers run as: the only one, besides root, that may send messages.
 #[derive(Debug, Clone, Copy)]
-pub struct Sender<'a> {
+pub struct WorkerUser<'a> {
     /// User id.
     pub uid: u32,
     /// Group id; `None`: the supervisor's.
@@ -48,7 +52,7 @@ pub struct Sender<'a> {
 #[derive(Debug)]
 pub struct NotifySocket {
     fd: OwnedFd,
-    place: Place,
+    address: Address,
     received: ReceivedFds,
 }
 
@@ -90,10 +94,10 @@ impl NotifySocket {
     /// Those of mkdir(2), socket(2), bind(2) and chown(2). `PermissionDenied` where another user could replace what is
     /// in `base`, or where `sender` could not find the socket there; `InvalidInput` where the path is too long for a
     /// socket.
-    pub fn in_directory(base: &Path, sender: Sender<'_>) -> io::Result<NotifySocket> {
-        let is_another = sender.uid != rustix::process::geteuid().as_raw();
+    pub fn in_directory(base: &Path, user: WorkerUser<'_>) -> io::Result<NotifySocket> {
+        let is_another = user.uid != rustix::process::geteuid().as_raw();
         if is_another {
-            directory::check_reachable(base, sender)?;
+            directory::check_reachable(base, user)?;
         }
         let directory = PrivateDirectory::create(base, SOCKET)?;
         let fd = new_socket()?;
@@ -101,14 +105,14 @@ impl NotifySocket {
         // Nobody but us and root has access to the directory until this is done.
         chmodat(directory.fd(), SOCKET, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
         if is_another {
-            let uid = Some(Uid::from_raw(sender.uid));
+            let uid = Some(Uid::from_raw(user.uid));
             chownat(directory.fd(), SOCKET, uid, None, AtFlags::SYMLINK_NOFOLLOW)?;
             // The sender may pass through and not change anything: the directory stays ours. Whoever else is in the
             // group comes as far as the socket, which is not his to write to.
-            fchown(directory.fd(), None, sender.gid.map(Gid::from_raw))?;
+            fchown(directory.fd(), None, user.gid.map(Gid::from_raw))?;
             fchmod(directory.fd(), Mode::RWXU | Mode::XGRP)?;
         }
-        NotifySocket::new(fd, Place::Directory(directory))
+        NotifySocket::new(fd, Address::Directory(directory))
     }
 
     /// Opens the socket under an abstract address that the kernel chooses: "autobind" in unix(7). Every process in the
@@ -123,20 +127,20 @@ impl NotifySocket {
         let bound = SocketAddrUnix::try_from(rustix::net::getsockname(&fd)?)?;
         let name = bound.abstract_name().map(<[u8]>::to_vec);
         let name = name.ok_or_else(|| io::Error::other("the kernel chose no name for an unnamed socket"))?;
-        NotifySocket::new(fd, Place::Abstract(name))
+        NotifySocket::new(fd, Address::Abstract(name))
     }
 
-    fn new(fd: OwnedFd, place: Place) -> io::Result<NotifySocket> {
+    fn new(fd: OwnedFd, address: Address) -> io::Result<NotifySocket> {
         let received = ReceivedFds::new(fd.as_fd())?;
-        Ok(NotifySocket { fd, place, received })
+        Ok(NotifySocket { fd, address, received })
     }
 
     /// What `NOTIFY_SOCKET` says: a path, or a name in the abstract name space, where `@` stands for the leading zero
     /// byte.
     pub fn address(&self) -> Vec<u8> {
-        match &self.place {
-            Place::Directory(directory) => directory.path().join(SOCKET).as_os_str().as_bytes().to_vec(),
-            Place::Abstract(name) => [b"@".as_slice(), name].concat(),
+        match &self.address {
+            Address::Directory(directory) => directory.path().join(SOCKET).as_os_str().as_bytes().to_vec(),
+            Address::Abstract(name) => [b"@".as_slice(), name].concat(),
         }
     }
 
@@ -146,7 +150,7 @@ impl NotifySocket {
         if self.received.is_full() {
             return None;
         }
-        let raw = message::receive(self.fd.as_fd()).ok()?;
+        let raw = datagram::receive(self.fd.as_fd()).ok()?;
         // Also for a barrier: `BARRIER=1` sends a pipe and waits until we have closed it.
         self.received.close(raw.fds);
         Some(Message { sender: raw.sender, pidfd: raw.pidfd, text: raw.text })
@@ -165,16 +169,8 @@ fn new_socket() -> io::Result<OwnedFd> {
     let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
     sockopt::set_socket_passcred(&fd, true)?;
     // Before Linux 6.5 there is no such option; the process id alone has to do.
-    let _unknown_option = message::set_option(fd.as_fd(), SO_PASSPIDFD, true);
+    let _unknown_option = datagram::set_option(fd.as_fd(), SO_PASSPIDFD, true);
     Ok(fd)
-}
-
-/// Creates a directory that everybody may pass through; one that is there is left as it is.
-///
-/// # Errors
-/// Those of mkdir(2).
-pub fn make_base(path: &Path) -> io::Result<()> {
-    directory::make_base(path)
 }
 
 #[cfg(test)]
@@ -185,8 +181,8 @@ mod tests {
 
     use super::*;
 
-    fn ourselves() -> Sender<'static> {
-        Sender { uid: rustix::process::geteuid().as_raw(), gid: None, groups: &[] }
+    fn ourselves() -> WorkerUser<'static> {
+        WorkerUser { uid: rustix::process::geteuid().as_raw(), gid: None, groups: &[] }
     }
 
     fn path_of(socket: &NotifySocket) -> PathBuf {
@@ -258,8 +254,8 @@ mod tests {
         let base = tempfile::tempdir().expect("a temporary folder");
         std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o700)).expect("ours");
         let uid = base.path().metadata().expect("there").uid() + 4242;
-        let sender = Sender { uid, gid: Some(4242), groups: &[] };
-        let error = NotifySocket::in_directory(base.path(), sender).expect_err("mode 0700");
+        let user = WorkerUser { uid, gid: Some(4242), groups: &[] };
+        let error = NotifySocket::in_directory(base.path(), user).expect_err("mode 0700");
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     }
 

@@ -21,7 +21,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 
-use super::message::set_option;
+use super::datagram::set_option;
 
 /// `SO_PASSRIGHTS` of Linux 6.16, which the C library does not have yet.
 const SO_PASSRIGHTS: i32 = 83;

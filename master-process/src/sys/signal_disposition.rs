@@ -4,7 +4,7 @@ use rustix::process::Pid;
 
 /// What a signal does to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Disposition {
+pub enum SignalDisposition {
     /// What it does to everybody: most signals end a process.
     Default,
     /// Nothing.
@@ -14,23 +14,23 @@ pub enum Disposition {
 }
 
 /// What the signal of this number does to the process; `None` where that cannot be read.
-pub fn disposition(pid: Pid, number: i32) -> Option<Disposition> {
+pub fn of(pid: Pid, number: i32) -> Option<SignalDisposition> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).ok()?;
     parse(&status, number)
 }
 
-fn parse(status: &str, number: i32) -> Option<Disposition> {
+fn parse(status: &str, number: i32) -> Option<SignalDisposition> {
     let bit = 1u64.checked_shl(u32::try_from(number).ok()?.checked_sub(1)?)?;
     let set = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         u64::from_str_radix(line.strip_prefix(':')?.trim(), 16).ok()
     };
     Some(if set("SigCgt")? & bit != 0 {
-        Disposition::Handled
+        SignalDisposition::Handled
     } else if set("SigIgn")? & bit != 0 {
-        Disposition::Ignored
+        SignalDisposition::Ignored
     } else {
-        Disposition::Default
+        SignalDisposition::Default
     })
 }
 
@@ -43,10 +43,10 @@ mod tests {
 
     #[test]
     fn the_sets_have_the_lowest_signal_in_their_lowest_bit() {
-        assert_eq!(parse(STATUS, libc::SIGINT), Some(Disposition::Handled));
-        assert_eq!(parse(STATUS, libc::SIGUSR2), Some(Disposition::Handled));
-        assert_eq!(parse(STATUS, libc::SIGPIPE), Some(Disposition::Ignored));
-        assert_eq!(parse(STATUS, libc::SIGHUP), Some(Disposition::Default));
+        assert_eq!(parse(STATUS, libc::SIGINT), Some(SignalDisposition::Handled));
+        assert_eq!(parse(STATUS, libc::SIGUSR2), Some(SignalDisposition::Handled));
+        assert_eq!(parse(STATUS, libc::SIGPIPE), Some(SignalDisposition::Ignored));
+        assert_eq!(parse(STATUS, libc::SIGHUP), Some(SignalDisposition::Default));
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub struct Peer {
 const PATH_MAX: usize = 4096;
 /// What is looked at of an environment.
 const ENVIRONMENT_MAX: u64 = 64 * 1024;
+/// The longest text that is read of a file in `/proc/PID`. `status` with 65,536 groups, the kernel's limit, has 720 kB;
+/// an epoll instance with 4,096 entries has 370 kB in `fdinfo`.
+const TEXT_MAX: u64 = 1024 * 1024;
 /// `/proc/PID/mem` is read in pieces that end with a page: the next page may not be mapped.
 const PAGE: u64 = 4096;
 /// `PIDFD_THREAD`, Linux 6.9: a pidfd of a thread that is not its process's first, whose descriptor table may be its own.
@@ -92,8 +95,11 @@ impl Peer {
         Ok(rustix::fs::openat(&self.proc, entry, flags, Mode::empty())?.into())
     }
 
+    /// The first [`TEXT_MAX`] bytes of a file of its directory. Bytes that are not UTF-8 are replaced.
     fn text(&self, entry: &str) -> io::Result<String> {
-        io::read_to_string(self.file(entry)?)
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(self.file(entry)?, TEXT_MAX), &mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     fn directory(&self, entry: &str) -> io::Result<OwnedFd> {
@@ -183,10 +189,12 @@ impl Peer {
     /// Whether the table of its network namespace has the Unix socket of this inode number as a stream.
     fn is_unix_stream(&self, inode: u64) -> io::Result<bool> {
         // A path is the bytes that a program gave, and need not be UTF-8.
-        let mut table = Vec::new();
-        io::Read::read_to_end(&mut self.file("net/unix")?, &mut table)?;
-        let mut lines = table.split(|byte| *byte == b'\n').skip(1).map(String::from_utf8_lossy);
-        Ok(lines.any(|line| stream_inode(&line) == Some(inode)))
+        for line in io::BufRead::split(io::BufReader::new(self.file("net/unix")?), b'\n') {
+            if stream_inode(&String::from_utf8_lossy(&line?)) == Some(inode) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A copy of a descriptor: the same open file, in our table.
@@ -477,6 +485,21 @@ mod tests {
         thread.thread().unpark();
         thread.join().expect("it ends");
         assert!(!watch.may_be_in(&[libc::SYS_unlink, libc::SYS_read]), "it is gone");
+    }
+
+    #[test]
+    fn a_name_that_is_cut_inside_a_character_does_not_hide_the_rest_of_the_status() {
+        let name = CString::new("\u{e9}".repeat(9)).expect("no zero byte");
+        let thread = std::thread::spawn(move || {
+            rustix::thread::set_name(&name).expect("its own name");
+            let me = Peer::open(rustix::thread::gettid()).expect("we live");
+            let shown = std::fs::read(format!("/proc/{}/status", me.thread.as_raw_pid())).expect("there");
+            assert!(std::str::from_utf8(&shown).is_err(), "the kernel cuts it after 15 bytes");
+            (me.process().ok(), me.fs_identity().ok().map(|identity| identity.uid), me.real_uid().ok())
+        });
+        let uid = rustix::process::getuid().as_raw();
+        let expected = (Some(rustix::process::getpid()), Some(uid), Some(uid));
+        assert_eq!(thread.join().expect("it ends"), expected);
     }
 
     #[test]

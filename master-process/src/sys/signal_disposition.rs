@@ -15,8 +15,9 @@ pub enum SignalDisposition {
 
 /// What the signal of this number does to the process; `None` where that cannot be read.
 pub fn of(pid: Pid, number: i32) -> Option<SignalDisposition> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_pid())).ok()?;
-    parse(&status, number)
+    // The name in the first line is cut after 15 bytes, also inside a character, so the file need not be UTF-8.
+    let status = std::fs::read(format!("/proc/{}/status", pid.as_raw_pid())).ok()?;
+    parse(&String::from_utf8_lossy(&status), number)
 }
 
 fn parse(status: &str, number: i32) -> Option<SignalDisposition> {
@@ -47,6 +48,17 @@ mod tests {
         assert_eq!(parse(STATUS, libc::SIGUSR2), Some(SignalDisposition::Handled));
         assert_eq!(parse(STATUS, libc::SIGPIPE), Some(SignalDisposition::Ignored));
         assert_eq!(parse(STATUS, libc::SIGHUP), Some(SignalDisposition::Default));
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_hides_nothing() {
+        let name = std::ffi::CString::new("\u{e9}".repeat(9)).expect("no zero byte");
+        let thread = std::thread::spawn(move || {
+            rustix::thread::set_name(&name).expect("its own name");
+            of(rustix::thread::gettid(), libc::SIGSEGV)
+        });
+        // The runtime has a handler for stack overflows.
+        assert_eq!(thread.join().expect("it ends"), Some(SignalDisposition::Handled));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What workers say: on the notify socket, and on the pipe of `notify:fd=N`.
+//! Messages of workers: on the notify socket, and on the pipe of `notify:fd=N`.
 
 use std::os::fd::AsFd;
 
@@ -11,11 +11,12 @@ use crate::policy::{Event, ReadySignal};
 use crate::sys::notify::{self, NotifySocket, WorkerUser};
 use crate::sys::proc_stat;
 
-/// So many messages are read before the loop looks elsewhere: a worker that floods us must not hold it up.
-const AT_ONCE: usize = 64;
+/// The number of messages that are read in one round of the loop. A worker that floods the socket must not block the
+/// loop.
+const MAX_MESSAGES: usize = 64;
 
-/// How far up we look for the worker that a sender descends from.
-const GENERATIONS: usize = 16;
+/// The number of ancestors of a sender that are searched for a worker.
+const MAX_ANCESTORS: usize = 16;
 
 /// Opens the socket that the workers send notifications to.
 pub(super) fn open_notify_socket(identity: Option<&Identity>) -> std::io::Result<NotifySocket> {
@@ -40,7 +41,7 @@ pub(super) fn open_notify_socket(identity: Option<&Identity>) -> std::io::Result
 
 impl Driver {
     pub(super) fn read_messages(&mut self) {
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_MESSAGES {
             let Some(message) = self.notify.receive() else {
                 break;
             };
@@ -74,7 +75,7 @@ impl Driver {
         }
     }
 
-    /// The worker that a process is, or descends from: a shell script's `systemd-notify` speaks for it.
+    /// The worker that a process is or descends from. For example, a shell script of a worker runs `systemd-notify`.
     fn worker_of(&self, sender: Pid) -> Option<u64> {
         let group = getpgid(Some(sender)).ok();
         if let Some(serial) = [Some(sender), group]
@@ -86,7 +87,7 @@ impl Driver {
             return Some(serial);
         }
         let mut pid = sender;
-        for _ in 0..GENERATIONS {
+        for _ in 0..MAX_ANCESTORS {
             pid = parent_of(pid)?;
             if let Some(serial) = self.workers.serial_of(pid).or_else(|| self.trees.owner(pid)) {
                 return Some(serial);

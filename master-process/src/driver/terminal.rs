@@ -51,7 +51,7 @@ enum Foreground {
 impl Tty {
     pub(super) fn new(config: &Config, signals: &SignalFd, now: Time) -> Tty {
         let terminal = Terminal::open();
-        let ancestors = if terminal.is_some() { Ancestors::look() } else { Ancestors::default() };
+        let ancestors = if terminal.is_some() { Ancestors::collect() } else { Ancestors::default() };
         let is_lent = config.stdin == Stdin::Inherit && terminal.as_ref().is_some_and(Terminal::is_stdin);
         // A window may be closed while we start: its SIGHUP waits for us already.
         let was_lost = terminal.is_none() && terminal::was_lost();

@@ -17,7 +17,7 @@ pub struct OwnCapabilities {
     pub permitted: Capabilities,
     /// What the kernel checks.
     pub effective: Capabilities,
-    /// What may become a program's by its file; never less than the ambient set.
+    /// The set that a program can get through the inheritable set of its file; a superset of the ambient set.
     pub inheritable: Capabilities,
 }
 
@@ -25,7 +25,7 @@ impl OwnCapabilities {
     /// Reads the sets: capget(2).
     ///
     /// # Errors
-    /// None that capget(2) has for the calling thread; a seccomp filter may deny the call.
+    /// None of capget(2) apply to the calling thread; a seccomp filter can deny the call.
     pub fn read() -> io::Result<OwnCapabilities> {
         let sets = capabilities(None)?;
         let convert = |set: CapabilitySet| Capabilities(set.bits());
@@ -36,7 +36,8 @@ impl OwnCapabilities {
         })
     }
 
-    /// What of `wanted` this process cannot give to a child: it is not permitted, or not in the bounding set.
+    /// The capabilities of `wanted` that this process cannot give to a child, because they are not permitted or not in
+    /// the bounding set.
     #[must_use]
     pub fn lacks(&self, wanted: Capabilities) -> Capabilities {
         let bounded = wanted.numbers().filter(|number| {
@@ -48,21 +49,21 @@ impl OwnCapabilities {
     }
 }
 
-/// What a worker's capability sets are set to between the change of user and `execve`.
+/// The capability sets that a worker has between the change of user and `execve`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorkerCapabilities {
-    /// Permitted and effective set until `execve`, which sets both anew.
+    /// Permitted and effective set until `execve`, which computes both anew.
     pub(in crate::sys) permitted: Capabilities,
     pub(in crate::sys) effective: Capabilities,
-    /// Inheritable and ambient set; what the program of an ordinary user has afterwards.
+    /// Inheritable and ambient set. The program of an ordinary user has these capabilities after `execve`.
     pub(in crate::sys) ambient: Capabilities,
-    /// Whether the change of user must leave the permitted set as it is: `PR_SET_KEEPCAPS`.
+    /// Whether the change of user must preserve the permitted set: `PR_SET_KEEPCAPS`.
     pub(in crate::sys) keep: bool,
 }
 
 impl WorkerCapabilities {
-    /// The sets of a worker that is to have `ambient`; `None` where nothing has to be changed for that: the ambient set
-    /// is never larger than the inheritable one, so where that is empty, both are.
+    /// The sets of a worker with the ambient set `ambient`; `None` if nothing has to change. The ambient set is a
+    /// subset of the inheritable set, so if the latter is empty, both are.
     #[must_use]
     pub fn new(
         own: &OwnCapabilities,
@@ -74,7 +75,7 @@ impl WorkerCapabilities {
         }
         let becomes_another = identity.is_some_and(|identity| identity.uid.is_some_and(|uid| uid != 0));
         let (permitted, effective) = if becomes_another {
-            // The command is looked up with the rights of that user.
+            // The child resolves the command with that user's rights.
             (ambient, ambient)
         } else {
             (own.permitted, own.effective)
@@ -83,7 +84,7 @@ impl WorkerCapabilities {
         Some(WorkerCapabilities { permitted, effective, ambient, keep })
     }
 
-    /// What capset(2) is given.
+    /// The argument of capset(2).
     pub(in crate::sys) fn data(&self) -> [CapData; 2] {
         let [effective, permitted, inheritable] = [self.effective, self.permitted, self.ambient].map(halves);
         [0, 1].map(|half| CapData {
@@ -110,7 +111,7 @@ pub(in crate::sys) struct CapData {
 }
 
 impl CapHeader {
-    /// 64 capabilities, the lower 32 in the first [`CapData`], of the calling thread.
+    /// Version 3: 64 capabilities, the lower 32 in the first [`CapData`]. Pid 0 is the calling thread.
     pub(in crate::sys) const VERSION_3: CapHeader = CapHeader { version: 0x2008_0522, pid: 0 };
 }
 

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-/// Who a thread's file-system calls are made as.
+/// The identity that a thread makes file-system calls with: credentials(7).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FsIdentity {
     /// Its file-system user id.
@@ -13,23 +13,24 @@ pub struct FsIdentity {
     pub gid: u32,
     /// Its supplementary groups.
     pub groups: Vec<u32>,
-    /// What it may do beyond that.
+    /// Its effective capabilities.
     pub capabilities: CapabilitySet,
-    /// What it takes from the permissions of a new file.
+    /// The permission bits that it removes from new files.
     pub umask: u32,
 }
 
-/// Runs `call` with the file-system rights of another user, where they are not ours anyway: ours, and who may look into
-/// this process, are as before when this returns.
+/// Runs `call` with the file-system identity of another process.
+///
+/// The identity of the thread and the dumpable attribute of the process are restored when this returns.
 ///
 /// # Errors
-/// EPERM where this thread could not become that user in every respect: then `call` does not run.
+/// EPERM if this thread cannot assume all of that identity; then `call` does not run.
 pub fn as_user<T>(identity: Option<&FsIdentity>, call: impl FnOnce() -> T) -> io::Result<T> {
     struct Restore(FsIdentity, rustix::process::DumpableBehavior);
     impl Drop for Restore {
         fn drop(&mut self) {
             assume(&self.0);
-            // Whoever changes its rights cannot be looked into any more: proc(5), PR_SET_DUMPABLE(2const).
+            // Changing the identity clears the dumpable attribute: proc(5), PR_SET_DUMPABLE(2const).
             let _as_before = rustix::process::set_dumpable_behavior(self.1);
         }
     }
@@ -44,7 +45,7 @@ pub fn as_user<T>(identity: Option<&FsIdentity>, call: impl FnOnce() -> T) -> io
     Ok(call())
 }
 
-/// Whether both may do the same; the mask of permissions is no right.
+/// Whether both identities have the same rights. The umask is not a right.
 fn is_same(one: &FsIdentity, other: &FsIdentity) -> bool {
     (one.uid, one.gid, &one.groups, one.capabilities)
         == (other.uid, other.gid, &other.groups, other.capabilities)
@@ -61,14 +62,15 @@ fn ours() -> FsIdentity {
     }
 }
 
-/// By system call, for this thread alone.
+/// Changes the identity of this thread. The C library's functions would change every thread, so this makes the system
+/// calls itself.
 fn assume(identity: &FsIdentity) {
     let may_all = CapabilitySet::all();
-    // To change who we are takes rights that who we become may lack: they go last, and come first.
+    // The other identity may lack the capabilities that the change needs, so they are raised first and limited last.
     limit_to(may_all);
     let groups = &identity.groups;
-    // SAFETY: the kernel reads as many numbers as the first argument says; the calls change numbers of this
-    // thread and touch no other memory. The group comes first: as another user we might not change it.
+    // SAFETY: the kernel reads as many numbers as the first argument says; the calls change numbers of this thread and
+    // touch no other memory. The groups come first, because another user may not change them.
     unsafe {
         libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
         libc::syscall(libc::SYS_setfsgid, identity.gid);
@@ -77,10 +79,10 @@ fn assume(identity: &FsIdentity) {
     limit_to(identity.capabilities);
 }
 
-/// Whether this thread is that user now. setfsuid(2) and setfsgid(2) do not say whether they did anything; with a number
-/// that cannot be, they tell the current one. Capabilities that the other has and we have not do no harm.
+/// Whether this thread has that identity now. setfsuid(2) and setfsgid(2) do not report errors; with an invalid number
+/// they return the current one. It does no harm if the other process has capabilities that the supervisor lacks.
 fn is_assumed(identity: &FsIdentity) -> bool {
-    // SAFETY: -1 is no user and no group: the calls change nothing and touch no memory.
+    // SAFETY: -1 is not a valid id: the calls change nothing and touch no memory.
     let (uid, gid) =
         unsafe { (libc::syscall(libc::SYS_setfsuid, -1), libc::syscall(libc::SYS_setfsgid, -1)) };
     let mut groups: Vec<u32> = identity.groups.clone();
@@ -95,11 +97,11 @@ fn is_assumed(identity: &FsIdentity) -> bool {
         && capabilities.is_ok_and(|effective| identity.capabilities.contains(effective))
 }
 
-/// Makes those of our permitted capabilities effective that are among `wanted`.
+/// Makes the permitted capabilities effective that are in `wanted`.
 fn limit_to(wanted: CapabilitySet) {
     if let Ok(mut sets) = capabilities(None) {
         sets.effective = sets.permitted & wanted;
-        // Whether it worked is looked at where it matters.
+        // `is_assumed` checks the result.
         let _looked_at = set_capabilities(None, sets);
     }
 }

@@ -1,4 +1,4 @@
-//! Paths as another process means them, and with its rights.
+//! Path lookups for another process, from its root and working directory.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -11,12 +11,12 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 
 use super::peer::Peer;
 
-/// The folder and the name that a path of another process leads to.
+/// The folder that a path of another process is in, and the last part of the path.
 ///
 /// # Errors
-/// What the lookup of the folder fails with, with the caller's own rights. ELOOP also where the path goes
-/// through a magic link of `/proc`, which would lead to something of ours, or could leave a root that is not
-/// ours: such a path is the kernel's to follow.
+/// Those of the lookup with the rights of the calling thread. ELOOP also if the path goes through a magic link of
+/// `/proc`: it would lead to an object of the supervisor, or leave a root that is not ours. The kernel must resolve
+/// such a path in the process itself.
 pub fn folder_of(peer: &Peer, dir: RawFd, path: &Path) -> io::Result<(OwnedFd, OsString)> {
     let (folder, name) = split(path)?;
     let (root, root_is_ours) = peer.root()?;
@@ -26,17 +26,17 @@ pub fn folder_of(peer: &Peer, dir: RawFd, path: &Path) -> io::Result<(OwnedFd, O
     } else if root_is_ours {
         open(&peer.base(dir)?, folder, safe)
     } else {
-        // `..` must stop at its root: so the path is followed from there.
+        // `..` must stop at the root of the process, so the lookup starts there.
         let base = peer.base_below_root(dir).ok_or_else(|| io::Error::from_raw_os_error(libc::EXDEV))?;
         open(&root, &base.join(folder), safe | ResolveFlags::IN_ROOT)
     };
     Ok((opened?, name.to_owned()))
 }
 
-/// The folder and the name of a path of our own.
+/// The folder that a path of the supervisor is in, and the last part of the path.
 ///
 /// # Errors
-/// What the lookup of the folder fails with.
+/// Those of the lookup.
 pub fn own_folder_of(path: &Path) -> io::Result<(OwnedFd, OsString)> {
     let (folder, name) = split(path)?;
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -44,7 +44,7 @@ pub fn own_folder_of(path: &Path) -> io::Result<(OwnedFd, OsString)> {
     Ok((rustix::fs::openat(CWD, folder, flags, Mode::empty())?, name.to_owned()))
 }
 
-/// A path that ends with a slash or a dot names a directory, whatever its last part looks like.
+/// Splits a path before its last part. A path that ends with a slash or a dot names a directory.
 fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
     let bytes = path.as_os_str().as_bytes();
     let cut = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
@@ -61,18 +61,19 @@ fn open(base: &OwnedFd, folder: &Path, resolve: ResolveFlags) -> rustix::io::Res
     openat2(base, folder, flags, Mode::empty(), resolve)
 }
 
-/// Whether two directories are the same.
+/// Whether two descriptors refer to the same directory.
 pub fn same_folder(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
     let id = |fd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino)).ok();
     id(one).is_some() && id(one) == id(other)
 }
 
-/// The path of the current directory that a shell would print: `pwd`, the value of `PWD`, where that is absolute and
-/// names the directory that we are in, so that the symlinks in it can be followed again later; else the path that the
-/// kernel has for it.
+/// The path of the current directory as a shell prints it.
+///
+/// This is `pwd`, the value of `PWD`, if it is absolute and names the current directory: a later lookup then follows
+/// its symlinks again. Otherwise it is the kernel's path.
 ///
 /// # Errors
-/// The directory has been removed, or may not be reached; see getcwd(3).
+/// Those of getcwd(3), if the directory was removed or cannot be reached.
 pub fn working_directory(pwd: Option<&OsStr>) -> io::Result<PathBuf> {
     if let Some(path) = pwd.map(Path::new)
         && path.is_absolute()

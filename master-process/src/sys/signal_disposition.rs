@@ -1,19 +1,19 @@
-//! What a process does with a signal, as `/proc/PID/status` tells: proc_pid_status(5).
+//! The disposition of a signal in another process, from `/proc/PID/status`: proc_pid_status(5).
 
 use rustix::process::Pid;
 
-/// What a signal does to a process.
+/// The disposition of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalDisposition {
-    /// What it does to everybody: most signals end a process.
+    /// The default action of signal(7); for most signals it ends the process.
     Default,
-    /// Nothing.
+    /// The process ignores the signal.
     Ignored,
-    /// The program has a handler for it.
+    /// The process has a handler for it.
     Handled,
 }
 
-/// What the signal of this number does to the process; `None` where that cannot be read.
+/// The disposition of signal `number` in process `pid`; `None` if it cannot be read.
 pub fn of(pid: Pid, number: i32) -> Option<SignalDisposition> {
     // The name in the first line is cut after 15 bytes, also inside a character, so the file need not be UTF-8.
     let status = std::fs::read(format!("/proc/{}/status", pid.as_raw_pid())).ok()?;

@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 
 use super::{NotifySocket, WorkerUser, directory};
 
-/// The base directory of a supervisor that runs as root and that the service manager created none for.
+/// The base directory for root if the service manager did not create one.
 const ROOT_BASE: &str = "/run/master-process";
 
-/// The notify socket, and the reasons why it is not in a better place.
+/// The notify socket, and the directories that could not be used.
 #[derive(Debug)]
 pub struct Opened {
     /// The socket.
     pub socket: NotifySocket,
-    /// The base directories that failed, the best first.
+    /// The directories that failed, in order of preference, and the reasons.
     pub failed: Vec<(PathBuf, io::Error)>,
-    /// Whether the socket has a path; otherwise its address is abstract, and every local user can send to it.
+    /// Whether the socket has a path. Otherwise its address is abstract, and every local user can send to it.
     pub is_private: bool,
 }
 
-/// Opens the notify socket in the first base directory in which `user` can send to it and no other ordinary user can;
-/// where there is none, under an abstract address.
+/// Opens the notify socket in the first directory in which `user` can send to it and other ordinary users cannot. If
+/// there is none, the socket gets an abstract address.
 ///
 /// # Errors
 /// Those of [`NotifySocket::with_abstract_address`].
@@ -38,7 +38,7 @@ pub fn open(user: WorkerUser<'_>) -> io::Result<Opened> {
     Ok(Opened { socket, failed, is_private: false })
 }
 
-/// The base directories to try, the best first.
+/// The base directories in order of preference.
 fn bases(var: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Vec<PathBuf> {
     // systemd separates several directories by colons: systemd.exec(5).
     let runtime = var("RUNTIME_DIRECTORY");

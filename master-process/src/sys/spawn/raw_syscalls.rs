@@ -5,32 +5,33 @@
 
 use std::ffi::{c_long, c_void};
 
-/// `CLONE_CLEAR_SIGHAND`, which does not fit the C library's int.
+/// `CLONE_CLEAR_SIGHAND`, which does not fit into the C library's int.
 pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
-/// `CLONE_INTO_CGROUP`, likewise.
+/// `CLONE_INTO_CGROUP`, for the same reason.
 pub(super) const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// clone3(2) with a function for the child, which the C library does not offer. Returns the pid or -errno.
+/// clone3(2) with a function for the child, which the C library does not have. Returns the pid or -errno.
 ///
 /// # Safety
 /// `args` must name a stack that nothing else uses while the child runs, and `entry` must never return.
 pub(super) unsafe fn clone3(args: &libc::clone_args, entry: Entry, argument: *mut c_void) -> c_long {
     let registers = [std::ptr::from_ref(args).expose_provenance(), size_of::<libc::clone_args>(), 0, 0];
-    // SAFETY: the arguments are clone3's, and the caller keeps the promise about stack and entry.
+    // SAFETY: the arguments are those of clone3, and the caller guarantees the rest.
     unsafe { clone_into(libc::SYS_clone3, registers, entry, argument) }
 }
 
-/// The same by clone(2), for container engines that answer clone3 with ENOSYS because their filters cannot look
-/// into its arguments. It knows neither `CLONE_CLEAR_SIGHAND`, which we do not miss: we have no handlers but the runtime's for faults; nor `CLONE_INTO_CGROUP`.
+/// Does the same with clone(2), for container engines that fail clone3 with ENOSYS because their filters cannot inspect
+/// its arguments. clone(2) lacks `CLONE_CLEAR_SIGHAND`, which is not needed: the only handlers are the runtime's for
+/// faults. It also lacks `CLONE_INTO_CGROUP`.
 ///
 /// # Safety
-/// As [`clone3`].
+/// That of [`clone3`].
 pub(super) unsafe fn clone(args: &libc::clone_args, entry: Entry, argument: *mut c_void) -> c_long {
     let flags = (args.flags & !(CLONE_CLEAR_SIGHAND | CLONE_INTO_CGROUP)) | args.exit_signal;
     let top = args.stack + args.stack_size;
     let registers = [flags, top, args.pidfd, args.child_tid].map(|value| usize::try_from(value).unwrap_or(0));
-    // SAFETY: the arguments are clone's, the pidfd goes where the parent's thread id would; see clone(2).
+    // SAFETY: the arguments are those of clone; the pidfd is stored where the parent's thread id would be; clone(2).
     unsafe { clone_into(libc::SYS_clone, registers, entry, argument) }
 }
 
@@ -40,14 +41,14 @@ pub(super) type Entry = unsafe extern "C" fn(*mut c_void) -> !;
 /// # Safety
 /// The call must start a child on a stack of its own, and `entry` must never return.
 unsafe fn clone_into(number: c_long, registers: [usize; 4], entry: Entry, argument: *mut c_void) -> c_long {
-    // clone(2)'s fourth argument here is the child's thread id, which is its fifth on aarch64.
+    // Here the fourth argument of clone(2) is the child's thread id, which is the fifth on aarch64.
     let [first, second, third, child_tid] = registers;
     let result: c_long;
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the kernel preserves r8 and r9 over the call, so the child, whose stack is empty and aligned to
-    // 16 bytes, finds its function and argument there. (For clone, r8 is a thread pointer that it is not asked
-    // to set.) The child pushes to its own stack only. rcx and r11 are what `syscall` itself destroys; memory
-    // is clobbered as far as the compiler knows.
+    // SAFETY: the kernel preserves r8 and r9 across the call, so the child, whose stack is empty and aligned to 16
+    // bytes, finds its function and argument there. (For clone, r8 is a thread pointer, which is not set without
+    // CLONE_SETTLS.) The child pushes to its own stack only. `syscall` destroys rcx and r11. The compiler assumes that
+    // memory is clobbered.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -70,7 +71,7 @@ unsafe fn clone_into(number: c_long, registers: [usize; 4], entry: Entry, argume
         );
     }
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: as above; the kernel preserves every register but x0.
+    // SAFETY: as above; the kernel preserves all registers except x0.
     unsafe {
         std::arch::asm!(
             "svc #0",
@@ -94,15 +95,15 @@ unsafe fn clone_into(number: c_long, registers: [usize; 4], entry: Entry, argume
     result
 }
 
-/// A system call: its result, or the negated errno.
+/// Makes a system call and returns its result or the negated errno.
 ///
 /// # Safety
-/// The arguments must be what the call's manual page asks for.
+/// The arguments must be what the call's manual page demands.
 pub(super) unsafe fn call(number: c_long, arguments: [usize; 6]) -> isize {
     let [a, b, c, d, e, f] = arguments;
     let result: isize;
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the caller's promise; rcx and r11 are what `syscall` itself destroys.
+    // SAFETY: see the contract; `syscall` destroys rcx and r11.
     unsafe {
         std::arch::asm!(
             "syscall",
@@ -119,7 +120,7 @@ pub(super) unsafe fn call(number: c_long, arguments: [usize; 6]) -> isize {
         );
     }
     #[cfg(target_arch = "aarch64")]
-    // SAFETY: the caller's promise.
+    // SAFETY: see the contract.
     unsafe {
         std::arch::asm!(
             "svc #0",

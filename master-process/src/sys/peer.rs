@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 
 use super::fs_identity::FsIdentity;
 use super::remote_read;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use rustix::thread::CapabilitySet;
 
@@ -128,18 +128,31 @@ impl Peer {
         Ok(self.stat(&format!("fd/{fd}"))?.st_ino)
     }
 
+    /// Its descriptors and the targets of their links in `/proc/PID/fd`.
+    fn descriptors(&self) -> io::Result<impl Iterator<Item = io::Result<(RawFd, Vec<u8>)>>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(&self.proc, "fd", flags, Mode::empty())?;
+        Ok(Dir::read_from(&directory)?.filter_map(move |entry| {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(error) => return Some(Err(error.into())),
+            };
+            let number = entry.file_name().to_str().ok()?.parse().ok()?;
+            // A descriptor that was closed meanwhile has no target.
+            let target = rustix::fs::readlinkat(&directory, entry.file_name(), Vec::new());
+            Some(Ok((number, target.unwrap_or_default().into_bytes())))
+        }))
+    }
+
     /// Its open sockets, at most `most`: descriptors and inode numbers.
     ///
     /// # Errors
     /// Those of [`inode`](Self::inode).
     pub fn sockets(&self, most: usize) -> io::Result<Vec<(RawFd, u64)>> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(format!("/proc/{}/fd", self.thread.as_raw_pid()))? {
-            let entry = entry?;
-            let target = std::fs::read_link(entry.path()).unwrap_or_default();
-            let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'));
-            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-            found.extend(number.zip(inode.and_then(|inode| inode.parse().ok())));
+        for descriptor in self.descriptors()? {
+            let (fd, target) = descriptor?;
+            found.extend(socket_inode(&target).map(|inode| (fd, inode)));
             if found.len() >= most {
                 break;
             }
@@ -153,15 +166,13 @@ impl Peer {
     /// Those of [`inode`](Self::inode), and E2BIG if it has more than `most` descriptors.
     pub fn epolls(&self, most: usize) -> io::Result<Vec<RawFd>> {
         let mut found = Vec::new();
-        for (count, entry) in std::fs::read_dir(format!("/proc/{}/fd", self.thread.as_raw_pid()))?.enumerate()
-        {
+        for (count, descriptor) in self.descriptors()?.enumerate() {
             if count >= most {
                 return Err(io::Error::from_raw_os_error(libc::E2BIG));
             }
-            let entry = entry?;
-            let target = std::fs::read_link(entry.path()).unwrap_or_default();
-            if target.as_os_str() == "anon_inode:[eventpoll]" {
-                found.extend(entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok()));
+            let (fd, target) = descriptor?;
+            if target == b"anon_inode:[eventpoll]" {
+                found.push(fd);
             }
         }
         Ok(found)
@@ -434,6 +445,11 @@ fn open_directory(path: &str) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// The inode number in the target of a socket's link in `/proc/PID/fd`.
+fn socket_inode(target: &[u8]) -> Option<u64> {
+    std::str::from_utf8(target).ok()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
 /// The inode number in a line of `/proc/net/unix` if the socket is a stream: proc_net_unix(5).
 fn stream_inode(line: &str) -> Option<u64> {
     // The fields are Num, RefCount, Protocol, Flags, Type, St, Inode, and an optional path.
@@ -522,6 +538,21 @@ mod tests {
         let listed =
             |fd: &OwnedFd| me.is_unix_stream(me.inode(fd.as_raw_fd()).expect("open")).expect("there");
         assert!(listed(&stream) && !listed(&datagram));
+    }
+
+    #[test]
+    fn sockets_and_epoll_instances_are_found_up_to_a_limit() {
+        let me = Peer::open(rustix::process::getpid()).expect("we live");
+        let new = || socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let (one, _other) = (new().expect("a socket"), new().expect("a socket"));
+        let epoll =
+            rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).expect("an epoll");
+        let inode = crate::sys::sockets::inode(one.as_fd()).expect("open");
+        assert!(me.sockets(usize::MAX).expect("our own").contains(&(one.as_raw_fd(), inode)));
+        assert_eq!(me.sockets(1).expect("our own").len(), 1);
+        let epolls = me.epolls(4096).expect("our own");
+        assert!(epolls.contains(&epoll.as_raw_fd()) && !epolls.contains(&one.as_raw_fd()));
+        assert_eq!(me.epolls(1).expect_err("there are more").raw_os_error(), Some(libc::E2BIG));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::process::{Pid, getpgid};
+use rustix::process::Pid;
 use tracing::{debug, info, warn};
 
 use super::{Driver, Token};
@@ -50,10 +50,8 @@ impl Driver {
                 message.sender.and_then(|sender| self.worker_of(sender))
             });
             let Some(serial) = serial.filter(|_| !message.is_sender_gone()) else {
-                debug!(
-                    "a notification of process {:?}, which belongs to no worker, is passed over",
-                    message.sender
-                );
+                let pid = message.sender.map(Pid::as_raw_pid);
+                debug!("ignored a notification of pid {pid:?}: not a process of a worker");
                 continue;
             };
             let parsed = notify::parse(&message.text);
@@ -77,7 +75,7 @@ impl Driver {
 
     /// The worker that a process is or descends from. For example, a shell script of a worker runs `systemd-notify`.
     fn worker_of(&self, sender: Pid) -> Option<u64> {
-        let group = getpgid(Some(sender)).ok();
+        let group = proc_stat::of(sender).ok().and_then(|stat| stat.group);
         if let Some(serial) = [Some(sender), group]
             .into_iter()
             .flatten()

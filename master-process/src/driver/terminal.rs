@@ -73,6 +73,13 @@ impl Tty {
         }
     }
 
+    /// Puts our own process group into the foreground.
+    fn take_back(&self) {
+        if let Some(group) = terminal::own_group() {
+            self.set_foreground(group);
+        }
+    }
+
     fn restore_tostop(&mut self) {
         if std::mem::take(&mut self.tostop_is_off)
             && let Some(terminal) = &self.terminal
@@ -158,7 +165,7 @@ impl Driver {
         let Some(group) = self.tty.terminal.as_ref().and_then(Terminal::foreground) else {
             return Foreground::Other;
         };
-        if group == terminal::own_group() {
+        if Some(group) == terminal::own_group() {
             return Foreground::Ours;
         }
         self.workers.serial_of(group).map_or(Foreground::Other, Foreground::Worker)
@@ -170,7 +177,7 @@ impl Driver {
         if self.foreground() != Foreground::Worker(serial) {
             return false;
         }
-        self.tty.set_foreground(terminal::own_group());
+        self.tty.take_back();
         // A shell says by its exit code that a signal ended the program that it ran.
         let signal = match exit {
             Some(Exit::Signal { number, .. }) => number,
@@ -185,7 +192,7 @@ impl Driver {
         self.tty.restore_tostop();
         // Of a worker that was killed and is not gone, for example.
         if matches!(self.foreground(), Foreground::Worker(_)) {
-            self.tty.set_foreground(terminal::own_group());
+            self.tty.take_back();
         }
     }
 

@@ -4,8 +4,6 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::process::getsid;
-
 use super::address::Key;
 use super::broker::{Broker, Decision, Listens, Reply};
 use super::caller::bound_key;
@@ -13,6 +11,7 @@ use super::calls::Request;
 use super::core::{Socket, SocketId};
 use crate::config::{AddressPattern, ReadyMode, Share};
 use crate::policy::WorkerId;
+use crate::sys::proc_stat;
 use crate::sys::seccomp::Answer;
 use crate::sys::sockets;
 
@@ -103,7 +102,8 @@ impl Broker {
     /// Whether a call is made by a process that has left the session of its worker's first one.
     fn is_daemon(&self, request: &Request<'_>) -> bool {
         let root = self.processes.get(&request.worker.serial).and_then(|process| process.pid);
-        let session = |pid| getsid(Some(pid)).ok();
+        // None of both have one that is outside of our PID namespace: getsid(2) gives 0 then.
+        let session = |pid| proc_stat::of(pid).ok().map(|stat| stat.session);
         match (session(request.call.thread), root.and_then(session)) {
             (Some(caller), Some(root)) => caller != root,
             (None, _) | (_, None) => false,

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, getpgid, getpgrp, getppid, getsid};
+use rustix::process::{Pid, getpid, getppid};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetpgrp, tcsetattr, tcsetpgrp};
 
 use super::proc_stat::{self, Stat};
@@ -31,7 +31,7 @@ impl Terminal {
         let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let hung_up = poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0);
-        hung_up || stat(rustix::process::getpid()).is_some_and(|own| !own.has_terminal)
+        hung_up || stat(getpid()).is_some_and(|own| !own.has_terminal)
     }
 
     /// The foreground process group, which gets the signals of the terminal's keys.
@@ -77,24 +77,25 @@ pub fn was_lost() -> bool {
         || hung_up(std::io::stderr().as_fd())
 }
 
-/// The process group of the supervisor.
-pub fn own_group() -> Pid {
-    getpgrp()
+/// The process group of the supervisor; `None` if the group has no number in our PID namespace. getpgrp(2) returns 0 then,
+/// and rustix's function an invalid `Pid`.
+pub fn own_group() -> Option<Pid> {
+    stat(getpid()).and_then(|own| own.group)
 }
 
 /// Whether our process group is orphaned, so no process could continue it after a stop. Then the kernel ignores the
 /// stop signals of a terminal; setpgid(2).
 pub fn is_group_orphaned() -> bool {
-    let session = getsid(None);
+    let Some(own) = stat(getpid()) else { return true };
     let mut above = getppid();
     for _ in 0..MAX_ANCESTORS {
-        let Some(pid) = above.filter(|pid| getsid(Some(*pid)) == session) else {
+        let Some(ancestor) = above.and_then(stat).filter(|ancestor| ancestor.session == own.session) else {
             return true;
         };
-        if getpgid(Some(pid)).is_ok_and(|group| group != getpgrp()) {
+        if ancestor.group != own.group {
             return false;
         }
-        above = stat(pid).and_then(|stat| stat.parent);
+        above = ancestor.parent;
     }
     true
 }

@@ -23,7 +23,7 @@ fn main() {
         link_statically();
     }
     choose_object();
-    // The entry blocks the signals before the C runtime starts; see `sys/signals.rs`.
+    // The entry blocks the signals before the C runtime starts; see `sys/signalfd.rs`.
     println!("cargo::rustc-link-arg-bin=master-process=-Wl,-e,master_process_entry");
 }
 

@@ -5,7 +5,6 @@ pub mod config;
 pub mod driver;
 pub mod exit_code;
 pub mod metrics;
-pub mod notify;
 pub mod policy;
 pub mod report;
 pub mod share;

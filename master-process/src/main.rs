@@ -11,8 +11,8 @@ use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
 use master_process::sys::fds;
-use master_process::sys::signals::Signals;
-use master_process::sys::spawn::{SpawnError, Step};
+use master_process::sys::signalfd::SignalFd;
+use master_process::sys::spawn::{SpawnError, SpawnStep};
 
 fn main() -> ExitCode {
     // Before anything opens a descriptor, which a wrong count would reach. No signal is lost meanwhile: all of them
@@ -46,7 +46,7 @@ fn run(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> Exi
 fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> anyhow::Result<Driver> {
     use anyhow::Context;
     let mut handed_over = handed_over.context("LISTEN_FDS")?;
-    let signals = Signals::new().context("signalfd")?;
+    let signals = SignalFd::new().context("signalfd")?;
     fds::close_on_exec().context("close_range")?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);
@@ -63,9 +63,9 @@ fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {
     let command = config.command.first().map(|command| command.to_string_lossy()).unwrap_or_default();
     let (code, subject) = match (failure.step, failure.errno) {
         // The command was found; a shell makes the same difference.
-        (Step::Exec, _) if failure.interpreter.is_some() => (code::NOT_EXECUTABLE, command),
-        (Step::Exec, libc::ENOENT | libc::ENOTDIR) => (code::NOT_FOUND, command),
-        (Step::Exec, _other) => (code::NOT_EXECUTABLE, command),
+        (SpawnStep::Exec, _) if failure.interpreter.is_some() => (code::NOT_EXECUTABLE, command),
+        (SpawnStep::Exec, libc::ENOENT | libc::ENOTDIR) => (code::NOT_FOUND, command),
+        (SpawnStep::Exec, _other) => (code::NOT_EXECUTABLE, command),
         (_before, _other) => (code::FATAL, command),
     };
     fail(code, &format_args!("{subject} cannot be started: {}", report::start_failure(failure, None)))

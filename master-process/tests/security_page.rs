@@ -17,8 +17,12 @@ fn exists(test: &str) -> bool {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     let Some((module, name)) = test.rsplit_once("::") else { return false };
     let module = module.replace("::", "/");
-    let files = [format!("tests/tests/e2e/{module}.rs"), format!("master-process/src/{module}.rs")]
-        .map(|file| root.join(file));
+    let files = [
+        format!("tests/tests/e2e/{module}.rs"),
+        format!("master-process/src/{module}.rs"),
+        format!("master-process/src/{module}/mod.rs"),
+    ]
+    .map(|file| root.join(file));
     let definition = format!("#[test]\nfn {name}()");
     files.iter().filter_map(|file| fs::read_to_string(file).ok()).any(|text| {
         let unindented: Vec<&str> = text.lines().map(str::trim).collect();

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::cpu_count;
-use crate::sys::working_directory;
+use crate::sys::path_lookup;
 
 /// A host.
 pub(super) trait Host: Sync {
@@ -88,7 +88,7 @@ impl Host for ThisHost {
     }
 
     fn logical_dir(&self) -> io::Result<PathBuf> {
-        working_directory::logical(self.var("PWD").as_deref())
+        path_lookup::working_directory(self.var("PWD").as_deref())
     }
 
     fn is_dir(&self, path: &Path) -> io::Result<bool> {

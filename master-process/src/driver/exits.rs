@@ -23,7 +23,7 @@ impl Driver {
             return self.look_at_start(serial, 0);
         };
         let (id, pidfd) = (entry.id, entry.pidfd.as_fd());
-        let exit = match pidfd::peek(pidfd) {
+        let exit = match pidfd::try_wait(pidfd) {
             Ok(Some(exit)) => Some(exit),
             // Its tracer has to be told first. Until then it is as good as gone, and we must not spin.
             Ok(None) => return self.later(Chore::Exit(serial)),
@@ -36,7 +36,7 @@ impl Driver {
             }
         };
         let interrupted = self.take_terminal_back(serial, exit);
-        let death = pidfd::reap(pidfd).ok().flatten();
+        let death = pidfd::wait(pidfd).ok().flatten();
         if entry.ready_pipe.is_some() {
             // A descendant may hold the other end for ever; the ring must not.
             self.poller.forget(Token::ReadyPipe(serial).encode());
@@ -61,7 +61,7 @@ impl Driver {
             }
             for orphan in orphans {
                 // One that is gone meanwhile is reaped in the next round.
-                let _gone = pidfd::kill_orphan(orphan);
+                let _gone = pidfd::kill_child(orphan);
             }
             // The signals' watch is what wakes us, or this short while: a grandchild may have another parent.
             let (mut ready, pause) = (Vec::new(), left.min(Duration::from_millis(10)));
@@ -97,7 +97,7 @@ impl Driver {
                 if self.starts.serial_of(pid).is_some() {
                     return;
                 }
-            } else if let Err(error) = pidfd::reap_orphan(pid) {
+            } else if let Err(error) = pidfd::reap_child(pid) {
                 warn!("cannot reap adopted process {}: waitid: {error}", pid.as_raw_pid());
                 return;
             } else {

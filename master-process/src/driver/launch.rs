@@ -11,14 +11,14 @@ use rustix::fs::{Mode, OFlags};
 use crate::config::{Capabilities, Config, Identity, Login, Orphans, ReadyMode, Share, Stdin};
 use crate::policy::WorkerId;
 use crate::share::InheritedListeners;
-use crate::sys::capabilities::OwnCapabilities;
+use crate::sys::capabilities::{OwnCapabilities, WorkerCapabilities};
 use crate::sys::fds;
 use crate::sys::notify::NotifySocket;
+use crate::sys::path_lookup;
 use crate::sys::seccomp::{self, Calls, Filter};
 use crate::sys::spawn::{
-    Directory, Launch, Over, Particulars, SpawnError, Spawned, Spawner, Step, Template, WorkerCapabilities,
+    Directory, FinishedLaunch, Launch, SpawnArgs, SpawnError, SpawnStep, SpawnTemplate, Spawned, Spawner,
 };
-use crate::sys::working_directory;
 
 /// Where a command without a slash is looked for when there is no `PATH`; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -46,7 +46,7 @@ const OF_LOGIN: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
 /// Starts workers after one template.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    template: Arc<Template>,
+    template: Arc<SpawnTemplate>,
     spawner: Spawner,
     command: String,
     directory: String,
@@ -85,7 +85,7 @@ impl Launcher {
         let directory = directory(config)?;
         let named = directory.as_ref().map(|directory| directory.path.to_string_lossy().into_owned());
         let identity = config.identity.clone().filter(|identity| !is_ours(identity));
-        let template = Template {
+        let template = SpawnTemplate {
             candidates: candidates(command, std::env::var_os("PATH").as_deref())?,
             argv: config.command.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
             environment,
@@ -167,18 +167,18 @@ impl Launcher {
         let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).unwrap_or_default();
         let environment = vec![variable("RELOAD_INDEX", generation), variable("WORKER_INDEX", worker.slot)];
         let filter = self.filter.as_ref().map(|(_, filter)| Arc::clone(filter));
-        let particulars = Particulars { filter, environment, extra, cgroup, foreground };
-        let launch = self.spawner.start(&self.template, particulars)?;
+        let args = SpawnArgs { filter, environment, extra, cgroup, foreground };
+        let launch = self.spawner.start(&self.template, args)?;
         Ok((launch, ready_pipe))
     }
 
     /// What became of a start that is over.
-    pub(super) fn result(&mut self, over: Over) -> Result<Spawned, SpawnError> {
+    pub(super) fn result(&mut self, over: FinishedLaunch) -> Result<Spawned, SpawnError> {
         self.spawner.result(over)
     }
 
     fn pipe(&self, at: i32) -> Result<(OwnedFd, OwnedFd), SpawnError> {
-        let failed = |errno: i32| SpawnError::new(Step::Descriptor, errno);
+        let failed = |errno: i32| SpawnError::new(SpawnStep::Descriptor, errno);
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (reader, writer) =
             rustix::pipe::pipe_with(flags).map_err(|error| failed(error.raw_os_error()))?;
@@ -235,7 +235,7 @@ fn candidates(command: &OsStr, path: Option<&OsStr>) -> anyhow::Result<Vec<CStri
 fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
     let (path, optional) = match &config.chdir {
         Some(path) => (path.clone(), false),
-        None => match working_directory::logical(std::env::var_os("PWD").as_deref()) {
+        None => match path_lookup::working_directory(std::env::var_os("PWD").as_deref()) {
             Ok(path) => (path, true),
             Err(_removed) => return Ok(None),
         },

@@ -1,24 +1,47 @@
-//! What workers say: on the notify socket, and on the pipe of `notify:fd=N`.
+//! Messages of workers: on the notify socket, and on the pipe of `notify:fd=N`.
 
 use std::os::fd::AsFd;
 
 use rustix::process::Pid;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{Driver, Token};
-use crate::notify;
+use crate::config::Identity;
 use crate::policy::{Event, ReadySignal};
+use crate::sys::notify::{self, NotifySocket, WorkerUser};
 use crate::sys::proc_stat;
 
-/// So many messages are read before the loop looks elsewhere: a worker that floods us must not hold it up.
-const AT_ONCE: usize = 64;
+/// The number of messages that are read in one round of the loop. A worker that floods the socket must not block the
+/// loop.
+const MAX_MESSAGES: usize = 64;
 
-/// How far up we look for the worker that a sender descends from.
-const GENERATIONS: usize = 16;
+/// The number of ancestors of a sender that are searched for a worker.
+const MAX_ANCESTORS: usize = 16;
+
+/// Opens the socket that the workers send notifications to.
+pub(super) fn open_notify_socket(identity: Option<&Identity>) -> std::io::Result<NotifySocket> {
+    let user = WorkerUser {
+        uid: identity
+            .and_then(|identity| identity.uid)
+            .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+        gid: identity.map(|identity| identity.gid),
+        groups: identity.map_or(&[], |identity| &identity.groups),
+    };
+    let opened = notify::open(user)?;
+    for (base, error) in &opened.failed {
+        debug!("cannot put the notify socket in {}: {error}; trying another", base.display());
+    }
+    if !opened.is_private {
+        info!(
+            "no private directory for the notify socket: using an abstract address, open to every local user"
+        );
+    }
+    Ok(opened.socket)
+}
 
 impl Driver {
     pub(super) fn read_messages(&mut self) {
-        for _ in 0..AT_ONCE {
+        for _ in 0..MAX_MESSAGES {
             let Some(message) = self.notify.receive() else {
                 break;
             };
@@ -27,20 +50,21 @@ impl Driver {
                 message.sender.and_then(|sender| self.worker_of(sender))
             });
             let Some(serial) = serial.filter(|_| !message.is_sender_gone()) else {
-                debug!("ignored a notification of process {:?}: it belongs to no worker", message.sender);
+                let pid = message.sender.map(Pid::as_raw_pid);
+                debug!("ignored a notification of process {pid:?}: it belongs to no worker");
                 continue;
             };
-            let said = notify::parse(&message.text);
+            let parsed = notify::parse(&message.text);
             let Some(id) = self.workers.get(serial).map(|entry| entry.id) else {
                 continue;
             };
-            if let Some(status) = said.status {
+            if let Some(status) = parsed.status {
                 debug!(worker = id.slot, status, "{} status: {status}", self.name(id));
             }
-            if let Some(paused) = said.pauses_monitor {
+            if let Some(paused) = parsed.pauses_monitor {
                 self.event(Event::WatchesItself(id, paused));
             }
-            if said.ready {
+            if parsed.ready {
                 self.workers.notified(serial, message.sender);
                 self.event(Event::ReadySignal(id, ReadySignal::Notify));
             }
@@ -50,7 +74,7 @@ impl Driver {
         }
     }
 
-    /// The worker that a process is, or descends from: a shell script's `systemd-notify` speaks for it.
+    /// The worker that a process is or descends from. For example, a shell script of a worker runs `systemd-notify`.
     fn worker_of(&self, sender: Pid) -> Option<u64> {
         let group = proc_stat::of(sender).ok().and_then(|stat| stat.group);
         if let Some(serial) = [Some(sender), group]
@@ -62,7 +86,7 @@ impl Driver {
             return Some(serial);
         }
         let mut pid = sender;
-        for _ in 0..GENERATIONS {
+        for _ in 0..MAX_ANCESTORS {
             pid = parent_of(pid)?;
             if let Some(serial) = self.workers.serial_of(pid).or_else(|| self.trees.owner(pid)) {
                 return Some(serial);

@@ -8,7 +8,6 @@ mod chores;
 mod exits;
 mod launch;
 mod messages;
-mod notify_place;
 pub mod orders;
 mod remains;
 mod samples;
@@ -34,7 +33,7 @@ use crate::sys::cgroup::Supervisors;
 use crate::sys::notify::NotifySocket;
 use crate::sys::pidfd;
 use crate::sys::poller::Poller;
-use crate::sys::signals::Signals;
+use crate::sys::signalfd::SignalFd;
 use crate::sys::spawn::SpawnError;
 use crate::tree::Trees;
 use calls::Listeners;
@@ -68,7 +67,7 @@ pub struct Driver {
     policy: Supervisor,
     epoch: Instant,
     poller: Poller,
-    signals: Signals,
+    signals: SignalFd,
     tty: Tty,
     notify: NotifySocket,
     launcher: Launcher,
@@ -119,14 +118,14 @@ impl Driver {
     /// What the kernel refuses of the few things that nothing works without, with the call's name.
     pub fn new(
         config: &Config,
-        signals: Signals,
+        signals: SignalFd,
         cgroups: Option<Supervisors>,
         mut broker: Broker,
         handed_over: InheritedListeners,
     ) -> anyhow::Result<Driver> {
         use anyhow::Context;
         let mut poller = choose_poller(std::env::var("MASTER_PROCESS_LOOP").ok().as_deref())?;
-        let notify = notify_place::open(config.identity.as_ref()).context("the notify socket")?;
+        let notify = messages::open_notify_socket(config.identity.as_ref()).context("the notify socket")?;
         broker.set_notify_address(&notify.address());
         anyhow::ensure!(
             broker.set_ready_mode(&config.ready),

@@ -2,8 +2,8 @@
 
 use super::Driver;
 use crate::policy::Event;
-use crate::sys::proc_stat;
-use crate::sys::signals::{self, Received, Sender};
+use crate::sys::signalfd::{Received, Sender};
+use crate::sys::{proc_stat, signal_names};
 
 /// Signals, and what they do, in the order of the README's table.
 pub const TABLE: [(&str, &str); 8] = [
@@ -96,7 +96,7 @@ impl Driver {
 
 /// The signal and its sender: `SIGTERM from systemd (pid 1, uid 0)`.
 fn cause(received: Received) -> String {
-    let (signal, uid) = (signals::name(received.number), received.uid);
+    let (signal, uid) = (signal_names::name(received.number), received.uid);
     match received.sender {
         Sender::Kernel => format!("{signal} from the terminal"),
         Sender::Outside => format!("{signal} from outside this PID namespace (uid {uid})"),

@@ -8,8 +8,8 @@ use super::chores::Chore;
 use super::{Driver, Token};
 use crate::metrics::Question;
 use crate::policy::{Event, Usage, WorkerId};
-use crate::sys::handlers::{Disposition, disposition};
-use crate::sys::signals;
+use crate::sys::signal_disposition::{self, SignalDisposition};
+use crate::sys::signal_names;
 
 /// So many workers are named in one line: more than fit into a pipe at once would be cut off with the line's end.
 const NAMED: usize = 8;
@@ -103,11 +103,11 @@ impl Driver {
         let (Some(number), Some(entry)) = (self.memory_high_signal, self.workers.get(worker.serial)) else {
             return;
         };
-        match disposition(entry.pid, number) {
-            Some(Disposition::Handled) => self.signal(worker, number),
-            Some(Disposition::Ignored) => {}
-            Some(Disposition::Default) | None => {
-                let (name, signal) = (self.name(worker), signals::name(number));
+        match signal_disposition::of(entry.pid, number) {
+            Some(SignalDisposition::Handled) => self.signal(worker, number),
+            Some(SignalDisposition::Ignored) => {}
+            Some(SignalDisposition::Default) | None => {
+                let (name, signal) = (self.name(worker), signal_names::name(number));
                 warn!(
                     worker = worker.slot,
                     "{name} exceeded 80 % of --max-memory: {signal} not sent, because it has no handler for it"
@@ -120,10 +120,10 @@ impl Driver {
     pub(super) fn pass_on_usr2(&mut self) {
         let mut unhandled = Vec::new();
         for entry in self.workers.alive() {
-            match disposition(entry.pid, libc::SIGUSR2) {
-                Some(Disposition::Handled) => self.signal(entry.id, libc::SIGUSR2),
-                Some(Disposition::Ignored) => {}
-                Some(Disposition::Default) | None => unhandled.push(entry.id),
+            match signal_disposition::of(entry.pid, libc::SIGUSR2) {
+                Some(SignalDisposition::Handled) => self.signal(entry.id, libc::SIGUSR2),
+                Some(SignalDisposition::Ignored) => {}
+                Some(SignalDisposition::Default) | None => unhandled.push(entry.id),
             }
         }
         if !unhandled.is_empty() {

@@ -15,7 +15,7 @@ use super::{Driver, Token};
 use crate::policy::{Event, LaunchFailure, Next, Time, WorkerId};
 use crate::report;
 use crate::sys::cgroup::Cgroup;
-use crate::sys::spawn::{Launch, Over, SpawnError, Spawned, Step};
+use crate::sys::spawn::{FinishedLaunch, Launch, SpawnError, SpawnStep, Spawned};
 use crate::sys::{pidfd, seccomp};
 
 /// What a start may hold the loop up: many times what it takes from a warm cache on a busy machine, and little enough for
@@ -78,7 +78,7 @@ impl Starts {
 
     /// Late starts whose programs run by now, or have failed to.
     fn over(&self) -> Vec<u64> {
-        let over = self.late.iter().filter(|(_, start)| start.launch.is_over());
+        let over = self.late.iter().filter(|(_, start)| start.launch.is_finished());
         over.map(|(serial, _)| *serial).collect()
     }
 
@@ -93,7 +93,7 @@ impl Driver {
         self.launcher.set_filter(self.broker.calls());
         self.broker.enter(worker, generation);
         if self.starts.is_full() {
-            return self.not_launched(worker, SpawnError::new(Step::Clone, libc::EAGAIN));
+            return self.not_launched(worker, SpawnError::new(SpawnStep::Clone, libc::EAGAIN));
         }
         self.meter.expect(worker);
         let since = self.now();
@@ -108,17 +108,17 @@ impl Driver {
             Ok(started) => started,
             Err(failure) => return self.start_failed(worker, generation, failure),
         };
-        let particulars = Begun { generation, ready_pipe, cgroup, started_at };
+        let begun = Begun { generation, ready_pipe, cgroup, started_at };
         let patience = if self.starts.late.is_empty() { USUAL } else { BESIDE_A_LATE_ONE };
         match launch.wait(patience) {
-            Ok(over) => self.start_is_over(worker, over, particulars),
+            Ok(over) => self.start_is_over(worker, over, begun),
             Err(launch) => {
                 debug!(
                     worker = worker.slot,
                     "{} is slow to start; waiting for it in the background",
                     self.name(worker)
                 );
-                let start = Start { worker, launch, begun: particulars, since };
+                let start = Start { worker, launch, begun, since };
                 self.starts.late.insert(worker.serial, start);
                 self.later(Chore::Start(worker.serial, 0));
             }
@@ -163,13 +163,13 @@ impl Driver {
     }
 
     /// What was killed because its start took too long is dead.
-    fn bury(&mut self, over: Over, cgroup: Option<Cgroup>) {
+    fn bury(&mut self, over: FinishedLaunch, cgroup: Option<Cgroup>) {
         self.trees.start_failed(over.pid());
         // Where it failed by itself, it is reaped there. Its listener is closed in any case.
         if let Ok(spawned) = self.launcher.result(over) {
             // It may have run for a moment.
             let _nobody_left = pidfd::kill_group(spawned.pidfd.as_fd(), spawned.pid);
-            let _death = pidfd::reap(spawned.pidfd.as_fd());
+            let _death = pidfd::wait(spawned.pidfd.as_fd());
         }
         if let Some(cgroup) = cgroup {
             self.trees.bury_cgroup(cgroup);
@@ -189,7 +189,7 @@ impl Driver {
         self.not_launched(worker, failure);
     }
 
-    fn start_is_over(&mut self, worker: WorkerId, over: Over, begun: Begun) {
+    fn start_is_over(&mut self, worker: WorkerId, over: FinishedLaunch, begun: Begun) {
         let pid = over.pid();
         match self.launcher.result(over) {
             Ok(spawned) => self.launched(worker, spawned, begun),
@@ -224,7 +224,7 @@ impl Driver {
     }
 
     fn start_failed(&mut self, worker: WorkerId, generation: u32, failure: SpawnError) {
-        if failure.step == Step::Seccomp && !failure.is_passing() {
+        if failure.step == SpawnStep::Seccomp && !failure.is_passing() {
             self.meter.not_launched(worker);
             self.broker.leave(self.now(), worker.serial, true);
             self.launcher.do_without_filter(&failure);
@@ -265,7 +265,7 @@ impl Driver {
             self.first_failure = Some(failure);
             return;
         }
-        let in_directory = failure.step == Step::Directory;
+        let in_directory = failure.step == SpawnStep::Directory;
         let subject = if in_directory { self.launcher.directory() } else { self.launcher.command() };
         report::launch_failed(self.name(worker), subject, &failure, next);
     }

@@ -14,7 +14,8 @@ use super::{Driver, Token};
 use crate::config::{Config, Stdin};
 use crate::policy::{Event, Hangup, Hangups, Time, WorkerId};
 use crate::sys::pidfd::{self, Exit};
-use crate::sys::signals::{self, Sender, Signals};
+use crate::sys::signal_names;
+use crate::sys::signalfd::{self, Sender, SignalFd};
 use crate::sys::terminal::{self, Ancestors, Terminal};
 
 /// So many stops of workers are looked at in one go: one that stops and continues all the time must not hold the loop up.
@@ -48,9 +49,9 @@ enum Foreground {
 }
 
 impl Tty {
-    pub(super) fn new(config: &Config, signals: &Signals, now: Time) -> Tty {
+    pub(super) fn new(config: &Config, signals: &SignalFd, now: Time) -> Tty {
         let terminal = Terminal::open();
-        let ancestors = if terminal.is_some() { Ancestors::look() } else { Ancestors::default() };
+        let ancestors = if terminal.is_some() { Ancestors::collect() } else { Ancestors::default() };
         let is_lent = config.stdin == Stdin::Inherit && terminal.as_ref().is_some_and(Terminal::is_stdin);
         // A window may be closed while we start: its SIGHUP waits for us already.
         let was_lost = terminal.is_none() && terminal::was_lost();
@@ -230,7 +231,7 @@ impl Driver {
         let (id, times) = (entry.id, entry.stops);
         entry.stops = entry.stops.saturating_add(1);
         if times == 0 && !(helped && self.tty.is_lent) {
-            let (name, signal) = (self.name(id), signals::name(number));
+            let (name, signal) = (self.name(id), signal_names::name(number));
             let did = if number == libc::SIGTTIN { "reading from" } else { "writing to" };
             let next = if helped {
                 "continuing it; the terminal's tostop is off while this supervisor runs"
@@ -321,7 +322,7 @@ impl Driver {
         }
         self.leave_terminal();
         let since = Instant::now();
-        signals::stop_ourselves(number);
+        signalfd::stop_ourselves(number);
         // No time-out runs while we are stopped.
         self.epoch += since.elapsed();
         if self.tty.is_lent

@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use super::Span;
 use crate::metrics::{ExitDetails, Killer};
 use crate::sys::pidfd::{Death, Exit};
-use crate::sys::signals;
+use crate::sys::signal_names;
 
 /// What is known of a worker's end.
 #[derive(Debug, Clone, Default)]
@@ -102,7 +102,7 @@ impl fmt::Display for Cause<'_> {
         match end.exit {
             Some(Exit::Code(code)) => write!(f, "exit code {code}")?,
             Some(Exit::Signal { number, dumped }) => {
-                f.write_str(&signals::name(number))?;
+                f.write_str(&signal_names::name(number))?;
                 if dumped {
                     f.write_str(" (core dumped)")?;
                 }

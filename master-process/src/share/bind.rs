@@ -18,9 +18,9 @@ use super::occupants::{Seeking, Wanted};
 use crate::policy::{Time, WorkerId};
 use crate::sys::epoll_entries::Entry;
 use crate::sys::holders::Holder;
-use crate::sys::options;
 use crate::sys::peer::Peer;
 use crate::sys::seccomp::{Answer, SocketOption};
+use crate::sys::socket_options;
 use crate::sys::sockets::{self, Kind};
 
 /// The longest `sockaddr` that the kernel takes: programs pass the size of `sockaddr_storage`.
@@ -551,12 +551,12 @@ impl OwnSocket {
         }
         let socket = sockets::new_tcp(v6)?;
         match caller.copy() {
-            Some(model) => options::copy_options(model, socket.as_fd()),
+            Some(model) => socket_options::copy_options(model, socket.as_fd()),
             // A restart must not wait for connections of the last run; what the program set cannot be seen.
-            None => options::set_reuseaddr(socket.as_fd())?,
+            None => socket_options::set_reuseaddr(socket.as_fd())?,
         }
         if v6 {
-            options::set_v6only(socket.as_fd(), v6only)?;
+            socket_options::set_v6only(socket.as_fd(), v6only)?;
         }
         let id = sockets::inode(socket.as_fd())?;
         Ok(OwnSocket { caller, stand_in: Some((socket, id)), is_stand_in: true })

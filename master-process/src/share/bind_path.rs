@@ -13,7 +13,7 @@ use super::core::{Bind, Socket, SocketId};
 use super::occupants::Wanted;
 use super::report::Report;
 use super::unix::{Place, Refused};
-use crate::sys::peer::FsIdentity;
+use crate::sys::fs_identity::FsIdentity;
 use crate::sys::seccomp::Answer;
 use crate::sys::sockets;
 

@@ -127,10 +127,10 @@ impl InheritedListeners {
                 sockets::set_reuseport(opened.fd.as_fd()).map_err(kernel("setsockopt")).map_err(failed)?;
                 opened.can_be_joined = true;
             }
-            sockets::listen(opened.fd.as_fd(), sockets::LONGEST_QUEUE)
+            sockets::listen(opened.fd.as_fd(), sockets::DEFAULT_BACKLOG)
                 .map_err(kernel("listen"))
                 .map_err(failed)?;
-            opened.backlog = Some(sockets::LONGEST_QUEUE);
+            opened.backlog = Some(sockets::DEFAULT_BACKLOG);
             let copy = fds::copy_from(opened.fd.as_fd(), 3).map_err(kernel("fcntl")).map_err(failed)?;
             self.sockets.push(copy);
             self.names.push(wish.name.clone().unwrap_or_else(|| NAMELESS.to_owned()));

@@ -10,8 +10,9 @@ use rustix::fs::{AtFlags, FileType, RenameFlags, renameat_with};
 use super::address::Key;
 use super::occupants::Answerer;
 use crate::config::Owner;
-use crate::sys::peer::{FsIdentity, Peer};
-use crate::sys::{paths, sockets};
+use crate::sys::fs_identity::FsIdentity;
+use crate::sys::peer::Peer;
+use crate::sys::{fs_identity, path_lookup, sockets};
 
 /// Who may connect to the Unix sockets that we hold.
 #[derive(Debug, Clone, Copy)]
@@ -83,13 +84,14 @@ impl Refused {
 impl Place {
     /// The place that a path of ours names.
     pub(super) fn own(path: &Path) -> io::Result<Place> {
-        let (folder, name) = paths::own_folder_of(path)?;
+        let (folder, name) = path_lookup::own_folder_of(path)?;
         Place::new(folder, name, path)
     }
 
     /// The place that a path of a worker names, found with the worker's own rights.
     pub(super) fn of(peer: &Peer, identity: &FsIdentity, dir: RawFd, path: &Path) -> io::Result<Place> {
-        let (folder, name) = paths::as_user(Some(identity), || paths::folder_of(peer, dir, path))??;
+        let (folder, name) =
+            fs_identity::as_user(Some(identity), || path_lookup::folder_of(peer, dir, path))??;
         Place::new(folder, name, path)
     }
 
@@ -141,7 +143,7 @@ impl Place {
 
     /// Removes a dead socket file, with the worker's rights.
     pub(super) fn make_room(&self, identity: &FsIdentity) -> Result<(), Refused> {
-        paths::as_user(Some(identity), || self.clear(&self.name))
+        fs_identity::as_user(Some(identity), || self.clear(&self.name))
             .unwrap_or_else(|error| Err(Refused::Kernel("becoming the worker's user", error)))
     }
 
@@ -174,7 +176,7 @@ impl Place {
         let name = unique_name();
         let born = Born { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask };
         let mode = access.mode.unwrap_or(born.mode);
-        paths::as_user(Some(identity), || {
+        fs_identity::as_user(Some(identity), || {
             let shown = self.shown_as(&name);
             sockets::bind_unix(socket, self.folder.as_fd(), &name, shown.as_deref(), mode)
         })
@@ -190,8 +192,8 @@ impl Place {
     /// The path that the user knows, where it leads us to the same folder as it leads the worker.
     fn shown_as(&self, name: &OsStr) -> Option<PathBuf> {
         let folder = self.shown.is_absolute().then(|| self.shown.parent()).flatten()?;
-        let (same, _) = paths::own_folder_of(&folder.join(name)).ok()?;
-        paths::same_folder(same.as_fd(), self.folder.as_fd()).then(|| folder.join(name))
+        let (same, _) = path_lookup::own_folder_of(&folder.join(name)).ok()?;
+        path_lookup::same_folder(same.as_fd(), self.folder.as_fd()).then(|| folder.join(name))
     }
 
     /// Removes a socket file that nobody answers on; anything else is somebody's.

@@ -1,31 +1,34 @@
-//! The entries of another process's epoll instances: what was registered under a descriptor is lost when another socket
-//! is put under its number, and can be put back.
+//! The registrations in epoll instances of another process.
+//!
+//! When another socket replaces a descriptor, the registrations of the old socket are lost. This module reads them
+//! before and restores them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use super::closer::close_elsewhere;
+use super::deferred_close::close_async;
 use super::peer::Peer;
 
-/// Descriptors of a process that are looked at. A server registers its listener early, and has few open by then.
+/// The number of descriptors of a process that are searched. A server registers its listener early, when it has few
+/// open.
 const MAX_DESCRIPTORS: usize = 4096;
 
 /// A registration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// The epoll instance's descriptor, in the process that was looked at.
+    /// The descriptor of the epoll instance in the other process.
     pub epoll: RawFd,
     events: u32,
     data: u64,
 }
 
-/// The registrations of descriptor `fd`, as `/proc/PID/fdinfo` names them: proc_pid_fdinfo(5). Not for the loop: this
-/// walks over all descriptors of the process.
+/// The registrations of descriptor `fd`, from `/proc/PID/fdinfo`: proc_pid_fdinfo(5). This reads all descriptors of the
+/// process, so the loop must not call it.
 ///
 /// # Errors
-/// EACCES where we may not look; E2BIG where there are too many descriptors.
+/// EACCES if we may not look; E2BIG if there are too many descriptors.
 pub fn find(peer: &Peer, fd: RawFd) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for epoll in peer.epolls(MAX_DESCRIPTORS)? {
@@ -35,7 +38,8 @@ pub fn find(peer: &Peer, fd: RawFd) -> io::Result<Vec<Entry>> {
     Ok(found)
 }
 
-/// `tfd: 5 events: 80000019 data: ffffffff00000005 pos:0 ino:… sdev:…`: the numbers are decimal, then hexadecimal.
+/// Parses `tfd: 5 events: 80000019 data: ffffffff00000005 pos:0 ino:… sdev:…`. The first number is decimal, the others
+/// are hexadecimal.
 fn parse(line: &str, epoll: RawFd, fd: RawFd) -> Option<Entry> {
     let mut words = line.strip_prefix("tfd:")?.split_whitespace();
     if words.next()?.parse::<RawFd>().ok()? != fd {
@@ -47,29 +51,29 @@ fn parse(line: &str, epoll: RawFd, fd: RawFd) -> Option<Entry> {
     Some(Entry { epoll, events, data })
 }
 
-/// Registers `socket` in the epoll instances of a process as `entries` say, under its number `fd` there: the process can
-/// change and remove the registration as its own.
+/// Registers `socket` as `entries` say, under the number `fd` that it has in the other process. That process can change
+/// and remove the registrations as if they were its own.
 ///
 /// # Errors
-/// Those of pidfd_getfd(2) and epoll_ctl(2), and EAGAIN where no thread can be started.
+/// Those of pidfd_getfd(2) and epoll_ctl(2); EAGAIN if no thread can be started.
 pub fn put_back(peer: &Peer, socket: BorrowedFd<'_>, fd: RawFd, entries: &[Entry]) -> io::Result<()> {
     for entry in entries {
         let epoll = peer.copy(entry.epoll)?;
         let added = add(&epoll, socket, fd, *entry);
-        close_elsewhere(epoll);
+        close_async(epoll);
         added?;
     }
     Ok(())
 }
 
-/// The kernel knows a registration by file and number: so it is made from a table in which the socket has that number,
-/// which is that of a thread of its own.
+/// Adds one registration. The kernel identifies a registration by file and descriptor number, so the call must come
+/// from a descriptor table in which the socket has that number. A thread with its own table makes it.
 fn add(epoll: &OwnedFd, socket: BorrowedFd<'_>, fd: RawFd, entry: Entry) -> io::Result<()> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("epoll".to_owned()).stack_size(64 * 1024);
         let running = thread.spawn_scoped(scope, || {
-            // SAFETY: from here on this thread has a table of its own, which ends with it; it closes nothing in it but what
-            // dup2 replaces, and owns nothing there.
+            // SAFETY: from here on this thread has its own descriptor table, which ends with the thread. It closes
+            // nothing in it except what dup2 replaces, and owns nothing in it.
             let placed = unsafe {
                 match libc::unshare(libc::CLONE_FILES) {
                     0 => libc::dup2(socket.as_raw_fd(), fd),
@@ -79,7 +83,7 @@ fn add(epoll: &OwnedFd, socket: BorrowedFd<'_>, fd: RawFd, entry: Entry) -> io::
             if placed < 0 {
                 return Err(io::Error::last_os_error());
             }
-            // SAFETY: the number was put into this thread's table just now.
+            // SAFETY: dup2 has just opened this number in the thread's table.
             let placed = unsafe { BorrowedFd::borrow_raw(fd) };
             let flags = EventFlags::from_bits_retain(entry.events);
             Ok(epoll::add(epoll, placed, EventData::new_u64(entry.data), flags)?)

@@ -1,4 +1,4 @@
-//! A thread that answers questions one after the other: what may take longer than the loop can wait.
+//! A thread that answers questions one after the other, for work that would block the loop for too long.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
 
-/// What tells the loop that an answer is there: an eventfd, which several threads can share.
+/// Wakes the loop when an answer is available: an eventfd that several threads can share.
 #[derive(Debug, Clone)]
 pub struct Wake(Arc<OwnedFd>);
 
@@ -18,24 +18,25 @@ impl Wake {
         Ok(Wake(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
     }
 
-    /// Readable from an answer on, until [`clear`](Self::clear) is called.
+    /// Readable from the first answer until [`clear`](Self::clear) is called.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 
-    /// To be called before the answers are taken: one that comes later wakes again.
+    /// Resets the wake-up. Call this before taking the answers, so an answer that arrives later wakes the loop again.
     pub fn clear(&self) {
         let _none_or_some = rustix::io::read(&*self.0, &mut [0u8; 8]);
     }
 
     fn set(&self) {
-        // It is full only with 2^64 answers that nobody has read.
+        // The write fails only if the counter is full, after 2^64 - 2 wake-ups that were not read.
         let _woken = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }
 }
 
-/// The thread, from the first question on. It ends with this value, after the question that it is at.
+/// The thread. It starts with the first question. After this value is dropped, it ends when it has answered its current
+/// questions.
 #[derive(Debug)]
 pub struct Helper<Q, A> {
     name: &'static str,
@@ -48,7 +49,7 @@ pub struct Helper<Q, A> {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Helper<Q, A> {
-    /// A thread of this name, with a stack of so many bytes, for which `most` questions may wait.
+    /// A thread with this name and stack size in bytes. At most `most` questions can be queued.
     #[must_use]
     pub fn new(
         name: &'static str,
@@ -60,13 +61,13 @@ impl<Q: Send + 'static, A: Send + 'static> Helper<Q, A> {
         Helper { name, stack, most, answer, wake, answers: Arc::default(), sender: None }
     }
 
-    /// What tells of answers.
+    /// The wake-up of its answers.
     #[must_use]
     pub fn wake(&self) -> &Wake {
         &self.wake
     }
 
-    /// Asks. False where too many questions wait, or no thread is to be had: then no answer comes.
+    /// Queues a question. Returns false if the queue is full or the thread cannot be started; then no answer comes.
     pub fn ask(&mut self, question: Q) -> bool {
         if self.sender.is_none() {
             self.sender = self.start();
@@ -74,7 +75,7 @@ impl<Q: Send + 'static, A: Send + 'static> Helper<Q, A> {
         self.sender.as_ref().is_some_and(|sender| sender.try_send(question).is_ok())
     }
 
-    /// The answers since this was called last.
+    /// The answers that have arrived since the last call.
     pub fn take(&mut self) -> Vec<A> {
         std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner))
     }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::process::Pid;
 
-use super::closer::close_elsewhere;
+use super::deferred_close::close_async;
 use super::peer::Peer;
 use super::{children, sockets};
 
@@ -118,7 +118,7 @@ pub fn tcp_listeners(root: Pid) -> Vec<(u64, SocketAddr)> {
             if sockets::is_listening(copy.as_fd()) {
                 found.extend(sockets::inet_address(copy.as_fd()).map(|address| (inode, address)));
             }
-            close_elsewhere(copy);
+            close_async(copy);
         }
     }
     found

@@ -1,4 +1,4 @@
-//! The kernel's tables of sockets: connections and listeners of one port, listeners at a Unix path; sock_diag(7).
+//! The kernel's socket tables: connections and listeners of a port, listeners of a Unix path; sock_diag(7).
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,15 +17,15 @@ const REQUEST_ALL: u16 = 0x301;
 /// `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// States of `<net/tcp_states.h>` in which a connection may wait to be accepted, as bits.
+/// The states of `<net/tcp_states.h>`, as bits, in which a connection can wait for `accept`.
 const ESTABLISHED_OR_HALF_CLOSED: u32 = 1 << 1 | 1 << 8;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
-/// Where `struct inet_diag_msg` has the peer's port and address, and the inode number, which is 0 for a connection that
-/// nobody has accepted; `<linux/inet_diag.h>`.
+/// The position in `struct inet_diag_msg` of the ports and addresses, and of the inode number, which is 0 before
+/// `accept`; `<linux/inet_diag.h>`.
 const SOCKET_ID: std::ops::Range<usize> = 4..52;
 const INODE: std::ops::Range<usize> = 68..72;
-/// `TCP_LISTEN`, which Unix sockets have too, and `TCP_CLOSE`, which a UDP socket is in.
+/// `TCP_LISTEN`, which Unix sockets have too, and `TCP_CLOSE`, the state of unconnected UDP sockets.
 const LISTENING: u32 = 10;
 const UNCONNECTED: u32 = 7;
 /// `INET_DIAG_SKV6ONLY`.
@@ -34,16 +34,17 @@ const SKV6ONLY: u16 = 11;
 const SHOW_VFS: u32 = 2;
 const UNIX_VFS: u16 = 1;
 const UNIX_HEADER: usize = 16;
-/// Sockets that may share an address.
+/// The number of sockets with one address that are returned.
 const MAX_BOUND: usize = 4096;
-/// Connections that are counted: a queue is shorter.
+/// The number of connections that are counted. A listen queue is shorter.
 const MAX_CONNECTIONS: usize = 65_536;
 
-/// Marks of the TCP connections to a local port that nobody has accepted yet: the same connection has the same mark in
-/// every call. Not for the loop: the kernel goes through all connections of the host.
+/// Hashes of the TCP connections to a local port that wait for `accept`. A connection has the same hash in each call.
+///
+/// The kernel walks all connections of the host for this, so the loop must not call it.
 ///
 /// # Errors
-/// Those of netlink(7); EOPNOTSUPP where the kernel has no `inet_diag`.
+/// Those of netlink(7); EOPNOTSUPP if the kernel has no `inet_diag`.
 pub fn unaccepted(port: u16) -> io::Result<HashSet<u64>> {
     let mut found = HashSet::new();
     for family in [AddressFamily::INET, AddressFamily::INET6] {
@@ -55,12 +56,12 @@ pub fn unaccepted(port: u16) -> io::Result<HashSet<u64>> {
 fn dump(family: AddressFamily, port: u16, found: &mut HashSet<u64>) -> io::Result<()> {
     ask(&request(family, libc::IPPROTO_TCP, ESTABLISHED_OR_HALF_CLOSED, port), |message| {
         if found.len() < MAX_CONNECTIONS {
-            found.extend(mark(message));
+            found.extend(fingerprint(message));
         }
     })
 }
 
-/// Sends a request, and hands over the body of each message of the answer.
+/// Sends a request and calls `each` with the body of each message of the answer.
 fn ask(request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let kind = SocketType::DGRAM;
     let socket = socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
@@ -80,26 +81,27 @@ fn ask(request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
     }
 }
 
-/// A socket that others cannot bind beside: a TCP listener, or a UDP socket that is connected to nobody.
+/// A socket that makes `bind` fail for others: a TCP listener, or an unconnected UDP socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bound {
-    /// Where.
+    /// Its address.
     pub address: SocketAddr,
     /// `IPV6_V6ONLY`.
     pub v6only: bool,
-    /// The interface that it is bound to, or 0.
+    /// The interface that it is bound to; 0 if none.
     pub interface: u32,
-    /// The user who has made it.
+    /// The user that created it.
     pub uid: u32,
     /// Its inode number.
     pub inode: u64,
 }
 
-/// The listeners of a port, or, if `datagram`, its UDP sockets. Not for the loop: the kernel goes through those of the
-/// whole host.
+/// The listeners of a port; with `datagram`, its UDP sockets.
+///
+/// The kernel walks all of these sockets of the host, so the loop must not call it.
 ///
 /// # Errors
-/// As [`unaccepted`].
+/// Those of [`unaccepted`].
 pub fn bound(datagram: bool, port: u16) -> io::Result<Vec<Bound>> {
     let (protocol, state) =
         if datagram { (libc::IPPROTO_UDP, UNCONNECTED) } else { (libc::IPPROTO_TCP, LISTENING) };
@@ -134,17 +136,17 @@ fn read_bound(message: &[u8]) -> Option<Bound> {
     Some(Bound { address, v6only, interface, uid: number(64)?, inode: number(INODE.start)?.into() })
 }
 
-/// The inode numbers of the Unix sockets that listen at the file of this device and inode number.
+/// The inode numbers of the Unix sockets that listen at the file with this device and inode number.
 ///
 /// # Errors
-/// Those of netlink(7); EOPNOTSUPP or ENOENT where the kernel has no `unix_diag`.
+/// Those of netlink(7); EOPNOTSUPP or ENOENT if the kernel has no `unix_diag`.
 pub fn listeners_at_file(device: u64, file: u64) -> io::Result<Vec<u64>> {
-    // `struct unix_diag_req`: family, protocol, states, no inode number, what to show, no cookie.
+    // `struct unix_diag_req`: family, protocol, states, inode number, attributes to show, cookie.
     let mut body = vec![u8::try_from(libc::AF_UNIX).unwrap_or(1), 0, 0, 0];
     for number in [1u32 << LISTENING, 0, SHOW_VFS, 0, 0] {
         body.extend(number.to_ne_bytes());
     }
-    // The kernel's own numbers: 32 bits of the file's, and of its device 12 and 20.
+    // The kernel's encoding: the lower 32 bits of the inode number, and a device number with 12 and 20 bits.
     let device = rustix::fs::major(device) << 20 | rustix::fs::minor(device);
     let wanted = [u32::try_from(file & u64::from(u32::MAX)).unwrap_or(0), device];
     let mut found = Vec::new();
@@ -159,7 +161,7 @@ pub fn listeners_at_file(device: u64, file: u64) -> io::Result<Vec<u64>> {
     Ok(found)
 }
 
-/// The value of an attribute behind the first `from` bytes of a message: `struct nlattr`, netlink(7).
+/// The value of an attribute after the first `from` bytes of a message: `struct nlattr`, netlink(7).
 fn attribute(message: &[u8], from: usize, wanted: u16) -> Option<&[u8]> {
     let mut rest = message.get(from..)?;
     loop {
@@ -178,12 +180,12 @@ fn request(family: AddressFamily, protocol: i32, states: u32, port: u16) -> Vec<
     let mut body = vec![small(family.as_raw().into()), small(protocol), 0, 0];
     body.extend(states.to_ne_bytes());
     body.extend(port.to_be_bytes());
-    // The rest of the socket's identity is not asked for.
+    // The request names no more of the socket's identity.
     body.resize(8 + SOCKET_ID.len(), 0);
     message(&body)
 }
 
-/// A body behind its `struct nlmsghdr`.
+/// Puts a `struct nlmsghdr` in front of a body.
 fn message(body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + body.len()).unwrap_or(0);
     let mut message = length.to_ne_bytes().to_vec();
@@ -194,7 +196,7 @@ fn message(body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// The type and body of the first message, and what follows it.
+/// The type and body of the first message, and the bytes after it.
 fn split(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
     let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
@@ -208,8 +210,8 @@ fn error_of(message: &[u8]) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
-/// A mark of the connection, where nobody has accepted it.
-fn mark(message: &[u8]) -> Option<u64> {
+/// The hash of the connection if it was not accepted.
+fn fingerprint(message: &[u8]) -> Option<u64> {
     let (id, inode) = (message.get(SOCKET_ID)?, message.get(INODE)?);
     if inode != [0; 4] {
         return None;
@@ -248,7 +250,7 @@ mod tests {
         let inode = crate::sys::sockets::inode(tcp.as_fd()).expect("open");
         let uid = rustix::process::getuid().as_raw();
         let found = bound(false, address.port()).expect("asked");
-        // The kernel makes it so when it binds an address that is IPv6 alone.
+        // The kernel sets the option when it binds an address that exists in IPv6 only.
         assert_eq!(found, [Bound { address, v6only: true, interface: 0, uid, inode }]);
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
         let address = udp.local_addr().expect("it has one");

@@ -1,19 +1,18 @@
-//! One file per kernel facility: typed in both directions, no policy, no logging.
+//! One file for each kernel facility: typed in both directions, no policy, no logging.
 
 pub mod bpf;
 pub mod capabilities;
 pub mod cgroup;
 pub mod children;
-pub mod closer;
+pub mod deferred_close;
 pub mod epoll_entries;
 pub mod fds;
-pub mod handlers;
+pub mod fs_identity;
 pub mod helper;
 pub mod holders;
 pub mod inet_diag;
 pub mod notify;
-pub mod options;
-pub mod paths;
+pub mod path_lookup;
 pub mod peer;
 pub mod pidfd;
 pub mod poller;
@@ -22,9 +21,11 @@ pub mod queue_watch;
 pub mod remote_read;
 pub mod reuseport;
 pub mod seccomp;
-pub mod signals;
+pub mod signal_disposition;
+pub mod signal_names;
+pub mod signalfd;
 pub mod smaps;
+pub mod socket_options;
 pub mod sockets;
 pub mod spawn;
 pub mod terminal;
-pub mod working_directory;

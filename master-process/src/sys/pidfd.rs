@@ -1,4 +1,4 @@
-//! The one handle of a child, and how it ended.
+//! The handle of a child process, and its exit status.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
-/// How a process ended.
+/// The exit status of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// It called `exit` with this code.
     Code(i32),
-    /// This signal ended it.
+    /// A signal ended it.
     Signal {
         /// The signal's number.
         number: i32,
-        /// Whether it left a core dump.
+        /// Whether the kernel wrote a core dump.
         dumped: bool,
     },
 }
@@ -30,43 +30,43 @@ impl Exit {
     }
 }
 
-/// A process's end, and what it had used; wait4(2), getrusage(2).
+/// The exit status of a process and its resource usage: wait4(2), getrusage(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Death {
-    /// How it ended.
+    /// The exit status.
     pub exit: Exit,
-    /// CPU time of its own and of the children that it waited for.
+    /// CPU time of the process and of the children that it waited for.
     pub cpu: Duration,
-    /// The most resident memory that it or one of those children had, in bytes. `None` where it was not more than
-    /// ours: the kernel counts what a process had before `exec`, and there a child of ours has our memory.
+    /// The largest resident set, in bytes, of the process or one of those children. `None` if it is not larger than
+    /// ours: the kernel also counts the time before `exec`, when a child of ours shares our memory.
     pub peak_memory: Option<u64>,
 }
 
-/// Sends a signal to the process behind `pidfd`: never to another one, whatever became of its pid.
+/// Sends a signal to the process of `pidfd`, and never to another process that has the same pid later.
 ///
 /// # Errors
-/// ESRCH where it is gone, EPERM where it runs as somebody whom we may not signal; see pidfd_send_signal(2).
+/// ESRCH if the process is gone, EPERM if we may not signal its user; pidfd_send_signal(2).
 pub fn signal(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     send(pidfd, number, 0)
 }
 
-/// Sends SIGKILL to the process group that the process behind `pidfd` leads. The process must not have been
-/// reaped yet: until then the group's number is its own.
+/// Sends SIGKILL to the process group that the process of `pidfd` leads. The process must not have been reaped: until
+/// then no other group can have its number.
 ///
 /// # Errors
-/// ESRCH where nobody is left in the group.
+/// ESRCH if the group is empty.
 pub fn kill_group(pidfd: BorrowedFd<'_>, pid: Pid) -> io::Result<()> {
     signal_group(pidfd, pid, rustix::process::Signal::KILL)
 }
 
-/// Sends a signal to the process group that the process behind `pidfd` leads, as [`kill_group`] does.
+/// Sends a signal to the process group that the process of `pidfd` leads, under the conditions of [`kill_group`].
 ///
 /// # Errors
-/// ESRCH where nobody is left in the group.
+/// ESRCH if the group is empty.
 pub fn signal_group(pidfd: BorrowedFd<'_>, pid: Pid, signal: rustix::process::Signal) -> io::Result<()> {
     match send(pidfd, signal.as_raw(), libc::PIDFD_SIGNAL_PROCESS_GROUP) {
-        // Before Linux 6.9 there is no such flag. The unreaped process keeps the number from being reused, so
-        // the group can be named by it without a window.
+        // Linux before 6.9 does not have this flag. The unreaped process keeps the kernel from reusing the number, so
+        // naming the group by number is free of races.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             Ok(rustix::process::kill_process_group(pid, signal)?)
         }
@@ -74,20 +74,19 @@ pub fn signal_group(pidfd: BorrowedFd<'_>, pid: Pid, signal: rustix::process::Si
     }
 }
 
-/// Sends SIGKILL to the process group that the process behind `pidfd` led, whether it was reaped or not.
+/// Sends SIGKILL to the process group that the process of `pidfd` led, even if the process was reaped.
 ///
 /// # Errors
-/// ESRCH where nobody is left in the group; EINVAL before Linux 6.9, where a group cannot be named without its number.
+/// ESRCH if the group is empty; EINVAL before Linux 6.9, where a group can only be named by its number.
 pub fn kill_led_group(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     send(pidfd, libc::SIGKILL, libc::PIDFD_SIGNAL_PROCESS_GROUP)
 }
 
-/// Whether anybody is left in the process group that the process behind `pidfd`, of number `pid`, led, zombies
-/// included.
+/// Whether the process group that the process of `pidfd`, with number `pid`, led has members, zombies included.
 pub fn has_group(pidfd: BorrowedFd<'_>, pid: Pid) -> bool {
     match send(pidfd, 0, libc::PIDFD_SIGNAL_PROCESS_GROUP) {
-        // Before Linux 6.9. Nobody else can get the number while anybody is in the group; who has it later is
-        // asked in vain, and comes to no harm.
+        // Before Linux 6.9. The number cannot be reused while the group has members. If it was reused later, this
+        // signal 0 goes to an unrelated group and does no harm.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             rustix::process::test_kill_process_group(pid).is_ok()
         }
@@ -97,27 +96,27 @@ pub fn has_group(pidfd: BorrowedFd<'_>, pid: Pid) -> bool {
 
 fn send(pidfd: BorrowedFd<'_>, number: i32, flags: libc::c_uint) -> io::Result<()> {
     let info = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: the descriptor is borrowed for the call, and a null siginfo is allowed: the kernel makes one.
+    // SAFETY: the descriptor is borrowed for the call, and a null siginfo is allowed: the kernel fills one in.
     let result =
         unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, info, flags) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// How the child behind `pidfd` ended, leaving it a zombie; `None` while it lives.
+/// The exit status of the child of `pidfd`, which stays a zombie; `None` while it runs.
 ///
 /// # Errors
-/// ECHILD where it was reaped already or is no child of ours.
-pub fn peek(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
+/// ECHILD if it was reaped already or is not a child of this process.
+pub fn try_wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     Ok(waitid(WaitId::PidFd(pidfd), options)?.and_then(|status| Exit::of(&status)))
 }
 
-/// Reaps the child behind `pidfd`, waiting for its end if need be.
+/// Waits for the end of the child of `pidfd` and reaps it.
 ///
 /// # Errors
-/// As [`peek`].
-pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Death>> {
-    let (info, usage) = wait(pidfd)?;
+/// Those of [`try_wait`].
+pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<Option<Death>> {
+    let (info, usage) = wait_with_usage(pidfd)?;
     // SAFETY: waitid filled the structure for SIGCHLD.
     let status = unsafe { info.si_status() };
     let exit = match info.si_code {
@@ -135,14 +134,14 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<Death>> {
     }))
 }
 
-/// waitid(2) as the kernel has it: with a fifth argument, which libc's has not.
-fn wait(pidfd: BorrowedFd<'_>) -> io::Result<(libc::siginfo_t, libc::rusage)> {
+/// The system call waitid(2), which has a fifth argument that the C library's function lacks.
+fn wait_with_usage(pidfd: BorrowedFd<'_>) -> io::Result<(libc::siginfo_t, libc::rusage)> {
     // SAFETY: an all-zero siginfo_t is a valid value of that plain C structure.
     let mut info = unsafe { std::mem::zeroed::<libc::siginfo_t>() };
-    // SAFETY: so is an all-zero rusage.
+    // SAFETY: an all-zero rusage is valid, too.
     let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
     let (from, fd, options) = (libc::P_PIDFD, pidfd.as_raw_fd(), libc::WEXITED);
-    // SAFETY: the descriptor is borrowed for the call, and both structures are our own and outlive it.
+    // SAFETY: the descriptor is borrowed for the call, and both structures belong to this frame and outlive it.
     let result = unsafe { libc::syscall(libc::SYS_waitid, from, fd, &raw mut info, options, &raw mut usage) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok((info, usage)) }
 }
@@ -150,12 +149,12 @@ fn wait(pidfd: BorrowedFd<'_>) -> io::Result<(libc::siginfo_t, libc::rusage)> {
 fn own_peak_memory() -> u64 {
     // SAFETY: an all-zero rusage is a valid value of that plain C structure.
     let mut usage = unsafe { std::mem::zeroed::<libc::rusage>() };
-    // SAFETY: the structure is our own and outlives the call, which cannot fail with these arguments.
+    // SAFETY: the structure belongs to this frame and outlives the call, which cannot fail with these arguments.
     unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) };
     peak_memory(&usage)
 }
 
-/// In bytes; the kernel counts KiB.
+/// The peak resident set in bytes; the kernel counts KiB.
 fn peak_memory(usage: &libc::rusage) -> u64 {
     u64::try_from(usage.ru_maxrss).unwrap_or(0).saturating_mul(1024)
 }
@@ -165,15 +164,15 @@ fn duration(time: libc::timeval) -> Duration {
     Duration::from_secs(seconds) + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
 }
 
-/// Any child of ours that has ended and was not reaped, left as it is.
+/// A child that has ended and was not reaped. This does not reap it.
 ///
 /// # Errors
-/// ECHILD where we have no child at all.
+/// ECHILD if this process has no children.
 pub fn any_zombie() -> io::Result<Option<Pid>> {
     // SAFETY: an all-zero siginfo_t is a valid value of that plain C structure.
     let mut info = unsafe { std::mem::zeroed::<libc::siginfo_t>() };
     let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: `info` is a siginfo_t of our own that outlives the call.
+    // SAFETY: `info` belongs to this frame and outlives the call.
     if unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -181,24 +180,24 @@ pub fn any_zombie() -> io::Result<Option<Pid>> {
     Ok(Pid::from_raw(unsafe { info.si_pid() }))
 }
 
-/// A child of ours that was stopped, or continued.
+/// A child that was stopped or continued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Paused {
-    /// Which.
+    /// Its pid.
     pub pid: Pid,
-    /// The signal that stopped it; `None`: it was continued.
+    /// The signal that stopped it; `None` if it was continued.
     pub by: Option<i32>,
 }
 
-/// The next child of ours that was stopped and is still, or that was continued; each is told once.
+/// The next child that was stopped and still is, or that was continued. Each event is returned once.
 ///
 /// # Errors
-/// ECHILD where we have no child at all.
+/// ECHILD if this process has no children.
 pub fn next_paused() -> io::Result<Option<Paused>> {
     // SAFETY: an all-zero siginfo_t is a valid value of that plain C structure.
     let mut info = unsafe { std::mem::zeroed::<libc::siginfo_t>() };
     let options = libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG;
-    // SAFETY: `info` is a siginfo_t of our own that outlives the call.
+    // SAFETY: `info` belongs to this frame and outlives the call.
     if unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -208,28 +207,28 @@ pub fn next_paused() -> io::Result<Option<Paused>> {
     Ok(Pid::from_raw(pid).map(|pid| Paused { pid, by }))
 }
 
-/// Reaps a zombie that nobody holds a pidfd of: an orphan that was handed to us.
+/// Reaps a zombie child that has no pidfd here: a process that was reparented to the supervisor.
 ///
 /// # Errors
-/// ECHILD where there is none of that number.
-pub fn reap_orphan(pid: Pid) -> io::Result<()> {
+/// ECHILD if there is no such child.
+pub fn reap_child(pid: Pid) -> io::Result<()> {
     waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?;
     Ok(())
 }
 
-/// Kills a child of ours that nobody holds a pidfd of. It stays ours, and its pid its own, until we reap it.
+/// Kills a child that has no pidfd here. The pid stays its own until this process reaps it.
 ///
 /// # Errors
-/// ESRCH where it is gone, EPERM where it has become somebody whom we may not signal.
-pub fn kill_orphan(pid: Pid) -> io::Result<()> {
+/// ESRCH if it is gone, EPERM if it runs as a user that we may not signal.
+pub fn kill_child(pid: Pid) -> io::Result<()> {
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
     signal(std::os::fd::AsFd::as_fd(&pidfd), libc::SIGKILL)
 }
 
-/// Makes orphaned descendants ours, as they are pid 1's.
+/// Makes this process the subreaper of its descendants: orphaned descendants become its children instead of pid 1's.
 ///
 /// # Errors
-/// None since Linux 3.4; see PR_SET_CHILD_SUBREAPER(2const).
+/// None since Linux 3.4; PR_SET_CHILD_SUBREAPER(2const).
 pub fn become_subreaper() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))?)
 }

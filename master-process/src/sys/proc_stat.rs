@@ -1,4 +1,4 @@
-//! What `/proc/PID/stat` says of a process: proc_pid_stat(5).
+//! `/proc/PID/stat`: proc_pid_stat(5).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,33 +6,33 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
-/// Longer than any: 52 numbers of at most 20 digits, and a name of 15 bytes.
-const LONGEST: usize = 2048;
+/// Longer than any such file: 52 numbers of at most 20 digits, and a name of 15 bytes.
+const MAX_LENGTH: usize = 2048;
 
-/// The part of it that we use.
+/// The fields that the supervisor uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// Its parent; `None` for one that has none in our PID namespace.
+    /// The parent; `None` if it is not in our PID namespace.
     pub parent: Option<Pid>,
-    /// Its process group, likewise.
+    /// The process group; `None` as for the parent.
     pub group: Option<Pid>,
-    /// Its session, likewise.
+    /// The session; `None` as for the parent.
     pub session: Option<Pid>,
-    /// Whether it has ended and waits to be reaped.
+    /// Whether the process has ended and waits to be reaped.
     pub is_zombie: bool,
     /// Whether it has a controlling terminal.
     pub has_terminal: bool,
-    /// CPU time of all its threads, those that are gone included, in nanoseconds; the kernel counts it in ticks, mostly
-    /// of 10 ms.
+    /// CPU time of all its threads, including those that have ended, in nanoseconds. The kernel counts in ticks, which
+    /// usually have 10 ms.
     pub cpu_ns: u64,
     /// Resident memory, in bytes; 0 for a zombie.
     pub memory: u64,
-    /// When it was started, in ticks since the machine was: with its pid it tells a process from all others.
+    /// The start time in ticks since boot. Pid and start time together identify a process.
     pub started: u64,
 }
 
-/// An open `stat`: it stays that process's, and is read at the cost of one call. After the process was reaped reading
-/// it gives ESRCH, whoever has its pid then.
+/// An open `stat` file. It stays with its process and costs one system call for each read. After the process was
+/// reaped, a read fails with ESRCH, even if another process has the pid.
 #[derive(Debug)]
 pub struct StatFile(OwnedFd);
 
@@ -40,49 +40,49 @@ impl StatFile {
     /// Opens the file.
     ///
     /// # Errors
-    /// ENOENT where there is no such process, EMFILE and ENFILE where we have too many files open.
+    /// ENOENT if there is no such process; EMFILE and ENFILE if too many files are open.
     pub fn open(pid: Pid) -> io::Result<StatFile> {
         let path = format!("/proc/{}/stat", pid.as_raw_pid());
         Ok(StatFile(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
     }
 
-    /// Opens that of one thread of a process: what it says of CPU time is that thread's alone.
+    /// Opens the file of one thread of a process, which has the CPU time of that thread only.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// Those of [`Self::open`].
     pub fn open_thread(pid: Pid, tid: Pid) -> io::Result<StatFile> {
         let path = format!("/proc/{}/task/{}/stat", pid.as_raw_pid(), tid.as_raw_pid());
         Ok(StatFile(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
     }
 
-    /// What it says now.
+    /// Reads the file.
     ///
     /// # Errors
-    /// ESRCH where the process is gone.
+    /// ESRCH if the process is gone.
     pub fn read(&self) -> io::Result<Stat> {
-        let mut text = [0u8; LONGEST];
+        let mut text = [0u8; MAX_LENGTH];
         let length = rustix::io::pread(self.0.as_fd(), &mut text, 0)?;
         parse(&text[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
 
-/// The threads of a process, as far as the caller goes through them; none where it is gone.
+/// The threads of a process; none if the process is gone.
 pub fn threads(pid: Pid) -> impl Iterator<Item = Pid> {
     let entries = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_pid()));
     entries.into_iter().flatten().flatten().filter_map(|entry| number(&entry.file_name()))
 }
 
-/// The process or thread that a name in `/proc` stands for.
+/// The pid or thread id that a name in `/proc` stands for.
 fn number(name: &std::ffi::OsStr) -> Option<Pid> {
     Pid::from_raw(name.to_str()?.parse().ok()?)
 }
 
-/// The name stands in parentheses and may hold anything, parentheses, spaces and newlines too: what counts begins
-/// behind the last one.
+/// Parses the file. The name is in parentheses and can hold any bytes, including parentheses, spaces and newlines. So
+/// the fields start after the last closing parenthesis.
 fn parse(text: &[u8]) -> Option<Stat> {
     let after_name = text.iter().rposition(|byte| *byte == b')')? + 1;
     let rest = std::str::from_utf8(text.get(after_name..)?).ok()?;
-    // The first field behind the name is the third of the manual.
+    // The first field after the name is the third field of the manual page.
     let mut fields = rest.split_ascii_whitespace();
     let mut skip_to = |n: usize| fields.nth(n);
     let is_zombie = matches!(skip_to(0)?, "Z" | "X" | "x");
@@ -113,21 +113,21 @@ fn known(number: i32) -> Option<Pid> {
     if number > 0 { Pid::from_raw(number) } else { None }
 }
 
-/// What it says now of a process.
+/// Opens and reads the file of a process.
 ///
 /// # Errors
-/// As [`StatFile::open`] and [`StatFile::read`].
+/// Those of [`StatFile::open`] and [`StatFile::read`].
 pub fn of(pid: Pid) -> io::Result<Stat> {
     StatFile::open(pid)?.read()
 }
 
-/// Whether the process of this number is still the one that was started then.
+/// Whether `pid` is still the process that has the start time `started`.
 #[must_use]
 pub fn is_still(pid: Pid, started: u64) -> bool {
     of(pid).is_ok_and(|stat| stat.started == started)
 }
 
-/// The name of a process, as `ps` shows it; proc_pid_comm(5).
+/// The name of a process as `ps` shows it: proc_pid_comm(5).
 #[must_use]
 pub fn name(pid: Pid) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_pid())).ok()?;

@@ -1,6 +1,7 @@
-//! Watching many sockets through one descriptor: an epoll instance, which holds none of them open.
+//! Watches many listeners through one descriptor: an epoll instance, which does not keep them open.
 //!
-//! A ring does hold what it watches: a listener that we close would go on listening until its watch is cancelled.
+//! An io_uring keeps the files that it polls open: a listener that we close would keep listening until its poll is
+//! cancelled.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,10 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
-/// Events that are taken at once.
-const AT_ONCE: usize = 64;
+/// The number of events that one call takes.
+const MAX_EVENTS: usize = 64;
 
-/// The instance.
+/// The epoll instance.
 #[derive(Debug)]
 pub struct QueueWatch {
     epoll: OwnedFd,
@@ -24,8 +25,10 @@ impl QueueWatch {
         Ok(QueueWatch { epoll: epoll::create(CreateFlags::CLOEXEC)? })
     }
 
-    /// Watches a listener until somebody comes, and for its being shut down. Whoever is told that somebody came calls
-    /// [`ignore_connections`](Self::ignore_connections), or is told for ever.
+    /// Watches a listener for connections and for its shutdown.
+    ///
+    /// The event repeats as long as a connection is queued: the caller uses
+    /// [`ignore_connections`](Self::ignore_connections) to stop it.
     ///
     /// # Errors
     /// ENOMEM and ENOSPC of epoll_ctl(2).
@@ -33,10 +36,10 @@ impl QueueWatch {
         self.set(fd, id, EventFlags::IN)
     }
 
-    /// Watches a listener only for its being shut down, which epoll tells unasked.
+    /// Watches a listener for its shutdown only, which epoll always reports.
     ///
     /// # Errors
-    /// As [`watch`](Self::watch).
+    /// Those of [`watch`](Self::watch).
     pub fn ignore_connections(&self, fd: BorrowedFd<'_>, id: u64) -> io::Result<()> {
         self.set(fd, id, EventFlags::empty())
     }
@@ -49,14 +52,14 @@ impl QueueWatch {
         }
     }
 
-    /// Watches a socket no more. Its close alone would not do where a worker has it open as well.
+    /// Stops watching a socket. Closing it is not enough if a worker has it open as well.
     pub fn forget(&self, fd: BorrowedFd<'_>) {
         let _not_watched = epoll::delete(&self.epoll, fd);
     }
 
-    /// Appends the sockets that something has happened to; it does not wait.
+    /// Appends the ids of the sockets that have events. Does not block.
     pub fn take(&self, ids: &mut Vec<u64>) {
-        let mut events: Vec<Event> = Vec::with_capacity(AT_ONCE);
+        let mut events: Vec<Event> = Vec::with_capacity(MAX_EVENTS);
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)).is_ok() {
             ids.extend(events.iter().map(|event| event.data.u64()));

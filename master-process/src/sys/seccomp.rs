@@ -1,33 +1,33 @@
-//! Seccomp user notifications: a worker's call waits until we have answered it.
+//! Seccomp user notifications: a call of a worker waits until the supervisor has answered it.
 //!
-//! See seccomp_unotify(2). No security rests on this filter; a call that is let go on reads its arguments
-//! anew, a call that we answer used our own copy of them.
+//! See seccomp_unotify(2). The filter is not a security boundary: a call that continues reads its arguments again. A
+//! call that the supervisor carries out uses the supervisor's copy of them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use rustix::process::Pid;
 
-/// Which calls a worker's filter sends to us.
+/// The calls that a worker's filter reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Calls {
     /// `bind`.
     pub bind: bool,
-    /// The two options before `bind` that decide what an address means; needed only where a worker's socket
-    /// cannot be looked at.
+    /// The two options before `bind` that decide what an address means. They are needed only if the supervisor cannot
+    /// inspect a worker's socket.
     pub options: bool,
     /// `listen`.
     pub listen: bool,
-    /// `shutdown` of more than the writing half.
+    /// `shutdown`, except of the writing half alone.
     pub shutdown: bool,
-    /// What a program does with the path of its Unix socket: `unlink` and `rename`.
+    /// The calls that change the path of a Unix socket: `unlink` and `rename`.
     pub paths: bool,
-    /// `connect` to an address that is as long as none of IPv4 or IPv6 is.
+    /// `connect` to an address with a length other than those of IPv4 and IPv6.
     pub connect: bool,
 }
 
 impl Calls {
-    /// The lowest and the highest number of what may be notified.
+    /// The lowest and the highest number of the calls that can be reported.
     fn range(self) -> (u32, u32) {
         let asked = [
             (self.bind, libc::SYS_bind),
@@ -48,7 +48,7 @@ impl Calls {
     }
 }
 
-/// A program for a worker's `seccomp(2)`.
+/// A filter program for a worker's `seccomp(2)`.
 #[derive(Debug, Clone)]
 pub struct Filter {
     program: Vec<libc::sock_filter>,
@@ -59,7 +59,7 @@ const ARCH: u32 = 0xc000_003e; // AUDIT_ARCH_X86_64
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7; // AUDIT_ARCH_AARCH64
 
-// Offsets in struct seccomp_data; the low half of an argument comes first on a little-endian machine.
+// Offsets in struct seccomp_data. On a little-endian machine the low half of an argument comes first.
 const NR_AT: u32 = 0;
 const ARCH_AT: u32 = 4;
 const fn low_half_at(argument: u32) -> u32 {
@@ -67,11 +67,11 @@ const fn low_half_at(argument: u32) -> u32 {
 }
 
 impl Filter {
-    /// The program that notifies us of `calls` and allows everything else.
+    /// A program that reports `calls` and allows everything else.
     pub fn new(calls: Calls) -> Filter {
         let mut program = vec![load(ARCH_AT), jump_if_equal(ARCH, 1, 0), allow(), load(NR_AT)];
-        // The kernel tries every call's number on a new filter, to know those that it may pass over: most of them
-        // are out of this range. The numbers of the x32 ABI, with other structures, are as well.
+        // The kernel runs a new filter for each call number to find the calls that are always allowed. Most are outside
+        // this range, as are the numbers of the x32 ABI, which has other structures.
         let (first, last) = calls.range();
         program.extend([jump_if_at_least(last + 1, 0, 1), allow(), jump_if_at_least(first, 1, 0), allow()]);
         if calls.bind {
@@ -104,7 +104,7 @@ impl Filter {
         Filter { program }
     }
 
-    /// The program as `seccomp(2)` takes it: valid for as long as the filter is.
+    /// The program in the form of `seccomp(2)`. The pointer is valid as long as the filter.
     pub(in crate::sys) fn as_fprog(&self) -> libc::sock_fprog {
         let len = u16::try_from(self.program.len()).unwrap_or(0);
         libc::sock_fprog { len, filter: self.program.as_ptr().cast_mut() }
@@ -147,7 +147,8 @@ fn bits(value: libc::c_int) -> u32 {
     value.cast_unsigned()
 }
 
-// Each of the following starts and, where it does not return, ends with the call's number in the accumulator.
+// Each of the following fragments starts with the number of the call in the accumulator, and ends with it unless it
+// returns.
 
 fn notify_on(call: libc::c_long) -> [libc::sock_filter; 2] {
     [jump_if_equal(number(call), 0, 1), notify()]
@@ -175,8 +176,8 @@ fn notify_on_shutdown() -> [libc::sock_filter; 5] {
     ]
 }
 
-/// The length of an address tells the families apart, as far as it must: what is as long as a `sockaddr_in` or a
-/// `sockaddr_in6` is taken for one. A path is mostly given in a whole `sockaddr_un`.
+/// The length of an address distinguishes the families: a length of `sockaddr_in` or `sockaddr_in6` counts as IP.
+/// Programs usually pass a path in a whole `sockaddr_un`.
 fn notify_on_connect() -> [libc::sock_filter; 6] {
     [
         jump_if_equal(number(libc::SYS_connect), 0, 5),
@@ -188,9 +189,9 @@ fn notify_on_connect() -> [libc::sock_filter; 6] {
     ]
 }
 
-/// Bytes of a `struct sockaddr_in`; ip(7).
+/// The size of `struct sockaddr_in`; ip(7).
 const SOCKADDR_IN: u32 = 16;
-/// Bytes of a `struct sockaddr_in6`; ipv6(7).
+/// The size of `struct sockaddr_in6`; ipv6(7).
 const SOCKADDR_IN6: u32 = 28;
 
 fn notify_on_unlinkat() -> [libc::sock_filter; 5] {
@@ -203,94 +204,94 @@ fn notify_on_unlinkat() -> [libc::sock_filter; 5] {
     ]
 }
 
-/// Whether a filter may be installed without `NO_NEW_PRIVS`, which takes setuid programs their power.
+/// Whether a filter may be installed without `NO_NEW_PRIVS`, which disables setuid programs.
 pub fn may_filter_with_privileges() -> bool {
     rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
-/// Asks the kernel to run the supervisor on the caller's processor and back, where it can (Linux 6.6): a call and its
-/// answer are a hand-over, and each would otherwise wait for another processor to wake up.
+/// Asks the kernel to run the supervisor on the caller's CPU and then the caller again (Linux 6.6). Otherwise each call
+/// and each answer waits until another CPU wakes up.
 pub fn answer_on_callers_cpu(listener: BorrowedFd<'_>) {
     /// `SECCOMP_IOCTL_NOTIF_SET_FLAGS`, `SECCOMP_IOW(4, __u64)`, `<linux/seccomp.h>`.
     const SET_FLAGS: libc::Ioctl = 0x4008_2104;
     /// `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`.
     const SYNC_WAKE_UP: u64 = 1;
-    // SAFETY: the request takes its flags as the argument itself and touches no memory of ours.
+    // SAFETY: the argument of the request is the flags themselves, so it touches no memory.
     let _not_known_before_6_6 = unsafe { libc::ioctl(listener.as_raw_fd(), SET_FLAGS, SYNC_WAKE_UP) };
 }
 
-/// A call that waits for our answer.
+/// A call that waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Notification {
     id: u64,
-    /// The thread that made the call, as our PID namespace counts.
+    /// The thread that made the call, in our PID namespace.
     pub thread: Pid,
-    /// What it called.
+    /// The call.
     pub call: Call,
 }
 
-/// A call and its arguments; addresses are the caller's.
+/// A call and its arguments. Addresses are in the caller's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     /// `bind(fd, address, length)`.
     Bind {
         /// The socket.
         fd: RawFd,
-        /// Where its address stands.
+        /// The address of the socket address.
         address: u64,
-        /// How long that is.
+        /// Its length.
         length: u32,
     },
     /// `listen(fd, backlog)`.
     Listen {
         /// The socket.
         fd: RawFd,
-        /// The queue's length.
+        /// The length of the queue.
         backlog: i32,
     },
     /// `setsockopt` of `IPV6_V6ONLY` or `SO_REUSEPORT`.
     SetOption {
         /// The socket.
         fd: RawFd,
-        /// Which of the two.
+        /// The option.
         option: SocketOption,
-        /// Where the value, an int, stands.
+        /// The address of the value, an int.
         value: u64,
     },
-    /// `shutdown` of at least the reading half.
+    /// `shutdown` of the reading half or both.
     Shutdown {
         /// The socket.
         fd: RawFd,
     },
     /// `connect(fd, address, length)`.
     Connect {
-        /// Where its address stands.
+        /// The address of the socket address.
         address: u64,
-        /// How long that is.
+        /// Its length.
         length: u32,
     },
     /// `rename`, `renameat` or `renameat2`.
     Rename {
-        /// What a relative old path is relative to; `AT_FDCWD` as the kernel has it.
+        /// The directory of a relative old path, or `AT_FDCWD`.
         from_dir: RawFd,
-        /// Where the old path stands.
+        /// The address of the old path.
         from: u64,
-        /// The same of the new path.
+        /// The directory of a relative new path, or `AT_FDCWD`.
         to_dir: RawFd,
-        /// Where the new path stands.
+        /// The address of the new path.
         to: u64,
         /// `RENAME_…`.
         flags: u32,
     },
     /// `unlink` or `unlinkat`.
     Unlink {
-        /// What a relative path is relative to; `AT_FDCWD` as the kernel has it.
+        /// The directory of a relative path, or `AT_FDCWD`.
         dir: RawFd,
-        /// Where the path stands.
+        /// The address of the path.
         path: u64,
     },
-    /// A call that we did not ask for.
+    /// A call that the filter does not report.
     Other,
 }
 
@@ -303,24 +304,24 @@ pub enum SocketOption {
     ReusePort,
 }
 
-/// What becomes of a call.
+/// The answer to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "a call without an answer hangs its worker"]
 pub enum Answer {
-    /// The kernel carries it out as if we were not there.
+    /// The kernel carries the call out as without a filter.
     Continue,
-    /// It returns 0 without having been carried out.
+    /// The call returns 0 and is not carried out.
     Done,
-    /// It fails with this errno without having been carried out.
+    /// The call fails with this errno and is not carried out.
     Fail(i32),
 }
 
-/// Takes the next waiting call. Ask for readiness first: this would wait, whatever the descriptor's flags.
+/// Receives the next waiting call. The caller must poll the descriptor first: this blocks even with `O_NONBLOCK`.
 ///
 /// # Errors
-/// ENOENT where the caller was killed meanwhile.
+/// ENOENT if the caller was killed meanwhile.
 pub fn receive(listener: BorrowedFd<'_>) -> io::Result<Notification> {
-    // SAFETY: the kernel demands an all-zero structure, which is a valid value of it.
+    // SAFETY: all zero is a valid value of this structure, and the kernel demands it.
     let mut raw = unsafe { std::mem::zeroed::<libc::seccomp_notif>() };
     ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_RECV, &mut raw)?;
     let thread = Pid::from_raw(raw.pid.cast_signed())
@@ -375,16 +376,17 @@ fn low(argument: u64) -> u32 {
     u32::try_from(argument & u64::from(u32::MAX)).unwrap_or(0)
 }
 
-/// Whether the call still waits: what was read of its process since then was read of the right one.
+/// Whether the call still waits. If so, everything that was read of its process since it was received was read of the
+/// right process.
 pub fn is_waiting(listener: BorrowedFd<'_>, notification: &Notification) -> bool {
     let mut id = notification.id;
     ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &mut id).is_ok()
 }
 
-/// Puts a copy of `fd` in the place of the caller's descriptor `at`.
+/// Replaces the caller's descriptor `at` with a duplicate of `fd`.
 ///
 /// # Errors
-/// ENOENT where the caller was killed meanwhile, EBADF, EMFILE for its own limits.
+/// ENOENT if the caller was killed meanwhile, EBADF, EMFILE for the caller's limits.
 pub fn put_descriptor(
     listener: BorrowedFd<'_>,
     notification: &Notification,
@@ -402,10 +404,10 @@ pub fn put_descriptor(
     ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_ADDFD, &mut request)
 }
 
-/// Lets the caller go on.
+/// Answers a call.
 ///
 /// # Errors
-/// ENOENT where the caller was killed meanwhile: nobody is left to answer.
+/// ENOENT if the caller was killed meanwhile.
 pub fn answer(listener: BorrowedFd<'_>, notification: &Notification, answer: Answer) -> io::Result<()> {
     let mut response = libc::seccomp_notif_resp { id: notification.id, val: 0, error: 0, flags: 0 };
     match answer {
@@ -418,13 +420,13 @@ pub fn answer(listener: BorrowedFd<'_>, notification: &Notification, answer: Ans
     ioctl(listener, libc::SECCOMP_IOCTL_NOTIF_SEND, &mut response)
 }
 
-/// Again where it was interrupted: each of these calls takes a lock of the filter's that work for the thread ends the wait
-/// for (`mutex_lock_interruptible` in kernel/seccomp.c), before anything was done. That must not look like a caller that is
-/// gone.
+/// Makes a request, and repeats it after EINTR. Each request takes the filter's lock with `mutex_lock_interruptible`
+/// (kernel/seccomp.c), and task work for this thread interrupts the wait before anything was done. An interrupted
+/// request must not look like a caller that is gone.
 fn ioctl<T>(listener: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
     loop {
-        // SAFETY: each request above is paired with the structure that seccomp_unotify(2) names for it, and the
-        // kernel reads and writes no more than its size, which is part of the request's number.
+        // SAFETY: each request above is passed with the structure that seccomp_unotify(2) names for it. The kernel
+        // reads and writes no more than its size, which is part of the request's number.
         let result = unsafe { libc::ioctl(listener.as_raw_fd(), request, std::ptr::from_mut(argument)) };
         if result >= 0 {
             return Ok(());
@@ -440,7 +442,7 @@ fn ioctl<T>(listener: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) ->
 mod tests {
     use super::*;
 
-    /// Runs the program as the kernel would; true: it notifies.
+    /// Runs the program as the kernel would. Returns true if it reports the call.
     fn notifies(filter: &Filter, arch: u32, nr: libc::c_long, args: [u32; 3]) -> bool {
         let (mut at, mut a) = (0, 0);
         loop {

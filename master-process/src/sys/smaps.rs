@@ -1,7 +1,7 @@
-//! What `/proc/PID/smaps_rollup` says of a process: proc_pid_smaps(5).
+//! `/proc/PID/smaps_rollup`: proc_pid_smaps(5).
 //!
-//! The kernel walks the process's page tables for it and takes its memory's lock: milliseconds for a gigabyte, and for as
-//! long as somebody else holds that lock.
+//! For each read the kernel walks the page tables of the process and holds the lock of its memory. This takes
+//! milliseconds for a gigabyte, and longer while another thread holds that lock.
 
 use std::io;
 use std::path::Path;
@@ -9,22 +9,22 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
-/// Some twenty lines of at most 40 bytes, after one with the range.
-const LONGEST: usize = 4096;
+/// The file has one line with the range and about twenty lines of at most 40 bytes.
+const MAX_LENGTH: usize = 4096;
 
-/// Whether this kernel tells at all: it can be built without.
+/// Whether the kernel has this file: it is a build option.
 pub fn is_supported() -> bool {
     Path::new("/proc/self/smaps_rollup").exists()
 }
 
-/// The proportional set size, in bytes: every page divided by how many processes have it.
+/// The proportional set size in bytes: the size of each page divided by the number of processes that map it.
 ///
 /// # Errors
-/// ENOENT or ESRCH where there is no such process any more, EACCES where we may not look at it.
+/// ENOENT or ESRCH if there is no such process any more, EACCES if we may not read it.
 pub fn pss(pid: Pid) -> io::Result<u64> {
     let path = format!("/proc/{}/smaps_rollup", pid.as_raw_pid());
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut text = [0u8; LONGEST];
+    let mut text = [0u8; MAX_LENGTH];
     let length = rustix::io::read(&file, &mut text)?;
     parse(&text[..length]).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_a_share_and_nobody_has_none() {
+    fn this_process_has_a_pss_and_a_reaped_one_has_none() {
         assert!(is_supported());
         let own = pss(rustix::process::getpid()).expect("our own");
         assert!(own > 100_000, "{own}");

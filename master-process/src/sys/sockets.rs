@@ -1,4 +1,4 @@
-//! Listening sockets of our own.
+//! Sockets of the supervisor: creation, state and attributes.
 
 use std::ffi::OsStr;
 use std::io;
@@ -6,72 +6,63 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use super::closer::close_elsewhere;
-use super::options::option;
+use super::deferred_close::close_async;
+use super::socket_options::option;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::process::Pid;
 
-/// The queue of sockets whose backlog nobody has named; the kernel cuts it to `net.core.somaxconn`.
-pub const LONGEST_QUEUE: i32 = 4096;
+/// The backlog if a program names none. The kernel limits it to `net.core.somaxconn`.
+pub const DEFAULT_BACKLOG: i32 = 4096;
 
-/// How a TCP socket is made.
+/// The options of a new TCP socket.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tcp {
-    /// Whether an IPv6 socket leaves IPv4 to others.
+    /// Whether an IPv6 socket accepts IPv6 only.
     pub v6only: bool,
-    /// Whether it is one of several that the kernel chooses among.
+    /// Whether the socket joins an `SO_REUSEPORT` group.
     pub reuseport: bool,
 }
 
-/// A TCP socket bound to `addr`, not listening yet.
+/// A TCP socket that is bound to `addr` and does not listen yet.
 ///
 /// # Errors
-/// Those of socket(2) and bind(2), above all EADDRINUSE, EADDRNOTAVAIL and EACCES.
-pub fn bind_tcp(addr: SocketAddr, how: Tcp) -> io::Result<OwnedFd> {
+/// Those of socket(2) and bind(2), usually EADDRINUSE, EADDRNOTAVAIL or EACCES.
+pub fn bind_tcp(addr: SocketAddr, options: Tcp) -> io::Result<OwnedFd> {
     let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let fd = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // A restart must not wait for connections of the last run that linger in TIME_WAIT.
+    // A restart must not wait for connections of the last run in TIME_WAIT.
     sockopt::set_socket_reuseaddr(&fd, true)?;
-    sockopt::set_socket_reuseport(&fd, how.reuseport)?;
+    sockopt::set_socket_reuseport(&fd, options.reuseport)?;
     if addr.is_ipv6() {
-        sockopt::set_ipv6_v6only(&fd, how.v6only)?;
+        sockopt::set_ipv6_v6only(&fd, options.v6only)?;
     }
     rustix::net::bind(&fd, &addr)?;
     Ok(fd)
 }
 
-/// Whether a read or an accept would not wait.
+/// Whether a read or an accept would not block.
 pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut wish = [PollFd::new(&fd, PollFlags::IN)];
+    let mut polled = [PollFd::new(&fd, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut wish, Some(&now)).is_ok_and(|ready| ready > 0)
+    poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// How many connections wait in a TCP listener's queue: `tcpi_unacked` of tcp(7)'s `TCP_INFO` counts them.
+/// The number of connections in a TCP listener's queue: `tcpi_unacked` of `TCP_INFO`, tcp(7).
 pub fn waiting(fd: BorrowedFd<'_>) -> u32 {
-    /// Eight bytes of states, then 32-bit numbers, of which this is the fifth: `<linux/tcp.h>`.
+    /// The structure has eight bytes of states and then 32-bit numbers; this is the fifth: `<linux/tcp.h>`.
     const UNACKED_AT: usize = 24;
     let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).unwrap_or_default();
     info.get(UNACKED_AT..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// Takes everybody out of a listener's queue who waits there, and closes the connections. Nobody else may accept from
-/// it now.
-pub fn turn_away(fd: BorrowedFd<'_>) {
-    let _may_wait = set_nonblocking(fd, true);
-    while let Ok(connection) = rustix::net::accept_with(fd, SocketFlags::CLOEXEC) {
-        close_elsewhere(connection);
-    }
-}
-
-/// Ends a listener: who waits in its queue is told so, and whoever waits in `accept` on it wakes up.
+/// Shuts a listener down. Clients in its queue see the end of the connection, and blocked `accept` calls return.
 pub fn shut_down(fd: BorrowedFd<'_>) {
     let _not_listening = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
 }
 
-/// A Unix stream socket, not bound yet.
+/// An unbound Unix stream socket.
 ///
 /// # Errors
 /// Those of socket(2).
@@ -79,11 +70,11 @@ pub fn new_unix() -> io::Result<OwnedFd> {
     unix_socket(SocketFlags::CLOEXEC)
 }
 
-/// Binds a Unix socket to `name` in the directory `dir`, its file with these permission bits from its first moment.
-/// `shown` is a path to the same place, where there is one: peers see it as the socket's address.
+/// Binds a Unix socket to `name` in the directory `dir`. The file has these permission bits from the start. If `shown`
+/// is a path to the same place, peers see it as the socket's address.
 ///
 /// # Errors
-/// Those of bind(2), above all EADDRINUSE, EACCES and ENAMETOOLONG.
+/// Those of bind(2), usually EADDRINUSE, EACCES or ENAMETOOLONG.
 pub fn bind_unix(
     fd: BorrowedFd<'_>,
     dir: BorrowedFd<'_>,
@@ -91,8 +82,8 @@ pub fn bind_unix(
     shown: Option<&Path>,
     mode: u32,
 ) -> io::Result<()> {
-    // The file gets the mode of the unbound socket, less the umask (unix_bind_bsd, net/unix/af_unix.c). To set
-    // it afterwards, by name, would be to trust that nobody has put something else there.
+    // The file gets the mode of the unbound socket, less the umask (unix_bind_bsd, net/unix/af_unix.c). A chmod by name
+    // afterwards could reach a file that another process has put there.
     rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))?;
     let fitting = shown.and_then(|shown| SocketAddrUnix::new(shown).ok());
     let address = fitting.map_or_else(|| SocketAddrUnix::new(in_dir(dir, name)), Ok)?;
@@ -102,17 +93,17 @@ pub fn bind_unix(
     Ok(bound?)
 }
 
-/// What a connection to a socket file comes to.
+/// The result of a connection to a socket file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answers {
-    /// The file is surely dead, or gone.
+    /// No process listens at the file, or there is no file.
     No,
-    /// Somebody answers, or may: only a socket that is surely dead may be removed. The process that has called `listen`
-    /// there, where that is known and of our PID namespace; it may be gone by now.
+    /// A process listens, or may listen: a socket file may be removed only if it is certain that none does. The pid is
+    /// that of the process that called `listen`, if it is known and in our PID namespace. That process may be gone.
     Yes(Option<Pid>),
 }
 
-/// Whether anybody answers on the socket file `name` in `dir`. What cannot be known counts as yes.
+/// Whether a process listens at the socket file `name` in `dir`. If this is unknown, the answer is yes.
 pub fn answers(dir: BorrowedFd<'_>, name: &OsStr) -> Answers {
     let connect = || -> io::Result<OwnedFd> {
         let fd = unix_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
@@ -132,8 +123,8 @@ fn listening_process(fd: BorrowedFd<'_>) -> Option<Pid> {
     Pid::from_raw(i32::from_ne_bytes(*credentials.first_chunk()?))
 }
 
-/// Whether somebody has an IP address so that it cannot be bound: tried, with a socket that is closed at once. `false`
-/// where that cannot be told. What is bound without listening is not in the way of a TCP socket with `SO_REUSEADDR`.
+/// Whether an IP address cannot be bound because it is in use. The check binds a socket and closes it; other errors
+/// count as "not in use". A TCP socket that is bound and does not listen is no obstacle, because of `SO_REUSEADDR`.
 pub fn is_held(address: SocketAddr, v6only: bool, datagram: bool) -> bool {
     let attempt = || -> io::Result<()> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -148,11 +139,11 @@ pub fn is_held(address: SocketAddr, v6only: bool, datagram: bool) -> bool {
     attempt().is_err_and(|error| error.raw_os_error() == Some(libc::EADDRINUSE))
 }
 
-/// Gives the socket file `name` to somebody, as far as given. Whatever stands there by now that is not a socket
-/// of `creator` with one name is left alone.
+/// Changes the owner of the socket file `name`. If the file is not a socket with one link that belongs to `creator`,
+/// nothing is changed.
 ///
 /// # Errors
-/// EPERM where we may not, and where something else stands there.
+/// EPERM if we may not change it or the file is another one.
 pub fn set_owner(
     dir: BorrowedFd<'_>,
     name: &OsStr,
@@ -165,18 +156,18 @@ pub fn set_owner(
     Ok(rustix::fs::chownat(&file, "", uid, gid, AtFlags::EMPTY_PATH)?)
 }
 
-/// Gives the socket file `name` these permission bits, with the same care as [`set_owner`].
+/// Changes the permission bits of the socket file `name` under the conditions of [`set_owner`].
 ///
 /// # Errors
-/// As [`set_owner`].
+/// Those of [`set_owner`].
 pub fn set_mode(dir: BorrowedFd<'_>, name: &OsStr, creator: u32, mode: u32) -> io::Result<()> {
     let file = open_socket_file(dir, name, creator)?;
-    // fchmod(2) refuses such a handle; its path leads to what it is a handle of and nowhere else.
+    // fchmod(2) rejects an `O_PATH` descriptor. The path of the descriptor leads to the same file.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode))?)
 }
 
-/// A handle on a socket file of one name that `creator` owns, and on nothing else.
+/// An `O_PATH` descriptor of a socket file with one link that belongs to `creator`.
 fn open_socket_file(dir: BorrowedFd<'_>, name: &OsStr, creator: u32) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
@@ -188,20 +179,20 @@ fn open_socket_file(dir: BorrowedFd<'_>, name: &OsStr, creator: u32) -> io::Resu
     Ok(file)
 }
 
-/// Starts or widens a queue for connections.
+/// Starts to listen, or changes the backlog.
 ///
 /// # Errors
-/// EADDRINUSE where another socket listens there already; see listen(2).
+/// EADDRINUSE if another socket listens at the address; listen(2).
 pub fn listen(fd: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     Ok(rustix::net::listen(fd, backlog)?)
 }
 
-/// The IP address that a socket is bound to; `None` where it is no such socket, or has no port yet.
+/// The IP address that a socket is bound to; `None` if it is not an IP socket or has no port yet.
 pub fn inet_address(fd: BorrowedFd<'_>) -> Option<SocketAddr> {
     SocketAddr::try_from(rustix::net::getsockname(fd).ok()?).ok().filter(|address| address.port() != 0)
 }
 
-/// The path that a Unix stream socket is bound to; `None` for every other kind.
+/// The path that a Unix stream socket is bound to; `None` for other sockets.
 pub fn unix_path(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     if sockopt::socket_type(fd).ok()? != SocketType::STREAM {
@@ -211,7 +202,7 @@ pub fn unix_path(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
     Some(Path::new(OsStr::from_bytes(bound.path_bytes()?)).to_owned())
 }
 
-/// The abstract name that a Unix stream socket is bound to, without its leading zero; `None` for every other kind.
+/// The abstract name that a Unix stream socket is bound to, without the leading zero byte; `None` for other sockets.
 pub fn abstract_name(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
     if sockopt::socket_type(fd).ok()? != SocketType::STREAM {
         return None;
@@ -220,19 +211,19 @@ pub fn abstract_name(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
     bound.abstract_name().map(<[u8]>::to_vec)
 }
 
-/// Whether an IPv6 socket leaves IPv4 to others.
+/// Whether an IPv6 socket accepts IPv6 only.
 pub fn is_v6only(fd: BorrowedFd<'_>) -> bool {
     sockopt::ipv6_v6only(fd).unwrap_or(false)
 }
 
-/// What kind of socket a descriptor is.
+/// The kind of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// TCP, of IPv6 where that is said.
+    /// TCP.
     Tcp {
         /// Over IPv6.
         v6: bool,
-        /// It asked for MPTCP.
+        /// The program asked for MPTCP.
         multipath: bool,
     },
     /// UDP.
@@ -242,11 +233,11 @@ pub enum Kind {
     },
     /// A Unix stream.
     UnixStream,
-    /// Other datagrams, netlink and the rest.
+    /// Other datagram sockets, netlink and all others.
     Other,
 }
 
-/// What kind of socket this is.
+/// The kind of a socket.
 ///
 /// # Errors
 /// ENOTSOCK.
@@ -268,20 +259,20 @@ pub fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
     })
 }
 
-/// Lets other sockets of the same user bind the same address, where they have asked for it as well: socket(7).
+/// Allows other sockets of the same user that have set this option, too, to bind the same address: socket(7).
 ///
 /// # Errors
-/// EOPNOTSUPP for other families than IP.
+/// EOPNOTSUPP for families other than IP.
 pub fn set_reuseport(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(sockopt::set_socket_reuseport(fd, true)?)
 }
 
-/// Whether a socket may be bound beside others: socket(7).
+/// Whether `SO_REUSEADDR` is set: socket(7).
 pub fn is_reuseaddr(fd: BorrowedFd<'_>) -> bool {
     sockopt::socket_reuseaddr(fd).unwrap_or(false)
 }
 
-/// A TCP socket that is to stand in the place of a worker's.
+/// An unbound TCP socket.
 ///
 /// # Errors
 /// Those of socket(2).
@@ -290,7 +281,7 @@ pub fn new_tcp(v6: bool) -> io::Result<OwnedFd> {
     Ok(socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
 }
 
-/// Binds a socket to an IP address, with our own rights.
+/// Binds a socket to an IP address with the supervisor's rights.
 ///
 /// # Errors
 /// Those of bind(2).
@@ -298,40 +289,41 @@ pub fn bind_to(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
     Ok(rustix::net::bind(fd, &address)?)
 }
 
-/// The interface that a socket is bound to, by number; 0: none.
+/// The index of the interface that a socket is bound to; 0 if none.
 pub fn interface(fd: BorrowedFd<'_>) -> u32 {
-    /// Linux 5.7; before, a name tells only that there is one.
+    /// Linux 5.7. Before, the name of the device tells only that there is one.
     const SO_BINDTOIFINDEX: libc::c_int = 62;
     let number = option(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX);
     let number = number.and_then(|bytes| bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)));
     number.unwrap_or_else(|| if is_bound_to_device(fd) { u32::MAX } else { 0 })
 }
 
-/// Whether `SO_REUSEPORT` is set: then binding an address twice is meant.
+/// Whether `SO_REUSEPORT` is set, so the program intends to bind an address more than once.
 pub fn is_reuseport(fd: BorrowedFd<'_>) -> bool {
     sockopt::socket_reuseport(fd).unwrap_or(false)
 }
 
-/// Whether a socket is bound to a device: then its address means something else than another's.
+/// Whether a socket is bound to a device, which makes its address a different one.
 fn is_bound_to_device(fd: BorrowedFd<'_>) -> bool {
     option(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE).is_some_and(|name| !name.is_empty())
 }
 
 /// Whether a TCP socket is neither connected nor listening.
 pub fn is_closed(fd: BorrowedFd<'_>) -> bool {
-    /// The first byte of `TCP_INFO` is the state; TCP_CLOSE in `<net/tcp_states.h>`.
+    /// The first byte of `TCP_INFO` is the state; this is TCP_CLOSE of `<net/tcp_states.h>`.
     const CLOSE: u8 = 7;
     option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).is_none_or(|info| info.first() == Some(&CLOSE))
 }
 
-/// Closes a copy of another process's socket, which may be the last one. It is closed when this returns, so that the
-/// other process finds what it would find without the copy; a connection, whose last close may wait for its peer, is
-/// closed in a thread of its own.
+/// Closes a duplicate of another process's socket, which can be its last descriptor.
+///
+/// A listener or an unconnected socket is closed before this returns, so the other process finds the same state as
+/// without the duplicate. The last close of a connection can block, so a thread closes it.
 pub fn close_copy(copy: OwnedFd) {
     if is_closed(copy.as_fd()) || is_listening(copy.as_fd()) {
         return drop(copy);
     }
-    close_elsewhere(copy);
+    close_async(copy);
 }
 
 /// Whether a socket listens.
@@ -339,7 +331,7 @@ pub fn is_listening(fd: BorrowedFd<'_>) -> bool {
     sockopt::socket_acceptconn(fd).unwrap_or(false)
 }
 
-/// Whether a socket has an address already.
+/// Whether a socket has an address.
 pub fn is_bound(fd: BorrowedFd<'_>) -> bool {
     let Ok(name) = rustix::net::getsockname(fd) else { return false };
     let port = SocketAddr::try_from(name.clone()).map(|address| address.port());
@@ -359,7 +351,7 @@ pub fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(rustix::fs::fstat(fd)?.st_ino)
 }
 
-/// Makes calls on a socket's open file description wait, or not.
+/// Sets `O_NONBLOCK` on the open file description of a socket.
 ///
 /// # Errors
 /// None for an open descriptor.
@@ -373,8 +365,8 @@ fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
-/// A short path to a file in an open directory: a socket's address has room for 107 bytes only, and the
-/// directory cannot be exchanged between two looks at it.
+/// A short path to a file in an open directory. A socket address has room for 107 bytes, and the directory cannot be
+/// exchanged between two lookups.
 fn in_dir(dir: BorrowedFd<'_>, name: &OsStr) -> std::path::PathBuf {
     Path::new("/proc/self/fd").join(dir.as_fd().as_raw_fd().to_string()).join(name)
 }

@@ -9,43 +9,44 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetpgrp, tcsetat
 
 use super::proc_stat::{self, Stat};
 
-/// How far up the parents are followed. A shell, its terminal's server, `sudo` and a script or two are fewer; a loop
-/// without a bound would be the host's to end.
-const MOST_ANCESTORS: usize = 16;
+/// The number of parents that are followed. A shell, the server of its terminal, `sudo` and a few scripts are fewer.
+/// Without a limit, the host would determine the length of the walk.
+const MAX_ANCESTORS: usize = 16;
 
-/// The terminal that controls this process.
+/// The controlling terminal of this process.
 #[derive(Debug)]
 pub struct Terminal {
     fd: OwnedFd,
 }
 
 impl Terminal {
-    /// Opens it; `None` where there is none.
+    /// Opens the controlling terminal; `None` if there is none.
     pub fn open() -> Option<Terminal> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         Some(Terminal { fd: rustix::fs::open("/dev/tty", flags, Mode::empty()).ok()? })
     }
 
-    /// Whether it is gone: hung up, or not ours any more.
+    /// Whether the terminal hung up or is no longer our controlling terminal.
     pub fn is_gone(&self) -> bool {
-        let mut wish = [PollFd::new(&self.fd, PollFlags::empty())];
+        let mut polled = [PollFd::new(&self.fd, PollFlags::empty())];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let hung_up = poll(&mut wish, Some(&now)).is_ok_and(|ready| ready > 0);
+        let hung_up = poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0);
         hung_up || stat(getpid()).is_some_and(|own| !own.has_terminal)
     }
 
-    /// The process group in its foreground, whose signals its keys send.
+    /// The foreground process group, which gets the signals of the terminal's keys.
     pub fn foreground(&self) -> Option<Pid> {
         tcgetpgrp(&self.fd).ok()
     }
 
-    /// Puts a process group of our session into the foreground. This stops nobody: we have SIGTTOU blocked. It does
-    /// nothing where the group or the terminal is gone.
+    /// Makes a process group of our session the foreground group. SIGTTOU is blocked, so the call does not stop us. It
+    /// has no effect if the group or the terminal is gone.
     pub fn set_foreground(&self, group: Pid) {
         let _gone = tcsetpgrp(&self.fd, group);
     }
 
-    /// Sets whether it stops those who write to it from the background (`stty tostop`); true if that is a change.
+    /// Sets whether the terminal stops background processes that write to it (`stty tostop`); true if this changes the
+    /// setting.
     pub fn set_tostop(&self, on: bool) -> bool {
         let Ok(mut modes) = tcgetattr(&self.fd) else { return false };
         if modes.local_modes.contains(LocalModes::TOSTOP) == on {
@@ -55,9 +56,9 @@ impl Terminal {
         tcsetattr(&self.fd, OptionalActions::Now, &modes).is_ok()
     }
 
-    /// Whether this is the terminal that we read as standard input.
+    /// Whether standard input is this terminal.
     pub fn is_stdin(&self) -> bool {
-        // Of another terminal than the caller's own the kernel tells nobody the foreground.
+        // The kernel returns the foreground group only for the caller's controlling terminal.
         tcgetpgrp(std::io::stdin()).is_ok()
     }
 }
@@ -68,7 +69,7 @@ impl AsFd for Terminal {
     }
 }
 
-/// Whether a standard descriptor is a terminal that is hung up: the terminal went before anybody could open it.
+/// Whether a standard descriptor is a terminal that hung up before it could be opened.
 pub fn was_lost() -> bool {
     let hung_up = |fd: BorrowedFd<'_>| tcgetattr(fd).err() == Some(rustix::io::Errno::IO);
     hung_up(std::io::stdin().as_fd())
@@ -76,18 +77,18 @@ pub fn was_lost() -> bool {
         || hung_up(std::io::stderr().as_fd())
 }
 
-/// The process group that we are in: the terminal's foreground is ours while it is this one's. None: it is outside of our
-/// PID namespace. There getpgrp(2) gives 0, which is no `Pid`.
+/// The process group of the supervisor; `None` if the group has no number in our PID namespace. getpgrp(2) returns 0 then,
+/// and rustix's function an invalid `Pid`.
 pub fn own_group() -> Option<Pid> {
     stat(getpid()).and_then(|own| own.group)
 }
 
-/// Whether nobody could continue our process group if it were stopped: the kernel then ignores the stop signals of a
-/// terminal; setpgid(2).
+/// Whether our process group is orphaned, so no process could continue it after a stop. Then the kernel ignores the
+/// stop signals of a terminal; setpgid(2).
 pub fn is_group_orphaned() -> bool {
     let Some(own) = stat(getpid()) else { return true };
     let mut above = getppid();
-    for _ in 0..MOST_ANCESTORS {
+    for _ in 0..MAX_ANCESTORS {
         let Some(ancestor) = above.and_then(stat).filter(|ancestor| ancestor.session == own.session) else {
             return true;
         };
@@ -99,27 +100,27 @@ pub fn is_group_orphaned() -> bool {
     true
 }
 
-/// A process that we descend from.
+/// An ancestor of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Ancestor {
     pid: Pid,
-    /// With the pid it tells the process from all others.
+    /// The start time, which identifies the process together with the pid.
     started: u64,
     had_terminal: bool,
 }
 
-/// The processes that we descended from when we were started, the nearest first. Some wrappers give their command a
-/// terminal of their own and outlive the user's: `sudo` with `use_pty`, for example.
+/// The ancestors of this process at its start, the nearest first. Some wrappers, such as `sudo` with `use_pty`, give
+/// their command a separate terminal and outlive the user's.
 #[derive(Debug, Default)]
 pub struct Ancestors(Vec<Ancestor>);
 
 impl Ancestors {
-    /// Looks who they are.
-    pub fn look() -> Ancestors {
+    /// Reads the current ancestors.
+    pub fn collect() -> Ancestors {
         let mut found = Vec::new();
         let mut above = getppid();
         while let Some(pid) = above
-            && found.len() < MOST_ANCESTORS
+            && found.len() < MAX_ANCESTORS
             && let Some(Stat { parent, started, has_terminal, .. }) = stat(pid)
         {
             found.push(Ancestor { pid, started, had_terminal: has_terminal });
@@ -128,12 +129,12 @@ impl Ancestors {
         Ancestors(found)
     }
 
-    /// Whether this was the number of one of them.
+    /// Whether `pid` is the pid of an ancestor.
     pub fn contain(&self, pid: Pid) -> bool {
         self.0.iter().any(|ancestor| ancestor.pid == pid)
     }
 
-    /// Whether one that is still there has lost the terminal that it had.
+    /// Whether an ancestor that still runs has lost the terminal that it had.
     pub fn lost_terminal(&self) -> bool {
         let lost = |ancestor: &Ancestor| {
             let now = stat(ancestor.pid).filter(|now| now.started == ancestor.started);
@@ -153,14 +154,14 @@ mod tests {
 
     #[test]
     fn the_parent_is_an_ancestor_and_a_child_is_none() {
-        let ancestors = Ancestors::look();
+        let ancestors = Ancestors::collect();
         assert!(ancestors.contain(getppid().expect("the test runner")));
         assert!(!ancestors.contain(rustix::process::getpid()));
-        assert!(!ancestors.lost_terminal(), "nobody has taken the runner's terminal away");
+        assert!(!ancestors.lost_terminal(), "the runner still has its terminal");
     }
 
     #[test]
-    fn an_ancestor_whose_number_is_somebody_elses_has_lost_nothing() {
+    fn an_ancestor_whose_pid_was_reused_has_lost_nothing() {
         let pid = getppid().expect("the test runner");
         let started = stat(pid).expect("it runs").started;
         let before = Ancestor { pid, started: started.wrapping_add(1), had_terminal: true };

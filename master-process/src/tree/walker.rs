@@ -14,11 +14,11 @@ use super::ownership::{
 use super::registry::Registry;
 use super::{MAX_MEMBERS, Member};
 use crate::sys::cgroup::Cgroup;
-use crate::sys::handlers::{Disposition, disposition};
 use crate::sys::helper::{Helper, Wake};
 use crate::sys::holders::{Holds, Search};
 use crate::sys::peer::Peer;
 use crate::sys::proc_stat::{self, Stat};
+use crate::sys::signal_disposition::{self, SignalDisposition};
 use crate::sys::{children, pidfd};
 
 /// Children of ours that are looked at. More than that are found when some of these are gone.
@@ -117,9 +117,9 @@ fn carry_out(mut walk: Walk) -> Answer {
 /// Whether none of these handles a signal: what still lives then ignores it, or blocks it. What cannot be known may handle
 /// it.
 fn is_unheeded(number: i32, members: &[Member]) -> bool {
-    let handles = |member: &Member| match disposition(member.pid, number) {
-        Some(Disposition::Handled) | None => true,
-        Some(Disposition::Ignored | Disposition::Default) => false,
+    let handles = |member: &Member| match signal_disposition::of(member.pid, number) {
+        Some(SignalDisposition::Handled) | None => true,
+        Some(SignalDisposition::Ignored | SignalDisposition::Default) => false,
     };
     number != libc::SIGKILL && !members.iter().any(handles)
 }

@@ -49,6 +49,26 @@ fn only(name: &str) -> BTreeSet<String> {
 }
 
 #[test]
+fn workers_whose_name_is_cut_inside_a_character_share_a_path_and_are_reloaded() {
+    // The kernel cuts a name after 15 bytes, so `/proc/PID/status` is not UTF-8.
+    let name = "import ctypes\nctypes.CDLL(None).prctl(15, b'\\xc3\\xa9' * 9, 0, 0, 0)\n";
+    let text = format!("{name}{}", SERVER.replace("say('ready', RELOAD)", "say('ready', INDEX, RELOAD)"));
+    let (folder, path) = address::unix();
+    let builder = Supervisor::builder().args(QUICK).command(server(&text, &path));
+    let supervisor = builder.cwd(folder.path()).spawn();
+    assert_eq!(said(&supervisor, 2), lines(&["ready 0 0", "ready 1 0"]), "no bind fails");
+    let workers = supervisor.await_workers(2);
+    let comm = fs::read(format!("/proc/{}/comm", workers.first().expect("two"))).expect("it runs");
+    assert!(std::str::from_utf8(&comm).is_err(), "{comm:?}");
+    supervisor.reload(2);
+    assert_eq!(said(&supervisor, 4).len(), 4, "no bind of the new workers fails");
+    supervisor.eventually("a new worker answers", || {
+        load::who(path.as_path()).is_some_and(|pid| !workers.contains(&pid))
+    });
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
 fn reloads_of_node_and_python_on_a_unix_path_lose_nothing_and_leave_no_other_file() {
     for command in [fixtures::node("plain.js"), server(SERVER, Path::new("app.sock"))] {
         let (folder, path) = address::unix();

@@ -15,7 +15,7 @@ use crate::share::address::{Key, Protocol};
 use crate::sys::peer::Peer;
 use crate::sys::proc_stat::{self, Stat};
 use crate::sys::remote_read::Reader;
-use crate::sys::{children, holders, inet_diag, pidfd, signals};
+use crate::sys::{children, holders, inet_diag, pidfd, signal_names};
 
 /// Parents of parents that are followed. What lies deeper is not told whose it is.
 const MAX_DEPTH: usize = 4096;
@@ -305,7 +305,7 @@ fn describe_end(ended: &Ended, key: &Key) -> String {
         return format!("cannot end {who}, which holds {key}: pidfd_send_signal: {error}");
     }
     let is_there = stat(ended.pid).is_some_and(|stat| stat.started == ended.started);
-    let signal = signals::name(ended.signal);
+    let signal = signal_names::name(ended.signal);
     if is_there {
         format!("cannot end {who}, which holds {key}: it is still there after {signal}")
     } else {

@@ -1,13 +1,16 @@
-//! Maps: the memory of programs.
+//! eBPF maps: the memory that programs share with user space.
 
 use std::io;
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
 
 use aya_obj::generated::bpf_cmd;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{address, blank, bpf, number, owned, short_name};
 
-/// What a map is to be.
+/// The properties of a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapKind {
     /// `BPF_MAP_TYPE_…`.
@@ -16,14 +19,14 @@ pub struct MapKind {
     pub key_size: u32,
     /// Bytes of a value.
     pub value_size: u32,
-    /// How many entries it holds.
+    /// The number of entries that it can hold.
     pub entries: u32,
     /// `BPF_F_…`.
     pub flags: u32,
 }
 
 impl MapKind {
-    /// What the fdinfo of a map says.
+    /// Parses the fdinfo of a map.
     fn from_info(info: &str) -> Option<MapKind> {
         let field = |name: &str| {
             let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -50,13 +53,13 @@ pub struct Map {
 }
 
 impl Map {
-    /// Makes a map; at most 15 bytes of its name are kept.
+    /// Creates a map. The kernel keeps at most 15 bytes of the name.
     ///
     /// # Errors
-    /// EPERM where we may not, or on kernels before 5.11 where the limit of locked memory is too low; ENOMEM.
+    /// EPERM without the privilege, or before Linux 5.11 if the limit of locked memory is too low; ENOMEM.
     pub fn new(name: &str, kind: MapKind) -> io::Result<Map> {
         let mut attr = blank();
-        // SAFETY: every member of the union is plain numbers, and all of it is zeroed.
+        // SAFETY: every member of the union consists of numbers, and all of it is zeroed.
         let create = unsafe { &mut attr.__bindgen_anon_1 };
         create.map_type = kind.number;
         create.key_size = kind.key_size;
@@ -64,31 +67,31 @@ impl Map {
         create.max_entries = kind.entries;
         create.map_flags = kind.flags;
         create.map_name = short_name(name);
-        // SAFETY: the command reads the attributes only, and these hold no address.
+        // SAFETY: the command only reads the attributes, and they hold no address.
         let fd = owned(unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) })?;
         Ok(Map { fd, kind })
     }
 
-    /// Takes over a map that another process made, or this one before it executed itself anew.
+    /// Takes ownership of a map that another process created, or this one before it executed itself again.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] where the descriptor is not one of a map; those of reading
-    /// `/proc/self/fdinfo`, proc_pid_fdinfo(5).
+    /// [`io::ErrorKind::InvalidInput`] if the descriptor is not a map; those of reading `/proc/self/fdinfo`,
+    /// proc_pid_fdinfo(5).
     pub fn from_fd(fd: OwnedFd) -> io::Result<Map> {
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
         let kind = MapKind::from_info(&info).ok_or(io::ErrorKind::InvalidInput)?;
         Ok(Map { fd, kind })
     }
 
-    /// What it is.
+    /// Its properties.
     pub fn kind(&self) -> MapKind {
         self.kind
     }
 
-    /// Sets an entry; a stack, whose keys have no bytes, gets one more.
+    /// Sets an entry. For a stack, whose keys have no bytes, this adds one.
     ///
     /// # Errors
-    /// EINVAL where key or value have another size than the map's; E2BIG where it is full; see bpf(2).
+    /// EINVAL if key or value have a size other than the map's; E2BIG if the map is full; bpf(2).
     pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         if key.len() != self.kind.key_size as usize || value.len() != self.kind.value_size as usize {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -99,15 +102,15 @@ impl Map {
         update.map_fd = number(self.as_fd());
         update.key = if key.is_empty() { 0 } else { address(key) };
         update.__bindgen_anon_1.value = address(value);
-        // SAFETY: both are borrowed for the call, and as long as the kernel takes them to be.
+        // SAFETY: both are borrowed for the call, and have the sizes that the kernel assumes.
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
     }
 
-    /// Removes an entry, of the kinds of map whose entries can be absent.
+    /// Removes an entry, for map types whose entries can be absent.
     ///
     /// # Errors
-    /// ENOENT where there is none, E2BIG for an index beyond the map's end; EINVAL where the key has another size
-    /// than the map's; see bpf(2).
+    /// ENOENT if there is none; E2BIG for an index beyond the map's end; EINVAL if the key has a size other than the
+    /// map's; bpf(2).
     pub fn delete(&self, key: &[u8]) -> io::Result<()> {
         if key.len() != self.kind.key_size as usize {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -117,14 +120,14 @@ impl Map {
         let delete = unsafe { &mut attr.__bindgen_anon_2 };
         delete.map_fd = number(self.as_fd());
         delete.key = address(key);
-        // SAFETY: the key is borrowed for the call, and as long as the kernel takes it to be.
+        // SAFETY: the key is borrowed for the call, and has the size that the kernel assumes.
         unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
     }
 
-    /// Lets nobody write it through bpf(2) any more: the verifier takes what is in it for constant.
+    /// Makes the map read-only for bpf(2): the verifier then treats its contents as constant.
     ///
     /// # Errors
-    /// See bpf(2).
+    /// Those of bpf(2).
     pub fn freeze(&self) -> io::Result<()> {
         let mut attr = blank();
         // SAFETY: as in `Map::new`.
@@ -137,5 +140,57 @@ impl Map {
 impl AsFd for Map {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// A type for memory that others can write at any time. Any bytes are a valid value, and it is accessed only through
+/// shared references, as atomics are.
+///
+/// # Safety
+/// The type must consist of atomics only.
+pub unsafe trait Shared {}
+
+/// The values of a map that was created with `BPF_F_MMAPABLE`. The memory lives as long as this value, even if the
+/// map's descriptor is closed.
+#[derive(Debug)]
+pub struct Mapping<T: Shared> {
+    base: NonNull<T>,
+    entries: usize,
+}
+
+impl<T: Shared> Mapping<T> {
+    /// Maps an array into memory.
+    ///
+    /// # Errors
+    /// EINVAL if its values have another size; EPERM if it was not created for this; ENOMEM.
+    pub fn new(map: &Map) -> io::Result<Mapping<T>> {
+        let MapKind { value_size, entries, .. } = map.kind();
+        // The kernel pads values of other sizes.
+        if value_size as usize != size_of::<T>() || !size_of::<T>().is_multiple_of(8) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let entries = entries as usize;
+        let (length, access) = (entries * size_of::<T>(), ProtFlags::READ | ProtFlags::WRITE);
+        // SAFETY: a new mapping at an address that the kernel chooses does not touch existing memory.
+        let base = unsafe { mmap(std::ptr::null_mut(), length, access, MapFlags::SHARED, map.as_fd(), 0)? };
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Mapping { base, entries })
+    }
+}
+
+impl<T: Shared> Deref for Mapping<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping has this length, is page-aligned, holds values of this size, and lives as long as this
+        // value. Any bytes are a valid T, and by its contract others may write a T while references to it exist.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.entries) }
+    }
+}
+
+impl<T: Shared> Drop for Mapping<T> {
+    fn drop(&mut self) {
+        // SAFETY: this value owns the mapping of this length, and no reference to it outlives the value.
+        let _cannot_fail = unsafe { munmap(self.base.as_ptr().cast(), self.entries * size_of::<T>()) };
     }
 }

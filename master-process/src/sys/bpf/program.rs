@@ -1,4 +1,4 @@
-//! Programs: for tracepoints, and for groups of sockets.
+//! eBPF programs, for tracepoints and for `SO_REUSEPORT` groups.
 
 use std::ffi::CStr;
 use std::io;
@@ -18,10 +18,10 @@ pub enum AttachKind {
     BtfTracepoint(u32),
 }
 
-/// Loads a program for a tracepoint. With a log, the verifier says in it what it thinks.
+/// Loads a program for a tracepoint. If a log is passed, the verifier writes its messages into it.
 ///
 /// # Errors
-/// EPERM where we may not, EACCES or EINVAL where the verifier refuses, ENOSPC where the log is too short.
+/// EPERM without the privilege; EACCES or EINVAL if the verifier rejects the program; ENOSPC if the log is too short.
 pub fn load(
     name: &str,
     attach_kind: AttachKind,
@@ -46,17 +46,17 @@ pub fn load(
         load.log_size = u32::try_from(log.len()).map_err(io::Error::other)?;
         load.log_buf = log.as_mut_ptr().expose_provenance() as u64;
     }
-    // SAFETY: instructions, license and log are borrowed for the call, with their lengths or a NUL at the end; the
-    // kernel writes to the log alone.
+    // SAFETY: instructions, license and log are borrowed for the call, with their lengths or a NUL at the end. The
+    // kernel writes only to the log.
     owned(unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) })
 }
 
-/// Loads a program that selects among the sockets of a `SO_REUSEPORT` group, and where the connections of a listener
-/// go that closes.
+/// Loads a program that selects a socket of a `SO_REUSEPORT` group, for new connections and for those of a listener
+/// that closes.
 ///
 /// # Errors
-/// EPERM without `CAP_BPF`; EACCES or EINVAL where the verifier refuses. Before Linux 5.14 it is loaded, and never asked
-/// about a listener that closes.
+/// EPERM without `CAP_BPF`; EACCES or EINVAL if the verifier rejects the program. Before Linux 5.14 the program loads,
+/// and the kernel does not run it when a listener closes.
 pub fn load_reuseport(name: &str, instructions: &[bpf_insn], license: &CStr) -> io::Result<OwnedFd> {
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
@@ -64,12 +64,12 @@ pub fn load_reuseport(name: &str, instructions: &[bpf_insn], license: &CStr) -> 
     load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SK_REUSEPORT as u32;
     load.expected_attach_type = bpf_attach_type::BPF_SK_REUSEPORT_SELECT_OR_MIGRATE as u32;
     set_code(load, name, instructions, license)?;
-    // SAFETY: instructions and license are borrowed for the call, with their length or a NUL at the end; the kernel
-    // reads them only.
+    // SAFETY: instructions and license are borrowed for the call, with their length or a NUL at the end. The kernel
+    // only reads them.
     owned(unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) })
 }
 
-/// Puts into the attributes what every kind of program has.
+/// Sets the attributes that all types of programs have.
 fn set_code(load: &mut LoadAttr, name: &str, instructions: &[bpf_insn], license: &CStr) -> io::Result<()> {
     load.prog_name = short_name(name);
     load.insns = instructions.as_ptr().expose_provenance() as u64;
@@ -78,25 +78,25 @@ fn set_code(load: &mut LoadAttr, name: &str, instructions: &[bpf_insn], license:
     Ok(())
 }
 
-/// Has a program run at a tracepoint, for as long as the descriptor that is returned is open. One that sees it typed
-/// was loaded for it, and needs no name.
+/// Attaches a program to a tracepoint until the returned descriptor is closed. A program with BTF was loaded for its
+/// tracepoint and needs no name.
 ///
 /// # Errors
-/// ENOENT where there is no such tracepoint; EINVAL where the program wants more arguments than it has.
+/// ENOENT if there is no such tracepoint; EINVAL if the program reads more arguments than it has.
 pub fn attach(program: BorrowedFd<'_>, tracepoint: Option<&CStr>) -> io::Result<OwnedFd> {
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
     let open = unsafe { &mut attr.raw_tracepoint };
     open.name = tracepoint.map_or(0, |name| name.as_ptr().expose_provenance() as u64);
     open.prog_fd = number(program);
-    // SAFETY: the name, where there is one, is borrowed for the call and ends with a NUL.
+    // SAFETY: if there is a name, it is borrowed for the call and ends with a NUL.
     owned(unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) })
 }
 
-/// Runs a program once, there and now, on a CPU, in the name of whoever runs there.
+/// Runs a program once on a CPU, in the context of the task that runs there.
 ///
 /// # Errors
-/// ENXIO where that CPU is not online.
+/// ENXIO if the CPU is not online.
 pub fn run_on(cpu: usize, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
@@ -104,6 +104,6 @@ pub fn run_on(cpu: usize, program: BorrowedFd<'_>) -> io::Result<()> {
     test.prog_fd = number(program);
     test.flags = BPF_F_TEST_RUN_ON_CPU;
     test.cpu = u32::try_from(cpu).map_err(io::Error::other)?;
-    // SAFETY: the attributes hold no address; the kernel writes its answer into them.
+    // SAFETY: the attributes hold no address. The kernel writes its result into them.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
 }

@@ -1,4 +1,4 @@
-//! A directory that only this supervisor changes, removed with it.
+//! A private directory for the socket, which is removed with it.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,22 +14,22 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::Sender;
+use super::WorkerUser;
 
-/// How the names of our directories begin; a process id and [`RANDOM_DIGITS`] follow.
+/// The start of a directory's name; a pid and [`RANDOM_DIGITS`] digits follow.
 const PREFIX: &str = "master-process-";
 
-/// A random number of 64 bits in hexadecimal.
+/// The digits of a random 64-bit number in hexadecimal.
 const RANDOM_DIGITS: usize = 16;
 
-/// Creating is tried again when another supervisor takes our new directory for a leftover, which it can in the moment
-/// before it is locked.
+/// Between mkdir and flock, another supervisor can take the new directory for a leftover and remove it. Then the
+/// creation is repeated.
 const ATTEMPTS: usize = 16;
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
 
-/// A directory of mode 0700 with one socket in it. It is locked (flock(2)) for as long as it is used, so that a later
-/// supervisor knows a leftover.
+/// A directory of mode 0700 with one socket in it. It is locked with flock(2) while it is in use, so a later supervisor
+/// recognizes a leftover by the missing lock.
 #[derive(Debug)]
 pub(super) struct PrivateDirectory {
     base: OwnedFd,
@@ -40,12 +40,12 @@ pub(super) struct PrivateDirectory {
 }
 
 impl PrivateDirectory {
-    /// Creates a directory below `base` that is to hold the socket `file`, and removes leftovers there.
+    /// Creates a directory below `base` for the socket `file`, and removes leftovers there.
     ///
     /// # Errors
-    /// Those of open(2) and mkdir(2); `PermissionDenied` where another user could replace the directory.
+    /// Those of open(2) and mkdir(2); `PermissionDenied` if another user could replace the directory.
     pub(super) fn create(base: &Path, file: &'static str) -> io::Result<PrivateDirectory> {
-        // It may be a symbolic link: systemd makes one with DynamicUser=.
+        // `base` can be a symbolic link: systemd creates one with DynamicUser=.
         let fd = openat(CWD, base, DIRECTORY | OFlags::RDONLY, Mode::empty())?;
         if !is_trusted(&fstat(&fd)?) {
             let why = format!("other users can change what is in {}", base.display());
@@ -67,7 +67,7 @@ impl PrivateDirectory {
         &self.path
     }
 
-    /// The directory itself.
+    /// The directory's descriptor.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -75,13 +75,13 @@ impl PrivateDirectory {
 
 impl Drop for PrivateDirectory {
     fn drop(&mut self) {
-        // What cannot be removed is a leftover for the next supervisor.
+        // If the removal fails, a later supervisor removes the leftover.
         let _left = remove(self.base.as_fd(), OsStr::new(&self.name), self.fd.as_fd(), self.file);
     }
 }
 
-/// Creates a base that everybody may pass through.
-pub(super) fn make_base(path: &Path) -> io::Result<()> {
+/// Creates a base directory that every user can search; an existing one is left as it is.
+pub(super) fn create_base(path: &Path) -> io::Result<()> {
     match mkdirat(CWD, path, Mode::RWXU) {
         Ok(()) => Ok(rustix::fs::chmod(path, Mode::from_raw_mode(0o755))?),
         Err(Errno::EXIST) => Ok(()),
@@ -89,22 +89,22 @@ pub(super) fn make_base(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A base that `sender` cannot pass through is of no use to it. Access control lists are not looked at.
-pub(super) fn check_reachable(base: &Path, sender: Sender<'_>) -> io::Result<()> {
+/// Checks that `user` can search `base` and the directories above it. Access control lists are ignored.
+pub(super) fn check_reachable(base: &Path, user: WorkerUser<'_>) -> io::Result<()> {
     for directory in base.ancestors().filter(|directory| !directory.as_os_str().is_empty()) {
         let stat = rustix::fs::stat(directory)?;
-        if !may_search(&stat, sender) {
-            let why = format!("user {} may not search {}", sender.uid, directory.display());
+        if !may_search(&stat, user) {
+            let why = format!("user {} may not search {}", user.uid, directory.display());
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         }
     }
     Ok(())
 }
 
-fn may_search(stat: &Stat, sender: Sender<'_>) -> bool {
+fn may_search(stat: &Stat, user: WorkerUser<'_>) -> bool {
     let mode = Mode::from_raw_mode(stat.st_mode);
-    let in_group = sender.gid == Some(stat.st_gid) || sender.groups.contains(&stat.st_gid);
-    match sender.uid {
+    let in_group = user.gid == Some(stat.st_gid) || user.groups.contains(&stat.st_gid);
+    match user.uid {
         0 => true,
         uid if uid == stat.st_uid => mode.contains(Mode::XUSR),
         _other if in_group => mode.contains(Mode::XGRP),
@@ -112,7 +112,7 @@ fn may_search(stat: &Stat, sender: Sender<'_>) -> bool {
     }
 }
 
-/// Whether nobody but root and us can rename or remove our directory in there.
+/// Whether only root and this user can rename or remove entries of `base`.
 fn is_trusted(base: &Stat) -> bool {
     let mode = Mode::from_raw_mode(base.st_mode);
     let ours = base.st_uid == 0 || base.st_uid == rustix::process::geteuid().as_raw();
@@ -126,12 +126,12 @@ fn new_name() -> io::Result<String> {
     Ok(format!("{PREFIX}{pid}-{:0RANDOM_DIGITS$x}", u64::from_ne_bytes(random)))
 }
 
-/// Whether [`new_name`] could have made this name.
+/// Whether [`new_name`] can have created this name.
 fn is_our_name(name: &OsStr) -> bool {
     pid_in_name(name).is_some()
 }
 
-/// The digits of the process id in a name that [`new_name`] could have made.
+/// The digits of the pid in a name that [`new_name`] can have created.
 fn pid_in_name(name: &OsStr) -> Option<&str> {
     let (pid, random) = name.to_str()?.strip_prefix(PREFIX)?.split_once('-')?;
     let digits = |text: &str, is_digit: fn(&u8) -> bool| text.bytes().all(|byte| is_digit(&byte));
@@ -142,14 +142,14 @@ fn pid_in_name(name: &OsStr) -> Option<&str> {
     is_ours.then_some(pid)
 }
 
-/// The supervisor whose directory a file is in, by the directory's name.
+/// The pid of the supervisor that created the directory of a file, from the directory's name.
 pub(super) fn supervisor_of(file: &Path) -> Option<Pid> {
     let pid: i32 = pid_in_name(file.parent()?.file_name()?)?.parse().ok()?;
     if pid > 0 { Pid::from_raw(pid) } else { None }
 }
 
-/// Opens a directory of ours and locks it; `None` where another process has the lock, where it is another user's, or
-/// where the name stands for something else by then.
+/// Opens a directory of this user and locks it. `None` if another process has the lock, if another user owns it, or if
+/// the name refers to another file by now.
 fn open_locked(base: BorrowedFd<'_>, name: &OsStr) -> io::Result<Option<OwnedFd>> {
     let fd = match openat(base, name, DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY, Mode::empty()) {
         Ok(fd) => fd,
@@ -175,7 +175,7 @@ fn is_still(base: BorrowedFd<'_>, name: &OsStr, fd: BorrowedFd<'_>) -> io::Resul
     }
 }
 
-/// Removes the directories of supervisors that are gone. Whoever is alive has the lock.
+/// Removes the directories of supervisors that are gone. A running supervisor holds the lock of its directory.
 fn remove_leftovers(base: BorrowedFd<'_>, file: &str) -> io::Result<()> {
     for entry in Dir::read_from(base)? {
         let entry = entry?;
@@ -183,7 +183,7 @@ fn remove_leftovers(base: BorrowedFd<'_>, file: &str) -> io::Result<()> {
         if !is_our_name(name) {
             continue;
         }
-        // One that cannot be opened or removed is no reason not to start.
+        // A leftover that cannot be opened or removed does not prevent a start.
         if let Ok(Some(fd)) = open_locked(base, name) {
             let _left = remove(base, name, fd.as_fd(), file);
         }
@@ -191,7 +191,7 @@ fn remove_leftovers(base: BorrowedFd<'_>, file: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The socket and the directory. Where anything else is in there, it is not ours and stays.
+/// Removes the socket and the directory. A directory with other files in it stays.
 fn remove(base: BorrowedFd<'_>, name: &OsStr, fd: BorrowedFd<'_>, file: &str) -> io::Result<()> {
     match statat(fd, file, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Socket => {

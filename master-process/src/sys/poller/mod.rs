@@ -1,6 +1,6 @@
-//! Waiting for descriptors, by io_uring or by epoll.
+//! Waits for descriptors, with io_uring or epoll.
 //!
-//! Both carry readiness only, and a watch is for once: whoever wants more asks again.
+//! Both report readiness only. A watch reports once; the caller sets it again for the next event.
 
 mod epoll;
 mod uring;
@@ -12,38 +12,37 @@ use std::time::Duration;
 use epoll::Epoll;
 use uring::Ring;
 
-/// The way in which we wait.
+/// The mechanism that waits.
 pub enum Poller {
-    /// One call submits new watches and waits.
+    /// io_uring: one call submits new watches and waits.
     Uring(Box<Ring>),
-    /// Where io_uring is not to be had: one call more for each watch.
+    /// epoll, if io_uring is unavailable: one more call for each watch.
     Epoll(Epoll),
 }
 
 impl Poller {
-    /// io_uring.
+    /// A poller with io_uring.
     ///
     /// # Errors
-    /// ENOSYS or EPERM where it is not to be had (`kernel.io_uring_disabled`, a container engine's seccomp
-    /// profile), `Unsupported` where it cannot wait with a time-out (before Linux 5.11); see
-    /// io_uring_setup(2).
+    /// ENOSYS or EPERM if io_uring is unavailable (`kernel.io_uring_disabled`, a container engine's seccomp profile);
+    /// `Unsupported` if it cannot wait with a timeout (before Linux 5.11); io_uring_setup(2).
     pub fn uring() -> io::Result<Poller> {
         Ok(Poller::Uring(Box::new(Ring::new()?)))
     }
 
-    /// epoll, which every Linux has.
+    /// A poller with epoll.
     ///
     /// # Errors
-    /// EMFILE, ENFILE, ENOMEM; see epoll_create(2).
+    /// EMFILE, ENFILE, ENOMEM; epoll_create(2).
     pub fn epoll() -> io::Result<Poller> {
         Epoll::new().map(Poller::Epoll)
     }
 
-    /// Watches `fd` until it is readable or hung up, once; `token` comes back from [`wait`](Self::wait). With
-    /// epoll, a descriptor has one token at a time, and closing it ends the watch.
+    /// Watches `fd` until it is readable or hung up, once. [`wait`](Self::wait) returns `token` then. With epoll, a
+    /// descriptor has one token at a time, and closing it ends the watch.
     ///
     /// # Errors
-    /// ENOMEM and ENOSPC of epoll_ctl(2), where the kernel has no room for another watch.
+    /// ENOMEM and ENOSPC of epoll_ctl(2), if the kernel has no room for another watch.
     pub fn watch(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         match self {
             Poller::Uring(ring) => {
@@ -54,10 +53,10 @@ impl Poller {
         }
     }
 
-    /// Watches `fd` until it is hung up, whatever there is to read, once.
+    /// Watches `fd` until it is hung up, once. Readable data is not reported.
     ///
     /// # Errors
-    /// As [`watch`](Self::watch).
+    /// Those of [`watch`](Self::watch).
     pub fn watch_hang_up(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         match self {
             Poller::Uring(ring) => {
@@ -68,7 +67,8 @@ impl Poller {
         }
     }
 
-    /// Ends the watch of `token`, whose descriptor the caller closes next: the ring would hold it open.
+    /// Ends the watch of `token`. The caller must do this before it closes the descriptor, because the ring would keep
+    /// the file open.
     pub fn forget(&mut self, token: u64) {
         match self {
             Poller::Uring(ring) => ring.forget(token),
@@ -76,11 +76,11 @@ impl Poller {
         }
     }
 
-    /// Waits until something is ready or `limit` has passed (`None`: for ever), and appends the tokens of what
-    /// is. It may return with none.
+    /// Waits until a descriptor is ready or `limit` has passed (`None`: no limit), and appends the tokens of those that
+    /// are ready. It can return without any.
     ///
     /// # Errors
-    /// Those that no later try would mend; see io_uring_enter(2) and epoll_wait(2).
+    /// Only permanent errors; io_uring_enter(2) and epoll_wait(2).
     pub fn wait(&mut self, limit: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<()> {
         match self {
             Poller::Uring(ring) => ring.wait(limit, ready),
@@ -116,7 +116,7 @@ mod tests {
             assert_eq!(wait(poller, 0), NOTHING);
             writer.write_all(b"x").expect("written");
             assert_eq!(wait(poller, 10_000), [7]);
-            assert_eq!(wait(poller, 0), NOTHING, "it is still readable, and nobody has asked again");
+            assert_eq!(wait(poller, 0), NOTHING, "it is still readable, and the watch was not set again");
             poller.watch(reader.as_fd(), 8).expect("watched");
             assert_eq!(wait(poller, 10_000), [8]);
         });
@@ -153,7 +153,7 @@ mod tests {
             poller.forget(7);
             assert_eq!(wait(poller, 0), NOTHING);
             drop(reader);
-            let error = writer.write_all(b"x").expect_err("nobody holds the reading end any more");
+            let error = writer.write_all(b"x").expect_err("the reading end is closed");
             assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
         });
     }

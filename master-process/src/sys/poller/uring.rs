@@ -1,6 +1,6 @@
-//! Waiting by one io_uring.
+//! The poller with io_uring.
 //!
-//! Only `POLL_ADD` is used, so the kernel never owns a buffer of ours: that is the whole safety argument.
+//! It uses `POLL_ADD` only, so the kernel never accesses a buffer of this process. This is the safety argument.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,23 +10,24 @@ use std::time::Duration;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
-/// Completions of our own cancellations carry this and are of no interest.
+/// The token of completions of cancellations, which are ignored.
 const CANCELLED: u64 = u64::MAX;
 
-/// Entries of the submission queue. A start of many workers fills it more than once, and each time is one
-/// call; larger would cost resident memory for that one moment.
+/// The number of entries of the submission queue. The start of many workers fills it several times, with one call each
+/// time. A larger queue would cost resident memory for that moment only.
 const ENTRIES: u32 = 64;
 
 /// The ring.
 pub struct Ring {
     ring: IoUring,
-    /// Entries that found no room while the kernel took none: none is lost, a watch that is may be a worker's.
+    /// Entries without room in the queue while the kernel accepts none. None is dropped, because a lost watch could be
+    /// that of a worker.
     waiting: VecDeque<squeue::Entry>,
 }
 
 impl Ring {
-    /// Sets the ring up, with completions run only when we wait where the kernel can (6.1): then nothing
-    /// interrupts anything else that we do.
+    /// Creates the ring. If the kernel can (6.1), completions are processed only during a wait, so they do not
+    /// interrupt other work.
     pub(super) fn new() -> io::Result<Ring> {
         let modern = IoUring::builder().setup_single_issuer().setup_defer_taskrun().build(ENTRIES);
         let ring = match modern {
@@ -46,7 +47,7 @@ impl Ring {
         self.poll(fd, token, u32::from(libc::POLLIN.cast_unsigned()));
     }
 
-    /// POLLHUP and POLLERR come whether asked for or not; poll(2).
+    /// poll(2) reports POLLHUP and POLLERR without a request.
     pub(super) fn watch_hang_up(&mut self, fd: BorrowedFd<'_>, token: u64) {
         self.poll(fd, token, 0);
     }
@@ -64,12 +65,12 @@ impl Ring {
         self.fill();
     }
 
-    /// Puts what waits into the queue, as far as there is room and the kernel makes some.
+    /// Moves waiting entries into the queue, as far as the kernel makes room.
     fn fill(&mut self) {
         while let Some(entry) = self.waiting.front() {
-            // SAFETY: the entry points to no memory, and the kernel takes its own reference to the file when it
-            // is submitted. A descriptor that is closed before that gives EBADF, or polls a newer file under
-            // that number, which costs one look in vain: readiness is always checked by a call.
+            // SAFETY: the entry refers to no memory, and the kernel takes its own reference to the file when the entry
+            // is submitted. If the descriptor is closed before that, the poll fails with EBADF or polls a newer file
+            // with that number. That costs one useless check: the loop always verifies readiness with a call.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 self.waiting.pop_front();
             } else if self.ring.submit().is_err() {
@@ -78,7 +79,7 @@ impl Ring {
         }
     }
 
-    /// Submits what was pushed and waits. EINTR, ETIME, EBUSY and EAGAIN of io_uring_enter(2) are no failure.
+    /// Submits the pushed entries and waits. EINTR, ETIME, EBUSY and EAGAIN of io_uring_enter(2) are not errors here.
     pub(super) fn wait(&mut self, limit: Option<Duration>, ready: &mut Vec<u64>) -> io::Result<()> {
         self.fill();
         let timeout = limit.map(Timespec::from);
@@ -93,7 +94,7 @@ impl Ring {
                 Some(_) | None => return Err(error),
             },
         }
-        // Which of time-out and event ended the wait shows in the queue alone: the call's result does not say.
+        // The result of the call does not tell whether the timeout or an event ended the wait; the queue does.
         let cancelled = -libc::ECANCELED;
         ready.extend(
             self.ring

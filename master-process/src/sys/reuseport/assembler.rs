@@ -1,4 +1,4 @@
-//! The instructions of a small eBPF program, written out: instruction-set.rst of the kernel's documentation.
+//! Assembles a small eBPF program: instruction-set.rst of the kernel's documentation.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -8,8 +8,8 @@ use aya_obj::generated::{
     BPF_W, BPF_X, bpf_insn,
 };
 
-/// The registers in use. `R0` holds results, `R1` to `R5` arguments of calls, which do not survive them; `R6` to `R9` survive;
-/// `R10` is the end of the stack.
+/// The registers in use. `R0` holds results. `R1` to `R5` hold arguments of calls, which destroy them. Calls preserve
+/// `R6` to `R9`. `R10` is the end of the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Register {
     R0,
@@ -33,7 +33,7 @@ pub(super) enum Operand {
     K(i32),
 }
 
-/// What an arithmetic instruction does to its first operand, in 64 bits.
+/// The operation of a 64-bit arithmetic instruction.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Alu {
     Mov,
@@ -41,40 +41,40 @@ pub(super) enum Alu {
     Mul,
 }
 
-/// When a jump is taken: unsigned comparisons in 64 bits.
+/// The condition of a jump: unsigned 64-bit comparisons.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Condition {
     Equal,
     AtLeast,
 }
 
-/// A place in a program that jumps lead to.
+/// A target of jumps.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Label(usize);
 
-/// A program that is being written. Jumps name labels; [`Assembler::finish`] puts the distances in.
+/// A program under construction. Jumps refer to labels; [`Assembler::finish`] fills in the distances.
 #[derive(Debug, Default)]
 pub(super) struct Assembler {
     instructions: Vec<bpf_insn>,
-    /// Where each label stands, once it was placed.
+    /// The position of each label that was placed.
     labels: Vec<Option<usize>>,
-    /// Instructions that jump to a label.
+    /// The instructions that jump to a label.
     jumps: Vec<(usize, Label)>,
 }
 
 impl Assembler {
-    /// A label that is placed later.
+    /// Creates a label, to be placed later.
     pub(super) fn label(&mut self) -> Label {
         self.labels.push(None);
         Label(self.labels.len() - 1)
     }
 
-    /// Jumps to `label` lead to the next instruction.
+    /// Places `label` before the next instruction.
     pub(super) fn place(&mut self, label: Label) {
         self.labels[label.0] = Some(self.instructions.len());
     }
 
-    /// `register = register op operand`, in 64 bits; `Mov` only takes the operand.
+    /// `register = register op operand`, in 64 bits; `Mov` copies the operand.
     pub(super) fn alu(&mut self, op: Alu, register: Register, operand: Operand) {
         let op = match op {
             Alu::Mov => BPF_MOV,
@@ -109,22 +109,22 @@ impl Assembler {
         self.push(BPF_STX | BPF_MEM | BPF_W, address, register as u8, offset, 0);
     }
 
-    /// `register = map`, as helpers take it.
+    /// `register = map`, in the form that helpers take.
     pub(super) fn load_map(&mut self, register: Register, map: BorrowedFd<'_>) {
         self.load_wide(register, BPF_PSEUDO_MAP_FD, map);
     }
 
-    /// `register = &value`, of an array with a single entry.
+    /// `register = &value`, for an array with one entry.
     pub(super) fn load_map_value(&mut self, register: Register, map: BorrowedFd<'_>) {
         self.load_wide(register, BPF_PSEUDO_MAP_VALUE, map);
     }
 
-    /// `r0 = helper(r1, r2, r3, r4, r5)`; the number is a `BPF_FUNC_…`.
+    /// `r0 = helper(r1, r2, r3, r4, r5)`; `helper` is a `BPF_FUNC_…`.
     pub(super) fn call(&mut self, helper: u32) {
         self.push(BPF_JMP | BPF_CALL, Register::R0, 0, 0, helper.cast_signed());
     }
 
-    /// Goes on at `label` if the condition holds between register and operand.
+    /// Jumps to `label` if the condition holds for register and operand.
     pub(super) fn jump_if(
         &mut self,
         condition: Condition,
@@ -140,16 +140,16 @@ impl Assembler {
         self.with_operand(BPF_JMP | condition, register, operand);
     }
 
-    /// Ends the program; `r0` is its result.
+    /// Ends the program with `r0` as its result.
     pub(super) fn exit(&mut self) {
         self.push(BPF_JMP | BPF_EXIT, Register::R0, 0, 0, 0);
     }
 
-    /// The program. A jump whose label was not placed leads to itself, which the kernel refuses.
+    /// Returns the program. A jump to a label that was not placed leads to itself, and the kernel rejects it.
     pub(super) fn finish(mut self) -> Vec<bpf_insn> {
         for (jump, label) in self.jumps {
             let to = self.labels[label.0].unwrap_or(jump);
-            // Relative to the instruction after the jump. A distance is less than 200 instructions.
+            // Distances are relative to the instruction after the jump, and shorter than 200 instructions.
             let distance = to.cast_signed() - jump.cast_signed() - 1;
             self.instructions[jump].off = i16::try_from(distance).unwrap_or(-1);
         }
@@ -163,7 +163,7 @@ impl Assembler {
         }
     }
 
-    /// A constant of 64 bits takes two instructions; the kernel replaces a descriptor by an address.
+    /// Loads a 64-bit constant, which takes two instructions. The kernel replaces a descriptor with an address.
     fn load_wide(&mut self, register: Register, pseudo: u32, map: BorrowedFd<'_>) {
         let kind = u8::try_from(pseudo).unwrap_or(0);
         self.push(BPF_LD | BPF_DW | BPF_IMM, register, kind, 0, map.as_raw_fd());

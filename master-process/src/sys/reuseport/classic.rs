@@ -1,32 +1,32 @@
-//! A classic BPF program that selects among the sockets of a group: `SO_ATTACH_REUSEPORT_CBPF`, socket(7).
+//! A classic BPF program that selects a socket of a group: `SO_ATTACH_REUSEPORT_CBPF`, socket(7).
 //!
-//! The kernel numbers the sockets of a group in the order in which they began to listen (TCP) or were bound (UDP), and
-//! asks the program for the number that gets a new connection or datagram. When a socket closes, the last one takes its
-//! number.
+//! The kernel numbers the sockets of a group in the order in which they started to listen (TCP) or were bound (UDP).
+//! For each new connection or datagram, the program returns the number of the socket that gets it. When a socket
+//! closes, the last one takes its number.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::Spread;
 
-/// Where the ancillary loads of a classic program begin; `<linux/filter.h>`.
+/// The offset of the ancillary loads; `<linux/filter.h>`.
 const SKF_AD_OFF: u32 = 0xffff_f000;
-/// A random number.
+/// The ancillary load of a random number.
 const SKF_AD_RANDOM: u32 = 56;
-/// Where the loads from the IP header begin. The data itself begins behind the header of UDP or TCP
-/// (`run_bpf_filter`, net/core/sock_reuseport.c).
+/// The offset of loads from the IP header. Offset 0 is after the UDP or TCP header (`run_bpf_filter`,
+/// net/core/sock_reuseport.c).
 const SKF_NET_OFF: u32 = 0xfff0_0000;
 
-/// A program has at most 4096 instructions, three for each run of numbers: more runs than this cannot be told
-/// apart. It takes every second of 2,600 workers out of rotation to get there; some of the rest then wait for
-/// the next change.
-const MOST_RUNS: usize = 1300;
+/// The number of runs of consecutive numbers that a program can have: it has at most 4096 instructions, and each run
+/// takes three. Only with every second of 2,600 workers out of rotation are there more runs; then the last targets get
+/// no new connections until the next change.
+const MAX_RUNS: usize = 1300;
 
-/// Selects among the sockets of these numbers, in equal shares. The numbers are sorted and there is at least one; `fd`
-/// is any socket of the group.
+/// Selects among the sockets with these numbers, in equal shares. The numbers must be sorted and not empty. `fd` is any
+/// socket of the group.
 ///
 /// # Errors
-/// EINVAL where the kernel refuses the program or the socket is in no group, ENOMEM.
+/// EINVAL if the kernel rejects the program or the socket is not in a group; ENOMEM.
 pub fn attach_selector(fd: BorrowedFd<'_>, numbers: &[u32], spread: Spread) -> io::Result<()> {
     let program = program(numbers, spread);
     let fprog = libc::sock_fprog {
@@ -34,8 +34,8 @@ pub fn attach_selector(fd: BorrowedFd<'_>, numbers: &[u32], spread: Spread) -> i
         filter: program.as_ptr().cast_mut(),
     };
     let length = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap_or(16);
-    // SAFETY: the kernel reads `length` bytes, the size of `fprog`, and the program that it points to; both
-    // outlive the call, which copies them.
+    // SAFETY: the kernel reads `length` bytes, the size of `fprog`, and the program that it points to. Both outlive the
+    // call, which copies them.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -48,7 +48,7 @@ pub fn attach_selector(fd: BorrowedFd<'_>, numbers: &[u32], spread: Spread) -> i
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Numbers that follow one another.
+/// A run of consecutive numbers.
 #[derive(Debug, PartialEq, Eq)]
 struct Run {
     first: u32,
@@ -63,11 +63,11 @@ fn runs(numbers: &[u32]) -> Vec<Run> {
             _gap => runs.push(Run { first: *number, length: 1 }),
         }
     }
-    runs.truncate(MOST_RUNS);
+    runs.truncate(MAX_RUNS);
     runs
 }
 
-/// Takes a number below the count of sockets and finds the run that it falls into.
+/// Builds the program: it computes a number below the count of targets and finds the run that contains it.
 fn program(numbers: &[u32], spread: Spread) -> Vec<libc::sock_filter> {
     let runs = runs(numbers);
     let count = runs.iter().map(|run| run.length).sum();
@@ -84,12 +84,12 @@ fn program(numbers: &[u32], spread: Spread) -> Vec<libc::sock_filter> {
         program.push(instruction(libc::BPF_RET | libc::BPF_A, 0));
         passed = end;
     }
-    // Never reached: the last run ends with the count. The kernel wants a program to end with a return.
+    // This is never reached, because the last run ends with the count. The kernel demands a return at the end.
     program.push(instruction(libc::BPF_RET | libc::BPF_K, 0));
     program
 }
 
-/// Takes a hash of the source address and port, of IPv4 or IPv6.
+/// Computes a hash of the source address and port, for IPv4 or IPv6.
 fn flow_hash() -> Vec<libc::sock_filter> {
     let (v4, v6) = (v4_flow(), v6_flow());
     let mut program = vec![load(libc::BPF_B, SKF_NET_OFF), alu(libc::BPF_RSH, 4)];
@@ -101,7 +101,7 @@ fn flow_hash() -> Vec<libc::sock_filter> {
     program
 }
 
-/// The source address, then the port behind the header, which has options sometimes.
+/// Hashes the source address, then the port after the header, which can have options.
 fn v4_flow() -> Vec<libc::sock_filter> {
     const SOURCE: u32 = SKF_NET_OFF + 12;
     let mut program = vec![load(libc::BPF_W, SOURCE), alu(libc::BPF_MUL, MULTIPLIER)];
@@ -112,8 +112,8 @@ fn v4_flow() -> Vec<libc::sock_filter> {
     program
 }
 
-/// The four words of the source address, then the port, where UDP or TCP follows at once. Extension headers are rare:
-/// the address alone tells the flow there.
+/// Hashes the four words of the source address, then the port if UDP or TCP follows the header. With extension headers,
+/// which are rare, only the address identifies the flow.
 fn v6_flow() -> Vec<libc::sock_filter> {
     const SOURCE: [u32; 4] = [SKF_NET_OFF + 8, SKF_NET_OFF + 12, SKF_NET_OFF + 16, SKF_NET_OFF + 20];
     const NEXT_HEADER: u32 = SKF_NET_OFF + 6;
@@ -137,10 +137,10 @@ fn v6_flow() -> Vec<libc::sock_filter> {
     program
 }
 
-/// Keeps words that follow one another apart: the golden ratio's fraction, in 32 bits, as in `<linux/hash.h>`.
+/// Separates words that differ by little: the fraction of the golden ratio in 32 bits, as in `<linux/hash.h>`.
 const MULTIPLIER: u32 = 0x61c8_8647;
 
-/// Adds what was stored.
+/// Adds the stored value.
 fn add_stored() -> [libc::sock_filter; 2] {
     [
         instruction(libc::BPF_LDX | libc::BPF_MEM, 0),
@@ -148,8 +148,8 @@ fn add_stored() -> [libc::sock_filter; 2] {
     ]
 }
 
-/// Lets every bit bear on the lowest ones, which the remainder is made of: the last steps of MurmurHash3, by Austin
-/// Appleby, in the public domain.
+/// Mixes all bits into the lowest ones, which determine the remainder: the last steps of MurmurHash3 by Austin Appleby,
+/// which is in the public domain.
 fn finish_hash() -> Vec<libc::sock_filter> {
     let fold = |bits| {
         [
@@ -166,7 +166,7 @@ fn finish_hash() -> Vec<libc::sock_filter> {
     program
 }
 
-/// Loads so many bytes from there.
+/// Loads `size` from the offset `at`.
 fn load(size: u32, at: u32) -> libc::sock_filter {
     instruction(libc::BPF_LD | size | libc::BPF_ABS, at)
 }
@@ -176,7 +176,7 @@ fn alu(op: u32, k: u32) -> libc::sock_filter {
     instruction(libc::BPF_ALU | op | libc::BPF_K, k)
 }
 
-/// Compares with a constant; skips so many instructions where it holds, and where not.
+/// Compares with a constant. Skips `jt` instructions if the condition holds, otherwise `jf`.
 fn jump(condition: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { jt, jf, ..instruction(libc::BPF_JMP | condition | libc::BPF_K, k) }
 }
@@ -191,11 +191,11 @@ mod tests {
 
     use super::*;
 
-    /// What a program sees of a packet.
+    /// The input of a program.
     #[derive(Debug, Default)]
     struct Packet {
         random: u32,
-        /// From the IP header on.
+        /// The bytes from the IP header on.
         bytes: Vec<u8>,
     }
 
@@ -204,7 +204,7 @@ mod tests {
             Packet { random, ..Packet::default() }
         }
 
-        /// A datagram of this source, with so many bytes of options in an IPv4 header.
+        /// A datagram from `source`, with this many bytes of options in an IPv4 header.
         fn from(source: SocketAddr, options: usize) -> Packet {
             let mut bytes = vec![0; 40];
             match source {

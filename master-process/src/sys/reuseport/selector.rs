@@ -1,13 +1,13 @@
-//! An eBPF program that selects among the sockets of a group: `BPF_PROG_TYPE_SK_REUSEPORT`, bpf(2).
+//! An eBPF program that selects a socket of a group: `BPF_PROG_TYPE_SK_REUSEPORT`, bpf(2).
 //!
-//! Two maps belong to it. A `BPF_MAP_TYPE_REUSEPORT_SOCKARRAY` holds the member sockets by index; the kernel takes a
-//! socket out when it closes. The selection is one value of 32-bit words: how many targets there are, then a list of
-//! them, repeated until it has as many words as there can be members.
+//! The program has two maps. A `BPF_MAP_TYPE_REUSEPORT_SOCKARRAY` holds the member sockets by index; the kernel removes
+//! a socket when it closes. The selection is one value of 32-bit words: the number of targets, then a list of the
+//! targets, repeated until it has as many words as there can be members.
 //!
-//! A change of the selection is one copy of all words, which the program may read meanwhile. It needs no lock and no
-//! order: every word of the list is a target of the old selection or of the new one, whichever count it is found with.
-//! A word is never half of each: the kernel copies aligned memory by words. (Were it by bytes, indexes below 256 would
-//! still be whole.)
+//! A change of the selection copies all words at once, and the program can read them meanwhile. It needs no lock and no
+//! order: every word of the list is a target of the old or the new selection, whichever count it is combined with. A
+//! word is never a mix of both, because the kernel copies aligned memory by words. (If it copied bytes, indexes below
+//! 256 would still be whole.)
 
 use std::ffi::CStr;
 use std::io;
@@ -23,35 +23,36 @@ use crate::sys::bpf::{self, Map, MapKind};
 
 use Operand::{K, R};
 
-/// The largest capacity: a selection of 256 KiB, and far more sockets than one address has.
+/// The largest capacity. The selection then has 256 KiB, and one address never has that many sockets.
 pub const MAX_CAPACITY: u32 = 1 << 16;
 
-/// How many targets the program tries in a row before it leaves the choice to the kernel. Eight closed targets beside
-/// one another are more than crash together between two changes of the selection; each costs one lookup.
-const TRIES: usize = 8;
+/// The number of targets that the program tries before it leaves the choice to the kernel. It is unlikely that eight
+/// adjacent targets crash between two changes of the selection. Each attempt costs one lookup.
+const MAX_TRIES: usize = 8;
 
-/// `sk_reuseport_md.hash`, `<linux/bpf.h>`: of both addresses and ports.
+/// `sk_reuseport_md.hash`, `<linux/bpf.h>`: a hash of both addresses and ports.
 const MD_HASH: i16 = 32;
 /// `sk_reuseport_md.migrating_sk`: the listener that closes, or a half-open connection of it.
 const MD_MIGRATING: i16 = 48;
-/// What the program returns: the selected socket, or the kernel's choice where none was selected.
+/// The return value: the selected socket, or the kernel's choice if none was selected.
 const SK_PASS: i32 = 1;
 
-/// Where the list begins in the value, in words.
+/// The offset of the list in the value, in words.
 const LIST_AT: u32 = 1;
-/// Bytes of a word.
+/// The size of a word in bytes.
 const WORD: u32 = 4;
-/// In the place of a target where there are none: beyond every capacity, so it finds no member.
+/// The entry of an empty list. It is above every capacity, so it has no member.
 const NO_TARGET: u32 = u32::MAX;
 
-/// `bpf_sk_select_reuseport` is for programs under the GPL alone; the program is what [`program`] writes.
+/// `bpf_sk_select_reuseport` is only available to programs under the GPL. This covers the program that [`program`]
+/// writes.
 const LICENSE: &CStr = c"GPL";
 
 /// Selects targets for one group of `SO_REUSEPORT` sockets.
 ///
-/// A group keeps the program that is attached to it, and the program keeps both maps: dropping this, or the end of
-/// the process, changes nothing for the group; it can only no longer be changed. A group ends with its last socket;
-/// the next group of the same address needs [`Selector::attach`] again.
+/// A group keeps its attached program, and the program keeps both maps. So after this value is dropped, or after the
+/// end of the process, the group works as before and can no longer be changed. A group ends with its last socket; the
+/// next group of the same address needs [`Selector::attach`] again.
 #[derive(Debug)]
 pub struct Selector {
     sockets: Map,
@@ -61,7 +62,7 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Makes a selector without members and targets. `capacity` bounds the indexes of members and the number of
+    /// Creates a selector without members and targets. `capacity` limits the indexes of members and the number of
     /// targets.
     ///
     /// # Errors
@@ -80,11 +81,11 @@ impl Selector {
         Ok(selector)
     }
 
-    /// Takes over the descriptors of a selector, as [`Selector::descriptors`] has them, from a process that executed
-    /// this program. A selector made anew could not have the members of the old one: a socket is in one array only.
+    /// Takes ownership of the [`descriptors`](Self::descriptors) of a selector, from a process that executed this
+    /// program. A new selector could not have the members of the old one, because a socket can be in one array only.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] where they are not a selector's; those of [`Map::from_fd`].
+    /// [`io::ErrorKind::InvalidInput`] if they do not belong to a selector; those of [`Map::from_fd`].
     pub fn from_descriptors([sockets, selection, program]: [OwnedFd; 3]) -> io::Result<Selector> {
         let (sockets, selection) = (Map::from_fd(sockets)?, Map::from_fd(selection)?);
         let capacity = sockets.kind().entries;
@@ -97,31 +98,31 @@ impl Selector {
         Ok(Selector { sockets, selection, program, capacity })
     }
 
-    /// The maps of sockets and of the selection, and the program; all are close-on-exec.
+    /// The descriptors of the map of sockets, the selection and the program, all close-on-exec.
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 3] {
         [self.sockets.as_fd(), self.selection.as_fd(), self.program.as_fd()]
     }
 
-    /// How many members there can be, and how many targets.
+    /// The limit of members and of targets.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// Makes a socket the member `index`, in place of the one that was. It stays until it closes, stops to listen, or
-    /// [`Selector::remove`]. It gets nothing until it is a target.
+    /// Sets the member `index`, replacing the previous one. A member stays until it closes, stops listening, or
+    /// [`Selector::remove`] is called. It gets no connections until it is a target.
     ///
     /// # Errors
     /// EINVAL for a socket that neither listens (TCP) nor is bound (UDP), or without `SO_REUSEPORT`. EBUSY if it is a
-    /// member already, here under another index or of another selector. E2BIG for an index beyond the capacity.
+    /// member already, with another index or of another selector. E2BIG for an index beyond the capacity.
     pub fn insert(&self, index: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
         let fd = u64::from(socket.as_raw_fd().cast_unsigned());
         self.sockets.update(&index.to_ne_bytes(), &fd.to_ne_bytes())
     }
 
-    /// Ends a membership; an index without a member is left alone. If it is a target, its share goes to the next one.
+    /// Removes a member; an index without a member is ignored. If it is a target, the next one gets its share.
     ///
     /// # Errors
-    /// E2BIG for an index beyond the capacity. EPERM on old kernels where `CAP_BPF` was dropped since.
+    /// E2BIG for an index beyond the capacity. EPERM on old kernels if `CAP_BPF` was dropped since.
     pub fn remove(&self, index: u32) -> io::Result<()> {
         match self.sockets.delete(&index.to_ne_bytes()) {
             Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
@@ -129,16 +130,17 @@ impl Selector {
         }
     }
 
-    /// From now on new connections go to the members of these indexes, in equal shares. The change is atomic: each
-    /// connection comes to an old target or to a new one, and only to new ones once this returned. Where a target is
-    /// no member the next ones of the list are tried, up to eight in all; without any, and without targets, the kernel
-    /// chooses among the whole group.
+    /// Sends new connections to the members with these indexes, in equal shares.
     ///
-    /// The queue of a listener that closes goes to the targets too.
+    /// The change is atomic: each connection goes to an old or to a new target, and only to new ones once this has
+    /// returned. If a target has no member, the program tries the next ones of the list, up to eight in total. If it
+    /// finds none, or there are no targets, the kernel selects among the whole group.
+    ///
+    /// The queue of a listener that closes goes to the targets, too.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] for more targets than the capacity, or an index beyond it. EPERM as in
-    /// [`Selector::remove`]. After an error the old targets hold.
+    /// [`io::ErrorKind::InvalidInput`] for more targets than the capacity, or an index beyond it. EPERM as for
+    /// [`Selector::remove`]. After an error the old targets remain.
     pub fn set_targets(&self, indexes: &[u32]) -> io::Result<()> {
         let beyond = indexes.iter().any(|index| *index >= self.capacity);
         if beyond || indexes.len() > self.capacity as usize {
@@ -151,15 +153,14 @@ impl Selector {
         self.selection.update(&0u32.to_ne_bytes(), &value)
     }
 
-    /// Has the program select for the whole group that `socket` belongs to, in place of the program that did. Needs no
-    /// privilege.
+    /// Attaches the program to the group of `socket`, replacing its previous program. This needs no privilege.
     ///
-    /// The socket must listen (TCP) or be bound (UDP). A TCP socket that takes a program earlier becomes a group of its
-    /// own: its `listen` fails with EADDRINUSE where others listen.
+    /// The socket must listen (TCP) or be bound (UDP). A TCP socket that gets a program before `listen` becomes a
+    /// separate group, and its `listen` fails with EADDRINUSE if others listen.
     ///
     /// # Errors
-    /// EINVAL where the socket is in no group: without `SO_REUSEPORT`, or where that was set while it listened already
-    /// and no other has joined yet.
+    /// EINVAL if the socket is in no group: without `SO_REUSEPORT`, or if the option was set after `listen` and no
+    /// other socket has joined yet.
     pub fn attach(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
         let program = self.program.as_raw_fd();
         let length = libc::socklen_t::try_from(size_of_val(&program)).map_err(io::Error::other)?;
@@ -181,7 +182,7 @@ fn sockets_kind(capacity: u32) -> MapKind {
     MapKind {
         number: bpf_map_type::BPF_MAP_TYPE_REUSEPORT_SOCKARRAY as u32,
         key_size: 4,
-        // Wide enough for the socket's cookie, which a lookup returns.
+        // Room for the socket's cookie, which a lookup returns.
         value_size: 8,
         entries: capacity,
         flags: 0,
@@ -198,7 +199,7 @@ fn selection_kind(capacity: u32) -> MapKind {
     }
 }
 
-/// Writes the program, in C:
+/// Assembles the program, in C:
 ///
 /// ```c
 /// (void)md->migrating_sk;
@@ -213,13 +214,13 @@ fn selection_kind(capacity: u32) -> MapKind {
 /// return SK_PASS;
 /// ```
 ///
-/// It runs in the same way for a connection of a listener that closes: that one is no member any more.
+/// It runs in the same way for the connections of a listener that closes, which is no longer a member then.
 ///
-/// Kernels before 5.14 load programs whatever attach type they expect, but refuse one that reads `migrating_sk`, which
-/// they do not have.
+/// Kernels before 5.14 ignore the expected attach type, and reject a program that reads `migrating_sk`, which they do not
+/// have.
 ///
-/// Unrolled, because the verifier follows mispredicted branches too where `CAP_PERFMON` is missing, and does not find
-/// the end of a loop then (tried on 6.18: EFAULT after thousands of rounds).
+/// The loop is unrolled: without `CAP_PERFMON` the verifier also follows mispredicted branches, and then does not find
+/// the end of a loop (on Linux 6.18: EFAULT after thousands of rounds).
 fn program(
     capacity: u32,
     spread: Spread,
@@ -240,7 +241,7 @@ fn program(
     }
     code.load(COUNT, VALUE, 0);
     code.jump_if(Condition::Equal, COUNT, K(0), pass);
-    for _ in 0..TRIES {
+    for _ in 0..MAX_TRIES {
         read_target(&mut code, capacity, pass)?;
         select_target(&mut code, sockets);
         code.jump_if(Condition::Equal, R0, K(0), pass);
@@ -252,13 +253,13 @@ fn program(
     Ok(code.finish())
 }
 
-/// The registers that every try finds: what the program is asked about, the selection and its count, and the number
-/// whose remainder is the place in the list.
+/// The registers with the same contents in every attempt: the program's argument, the selection and its count, and the
+/// number whose remainder is the position in the list.
 const MD: Register = R6;
 const VALUE: Register = R7;
 const COUNT: Register = R9;
 const AT: Register = R8;
-/// What one try hands on.
+/// The register that one attempt passes on.
 const TARGET: Register = R3;
 
 /// Reads a target into `TARGET`.
@@ -274,7 +275,7 @@ fn read_target(code: &mut Assembler, capacity: u32, pass: Label) -> io::Result<(
     Ok(())
 }
 
-/// Selects the member whose index `TARGET` has; `r0` is zero where there is one.
+/// Selects the member with the index in `TARGET`. `r0` is zero if there is one.
 fn select_target(code: &mut Assembler, sockets: BorrowedFd<'_>) {
     const INDEX_AT: i16 = -4;
     code.store(R10, INDEX_AT, TARGET);

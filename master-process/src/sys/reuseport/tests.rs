@@ -1,4 +1,4 @@
-//! Both programs, in the running kernel.
+//! Tests of both programs in the running kernel.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,9 +12,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::*;
-use crate::sys::sockets::{self, LONGEST_QUEUE, Tcp, waiting};
+use crate::sys::sockets::{self, DEFAULT_BACKLOG, Tcp, waiting};
 
-/// A selector; leaves the test where there can be none: without the privilege, or on a kernel before 5.14.
+/// Creates a selector, or returns from the test if the privilege is missing or the kernel is older than 5.14.
 macro_rules! selector {
     ($name:expr, $capacity:expr, $spread:expr) => {
         match Selector::new($capacity, $spread) {
@@ -25,7 +25,7 @@ macro_rules! selector {
     };
 }
 
-/// Listeners of one address, which nobody else has.
+/// Listeners of one address that no other test uses.
 fn listeners(count: usize) -> Vec<TcpListener> {
     let mut listeners: Vec<TcpListener> = Vec::new();
     for _ in 0..count {
@@ -39,7 +39,7 @@ fn listeners(count: usize) -> Vec<TcpListener> {
 
 fn listener(address: SocketAddr) -> TcpListener {
     let fd = sockets::bind_tcp(address, Tcp { reuseport: true, ..Tcp::default() }).expect("a socket");
-    rustix::net::listen(&fd, LONGEST_QUEUE).expect("listens");
+    rustix::net::listen(&fd, DEFAULT_BACKLOG).expect("listens");
     let listener = TcpListener::from(fd);
     listener.set_nonblocking(true).expect("nonblocking");
     listener
@@ -62,7 +62,7 @@ fn receivers(count: usize, ip: std::net::IpAddr) -> Vec<UdpSocket> {
     sockets
 }
 
-/// All are members, under the indexes of their order.
+/// Adds all sockets as members, with their positions as indexes.
 fn insert_all<S: AsFd>(selector: &Selector, sockets: &[S]) {
     for (index, socket) in (0..).zip(sockets) {
         selector.insert(index, socket.as_fd()).expect("a member of the group");
@@ -73,13 +73,13 @@ fn connect(listener: &TcpListener) -> TcpStream {
     TcpStream::connect(listener.local_addr().expect("bound")).expect("listens")
 }
 
-/// Connects and closes at once, so that no port stays in use.
+/// Connects and resets the connection at once, so no port stays in use.
 fn connect_and_reset(address: SocketAddr) {
     let stream = TcpStream::connect(address).expect("listens");
     sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("an option");
 }
 
-/// How many of so many connections come to each listener.
+/// The number of connections that each listener gets.
 fn shares(listeners: &[TcpListener], connections: usize) -> Vec<usize> {
     for _ in 0..connections {
         connect_and_reset(listeners[0].local_addr().expect("bound"));
@@ -96,7 +96,7 @@ fn shares(listeners: &[TcpListener], connections: usize) -> Vec<usize> {
     shares
 }
 
-/// Accepts so many connections that sent a word, and answers with it.
+/// Accepts connections that have sent a word, and sends it back.
 fn answer(listener: &TcpListener, connections: usize) {
     let mut accepted = 0;
     eventually(PATIENCE, "the connections come to this listener", || {
@@ -111,7 +111,7 @@ fn answer(listener: &TcpListener, connections: usize) {
     });
 }
 
-/// Clients that have sent a word, in the queue of this listener.
+/// Clients that have sent a word and are in the queue of this listener.
 fn waiting_clients(listener: &TcpListener, count: u32) -> Vec<TcpStream> {
     let clients: Vec<TcpStream> = (0..count)
         .map(|_| {
@@ -133,10 +133,15 @@ fn are_answered(clients: Vec<TcpStream>) {
     }
 }
 
-/// A client whose connection is not in the listener's queue yet: it waits for the first data.
+/// A client whose connection is not in the listener's queue yet, because the listener waits for the first data.
 fn half_open_client(listener: &TcpListener) -> TcpStream {
     let seconds = 60_i32.to_ne_bytes();
-    crate::sys::options::set_option(listener.as_fd(), libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds);
+    crate::sys::socket_options::set_option(
+        listener.as_fd(),
+        libc::IPPROTO_TCP,
+        libc::TCP_DEFER_ACCEPT,
+        &seconds,
+    );
     let client = connect(listener);
     assert_eq!(waiting(listener.as_fd()), 0, "the connection is half-open");
     client
@@ -191,8 +196,8 @@ fn a_socket_without_a_group_is_refused() {
     assert_eq!(refused(selector.insert(1, listeners[0].as_fd())), Some(libc::EBUSY));
 }
 
-/// Every exchange leads to a set that has nothing in common with the one before. A connection comes to a target of a
-/// set that was in place at some time while it was made; most are made within one set, or during one exchange.
+/// Each change leads to a set that is disjoint from the previous one. A connection must go to a target of a set that
+/// was active while the connection was made. Most are made within one set, or during one change.
 #[test]
 fn an_exchange_under_load_never_leads_to_a_listener_that_is_no_target() {
     const TARGETS: [&[u32]; 4] = [&[0], &[1, 2, 3], &[4, 0], &[2]];
@@ -203,7 +208,7 @@ fn an_exchange_under_load_never_leads_to_a_listener_that_is_no_target() {
     insert_all(&selector, &listeners);
     selector.set_targets(TARGETS[0]).expect("within the capacity");
     selector.attach(listeners[0].as_fd()).expect("a group");
-    // Even: the set of half of it is in place. Odd: it is being exchanged for the next one.
+    // An even value: the set of half of it is active. An odd value: the change to the next set is in progress.
     let (epoch, certain, done) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
 
     std::thread::scope(|scope| {
@@ -238,7 +243,7 @@ fn an_exchange_under_load_never_leads_to_a_listener_that_is_no_target() {
             epoch.store(2 * exchanges - 1, Ordering::SeqCst);
             selector.set_targets(TARGETS[exchanges % TARGETS.len()]).expect("within the capacity");
             epoch.store(2 * exchanges, Ordering::SeqCst);
-            // Some exchanges follow each other at once, some wait for a connection that is certain.
+            // Some changes follow each other directly, others wait for a connection with a certain set.
             while exchanges % 64 == 0 && certain.load(Ordering::SeqCst) == seen && !flood.is_finished() {
                 std::thread::yield_now();
             }
@@ -271,7 +276,7 @@ fn a_removed_member_gets_nothing_and_its_share_goes_to_the_other_targets() {
 #[test]
 fn the_queue_of_a_closed_listener_moves_to_a_target() {
     let name = "the_queue_of_a_closed_listener_moves_to_a_target";
-    // The closed one is a target still, or not any more.
+    // The closed member is a target in the first case only.
     for targets in [&[0, 1][..], &[1][..]] {
         let selector = selector!(name, 16, Spread::Random);
         let mut listeners = listeners(3);
@@ -330,7 +335,7 @@ fn the_queue_of_the_last_listener_is_reset() {
     let clients = waiting_clients(&listeners[0], 5);
     drop(listeners);
     for mut client in clients {
-        let error = client.read(&mut [0]).expect_err("nobody is left to answer");
+        let error = client.read(&mut [0]).expect_err("no listener is left to answer");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }
@@ -366,11 +371,11 @@ fn the_address_is_free_once_the_last_listener_is_closed_whatever_is_half_open() 
     drop(listeners);
 
     let alone = sockets::bind_tcp(address, Tcp::default()).expect("free");
-    rustix::net::listen(&alone, LONGEST_QUEUE).expect("free");
+    rustix::net::listen(&alone, DEFAULT_BACKLOG).expect("free");
     client.write_all(b"word").expect("does not know yet");
     let error = client.read(&mut [0]).expect_err("its listener is gone");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    assert_eq!(waiting(alone.as_fd()), 0, "the new listener is a stranger to it");
+    assert_eq!(waiting(alone.as_fd()), 0, "the new listener is not in its group");
 }
 
 #[test]
@@ -452,7 +457,7 @@ fn other_descriptors_are_no_selector() {
     }
 }
 
-/// Every client sends three times. Gives what each receiver got, by client.
+/// Sends three times from each client. Returns the senders of what each receiver got.
 fn flows(receivers: &[UdpSocket], clients: usize) -> Vec<Vec<SocketAddr>> {
     let address = receivers[0].local_addr().expect("bound");
     let clients: Vec<UdpSocket> =
@@ -474,7 +479,7 @@ fn flows(receivers: &[UdpSocket], clients: usize) -> Vec<Vec<SocketAddr>> {
     received
 }
 
-/// All that a client sent came to one receiver, one of these, and each of them got some.
+/// Checks that all datagrams of a client went to one receiver out of `targets`, and that each target got some.
 fn assert_flows_stay_together(received: &[Vec<SocketAddr>], targets: &[usize]) {
     for (index, mut flows) in received.iter().cloned().enumerate() {
         assert_eq!(!flows.is_empty(), targets.contains(&index), "{index}: {}", flows.len());
@@ -513,7 +518,7 @@ fn connections_come_to_the_numbers_of_a_classic_program() {
     }
 }
 
-/// In a thread of its own, as capabilities belong to threads.
+/// Runs `act` in a thread, because capabilities belong to threads.
 fn with_capabilities<T: Send>(kept: CapabilitySet, act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -544,7 +549,7 @@ fn cap_bpf_alone_is_enough() {
     });
 }
 
-/// What bpf(2) counts for a map or a program: bytes.
+/// The memory in bytes that bpf(2) accounts to a map or a program.
 fn memory(fd: BorrowedFd<'_>) -> u64 {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).expect("fdinfo");
     let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).expect("a map or a program");
@@ -566,11 +571,11 @@ fn the_setting_for_migration_is_read() {
     assert_eq!(enabled, text.trim() == "1");
 }
 
-/// In a thread and a network namespace of its own, whose settings are not the host's.
+/// Runs `act` in a thread with its own network namespace, whose settings are not the host's.
 fn in_a_network_of_its_own(act: impl FnOnce() + Send) -> io::Result<()> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            // SAFETY: of the thread alone; no file descriptor changes hands.
+            // SAFETY: the call affects this thread only, and no descriptors.
             if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -583,7 +588,7 @@ fn in_a_network_of_its_own(act: impl FnOnce() + Send) -> io::Result<()> {
 
 fn set_up_loopback() {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a socket");
-    // SAFETY: every member is plain numbers, for which zero is a value.
+    // SAFETY: every member consists of numbers, for which zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[..2].copy_from_slice(&[b'l'.cast_signed(), b'o'.cast_signed()]);
     request.ifr_ifru.ifru_flags = i16::try_from(libc::IFF_UP).expect("small");
@@ -605,7 +610,7 @@ fn migration_without_a_program_is_believed_when_it_was_seen() {
         if std::fs::write(MIGRATE_REQ, "1").is_ok() {
             assert!(is_migration_enabled().expect("readable"));
             let migrates = migrates_without_program().expect("loopback works");
-            // The program needs Linux 5.14, as migration does. 5.10.223 has the setting alone.
+            // The program and migration need Linux 5.14. Linux 5.10.223 has only the setting.
             let program = Selector::new(1, Spread::Random);
             assert_eq!(migrates, program.is_ok(), "{program:?}");
         }

@@ -1,5 +1,5 @@
-//! The child of a start, from its first instruction to the program's. It shares our memory: it only makes system
-//! calls, allocates nothing and panics never.
+//! The child of a start, from its first instruction to `execve`. It shares the parent's memory, so it only makes system
+//! calls: it must not allocate or panic.
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_void};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -7,22 +7,22 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use super::capabilities::CapHeader;
 use super::interpreter::{self, HEAD, HEADER, Kind, MAX_HEADERS};
-use super::{Particulars, Step, Template, raw};
+use super::{SpawnArgs, SpawnStep, SpawnTemplate, raw_syscalls};
+use crate::sys::capabilities::CapHeader;
 use crate::sys::seccomp::Filter;
 
-/// The memory of a start: the child's alone until it has left it.
+/// The memory of a start. Until the child has left it, it belongs to the child, except for the atomic fields.
 pub(super) struct Shared {
     pub(super) prepared: Prepared,
     pub(super) report: Report,
-    /// What the child is doing, for whoever has waited for it for too long.
+    /// The current step of the child, for a parent that has waited for too long.
     pub(super) step: AtomicI32,
-    /// Not 0 until the kernel says that the child is out of this memory: `CLONE_CHILD_CLEARTID`.
+    /// Not 0 until the kernel reports that the child has left this memory: `CLONE_CHILD_CLEARTID`.
     pub(super) inside: AtomicU32,
 }
 
-/// What the child leaves behind.
+/// The result that the child leaves behind.
 pub(super) struct Report {
     pub(super) step: c_int,
     pub(super) errno: c_int,
@@ -31,46 +31,47 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// What it is as long as nothing has gone wrong.
+    /// The report of a start without errors.
     pub(super) fn new() -> Report {
-        Report { step: Step::Exec as i32, errno: 0, listener: -1, interpreter: MissingInterpreter::NONE }
+        Report { step: SpawnStep::Exec as i32, errno: 0, listener: -1, interpreter: MissingInterpreter::NONE }
     }
 }
 
-/// The interpreter that kept a program from running.
+/// The interpreter that a program needs and that could not be executed.
 pub(super) struct MissingInterpreter {
     name: [u8; HEAD],
     length: usize,
-    /// Which of the candidates named it.
+    /// The index of the candidate that names it.
     pub(super) candidate: usize,
-    /// Whether it is not there; else it cannot be executed.
+    /// Whether the file does not exist. Otherwise it cannot be executed.
     pub(super) is_absent: bool,
 }
 
 impl MissingInterpreter {
-    /// There is none.
+    /// No interpreter is missing.
     pub(super) const NONE: MissingInterpreter =
         MissingInterpreter { name: [0; HEAD], length: 0, candidate: 0, is_absent: false };
 
-    /// Its path, empty where there is none.
+    /// Its path; empty if no interpreter is missing.
     pub(super) fn name(&self) -> &[u8] {
         self.name.get(..self.length).unwrap_or_default()
     }
 }
 
-/// What the child is to do, in the form that system calls take.
+/// The work of the child, in the form of arguments of system calls.
 pub(super) struct Prepared {
-    pub(super) template: Arc<Template>,
-    /// What the pointers below point into, and descriptors that the child needs.
-    _particulars: Particulars,
+    pub(super) template: Arc<SpawnTemplate>,
+    /// The owner of what the pointers below point to, and of descriptors that the child needs.
+    _args: SpawnArgs,
     _passing: Option<OwnedFd>,
     argv: Vec<*const c_char>,
-    /// The same for a script that names no interpreter: the shell, room for the script's path, its arguments.
+    /// The arguments for a script that names no interpreter: the shell, room for the script's path, the script's
+    /// arguments.
     shell_argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
-    /// Where in `envp` the directory's variable is.
+    /// The index of `PWD` in `envp`.
     pwd: Option<usize>,
-    /// `LISTEN_PID=` and room for the number, which only the child knows.
+    /// `LISTEN_PID=` and room for the pid, which only the child knows.
     listen_pid: [u8; 32],
     fprog: Option<libc::sock_fprog>,
     extra: Option<(RawFd, RawFd)>,
@@ -79,33 +80,29 @@ pub(super) struct Prepared {
     parent: c_int,
 }
 
-/// How the child comes to a descriptor table of its own.
+/// How the child gets its own descriptor table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Table {
-    /// It starts with ours, and takes a copy of what is below this number.
+    /// The child starts with the parent's table and copies the descriptors below this number.
     Shared(libc::c_uint),
-    /// It starts with a copy of all of it, and sends the listener of its filter through this socket.
+    /// The child starts with a copy of the whole table and sends the listener of its filter through this socket.
     Copied(RawFd),
 }
 
-/// What execvp(3) has a script run by that names no interpreter.
+/// The program with which execvp(3) runs a script that names no interpreter.
 const SHELL: &CStr = c"/bin/sh";
 
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
 impl Prepared {
-    /// `passing`: the child starts with a copy of our descriptors, and sends its listener through this one.
-    pub(super) fn new(
-        template: &Arc<Template>,
-        particulars: Particulars,
-        passing: Option<OwnedFd>,
-    ) -> Prepared {
+    /// With `passing`, the child starts with a copy of the descriptor table and sends its listener through this socket.
+    pub(super) fn new(template: &Arc<SpawnTemplate>, args: SpawnArgs, passing: Option<OwnedFd>) -> Prepared {
         let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
         let directory = template.directory.as_ref().map(|directory| &directory.variable);
         let pwd = directory.map(|_| template.environment.len());
-        let environment = template.environment.iter().chain(directory).chain(&particulars.environment);
+        let environment = template.environment.iter().chain(directory).chain(&args.environment);
         let environment = environment.map(|text| text.as_ptr()).chain(place.map(|text| text.as_ptr()));
-        let filter = particulars.filter.as_deref();
+        let filter = args.filter.as_deref();
         let mut prepared = Prepared {
             pwd,
             argv: template.argv.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect(),
@@ -117,12 +114,12 @@ impl Prepared {
             envp: environment.chain([ptr::null()]).collect(),
             listen_pid: [0; 32],
             fprog: filter.map(Filter::as_fprog),
-            extra: particulars.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
-            foreground: particulars.foreground,
+            extra: args.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
+            foreground: args.foreground,
             table: Table::Shared(0),
             parent: rustix::process::getpid().as_raw_pid(),
             template: Arc::clone(template),
-            _particulars: particulars,
+            _args: args,
             _passing: None,
         };
         prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
@@ -137,50 +134,50 @@ impl Prepared {
     }
 }
 
-/// What the child works with.
-struct Order<'a> {
-    template: &'a Template,
+/// The state of the child.
+struct ChildContext<'a> {
+    template: &'a SpawnTemplate,
     prepared: &'a mut Prepared,
     report: &'a mut Report,
     step: &'a AtomicI32,
 }
 
-/// The child: from here on only system calls, no allocation, no panic.
+/// The child. From here on it only makes system calls: no allocation, no panic.
 ///
 /// # Safety
-/// `shared` must point to a [`Shared`] that stays where it is until `inside` is 0, or the child gone; the parent looks
-/// at nothing of it before but at `step` and `inside`.
+/// `shared` must point to a [`Shared`] that stays in place until `inside` is 0 or the child is gone. Until then the
+/// parent may access only `step` and `inside`.
 pub(super) unsafe extern "C" fn child(shared: *mut c_void) -> ! {
     let shared = shared.cast::<Shared>();
-    // SAFETY: the caller's promise: these parts are the child's alone, but for the atomic one. The template is in memory
-    // of its own, which the reference in `prepared` keeps.
-    let mut order = unsafe {
+    // SAFETY: by the contract these parts belong to the child, except for the atomic one. The template has its own
+    // allocation, which the reference in `prepared` keeps alive.
+    let mut context = unsafe {
         let prepared = &mut (*shared).prepared;
         let template = &*Arc::as_ptr(&prepared.template);
-        Order { template, prepared, report: &mut (*shared).report, step: &(*shared).step }
+        ChildContext { template, prepared, report: &mut (*shared).report, step: &(*shared).step }
     };
-    let Err((step, errno)) = order.run();
-    order.report.step = step as c_int;
-    order.report.errno = errno;
+    let Err((step, errno)) = context.run();
+    context.report.step = step as c_int;
+    context.report.errno = errno;
     loop {
-        // SAFETY: ends this child without running anything of the memory that it shares.
-        unsafe { raw::call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]) };
+        // SAFETY: the call ends this child without running any code of the shared memory.
+        unsafe { raw_syscalls::call(libc::SYS_exit_group, [127, 0, 0, 0, 0, 0]) };
     }
 }
 
-type Failure = (Step, c_int);
+type Failure = (SpawnStep, c_int);
 
-impl Order<'_> {
+impl ChildContext<'_> {
     fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
         let template = self.template;
         self.no_new_privs()?;
         self.filter()?;
         if let Table::Shared(cut) = self.prepared.table {
-            // From here on the descriptor table is the child's own, and as short as it can be.
+            // From here on the child has its own descriptor table, which is as short as possible.
             let range = [word(cut), word(libc::c_uint::MAX), word(libc::CLOSE_RANGE_UNSHARE)];
-            call(Step::Unshare, libc::SYS_close_range, range)?;
+            call(SpawnStep::Unshare, libc::SYS_close_range, range)?;
         }
-        call(Step::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
+        call(SpawnStep::ProcessGroup, libc::SYS_setpgid, [0, 0, 0])?;
         self.descriptors()?;
         self.foreground();
         if let Some(nofile) = &template.nofile {
@@ -188,13 +185,14 @@ impl Order<'_> {
                 rlim_cur: nofile.current.unwrap_or(libc::RLIM64_INFINITY),
                 rlim_max: nofile.maximum.unwrap_or(libc::RLIM64_INFINITY),
             };
-            call(Step::Limit, libc::SYS_prlimit64, [0, word(libc::RLIMIT_NOFILE), address(&limit)])?;
+            call(SpawnStep::Limit, libc::SYS_prlimit64, [0, word(libc::RLIMIT_NOFILE), address(&limit)])?;
         }
         self.identity()?;
         self.capabilities()?;
         if let Some(directory) = &template.directory {
-            self.goes_to(Step::Directory);
-            let changed = call(Step::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
+            self.enter_step(SpawnStep::Directory);
+            let changed =
+                call(SpawnStep::Directory, libc::SYS_chdir, [address(directory.path.as_ptr()), 0, 0]);
             match changed {
                 Ok(_) => self.prepared.pwd = None,
                 Err(failure) if !directory.optional => return Err(failure),
@@ -202,29 +200,31 @@ impl Order<'_> {
             }
         }
         if let Some(mask) = template.umask {
-            call(Step::Exec, libc::SYS_umask, [word(mask), 0, 0])?;
+            call(SpawnStep::Exec, libc::SYS_umask, [word(mask), 0, 0])?;
         }
         self.die_with_parent()?;
-        self.own_pid();
-        self.no_directory();
-        self.goes_to(Step::Exec);
+        self.set_listen_pid();
+        self.remove_pwd();
+        self.enter_step(SpawnStep::Exec);
         self.exec()
     }
 
-    /// Before the program runs, as shells do it: it never finds itself in the background. SIGTTOU is blocked here, so
-    /// that the call stops nobody. One that fails leaves the worker in the background, which it may well be.
+    /// Makes the worker's process group the foreground group before the program runs, as shells do, so the program
+    /// never sees itself in the background. SIGTTOU is blocked here, so the call does not stop the child. If it fails,
+    /// the worker starts in the background.
     fn foreground(&self) {
         if self.prepared.foreground
-            && let Ok(group) = call(Step::ProcessGroup, libc::SYS_getpid, [0, 0, 0])
+            && let Ok(group) = call(SpawnStep::ProcessGroup, libc::SYS_getpid, [0, 0, 0])
             && let Ok(group) = c_int::try_from(group)
         {
             let request = usize::try_from(libc::TIOCSPGRP).unwrap_or(0);
-            let _in_background = call(Step::ProcessGroup, libc::SYS_ioctl, [0, request, address(&group)]);
+            let _in_background =
+                call(SpawnStep::ProcessGroup, libc::SYS_ioctl, [0, request, address(&group)]);
         }
     }
 
-    /// A step that takes as long as a file system does.
-    fn goes_to(&self, step: Step) {
+    /// Records a step that can take as long as a file system does.
+    fn enter_step(&self, step: SpawnStep) {
         self.step.store(step as c_int, Ordering::Relaxed);
     }
 
@@ -232,7 +232,7 @@ impl Order<'_> {
         let template = self.template;
         let for_filter = template.filter_needs_no_new_privs && self.prepared.fprog.is_some();
         if template.no_new_privs || for_filter {
-            prctl(Step::NoNewPrivs, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
+            prctl(SpawnStep::NoNewPrivs, libc::PR_SET_NO_NEW_PRIVS, [1, 0])?;
         }
         Ok(())
     }
@@ -244,14 +244,15 @@ impl Order<'_> {
         let install = |flags: libc::c_ulong| {
             let mode = word(libc::SECCOMP_SET_MODE_FILTER);
             call(
-                Step::Seccomp,
+                SpawnStep::Seccomp,
                 libc::SYS_seccomp,
                 [mode, usize::try_from(flags).unwrap_or(0), address(fprog)],
             )
         };
         let listener = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
         let result = match install(listener | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
-            // Before Linux 5.19 a signal can break a call off while we answer it; it is then made again.
+            // Before Linux 5.19 a signal can interrupt a call while the supervisor answers it. The caller then repeats
+            // the call.
             Err((_, libc::EINVAL)) => install(listener),
             result => result,
         };
@@ -265,7 +266,11 @@ impl Order<'_> {
 
     fn descriptors(&self) -> Result<(), Failure> {
         let dup = |from: RawFd, to: RawFd| {
-            call(Step::Descriptor, libc::SYS_dup3, [word(from.cast_unsigned()), word(to.cast_unsigned()), 0])
+            call(
+                SpawnStep::Descriptor,
+                libc::SYS_dup3,
+                [word(from.cast_unsigned()), word(to.cast_unsigned()), 0],
+            )
         };
         let template = self.template;
         if let Some(stdin) = &template.stdin {
@@ -280,37 +285,37 @@ impl Order<'_> {
         Ok(())
     }
 
-    /// By system call, for this thread: the C library's functions would change every thread of its process,
-    /// which this child, sharing our memory, would take for ours.
+    /// Changes user and groups of this thread. The C library's functions would change all threads of the process, and
+    /// in the shared memory these are the parent's.
     fn identity(&self) -> Result<(), Failure> {
         let Some(identity) = &self.template.identity else {
             return Ok(());
         };
         let groups = &identity.groups;
-        call(Step::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
+        call(SpawnStep::Groups, libc::SYS_setgroups, [groups.len(), address(groups.as_ptr()), 0])?;
         let gid = word(identity.gid);
-        call(Step::Group, libc::SYS_setresgid, [gid, gid, gid])?;
+        call(SpawnStep::Group, libc::SYS_setresgid, [gid, gid, gid])?;
         if self.template.capabilities.is_some_and(|sets| sets.keep) {
-            // The change of user would otherwise empty the permitted set; `execve` ends this by itself.
-            prctl(Step::KeepCapabilities, libc::PR_SET_KEEPCAPS, [1, 0])?;
+            // The change of user would otherwise clear the permitted set. `execve` resets the flag.
+            prctl(SpawnStep::KeepCapabilities, libc::PR_SET_KEEPCAPS, [1, 0])?;
         }
         if let Some(uid) = identity.uid.map(word) {
-            call(Step::User, libc::SYS_setresuid, [uid, uid, uid])?;
+            call(SpawnStep::User, libc::SYS_setresuid, [uid, uid, uid])?;
         }
         Ok(())
     }
 
-    /// After the change of user, which changes the sets. By system call, for this thread, as there.
+    /// Sets the capabilities of this thread. This follows the change of user, which changes the sets.
     fn capabilities(&self) -> Result<(), Failure> {
         let Some(sets) = &self.template.capabilities else {
             return Ok(());
         };
-        // This also takes from the ambient set what is not inheritable any more.
+        // This also removes capabilities from the ambient set that are no longer inheritable.
         let (header, data) = (CapHeader::VERSION_3, sets.data());
-        call(Step::Capabilities, libc::SYS_capset, [address(&header), address(&data), 0])?;
+        call(SpawnStep::Capabilities, libc::SYS_capset, [address(&header), address(&data), 0])?;
         for number in sets.ambient.numbers().map(word) {
             prctl(
-                Step::Ambient,
+                SpawnStep::Ambient,
                 libc::PR_CAP_AMBIENT,
                 [word(libc::PR_CAP_AMBIENT_RAISE.cast_unsigned()), number],
             )?;
@@ -318,23 +323,28 @@ impl Order<'_> {
         Ok(())
     }
 
-    /// After the change of user and of capabilities, which clear it.
+    /// Requests a signal for the parent's death. This follows the changes of user and capabilities, which clear the
+    /// request.
     fn die_with_parent(&self) -> Result<(), Failure> {
         if !self.template.dies_with_us {
             return Ok(());
         }
-        prctl(Step::DeathSignal, libc::PR_SET_PDEATHSIG, [word(libc::SIGKILL.cast_unsigned()), 0])?;
-        // The supervisor may have died just before: then nobody is left to send it.
-        let parent = call(Step::DeathSignal, libc::SYS_getppid, [0, 0, 0])?;
-        if parent == self.prepared.parent as usize { Ok(()) } else { Err((Step::DeathSignal, libc::ESRCH)) }
+        prctl(SpawnStep::DeathSignal, libc::PR_SET_PDEATHSIG, [word(libc::SIGKILL.cast_unsigned()), 0])?;
+        // The supervisor may have died before the request, and then no signal comes.
+        let parent = call(SpawnStep::DeathSignal, libc::SYS_getppid, [0, 0, 0])?;
+        if parent == self.prepared.parent as usize {
+            Ok(())
+        } else {
+            Err((SpawnStep::DeathSignal, libc::ESRCH))
+        }
     }
 
-    /// Puts our pid where [`Prepared::new`] left a place for it: the last entry before the null.
-    fn own_pid(&mut self) {
+    /// Writes the pid into the entry that [`Prepared::new`] reserved: the last one before the null pointer.
+    fn set_listen_pid(&mut self) {
         if self.template.handed_over.is_empty() {
             return;
         }
-        let mut rest = call(Step::Exec, libc::SYS_getpid, [0, 0, 0]).unwrap_or(0);
+        let mut rest = call(SpawnStep::Exec, libc::SYS_getpid, [0, 0, 0]).unwrap_or(0);
         let (mut digits, mut count) = ([0u8; 20], 0);
         while rest > 0 || count == 0 {
             digits[count] = b"0123456789"[rest % 10];
@@ -350,8 +360,8 @@ impl Order<'_> {
         self.prepared.envp[place] = self.prepared.listen_pid.as_ptr().cast();
     }
 
-    /// Takes the directory's variable out where the worker is somewhere else: the last variable gets its place.
-    fn no_directory(&mut self) {
+    /// Removes `PWD` from the environment if the worker is in another directory: the last variable moves to its place.
+    fn remove_pwd(&mut self) {
         let envp = &mut self.prepared.envp;
         let last = envp.len().wrapping_sub(2);
         if let (Some(at), Some(moved)) = (self.prepared.pwd, envp.get(last).copied())
@@ -365,7 +375,7 @@ impl Order<'_> {
     fn exec(&mut self) -> Result<std::convert::Infallible, Failure> {
         let none = 0u64;
         call(
-            Step::Exec,
+            SpawnStep::Exec,
             libc::SYS_rt_sigprocmask,
             [word(libc::SIG_SETMASK.cast_unsigned()), address(&none), 0, size_of::<u64>()],
         )?;
@@ -374,26 +384,26 @@ impl Order<'_> {
         for (index, candidate) in template.candidates.iter().enumerate() {
             match self.execve(candidate, &self.prepared.argv) {
                 errno @ (libc::ENOENT | libc::ENOTDIR) => self.inspect(index, candidate, errno),
-                // As execvp(3): somewhere else on the path may be one that we may execute.
+                // As in execvp(3): a later directory of the path can have a file that may be executed.
                 libc::EACCES => {
                     worst = libc::EACCES;
                     self.inspect(index, candidate, libc::EACCES);
                 }
                 libc::ENOEXEC => return self.run_by_shell(index, candidate),
-                errno => return Err((Step::Exec, errno)),
+                errno => return Err((SpawnStep::Exec, errno)),
             }
         }
-        Err((Step::Exec, worst))
+        Err((SpawnStep::Exec, worst))
     }
 
-    /// The errno of an `execve` that came back.
+    /// Calls `execve` and returns its errno.
     fn execve(&self, path: &CStr, argv: &[*const c_char]) -> c_int {
         let arguments =
             [address(path.as_ptr()), address(argv.as_ptr()), address(self.prepared.envp.as_ptr())];
-        call(Step::Exec, libc::SYS_execve, arguments).map_or_else(|(_, errno)| errno, |_| 0)
+        call(SpawnStep::Exec, libc::SYS_execve, arguments).map_or_else(|(_, errno)| errno, |_| 0)
     }
 
-    /// As execvp(3): a text that is no program is a script of the shell's.
+    /// As in execvp(3): a text file without a known format is run by the shell.
     fn run_by_shell(&mut self, index: usize, script: &CStr) -> Result<std::convert::Infallible, Failure> {
         let mut head = [0; HEAD];
         let is_script = open(script).is_some_and(|file| {
@@ -401,17 +411,17 @@ impl Order<'_> {
                 .is_some_and(|length| interpreter::is_text(head.get(..length).unwrap_or_default()))
         });
         if !is_script {
-            return Err((Step::Exec, libc::ENOEXEC));
+            return Err((SpawnStep::Exec, libc::ENOEXEC));
         }
         if let Some(place) = self.prepared.shell_argv.get_mut(1) {
             *place = script.as_ptr();
         }
         let errno = self.execve(SHELL, &self.prepared.shell_argv);
-        self.blame(index, SHELL.to_bytes(), errno);
-        Err((Step::Exec, errno))
+        self.report_interpreter(index, SHELL.to_bytes(), errno);
+        Err((SpawnStep::Exec, errno))
     }
 
-    /// A file that is there and cannot be executed because of its interpreter: which one that is.
+    /// Finds out whether a file that exists cannot be executed because of its interpreter, and which one that is.
     fn inspect(&mut self, index: usize, path: &CStr, errno: c_int) {
         let is_known = !self.report.interpreter.name().is_empty();
         if is_known || (errno == libc::EACCES && access(path) != 0) {
@@ -437,14 +447,14 @@ impl Order<'_> {
         };
         let name = name.get(..found).unwrap_or_default();
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        self.blame(index, name, errno);
+        self.report_interpreter(index, name, errno);
     }
 
-    /// Leaves behind that this interpreter is why a candidate was not executed, if it is.
-    fn blame(&mut self, candidate: usize, name: &[u8], errno: c_int) {
+    /// Reports an interpreter as the reason why a candidate was not executed, if it is the reason.
+    fn report_interpreter(&mut self, candidate: usize, name: &[u8], errno: c_int) {
         let mut path = [0; HEAD + 1];
         let length = copy(Some(name), &mut path);
-        // SAFETY: no byte of the name is 0, and at least one behind it is.
+        // SAFETY: the name has no zero byte, and at least one zero byte follows it.
         let refused = access(unsafe { CStr::from_ptr(path.as_ptr().cast()) });
         if length == 0 || (errno == libc::EACCES && refused == 0) {
             return;
@@ -456,7 +466,7 @@ impl Order<'_> {
     }
 }
 
-/// Sends a descriptor, see unix(7).
+/// Sends a descriptor: unix(7).
 fn send(socket: RawFd, fd: RawFd) -> Result<(), Failure> {
     #[repr(C)]
     struct Control {
@@ -465,7 +475,7 @@ fn send(socket: RawFd, fd: RawFd) -> Result<(), Failure> {
     }
     // SAFETY: all zero is a valid value of these plain C structures.
     let (mut control, mut message) = unsafe { std::mem::zeroed::<(Control, libc::msghdr)>() };
-    // SAFETY: a length in, a length out.
+    // SAFETY: the function computes a length from a length.
     control.header.cmsg_len = unsafe { libc::CMSG_LEN(size_of::<RawFd>().try_into().unwrap_or(0)) } as _;
     control.header.cmsg_level = libc::SOL_SOCKET;
     control.header.cmsg_type = libc::SCM_RIGHTS;
@@ -477,34 +487,35 @@ fn send(socket: RawFd, fd: RawFd) -> Result<(), Failure> {
     message.msg_control = (&raw mut control).cast();
     message.msg_controllen = size_of::<Control>() as _;
     let message = address(&raw const message);
-    call(Step::Seccomp, libc::SYS_sendmsg, [word(socket.cast_unsigned()), message, 0]).map(drop)
+    call(SpawnStep::Seccomp, libc::SYS_sendmsg, [word(socket.cast_unsigned()), message, 0]).map(drop)
 }
 
-/// A file of the child's own, read-only; nothing waits for the other end of a pipe or a terminal.
+/// Opens a file read-only, without blocking on a pipe or a terminal.
 fn open(path: &CStr) -> Option<usize> {
     let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY;
     let here = libc::AT_FDCWD as usize;
-    call(Step::Exec, libc::SYS_openat, [here, address(path.as_ptr()), word(flags.cast_unsigned())]).ok()
+    call(SpawnStep::Exec, libc::SYS_openat, [here, address(path.as_ptr()), word(flags.cast_unsigned())]).ok()
 }
 
-/// What of a file there is at `offset`, as far as it fits.
+/// Reads the bytes of a file at `offset` that fit into the buffer.
 fn read(file: usize, offset: u64, into: &mut [u8]) -> Option<usize> {
     let offset = usize::try_from(offset).ok()?;
-    call(Step::Exec, libc::SYS_pread64, [file, address(into.as_mut_ptr()), into.len(), offset]).ok()
+    call(SpawnStep::Exec, libc::SYS_pread64, [file, address(into.as_mut_ptr()), into.len(), offset]).ok()
 }
 
-/// The errno of asking whether a file may be executed, 0: it may. The user is the worker's by now, in both senses.
+/// The errno of the check whether a file may be executed; 0 if it may. The real and the effective user are the worker's
+/// by now.
 fn access(path: &CStr) -> c_int {
     let here = libc::AT_FDCWD as usize;
     let asked = call(
-        Step::Exec,
+        SpawnStep::Exec,
         libc::SYS_faccessat,
         [here, address(path.as_ptr()), word(libc::X_OK.cast_unsigned())],
     );
     asked.map_or_else(|(_, errno)| errno, |_| 0)
 }
 
-/// How many bytes were copied: as many as there is room for.
+/// Copies as many bytes as there is room for and returns their number.
 fn copy(from: Option<&[u8]>, to: &mut [u8]) -> usize {
     let from = from.unwrap_or_default();
     to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
@@ -520,17 +531,17 @@ fn address<T>(pointer: *const T) -> usize {
 }
 
 /// prctl(2): the operation and its arguments.
-fn prctl(step: Step, operation: c_int, [first, second]: [usize; 2]) -> Result<(), Failure> {
+fn prctl(step: SpawnStep, operation: c_int, [first, second]: [usize; 2]) -> Result<(), Failure> {
     call(step, libc::SYS_prctl, [word(operation.cast_unsigned()), first, second]).map(drop)
 }
 
-/// One system call; its result, or the step that it was and its errno.
-fn call<const N: usize>(step: Step, number: c_long, arguments: [usize; N]) -> Result<usize, Failure> {
-    // prctl insists on zeros.
+/// Makes a system call and returns its result, or the step and the errno.
+fn call<const N: usize>(step: SpawnStep, number: c_long, arguments: [usize; N]) -> Result<usize, Failure> {
+    // prctl(2) rejects unused arguments that are not 0.
     let mut registers = [0; 6];
     registers.iter_mut().zip(arguments).for_each(|(to, from)| *to = from);
-    // SAFETY: every caller above passes what the call's manual page asks for, and pointers only to memory of
-    // `Prepared` or of its own frame.
-    let result = unsafe { raw::call(number, registers) };
+    // SAFETY: all callers above pass what the call's manual page demands, and pointers only to memory of `Prepared` or
+    // of their own frames.
+    let result = unsafe { raw_syscalls::call(number, registers) };
     usize::try_from(result).map_err(|_negative| (step, c_int::try_from(-result).unwrap_or(libc::EINVAL)))
 }

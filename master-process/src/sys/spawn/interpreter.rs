@@ -1,48 +1,48 @@
-//! What else the kernel needs for a program: the interpreter that a script names in its first line, or an ELF file in its
-//! program headers; execve(2), elf(5).
+//! The interpreter of a program: the first line of a script names it, or the program headers of an ELF file; execve(2),
+//! elf(5).
 //!
-//! `execve` tells that the interpreter is missing by the same errno as that the program is. All of this runs in the child
-//! of a start: it only looks at bytes, allocates nothing and panics never.
+//! `execve` fails with the same errno if the interpreter is missing as if the program is. This code runs in the child
+//! of a start, so it must not allocate or panic.
 
 use std::ops::Range;
 
-/// What the kernel reads of a file to see what it is: `BINPRM_BUF_SIZE`.
+/// The number of bytes that the kernel reads to recognize a format: `BINPRM_BUF_SIZE`.
 pub(super) const HEAD: usize = 256;
 
-/// Program headers that are looked through. The interpreter is among the first by the rules of the format.
+/// The number of program headers that are searched. By the rules of the format, the interpreter is among the first.
 pub(super) const MAX_HEADERS: usize = 16;
 
-/// The largest program header that there is: `Elf64_Phdr`.
+/// The size of the largest program header, `Elf64_Phdr`.
 pub(super) const HEADER: usize = 56;
 
-/// What the beginning of a file says.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A script of which this part of the head names the interpreter.
+    /// A script. The range of bytes is the path of the interpreter.
     Script(usize, usize),
-    /// An ELF file whose program headers are there.
+    /// An ELF file with these program headers.
     Elf(Headers),
-    /// Something else.
+    /// Another format.
     Other,
 }
 
-/// Where an ELF file's program headers are.
+/// The location of an ELF file's program headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Headers {
     pub(super) offset: u64,
     entry: usize,
     count: usize,
-    /// 64 bits; else 32.
+    /// 64-bit format; otherwise 32-bit.
     wide: bool,
 }
 
 impl Headers {
-    /// How many bytes of them are looked at.
+    /// The size in bytes of the headers that are searched.
     pub(super) fn size(self) -> usize {
         self.entry * self.count.min(MAX_HEADERS)
     }
 
-    /// Where the file has the name of its interpreter, and how long that is, from the headers' bytes.
+    /// Offset and length of the interpreter's path in the file, from the bytes of the headers.
     pub(super) fn interpreter(self, headers: &[u8]) -> Option<(u64, usize)> {
         const PT_INTERP: u64 = 3;
         let of = |header: &[u8]| {
@@ -56,7 +56,7 @@ impl Headers {
     }
 }
 
-/// Looks at the first bytes of a file.
+/// Recognizes a format by the first bytes of a file.
 pub(super) fn kind(head: &[u8]) -> Kind {
     if head.starts_with(b"#!") {
         let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
@@ -93,7 +93,7 @@ fn number(bytes: &[u8], at: Range<usize>) -> Option<u64> {
     Some(digits.fold(0, |number, byte| number << 8 | u64::from(*byte)))
 }
 
-/// Whether a shell could take this for a script: a zero byte in the first line is no text.
+/// Whether a shell could run this as a script: a zero byte in the first line means that the file is not text.
 pub(super) fn is_text(head: &[u8]) -> bool {
     head.iter().take_while(|byte| **byte != b'\n').all(|byte| *byte != 0)
 }
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_make_it_stumble() {
+    fn arbitrary_bytes_do_not_panic() {
         let file = std::fs::read("/bin/ls").expect("every host has it");
         for length in 0..HEAD {
             for byte in [0, 1, 0xff] {

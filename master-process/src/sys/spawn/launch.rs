@@ -1,4 +1,4 @@
-//! A start that is under way.
+//! A start in progress.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,28 +8,28 @@ use rustix::event::Timespec;
 use rustix::process::Pid;
 use rustix::thread::futex;
 
-use super::Step;
+use super::SpawnStep;
 use super::memory::Memory;
 use crate::sys::pidfd;
 
-/// A child whose program does not run yet. It stays a child of ours, whatever becomes of this.
+/// A child that has not executed its program yet. If this value is dropped, it remains a child of this process.
 #[derive(Debug)]
 pub struct Launch {
     pub(super) memory: Memory,
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
-    /// Where its listener is sent to, if it is.
+    /// The socket that the child sends its listener to, if it does.
     pub(super) receiver: Option<OwnedFd>,
-    /// Whether it was started in the cgroup that was wanted.
+    /// Whether the child was started in the requested cgroup.
     pub(super) in_cgroup: bool,
 }
 
-/// A start that has come to its end, whichever: [`Spawner::result`](super::Spawner::result) tells.
+/// A start that has succeeded or failed; [`Spawner::result`](super::Spawner::result) returns the result.
 #[derive(Debug)]
-#[must_use = "it holds descriptors, and a child that nobody reaps"]
-pub struct Over(pub(super) Launch);
+#[must_use = "it holds descriptors, and a child that must be reaped"]
+pub struct FinishedLaunch(pub(super) Launch);
 
-impl Over {
+impl FinishedLaunch {
     /// The child's process id.
     pub fn pid(&self) -> Pid {
         self.0.pid
@@ -42,55 +42,56 @@ impl Launch {
         self.pid
     }
 
-    /// Its handle.
+    /// The child's pidfd.
     pub fn pidfd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
     }
 
-    /// What it was doing when it was last heard of.
-    pub fn step(&self) -> Step {
-        Step::of(self.memory.step())
+    /// The last step that the child recorded.
+    pub fn step(&self) -> SpawnStep {
+        SpawnStep::of(self.memory.step())
     }
 
-    /// Whether [`wait`](Self::wait) has nothing to wait for. No system call; an end without `execve` may be missed.
-    pub fn is_over(&self) -> bool {
+    /// Whether [`wait`](Self::wait) would return at once. This makes no system call and can miss an end without
+    /// `execve`.
+    pub fn is_finished(&self) -> bool {
         self.memory.is_free()
     }
 
-    /// Waits for so long at most until its program runs or has failed to.
+    /// Waits until the program runs or the start has failed, at most for `most`.
     ///
     /// # Errors
-    /// Itself, where that is still to come.
-    pub fn wait(self, most: Duration) -> Result<Over, Launch> {
+    /// The launch itself, if it is still in progress.
+    pub fn wait(self, most: Duration) -> Result<FinishedLaunch, Launch> {
         let until = Instant::now() + most;
         while !self.memory.is_free() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return self.look();
+                return self.check_exit();
             }
             let timeout = Timespec { tv_sec: 0, tv_nsec: left.as_nanos().min(999_999_999) as i64 };
-            // Woken, too late, too early, or for nothing: the word tells.
+            // The loop checks the word after every kind of wake-up.
             let _any = futex::wait(self.memory.inside(), futex::Flags::empty(), 1, Some(&timeout));
         }
-        Ok(Over(self))
+        Ok(FinishedLaunch(self))
     }
 
-    /// The last resort, where the word says that it is inside: it may have ended in a way that clears nothing.
-    fn look(self) -> Result<Over, Launch> {
-        match pidfd::peek(self.pidfd()) {
+    /// Checks whether the child has ended in a way that does not clear the word.
+    fn check_exit(self) -> Result<FinishedLaunch, Launch> {
+        match pidfd::try_wait(self.pidfd()) {
             Ok(None) => return Err(self),
-            // Ended, or reaped by somebody.
-            Ok(Some(_)) => self.memory.is_left(),
-            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => self.memory.is_left(),
+            // It has ended, or another thread has reaped it.
+            Ok(Some(_)) => self.memory.mark_free(),
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => self.memory.mark_free(),
             Err(_cannot_tell) => return Err(self),
         }
-        Ok(Over(self))
+        Ok(FinishedLaunch(self))
     }
 
-    /// Kills it. What it hangs in may keep it for longer.
+    /// Sends SIGKILL to the child. A child that blocks in the kernel can run on.
     ///
     /// # Errors
-    /// ESRCH where it is gone; see pidfd_send_signal(2).
+    /// ESRCH if it is gone; pidfd_send_signal(2).
     pub fn kill(&self) -> io::Result<()> {
         pidfd::signal(self.pidfd(), libc::SIGKILL)
     }

@@ -1,4 +1,4 @@
-//! What a child of a start uses of our memory, which is freed when it has left it and not before.
+//! The memory that parent and child of a start share. It is freed only after the child has left it.
 
 use std::ffi::c_void;
 use std::io;
@@ -6,13 +6,13 @@ use std::mem::ManuallyDrop;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::Template;
+use super::SpawnTemplate;
 use super::child::{Report, Shared};
 
-/// Enough for a chain of system calls; the program gets a stack of its own.
+/// Enough for a chain of system calls. The program gets its own stack.
 pub(super) const STACK: usize = 64 * 1024;
 
-/// A stack for a child.
+/// The stack of a child.
 #[derive(Debug)]
 pub(super) struct Stack(NonNull<c_void>);
 
@@ -22,7 +22,7 @@ impl Stack {
     pub(super) fn new() -> io::Result<Stack> {
         use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new private mapping at an address of the kernel's choice overlaps nothing.
+        // SAFETY: a new private mapping at an address that the kernel chooses overlaps nothing.
         let stack = unsafe { mmap_anonymous(ptr::null_mut(), STACK, protection, MapFlags::PRIVATE) }?;
         NonNull::new(stack).map(Stack).ok_or(io::ErrorKind::OutOfMemory.into())
     }
@@ -30,7 +30,8 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own, and no child uses it: `Memory` drops none before.
+        // SAFETY: this value owns the mapping, and no child uses it: `Memory` drops its stack only after the child has
+        // left it.
         let _cannot_fail = unsafe { rustix::mm::munmap(self.0.as_ptr(), STACK) };
     }
 }
@@ -48,45 +49,46 @@ impl Memory {
         Memory { shared, stack: ManuallyDrop::new(Some(stack)) }
     }
 
-    /// Where its stack begins.
+    /// The lowest address of the stack.
     pub(super) fn stack_start(&self) -> usize {
         self.stack.as_ref().map_or(0, |stack| stack.0.as_ptr().expose_provenance())
     }
 
-    /// Not 0 as long as the child may be inside.
+    /// Not 0 while the child may be in this memory.
     pub(super) fn inside(&self) -> &AtomicU32 {
-        // SAFETY: the structure lives until this value is dropped, and this part of it is for both sides.
+        // SAFETY: the structure lives until this value is dropped, and both sides may access this atomic field.
         unsafe { &(*self.shared.as_ptr()).inside }
     }
 
-    /// What the child was doing when it was last heard of.
+    /// The last step that the child recorded.
     pub(super) fn step(&self) -> i32 {
         // SAFETY: as above.
         unsafe { (*self.shared.as_ptr()).step.load(Ordering::Relaxed) }
     }
 
-    /// Whether the child has left it.
+    /// Whether the child has left this memory.
     pub(super) fn is_free(&self) -> bool {
         self.inside().load(Ordering::Acquire) == 0
     }
 
-    /// Says that there is no child any more, where the kernel did not: it does not for one that dumps core.
-    pub(super) fn is_left(&self) {
+    /// Records that there is no child any more, if the kernel did not: it does not clear the word for a child that
+    /// dumps core.
+    pub(super) fn mark_free(&self) {
         self.inside().store(0, Ordering::Release);
     }
 
-    /// What the child has left behind; `None` while it may still write.
+    /// The child's report; `None` while the child may still write it.
     pub(super) fn report(&self) -> Option<&Report> {
-        // SAFETY: the structure lives until this value is dropped, and the child does not touch it any more.
+        // SAFETY: the structure lives until this value is dropped, and the child does not access it any more.
         self.is_free().then(|| unsafe { &(*self.shared.as_ptr()).report })
     }
 
-    pub(super) fn template(&self) -> Option<&Template> {
+    pub(super) fn template(&self) -> Option<&SpawnTemplate> {
         // SAFETY: as above.
         self.is_free().then(|| unsafe { &*(*self.shared.as_ptr()).prepared.template })
     }
 
-    /// The stack, for another child.
+    /// Takes the stack, for another child.
     pub(super) fn take_stack(&mut self) -> Option<Stack> {
         if self.is_free() { self.stack.take() } else { None }
     }
@@ -94,9 +96,9 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // A child that hangs in the kernel keeps what it may come back to.
+        // A child that blocks in the kernel keeps the memory that it may return to.
         if self.is_free() {
-            // SAFETY: it came from a box, nobody else has it, and both are dropped once, here.
+            // SAFETY: the pointer came from a box, no other owner exists, and both are dropped only here.
             unsafe {
                 drop(Box::from_raw(self.shared.as_ptr()));
                 ManuallyDrop::drop(&mut self.stack);

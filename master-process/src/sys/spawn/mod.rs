@@ -1,22 +1,20 @@
-//! Starting a worker: `clone3` with a pidfd, in a child that shares our memory until it is another program.
+//! Starts workers: `clone3` with a pidfd, and a child that shares the supervisor's memory until `execve`.
 //!
-//! The child (`CLONE_VM`, on a stack of its own) costs the same whatever the supervisor holds. Everything that it needs
-//! is prepared before; it only makes system calls, and leaves the one that failed and its errno in a report. It starts
-//! with our descriptor table (`CLONE_FILES`), so the listener of its seccomp filter is ours without any passing, and
-//! then takes a copy of the low end of that table for itself.
+//! The child (`CLONE_VM`, with its own stack) costs the same however much memory the supervisor has. The parent
+//! prepares everything before. The child only makes system calls, and writes a failed call and its errno into a report.
+//! It starts with the parent's descriptor table (`CLONE_FILES`), so the listener of its seccomp filter appears in that
+//! table. Then it copies the low end of the table for itself.
 //!
-//! Not `CLONE_VFORK`, which would hold us for as long as the file system takes that the program is on. The kernel clears
-//! a word of ours when the child has left our memory (`CLONE_CHILD_CLEARTID`), by `execve` or by its end, and wakes who
-//! waits for that; so does a start that takes its usual fraction of a millisecond. One that takes longer is looked after
-//! later, by that word.
+//! `CLONE_VFORK` would block the supervisor until the file system of the program has answered. Instead the kernel
+//! clears a word (`CLONE_CHILD_CLEARTID`) when the child has left the shared memory, by `execve` or by its end, and
+//! wakes a waiting parent. A start usually takes a fraction of a millisecond, and the parent waits for it. For a longer
+//! start it checks the word later.
 
-mod capabilities;
 mod child;
-mod clone;
 mod interpreter;
 mod launch;
 mod memory;
-mod raw;
+mod raw_syscalls;
 
 use std::ffi::{CString, c_int, c_long};
 use std::mem::MaybeUninit;
@@ -33,99 +31,99 @@ use rustix::net::{
 };
 use rustix::process::{Pid, Rlimit};
 
+use super::capabilities::WorkerCapabilities;
 use super::fds;
 use super::seccomp::Filter;
-pub use capabilities::WorkerCapabilities;
 use child::{MissingInterpreter, Prepared, Report, Shared, child};
-use clone::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, clone, clone3};
-pub use launch::{Launch, Over};
+pub use launch::{FinishedLaunch, Launch};
 use memory::{Memory, STACK, Stack};
+use raw_syscalls::{CLONE_CLEAR_SIGHAND, CLONE_INTO_CGROUP, clone, clone3};
 
-/// What every worker of a supervisor has in common.
+/// What all workers of a supervisor have in common.
 #[derive(Debug)]
-pub struct Template {
-    /// The paths to try, in this order, as `execvp(3)` would.
+pub struct SpawnTemplate {
+    /// The paths to try in this order, as `execvp(3)` does.
     pub candidates: Vec<CString>,
-    /// Arguments, the command's name first.
+    /// The arguments; the first is the name of the command.
     pub argv: Vec<CString>,
-    /// `NAME=VALUE`.
+    /// `NAME=VALUE` entries.
     pub environment: Vec<CString>,
-    /// What `--chdir` names, or the supervisor's own directory by its path.
+    /// The directory of `--chdir`, or the supervisor's own.
     pub directory: Option<Directory>,
     /// File mode creation mask.
     pub umask: Option<u32>,
     /// User, group and supplementary groups.
     pub identity: Option<crate::config::Identity>,
-    /// The worker's capability sets; `None`: they are as they should be.
+    /// The worker's capability sets; `None` to leave them unchanged.
     pub capabilities: Option<WorkerCapabilities>,
-    /// What the soft limit of open files is set back to.
+    /// The limits of open files that the worker gets back.
     pub nofile: Option<Rlimit>,
-    /// Standard input, if not ours.
+    /// Standard input, if it is not the supervisor's.
     pub stdin: Option<OwnedFd>,
-    /// Handed over from descriptor 3 on; each has a number above all those.
+    /// The descriptors that become 3 and following. Each has a number above all of those.
     pub handed_over: Vec<OwnedFd>,
     /// Whether a filter needs `NO_NEW_PRIVS`.
     pub filter_needs_no_new_privs: bool,
-    /// Whether the worker gets `NO_NEW_PRIVS`, with a filter or without.
+    /// Whether the worker gets `NO_NEW_PRIVS` also without a filter.
     pub no_new_privs: bool,
-    /// Whether the kernel kills a worker when we are gone.
+    /// Whether the kernel kills a worker when the supervisor dies.
     pub dies_with_us: bool,
 }
 
-/// A working directory, resolved at each start.
+/// A working directory, which each start resolves anew.
 #[derive(Debug)]
 pub struct Directory {
     /// Its path.
     pub path: CString,
-    /// `PWD=` and the path: only a worker that is there finds it.
+    /// `PWD=` and the path. A worker in another directory does not get it.
     pub variable: CString,
-    /// Whether a worker can do without: then it starts where we are.
+    /// Whether a worker may start in the supervisor's directory if this one cannot be entered.
     pub optional: bool,
 }
 
-/// What differs between two workers.
+/// The arguments of one start.
 #[derive(Debug, Default)]
-pub struct Particulars {
+pub struct SpawnArgs {
     /// The worker's seccomp filter.
     pub filter: Option<Arc<Filter>>,
-    /// `NAME=VALUE`, after the template's.
+    /// `NAME=VALUE` entries that follow the template's.
     pub environment: Vec<CString>,
-    /// A descriptor of ours and the number that the worker finds it under.
+    /// A descriptor of the supervisor, and its number in the worker.
     pub extra: Option<(OwnedFd, RawFd)>,
-    /// The cgroup that it is started in, if not ours.
+    /// The cgroup that the worker starts in, if it is not the supervisor's.
     pub cgroup: Option<OwnedFd>,
-    /// Whether the worker's process group becomes the foreground of the terminal that is its standard input.
+    /// Whether the worker's process group becomes the foreground group of the terminal on its standard input.
     pub foreground: bool,
 }
 
-/// A worker that runs.
+/// A worker that has executed its program.
 #[derive(Debug)]
 pub struct Spawned {
-    /// Its process id.
+    /// Its pid.
     pub pid: Pid,
-    /// The handle that all waiting and signalling goes through.
+    /// The handle for waiting and signals.
     pub pidfd: OwnedFd,
-    /// Where its filter's notifications arrive.
+    /// The listener for the notifications of its filter.
     pub listener: Option<OwnedFd>,
-    /// Whether it was started in the cgroup that was wanted: `CLONE_INTO_CGROUP`.
+    /// Whether it was started in the requested cgroup: `CLONE_INTO_CGROUP`.
     pub in_cgroup: bool,
 }
 
-/// What the child was doing when it failed.
+/// The steps of a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(i32)]
-pub enum Step {
-    /// `clone3`: there is no child.
+pub enum SpawnStep {
+    /// `clone3`. If it fails, there is no child.
     Clone,
     /// `prctl(PR_SET_NO_NEW_PRIVS)`.
     NoNewPrivs,
     /// `seccomp(SECCOMP_SET_MODE_FILTER)`.
     Seccomp,
-    /// `close_range(CLOSE_RANGE_UNSHARE)`, or what else comes before the steps that can take long.
+    /// `close_range(CLOSE_RANGE_UNSHARE)`, and what else comes before the steps that can take long.
     Unshare,
     /// `setpgid`.
     ProcessGroup,
-    /// `dup3` or `fcntl` of a descriptor that is handed over.
+    /// `dup3` or `fcntl` of a descriptor for the worker.
     Descriptor,
     /// `prlimit64(RLIMIT_NOFILE)`.
     Limit,
@@ -149,30 +147,30 @@ pub enum Step {
     Exec,
 }
 
-/// Kept for the next starts: more than one is used at a time only where a file system is slow.
+/// The number of stacks that are kept for later starts. Several are in use at a time only if a file system is slow.
 const SPARE_STACKS: usize = 8;
 
 /// A start that failed.
 #[derive(Debug)]
 pub struct SpawnError {
-    /// Where.
-    pub step: Step,
-    /// Why.
+    /// The step that failed.
+    pub step: SpawnStep,
+    /// The errno.
     pub errno: i32,
-    /// What the program needs and `execve` did not get.
+    /// The interpreter that the program needs and that could not be executed.
     pub interpreter: Option<Interpreter>,
-    /// Nothing has failed, and nothing has come to an end in this time either.
+    /// The time that passed without a result, if no call has failed.
     pub within: Option<Duration>,
 }
 
 /// An interpreter that cannot be executed: of a script's first line, of an ELF file (its dynamic loader), or the shell.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Interpreter {
-    /// Its path as the file has it, of which no part need be text.
+    /// Its path as the file has it, which need not be UTF-8.
     pub path: Vec<u8>,
-    /// The file that needs it.
+    /// The file that names it.
     pub of: CString,
-    /// Whether it is not there.
+    /// Whether it does not exist.
     pub is_absent: bool,
 }
 
@@ -184,7 +182,7 @@ impl Interpreter {
     }
 }
 
-/// As `interpreter /bin/sh\r of ./app`: what cannot be seen is escaped.
+/// Formats as `interpreter /bin/sh\r of ./app`, with invisible characters escaped.
 impl fmt::Display for Interpreter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [path, of] = [self.path.as_slice(), self.of.to_bytes()].map(String::from_utf8_lossy);
@@ -192,9 +190,9 @@ impl fmt::Display for Interpreter {
     }
 }
 
-impl Step {
-    fn of(raw: c_int) -> Step {
-        use Step::{
+impl SpawnStep {
+    fn of(raw: c_int) -> SpawnStep {
+        use SpawnStep::{
             Ambient, Capabilities, Clone, DeathSignal, Descriptor, Directory, Exec, Group, Groups,
             KeepCapabilities, Limit, NoNewPrivs, ProcessGroup, Seccomp, Unshare, User,
         };
@@ -221,39 +219,39 @@ impl Step {
 }
 
 impl SpawnError {
-    /// A start that failed at this step for this reason.
-    pub fn new(step: Step, errno: i32) -> SpawnError {
+    /// A start that failed at this step with this errno.
+    pub fn new(step: SpawnStep, errno: i32) -> SpawnError {
         SpawnError { step, errno, interpreter: None, within: None }
     }
 
-    /// A start that has not come further than this step in this time.
-    pub fn no_answer(step: Step, within: Duration) -> SpawnError {
+    /// A start that was at this step after this time.
+    pub fn no_answer(step: SpawnStep, within: Duration) -> SpawnError {
         SpawnError { step, errno: libc::ETIME, interpreter: None, within: Some(within) }
     }
 
-    /// The failed call, as its manual page is named.
+    /// The failed call by the name of its manual page.
     pub fn call(&self) -> &'static str {
         match self.step {
-            Step::Clone => "clone3",
-            Step::NoNewPrivs => "prctl(PR_SET_NO_NEW_PRIVS)",
-            Step::Seccomp => "seccomp",
-            Step::Unshare => "close_range",
-            Step::ProcessGroup => "setpgid",
-            Step::Descriptor => "dup3",
-            Step::Limit => "prlimit",
-            Step::Groups => "setgroups",
-            Step::Group => "setresgid",
-            Step::User => "setresuid",
-            Step::KeepCapabilities => "prctl(PR_SET_KEEPCAPS)",
-            Step::Capabilities => "capset",
-            Step::Ambient => "prctl(PR_CAP_AMBIENT)",
-            Step::Directory => "chdir",
-            Step::DeathSignal => "prctl(PR_SET_PDEATHSIG)",
-            Step::Exec => "execve",
+            SpawnStep::Clone => "clone3",
+            SpawnStep::NoNewPrivs => "prctl(PR_SET_NO_NEW_PRIVS)",
+            SpawnStep::Seccomp => "seccomp",
+            SpawnStep::Unshare => "close_range",
+            SpawnStep::ProcessGroup => "setpgid",
+            SpawnStep::Descriptor => "dup3",
+            SpawnStep::Limit => "prlimit",
+            SpawnStep::Groups => "setgroups",
+            SpawnStep::Group => "setresgid",
+            SpawnStep::User => "setresuid",
+            SpawnStep::KeepCapabilities => "prctl(PR_SET_KEEPCAPS)",
+            SpawnStep::Capabilities => "capset",
+            SpawnStep::Ambient => "prctl(PR_CAP_AMBIENT)",
+            SpawnStep::Directory => "chdir",
+            SpawnStep::DeathSignal => "prctl(PR_SET_PDEATHSIG)",
+            SpawnStep::Exec => "execve",
         }
     }
 
-    /// Whether trying again later may help without anybody doing anything: a resource is short.
+    /// Whether a later attempt can succeed without any change to the configuration, because a resource is short.
     pub fn is_passing(&self) -> bool {
         matches!(
             self.errno,
@@ -271,16 +269,16 @@ impl SpawnError {
 /// Starts workers.
 #[derive(Debug)]
 pub struct Spawner {
-    /// Those that no child uses.
+    /// Stacks that no child uses.
     stacks: Vec<Stack>,
-    /// Whether a child can start with our descriptor table and take what it needs of it: close_range(2). Else it starts
-    /// with a copy of all of it, which takes the longer the more workers there are. unshare(2) is no way out: whose profile
-    /// lacks the one denies the other.
+    /// Whether a child can start with the parent's descriptor table and copy a part of it with close_range(2).
+    /// Otherwise it starts with a copy of the whole table, which takes longer with more workers. unshare(2) is no
+    /// alternative: seccomp profiles that lack close_range deny it.
     shares_table: bool,
 }
 
 impl Spawner {
-    /// Reserves a child's stack.
+    /// Reserves a stack.
     ///
     /// # Errors
     /// ENOMEM.
@@ -288,83 +286,79 @@ impl Spawner {
         Ok(Spawner { stacks: vec![Stack::new()?], shares_table: fds::has_close_range() })
     }
 
-    /// Begins to start a worker. Its program runs, or has failed to, when [`Launch::wait`] says so.
+    /// Begins to start a worker. [`Launch::wait`] reports when its program runs or the start has failed.
     ///
     /// # Errors
-    /// There is no child.
-    pub fn start(
-        &mut self,
-        template: &Arc<Template>,
-        particulars: Particulars,
-    ) -> Result<Launch, SpawnError> {
-        let (receiver, sender) = self.passing()?.unzip();
-        // It is open for as long as the particulars are there.
-        let cgroup = particulars.cgroup.as_ref().map(AsRawFd::as_raw_fd);
+    /// Those of clone3(2); there is no child then.
+    pub fn start(&mut self, template: &Arc<SpawnTemplate>, args: SpawnArgs) -> Result<Launch, SpawnError> {
+        let (receiver, sender) = self.listener_channel()?.unzip();
+        // `args` keeps the descriptor open.
+        let cgroup = args.cgroup.as_ref().map(AsRawFd::as_raw_fd);
         let stack = match self.stacks.pop() {
             Some(stack) => stack,
             None => Stack::new().map_err(|error| {
-                SpawnError::new(Step::Clone, error.raw_os_error().unwrap_or(libc::ENOMEM))
+                SpawnError::new(SpawnStep::Clone, error.raw_os_error().unwrap_or(libc::ENOMEM))
             })?,
         };
         let shared = Shared {
-            prepared: Prepared::new(template, particulars, sender),
+            prepared: Prepared::new(template, args, sender),
             report: Report::new(),
-            step: AtomicI32::new(Step::Unshare as i32),
+            step: AtomicI32::new(SpawnStep::Unshare as i32),
             inside: AtomicU32::new(1),
         };
         let memory = Memory::new(shared, stack);
         let started = match self.clone_child(&memory, cgroup) {
-            // Whatever is wrong with the cgroup: the worker is to run.
+            // The worker must run even if the cgroup cannot be used.
             Err(error) if cgroup.is_some() && !error.is_passing() => self.clone_child(&memory, None),
             result => result,
         };
         match started {
             Ok((pid, pidfd, in_cgroup)) => Ok(Launch { memory, pid, pidfd, receiver, in_cgroup }),
             Err(error) => {
-                memory.is_left();
+                memory.mark_free();
                 self.keep(memory);
                 Err(error)
             }
         }
     }
 
-    /// What became of a start.
+    /// The result of a start.
     ///
     /// # Errors
-    /// The call that failed and its errno; no child is left then, not even a zombie.
-    pub fn result(&mut self, over: Over) -> Result<Spawned, SpawnError> {
+    /// The call that failed, and its errno. The child has been reaped then.
+    pub fn result(&mut self, over: FinishedLaunch) -> Result<Spawned, SpawnError> {
         let Launch { memory, pid, pidfd, receiver, in_cgroup } = over.0;
         let report = memory.report();
         let number = report.map_or(-1, |report| report.listener);
         let listener = match receiver {
             Some(receiver) => receive(receiver.as_fd()),
             None => (number >= 0)
-                // SAFETY: the kernel put this descriptor into our table for the child's filter; nobody else knows it,
-                // and the report is read once.
+                // SAFETY: the kernel has put this descriptor into our table for the child's filter. Nothing else knows
+                // it, and the report is read once.
                 .then(|| unsafe { OwnedFd::from_raw_fd(number) }),
         };
         let failure = report.filter(|report| report.errno != 0).map(|report| {
             let candidates = memory.template().map_or(&[][..], |template| &template.candidates);
             let interpreter = Interpreter::of(&report.interpreter, candidates);
-            SpawnError { step: Step::of(report.step), errno: report.errno, interpreter, within: None }
+            SpawnError { step: SpawnStep::of(report.step), errno: report.errno, interpreter, within: None }
         });
         self.keep(memory);
         let Some(failure) = failure else {
             return Ok(Spawned { pid, pidfd, listener, in_cgroup });
         };
-        // It is about to exit or has: there is nothing to wait for but the kernel's last steps.
-        let _exit_127 = super::pidfd::reap(pidfd.as_fd());
+        // The child is about to exit or has exited, so this waits only for the kernel's last steps.
+        let _exit_127 = super::pidfd::wait(pidfd.as_fd());
         Err(failure)
     }
 
-    /// Where a child sends its listener that has a descriptor table of its own from the beginning.
-    fn passing(&self) -> Result<Option<(OwnedFd, OwnedFd)>, SpawnError> {
+    /// A socket pair for the listener of a child that starts with a copy of the descriptor table.
+    fn listener_channel(&self) -> Result<Option<(OwnedFd, OwnedFd)>, SpawnError> {
         if self.shares_table {
             return Ok(None);
         }
         let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
         let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
-        pair.map(Some).map_err(|error| SpawnError::new(Step::Descriptor, error.raw_os_error()))
+        pair.map(Some).map_err(|error| SpawnError::new(SpawnStep::Descriptor, error.raw_os_error()))
     }
 
     fn keep(&mut self, mut memory: Memory) {
@@ -372,7 +366,7 @@ impl Spawner {
         self.stacks.truncate(SPARE_STACKS);
     }
 
-    /// Whether the child is in the cgroup comes with it: clone(2) knows none.
+    /// Returns pid, pidfd, and whether the child is in the cgroup: clone(2) cannot set it.
     fn clone_child(
         &self,
         memory: &Memory,
@@ -381,12 +375,12 @@ impl Spawner {
         let mut pidfd: c_int = -1;
         let table = if self.shares_table { libc::CLONE_FILES } else { 0 };
         let flags = libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | table;
-        // SAFETY: all zero is "nothing asked for" in clone3(2).
+        // SAFETY: all zero is valid for clone3(2) and requests nothing.
         let mut args = unsafe { std::mem::zeroed::<libc::clone_args>() };
         args.flags = u64::from(flags.cast_unsigned()) | CLONE_CLEAR_SIGHAND;
         args.pidfd = ptr::from_mut(&mut pidfd).addr() as u64;
         args.child_tid = memory.inside().as_ptr().expose_provenance() as u64;
-        // Not 0: a child that dies before `exec` would then be invisible to an ordinary wait.
+        // With 0, an ordinary wait would not see a child that dies before `execve`.
         args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
         args.stack = memory.stack_start() as u64;
         args.stack_size = STACK as u64;
@@ -395,10 +389,10 @@ impl Spawner {
             args.cgroup = u64::try_from(cgroup).unwrap_or(0);
         }
         let mut in_cgroup = cgroup.is_some();
-        // SAFETY: the stack is a mapping of its own that only this child uses, and it stays, with all that `shared`
-        // points to, until the kernel has said that the child is out of our memory: `Memory` does not free them before.
-        // The child writes to nothing else: it makes its system calls itself, without the C library's errno. The signal
-        // handlers are the defaults, so nothing of ours runs in it but `child`, which never returns.
+        // SAFETY: the stack is a separate mapping that only this child uses. `Memory` frees neither the stack nor what
+        // `shared` points to before the kernel has reported that the child has left our memory. The child writes to
+        // nothing else: it makes its system calls without the C library and its errno. The signal handlers are the
+        // defaults, so no code of ours runs in it except `child`, which never returns.
         let result = unsafe {
             let shared = memory.shared.as_ptr().cast();
             match clone3(&args, child, shared) {
@@ -411,16 +405,16 @@ impl Spawner {
         };
         if result < 0 {
             let errno = c_int::try_from(-result).unwrap_or(libc::EINVAL);
-            return Err(SpawnError::new(Step::Clone, errno));
+            return Err(SpawnError::new(SpawnStep::Clone, errno));
         }
         let pid = c_int::try_from(result).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or(SpawnError::new(Step::Clone, libc::EINVAL))?;
-        // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that is ours alone.
+        let pid = pid.ok_or(SpawnError::new(SpawnStep::Clone, libc::EINVAL))?;
+        // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that nothing else owns.
         Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }, in_cgroup))
     }
 }
 
-/// The descriptor that a child has sent, if it has.
+/// Receives the descriptor that a child has sent, if it has.
 fn receive(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -1,9 +1,9 @@
-//! Socket options: carried from a worker's socket to ours, and read for what they tell.
+//! Socket options: copied from a worker's socket to ours, and read.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Options that a program sets before `bind` and accepted connections inherit, or that change what `bind`
-/// itself allows. Those that a socket of ours has a reason of its own for are not among them.
+/// Options that a program sets before `bind` and that accepted connections inherit, or that change what `bind` allows.
+/// The list leaves out options that the supervisor sets on its sockets for its own reasons.
 const COPIED: [(libc::c_int, libc::c_int); 29] = [
     (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
     (libc::SOL_SOCKET, libc::SO_LINGER),
@@ -36,8 +36,8 @@ const COPIED: [(libc::c_int, libc::c_int); 29] = [
     (libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS),
 ];
 
-/// Gives `to` the options that differ on `from`. An option that cannot be set stays as it is: the worker has been
-/// told of its own success already.
+/// Sets the options of `to` that differ on `from`. If an option cannot be set, it keeps its value: the worker's own
+/// call has already succeeded.
 pub fn copy_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     for (level, name) in COPIED {
         if let Some(theirs) = option(from, level, name)
@@ -46,7 +46,8 @@ pub fn copy_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
             set_option(to, level, name, &theirs);
         }
     }
-    // The kernel doubles these as they are set, and stops tuning them: so only where they were changed.
+    // The kernel doubles these values when they are set, and stops tuning them. So they are copied only if the worker
+    // changed them.
     for name in [libc::SO_RCVBUF, libc::SO_SNDBUF] {
         let theirs = option(from, libc::SOL_SOCKET, name);
         if let Some(theirs) =
@@ -58,7 +59,7 @@ pub fn copy_options(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     }
 }
 
-/// Lets a socket bind an address on which connections of the last listener linger.
+/// Lets a socket bind an address that still has connections of an earlier listener in TIME_WAIT.
 ///
 /// # Errors
 /// None for an open socket.
@@ -66,15 +67,15 @@ pub fn set_reuseaddr(fd: BorrowedFd<'_>) -> std::io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_reuseaddr(fd, true)?)
 }
 
-/// Makes an IPv6 socket leave IPv4 to others, or not.
+/// Sets whether an IPv6 socket accepts IPv6 only.
 ///
 /// # Errors
-/// EINVAL where it is bound.
+/// EINVAL if the socket is bound.
 pub fn set_v6only(fd: BorrowedFd<'_>, on: bool) -> std::io::Result<()> {
     Ok(rustix::net::sockopt::set_ipv6_v6only(fd, on)?)
 }
 
-/// An option's value, as far as it fits into a few words.
+/// The value of an option, at most 64 bytes of it.
 pub(in crate::sys) fn option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<Vec<u8>> {
     let mut value = [0u8; 64];
     let mut length = libc::socklen_t::try_from(value.len()).ok()?;
@@ -84,7 +85,7 @@ pub(in crate::sys) fn option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc:
     (result == 0).then(|| value[..value.len().min(length as usize)].to_vec())
 }
 
-/// Sets an option; one that cannot be set stays as it is.
+/// Sets an option; errors are ignored.
 pub(in crate::sys) fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &[u8]) {
     let length = libc::socklen_t::try_from(value.len()).unwrap_or(0);
     // SAFETY: the kernel reads `length` bytes, the size of `value`, which outlives the call.

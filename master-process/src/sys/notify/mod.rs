@@ -1,11 +1,14 @@
-//! The socket that workers send their sd_notify messages to.
+//! The sd_notify protocol: the socket that workers send messages to, its location, and the messages.
 //!
-//! It is a file in a directory of the supervisor's own, so that the kernel keeps other users away. Where no directory
-//! can be had, it has an abstract address, which every process of the network namespace can send to.
+//! The socket is a file in a directory that belongs to the supervisor, so the kernel keeps other users away. If no such
+//! directory can be created, the socket has an abstract address, which every process of the network namespace can send
+//! to.
 
+mod datagram;
 mod directory;
-mod message;
-mod received;
+mod location;
+mod protocol;
+mod received_fds;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,163 +21,154 @@ use rustix::process::{Gid, Pid, Uid};
 
 use super::pidfd;
 use directory::{PrivateDirectory, supervisor_of};
-use received::ReceivedFds;
+pub use location::{Opened, open};
+pub use protocol::{ParsedMessage, parse};
+use received_fds::ReceivedFds;
 
-/// `SO_PASSPIDFD` of unix(7), Linux 6.5: each message brings a pidfd of its sender.
+/// `SO_PASSPIDFD` of unix(7), Linux 6.5: each message carries a pidfd of its sender.
 const SO_PASSPIDFD: i32 = libc::SO_PASSPIDFD;
 
 /// The socket's name in its directory.
 const SOCKET: &str = "notify";
 
-/// Where the socket of an abstract address, or of a path, is found.
+/// The kinds of addresses of the socket.
 #[derive(Debug)]
-enum Place {
+enum Address {
     Directory(PrivateDirectory),
     Abstract(Vec<u8>),
 }
 
-/// Who sends messages: the workers' user.
+/// The user that the workers run as. Only this user and root can send messages.
 #[derive(Debug, Clone, Copy)]
-pub struct Sender<'a> {
+pub struct WorkerUser<'a> {
     /// User id.
     pub uid: u32,
-    /// Group id; `None`: the supervisor's.
+    /// Group id; `None` for the supervisor's.
     pub gid: Option<u32>,
     /// Supplementary groups.
     pub groups: &'a [u32],
 }
 
-/// A datagram socket that only the workers' user and root can send to.
+/// A datagram socket that receives messages from the workers.
 #[derive(Debug)]
 pub struct NotifySocket {
     fd: OwnedFd,
-    place: Place,
+    address: Address,
     received: ReceivedFds,
 }
 
-/// A message and the process that sent it, as the kernel says.
+/// A message and its sender, as reported by the kernel.
 #[derive(Debug)]
 pub struct Message {
-    /// The sender; `None` where it lives in a PID namespace that is not below ours.
+    /// The sender's pid; `None` if it is in a PID namespace that is not below ours.
     pub sender: Option<Pid>,
-    /// A handle of the sender; `None` before Linux 6.5, or where the sender is gone already.
+    /// The sender's pidfd; `None` before Linux 6.5, or if the sender was gone already.
     pidfd: Option<OwnedFd>,
     /// The text: `NAME=VALUE` lines.
     pub text: Vec<u8>,
 }
 
 impl Message {
-    /// Whether the sender's process id may belong to another process by now: the sender was gone when the kernel
-    /// was asked for a handle of it, or has been reaped since.
+    /// Whether the sender's pid may belong to another process by now: the sender was gone when the kernel looked for
+    /// its pidfd, or has been reaped since.
     ///
-    /// Ask this after looking the process id up. Before Linux 6.5 nothing is known, and the answer is no.
+    /// Call this after looking the pid up. Before Linux 6.5 this is unknown, and the result is false.
     pub fn is_sender_gone(&self) -> bool {
         let errno = |fd: &OwnedFd| pidfd::signal(fd.as_fd(), 0).err().and_then(|error| error.raw_os_error());
         self.pidfd.as_ref().is_some_and(|fd| errno(fd) == Some(libc::ESRCH))
     }
 }
 
-/// The process id of the supervisor that has given its workers this `NOTIFY_SOCKET`; `None` where it is no path in a
-/// directory of a supervisor's.
+/// The pid of the supervisor that created the socket at this `NOTIFY_SOCKET` address; `None` if the address is not in a
+/// directory of a supervisor.
 #[must_use]
 pub fn supervisor_of_address(address: &[u8]) -> Option<Pid> {
     supervisor_of(Path::new(std::ffi::OsStr::from_bytes(address)))
 }
 
 impl NotifySocket {
-    /// Opens the socket in a new directory below `base`, an absolute path, for messages of `sender`.
+    /// Opens the socket in a new directory below `base`, an absolute path, for messages of `user`.
     ///
-    /// Directories that supervisors of the same user left there when they were killed are removed.
+    /// This removes directories of killed supervisors of the same user.
     ///
     /// # Errors
-    /// Those of mkdir(2), socket(2), bind(2) and chown(2). `PermissionDenied` where another user could replace what is
-    /// in `base`, or where `sender` could not find the socket there; `InvalidInput` where the path is too long for a
-    /// socket.
-    pub fn in_directory(base: &Path, sender: Sender<'_>) -> io::Result<NotifySocket> {
-        let is_another = sender.uid != rustix::process::geteuid().as_raw();
+    /// Those of mkdir(2), socket(2), bind(2) and chown(2). `PermissionDenied` if another user could replace entries of
+    /// `base`, or if `user` could not reach the socket there; `InvalidInput` if the path is too long for a socket.
+    pub fn in_directory(base: &Path, user: WorkerUser<'_>) -> io::Result<NotifySocket> {
+        let is_another = user.uid != rustix::process::geteuid().as_raw();
         if is_another {
-            directory::check_reachable(base, sender)?;
+            directory::check_reachable(base, user)?;
         }
         let directory = PrivateDirectory::create(base, SOCKET)?;
         let fd = new_socket()?;
         rustix::net::bind(&fd, &SocketAddrUnix::new(directory.path().join(SOCKET))?)?;
-        // Nobody but us and root has access to the directory until this is done.
+        // Until this is done, only this user and root have access to the directory.
         chmodat(directory.fd(), SOCKET, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
         if is_another {
-            let uid = Some(Uid::from_raw(sender.uid));
+            let uid = Some(Uid::from_raw(user.uid));
             chownat(directory.fd(), SOCKET, uid, None, AtFlags::SYMLINK_NOFOLLOW)?;
-            // The sender may pass through and not change anything: the directory stays ours. Whoever else is in the
-            // group comes as far as the socket, which is not his to write to.
-            fchown(directory.fd(), None, sender.gid.map(Gid::from_raw))?;
+            // The workers' group can search the directory, and the directory stays ours, so workers cannot replace the
+            // socket. Other members of the group reach the socket and cannot write to it.
+            fchown(directory.fd(), None, user.gid.map(Gid::from_raw))?;
             fchmod(directory.fd(), Mode::RWXU | Mode::XGRP)?;
         }
-        NotifySocket::new(fd, Place::Directory(directory))
+        NotifySocket::new(fd, Address::Directory(directory))
     }
 
-    /// Opens the socket under an abstract address that the kernel chooses: "autobind" in unix(7). Every process in the
+    /// Opens the socket with an abstract address that the kernel chooses ("autobind" in unix(7)). Every process of the
     /// network namespace can send to it.
     ///
     /// # Errors
     /// Those of socket(2) and bind(2): EMFILE, ENFILE, ENOMEM.
     pub fn with_abstract_address() -> io::Result<NotifySocket> {
         let fd = new_socket()?;
-        // An address of the family alone makes the kernel choose.
+        // With an address that has only the family, the kernel chooses the name.
         rustix::net::bind(&fd, &SocketAddrUnix::new_unnamed())?;
         let bound = SocketAddrUnix::try_from(rustix::net::getsockname(&fd)?)?;
         let name = bound.abstract_name().map(<[u8]>::to_vec);
         let name = name.ok_or_else(|| io::Error::other("the kernel chose no name for an unnamed socket"))?;
-        NotifySocket::new(fd, Place::Abstract(name))
+        NotifySocket::new(fd, Address::Abstract(name))
     }
 
-    fn new(fd: OwnedFd, place: Place) -> io::Result<NotifySocket> {
+    fn new(fd: OwnedFd, address: Address) -> io::Result<NotifySocket> {
         let received = ReceivedFds::new(fd.as_fd())?;
-        Ok(NotifySocket { fd, place, received })
+        Ok(NotifySocket { fd, address, received })
     }
 
-    /// What `NOTIFY_SOCKET` says: a path, or a name in the abstract name space, where `@` stands for the leading zero
-    /// byte.
+    /// The value of `NOTIFY_SOCKET`: a path, or an abstract name with `@` for the leading zero byte.
     pub fn address(&self) -> Vec<u8> {
-        match &self.place {
-            Place::Directory(directory) => directory.path().join(SOCKET).as_os_str().as_bytes().to_vec(),
-            Place::Abstract(name) => [b"@".as_slice(), name].concat(),
+        match &self.address {
+            Address::Directory(directory) => directory.path().join(SOCKET).as_os_str().as_bytes().to_vec(),
+            Address::Abstract(name) => [b"@".as_slice(), name].concat(),
         }
     }
 
-    /// The next message; `None` when there is none, or when so many descriptors wait to be closed that no more may be
-    /// received.
+    /// The next message; `None` if there is none, or if too many descriptors wait to be closed.
     pub fn receive(&self) -> Option<Message> {
         if self.received.is_full() {
             return None;
         }
-        let raw = message::receive(self.fd.as_fd()).ok()?;
-        // Also for a barrier: `BARRIER=1` sends a pipe and waits until we have closed it.
+        let raw = datagram::receive(self.fd.as_fd()).ok()?;
+        // This also completes a barrier: `BARRIER=1` sends a pipe and waits until it is closed.
         self.received.close(raw.fds);
         Some(Message { sender: raw.sender, pidfd: raw.pidfd, text: raw.text })
     }
 
-    /// What to watch for the next message. It is another descriptor while [`receive`](Self::receive) must wait for
-    /// descriptors to be closed; ask again after each turn.
+    /// The descriptor to poll for the next message. It changes while [`receive`](Self::receive) waits for descriptors
+    /// to be closed, so get it again after each round.
     pub fn watched(&self) -> BorrowedFd<'_> {
         if self.received.is_full() { self.received.drained() } else { self.fd.as_fd() }
     }
 }
 
-/// A socket whose messages bring the credentials of their senders.
+/// A socket that receives the credentials of senders with each message.
 fn new_socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let fd = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
     sockopt::set_socket_passcred(&fd, true)?;
-    // Before Linux 6.5 there is no such option; the process id alone has to do.
-    let _unknown_option = message::set_option(fd.as_fd(), SO_PASSPIDFD, true);
+    // Linux before 6.5 does not have this option. Then only the pid identifies the sender.
+    let _unknown_option = datagram::set_option(fd.as_fd(), SO_PASSPIDFD, true);
     Ok(fd)
-}
-
-/// Creates a directory that everybody may pass through; one that is there is left as it is.
-///
-/// # Errors
-/// Those of mkdir(2).
-pub fn make_base(path: &Path) -> io::Result<()> {
-    directory::make_base(path)
 }
 
 #[cfg(test)]
@@ -185,8 +179,8 @@ mod tests {
 
     use super::*;
 
-    fn ourselves() -> Sender<'static> {
-        Sender { uid: rustix::process::geteuid().as_raw(), gid: None, groups: &[] }
+    fn ourselves() -> WorkerUser<'static> {
+        WorkerUser { uid: rustix::process::geteuid().as_raw(), gid: None, groups: &[] }
     }
 
     fn path_of(socket: &NotifySocket) -> PathBuf {
@@ -258,8 +252,8 @@ mod tests {
         let base = tempfile::tempdir().expect("a temporary folder");
         std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o700)).expect("ours");
         let uid = base.path().metadata().expect("there").uid() + 4242;
-        let sender = Sender { uid, gid: Some(4242), groups: &[] };
-        let error = NotifySocket::in_directory(base.path(), sender).expect_err("mode 0700");
+        let user = WorkerUser { uid, gid: Some(4242), groups: &[] };
+        let error = NotifySocket::in_directory(base.path(), user).expect_err("mode 0700");
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
     }
 

@@ -1,4 +1,4 @@
-//! Signals as a descriptor: blocked by the first instruction, read in the loop.
+//! The supervisor's signals, read from a descriptor: signalfd(2). The first instruction of the program blocks them.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::process::Pid;
 
-/// Signals of the contract, read from [`Signals`]; every other one that can be blocked has no effect.
+/// The signals that [`SignalFd`] reads. All others that can be blocked have no effect.
 const READ: [i32; 10] = [
     libc::SIGHUP,
     libc::SIGTERM,
@@ -20,13 +20,13 @@ const READ: [i32; 10] = [
     libc::SIGTSTP,
 ];
 
-/// Signals that stay as they are: faults of our own, which must end us.
+/// Signals that stay unblocked: faults of the supervisor itself, which must end it.
 const LEFT_ALONE: [i32; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP];
 
-// The program's entry, before the C runtime's: it blocks what can be blocked, so that a signal waits until the
-// loop reads it from the very first instruction on, and goes on as if nothing had been. It keeps the register
-// that the C runtime looks at besides the stack.
+// The program's entry, which runs before the C runtime's. It blocks all signals that can be blocked, so none is lost
+// before the loop reads it. Then it continues at the C runtime's entry; besides the stack, it preserves the register
+// that the C runtime reads.
 #[cfg(target_arch = "x86_64")]
 std::arch::global_asm!(
     ".globl master_process_entry",
@@ -63,7 +63,7 @@ std::arch::global_asm!(
     mask = sym MASK,
 );
 
-/// The kernel's signal set of all signals but those that stay as they are.
+/// The kernel's signal set with all signals except those of [`LEFT_ALONE`].
 static MASK: u64 = {
     let (mut mask, mut at) = (u64::MAX, 0);
     while at < LEFT_ALONE.len() {
@@ -73,59 +73,60 @@ static MASK: u64 = {
     mask
 };
 
-/// What the entry did, for programs that do not begin there.
+/// Does what the entry does, for test programs, which start at the C runtime's entry.
 fn block() {
-    // SAFETY: the kernel reads the eight bytes of its signal set, and writes nothing.
+    // SAFETY: the kernel reads the eight bytes of its signal set and writes nothing.
     unsafe {
         let old = std::ptr::null_mut::<u64>();
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const MASK, old, size_of::<u64>());
     }
 }
 
-/// The supervisor's signals as something to wait for.
+/// The descriptor that the supervisor reads its signals from.
 #[derive(Debug)]
-pub struct Signals {
+pub struct SignalFd {
     fd: OwnedFd,
-    /// Whether SIGHUP was ignored when we were started, as `nohup` does it.
+    /// Whether SIGHUP was ignored at the start of the supervisor, as under `nohup`.
     hup_was_ignored: bool,
 }
 
-/// A signal that has come.
+/// A signal that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
     /// Its number.
     pub number: i32,
-    /// Who sent it.
+    /// Its sender.
     pub sender: Sender,
     /// The user of the sender.
     pub uid: u32,
 }
 
-/// Who sent a signal.
+/// The sender of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sender {
-    /// The kernel: a terminal's key, its end, a timer.
+    /// The kernel: a key of the terminal, its hangup, a timer.
     Kernel,
-    /// A process, of our PID namespace.
+    /// A process of our PID namespace.
     Process(Pid),
-    /// A process that has no number in our PID namespace.
+    /// A process that has no pid in our PID namespace.
     Outside,
 }
 
-impl Signals {
-    /// Blocks the signals, sets every disposition that we inherited as "ignore" back to its default (an
-    /// ignored SIGCHLD would reap our workers unseen, and workers would inherit all of them), and opens the
-    /// descriptor.
+impl SignalFd {
+    /// Blocks the signals, resets every inherited "ignore" disposition to the default, and opens the descriptor.
+    ///
+    /// With SIGCHLD ignored, the kernel would reap the workers itself, and workers would inherit every ignored signal.
     ///
     /// # Errors
     /// Those of signalfd(2): EMFILE, ENFILE, ENOMEM.
-    pub fn new() -> io::Result<Signals> {
+    pub fn new() -> io::Result<SignalFd> {
         block();
         let mut hup_was_ignored = false;
         for number in 1..=64 {
             hup_was_ignored |= undo_ignore(number) && number == libc::SIGHUP;
         }
-        // SAFETY: the set is filled before it is read, and the descriptor that signalfd returns is ours alone.
+        // SAFETY: the set is initialized before it is read, and only this value owns the descriptor that signalfd
+        // returns.
         unsafe {
             let mut set = MaybeUninit::<libc::sigset_t>::uninit();
             libc::sigemptyset(set.as_mut_ptr());
@@ -133,18 +134,18 @@ impl Signals {
                 libc::sigaddset(set.as_mut_ptr(), number);
             }
             match libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) {
-                fd if fd >= 0 => Ok(Signals { fd: OwnedFd::from_raw_fd(fd), hup_was_ignored }),
+                fd if fd >= 0 => Ok(SignalFd { fd: OwnedFd::from_raw_fd(fd), hup_was_ignored }),
                 _failed => Err(io::Error::last_os_error()),
             }
         }
     }
 
-    /// Whether SIGHUP was ignored when we were started, as `nohup` does it.
+    /// Whether SIGHUP was ignored at the start of the supervisor, as under `nohup`.
     pub fn hup_was_ignored(&self) -> bool {
         self.hup_was_ignored
     }
 
-    /// The next signal that has come.
+    /// The next signal; `None` if there is none.
     pub fn next(&self) -> Option<Received> {
         let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
         match rustix::io::read(&self.fd, &mut info) {
@@ -155,7 +156,7 @@ impl Signals {
 }
 
 impl Received {
-    /// The structure's first five fields have four bytes each: ssi_signo, ssi_errno, ssi_code, ssi_pid, ssi_uid; see
+    /// The first five fields of the structure have four bytes each: ssi_signo, ssi_errno, ssi_code, ssi_pid, ssi_uid; see
     /// signalfd(2).
     fn parse(info: &[u8; size_of::<libc::signalfd_siginfo>()]) -> Received {
         let field = |at: usize| {
@@ -171,11 +172,12 @@ impl Received {
     }
 }
 
-/// Does to this process what a stop signal does by default, and returns when it is continued: at once where the kernel
-/// ignores the signal because nobody could continue us. A SIGCONT that came before the call does not count.
+/// Stops this process as the default action of the stop signal `number` does. Returns when the process is continued. If
+/// the process group is orphaned, no process can continue it: the kernel ignores the signal and this returns at once. A
+/// SIGCONT that came before the call has no effect.
 pub fn stop_ourselves(number: i32) {
-    // SAFETY: the set is filled before it is read. The signal becomes pending for this thread, which has it blocked, and
-    // is delivered when it is unblocked: its disposition is the default, so no handler runs.
+    // SAFETY: the set is initialized before it is read. The signal becomes pending for this thread, which blocks it,
+    // and is delivered when it is unblocked. Its disposition is the default, so no handler runs.
     unsafe {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(set.as_mut_ptr());
@@ -186,16 +188,16 @@ pub fn stop_ourselves(number: i32) {
     }
 }
 
-impl AsFd for Signals {
+impl AsFd for SignalFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-/// Sets a signal that is ignored back to its default; true where it was. By system call: the C library keeps two
-/// signals for itself, and refuses to speak of them.
+/// Resets an ignored signal to its default; true if it was ignored. This makes the system call itself, because the C
+/// library reserves two signals and rejects their numbers.
 fn undo_ignore(number: i32) -> bool {
-    /// The kernel's `struct sigaction`, the same on every machine that we build for.
+    /// The kernel's `struct sigaction`, which is the same on every architecture that we build for.
     #[repr(C)]
     struct Action {
         handler: usize,
@@ -204,8 +206,8 @@ fn undo_ignore(number: i32) -> bool {
         mask: u64,
     }
     let set = |new: *const Action, old: *mut Action| {
-        // SAFETY: both point to an `Action` of our own or nowhere; a number that the kernel refuses (SIGKILL,
-        // SIGSTOP) changes nothing.
+        // SAFETY: both pointers are null or point to an `Action` of this frame. The kernel rejects SIGKILL and SIGSTOP
+        // without a change.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, number, new, old, size_of::<u64>()) }
     };
     let mut action = Action { handler: 0, flags: 0, restorer: 0, mask: 0 };
@@ -214,12 +216,6 @@ fn undo_ignore(number: i32) -> bool {
         set(&Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 }, std::ptr::null_mut());
     }
     is_ignored
-}
-
-/// The name of a signal: `SIGKILL`, or `signal 35` for those that have none.
-pub fn name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number)
-        .map_or_else(|_unnamed| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
-//! Closing what strangers gave us. The last close of a socket that lingers, or of a file whose file system is
-//! slow, waits; a thread of its own may.
+//! Closes descriptors that workers sent, in a separate thread.
+//!
+//! The last close of a descriptor can block: for the peer of a socket with `SO_LINGER`, or for a slow file system.
 
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
@@ -7,9 +8,9 @@ use std::sync::mpsc::{Sender, channel};
 
 static CLOSER: OnceLock<Option<Sender<OwnedFd>>> = OnceLock::new();
 
-/// Closes `fd` where waiting for it holds nobody up. The thread begins with the first call; where there is none
-/// to be had, the descriptor is closed here.
-pub fn close_elsewhere(fd: OwnedFd) {
+/// Closes `fd` without blocking the caller. The first call starts the thread. If it cannot be started, the call closes
+/// the descriptor itself.
+pub fn close_async(fd: OwnedFd) {
     let closer = CLOSER.get_or_init(|| {
         let (sender, receiver) = channel::<OwnedFd>();
         let thread = std::thread::Builder::new().name("closer".to_owned()).stack_size(64 * 1024);

@@ -1,12 +1,12 @@
-//! The sd_notify protocol: what a worker says of itself.
+//! The text of a message: `NAME=VALUE` lines, sd_notify(3).
 
-/// What is longer is no status for a person, and would not fit into a line of the log.
-const LONGEST_STATUS: usize = 256;
+/// Longer statuses are cut: they would not fit into a line of the log.
+const MAX_STATUS: usize = 256;
 
-/// What one message says, as far as we listen.
+/// The assignments of one message that the supervisor knows.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Said {
-    /// `READY=1`.
+pub struct ParsedMessage {
+    /// `READY=1` was sent.
     pub ready: bool,
     /// `X_MONITOR=pause` (true) or `X_MONITOR=resume` (false), the last one.
     pub pauses_monitor: Option<bool>,
@@ -14,22 +14,22 @@ pub struct Said {
     pub status: Option<String>,
 }
 
-/// Reads a datagram: one `NAME=VALUE` a line. What is unknown is passed over, as sd_notify(3) asks.
-pub fn parse(text: &[u8]) -> Said {
-    let mut said = Said::default();
+/// Parses a datagram with one `NAME=VALUE` on each line. Unknown assignments are ignored, as sd_notify(3) demands.
+pub fn parse(text: &[u8]) -> ParsedMessage {
+    let mut parsed = ParsedMessage::default();
     for line in text.split(|byte| *byte == b'\n') {
         if line == b"READY=1" {
-            said.ready = true;
+            parsed.ready = true;
         } else if line == b"X_MONITOR=pause" {
-            said.pauses_monitor = Some(true);
+            parsed.pauses_monitor = Some(true);
         } else if line == b"X_MONITOR=resume" {
-            said.pauses_monitor = Some(false);
+            parsed.pauses_monitor = Some(false);
         } else if let Some(status) = line.strip_prefix(b"STATUS=") {
-            said.status =
-                Some(String::from_utf8_lossy(&status[..status.len().min(LONGEST_STATUS)]).into_owned());
+            parsed.status =
+                Some(String::from_utf8_lossy(&status[..status.len().min(MAX_STATUS)]).into_owned());
         }
     }
-    said
+    parsed
 }
 
 #[cfg(test)]
@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn the_status_may_hold_anything() {
-        let said = parse(b"STATUS=a=b \xff\nMAINPID=1");
-        assert_eq!(said.status.as_deref(), Some("a=b \u{fffd}"));
-        assert!(!said.ready);
+        let parsed = parse(b"STATUS=a=b \xff\nMAINPID=1");
+        assert_eq!(parsed.status.as_deref(), Some("a=b \u{fffd}"));
+        assert!(!parsed.ready);
     }
 }

@@ -1,16 +1,16 @@
-//! Closing the descriptors that came with messages, which nobody asked for.
+//! Closes descriptors that arrive with messages.
 //!
-//! The last close of a descriptor may wait: for the peer of a socket with `SO_LINGER`, for a file system that a process
-//! serves. So a thread closes them. What waits for it is bounded, in two steps:
+//! The last close of a descriptor can block: for the peer of a socket with `SO_LINGER`, or for a file system that a
+//! process serves. So a thread closes them. The number that waits for the thread has two limits:
 //!
-//! - At the first bound the socket refuses descriptors (`SO_PASSRIGHTS`, Linux 6.16): sendmsg(2) fails with EPERM for
-//!   those who send some, `BARRIER=1` included, and `READY=1` arrives as before. What is in the queue already is still
+//! - At the first limit the socket refuses descriptors (`SO_PASSRIGHTS`, Linux 6.16): sendmsg(2) with descriptors,
+//!   including `BARRIER=1`, fails with EPERM, and `READY=1` still arrives. Messages that are queued already are still
 //!   received.
-//! - At the second bound no message is received until the thread has caught up. It takes a sender with many files in
-//!   flight, or an older kernel.
+//! - At the second limit no message is received until the thread has caught up. Only a sender with many files in
+//!   flight, or an older kernel, gets there.
 //!
-//! The alternatives are worse. Without room for them, the kernel would close the descriptors as we receive, and hold
-//! the whole supervisor up. Always refusing them would break `BARRIER=1`, which `systemd-notify` sends.
+//! The alternatives are worse. Without room for the descriptors, the kernel would close them during recvmsg(2) and
+//! block the whole supervisor. Refusing all descriptors would break `BARRIER=1`, which `systemd-notify` sends.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,16 +21,16 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 
-use super::message::set_option;
+use super::datagram::set_option;
 
 /// `SO_PASSRIGHTS` of Linux 6.16, which the C library does not have yet.
 const SO_PASSRIGHTS: i32 = 83;
 
-/// The second bound. A queue of the default length (10 messages of 253 descriptors) fits below it.
-const MOST: usize = 4096;
+/// The second limit. A full queue of the default length (10 messages of 253 descriptors) is below it.
+const MAX_WAITING: usize = 4096;
 
-/// The first bound is this part of the second.
-const REFUSING_PART: usize = 4;
+/// The first limit is this fraction of the second.
+const REFUSING_FRACTION: usize = 4;
 
 /// The descriptors that wait to be closed.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ struct Shared {
     state: Mutex<State>,
     /// The notify socket.
     socket: OwnedFd,
-    /// An eventfd: readable once the thread has caught up.
+    /// An eventfd that becomes readable when the thread has caught up.
     drained: OwnedFd,
 }
 
@@ -56,41 +56,41 @@ struct State {
 }
 
 impl ReceivedFds {
-    /// For what `socket` receives.
+    /// Closes what `socket` receives.
     ///
     /// # Errors
     /// EMFILE, ENFILE, ENOMEM.
     pub(super) fn new(socket: BorrowedFd<'_>) -> io::Result<ReceivedFds> {
         let drained = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let socket = rustix::io::fcntl_dupfd_cloexec(socket, 3)?;
-        // Workers need descriptors, too.
+        // The supervisor needs descriptors for its workers, too.
         let limit = getrlimit(Resource::Nofile).maximum.and_then(|limit| usize::try_from(limit).ok());
-        let most = MOST.min(limit.unwrap_or(usize::MAX) / 4);
+        let most = MAX_WAITING.min(limit.unwrap_or(usize::MAX) / 4);
         let shared = Arc::new(Shared { state: Mutex::default(), socket, drained });
         Ok(ReceivedFds { shared, thread: OnceLock::new(), most })
     }
 
-    /// Closes descriptors without waiting for it. The thread begins with the first; where none can be had, they are
-    /// closed here.
+    /// Closes descriptors without blocking. The first call starts the thread. If it cannot be started, the call closes
+    /// them itself.
     pub(super) fn close(&self, fds: Vec<OwnedFd>) {
         if fds.is_empty() {
             return;
         }
         let Some(thread) = self.thread.get_or_init(|| start(&self.shared)) else { return };
-        self.shared.add(fds.len(), self.most / REFUSING_PART);
+        self.shared.add(fds.len(), self.most / REFUSING_FRACTION);
         for fd in fds {
-            // The thread lives as long as this sender, so there is somebody to take it.
+            // The thread runs as long as this sender exists.
             let _taken = thread.send(fd);
         }
     }
 
-    /// Whether no more may be received.
+    /// Whether the limit is reached and no message may be received.
     pub(super) fn is_full(&self) -> bool {
         let state = self.shared.state();
         if state.waiting < self.most {
             return false;
         }
-        // What was said of an earlier time is over; the thread says it anew under the same lock.
+        // Resets an earlier event. The thread sets a new one under the same lock.
         let _nothing_said = rustix::io::read(&self.shared.drained, &mut [0u8; 8]);
         true
     }
@@ -103,29 +103,29 @@ impl ReceivedFds {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds the lock can panic half-way.
+        // No code that holds the lock can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts descriptors that are to be closed, and refuses more from `bound` on.
+    /// Counts descriptors that wait to be closed, and refuses more from `bound` on.
     fn add(&self, count: usize, bound: usize) {
         let mut state = self.state();
         state.waiting += count;
         if state.waiting >= bound && !state.refusing {
             state.refusing = true;
-            // Before Linux 6.16 the second bound has to do.
+            // Before Linux 6.16 only the second limit applies.
             let _unknown_option = set_option(self.socket.as_fd(), SO_PASSRIGHTS, false);
         }
     }
 
-    /// Counts one that is closed. When none is left, descriptors are welcome again.
+    /// Counts a closed descriptor. When none is left, the socket accepts descriptors again.
     fn remove_one(&self) {
         let mut state = self.state();
         state.waiting -= 1;
         if state.waiting == 0 && state.refusing {
             state.refusing = false;
             let _unknown_option = set_option(self.socket.as_fd(), SO_PASSRIGHTS, true);
-            // Only a counter that is full already refuses this.
+            // The write fails only if the counter is full.
             let _said_already = rustix::io::write(&self.drained, &1u64.to_ne_bytes());
         }
     }
@@ -145,8 +145,8 @@ fn start(shared: &Arc<Shared>) -> Option<Sender<OwnedFd>> {
     started.ok().map(|_running| sender)
 }
 
-/// Keeps a close from waiting for a socket's peer. Whoever sent us a socket that lingers, and still has it, finds that
-/// it does so no more: the price for not being held up by those who send it to us and close it.
+/// Clears `SO_LINGER`, so the close does not wait for the socket's peer. The option belongs to the open file
+/// description, so a sender that still has the socket loses it, too.
 fn do_not_linger(fd: BorrowedFd<'_>) {
     if let Ok(Some(_time)) = sockopt::socket_linger(fd) {
         let _still_lingers = sockopt::set_socket_linger(fd, None);
@@ -168,7 +168,7 @@ mod tests {
     fn at_the_bound_nothing_is_received_until_the_thread_has_caught_up() {
         let (ours, _theirs) = UnixDatagram::pair().expect("a pair");
         let received = ReceivedFds { most: 8, ..ReceivedFds::new(ours.as_fd()).expect("there is room") };
-        // The thread takes the lock for each descriptor: it stands still for as long as we have it.
+        // The thread takes the lock for each descriptor, so it does not run while this test holds the lock.
         received.shared.add(8, 2);
         assert!(received.is_full());
         for _ in 0..7 {

@@ -213,10 +213,47 @@ fn undo_ignore(number: i32) -> bool {
     is_ignored
 }
 
+/// The signals that have a name of their own. The order is the kernel's, from 1; the numbers are those of signal(7).
+const NAMES: [(i32, &str); 31] = [
+    (libc::SIGHUP, "SIGHUP"),
+    (libc::SIGINT, "SIGINT"),
+    (libc::SIGQUIT, "SIGQUIT"),
+    (libc::SIGILL, "SIGILL"),
+    (libc::SIGTRAP, "SIGTRAP"),
+    (libc::SIGABRT, "SIGABRT"),
+    (libc::SIGBUS, "SIGBUS"),
+    (libc::SIGFPE, "SIGFPE"),
+    (libc::SIGKILL, "SIGKILL"),
+    (libc::SIGUSR1, "SIGUSR1"),
+    (libc::SIGSEGV, "SIGSEGV"),
+    (libc::SIGUSR2, "SIGUSR2"),
+    (libc::SIGPIPE, "SIGPIPE"),
+    (libc::SIGALRM, "SIGALRM"),
+    (libc::SIGTERM, "SIGTERM"),
+    (libc::SIGSTKFLT, "SIGSTKFLT"),
+    (libc::SIGCHLD, "SIGCHLD"),
+    (libc::SIGCONT, "SIGCONT"),
+    (libc::SIGSTOP, "SIGSTOP"),
+    (libc::SIGTSTP, "SIGTSTP"),
+    (libc::SIGTTIN, "SIGTTIN"),
+    (libc::SIGTTOU, "SIGTTOU"),
+    (libc::SIGURG, "SIGURG"),
+    (libc::SIGXCPU, "SIGXCPU"),
+    (libc::SIGXFSZ, "SIGXFSZ"),
+    (libc::SIGVTALRM, "SIGVTALRM"),
+    (libc::SIGPROF, "SIGPROF"),
+    (libc::SIGWINCH, "SIGWINCH"),
+    (libc::SIGIO, "SIGIO"),
+    (libc::SIGPWR, "SIGPWR"),
+    (libc::SIGSYS, "SIGSYS"),
+];
+
 /// The name of a signal: `SIGKILL`, or `signal 35` for those that have none.
 pub fn name(number: i32) -> String {
-    nix::sys::signal::Signal::try_from(number)
-        .map_or_else(|_unnamed| format!("signal {number}"), |signal| signal.as_str().to_owned())
+    NAMES
+        .iter()
+        .find(|(named, _)| *named == number)
+        .map_or_else(|| format!("signal {number}"), |(_, name)| (*name).to_owned())
 }
 
 #[cfg(test)]
@@ -229,6 +266,18 @@ mod tests {
             info[4 * at..4 * at + 4].copy_from_slice(&field.to_ne_bytes());
         }
         info
+    }
+
+    #[test]
+    fn every_standard_signal_has_its_name() {
+        for (number, expected) in NAMES {
+            assert_eq!(name(number), expected);
+        }
+        let numbers: std::collections::BTreeSet<i32> = NAMES.iter().map(|(number, _)| *number).collect();
+        assert!(numbers.iter().copied().eq(1..=31), "each of the standard signals stands in the table once");
+        assert_eq!((name(9), name(15), name(17)), ("SIGKILL".into(), "SIGTERM".into(), "SIGCHLD".into()));
+        assert_eq!(name(0), "signal 0");
+        assert_eq!(name(35), "signal 35");
     }
 
     #[test]

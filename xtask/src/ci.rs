@@ -1,9 +1,10 @@
 //! Everything that CI checks, in one command.
 
 use std::fmt::Write as _;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::{conformance, ebpf, run, tools};
 
@@ -47,15 +48,23 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
         (
             TOOLS,
             Box::new(|| {
-                let needs = [tools::for_tests(), tools::for_ebpf(), conformance::needs(&SUITES)];
+                let needs = [
+                    tools::for_tests(),
+                    tools::for_ebpf(),
+                    tools::for_dependencies(),
+                    conformance::needs(&SUITES),
+                ];
                 tools::install(&needs.concat())
             }),
         ),
         ("format", cargo("fmt --all --check")),
         ("format of the eBPF program", cargo("fmt --check --manifest-path master-process-ebpf/Cargo.toml")),
+        ("unused dependencies", cargo("machete")),
+        ("licenses and sources", Box::new(deny)),
         // Before whatever contains it: what is tested is the object that was built just now.
         ("eBPF build", Box::new(ebpf::check)),
         ("clippy", cargo("clippy --workspace --all-targets -- -D warnings")),
+        ("check for aarch64", Box::new(check_aarch64)),
         ("build", cargo("build --workspace --all-targets")),
         ("release build", cargo("build --workspace --release")),
         (
@@ -83,6 +92,27 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
             }),
         ),
     ])
+}
+
+/// What `deny.toml` says of the dependencies, but for advisories: their database is not in a package registry.
+fn deny() -> Result<()> {
+    let program = tools::deny().context("cargo-deny is missing")?;
+    run::run(
+        Command::new(program)
+            .current_dir(run::root())
+            .args(["--locked", "check", "bans", "licenses", "sources"]),
+    )
+}
+
+/// Compiles the program for another kind of CPU, without linking: what it takes from the kernel differs there.
+fn check_aarch64() -> Result<()> {
+    let (mut cargo, _) = tools::cargo_with_library()?;
+    cargo
+        .args(["check", "-Zbuild-std=std,panic_abort", "--locked", "--package", "master-process"])
+        .args(["--target", "aarch64-unknown-linux-gnu", "--target-dir"])
+        // Another compiler than that of the other steps.
+        .arg(run::target_dir()?.join("aarch64"));
+    run::run(&mut cargo)
 }
 
 fn summary(done: &[(&str, Duration, bool)]) -> Result<()> {

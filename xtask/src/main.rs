@@ -1,15 +1,16 @@
 //! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance`.
 
-mod bench;
 mod ci;
 mod conformance;
 mod ebpf;
-mod run;
-mod tools;
 
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use anyhow::Context;
+use clap::{Arg, ArgAction, Command, value_parser};
+use xtask::{run, tools};
 
 fn main() -> ExitCode {
     let result = match cli().get_matches().subcommand() {
@@ -18,10 +19,12 @@ fn main() -> ExitCode {
             let build = if matches.get_flag("check") { ebpf::check } else { ebpf::update };
             tools::install(&tools::for_ebpf()).and_then(|()| build())
         }
-        Some(("bench", matches)) => match matches.subcommand() {
-            Some(("reload", matches)) => bench::reload::run(&reload_options(matches)),
-            _ => bench::run(&bench_options(matches)),
-        },
+        Some(("bench", matches)) => {
+            let words = matches.get_many::<OsString>("words").into_iter().flatten();
+            let cargo = ["run", "--quiet", "--package", "master-process-bench", "--"];
+            // In the caller's directory, with the caller's standard output: its tables are Markdown.
+            Err(run::cargo(cargo).args(words).current_dir(".").exec()).context("starting cargo")
+        }
         Some(("conformance", matches)) => {
             let suites: Vec<String> = matches.get_many("suite").into_iter().flatten().cloned().collect();
             conformance::run(&suites, None)
@@ -39,35 +42,6 @@ fn main() -> ExitCode {
 }
 
 fn cli() -> Command {
-    let number = |name: &'static str, default: &'static str, help: &'static str| {
-        Arg::new(name)
-            .long(name)
-            .value_name("N")
-            .default_value(default)
-            .value_parser(value_parser!(u32).range(1..))
-            .help(help)
-    };
-    let flag = |name: &'static str, help: &'static str| {
-        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
-    };
-    let reload = Command::new("reload")
-        .about("What clients see of reloads and deaths, with real programs; prints the README's tables")
-        .arg(number("requests", "50000", "Requests of each row, at least"))
-        .arg(
-            Arg::new("part")
-                .long("part")
-                .action(ArgAction::Append)
-                .value_parser(bench::reload::Part::parser())
-                .help("What is measured; may be repeated [default: all]"),
-        )
-        .arg(
-            Arg::new("program")
-                .long("program")
-                .value_name("WORD")
-                .action(ArgAction::Append)
-                .help("Only programs whose name contains the word; may be repeated [default: all]"),
-        )
-        .arg(flag("check", "Fail when a promise is broken"));
     Command::new("cargo xtask")
         .about("What CI and contributors run")
         .subcommand_required(true)
@@ -76,7 +50,12 @@ fn cli() -> Command {
         .subcommand(
             Command::new("ebpf")
                 .about("Builds the eBPF programs from source, into the repository; installs their tools")
-                .arg(flag("check", "Fail when those in the repository were not made from this source")),
+                .arg(
+                    Arg::new("check")
+                        .long("check")
+                        .action(ArgAction::SetTrue)
+                        .help("Fail when those in the repository were not made from this source"),
+                ),
         )
         .subcommand(
             Command::new("conformance")
@@ -90,51 +69,16 @@ fn cli() -> Command {
         )
         .subcommand(
             Command::new("bench")
-                .about("The supervisor beside the bare floor, in one run")
+                .about("The benchmarks: `cargo run --package master-process-bench -- …`")
+                .disable_help_flag(true)
                 .arg(
-                    Arg::new("what")
+                    Arg::new("words")
                         .num_args(0..)
-                        .value_parser(["start", "respawn", "memory", "measure"])
-                        .help("What is measured [default: all]"),
-                )
-                .arg(number("workers", "100", "Workers that each subject runs"))
-                .arg(number("rounds", "15", "Rounds; every subject is started once in each"))
-                .arg(number("kills", "20", "Single kills in each round"))
-                .arg(number("bursts", "3", "Times that all workers are killed at once in each round"))
-                .arg(flag("check", "Fail when a promise is broken"))
-                .arg(flag("noise", "The floor beside itself: how much of a ratio is noise"))
-                .args_conflicts_with_subcommands(true)
-                .subcommand(reload),
+                        .allow_hyphen_values(true)
+                        .trailing_var_arg(true)
+                        .value_parser(value_parser!(OsString)),
+                ),
         )
-}
-
-fn bench_options(matches: &ArgMatches) -> bench::Options {
-    let number = |name| matches.get_one::<u32>(name).copied().unwrap_or(1);
-    let named: Vec<&str> =
-        matches.get_many::<String>("what").into_iter().flatten().map(String::as_str).collect();
-    let wanted = |name| named.is_empty() || named.contains(&name);
-    bench::Options {
-        start: wanted("start"),
-        respawn: wanted("respawn"),
-        memory: wanted("memory"),
-        measure: wanted("measure"),
-        workers: number("workers"),
-        rounds: number("rounds"),
-        kills: number("kills"),
-        bursts: number("bursts"),
-        check: matches.get_flag("check"),
-        noise: matches.get_flag("noise"),
-    }
-}
-
-fn reload_options(matches: &ArgMatches) -> bench::reload::Options {
-    let parts: Vec<_> = matches.get_many("part").into_iter().flatten().copied().collect();
-    bench::reload::Options {
-        requests: matches.get_one::<u32>("requests").copied().unwrap_or(1).into(),
-        parts: if parts.is_empty() { bench::reload::Part::ALL.to_vec() } else { parts },
-        programs: matches.get_many("program").into_iter().flatten().cloned().collect(),
-        check: matches.get_flag("check"),
-    }
 }
 
 #[cfg(test)]

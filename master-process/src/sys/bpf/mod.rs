@@ -58,7 +58,8 @@ fn address(bytes: &[u8]) -> u64 {
 fn short_name(name: &str) -> [c_char; 16] {
     let mut short = [0; 16];
     for (to, from) in short.iter_mut().take(15).zip(name.bytes()) {
-        *to = from.cast_signed();
+        // Signed on some kinds of CPU and not on others.
+        *to = c_char::from_ne_bytes([from]);
     }
     short
 }

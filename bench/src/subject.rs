@@ -25,12 +25,12 @@ pub(crate) trait Subject {
 }
 
 /// The least that one can do.
-pub(crate) struct Floor {
+pub(crate) struct Baseline {
     pub(crate) name: &'static str,
     pub(crate) program: PathBuf,
 }
 
-impl Subject for Floor {
+impl Subject for Baseline {
     fn name(&self) -> &str {
         self.name
     }

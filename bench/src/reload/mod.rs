@@ -22,8 +22,8 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
-use crate::{run, tools};
 use program::Programs;
+use xtask::{run, tools};
 
 /// One thing that can be measured by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

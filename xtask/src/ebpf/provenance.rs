@@ -16,16 +16,16 @@ const SOURCES: [&str; 5] = [
 
 /// As it stands beside the object.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Origin {
+pub(super) struct Provenance {
     /// A hash of the source. It tells a forgotten build, not a forged one: with the same tools, the bytes are compared.
     pub(super) source: String,
     /// The compiler and the linker.
     pub(super) tools: String,
 }
 
-impl Origin {
+impl Provenance {
     /// Of the source as it is now, and of what these tools say of themselves.
-    pub(super) fn of_source(root: &Path, versions: &[Option<String>]) -> Result<Origin> {
+    pub(super) fn of_source(root: &Path, versions: &[Option<String>]) -> Result<Provenance> {
         let mut files = Vec::new();
         for source in SOURCES {
             collect(root, Path::new(source), &mut files)?;
@@ -39,17 +39,17 @@ impl Origin {
             hash.add(&bytes);
         }
         let versions = versions.iter().map(|version| version.as_deref().unwrap_or("unknown").trim());
-        Ok(Origin { source: format!("{:016x}", hash.0), tools: versions.collect::<Vec<_>>().join(", ") })
+        Ok(Provenance { source: format!("{:016x}", hash.0), tools: versions.collect::<Vec<_>>().join(", ") })
     }
 
     /// Reads what [`Display`](fmt::Display) has written.
-    pub(super) fn parse(text: &str) -> Option<Origin> {
+    pub(super) fn parse(text: &str) -> Option<Provenance> {
         let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-        Some(Origin { source: value("source: ")?, tools: value("tools: ")? })
+        Some(Provenance { source: value("source: ")?, tools: value("tools: ")? })
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for Provenance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "What programs.bpf.o was made from and with; `cargo xtask ebpf` writes both.")?;
         writeln!(f, "source: {}", self.source)?;
@@ -89,13 +89,13 @@ impl Hash {
 
 #[cfg(test)]
 mod tests {
-    use super::{Hash, Origin};
+    use super::{Hash, Provenance};
 
     #[test]
     fn what_is_written_is_read_again() {
-        let origin = Origin { source: "0123".to_owned(), tools: "a 1, b 2".to_owned() };
-        assert_eq!(Origin::parse(&origin.to_string()), Some(origin));
-        assert_eq!(Origin::parse("source: 0123\n"), None);
+        let provenance = Provenance { source: "0123".to_owned(), tools: "a 1, b 2".to_owned() };
+        assert_eq!(Provenance::parse(&provenance.to_string()), Some(provenance));
+        assert_eq!(Provenance::parse("source: 0123\n"), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use master_process_tests::load::Target;
 use rustix::param::clock_ticks_per_second;
 
-use crate::run;
+use xtask::run;
 
 use super::program::{Program, Programs};
 use super::site::{Over, Site};

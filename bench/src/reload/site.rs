@@ -12,7 +12,7 @@ use super::program::{Program, Programs};
 
 /// How long a condition may take that must come: the slowest program answers all requests of a row in a tenth of it,
 /// on a machine that has nothing else to do.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// What the workers listen on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +122,7 @@ impl Site {
 
     /// Waits as long as a whole measurement may take.
     pub(super) fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        await_some(PATIENCE, what, || {
+        await_some(TIMEOUT, what, || {
             let found = look();
             assert!(
                 found.is_some() || self.supervisor.exited().is_none(),

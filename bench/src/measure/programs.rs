@@ -10,7 +10,7 @@ use aya::sys::{Stats, enable_stats};
 use super::super::stats::ratio;
 
 /// Far more than the kernel takes to free a program.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What one program has cost.
 #[derive(Debug, Clone, Copy, Default)]
@@ -33,7 +33,7 @@ pub(super) fn count() -> Result<OwnedFd> {
 
 /// Waits until no program of this name is loaded: the kernel takes a supervisor's apart a moment after its end.
 pub(super) fn await_none(name: &str) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while loaded_programs().flatten().any(|program| program.name_as_str() == Some(name)) {
         anyhow::ensure!(Instant::now() < deadline, "another supervisor measures with eBPF on this host");
         std::thread::sleep(Duration::from_millis(20));

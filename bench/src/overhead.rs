@@ -1,12 +1,4 @@
-//! The supervisor beside the bare floor, in one run on one machine: only the ratio means anything elsewhere.
-
-mod measure;
-mod memory;
-pub(crate) mod reload;
-mod running;
-mod stats;
-mod subject;
-mod timing;
+//! The supervisor beside the baseline, in one run on one machine: only the ratio means anything elsewhere.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +6,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Resource, Rlimit, getpid, getrlimit, set_child_subreaper, setrlimit};
 
-use crate::{run, tools};
-use subject::{Floor, Subject, Supervisor};
+use super::subject::{Baseline, Subject, Supervisor};
+use super::{measure, memory, timing};
+use xtask::{run, tools};
 
 /// What is measured, and how often.
 pub(crate) struct Options {
@@ -29,7 +22,7 @@ pub(crate) struct Options {
     pub(crate) bursts: u32,
     /// A broken promise is a failure.
     pub(crate) check: bool,
-    /// The floor in place of the supervisor.
+    /// The baseline in place of the supervisor.
     pub(crate) noise: bool,
 }
 
@@ -40,7 +33,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (subjects, worker) = prepare(options.noise)?;
     // Workers that a subject leaves behind become children of this process, which ends them.
     set_child_subreaper(Some(getpid())).context("becoming a subreaper")?;
-    // One descriptor for each worker, here and in the floor.
+    // One descriptor for each worker, here and in the baseline.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
         .context("raising RLIMIT_NOFILE")?;
@@ -74,7 +67,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Above this load other programs are what the benchmark measures: with two busy ones on two CPUs the floor was seen
+/// Above this load other programs are what the benchmark measures: with two busy ones on two CPUs the baseline was seen
 /// at 0.7 times itself.
 const BUSY: f64 = 1.5;
 
@@ -86,10 +79,11 @@ fn load_average() -> Option<f64> {
 /// Builds everything that will run. The first subject is what the others are compared with.
 fn prepare(noise: bool) -> Result<(Vec<Box<dyn Subject>>, PathBuf)> {
     let target = run::target_dir()?;
-    let (worker, floor) = build(&target.join("bench"))?;
-    let mut subjects: Vec<Box<dyn Subject>> = vec![Box::new(Floor { name: "floor", program: floor.clone() })];
+    let (worker, baseline) = build(&target.join("bench"))?;
+    let mut subjects: Vec<Box<dyn Subject>> =
+        vec![Box::new(Baseline { name: "baseline", program: baseline.clone() })];
     if noise {
-        subjects.push(Box::new(Floor { name: "floor again", program: floor }));
+        subjects.push(Box::new(Baseline { name: "baseline again", program: baseline }));
     } else {
         run::run(&mut run::cargo(["build", "--release", "--package", "master-process"]))?;
         let program = target.join("release/master-process");
@@ -111,19 +105,19 @@ fn prepare(noise: bool) -> Result<(Vec<Box<dyn Subject>>, PathBuf)> {
     Ok((subjects, worker))
 }
 
-/// Builds the worker and the floor in a directory.
+/// Builds the worker and the baseline in a directory.
 fn build(dir: &Path) -> Result<(PathBuf, PathBuf)> {
     std::fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    let (worker, floor) = (dir.join("worker"), dir.join("floor"));
+    let (worker, baseline) = (dir.join("worker"), dir.join("baseline"));
     // Stack protectors need the libc that is not there.
     compile("worker.c", &worker, &["-nostdlib", "-fno-stack-protector", "-fno-pie", "-no-pie"])?;
     // Static, so that its own start is not that of a loader.
-    compile("floor.c", &floor, &[])?;
-    Ok((worker, floor))
+    compile("baseline.c", &baseline, &[])?;
+    Ok((worker, baseline))
 }
 
 fn compile(source: &str, program: &Path, flags: &[&str]) -> Result<()> {
-    let source = run::root().join("xtask/src/bench").join(source);
+    let source = run::root().join("bench/programs").join(source);
     run::run(
         Command::new("cc")
             .args(["-O2", "-static", "-Wall", "-Wextra", "-Werror"])
@@ -136,22 +130,22 @@ fn compile(source: &str, program: &Path, flags: &[&str]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::running::Running;
     use super::*;
+    use crate::running::Running;
 
-    /// The floor, under a name and with a claim of the test's choice.
+    /// The baseline, under a name and with a claim of the test's choice.
     struct Claims {
-        floor: Floor,
+        baseline: Baseline,
         ends_its_workers: bool,
     }
 
     impl Subject for Claims {
         fn name(&self) -> &str {
-            self.floor.name()
+            self.baseline.name()
         }
 
         fn command(&self, workers: u32, worker: &Path) -> Command {
-            self.floor.command(workers, worker)
+            self.baseline.command(workers, worker)
         }
 
         fn ends_its_workers(&self) -> bool {
@@ -164,11 +158,11 @@ mod tests {
     }
 
     /// A directory of its own for each test: they run at the same time, and one must not run what another writes.
-    fn prepared(test: &str) -> Result<(Floor, PathBuf)> {
+    fn prepared(test: &str) -> Result<(Baseline, PathBuf)> {
         let dir = std::env::temp_dir().join(format!("xtask-bench-{}-{test}", std::process::id()));
         let (worker, program) = build(&dir)?;
         set_child_subreaper(Some(getpid()))?;
-        Ok((Floor { name: "floor", program }, worker))
+        Ok((Baseline { name: "baseline", program }, worker))
     }
 
     fn cleaned(worker: &Path) -> Result<()> {
@@ -176,9 +170,9 @@ mod tests {
     }
 
     #[test]
-    fn the_floor_starts_replaces_and_is_ended_with_its_workers() -> Result<()> {
-        let (floor, worker) = prepared("floor")?;
-        let (mut running, start) = Running::start(&floor, 5, &worker)?;
+    fn the_baseline_starts_replaces_and_is_ended_with_its_workers() -> Result<()> {
+        let (baseline, worker) = prepared("baseline")?;
+        let (mut running, start) = Running::start(&baseline, 5, &worker)?;
         assert!(start > 0);
         for _ in 0..7 {
             assert!(running.kill_one()? > 0);
@@ -192,17 +186,17 @@ mod tests {
 
     #[test]
     fn a_subject_that_leaves_its_workers_behind_is_found_out() -> Result<()> {
-        let (floor, worker) = prepared("leaves")?;
-        let (running, _) = Running::start(&Claims { floor, ends_its_workers: true }, 3, &worker)?;
+        let (baseline, worker) = prepared("leaves")?;
+        let (running, _) = Running::start(&Claims { baseline, ends_its_workers: true }, 3, &worker)?;
         let error = running.end().err().context("nobody noticed")?;
-        assert_eq!(error.to_string(), "floor left 3 workers behind");
+        assert_eq!(error.to_string(), "baseline left 3 workers behind");
         cleaned(&worker)
     }
 
     #[test]
     fn a_subject_that_ends_early_is_an_error_and_not_a_hang() -> Result<()> {
         let (_, worker) = prepared("early")?;
-        let early = Floor { name: "early", program: "/bin/true".into() };
+        let early = Baseline { name: "early", program: "/bin/true".into() };
         let error = Running::start(&early, 2, &worker).err().context("nobody noticed")?;
         assert_eq!(error.to_string(), "early ended with 0 of 2 workers started");
         cleaned(&worker)

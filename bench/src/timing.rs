@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Options;
+use super::overhead::Options;
 use super::running::Running;
 use super::stats::{Summary, ratio, summary};
 use super::subject::Subject;
 
-/// Promised: at most so many times the floor, for a start and for a replacement.
+/// Promised: at most so many times the baseline, for a start and for a replacement.
 const PROMISED_RATIO: f64 = 1.6;
 
 /// Left between two kills, so that each meets a subject that has finished with the last one, as in life. It is a
@@ -63,7 +63,7 @@ pub(crate) fn measure(
         (format!("replacement of {workers} at once"), |timings| &timings.burst, |_| false),
     ];
     for (what, values, promised) in tables {
-        let Some(floor) = timings.first().and_then(|timings| summary(values(timings).clone())) else {
+        let Some(baseline) = timings.first().and_then(|timings| summary(values(timings).clone())) else {
             continue;
         };
         println!("{what}");
@@ -71,11 +71,11 @@ pub(crate) fn measure(
             let Some(row) = summary(values(timings).clone()) else {
                 continue;
             };
-            let ratio = ratio(row.median, floor.median);
+            let ratio = ratio(row.median, baseline.median);
             print_row(subject.name(), row, ratio);
             if subject.is_ours() && promised(subject.as_ref()) && ratio > PROMISED_RATIO {
                 broken.push(format!(
-                    "{what}, {}: {ratio:.2} times the floor, promised {PROMISED_RATIO}",
+                    "{what}, {}: {ratio:.2} times the baseline, promised {PROMISED_RATIO}",
                     subject.name().trim()
                 ));
             }

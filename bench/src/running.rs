@@ -20,7 +20,7 @@ use super::subject::Subject;
 
 /// How long a subject may take for what is asked of it. Nothing here takes a tenth of that on a busy machine; it is
 /// there so that a subject that does not do it ends the run with a reason.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Room for tens of thousands of records, so that no worker ever waits for the reader.
 const PIPE_BYTES: usize = 1 << 20;
@@ -132,7 +132,7 @@ impl Running {
 
     /// Waits for so many more first words, and gives the time of the last.
     fn await_starts(&mut self, count: usize) -> Result<u64> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let (mut seen, mut last) = (0, 0);
         while seen < count {
             let Some(records) =
@@ -155,7 +155,7 @@ impl Running {
     /// The next records; `None` when nobody is left who could write one.
     fn read(&mut self, deadline: Instant) -> Result<Option<Vec<Record>>> {
         if !wait_readable(&self.records, deadline)? {
-            bail!("no worker started within {} s", PATIENCE.as_secs());
+            bail!("no worker started within {} s", TIMEOUT.as_secs());
         }
         let mut buffer = [0; RECORD_BYTES * 256];
         let length = self.records.read(&mut buffer).context("reading records")?;
@@ -180,14 +180,14 @@ impl Running {
         // Not waited for yet, so the number is still the child's.
         kill_process(pid, Signal::TERM).context("asking a subject to end")?;
         let handle = pidfd_open(pid, PidfdFlags::empty()).context("opening a subject")?;
-        let in_time = wait_readable(&handle, Instant::now() + PATIENCE)?;
+        let in_time = wait_readable(&handle, Instant::now() + TIMEOUT)?;
         if !in_time {
             self.child.kill().context("killing a subject")?;
         }
         self.child.wait().context("waiting for a subject")?;
         let left = self.sweep()?;
         if !in_time {
-            bail!("{} did not end within {} s of SIGTERM", self.name, PATIENCE.as_secs());
+            bail!("{} did not end within {} s of SIGTERM", self.name, TIMEOUT.as_secs());
         }
         if self.ends_its_workers && left > 0 {
             bail!("{} left {left} workers behind", self.name);
@@ -198,7 +198,7 @@ impl Running {
     /// Ends the workers that the subject has left, and waits until the pipe says that nobody holds it any more. The
     /// number of them is the result.
     fn sweep(&mut self) -> Result<usize> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut left = 0;
         loop {
             for pid in std::mem::take(&mut self.alive) {

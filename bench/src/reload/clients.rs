@@ -1,69 +1,53 @@
-//! The load: the tests' HTTP clients, and clients of the same kind that speak to redis.
+//! The load: the tests' clients, which speak HTTP, or here to redis.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use master_process_tests::load::{Connections, Load, Outcome, Tally, Target};
 
-/// As patient as the tests' clients: longer than any delay that is caused on purpose.
+/// That of the tests' clients: longer than any delay that is caused on purpose.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What redis answers to a ping.
 const PONG: &[u8] = b"+PONG\r\n";
 
 /// Clients that ask again and again. Dropping them stops them: none outlives a measurement that fails.
-pub(super) enum Clients {
-    /// HTTP; `None` once stopped.
-    Http(Option<Load>),
-    /// One ping on each connection.
-    Ping(Pings),
+pub(super) struct Clients {
+    /// `None` once stopped.
+    load: Option<Load>,
 }
 
 impl Clients {
+    /// HTTP.
     pub(super) fn http(target: &Target, count: usize, connections: Connections) -> Self {
-        Clients::Http(Some(Load::start(target.clone(), count, connections)))
+        Self { load: Some(Load::start(target.clone(), count, connections)) }
     }
 
+    /// One ping to redis on each connection.
     pub(super) fn ping(address: SocketAddr, count: usize) -> Self {
-        Clients::Ping(Pings::start(address, count))
+        Self { load: Some(Load::repeat(count, || move || ping(address))) }
     }
 
     /// The outcomes so far.
     pub(super) fn tally(&self) -> Tally {
-        match self {
-            Clients::Http(load) => load.as_ref().map(Load::tally).unwrap_or_default(),
-            Clients::Ping(pings) => pings.tally(),
-        }
+        self.load.as_ref().map(Load::tally).unwrap_or_default()
     }
 
-    /// How long the longest request of HTTP took that was served since this was asked last.
+    /// How long the longest request took that was served since this was asked last.
     pub(super) fn take_longest(&self) -> Duration {
-        match self {
-            Clients::Http(load) => load.as_ref().map(Load::take_longest).unwrap_or_default(),
-            Clients::Ping(_) => Duration::ZERO,
-        }
+        self.load.as_ref().map(Load::take_longest).unwrap_or_default()
     }
 
     /// Ends the clients after the request that each is at, and gives all outcomes.
     pub(super) fn stop(mut self) -> Tally {
-        self.halt()
-    }
-
-    fn halt(&mut self) -> Tally {
-        match self {
-            Clients::Http(load) => load.take().map(Load::stop).unwrap_or_default(),
-            Clients::Ping(pings) => pings.stop(),
-        }
+        self.load.take().map(Load::stop).unwrap_or_default()
     }
 }
 
 impl Drop for Clients {
     fn drop(&mut self) {
-        self.halt();
+        drop(self.load.take().map(Load::stop));
     }
 }
 
@@ -75,51 +59,6 @@ pub(super) fn ended(tally: &Tally) -> u64 {
 /// How many requests have failed; a kept connection that was closed while idle is no request.
 pub(super) fn failed(tally: &Tally) -> u64 {
     tally.lost() + tally.inexcusable()
-}
-
-/// Clients of redis.
-pub(super) struct Pings {
-    stop: Arc<AtomicBool>,
-    tally: Arc<Mutex<Tally>>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Pings {
-    fn start(address: SocketAddr, count: usize) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let tally = Arc::new(Mutex::new(Tally::default()));
-        let client = || {
-            let (stop, tally) = (Arc::clone(&stop), Arc::clone(&tally));
-            std::thread::spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    count_one(&tally, ping(address));
-                }
-            })
-        };
-        let threads = (0..count).map(|_| client()).collect();
-        Self { stop, tally, threads }
-    }
-
-    fn tally(&self) -> Tally {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn stop(&mut self) -> Tally {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            // It counts failures and has none of its own.
-            let _ = thread.join();
-        }
-        self.tally()
-    }
-}
-
-fn count_one(tally: &Mutex<Tally>, outcome: Outcome) {
-    if !matches!(outcome, Outcome::Ok(_)) {
-        // A failure is instant, an answer is not: one dead second must not outnumber all answers.
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    tally.lock().unwrap_or_else(PoisonError::into_inner).count(outcome);
 }
 
 /// One ping on a connection of its own. The answer does not say who gave it.

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, anyhow, bail};
 use master_process_tests::fixtures;
 
-use crate::run;
+use xtask::run;
 
 /// What is supervised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

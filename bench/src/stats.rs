@@ -18,10 +18,10 @@ pub(crate) fn summary(mut values: Vec<u64>) -> Option<Summary> {
     Some(Summary { median: values[last / 2], low: values[last / 10], high: values[last - last / 10] })
 }
 
-/// How many times the floor it is.
+/// How many times the baseline it is.
 #[expect(clippy::cast_precision_loss, reason = "nanoseconds and KiB of one run stay far below 2^52")]
-pub(crate) fn ratio(value: u64, floor: u64) -> f64 {
-    value as f64 / floor as f64
+pub(crate) fn ratio(value: u64, baseline: u64) -> f64 {
+    value as f64 / baseline as f64
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-// The floor: `floor N WORKER` runs N workers and replaces each that dies, and that is all.
+// The baseline: `baseline N WORKER` runs N workers and replaces each that dies, and that is all.
 //
 // Nobody who starts programs and notices their end can do with less: vfork and exec, a pidfd, poll, wait. There is
 // no policy, no log, no clean-up (the benchmark ends the workers), no environment of the worker's own.

@@ -1,8 +1,9 @@
-//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance`.
+//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance | docs`.
 
 mod bench;
 mod ci;
 mod conformance;
+mod docs;
 mod ebpf;
 mod run;
 mod tools;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
             Some(("reload", matches)) => bench::reload::run(&reload_options(matches)),
             _ => bench::run(&bench_options(matches)),
         },
+        Some(("docs", matches)) => docs::run(matches.get_flag("check")),
         Some(("conformance", matches)) => {
             let suites: Vec<String> = matches.get_many("suite").into_iter().flatten().cloned().collect();
             conformance::run(&suites, None)
@@ -77,6 +79,11 @@ fn cli() -> Command {
             Command::new("ebpf")
                 .about("Builds the eBPF programs from source, into the repository; installs their tools")
                 .arg(flag("check", "Fail when those in the repository were not made from this source")),
+        )
+        .subcommand(
+            Command::new("docs")
+                .about("Writes the tables of the documentation from the code")
+                .arg(flag("check", "Writes nothing, and fails when a table is not up to date")),
         )
         .subcommand(
             Command::new("conformance")

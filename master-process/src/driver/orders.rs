@@ -4,7 +4,7 @@ use super::Driver;
 use crate::policy::Event;
 use crate::sys::signals::{Received, Sender};
 
-/// Signals, and what they do, in the order of the README's table.
+/// Signals, and what they do, in the order of the table in the documentation.
 pub const TABLE: [(&str, &str); 8] = [
     (
         "HUP",

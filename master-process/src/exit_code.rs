@@ -1,6 +1,6 @@
 //! The supervisor's exit codes: the contract with service managers and scripts.
 
-/// What each code says, in the order of the README's table.
+/// What each code says, in the order of the table in the documentation.
 pub const TABLE: [(u8, &str); 6] = [
     (STOPPED, "stopped as asked"),
     (FATAL, "it could not start for a reason that is not below; nothing was left running"),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{conformance, ebpf, run, tools};
+use crate::{conformance, docs, ebpf, run, tools};
 
 type Work = Box<dyn Fn() -> Result<()>>;
 
@@ -84,6 +84,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
             }),
         ),
         ("other projects' suites", Box::new(move || conformance::run(&SUITES, Some(&tested)))),
+        ("tables of the documentation", Box::new(|| docs::run(true))),
         ("doc tests", cargo("test --workspace --doc")),
         (
             "documentation",

@@ -1,7 +1,8 @@
-//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance`.
+//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance | docs`.
 
 mod ci;
 mod conformance;
+mod docs;
 mod ebpf;
 
 use std::ffi::OsString;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
             // In the caller's directory, with the caller's standard output: its tables are Markdown.
             Err(run::cargo(cargo).args(words).current_dir(".").exec()).context("starting cargo")
         }
+        Some(("docs", matches)) => docs::run(matches.get_flag("check")),
         Some(("conformance", matches)) => {
             let suites: Vec<String> = matches.get_many("suite").into_iter().flatten().cloned().collect();
             conformance::run(&suites, None)
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
 }
 
 fn cli() -> Command {
+    let check = |help: &'static str| Arg::new("check").long("check").action(ArgAction::SetTrue).help(help);
     Command::new("cargo xtask")
         .about("What CI and contributors run")
         .subcommand_required(true)
@@ -50,12 +53,12 @@ fn cli() -> Command {
         .subcommand(
             Command::new("ebpf")
                 .about("Builds the eBPF programs from source, into the repository; installs their tools")
-                .arg(
-                    Arg::new("check")
-                        .long("check")
-                        .action(ArgAction::SetTrue)
-                        .help("Fail when those in the repository were not made from this source"),
-                ),
+                .arg(check("Fail when those in the repository were not made from this source")),
+        )
+        .subcommand(
+            Command::new("docs")
+                .about("Writes the tables of the documentation from the code")
+                .arg(check("Writes nothing, and fails when a table is not up to date")),
         )
         .subcommand(
             Command::new("conformance")

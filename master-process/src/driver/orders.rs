@@ -5,7 +5,7 @@ use crate::policy::Event;
 use crate::sys::signalfd::{Received, Sender};
 use crate::sys::{proc_stat, signal_names};
 
-/// Signals, and what they do, in the order of the README's table.
+/// Signals, and what they do, in the order of the table in the documentation.
 pub const TABLE: [(&str, &str); 8] = [
     (
         "HUP",

@@ -46,7 +46,7 @@ fn run(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> Exi
 fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> anyhow::Result<Driver> {
     use anyhow::Context;
     let mut handed_over = handed_over.context("LISTEN_FDS")?;
-    let signals = SignalFd::new().context("signalfd")?;
+    let signals = SignalFd::new(driver::signals::numbers()).context("signalfd")?;
     fds::close_on_exec().context("close_range")?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::XattrFlags;
 
 use crate::Supervisor;
-use crate::wait::{PATIENCE, eventually};
+use crate::wait::{TIMEOUT, eventually};
 
 /// A cgroup of version 2 without controllers, which goes with this value, and everybody in it.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let _killed = fs::write(self.0.join("cgroup.kill"), "1");
-        eventually(PATIENCE, "the cgroup is removed", || {
+        eventually(TIMEOUT, "the cgroup is removed", || {
             remove(&self.0);
             !self.0.exists()
         });

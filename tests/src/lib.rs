@@ -10,8 +10,8 @@
 //! | `MASTER_PROCESS_SLOW` | so many times longer may everything take that has a deadline: for emulated machines |
 
 pub mod address;
-pub mod askers;
 pub mod cgroup;
+pub mod clients;
 pub mod fixtures;
 pub mod load;
 pub mod network;
@@ -24,7 +24,7 @@ pub mod traffic;
 pub mod wait;
 
 pub use supervisor::{Event, Finished, Supervisor};
-pub use wait::{PATIENCE, always, await_some, eventually, patient};
+pub use wait::{TIMEOUT, always, await_some, eventually, scaled};
 
 /// Leaves the test, saying by name that it did not run and why. Where `MASTER_PROCESS_NO_SKIP` is set, as in an
 /// environment that is known to have everything, that is a failure.

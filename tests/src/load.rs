@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::wait::patient;
+use crate::wait::scaled;
 
 /// How long a client waits for anything. Longer than every delay that a test causes on purpose: a time-out is a fault.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -83,10 +83,10 @@ impl<T: Read + Write + Send> Stream for T {}
 fn connect(target: &Target) -> io::Result<Box<dyn Stream>> {
     match target {
         Target::Tcp(address) => {
-            let stream = TcpStream::connect_timeout(address, patient(CLIENT_TIMEOUT))?;
+            let stream = TcpStream::connect_timeout(address, scaled(CLIENT_TIMEOUT))?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(patient(CLIENT_TIMEOUT)))?;
-            stream.set_write_timeout(Some(patient(CLIENT_TIMEOUT)))?;
+            stream.set_read_timeout(Some(scaled(CLIENT_TIMEOUT)))?;
+            stream.set_write_timeout(Some(scaled(CLIENT_TIMEOUT)))?;
             Ok(Box::new(stream))
         }
         Target::Unix(path) => {
@@ -97,8 +97,8 @@ fn connect(target: &Target) -> io::Result<Box<dyn Stream>> {
                 SocketFlags::CLOEXEC,
                 None,
             )?;
-            set_socket_timeout(&socket, Timeout::Send, Some(patient(CLIENT_TIMEOUT)))?;
-            set_socket_timeout(&socket, Timeout::Recv, Some(patient(CLIENT_TIMEOUT)))?;
+            set_socket_timeout(&socket, Timeout::Send, Some(scaled(CLIENT_TIMEOUT)))?;
+            set_socket_timeout(&socket, Timeout::Recv, Some(scaled(CLIENT_TIMEOUT)))?;
             rustix::net::connect(&socket, &SocketAddrUnix::new(path.as_path())?)?;
             Ok(Box::new(UnixStream::from(socket)))
         }
@@ -437,7 +437,7 @@ fn run(mut client: impl FnMut() -> Outcome, stop: &AtomicBool, tally: &Mutex<Tal
             let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             longest.fetch_max(took, Ordering::Relaxed);
         } else {
-            std::thread::sleep(patient(Duration::from_millis(2)));
+            std::thread::sleep(scaled(Duration::from_millis(2)));
         }
         tally.lock().unwrap_or_else(PoisonError::into_inner).count(outcome);
     }

@@ -9,7 +9,7 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::fixtures;
-use crate::wait::{PATIENCE, await_some};
+use crate::wait::{TIMEOUT, await_some};
 
 /// Brings the loopback interface up: SIOCSIFFLAGS with IFF_UP, then the command that follows. `ip` need not be there.
 const LOOPBACK_UP: &str = "
@@ -71,7 +71,7 @@ fn moves_queues_when_told() -> io::Result<bool> {
     let reset = |client: &mut TcpStream| {
         client.read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)
     };
-    Ok(await_some(PATIENCE, "the connection is moved or reset", || {
+    Ok(await_some(TIMEOUT, "the connection is moved or reset", || {
         let moved = remaining.accept().is_ok();
         (moved || reset(&mut client)).then_some(moved)
     }))

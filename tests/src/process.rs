@@ -188,7 +188,7 @@ pub fn listening(address: std::net::SocketAddrV4) -> usize {
 /// Stops a process and waits until it is: a signal takes effect a moment later, and a server may accept until then.
 pub fn freeze(pid: i32) {
     signal(pid, Signal::STOP);
-    crate::wait::eventually(crate::wait::PATIENCE, "it is stopped", || {
+    crate::wait::eventually(crate::wait::TIMEOUT, "it is stopped", || {
         std::fs::read_to_string(format!("/proc/{pid}/status"))
             .is_ok_and(|status| status.contains("State:\tT"))
     });

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::process::{self, Stat};
-use crate::wait::{PATIENCE, await_some, eventually, patient};
+use crate::wait::{TIMEOUT, await_some, eventually, scaled};
 
 /// Marks everything that a supervisor of the tests started: inherited by whatever a worker forks, however far away.
 const TAG: &str = "SUPERVISED_BY_TEST";
@@ -125,7 +125,7 @@ impl Builder {
             }
         }
         // What an answer takes, and so what a worker needs to finish it, grows with everything else.
-        let drain = patient(DEFAULT_DRAIN);
+        let drain = scaled(DEFAULT_DRAIN);
         if drain > DEFAULT_DRAIN {
             command.env("MASTER_PROCESS_DRAIN", format!("{}ms", drain.as_millis()));
         }
@@ -158,7 +158,7 @@ impl Builder {
     /// When it does not end.
     pub fn run(self) -> Finished {
         let supervisor = self.spawn();
-        let status = supervisor.wait_exit(PATIENCE);
+        let status = supervisor.wait_exit(TIMEOUT);
         supervisor.finished(status)
     }
 }
@@ -323,7 +323,7 @@ impl Supervisor {
         // What was written is complete when the pipes are closed; one who escaped may hold them, and is not waited for.
         let start = Instant::now();
         let closed = || *locked(&self.log.closed) && *locked(&self.output.closed);
-        while start.elapsed() < patient(Duration::from_secs(2)) && !closed() {
+        while start.elapsed() < scaled(Duration::from_secs(2)) && !closed() {
             std::thread::sleep(Duration::from_millis(1));
         }
         status
@@ -336,7 +336,7 @@ impl Supervisor {
     #[must_use]
     pub fn stop(&self) -> i32 {
         self.signal(Signal::TERM);
-        let status = self.wait_exit(PATIENCE);
+        let status = self.wait_exit(TIMEOUT);
         // A killed grandchild may need a moment to die.
         eventually(Duration::from_secs(5), "nothing is left behind", || self.survivors().is_empty());
         status.code().unwrap_or_else(|| panic!("the supervisor was ended by a signal: {status}"))
@@ -360,7 +360,7 @@ impl Supervisor {
     /// # Panics
     /// When the supervisor ends or patience does.
     pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        await_some(PATIENCE, what, || {
+        await_some(TIMEOUT, what, || {
             let found = look();
             if found.is_none()
                 && let Some(status) = self.exited()
@@ -491,7 +491,7 @@ impl Supervisor {
     /// then, so one look at it asleep means that it has dealt with that; only now may a signal be sent that must find
     /// the worker ready.
     pub fn await_rest(&self) {
-        eventually(PATIENCE, "the supervisor has nothing to do", || {
+        eventually(TIMEOUT, "the supervisor has nothing to do", || {
             self.exited().is_some()
                 || process::stat(self.pid()).is_none_or(|found| found.state != 'R' && found.state != 'D')
         });
@@ -521,7 +521,7 @@ impl Drop for Supervisor {
         let start = Instant::now();
         loop {
             let left = self.marked();
-            if left.is_empty() || start.elapsed() > patient(Duration::from_secs(10)) {
+            if left.is_empty() || start.elapsed() > scaled(Duration::from_secs(10)) {
                 break;
             }
             left.into_iter().for_each(process::kill_exactly);
@@ -550,5 +550,5 @@ impl Drop for Supervisor {
 /// # Panics
 /// When it stays.
 pub fn await_gone(pid: i32) {
-    eventually(PATIENCE, &format!("process {pid} is gone"), || !process::alive(pid));
+    eventually(TIMEOUT, &format!("process {pid} is gone"), || !process::alive(pid));
 }

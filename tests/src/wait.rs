@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long a condition that must come true may take: long, because the machine may be busy with all the other tests.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two looks: short against everything that is measured, long enough to leave the CPU to those measured. A slow
 /// machine takes longer for both.
@@ -20,7 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(4);
 /// # Panics
 /// When the variable is neither unset, empty, nor a whole number from 1 on.
 #[must_use]
-pub fn patient(deadline: Duration) -> Duration {
+pub fn scaled(deadline: Duration) -> Duration {
     static FACTOR: OnceLock<u32> = OnceLock::new();
     let factor = FACTOR.get_or_init(|| match std::env::var("MASTER_PROCESS_SLOW") {
         Ok(given) if !given.is_empty() => given
@@ -36,23 +36,23 @@ pub fn patient(deadline: Duration) -> Duration {
 /// Waits until `look` finds something, and gives it.
 ///
 /// # Panics
-/// When `deadline` passes first, as [`patient`] has it, saying `what` did not happen.
+/// When `deadline` passes first, as [`scaled`] has it, saying `what` did not happen.
 pub fn await_some<T>(deadline: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = patient(deadline);
+    let deadline = scaled(deadline);
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
         assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
-        sleep(patient(LOOK_EVERY));
+        sleep(scaled(LOOK_EVERY));
     }
 }
 
 /// Waits until `cond` holds.
 ///
 /// # Panics
-/// When `deadline` passes first, as [`patient`] has it, saying `what` did not happen.
+/// When `deadline` passes first, as [`scaled`] has it, saying `what` did not happen.
 pub fn eventually(deadline: Duration, what: &str, mut cond: impl FnMut() -> bool) {
     await_some(deadline, what, || cond().then_some(()));
 }
@@ -65,6 +65,6 @@ pub fn always(time: Duration, what: &str, mut cond: impl FnMut() -> bool) {
     let start = Instant::now();
     while start.elapsed() < time {
         assert!(cond(), "not so after {:?}: {what}", start.elapsed());
-        sleep(patient(LOOK_EVERY));
+        sleep(scaled(LOOK_EVERY));
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use master_process::driver::orders;
+use master_process::driver::signals;
 use master_process::{cli, exit_code};
 
 /// A table of a page, between `<!-- name -->` and `<!-- /name -->`.
@@ -25,7 +25,7 @@ fn tables() -> [Table; 3] {
         Table {
             page: "docs/signals.md",
             name: "signals",
-            text: two_columns(("signal", "effect"), &orders::TABLE),
+            text: two_columns(("signal", "effect"), &signals::effects()),
         },
     ]
 }

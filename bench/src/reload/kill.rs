@@ -116,7 +116,7 @@ fn broken(name: &str, costs: &Costs) -> Vec<String> {
 
 fn killed_under_load(programs: &Programs, program: Program, victims: Victims) -> Result<Costs> {
     let site = Site::start(programs, program, Over::Tcp, "auto", WORKERS)?;
-    let clients = site.clients(CLIENTS, Connections::Fresh);
+    let clients = site.waiting_clients(CLIENTS, Connections::Fresh);
     let mut costs = Costs::default();
     for _ in 0..ROUNDS {
         let workers = site.supervisor.await_workers(WORKERS);

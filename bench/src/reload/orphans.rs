@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use master_process_tests::load::{Connections, Tally};
 use master_process_tests::process::{self, Stat};
-use master_process_tests::{PATIENCE, eventually};
+use master_process_tests::{TIMEOUT, eventually};
 use rustix::process::Signal;
 
 use super::clients::{Clients, ended, failed};
@@ -61,10 +61,10 @@ fn rounds(programs: &Programs, program: Program) -> Result<Vec<Tally>> {
 fn orphaned(programs: &Programs, program: Program) -> Result<Tally> {
     let site = Site::start_with(programs, program, Over::Tcp, &["--orphans", "keep"], WORKERS)?;
     let workers: Vec<Stat> = site.supervisor.reload(WORKERS).into_iter().filter_map(process::stat).collect();
-    let clients = site.clients(CLIENTS, Connections::Fresh);
+    let clients = site.waiting_clients(CLIENTS, Connections::Fresh);
     all_answer(&clients, &workers);
     site.supervisor.signal(Signal::KILL);
-    eventually(PATIENCE, "the supervisor is gone", || site.supervisor.exited().is_some());
+    eventually(TIMEOUT, "the supervisor is gone", || site.supervisor.exited().is_some());
     all_answer(&clients, &workers);
     let tally = clients.stop();
     ensure!(tally.ok.len() == WORKERS, "{} processes have answered, not {WORKERS}", tally.ok.len());
@@ -74,7 +74,7 @@ fn orphaned(programs: &Programs, program: Program) -> Result<Tally> {
 fn all_answer(clients: &Clients, workers: &[Stat]) {
     let answers = |tally: &Tally, worker: &Stat| tally.ok.get(&worker.pid.to_string()).copied().unwrap_or(0);
     let before = clients.tally();
-    eventually(PATIENCE, "every worker answers", || {
+    eventually(TIMEOUT, "every worker answers", || {
         let now = clients.tally();
         workers.iter().all(|worker| answers(&now, worker) >= answers(&before, worker) + EACH)
     });

@@ -139,7 +139,7 @@ fn row_of(name: &str, tally: &Tally) -> Vec<String> {
 fn rolled(programs: &Programs, case: &Case, requests: u64) -> Result<Tally> {
     let options = ["--share", case.share];
     let site = Site::start_as(case.rights, programs, case.program, case.over, &options, WORKERS)?;
-    let clients = site.clients(CLIENTS, case.connections);
+    let clients = site.waiting_clients(CLIENTS, case.connections);
     let mut witness = Witness::default();
     for reload in 1..=RELOADS {
         let due = due(reload, requests);

@@ -113,7 +113,7 @@ impl Site {
         Ok(site)
     }
 
-    pub(super) fn clients(&self, count: usize, connections: Connections) -> Clients {
+    pub(super) fn waiting_clients(&self, count: usize, connections: Connections) -> Clients {
         match (&self.target, self.program) {
             (Target::Tcp(address), Program::Redis) => Clients::ping(*address, count),
             (Target::Tcp(_) | Target::Unix(_), _) => Clients::http(&self.target, count, connections),

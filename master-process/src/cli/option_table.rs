@@ -295,7 +295,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         variables: &["MAX_MEMORY_ALLOWED_MB"],
         unset: Unset::GivesWay("1200MiB"),
         meaning: "Resident memory of one worker; before it is replaced its PSS decides. The default never replaces the workers \
-                  of a program that is above it from the first. The ancestor's variable counts MiB where it has no unit",
+                  of a program that is above it from the first. The variable of the Node.js module counts MiB where it has no unit",
     },
     Opt {
         long: "memory-failures",

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::{debug, warn};
 
-use super::chores::Chore;
+use super::deferred::Deferred;
 use super::{Driver, Token};
 use crate::policy::{Event, ReadySignal, WorkerId};
 use crate::share::{Decision, Listens};
@@ -95,7 +95,7 @@ impl Driver {
         let (worker, listener) = (*worker, listener.as_fd());
         let reply = match self.broker.reply(now, listener, call, worker) {
             Decision::Reply(reply) => reply,
-            Decision::Wait(wait) => return self.later_in(wait, Chore::Call(serial, *call)),
+            Decision::Wait(wait) => return self.schedule_in(wait, Deferred::Call(serial, *call)),
             Decision::AwaitLook => return,
         };
         debug!("{}: {:?}: {:?}", self.name(worker), call.call, reply.answer);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 use tracing::{debug, warn};
 
-use super::chores::Chore;
+use super::deferred::Deferred;
 use super::{Driver, Token};
 use crate::policy::Event;
 use crate::report::Span;
@@ -26,7 +26,7 @@ impl Driver {
         let exit = match pidfd::try_wait(pidfd) {
             Ok(Some(exit)) => Some(exit),
             // Its tracer has to be told first. Until then it is as good as gone, and we must not spin.
-            Ok(None) => return self.later(Chore::Exit(serial)),
+            Ok(None) => return self.schedule(Deferred::Exit(serial)),
             Err(error) => {
                 warn!(
                     "cannot read the exit status of {}: waitid: {error}; treating it as ended",

@@ -4,13 +4,13 @@
 //! pass is tried again, what will not is reported.
 
 mod calls;
-mod chores;
+mod deferred;
 mod exits;
 mod launch;
 mod messages;
-pub mod orders;
 mod remains;
 mod samples;
+pub mod signals;
 mod starts;
 mod terminal;
 mod token;
@@ -37,7 +37,7 @@ use crate::sys::signalfd::SignalFd;
 use crate::sys::spawn::SpawnError;
 use crate::tree::Trees;
 use calls::Listeners;
-use chores::{Chore, Chores};
+use deferred::{Deferred, DeferredQueue};
 use launch::Launcher;
 use remains::Remainders;
 pub use remains::cgroups;
@@ -74,7 +74,7 @@ pub struct Driver {
     workers: Workers,
     listeners: Listeners,
     broker: Broker,
-    chores: Chores,
+    deferred: DeferredQueue,
     /// Whether a round of checks of the workers' listeners is to come.
     checks_listeners: bool,
     trees: Trees,
@@ -151,7 +151,7 @@ impl Driver {
             workers: Workers::default(),
             listeners: Listeners::default(),
             broker,
-            chores: Chores::default(),
+            deferred: DeferredQueue::default(),
             checks_listeners: false,
             trees,
             removes_cgroups: false,
@@ -211,7 +211,7 @@ impl Driver {
                 self.dispatch(Token::decode(token));
             }
             self.policy.advance(self.now());
-            self.do_chores();
+            self.run_due();
         }
     }
 
@@ -220,8 +220,10 @@ impl Driver {
     }
 
     fn until_deadline(&self) -> Option<Duration> {
-        let first =
-            [self.policy.deadline(), self.chores.first(), self.broker.deadline()].into_iter().flatten().min();
+        let first = [self.policy.deadline(), self.deferred.first(), self.broker.deadline()]
+            .into_iter()
+            .flatten()
+            .min();
         first.map(|at| at.since(self.now()))
     }
 
@@ -272,11 +274,11 @@ impl Driver {
                 }
                 Action::Target(target) => self.broker.set_target(now, target),
                 Action::AddToRotation(worker) => {
-                    self.broker.set_serves(now, worker.serial, true);
+                    self.broker.set_in_rotation(now, worker.serial, true);
                     // In a moment it is looked at once, and then left alone.
-                    self.later(Chore::Sweep(worker.serial));
+                    self.schedule(Deferred::Sweep(worker.serial));
                 }
-                Action::RemoveFromRotation(worker) => self.broker.set_serves(now, worker.serial, false),
+                Action::RemoveFromRotation(worker) => self.broker.set_in_rotation(now, worker.serial, false),
                 Action::CheckQueue(worker) => {
                     let queue = self.broker.queue(worker.serial);
                     self.event(Event::Queue(worker, queue));
@@ -321,7 +323,7 @@ impl Driver {
         }
         let hints = self.meter.processes_of(worker);
         self.trees.signal(worker.serial, libc::SIGKILL, hints);
-        self.later(Chore::KillFirst(worker.serial));
+        self.schedule(Deferred::KillFirst(worker.serial));
     }
 
     /// The first process of a worker, and its process group: it may have left that.

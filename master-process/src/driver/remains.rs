@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tracing::{debug, info, warn};
 
-use super::chores::Chore;
+use super::deferred::Deferred;
 use super::{Driver, Token};
 use crate::config::{Config, Orphans};
 use crate::policy::{Event, Time, WorkerId};
@@ -68,7 +68,7 @@ pub(super) struct Remainder {
     phase: Phase,
     /// The question who is left. The answer to an earlier one tells of a time when the first process lived.
     question: u64,
-    /// When it is to be looked at; a chore that comes earlier was left for something else.
+    /// When it is to be looked at; an earlier entry of the queue belongs to something else.
     due: Time,
     /// What leads its process group, as long as anybody is in it.
     first: OwnedFd,
@@ -177,7 +177,7 @@ impl Driver {
         let due = self.now().after(wait);
         if let Some(remainder) = self.remainders.get_mut(&serial) {
             remainder.due = due;
-            self.later_in(wait, Chore::Remains(serial));
+            self.schedule_in(wait, Deferred::Remains(serial));
         }
     }
 
@@ -207,14 +207,14 @@ impl Driver {
     pub(super) fn remove_cgroups_later(&mut self) {
         if self.trees.has_emptied() && !self.removes_cgroups {
             self.removes_cgroups = true;
-            self.later(Chore::Cgroups(0));
+            self.schedule(Deferred::Cgroups(0));
         }
     }
 
     pub(super) fn remove_cgroups(&mut self, tries: u32) {
         self.removes_cgroups = self.trees.remove_cgroups() && tries + 1 < TRIES_AT_CGROUPS;
         if self.removes_cgroups {
-            self.later(Chore::Cgroups(tries + 1));
+            self.schedule(Deferred::Cgroups(tries + 1));
         }
     }
 
@@ -333,9 +333,9 @@ impl Driver {
         self.event(Event::WentIntoBackground(worker));
         let starts = self.policy.is_starting(worker);
         if starts {
-            self.later_in(self.ready_timeout, Chore::Background(serial, starts));
+            self.schedule_in(self.ready_timeout, Deferred::Background(serial, starts));
         } else if holds == Holds::Unknown {
-            self.later_in(LISTENS_WITHIN, Chore::Background(serial, starts));
+            self.schedule_in(LISTENS_WITHIN, Deferred::Background(serial, starts));
         }
     }
 
@@ -373,7 +373,7 @@ impl Driver {
             self.name(worker)
         );
         self.signal(worker, self.stop_signal);
-        self.later_in(LISTENS_WITHIN, Chore::KillFirst(worker.serial));
+        self.schedule_in(LISTENS_WITHIN, Deferred::KillFirst(worker.serial));
     }
 
     /// Processes of a worker live on without its first one, and are to go.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::chores::Chore;
+use super::deferred::Deferred;
 use super::{Driver, Token};
 use crate::metrics::Question;
 use crate::policy::{Event, Usage, WorkerId};
@@ -32,7 +32,7 @@ impl Driver {
     /// Without a source there is no timer.
     pub(super) fn start_sampling(&mut self) {
         if self.meter.is_on() {
-            self.later(Chore::Sample);
+            self.schedule(Deferred::Sample);
         }
     }
 
@@ -68,7 +68,7 @@ impl Driver {
             let entry = self.workers.get(worker.serial).filter(|entry| entry.end.is_none());
             let members = entry.map(|entry| self.meter.members(worker, entry.pid));
             match self.inspector.start(members) {
-                Some(Ok(number)) => self.later(Chore::Inspection(number)),
+                Some(Ok(number)) => self.schedule(Deferred::Inspection(number)),
                 Some(Err(answer)) => self.event(answer),
                 None => return,
             }

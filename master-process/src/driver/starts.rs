@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::Pid;
 use tracing::{debug, info, warn};
 
-use super::chores::Chore;
+use super::deferred::Deferred;
 use super::{Driver, Token};
 use crate::policy::{Event, LaunchFailure, Next, Time, WorkerId};
 use crate::report;
@@ -120,7 +120,7 @@ impl Driver {
                 );
                 let start = Start { worker, launch, begun, since };
                 self.starts.late.insert(worker.serial, start);
-                self.later(Chore::Start(worker.serial, 0));
+                self.schedule(Deferred::Start(worker.serial, 0));
             }
         }
     }
@@ -142,7 +142,7 @@ impl Driver {
                 return self.abandon(worker, launch, begun.cgroup, failure);
             }
             self.starts.late.insert(serial, Start { worker, launch, begun, since });
-            self.later(Chore::Start(serial, looks + 1));
+            self.schedule(Deferred::Start(serial, looks + 1));
         } else if let Some(Abandoned { launch, cgroup }) = self.starts.abandoned.remove(&serial) {
             match launch.wait(Duration::ZERO) {
                 Ok(over) => self.bury(over, cgroup),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use tracing::{debug, info, warn};
 
-use super::chores::Chore;
+use super::deferred::Deferred;
 use super::{Driver, Token};
 use crate::config::{Config, Stdin};
 use crate::policy::{Event, Hangup, Hangups, Time, WorkerId};
@@ -142,7 +142,7 @@ impl Driver {
     fn follow_hang_up(&mut self, verdict: Option<Hangup>) {
         match verdict {
             None => {}
-            Some(Hangup::LookAgain(wait)) => self.later_in(wait, Chore::Hangup),
+            Some(Hangup::LookAgain(wait)) => self.schedule_in(wait, Deferred::Hangup),
             Some(Hangup::Reload) => self.event(Event::Reload),
             Some(Hangup::Outlive) => {
                 info!("ignored SIGHUP: the terminal is gone, and SIGHUP was ignored at the start (nohup)");
@@ -216,7 +216,7 @@ impl Driver {
                 Some(_) | None => {}
             }
         }
-        self.later_in(Duration::ZERO, Chore::Stops);
+        self.schedule_in(Duration::ZERO, Deferred::Stops);
     }
 
     /// The terminal has stopped a worker that read it (SIGTTIN) or wrote to it (SIGTTOU) from the background.
@@ -252,7 +252,7 @@ impl Driver {
             0 => Duration::ZERO,
             more => RESUME_AFTER.saturating_mul(2u32.saturating_pow(more - 1)).min(RESUME_AFTER_AT_MOST),
         };
-        self.later_in(wait, Chore::Resume(id, number));
+        self.schedule_in(wait, Deferred::Resume(id, number));
     }
 
     /// A worker that the terminal has stopped tries again.

@@ -289,9 +289,9 @@ impl Broker {
     }
 
     /// New connections may come to a worker, or go to others.
-    pub fn set_serves(&mut self, now: Time, serial: u64, serves: bool) {
-        self.core.serves(now, serial, serves);
-        self.learns_paths(serves);
+    pub fn set_in_rotation(&mut self, now: Time, serial: u64, in_rotation: bool) {
+        self.core.set_in_rotation(now, serial, in_rotation);
+        self.learns_paths(in_rotation);
         self.note_activity(now);
         self.reconcile(now);
     }

@@ -162,7 +162,9 @@ impl Broker {
     /// A worker has served for a moment: what its slot's earlier workers had and it has not is let go, and whether it
     /// listens past its filter is found out.
     pub fn sweep(&mut self, now: Time, serial: u64) {
-        let Some(worker) = self.core.workers().get(serial).filter(|worker| worker.serves) else { return };
+        let Some(worker) = self.core.workers().get(serial).filter(|worker| worker.in_rotation) else {
+            return;
+        };
         let slot = worker.id.slot;
         let listens: Vec<Key> = self.core.listening(serial).map(|socket| socket.key.clone()).collect();
         self.core.abandon(slot, |key: &Key| listens.iter().any(|listened| listened.matches(key)));
@@ -246,9 +248,9 @@ impl Broker {
     }
 
     /// Whether the program is known to have a Unix path.
-    pub(super) fn learns_paths(&mut self, serves: bool) {
+    pub(super) fn learns_paths(&mut self, in_rotation: bool) {
         let has_path = self.core.sockets().iter().any(|socket| matches!(socket.key, Key::Unix { .. }));
-        if serves && self.paths == PathUse::Unknown && !has_path {
+        if in_rotation && self.paths == PathUse::Unknown && !has_path {
             self.paths = PathUse::Unused;
         }
     }

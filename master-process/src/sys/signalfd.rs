@@ -6,20 +6,6 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::process::Pid;
 
-/// The signals that [`SignalFd`] reads. All others that can be blocked have no effect.
-const READ: [i32; 10] = [
-    libc::SIGHUP,
-    libc::SIGTERM,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGUSR1,
-    libc::SIGUSR2,
-    libc::SIGTTIN,
-    libc::SIGTTOU,
-    libc::SIGCHLD,
-    libc::SIGTSTP,
-];
-
 /// Signals that stay unblocked: faults of the supervisor itself, which must end it.
 const LEFT_ALONE: [i32; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP];
@@ -113,13 +99,14 @@ pub enum Sender {
 }
 
 impl SignalFd {
-    /// Blocks the signals, resets every inherited "ignore" disposition to the default, and opens the descriptor.
+    /// Blocks the signals, resets every inherited "ignore" disposition to the default, and opens the descriptor for the
+    /// signals with these numbers.
     ///
     /// With SIGCHLD ignored, the kernel would reap the workers itself, and workers would inherit every ignored signal.
     ///
     /// # Errors
     /// Those of signalfd(2): EMFILE, ENFILE, ENOMEM.
-    pub fn new() -> io::Result<SignalFd> {
+    pub fn new(numbers: impl Iterator<Item = i32>) -> io::Result<SignalFd> {
         block();
         let mut hup_was_ignored = false;
         for number in 1..=64 {
@@ -130,7 +117,7 @@ impl SignalFd {
         unsafe {
             let mut set = MaybeUninit::<libc::sigset_t>::uninit();
             libc::sigemptyset(set.as_mut_ptr());
-            for number in READ {
+            for number in numbers {
                 libc::sigaddset(set.as_mut_ptr(), number);
             }
             match libc::signalfd(-1, set.as_ptr(), libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use master_process::config::Scope;
 use master_process::policy::WorkerId;
-use master_process_tests::{PATIENCE, eventually};
+use master_process_tests::{TIMEOUT, eventually};
 
 use crate::harness::{assert_close, bench, resident};
 
@@ -58,7 +58,7 @@ fn a_grandchild_whose_parent_is_gone_still_counts() {
     let [_worker, parent, orphan] = said[..] else { panic!("{said:?}") };
     std::thread::sleep(Duration::from_millis(200));
     kill(parent);
-    eventually(PATIENCE, "the orphan alone counts", || {
+    eventually(TIMEOUT, "the orphan alone counts", || {
         let memory = bench.usage(&worker).map_or(0, |usage| usage.memory);
         (100 * MIB..130 * MIB).contains(&memory)
     });

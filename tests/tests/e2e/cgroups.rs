@@ -4,7 +4,7 @@
 use master_process_tests::cgroup::Place;
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{PATIENCE, address, load, process, skip};
+use master_process_tests::{TIMEOUT, address, load, process, skip};
 use rustix::process::Signal;
 
 /// Five chains of processes in sessions of their own, each of which lives for a moment, and one that waits.
@@ -109,7 +109,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
     said(&first, 2);
     let left: Vec<i32> = first.survivors();
     first.signal(Signal::KILL);
-    let _killed = first.wait_exit(PATIENCE);
+    let _killed = first.wait_exit(TIMEOUT);
     let sleeping = |pid: &&i32| process::executable(**pid).is_some_and(|path| path.ends_with("sleep"));
     let hidden: Vec<i32> = left.iter().filter(sleeping).copied().collect();
     assert_eq!(hidden.len(), 2, "they live on");
@@ -146,7 +146,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_
     let is_sleep = || process::executable(child).is_some_and(|path| path.ends_with("sleep"));
     first.eventually("the child hides", is_sleep);
     first.signal(Signal::KILL);
-    let _killed = first.wait_exit(PATIENCE);
+    let _killed = first.wait_exit(TIMEOUT);
     await_gone(worker);
     assert!(process::alive(child), "it lives on");
     let second = place.start(&listen, script(HOLDING, address));

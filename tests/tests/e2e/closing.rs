@@ -7,12 +7,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use master_process_tests::askers::{answers, askers};
+use master_process_tests::clients::{answers, waiting_clients};
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, script, started};
 use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{
-    PATIENCE, Supervisor, address, always, eventually, network, patient, process, profile, skip,
+    Supervisor, TIMEOUT, address, always, eventually, network, process, profile, scaled, skip,
 };
 use rustix::process::Signal;
 
@@ -194,15 +194,15 @@ while True: signal.pause()";
     supervisor.eventually("both are ready", || supervisor.logged(&[": listening"]).len() == 2);
     supervisor.await_rest();
     // About half of them come to the queue of the one that does not accept.
-    let waiting = askers(address, 40);
+    let waiting = waiting_clients(address, 40);
     gate.open();
     supervisor.eventually("it has closed", || supervisor.output().contains(&"closed".to_owned()));
     let closed = Instant::now();
     let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
     println!("those who waited are answered {:?} after it has closed", closed.elapsed());
-    assert!(closed.elapsed() < CLOSED_WITHIN + patient(SLACK), "after {:?}", closed.elapsed());
+    assert!(closed.elapsed() < CLOSED_WITHIN + scaled(SLACK), "after {:?}", closed.elapsed());
     assert_eq!(answered, BTreeSet::from([sibling]));
-    let after: BTreeSet<i32> = answers(askers(address, 100)).into_iter().collect();
+    let after: BTreeSet<i32> = answers(waiting_clients(address, 100)).into_iter().collect();
     assert_eq!(after, BTreeSet::from([sibling]), "new ones go to the sibling");
     assert_eq!(supervisor.stop(), 0);
 }
@@ -242,7 +242,7 @@ while True: signal.pause()";
 fn the_address_of_a_worker_that_closes_its_listener_and_lives_on_is_free_within_two_seconds() {
     let (free, refused) = free_after(Duration::ZERO, &[]);
     println!("free after {free:?}, refused after {refused:?}");
-    assert!(free < CLOSED_WITHIN + patient(Duration::from_millis(500)), "free after {free:?}");
+    assert!(free < CLOSED_WITHIN + scaled(Duration::from_millis(500)), "free after {free:?}");
 }
 
 #[test]
@@ -251,13 +251,13 @@ fn the_address_of_a_worker_that_was_idle_before_it_closes_its_listener_is_free_a
     let (free, refused) = free_after(idle, &["--monitor-interval", "1s"]);
     println!("after {idle:?} without anything: free after {free:?}, refused after {refused:?}");
     // A sample, and the time for which a successor could still come.
-    assert!(free < CLOSED_WITHIN + patient(SLACK), "free after {free:?}");
+    assert!(free < CLOSED_WITHIN + scaled(SLACK), "free after {free:?}");
 }
 
 #[test]
 fn the_address_of_a_worker_with_one_queue_for_all_is_free_within_two_seconds_of_its_close() {
     let (free, _) = free_after(Duration::ZERO, &["--share", "shared"]);
-    assert!(free < CLOSED_WITHIN + patient(Duration::from_millis(500)), "free after {free:?}");
+    assert!(free < CLOSED_WITHIN + scaled(Duration::from_millis(500)), "free after {free:?}");
 }
 
 #[test]
@@ -283,7 +283,7 @@ while True: signal.pause()";
         matches!(outcome, load::Outcome::Reset | load::Outcome::Truncated | load::Outcome::Refused),
         "{outcome:?}"
     );
-    assert!(start.elapsed() < CLOSED_WITHIN + patient(SLACK), "after {:?}", start.elapsed());
+    assert!(start.elapsed() < CLOSED_WITHIN + scaled(SLACK), "after {:?}", start.elapsed());
     eventually(CLOSED_WITHIN, "clients are refused", || TcpStream::connect(address).is_err());
     assert_eq!(supervisor.stop(), 0);
 }
@@ -305,7 +305,7 @@ sys.exit(0)";
         let builder = Supervisor::builder().wrap(&wrapper).args(["--throttle", "1s", "--throttle-max", "1s"]);
         let supervisor = builder.command(gate.script(text, address)).spawn();
         said(&supervisor, 1);
-        let waiting = askers(address, 5);
+        let waiting = waiting_clients(address, 5);
         gate.open();
         let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
         let (successor, _) = servers(&supervisor, 0).last().copied().expect("it serves");
@@ -395,10 +395,10 @@ fn is_not_answered_by_the_queue_of_its_predecessor(user: Option<u32>, unlinks: b
     let victim = outcomes()[0].0;
     assert_eq!(load::who(path.as_path()), Some(victim));
     process::freeze(victim);
-    let waiting = askers(path.as_path(), 3);
+    let waiting = waiting_clients(path.as_path(), 3);
     process::signal(victim, Signal::KILL);
-    eventually(PATIENCE, "it is dead", || !process::alive(victim));
-    let late = askers(path.as_path(), 3);
+    eventually(TIMEOUT, "it is dead", || !process::alive(victim));
+    let late = waiting_clients(path.as_path(), 3);
     supervisor.eventually("its replacement serves", || outcomes().len() == 2);
     let (successor, outcome) = outcomes().remove(1);
     assert_eq!(outcome, "ECONNREFUSED", "as root: {}, unlinks: {unlinks}", user.is_none());
@@ -439,7 +439,7 @@ serve(made)";
     // Those who wait when all workers are killed are served by the replacements.
     let victims = supervisor.await_workers(2);
     victims.iter().for_each(|pid| process::freeze(*pid));
-    let waiting = askers(address, 20);
+    let waiting = waiting_clients(address, 20);
     victims.iter().for_each(|pid| process::signal(*pid, Signal::KILL));
     assert_eq!(answers(waiting).len(), 20);
     assert_eq!(supervisor.stop(), 0);

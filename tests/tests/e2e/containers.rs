@@ -12,7 +12,7 @@ use master_process_tests::profile::{self, CONTAINER};
 use master_process_tests::script::{TWO_FAMILIES, said, script};
 use master_process_tests::supervisor::Builder;
 use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
-use master_process_tests::{Supervisor, address, patient, process, skip};
+use master_process_tests::{Supervisor, address, process, scaled, skip};
 use rustix::process::Signal;
 
 const TCP: &str = "
@@ -152,7 +152,7 @@ while True: signal.pause()";
 fn a_hundred_workers_come_and_go(place: Place) {
     let address = address::tcp();
     // A hundred interpreters that start at once take their time on a slow machine.
-    let ready_timeout = format!("{}s", patient(std::time::Duration::from_secs(60)).as_secs());
+    let ready_timeout = format!("{}s", scaled(std::time::Duration::from_secs(60)).as_secs());
     let options = ["-w", "100", "--throttle", "100ms", "--ready-timeout", &ready_timeout];
     let text = "made = bound(HOST, PORT); made.listen(64); serve(made)";
     let supervisor = place.builder().args(options).command(script(text, address)).spawn();

@@ -1,4 +1,4 @@
-//! The ancestor's faults, each by its number, each shown to be gone. Those of its monitoring (10 and 11) belong to a
+//! The faults of the Node.js module master-process, each by its number, each shown to be gone. Those of its monitoring (10 and 11) belong to a
 //! part that is not here yet.
 
 use std::collections::BTreeSet;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use master_process_tests::script::{lines, said, script, started};
-use master_process_tests::{PATIENCE, Supervisor, address, eventually, load, patient, process};
+use master_process_tests::{Supervisor, TIMEOUT, address, eventually, load, process, scaled};
 use rustix::process::Signal;
 
 /// From the kill of a worker until its replacement serves, however busy the machine is: on an idle one it takes a tenth
@@ -51,7 +51,7 @@ fn replacement_takes(supervisor: &Supervisor, slot: u32) -> Duration {
 fn is_replaced_in_time(supervisor: &Supervisor, slot: u32) {
     let took = replacement_takes(supervisor, slot);
     println!("replaced after {took:?}");
-    assert!(took < patient(REPLACED_WITHIN), "replaced after {took:?}");
+    assert!(took < scaled(REPLACED_WITHIN), "replaced after {took:?}");
 }
 
 #[test]
@@ -88,7 +88,7 @@ while True: signal.pause()"
     assert!(most <= before.len() + KEPT + 64, "{most} descriptors at once");
     let start = Instant::now();
     // One more: of the thread that looks for closed listeners, which is started for the first of them.
-    eventually(PATIENCE, "as many descriptors as before", || {
+    eventually(TIMEOUT, "as many descriptors as before", || {
         process::descriptors(supervisor.pid()).len() <= before.len() + 1
     });
     println!("as before after {:?}", start.elapsed());

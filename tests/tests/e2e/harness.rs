@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use master_process_tests::load::{self, Connections, Load, Outcome};
-use master_process_tests::{PATIENCE, address, eventually, fixtures};
+use master_process_tests::{TIMEOUT, address, eventually, fixtures};
 
 /// A program on its own, killed when the test is over.
 struct Alone(Child);
@@ -39,10 +39,10 @@ fn the_client_reads_the_pid_from_every_fixture() {
         let address = address::tcp();
         let alone = Alone::start(&program, &address.to_string());
         let pid = i32::try_from(alone.0.id()).expect("pids are small");
-        eventually(PATIENCE, &format!("{program:?} answers"), || load::who(address) == Some(pid));
+        eventually(TIMEOUT, &format!("{program:?} answers"), || load::who(address) == Some(pid));
         for connections in [Connections::Fresh, Connections::KeepAlive] {
             let clients = Load::start(address, 4, connections);
-            eventually(PATIENCE, "a hundred requests", || clients.tally().served() >= 100);
+            eventually(TIMEOUT, "a hundred requests", || clients.tally().served() >= 100);
             let tally = clients.stop();
             assert_eq!(tally.pids(), [pid], "{program:?}: {tally}");
             assert_eq!(tally.inexcusable() + tally.lost(), 0, "{program:?}: {tally}");
@@ -58,12 +58,12 @@ fn the_client_reads_the_pid_from_nginx() {
         master_process_tests::skip!("the_client_reads_the_pid_from_nginx", "nginx is not installed");
     };
     let alone = Alone::start(&nginx, &address.to_string());
-    eventually(PATIENCE, "nginx answers", || load::who(address).is_some());
+    eventually(TIMEOUT, "nginx answers", || load::who(address).is_some());
     let parent = load::who(address).and_then(master_process_tests::process::stat).map(|stat| stat.ppid);
     assert_eq!(parent, i32::try_from(alone.0.id()).ok());
     // nginx takes its children along on TERM, which the kill of the guard would not.
     master_process_tests::process::signal(parent.expect("seen above"), rustix::process::Signal::TERM);
-    eventually(PATIENCE, "nginx has left", || load::get(address, "/") == Outcome::Refused);
+    eventually(TIMEOUT, "nginx has left", || load::get(address, "/") == Outcome::Refused);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn the_client_speaks_to_unix_sockets() {
     let path = folder.path().join("sock");
     assert_eq!(load::get(path.as_path(), "/"), Outcome::Refused, "no such path");
     let _alone = Alone::start(&fixtures::node("plain.js"), path.to_str().expect("UTF-8"));
-    eventually(PATIENCE, "node answers", || load::who(path.as_path()).is_some());
+    eventually(TIMEOUT, "node answers", || load::who(path.as_path()).is_some());
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn the_example_of_the_readme_answers() {
     assert!(Path::new(&example).exists());
     // It binds the wildcard address, so any loopback address reaches it.
     eventually(
-        PATIENCE,
+        TIMEOUT,
         "the example answers",
         || matches!(load::get(address, "/"), Outcome::Ok(body) if body.starts_with("hello from worker")),
     );

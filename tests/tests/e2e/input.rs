@@ -111,7 +111,7 @@ fn a_variable_with_garbage_is_one_line_and_exit_2() {
 }
 
 #[test]
-fn a_variable_of_the_ancestor_with_garbage_is_one_line_and_exit_2() {
+fn a_variable_of_the_nodejs_module_with_garbage_is_one_line_and_exit_2() {
     for (variable, values) in [
         ("WORKERS", ["0", "-1", "1000000000", "1e9", "many"]),
         ("WORKER_THROTTLE", ["soon", "-1", "1parsec", "1e400", "x1s"]),
@@ -174,7 +174,7 @@ fn an_empty_variable_is_unset() {
 }
 
 #[test]
-fn a_flag_goes_before_the_prefixed_variable_and_that_before_the_ancestors() {
+fn a_flag_goes_before_the_prefixed_variable_and_that_before_that_of_the_nodejs_module() {
     let workers = |flag: Option<&str>, prefixed: &str, ancestor: &str, expected: usize| {
         let builder =
             Supervisor::builder().args(["--ready", "none"]).args(flag.map(|flag| format!("-w{flag}")));
@@ -313,7 +313,7 @@ fn giving_up_stops_the_workers_that_are_well() {
     let options = ["-w", "2", "--give-up", "3/20s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let words = ["index=0:exit=1", "term=clean:0.3:0"];
     let supervisor = Supervisor::start(&options, fixtures::worker(&words));
-    assert_eq!(supervisor.wait_exit(master_process_tests::PATIENCE).code(), Some(70));
+    assert_eq!(supervisor.wait_exit(master_process_tests::TIMEOUT).code(), Some(70));
     assert_eq!(supervisor.events_named("clean_up").len(), 1, "the healthy one was asked, and waited for");
     assert!(supervisor.survivors().is_empty());
 }

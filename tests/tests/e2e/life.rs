@@ -11,7 +11,7 @@ use std::time::Duration;
 use master_process_tests::load;
 use master_process_tests::supervisor::await_gone;
 use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
-use master_process_tests::{PATIENCE, Supervisor, always, eventually, fixtures, patient, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, process, scaled, skip};
 use rustix::process::Signal;
 
 /// Workers that count as ready at once and never do anything.
@@ -357,7 +357,7 @@ fn consecutive_early_deaths_double_the_delay_up_to_the_maximum() {
     // Never sooner than promised (the shell's clock ticks in hundredths, and a slow shell looks at it late), and no
     // later than a busy machine explains.
     let least = [0.5, 1.0, 2.0, 2.0];
-    let late = |millis: u64| patient(Duration::from_millis(millis)).as_secs_f64();
+    let late = |millis: u64| scaled(Duration::from_millis(millis)).as_secs_f64();
     for (apart, least) in apart.iter().zip(least) {
         assert!(
             *apart >= least - late(40) && *apart < least + late(3000),
@@ -392,5 +392,5 @@ fn a_killed_supervisors_own_name_is_not_needed_to_restart() {
     one.await_workers(2);
     assert_eq!(one.stop(), 0);
     always(Duration::from_millis(300), "the other's workers run", || two.workers() == others);
-    eventually(PATIENCE, "the first has left nothing", || one.survivors().is_empty());
+    eventually(TIMEOUT, "the first has left nothing", || one.survivors().is_empty());
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use master_process_tests::load::{Connections, Load};
 use master_process_tests::profile::{launcher, ordinary_user};
 use master_process_tests::script::script;
-use master_process_tests::{Supervisor, address, always, eventually, fixtures, patient, process};
+use master_process_tests::{Supervisor, address, always, eventually, fixtures, process, scaled};
 use rustix::process::Signal;
 
 /// Every source must lead to the same.
@@ -160,7 +160,7 @@ say('serving', PID)
 rest()
 "
         );
-        let soon = format!("{}ms", patient(Duration::from_secs(2)).as_millis());
+        let soon = format!("{}ms", scaled(Duration::from_secs(2)).as_millis());
         let options = ["--max-memory", "60MiB", "--ready", "notify", "--ready-timeout", &soon];
         let supervisor = watched(source, &[&options[..], &["--throttle", "100ms"]].concat(), &text);
         let says = supervisor.until("the first worker serves", || {

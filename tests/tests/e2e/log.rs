@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use master_process_tests::supervisor::{Builder, binary};
-use master_process_tests::{PATIENCE, Supervisor, eventually, fixtures, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, eventually, fixtures, process, skip};
 use rustix::process::Signal;
 
 /// A short life with a death, a reload and a clean end; gives what was logged.
@@ -95,7 +95,7 @@ fn logged_to_a_slow_reader(format: &str) -> Vec<String> {
         .stderr(Stdio::piped())
         .spawn()
         .expect("it was built");
-    eventually(PATIENCE, "the program has run", || ran.exists());
+    eventually(TIMEOUT, "the program has run", || ran.exists());
     fs::remove_file(&program).expect("ours");
     // Many times what a pipe holds.
     std::thread::sleep(Duration::from_secs(1));
@@ -160,7 +160,7 @@ fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
     let lines = || fs::read_to_string(inside.join("log")).expect("UTF-8");
     // Nothing else has room from here on, and the log has the rest of its last page: the line that comes to its end is torn.
     let filling = inside.join("filling");
-    eventually(PATIENCE, "the disk is full", || {
+    eventually(TIMEOUT, "the disk is full", || {
         let _full = fs::OpenOptions::new()
             .append(true)
             .create(true)
@@ -176,7 +176,7 @@ fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
         let told = lines.lines().find(|line| line.contains("dropped ")).map(str::to_owned);
         told.filter(|line| line.ends_with("the disk of stderr was full"))
     };
-    eventually(PATIENCE, "it is told how many, and why", || told().is_some());
+    eventually(TIMEOUT, "it is told how many, and why", || told().is_some());
     let levels = |line: &str| line.matches("  INFO ").count() + line.matches("  WARN ").count();
     assert!(lines().lines().all(|line| levels(line) <= 1), "a torn line ends where it is torn: {}", lines());
     assert_eq!(supervisor.stop(), 0);

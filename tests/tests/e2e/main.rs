@@ -1,6 +1,5 @@
 //! End-to-end tests: the real binary, the real kernel, real programs. The name of a test is the requirement.
 
-mod ancestor;
 mod bypass;
 mod cgroups;
 mod closing;
@@ -16,6 +15,7 @@ mod limits;
 mod listen_fds;
 mod log;
 mod measuring;
+mod nodejs_module;
 mod notify;
 mod orphans;
 mod pid_one;

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::{Builder, await_gone};
-use master_process_tests::{PATIENCE, Supervisor, address, always, eventually, fixtures, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, always, eventually, fixtures, process, skip};
 use rustix::process::Signal;
 
 /// A user that no test runs a supervisor or worker as.
@@ -187,7 +187,7 @@ fn a_flood_harms_nobody(builder: Builder, user: &str, is_abstract: bool) {
     supervisor.eventually("the worker is heard", || supervisor.logged(&[": notified"]).len() == 1);
     assert!(bounded());
     drop(strangers);
-    eventually(PATIENCE, "nothing of it stays", || process::descriptors(pid).len() <= before + 1);
+    eventually(TIMEOUT, "nothing of it stays", || process::descriptors(pid).len() <= before + 1);
     assert_eq!(supervisor.stop(), 0);
 }
 
@@ -248,7 +248,7 @@ while True: signal.pause()",
     let supervisor = Supervisor::start(&["--ready", "notify"], script(&text, address::tcp()));
     supervisor.eventually("it is heard", || supervisor.logged(&[": notified"]).len() == 1);
     let pid = supervisor.pid();
-    eventually(PATIENCE, "all of them are closed", || process::descriptors(pid).len() < 30);
+    eventually(TIMEOUT, "all of them are closed", || process::descriptors(pid).len() < 30);
     assert_eq!(supervisor.stop(), 0);
 }
 

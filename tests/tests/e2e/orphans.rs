@@ -7,7 +7,7 @@ use std::time::Duration;
 use master_process_tests::load::{self, Connections, Load, Outcome, Tally};
 use master_process_tests::process::{self, Stat};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{PATIENCE, Supervisor, address, always, eventually, fixtures, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, always, eventually, fixtures, skip};
 use rustix::process::Signal;
 
 /// Enough to have requests at every worker at the moment of the kill.
@@ -31,7 +31,7 @@ fn look(workers: &BTreeSet<i32>) -> Vec<Stat> {
 fn each_answers(clients: &Load, workers: &[Stat]) {
     let count = |tally: &Tally, worker: &Stat| tally.ok.get(&worker.pid.to_string()).copied().unwrap_or(0);
     let before = clients.tally();
-    eventually(PATIENCE, "each worker answers", || {
+    eventually(TIMEOUT, "each worker answers", || {
         let now = clients.tally();
         workers.iter().all(|worker| count(&now, worker) >= count(&before, worker) + EACH)
     });
@@ -40,7 +40,7 @@ fn each_answers(clients: &Load, workers: &[Stat]) {
 /// SIGKILL, and what is left is nobody's child of ours.
 fn kill(supervisor: &Supervisor) {
     supervisor.signal(Signal::KILL);
-    eventually(PATIENCE, "the supervisor is gone", || supervisor.exited().is_some());
+    eventually(TIMEOUT, "the supervisor is gone", || supervisor.exited().is_some());
 }
 
 /// Kills the supervisor of four workers under load, once they have gone through so many reloads.
@@ -67,7 +67,7 @@ fn workers_serve_on(command: Vec<String>, reloads: usize) {
     assert!(now.iter().zip(&workers).all(|(now, then)| now.started == then.started), "{now:?}");
     end(&workers);
     // A process counts as gone while threads of it still close what it had.
-    eventually(PATIENCE, "nobody else holds the address", || load::get(address, "/") == Outcome::Refused);
+    eventually(TIMEOUT, "nobody else holds the address", || load::get(address, "/") == Outcome::Refused);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use master_process_tests::load::{self, Connections, Kept, Load, Outcome};
 use master_process_tests::script::{TWO_FAMILIES, lines, said, script, started};
 use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
 use master_process_tests::{
-    PATIENCE, Supervisor, address, always, eventually, patient, process, profile, skip,
+    Supervisor, TIMEOUT, address, always, eventually, process, profile, scaled, skip,
 };
 use rustix::process::Signal;
 
@@ -91,7 +91,7 @@ while True: time.sleep(1)";
     let first = address::tcp();
     let second = next_to(first, 100);
     // A worker that leaves in the middle of an answer loses it by right.
-    let drain = format!("{}ms", patient(Duration::from_millis(20)).as_millis());
+    let drain = format!("{}ms", scaled(Duration::from_millis(20)).as_millis());
     let supervisor = started(&["-w", "2", "--throttle", "1ms", "--drain", &drain], text, first);
     said(&supervisor, 2);
     let clients = [first, second].map(|address| Load::start(address, 4, Connections::Fresh));
@@ -393,7 +393,7 @@ while True: signal.pause()";
     for peer in &peers {
         let (mut stream, from) = peer.accept().expect("the worker connected");
         assert_eq!(from, address, "from its own port");
-        stream.set_read_timeout(Some(patient(SOON))).expect("an option");
+        stream.set_read_timeout(Some(scaled(SOON))).expect("an option");
         let mut heard = String::new();
         // To the end: a copy that somebody holds would keep the connection open.
         stream.read_to_string(&mut heard).expect("its end comes soon");
@@ -443,7 +443,7 @@ serve(made)";
     supervisor.signal(Signal::STOP);
     fs::write(&gate, "").expect("ours");
     for worker in &workers {
-        eventually(PATIENCE, "it waits in bind", || {
+        eventually(TIMEOUT, "it waits in bind", || {
             let call = fs::read_to_string(format!("/proc/{worker}/syscall")).unwrap_or_default();
             call.split(' ').next() == Some(BIND)
         });
@@ -465,7 +465,7 @@ serve(made)";
 fn signals_that_arrive_during_bind_and_listen_do_no_harm() {
     // Where the kernel lets any signal break a call off that we answer (before Linux 5.19), it is made again, and a
     // signal for each time that an answer takes would keep it from ever being made: there they come less often.
-    let rare = patient(Duration::from_millis(4)).as_secs_f64();
+    let rare = scaled(Duration::from_millis(4)).as_secs_f64();
     let text = format!(
         "
 import ctypes, platform

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use master_process_tests::load::{self, Connections, Load, Outcome};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{PATIENCE, Supervisor, address, eventually, fixtures, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, process, skip};
 use rustix::process::Signal;
 
 /// Enough clients to keep four workers busy at a time: with one queue for all, an idle worker may take everything.
@@ -176,6 +176,6 @@ fn two_addresses_of_one_program_are_both_shared() {
     process::freeze(stopped);
     for address in [first, second] {
         // A connection that the stopped one had taken would wait for it: ask until the other answers.
-        eventually(PATIENCE, "the other worker answers", || load::who(address) == Some(other));
+        eventually(TIMEOUT, "the other worker answers", || load::who(address) == Some(other));
     }
 }

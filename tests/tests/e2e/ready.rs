@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use master_process_tests::load::{Connections, Kept, Load, Outcome};
 use master_process_tests::script::{script, started};
 use master_process_tests::traffic::{nothing_is_lost, pass};
-use master_process_tests::{Event, Supervisor, address, always, fixtures, load, patient, process};
+use master_process_tests::{Event, Supervisor, address, always, fixtures, load, process, scaled};
 use rustix::process::Signal;
 
 /// Long against a worker's start on a busy machine, short enough to wait for.
@@ -248,7 +248,7 @@ fn a_bad_reload_is_given_up_and_a_good_one_works(bad: &str, extra: &[&str]) {
 #[test]
 fn a_reload_whose_workers_never_get_ready_is_given_up() {
     // Long enough for a worker to say that it was started.
-    let ready_timeout = format!("{}ms", patient(Duration::from_millis(900)).as_millis());
+    let ready_timeout = format!("{}ms", scaled(Duration::from_millis(900)).as_millis());
     a_bad_reload_is_given_up_and_a_good_one_works("delay=3600", &["--ready-timeout", &ready_timeout]);
 }
 
@@ -516,7 +516,7 @@ if os.fork() == 0:
 fn a_release_that_never_opens_its_port_fails_and_the_missing_address_is_named() {
     let address = address::tcp();
     let text = side_port_first("0", "signal.pause()");
-    let timeout = format!("{}ms", patient(Duration::from_secs(2)).as_millis());
+    let timeout = format!("{}ms", scaled(Duration::from_secs(2)).as_millis());
     let options = ["-w", "2", "--ready-timeout", &timeout, "--reload-attempts", "1", "--throttle", "100ms"];
     let supervisor = started(&options, &text, address);
     supervisor.eventually("both serve", || said_of(&supervisor, "own") == 2);

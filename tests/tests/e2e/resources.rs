@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use master_process_tests::{
-    PATIENCE, Supervisor, address, always, eventually, fixtures, load, process, skip,
-};
+use master_process_tests::{Supervisor, TIMEOUT, address, always, eventually, fixtures, load, process, skip};
 use rustix::process::Signal;
 
 /// Resident memory in KiB.
@@ -43,7 +41,7 @@ fn crashes_leave_nothing(supervisor: &Supervisor, settle: impl Fn()) {
     settle();
     // What belongs to a start may be open for a moment after it.
     let before = descriptors.len();
-    eventually(PATIENCE, &format!("as many descriptors as before: {descriptors:?}"), || {
+    eventually(TIMEOUT, &format!("as many descriptors as before: {descriptors:?}"), || {
         process::descriptors(pid).len() <= before
     });
     let grown = resident(pid).saturating_sub(memory);
@@ -204,7 +202,7 @@ fn workers_that_listen_without_a_descriptor_left_are_served_later() {
     supervisor.await_workers(1);
     assert!(load::who(address).is_some());
     // One more is kept: the queue of the worker that was started beside the old one.
-    eventually(PATIENCE, &format!("as many descriptors as before: {before:?}"), || {
+    eventually(TIMEOUT, &format!("as many descriptors as before: {before:?}"), || {
         process::descriptors(pid).len() <= before.len() + 1
     });
     assert_eq!(supervisor.stop(), 0);

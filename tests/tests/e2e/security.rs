@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use master_process_tests::script::{said, script};
-use master_process_tests::{Supervisor, address, patient, process, skip};
+use master_process_tests::{Supervisor, address, process, scaled, skip};
 use rustix::process::Signal;
 
 #[test]
@@ -105,7 +105,7 @@ while True: signal.pause()",
     let start = Instant::now();
     supervisor.signal(Signal::TTIN);
     supervisor.await_workers(2);
-    assert!(start.elapsed() < patient(Duration::from_secs(5)), "it was held up for {:?}", start.elapsed());
+    assert!(start.elapsed() < scaled(Duration::from_secs(5)), "it was held up for {:?}", start.elapsed());
     assert_eq!(supervisor.stop(), 0);
 }
 

@@ -7,9 +7,7 @@ use std::time::Duration;
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, started};
 use master_process_tests::traffic::{nothing_is_lost, pass};
-use master_process_tests::{
-    PATIENCE, Supervisor, address, always, await_some, eventually, fixtures, process,
-};
+use master_process_tests::{Supervisor, TIMEOUT, address, always, await_some, eventually, fixtures, process};
 use rustix::process::Signal;
 
 #[test]
@@ -236,7 +234,7 @@ fn the_address_is_free_the_moment_the_supervisor_has_ended() {
         let supervisor = Supervisor::start(&["-w", "4"], line);
         supervisor.await_events(4, "ready");
         supervisor.signal(Signal::TERM);
-        let status = await_some(PATIENCE, "it ends", || supervisor.exited());
+        let status = await_some(TIMEOUT, "it ends", || supervisor.exited());
         assert_eq!(status.code(), Some(0));
         // What a service manager's restart does next.
         drop(TcpListener::bind(address).expect("nobody holds the address"));
@@ -349,6 +347,6 @@ fn a_stopped_worker_does_not_stop_the_others() {
         supervisor.events_named("started").len() == 2
     });
     supervisor.signal(Signal::HUP);
-    eventually(PATIENCE, "the stopped one is replaced", || !process::alive(ready[0].pid));
+    eventually(TIMEOUT, "the stopped one is replaced", || !process::alive(ready[0].pid));
     supervisor.await_workers(2);
 }

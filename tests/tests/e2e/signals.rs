@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use master_process_tests::supervisor::binary;
-use master_process_tests::{PATIENCE, Supervisor, always, await_some, fixtures, patient, process};
+use master_process_tests::{Supervisor, TIMEOUT, always, await_some, fixtures, process, scaled};
 use rustix::process::Signal;
 
 fn idle(workers: &str) -> Supervisor {
@@ -55,7 +55,7 @@ fn int_and_quit_stop_like_term() {
             Supervisor::start(&["-w", "2", "--kill-timeout", "20s"], fixtures::worker(&["term=clean:0.3:0"]));
         supervisor.await_events(2, "ready");
         supervisor.signal(signal);
-        assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0), "{signal:?}");
+        assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "{signal:?}");
         assert_eq!(supervisor.events_named("clean_up").len(), 2, "{signal:?}");
         assert!(supervisor.survivors().is_empty());
     }
@@ -75,7 +75,7 @@ fn the_second_stop_signal_kills_at_once() {
         always(Duration::from_millis(600), "the first only asks", || supervisor.exited().is_none());
         supervisor.signal(second);
         // Far less than the kill timeout, whatever the machine is busy with.
-        assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0), "{second:?}");
+        assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "{second:?}");
         assert!(supervisor.survivors().is_empty(), "not even their children are left");
     }
 }
@@ -89,7 +89,7 @@ fn two_stop_signals_at_once_are_one() {
     for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
         supervisor.signal(signal);
     }
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
     assert_eq!(supervisor.events_named("clean_up").len(), 2, "nobody was killed");
     assert!(supervisor.survivors().is_empty());
 }
@@ -115,7 +115,7 @@ fn a_hup_during_a_stop_starts_nothing() {
     for signal in [Signal::HUP, Signal::TTIN, Signal::USR1, Signal::USR2] {
         supervisor.signal(signal);
     }
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
     assert_eq!(supervisor.events_named("started").len(), 1);
     assert_eq!(supervisor.events_named("clean_up").len(), 1);
 }
@@ -139,7 +139,7 @@ pub(super) fn await_first_moment(supervisor: &Supervisor, signal: Signal) -> i32
     let bit = 1_u64 << (signal.as_raw() - 1);
     let start = Instant::now();
     // Without the pause of the other waits: the moment is what this is about.
-    while start.elapsed() < patient(PATIENCE) {
+    while start.elapsed() < scaled(TIMEOUT) {
         let pid = supervisor.pid();
         let ready = |set: &str| process::signal_set(pid, set).is_some_and(|signals| signals & bit != 0);
         // Looked at before the set: while the binary is not executed yet, the set is the starter's.
@@ -169,7 +169,7 @@ fn a_term_at_any_early_moment_is_a_clean_end() {
         let pid = await_first_moment(&supervisor, Signal::TERM);
         std::thread::sleep(Duration::from_micros(u64::from(attempt) * 800));
         process::signal(pid, Signal::TERM);
-        assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0), "attempt {attempt}");
+        assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "attempt {attempt}");
         assert!(supervisor.survivors().is_empty(), "attempt {attempt}");
     }
 }
@@ -193,7 +193,7 @@ fn a_storm_of_signals_leaves_the_right_number_of_workers() {
         std::thread::sleep(Duration::from_millis(round * 7 % 40));
     }
     // Quiet: three workers, all of one generation, and they stay.
-    let settled = await_some(PATIENCE, "three workers of one generation", || {
+    let settled = await_some(TIMEOUT, "three workers of one generation", || {
         let workers = supervisor.workers();
         let started = supervisor.events_named("started");
         let of: Vec<i32> =

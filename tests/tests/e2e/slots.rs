@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
-use master_process_tests::askers::{answers, askers};
+use master_process_tests::clients::{answers, waiting_clients};
 use master_process_tests::load::{self, Connections, Load, Outcome};
 use master_process_tests::script::{script, started};
 use master_process_tests::supervisor::Builder;
 use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{
-    PATIENCE, Supervisor, address, always, eventually, fixtures, network, patient, process, profile, skip,
+    Supervisor, TIMEOUT, address, always, eventually, fixtures, network, process, profile, scaled, skip,
 };
 use rustix::process::Signal;
 
@@ -49,7 +49,7 @@ fn four_hundred_kept_connections_are_spread_evenly_over_four_workers() {
     let supervisor = builder.env("LISTEN", address.to_string()).spawn();
     await_listening(&supervisor, 4);
     // Kept to the end: a worker that has fewer gets more is not what is asked.
-    let mut kept = askers(address, 400);
+    let mut kept = waiting_clients(address, 400);
     let answered = kept.iter_mut().map(|one| {
         let Outcome::Ok(body) = one.answer() else { panic!("not answered") };
         body.trim().parse().expect("a pid")
@@ -67,7 +67,7 @@ fn the_spread_is_even_after_reloads_as_well() {
     for _ in 0..3 {
         supervisor.reload(4);
     }
-    is_even(&supervisor, answers(askers(address, 400)));
+    is_even(&supervisor, answers(waiting_clients(address, 400)));
 }
 
 /// Stops one of two workers, lets clients come, kills it: who answered them, and who lives then.
@@ -80,8 +80,8 @@ fn served_after_a_crash(builder: Builder) -> (BTreeSet<i32>, BTreeSet<i32>) {
     let victim = ready[0].pid;
     // What comes to it from now on waits in its queue.
     process::freeze(victim);
-    eventually(PATIENCE, "it is stopped", || process::stat(victim).is_some_and(|found| found.state == 'T'));
-    let waiting = askers(address, 40);
+    eventually(TIMEOUT, "it is stopped", || process::stat(victim).is_some_and(|found| found.state == 'T'));
+    let waiting = waiting_clients(address, 40);
     process::signal(victim, Signal::KILL);
     let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
     assert!(!answered.contains(&victim));
@@ -123,7 +123,7 @@ fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_b
     let ready = supervisor.await_events(2, "ready");
     let (hung, other) = (ready[0].pid, ready[1].pid);
     process::freeze(hung);
-    let waiting = askers(address, 40);
+    let waiting = waiting_clients(address, 40);
     supervisor.eventually("the log names it", || !supervisor.logged(&["is not accepting on"]).is_empty());
     let named = supervisor.logged(&["is not accepting on"]);
     assert!(
@@ -159,7 +159,7 @@ while True:
     let supervisor = started(&["-w", "2"], text, address);
     await_listening(&supervisor, 2);
     // Eight seconds of work for each: the queues move all the time, slowly.
-    let answered = answers(askers(address, 6));
+    let answered = answers(waiting_clients(address, 6));
     assert_eq!(answered.len(), 6);
     assert_eq!(supervisor.logged(&["is not accepting on"]), Vec::<String>::new());
 }
@@ -253,7 +253,7 @@ fn an_old_worker_stands_by_until_its_successor_has_outlived_the_throttle() {
     let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
     supervisor.await_events(2, "ready");
     // The throttle counts from the start, which is a moment before it says so: a longer one on a slow machine.
-    let moment = patient(Duration::from_secs_f64(BETWEEN_BEING_AND_SAYING)).as_secs_f64();
+    let moment = scaled(Duration::from_secs_f64(BETWEEN_BEING_AND_SAYING)).as_secs_f64();
     let asked = asked_after(&supervisor, 2);
     let started = supervisor.events_named("started");
     let ready = supervisor.events_named("ready");
@@ -306,7 +306,7 @@ fn a_hundred_reloads_leave_two_sockets_for_each_slot() {
     for _ in 0..100 {
         supervisor.reload(SLOTS);
     }
-    eventually(PATIENCE, &format!("as many descriptors as before: {before:?}"), || {
+    eventually(TIMEOUT, &format!("as many descriptors as before: {before:?}"), || {
         process::descriptors(pid).len() <= before.len()
     });
     let listening = process::listening(version_4(address));
@@ -338,7 +338,7 @@ fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
     supervisor.eventually("the last reload is complete", || {
         !supervisor.logged(&["reload 10 complete after"]).is_empty()
     });
-    let answered: BTreeSet<i32> = answers(askers(address, 40)).into_iter().collect();
+    let answered: BTreeSet<i32> = answers(waiting_clients(address, 40)).into_iter().collect();
     assert_eq!(answered, supervisor.await_workers(SLOTS), "each queue has somebody who serves it");
     let listening = process::listening(version_4(address));
     assert!(listening <= 2 * SLOTS, "{listening} sockets listen on {address}");
@@ -366,13 +366,13 @@ fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_success
     let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=1"]));
     let old = supervisor.await_events(1, "ready")[0].pid;
     process::freeze(old);
-    let mut waiting = askers(address, 5);
+    let mut waiting = waiting_clients(address, 5);
     supervisor.signal(Signal::HUP);
     supervisor.eventually("the new one starts", || supervisor.workers().len() == 2);
     process::signal(old, Signal::KILL);
-    eventually(PATIENCE, "the old one is dead", || !process::alive(old));
+    eventually(TIMEOUT, "the old one is dead", || !process::alive(old));
     // Nobody is there yet.
-    waiting.extend(askers(address, 5));
+    waiting.extend(waiting_clients(address, 5));
     let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
     assert_eq!(answered, supervisor.workers(), "the successor serves all of them");
 }
@@ -405,11 +405,12 @@ serve(made)";
     supervisor.signal(Signal::HUP);
     await_listening(&supervisor, 2);
     supervisor.await_rest();
-    let waiting = askers(address, 5);
+    let waiting = waiting_clients(address, 5);
     std::fs::write(&gate, "").expect("the folder is ours");
     supervisor.eventually("it is given up", || !supervisor.logged(&["reload", "failed: "]).is_empty());
     assert_eq!(supervisor.await_workers(1), old);
-    let answered: BTreeSet<i32> = answers(waiting).into_iter().chain(answers(askers(address, 5))).collect();
+    let answered: BTreeSet<i32> =
+        answers(waiting).into_iter().chain(answers(waiting_clients(address, 5))).collect();
     assert_eq!(answered, old, "the old one serves everybody");
 }
 
@@ -422,19 +423,19 @@ fn who_waits_for_a_worker_whose_slot_is_given_up_is_told_and_the_others_serve() 
     let ready = supervisor.await_events(2, "ready");
     let last = ready.iter().find(|event| event.index == 1).expect("two slots").pid;
     process::freeze(last);
-    let waiting = askers(address, 20);
+    let waiting = waiting_clients(address, 20);
     // Its slot waits for the throttle, and is taken away meanwhile.
     process::signal(last, Signal::KILL);
-    eventually(PATIENCE, "it is dead", || !process::alive(last));
+    eventually(TIMEOUT, "it is dead", || !process::alive(last));
     supervisor.signal(Signal::TTOU);
     supervisor.eventually("one worker from now on", || {
         !supervisor.logged(&["scaled from 2 to 1 worker"]).is_empty()
     });
     // About half of them had come to the other worker, which has answered.
-    for mut asker in waiting {
-        let outcome = asker.answer();
+    for mut client in waiting {
+        let outcome = client.answer();
         assert!(matches!(outcome, Outcome::Ok(_) | Outcome::Reset | Outcome::Truncated), "{outcome:?}");
     }
-    let answered: BTreeSet<i32> = answers(askers(address, 20)).into_iter().collect();
+    let answered: BTreeSet<i32> = answers(waiting_clients(address, 20)).into_iter().collect();
     assert_eq!(answered, supervisor.workers(), "the other one serves everybody");
 }

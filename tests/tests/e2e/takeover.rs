@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use master_process_tests::profile::{launcher, ordinary_user};
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{PATIENCE, Supervisor, address, eventually, fixtures, load, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, load, process, skip};
 use rustix::process::Signal;
 
 /// Serves, and says so.
@@ -49,7 +49,7 @@ fn kill(supervisor: Supervisor) -> Left {
     let (pid, number) = (ready(&supervisor), supervisor.pid());
     supervisor.eventually("it listens", || !supervisor.logged(&[": listening"]).is_empty());
     supervisor.signal(Signal::KILL);
-    eventually(PATIENCE, "the supervisor is gone", || supervisor.exited().is_some());
+    eventually(TIMEOUT, "the supervisor is gone", || supervisor.exited().is_some());
     Left { pid, supervisor: number, _ended_with: supervisor }
 }
 
@@ -233,7 +233,7 @@ serve(made)";
         let supervisor = Supervisor::start(&["--ready", "none", "--listen", &listen], script(INHERITED, tcp));
         let (pid, number) = (ready(&supervisor), supervisor.pid());
         supervisor.signal(Signal::KILL);
-        eventually(PATIENCE, "the supervisor is gone", || supervisor.exited().is_some());
+        eventually(TIMEOUT, "the supervisor is gone", || supervisor.exited().is_some());
         let left = Left { pid, supervisor: number, _ended_with: supervisor };
         assert!(process::alive(pid));
         let start = |options: &[&str]| {
@@ -314,7 +314,7 @@ impl Stranger {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).envs([("WORKER_INDEX", "0"), ("RELOAD_INDEX", "0")]);
         let child = command.envs(variables.iter().copied()).stdout(Stdio::null()).spawn().expect("it starts");
-        eventually(PATIENCE, "it listens", || load::who(address).is_some());
+        eventually(TIMEOUT, "it listens", || load::who(address).is_some());
         Stranger(child)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use master_process_tests::pty::{INTERRUPT, ITS_TERMINAL, Pty, QUIT, SUSPEND};
 use master_process_tests::supervisor::{Builder, await_gone};
-use master_process_tests::{PATIENCE, Supervisor, always, eventually, fixtures, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, process, skip};
 use rustix::process::Signal;
 
 /// A supervisor that leads the terminal's session.
@@ -34,9 +34,9 @@ fn is_stopped(pid: i32) -> bool {
 }
 
 fn ends_clean(supervisor: &Supervisor, workers: usize) {
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
     assert_eq!(supervisor.events_named("clean_up").len(), workers);
-    eventually(PATIENCE, "nothing is left behind", || supervisor.survivors().is_empty());
+    eventually(TIMEOUT, "nothing is left behind", || supervisor.survivors().is_empty());
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn closing_the_terminal_at_any_early_moment_is_a_clean_end() {
         super::signals::await_first_moment(&supervisor, Signal::HUP);
         std::thread::sleep(Duration::from_micros(u64::from(attempt) * 500));
         drop(pty);
-        assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0), "attempt {attempt}");
+        assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "attempt {attempt}");
         assert!(supervisor.survivors().is_empty(), "attempt {attempt}");
     }
 }
@@ -194,7 +194,7 @@ fn suspend_stops_supervisor_and_workers_and_fg_continues_them() {
     supervisor.eventually("they become ready", || supervisor.logged(&[": no readiness signal"]).len() == 2);
     assert_eq!(supervisor.workers(), workers, "{:?}", supervisor.log());
     pty.press(INTERRUPT);
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
     assert!(supervisor.output().contains(&"back".into()), "the shell has seen the end");
 }
 
@@ -239,7 +239,7 @@ fn a_worker_that_tostop_stops_is_named_and_goes_on() {
     assert_eq!(supervisor.workers(), workers);
     // The terminal's keys are still ours, and it is left as it was.
     pty.press(INTERRUPT);
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
     assert!(pty.has_tostop(), "the terminal is left as it was");
 }
 
@@ -319,7 +319,7 @@ fn ctrl_c_ends_the_worker_that_reads_the_terminal_and_the_supervisor() {
         // In the first instant a shell has not set its trap.
         supervisor.eventually("it reads", || process::stat(worker).is_some_and(|found| found.state == 'S'));
         pty.press(INTERRUPT);
-        assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0), "{line}");
+        assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "{line}");
         assert!(supervisor.logged(&["restarting"]).is_empty(), "{line}");
         assert!(supervisor.survivors().is_empty());
     }
@@ -351,7 +351,7 @@ fn suspend_and_fg_work_for_the_worker_that_reads_the_terminal() {
     pty.press("two\n");
     supervisor.eventually("it reads again", || supervisor.output().contains(&"got two".into()));
     pty.press(INTERRUPT);
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
     assert!(supervisor.output().contains(&"back".into()), "the shell has its terminal again");
 }
 
@@ -368,7 +368,7 @@ fn a_job_in_the_background_that_wants_to_read_stops_until_fg() {
     supervisor.eventually("it reads", || supervisor.output().contains(&"got one".into()));
     assert_eq!(supervisor.workers().len(), 1);
     pty.press(INTERRUPT);
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
 }
 
 #[test]
@@ -384,12 +384,12 @@ fn a_hup_long_after_the_terminal_is_a_reload() {
     let workers = || process::children(pid).into_iter().map(|child| child.pid).collect::<Vec<_>>();
     let old = workers();
     pty.press("go\n");
-    eventually(PATIENCE, "the shell has ended", || supervisor.exited().is_some());
+    eventually(TIMEOUT, "the shell has ended", || supervisor.exited().is_some());
     // A signal that comes sooner is about the terminal.
     always(Duration::from_millis(10_500), "it goes on", || process::alive(pid));
     process::signal(pid, Signal::HUP);
     let replaced = || workers().len() == 2 && !workers().iter().any(|worker| old.contains(worker));
-    eventually(PATIENCE, "it is a reload", replaced);
+    eventually(TIMEOUT, "it is a reload", replaced);
     process::signal(pid, Signal::TERM);
     await_gone(pid);
 }

@@ -9,7 +9,7 @@ use master_process_tests::load::{self, Kept, Outcome};
 use master_process_tests::profile::{launcher, ordinary_user};
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::await_gone;
-use master_process_tests::{Supervisor, address, always, patient, process, skip};
+use master_process_tests::{Supervisor, address, always, process, scaled, skip};
 use rustix::process::Signal;
 
 /// Serves one request after the other, and ends at SIGTERM when the one that it is at is answered.
@@ -88,7 +88,7 @@ serve(made)";
     let begun = Instant::now();
     supervisor.eventually("a replacement listens", || supervisor.output().len() == 3);
     await_gone(left);
-    assert!(begun.elapsed() < patient(GONE_WITHIN), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < scaled(GONE_WITHIN), "{:?}", begun.elapsed());
     assert_eq!(supervisor.logged(&["left 1 process behind", &format!("(pid {left})")]).len(), 1);
     // The replacement answers, and the other one that was there before.
     for _ in 0..20 {

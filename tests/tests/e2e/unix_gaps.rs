@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
-use master_process_tests::askers::{answers, askers};
+use master_process_tests::clients::{answers, waiting_clients};
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{said, script};
 use master_process_tests::traffic::nothing_is_lost;
@@ -55,7 +55,7 @@ impl Site {
         let mut seen = BTreeSet::new();
         self.supervisor.eventually("all of them are found at the path", || {
             // Each takes one connection after the other: those that are open at once go to several.
-            seen.extend(answers(askers(self.path().as_path(), expected.len())));
+            seen.extend(answers(waiting_clients(self.path().as_path(), expected.len())));
             seen.is_superset(expected)
         });
         assert_eq!(&seen, expected, "and nobody else");
@@ -212,7 +212,7 @@ fn who_waits_while_no_worker_lives_is_served_by_the_next_release() {
     let old = site.supervisor.await_workers(2);
     old.iter().for_each(|pid| process::signal(*pid, Signal::KILL));
     site.supervisor.await_workers(0);
-    let waiting = askers(site.path().as_path(), 1);
+    let waiting = waiting_clients(site.path().as_path(), 1);
     site.supervisor.signal(Signal::HUP);
     let new = site.supervisor.await_workers(2);
     assert!(new.contains(&answers(waiting)[0]));
@@ -234,7 +234,7 @@ serve(listening())";
     site.supervisor.signal(Signal::HUP);
     site.supervisor.eventually("the new one listens", || site.supervisor.output().len() == 2);
     site.supervisor.await_rest();
-    let waiting = askers(site.path().as_path(), 1);
+    let waiting = waiting_clients(site.path().as_path(), 1);
     site.tell();
     site.supervisor.eventually("it is dead", || site.supervisor.logged(&["exited with code 1"]).len() == 1);
     site.supervisor.await_rest();

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, script};
 use master_process_tests::traffic::{nothing_is_lost, pass};
-use master_process_tests::{PATIENCE, Supervisor, address, eventually, fixtures, process, profile, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, process, profile, skip};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::Signal;
 
@@ -381,10 +381,10 @@ fn serves_at(cwd: &Path, given: &Path, found: &Path) {
         .join(found.file_name().expect("it has one"));
     assert!(load::who(short.as_path()).is_some(), "{}", given.display());
     let new = supervisor.reload(2);
-    eventually(PATIENCE, "the new ones answer", || {
+    eventually(TIMEOUT, "the new ones answer", || {
         load::who(short.as_path()).is_some_and(|pid| new.contains(&pid))
     });
-    eventually(PATIENCE, "nothing is left beside it", || {
+    eventually(TIMEOUT, "nothing is left beside it", || {
         let left = names(found.parent().expect("it has one"));
         !left.iter().any(|name| name.starts_with('.'))
     });

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use master_process_tests::load::{self, Connections, Load};
-use master_process_tests::{PATIENCE, Supervisor, address, fixtures, patient, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, fixtures, process, scaled, skip};
 use rustix::process::Signal;
 
 fn listening_worker(path: &Path, more: &[&str]) -> Vec<String> {
@@ -34,7 +34,7 @@ fn mode_at_first_connection(path: &Path) -> u32 {
         if UnixStream::connect(path).is_ok() {
             return mode(path).expect("it has just been connected to");
         }
-        assert!(start.elapsed() < patient(PATIENCE), "{} never came", path.display());
+        assert!(start.elapsed() < scaled(TIMEOUT), "{} never came", path.display());
     }
 }
 
@@ -192,7 +192,7 @@ fn the_path_is_removed_at_every_orderly_end() {
     let (_folder, path) = address::unix();
     let options = ["--give-up", "2/30s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let supervisor = Supervisor::start(&options, listening_worker(&path, &["die=0"]));
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(70));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(70));
     assert!(!path.exists(), "after giving up");
     // Killed by the second signal.
     let (_folder, path) = address::unix();
@@ -204,14 +204,14 @@ fn the_path_is_removed_at_every_orderly_end() {
     // Two that come within half a second are one.
     std::thread::sleep(std::time::Duration::from_millis(700));
     supervisor.signal(Signal::TERM);
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
     assert!(!path.exists(), "after the second signal");
     // QUIT, with a socket that was handed over.
     let (_folder, path) = address::unix();
     let supervisor = handed_over(&path, &[]);
     supervisor.await_events(1, "ready");
     supervisor.signal(Signal::QUIT);
-    assert_eq!(supervisor.wait_exit(PATIENCE).code(), Some(0));
+    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
     assert!(!path.exists(), "after QUIT");
     // A command that was not there: the socket was made for nothing.
     let (_folder, path) = address::unix();

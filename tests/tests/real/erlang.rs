@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use master_process_tests::{PATIENCE, await_some, fixtures};
+use master_process_tests::{TIMEOUT, await_some, fixtures};
 
 use crate::network::{self, needs, path_of};
 use crate::run::{Alone, Running, supervised};
@@ -48,7 +48,7 @@ fn name_server() -> Alone {
 fn are_connected(lines: impl Fn() -> Vec<String>) {
     let expected: BTreeSet<String> =
         (0..NODES).map(|node| format!("connected n{node}@localhost 2")).collect();
-    await_some(PATIENCE, "three nodes are connected", || {
+    await_some(TIMEOUT, "three nodes are connected", || {
         let lines: BTreeSet<String> = lines().into_iter().collect();
         lines.is_superset(&expected).then_some(())
     });

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use master_process_tests::load::Outcome;
-use master_process_tests::patient;
+use master_process_tests::scaled;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -35,8 +35,8 @@ fn parameter(name: &str, value: &str) -> Vec<u8> {
 
 fn exchange(socket: &Path, script: &str) -> io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(patient(TIMEOUT)))?;
-    stream.set_write_timeout(Some(patient(TIMEOUT)))?;
+    stream.set_read_timeout(Some(scaled(TIMEOUT)))?;
+    stream.set_write_timeout(Some(scaled(TIMEOUT)))?;
     let parameters = [
         parameter("SCRIPT_FILENAME", script),
         parameter("SCRIPT_NAME", "/"),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use master_process_tests::load::Outcome;
-use master_process_tests::patient;
+use master_process_tests::scaled;
 
 /// How long a client waits for anything: longer than a session of any of these servers may take on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -41,9 +41,9 @@ pub(crate) fn outcome(error: &io::Error) -> Outcome {
 }
 
 fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&address, patient(TIMEOUT))?;
-    stream.set_read_timeout(Some(patient(TIMEOUT)))?;
-    stream.set_write_timeout(Some(patient(TIMEOUT)))?;
+    let stream = TcpStream::connect_timeout(&address, scaled(TIMEOUT))?;
+    stream.set_read_timeout(Some(scaled(TIMEOUT)))?;
+    stream.set_write_timeout(Some(scaled(TIMEOUT)))?;
     Ok(stream)
 }
 
@@ -55,10 +55,10 @@ fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
         match listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false)?;
-                stream.set_read_timeout(Some(patient(TIMEOUT)))?;
+                stream.set_read_timeout(Some(scaled(TIMEOUT)))?;
                 return Ok(stream);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < patient(TIMEOUT) => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && start.elapsed() < scaled(TIMEOUT) => {
                 std::thread::sleep(Duration::from_millis(1));
             }
             Err(error) => return Err(error),

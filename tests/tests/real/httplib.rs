@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use master_process_tests::load::{self, Outcome};
-use master_process_tests::{eventually, patient};
+use master_process_tests::{eventually, scaled};
 
 use crate::built;
 use crate::network::{self, needs};
@@ -33,7 +33,7 @@ fn stop_one(program: &impl Running) -> i32 {
     let outcome = load::get(address(), "/stop");
     let Outcome::Ok(pid) = outcome else { panic!("{outcome:?}") };
     let took: u64 = program.said("stopped").parse().expect("milliseconds");
-    assert!(u128::from(took) < patient(STOP_WITHIN).as_millis(), "it took {took} ms");
+    assert!(u128::from(took) < scaled(STOP_WITHIN).as_millis(), "it took {took} ms");
     pid.parse().expect("a pid")
 }
 

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use master_process_tests::load::Outcome;
-use master_process_tests::patient;
+use master_process_tests::scaled;
 
 use crate::network::{needs, path_of};
 use crate::run::{serves_and_reloads, words};
@@ -27,7 +27,7 @@ fn pid(line: &str) -> Option<i32> {
 
 fn by_tcp() -> io::Result<Option<i32>> {
     let mut stream = TcpStream::connect(("127.0.0.1", PORT))?;
-    stream.set_read_timeout(Some(patient(TIMEOUT)))?;
+    stream.set_read_timeout(Some(scaled(TIMEOUT)))?;
     stream.write_all(b"stats\r\n")?;
     let mut found = None;
     for line in BufReader::new(stream).lines() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use master_process_tests::load::Outcome;
-use master_process_tests::patient;
+use master_process_tests::scaled;
 
 use crate::network::{self, needs, path_of};
 use crate::run::{Client, alone_serves, answers, reloads, serves_and_reloads, supervised, text_of, words};
@@ -53,7 +53,7 @@ fn outcome(answer: io::Result<String>) -> Outcome {
 fn by_port() -> Outcome {
     let stream = TcpStream::connect(("127.0.0.1", PORT));
     outcome(
-        stream.and_then(|stream| stream.set_read_timeout(Some(patient(TIMEOUT))).and_then(|()| ask(stream))),
+        stream.and_then(|stream| stream.set_read_timeout(Some(scaled(TIMEOUT))).and_then(|()| ask(stream))),
     )
 }
 
@@ -62,9 +62,8 @@ fn by_path(path: &Path) -> impl Client + use<> {
     move || {
         let stream = UnixStream::connect(&path);
         outcome(
-            stream.and_then(|stream| {
-                stream.set_read_timeout(Some(patient(TIMEOUT))).and_then(|()| ask(stream))
-            }),
+            stream
+                .and_then(|stream| stream.set_read_timeout(Some(scaled(TIMEOUT))).and_then(|()| ask(stream))),
         )
     }
 }

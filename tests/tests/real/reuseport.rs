@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use master_process_tests::load::{self, Outcome};
 use master_process_tests::script::script;
-use master_process_tests::{eventually, patient, process};
+use master_process_tests::{eventually, process, scaled};
 use rustix::process::Signal;
 
 use crate::network::{self, needs};
@@ -33,7 +33,7 @@ serve(made)";
 /// A request whose client waits for the server to close: the server's side of it is then in TIME_WAIT.
 fn closed_by_server(address: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(patient(BACK_WITHIN)))?;
+    stream.set_read_timeout(Some(scaled(BACK_WITHIN)))?;
     stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
     stream.read_to_end(&mut Vec::new()).map(drop)
 }
@@ -87,7 +87,7 @@ fn comes_back(workers: usize) {
         let outcome = load::get(address, "/");
         assert!(matches!(outcome, Outcome::Ok(_) | Outcome::Reset | Outcome::Truncated), "{outcome:?}");
         listening(workers + kills);
-        assert!(killed.elapsed() < patient(BACK_WITHIN), "it took {:?}", killed.elapsed());
+        assert!(killed.elapsed() < scaled(BACK_WITHIN), "it took {:?}", killed.elapsed());
         let now = supervisor.await_workers(workers);
         assert!(!now.contains(&victim));
         supervisor.eventually("every worker answers", || {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use master_process_tests::load::{Load, Outcome, Tally};
 use master_process_tests::traffic::pass;
-use master_process_tests::{PATIENCE, Supervisor, await_some, patient, process};
+use master_process_tests::{Supervisor, TIMEOUT, await_some, process, scaled};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -36,7 +36,7 @@ pub(crate) trait Running {
 
     /// Waits until `look` finds something, and fails when the program ends before.
     fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        await_some(PATIENCE, what, || {
+        await_some(TIMEOUT, what, || {
             let found = look();
             assert!(found.is_some() || self.is_running(), "the program ended before: {what}");
             found
@@ -86,7 +86,7 @@ impl Alone {
 
     /// Waits for its end.
     pub(crate) fn ended(&mut self, what: &str) -> ExitStatus {
-        await_some(PATIENCE, what, || self.child.try_wait().expect("it is our child"))
+        await_some(TIMEOUT, what, || self.child.try_wait().expect("it is our child"))
     }
 
     /// TERM, and the end.
@@ -119,8 +119,7 @@ impl Drop for Alone {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let start = Instant::now();
-        while start.elapsed() < patient(GONE_WITHIN) && descendants.iter().any(|one| process::alive(one.pid))
-        {
+        while start.elapsed() < scaled(GONE_WITHIN) && descendants.iter().any(|one| process::alive(one.pid)) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use master_process_tests::load::{self, Outcome};
-use master_process_tests::{PATIENCE, await_some};
+use master_process_tests::{TIMEOUT, await_some};
 
 use crate::network::{self, needs, path_of};
 use crate::run::{Alone, Running, supervised, text_of, words, write};
@@ -88,7 +88,7 @@ fn second_is_refused(program: &impl Running, folder: &Path) {
 
     // The end of a session frees its port for others.
     drop(first);
-    await_some(PATIENCE, "a later session has the port", || {
+    await_some(TIMEOUT, "a later session has the port", || {
         let later = Alone::start(&client(folder, to_second), &[]);
         while later.is_running() {
             if forwarded("second") {

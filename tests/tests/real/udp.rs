@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use master_process_tests::load::{Load, Outcome};
 use master_process_tests::traffic::pass;
-use master_process_tests::{PATIENCE, Supervisor, await_some, fixtures, patient};
+use master_process_tests::{Supervisor, TIMEOUT, await_some, fixtures, scaled};
 
 use crate::network::{self, needs, path_of};
 use crate::run::{Alone, PACE, Running, supervised, text_of, words};
@@ -45,7 +45,7 @@ impl Flow {
         let mut answer = [0; 65536];
         while self.socket.recv(&mut answer).is_ok() {}
         self.socket.set_nonblocking(false)?;
-        self.socket.set_read_timeout(Some(patient(TRY)))?;
+        self.socket.set_read_timeout(Some(scaled(TRY)))?;
         self.socket.send(self.protocol.query)?;
         let length = self.socket.recv(&mut answer)?;
         let answer = &answer[..length];
@@ -134,7 +134,7 @@ fn serves_flows(protocol: Protocol, command: &[String]) {
     assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
     assert_eq!(supervisor.stop(), 0);
     let free = || UdpSocket::bind(("127.0.0.1", protocol.port)).ok();
-    drop(await_some(PATIENCE, "the port is free after the end", free));
+    drop(await_some(TIMEOUT, "the port is free after the end", free));
 }
 
 #[test]

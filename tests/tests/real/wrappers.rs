@@ -10,7 +10,7 @@ use master_process_tests::cgroup::Place;
 use master_process_tests::load::{self, Load, Outcome};
 use master_process_tests::supervisor::await_gone;
 use master_process_tests::traffic::pass;
-use master_process_tests::{PATIENCE, Supervisor, eventually, process, profile, skip};
+use master_process_tests::{Supervisor, TIMEOUT, eventually, process, profile, skip};
 use rustix::process::Signal;
 
 use crate::built;
@@ -60,9 +60,9 @@ struct Slow(Vec<JoinHandle<Outcome>>);
 impl Slow {
     /// `port`: where those are accepted who work on them.
     fn begin(count: usize, port: u16) -> Slow {
-        eventually(PATIENCE, "the earlier ones are answered", || accepted(port).is_empty());
+        eventually(TIMEOUT, "the earlier ones are answered", || accepted(port).is_empty());
         let clients = (0..count).map(|_| std::thread::spawn(client("/slow"))).collect();
-        eventually(PATIENCE, "all are accepted", || accepted(port).len() >= count);
+        eventually(TIMEOUT, "all are accepted", || accepted(port).len() >= count);
         Slow(clients)
     }
 

@@ -13,7 +13,7 @@ use crate::policy::{
 const MOST_ACTIONS: usize = 64;
 
 /// The tests do not wait for deadlines further away than this.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The interval of the samples.
 pub(super) const INTERVAL: Duration = Duration::from_secs(2);
@@ -408,11 +408,11 @@ impl Sim {
             self.answer_looks(Queue::None);
             self.leave_all();
             if self.processes == before
-                && self.policy.deadline().is_none_or(|at| at.since(self.now) > PATIENCE)
+                && self.policy.deadline().is_none_or(|at| at.since(self.now) > TIMEOUT)
             {
                 return;
             }
-            self.pass(self.policy.deadline().map_or(Duration::ZERO, |at| at.since(self.now).min(PATIENCE)));
+            self.pass(self.policy.deadline().map_or(Duration::ZERO, |at| at.since(self.now).min(TIMEOUT)));
         }
         panic!("does not come to rest: {:?}", self.processes);
     }

@@ -75,7 +75,7 @@ impl Core {
             return Rank::Leaving;
         }
         let workers = socket.users.iter().filter_map(|serial| self.workers.get(*serial));
-        let of_worker = workers.map(|worker| match (worker.stopping, worker.serves, socket.stalled) {
+        let of_worker = workers.map(|worker| match (worker.stopping, worker.in_rotation, socket.stalled) {
             (true, ..) => Rank::Stopping,
             (false, false, _) => Rank::Present,
             (false, true, true) => Rank::Stalled,

@@ -300,8 +300,8 @@ impl Core {
     }
 
     /// New connections may come to a worker, or not.
-    pub(super) fn serves(&mut self, now: Time, serial: u64, serves: bool) {
-        self.workers.set_serves(now, serial, serves);
+    pub(super) fn set_in_rotation(&mut self, now: Time, serial: u64, in_rotation: bool) {
+        self.workers.set_in_rotation(now, serial, in_rotation);
         self.touch_all_of(serial);
     }
 
@@ -318,7 +318,7 @@ impl Core {
         if !asked && !stopping {
             self.leave_addresses(serial);
         }
-        self.serves(now, serial, false);
+        self.set_in_rotation(now, serial, false);
     }
 
     /// A worker is gone. `asked`: it was to stop, and nobody takes its place.

@@ -15,8 +15,8 @@ impl Core {
                 generation,
                 at_path: at_path == Some(socket.id),
                 listening: socket.active,
-                serving: users().filter(|worker| worker.serves).count(),
-                staying: users().filter(|worker| !worker.serves && !worker.stopping).count(),
+                serving: users().filter(|worker| worker.in_rotation).count(),
+                staying: users().filter(|worker| !worker.in_rotation && !worker.stopping).count(),
             })
         };
         self.sockets

@@ -170,7 +170,7 @@ impl Core {
     /// A worker that served has ended, and nobody had asked it to: its successor is waited for where it listened. One of its
     /// sockets may have been seen as closed just because it was dying.
     pub(super) fn leave_addresses(&mut self, serial: u64) {
-        let Some(worker) = self.workers.get(serial).filter(|worker| worker.serves) else { return };
+        let Some(worker) = self.workers.get(serial).filter(|worker| worker.in_rotation) else { return };
         let slot = worker.id.slot;
         let keys = self.started_with(serial, |socket| !socket.unlinked);
         self.workers.leave(slot, keys);
@@ -255,7 +255,7 @@ mod tests {
         let mut slot = Slot::new(workers);
         slot.listen(at(1), 1, 10, &side);
         assert_eq!(slot.missing(1), [], "nobody served before it");
-        slot.0.serves(at(1), 1, true);
+        slot.0.set_in_rotation(at(1), 1, true);
         slot.listen(at(3), 1, 11, &own);
         (slot, side, own)
     }
@@ -350,13 +350,13 @@ mod tests {
         let (mut slot, side, own) = side_and_own(3);
         slot.listen(at(20), 2, 20, &side);
         // It has said by itself that it is ready.
-        slot.0.serves(at(20), 2, true);
-        slot.0.serves(at(20), 1, false);
+        slot.0.set_in_rotation(at(20), 2, true);
+        slot.0.set_in_rotation(at(20), 1, false);
         assert_eq!(slot.missing(2), []);
         assert_eq!(slot.missing(3), std::slice::from_ref(&side));
         // It dies early, and its predecessor serves again.
         slot.0.died(2, false);
-        slot.0.serves(at(21), 1, true);
+        slot.0.set_in_rotation(at(21), 1, true);
         assert_eq!(slot.missing(3), [side, own]);
     }
 
@@ -378,7 +378,7 @@ mod tests {
             for (key, id) in served.iter().zip(10..) {
                 slot.listen(at(1), 1, id, key);
             }
-            slot.0.serves(at(1), 1, true);
+            slot.0.set_in_rotation(at(1), 1, true);
             for (key, id) in listens.iter().zip(20..) {
                 slot.listen(at(9), 2, id, key);
             }
@@ -419,7 +419,7 @@ mod tests {
         let mut slot = Slot::new(3);
         slot.listen_at(at(1), 1, 10, &path("diagnostic-1"));
         slot.listen(at(1), 1, 11, &own);
-        slot.0.serves(at(1), 1, true);
+        slot.0.set_in_rotation(at(1), 1, true);
         assert_eq!(slot.missing(2), [path("diagnostic-1"), own.clone()]);
         slot.listen_at(at(9), 2, 20, &path("diagnostic-2"));
         assert_eq!(slot.missing(2), std::slice::from_ref(&own), "it has one too");
@@ -434,10 +434,10 @@ mod tests {
         let (own, other) = (path("app.sock"), path("other.sock"));
         let mut slot = Slot::new(3);
         slot.listen_at(at(1), 1, 10, &own);
-        slot.0.serves(at(1), 1, true);
+        slot.0.set_in_rotation(at(1), 1, true);
         slot.listen_at(at(9), 2, 20, &own);
-        slot.0.serves(at(9), 2, true);
-        slot.0.serves(at(9), 1, false);
+        slot.0.set_in_rotation(at(9), 2, true);
+        slot.0.set_in_rotation(at(9), 1, false);
         slot.listen_at(at(19), 3, 30, &other);
         assert_eq!(slot.missing(3), [own], "another name is not in its place");
     }
@@ -460,7 +460,7 @@ mod tests {
         let _own = slot.0.bind(at(1), asked(1, 10, &daemon, false, true));
         assert!(slot.0.activated(at(1), 1, 10, &daemon));
         slot.0.listens(at(1), 1, 10, true);
-        slot.0.serves(at(1), 1, true);
+        slot.0.set_in_rotation(at(1), 1, true);
         assert_eq!(slot.missing(2), [daemon], "it is all that the worker has");
         slot.listen(at(2), 1, 11, &own);
         assert_eq!(slot.missing(2), [own]);
@@ -488,7 +488,7 @@ mod tests {
         let mut slot = Slot::new(2);
         let own = path("app.sock");
         slot.listen_at(at(1), 1, 10, &own);
-        slot.0.serves(at(1), 1, true);
+        slot.0.set_in_rotation(at(1), 1, true);
         slot.listen_at(at(9), 2, 20, &path("app.sock.2.tmp"));
         slot.0.set_incomplete(2, true);
         // It moves that to the path, where a sibling of its generation has one.

@@ -50,7 +50,7 @@ struct SimSocket {
 #[derive(Debug, Clone)]
 struct SimWorker {
     id: WorkerId,
-    serves: bool,
+    in_rotation: bool,
     stopping: bool,
 }
 
@@ -107,19 +107,19 @@ impl Simulation {
             }
             Step::Serve(slot) => {
                 let Some(newest) =
-                    self.of_slot(slot).next_back().filter(|worker| !worker.stopping && !worker.serves)
+                    self.of_slot(slot).next_back().filter(|worker| !worker.stopping && !worker.in_rotation)
                 else {
                     return false;
                 };
                 let newest = newest.id.serial;
                 let all: Vec<u64> = self.of_slot(slot).map(|worker| worker.id.serial).collect();
                 for serial in all {
-                    self.set_serves(serial, serial == newest);
+                    self.set_in_rotation(serial, serial == newest);
                 }
             }
             Step::Stop(slot) => {
                 let Some(oldest) =
-                    self.of_slot(slot).next().filter(|worker| !worker.stopping && !worker.serves)
+                    self.of_slot(slot).next().filter(|worker| !worker.stopping && !worker.in_rotation)
                 else {
                     return false;
                 };
@@ -179,9 +179,9 @@ impl Simulation {
         self.sockets.get_mut(&id).expect("it is there")
     }
 
-    fn set_serves(&mut self, serial: u64, serves: bool) {
-        self.worker_mut(serial).serves = serves;
-        self.core.serves(self.now, serial, serves);
+    fn set_in_rotation(&mut self, serial: u64, in_rotation: bool) {
+        self.worker_mut(serial).in_rotation = in_rotation;
+        self.core.set_in_rotation(self.now, serial, in_rotation);
     }
 
     fn listen(&mut self, slot: u32) {
@@ -189,7 +189,7 @@ impl Simulation {
         let (serial, own) = (self.serials, self.serials * 10);
         let id = WorkerId { slot, serial };
         self.core.started(id, 0);
-        self.workers.push(SimWorker { id, serves: false, stopping: false });
+        self.workers.push(SimWorker { id, in_rotation: false, stopping: false });
         self.note_queues();
         let bind = self.core.bind(self.now, asked(serial, own, &self.key.clone(), false, false));
         let listener = match bind {
@@ -315,7 +315,11 @@ impl Simulation {
         let socket = &self.sockets[&id];
         let of_socket = |worker: &&SimWorker| worker.id.serial == socket.worker;
         socket.open
-            && self.workers.iter().find(of_socket).is_some_and(|worker| worker.serves && !worker.stopping)
+            && self
+                .workers
+                .iter()
+                .find(of_socket)
+                .is_some_and(|worker| worker.in_rotation && !worker.stopping)
     }
 
     /// No connection is led to a socket that nobody serves while somebody does.

@@ -224,7 +224,7 @@ fn an_address_that_its_worker_wants_for_another_socket_is_free_at_once() {
         for (serial, id) in [(1, 10), (2, 20)] {
             let _own = core.bind(at(1), asked(serial, id, &port, false, false));
             assert!(core.activated(at(1), serial, id, &port));
-            core.serves(at(1), serial, true);
+            core.set_in_rotation(at(1), serial, true);
         }
         let _selected = core.reconcile(at(1));
         // Also if it was found closed before, and is kept for a moment.
@@ -257,7 +257,7 @@ fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with(
     let (known, late) = (tcp("127.0.0.1:80"), tcp("127.0.0.1:30000"));
     assert_eq!(core.bind(at(1), asked(1, 10, &known, false, false)), own(false));
     assert!(core.activated(at(1), 1, 10, &known));
-    core.serves(at(1), 1, true);
+    core.set_in_rotation(at(1), 1, true);
     assert_eq!(core.bind(at(2), asked(1, 11, &late, false, false)), own(false), "it may still be starting");
     core.released(1, 11);
     let settled = at(1).after(SETTLING);
@@ -297,10 +297,10 @@ fn a_socket_that_what_is_left_of_a_worker_has_closed_is_let_go_where_its_queue_m
             core.started(WorkerId { slot, serial }, 0);
             assert!(matches!(core.bind(at(1), asked(serial, id, &key, false, false)), Bind::Own { .. }));
             assert!(core.activated(at(1), serial, id, &key));
-            core.serves(at(1), serial, true);
+            core.set_in_rotation(at(1), serial, true);
         }
         let _selected = core.reconcile(at(1));
-        core.serves(at(2), 1, false);
+        core.set_in_rotation(at(2), 1, false);
         assert!(!core.reconcile(at(2)).contains(&Effect::Close(10)), "others of its tree have it");
         core.set_waiting(10, true);
         core.left(1, 10);
@@ -349,7 +349,7 @@ fn a_program_that_binds_its_first_address_long_after_it_counts_as_ready_is_slow_
     let start = Time::new(Duration::from_secs(100));
     for (slot, serial) in [(0, 1), (1, 2)] {
         core.started(WorkerId { slot, serial }, 0);
-        core.serves(start, serial, true);
+        core.set_in_rotation(start, serial, true);
     }
     let late = start.after(SETTLING * 2);
     let (first, other) = (

@@ -13,7 +13,7 @@ pub(in crate::share) struct Worker {
     pub(in crate::share) id: WorkerId,
     pub(in crate::share) generation: u32,
     /// New connections may come to it.
-    pub(in crate::share) serves: bool,
+    pub(in crate::share) in_rotation: bool,
     /// It was asked to stop.
     pub(in crate::share) stopping: bool,
     /// Since when it has been ready.
@@ -55,7 +55,7 @@ impl Workers {
         let worker = Worker {
             id,
             generation,
-            serves: false,
+            in_rotation: false,
             stopping: false,
             ready_at: None,
             listens: Vec::new(),
@@ -147,11 +147,11 @@ impl Workers {
         }
     }
 
-    pub(super) fn set_serves(&mut self, now: Time, serial: u64, serves: bool) {
+    pub(super) fn set_in_rotation(&mut self, now: Time, serial: u64, in_rotation: bool) {
         let Some(worker) = self.workers.get_mut(&serial) else { return };
-        worker.serves = serves;
+        worker.in_rotation = in_rotation;
         let slot = worker.id.slot;
-        if serves {
+        if in_rotation {
             worker.ready_at.get_or_insert(now);
             self.serving.insert(slot, serial);
             self.left.remove(&slot);

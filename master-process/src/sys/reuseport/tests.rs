@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use master_process_tests::{PATIENCE, eventually, skip};
+use master_process_tests::{TIMEOUT, eventually, skip};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
@@ -85,7 +85,7 @@ fn shares(listeners: &[TcpListener], connections: usize) -> Vec<usize> {
         connect_and_reset(listeners[0].local_addr().expect("bound"));
     }
     let mut shares = vec![0; listeners.len()];
-    eventually(PATIENCE, "every connection is in a queue", || {
+    eventually(TIMEOUT, "every connection is in a queue", || {
         for (share, listener) in shares.iter_mut().zip(listeners) {
             while listener.accept().is_ok() {
                 *share += 1;
@@ -99,7 +99,7 @@ fn shares(listeners: &[TcpListener], connections: usize) -> Vec<usize> {
 /// Accepts connections that have sent a word, and sends it back.
 fn answer(listener: &TcpListener, connections: usize) {
     let mut accepted = 0;
-    eventually(PATIENCE, "the connections come to this listener", || {
+    eventually(TIMEOUT, "the connections come to this listener", || {
         while let Ok((mut stream, _)) = listener.accept() {
             stream.set_nonblocking(false).expect("a stream");
             let mut word = [0; 4];
@@ -120,14 +120,14 @@ fn waiting_clients(listener: &TcpListener, count: u32) -> Vec<TcpStream> {
             client
         })
         .collect();
-    eventually(PATIENCE, "all wait in the queue", || waiting(listener.as_fd()) == count);
+    eventually(TIMEOUT, "all wait in the queue", || waiting(listener.as_fd()) == count);
     clients
 }
 
 fn are_answered(clients: Vec<TcpStream>) {
     for mut client in clients {
         let mut word = [0; 4];
-        client.set_read_timeout(Some(PATIENCE)).expect("a stream");
+        client.set_read_timeout(Some(TIMEOUT)).expect("a stream");
         client.read_exact(&mut word).expect("an answer");
         assert_eq!(&word, b"word");
     }
@@ -468,7 +468,7 @@ fn flows(receivers: &[UdpSocket], clients: usize) -> Vec<Vec<SocketAddr>> {
         }
     }
     let mut received = vec![Vec::new(); receivers.len()];
-    eventually(PATIENCE, "every datagram arrives", || {
+    eventually(TIMEOUT, "every datagram arrives", || {
         for (received, receiver) in received.iter_mut().zip(receivers) {
             while let Ok((_, from)) = receiver.recv_from(&mut [0; 16]) {
                 received.push(from);

@@ -7,7 +7,7 @@ use crate::load::{Kept, Outcome, Target};
 /// # Panics
 /// When there is no queue.
 #[must_use]
-pub fn askers(target: impl Into<Target>, count: usize) -> Vec<Kept> {
+pub fn waiting_clients(target: impl Into<Target>, count: usize) -> Vec<Kept> {
     let target = target.into();
     let one = |_| {
         let mut kept = Kept::open(target.clone()).expect("a queue takes it");
@@ -22,13 +22,13 @@ pub fn askers(target: impl Into<Target>, count: usize) -> Vec<Kept> {
 /// # Panics
 /// When one is not answered.
 #[must_use]
-pub fn answers(askers: Vec<Kept>) -> Vec<i32> {
-    let answer = |mut asker: Kept| {
-        let outcome = asker.answer();
+pub fn answers(clients: Vec<Kept>) -> Vec<i32> {
+    let answer = |mut client: Kept| {
+        let outcome = client.answer();
         let Outcome::Ok(body) = outcome else {
             panic!("one who waited in a queue was not answered: {outcome:?}");
         };
         body.trim().parse().expect("a pid")
     };
-    askers.into_iter().map(answer).collect()
+    clients.into_iter().map(answer).collect()
 }

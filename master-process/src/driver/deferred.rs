@@ -39,7 +39,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Something for later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chore {
+pub(super) enum Deferred {
     /// See whether the queue of the socket with this inode number moves.
     Queue(u64),
     /// See whether the socket with this inode number is bound, or listens, by now; it was so often.
@@ -74,49 +74,51 @@ pub(super) enum Chore {
     Resume(WorkerId, i32),
 }
 
-impl Chore {
+impl Deferred {
     /// How long after it was left it is to be done; `interval` is that of the samples.
     fn wait(self, interval: Duration) -> Duration {
         match self {
-            Chore::Sample => interval,
-            Chore::Start(_, looks) => START_AFTER * 2u32.saturating_pow(looks.min(DOUBLINGS_OF_START)),
-            Chore::Queue(_) => LOOK_AFTER,
-            Chore::Unsettled(_, looks) => {
+            Deferred::Sample => interval,
+            Deferred::Start(_, looks) => START_AFTER * 2u32.saturating_pow(looks.min(DOUBLINGS_OF_START)),
+            Deferred::Queue(_) => LOOK_AFTER,
+            Deferred::Unsettled(_, looks) => {
                 UNSETTLED_AFTER * 2u32.saturating_pow(looks.min(LOOKS_AT_UNSETTLED))
             }
-            Chore::CheckListeners => CLOSE_CHECK,
-            Chore::Sweep(_) => SWEEP_AFTER,
-            Chore::KillFirst(_) => KILLED_AFTER,
-            Chore::Remains(_) => super::remains::LOOK_AGAIN,
-            Chore::Cgroups(tries) => AGAIN_AFTER * 2u32.saturating_pow(tries),
-            Chore::Background(..) => super::remains::ANSWERED_WITHIN,
-            Chore::Inspection(_) => TIME_OUT,
-            Chore::Exit(_) | Chore::Call(..) | Chore::Hangup | Chore::Stops | Chore::Resume(..) => {
-                AGAIN_AFTER
-            }
+            Deferred::CheckListeners => CLOSE_CHECK,
+            Deferred::Sweep(_) => SWEEP_AFTER,
+            Deferred::KillFirst(_) => KILLED_AFTER,
+            Deferred::Remains(_) => super::remains::LOOK_AGAIN,
+            Deferred::Cgroups(tries) => AGAIN_AFTER * 2u32.saturating_pow(tries),
+            Deferred::Background(..) => super::remains::ANSWERED_WITHIN,
+            Deferred::Inspection(_) => TIME_OUT,
+            Deferred::Exit(_)
+            | Deferred::Call(..)
+            | Deferred::Hangup
+            | Deferred::Stops
+            | Deferred::Resume(..) => AGAIN_AFTER,
         }
     }
 }
 
 /// All of them, the earliest first.
 #[derive(Debug, Default)]
-pub(super) struct Chores {
-    by_time: BTreeMap<(Time, u64), Chore>,
+pub(super) struct DeferredQueue {
+    by_time: BTreeMap<(Time, u64), Deferred>,
     count: u64,
 }
 
-impl Chores {
+impl DeferredQueue {
     /// When the next one is due.
     pub(super) fn first(&self) -> Option<Time> {
         self.by_time.first_key_value().map(|((at, _), _)| *at)
     }
 
-    fn add(&mut self, at: Time, chore: Chore) {
+    fn add(&mut self, at: Time, deferred: Deferred) {
         self.count += 1;
-        self.by_time.insert((at, self.count), chore);
+        self.by_time.insert((at, self.count), deferred);
     }
 
-    fn due(&mut self, now: Time) -> Option<Chore> {
+    fn due(&mut self, now: Time) -> Option<Deferred> {
         let first = self.by_time.first_entry()?;
         (first.key().0 <= now).then(|| first.remove())
     }
@@ -124,51 +126,51 @@ impl Chores {
 
 impl Driver {
     /// Leaves something for later.
-    pub(super) fn later(&mut self, chore: Chore) {
-        self.later_in(chore.wait(self.sampling.interval), chore);
+    pub(super) fn schedule(&mut self, deferred: Deferred) {
+        self.schedule_in(deferred.wait(self.sampling.interval), deferred);
     }
 
     /// The same, after a time of its own.
-    pub(super) fn later_in(&mut self, wait: Duration, chore: Chore) {
-        self.chores.add(self.now().after(wait), chore);
+    pub(super) fn schedule_in(&mut self, wait: Duration, deferred: Deferred) {
+        self.deferred.add(self.now().after(wait), deferred);
     }
 
     /// Does what was left for now.
-    pub(super) fn do_chores(&mut self) {
+    pub(super) fn run_due(&mut self) {
         let now = self.now();
-        while let Some(chore) = self.chores.due(now) {
-            match chore {
-                Chore::Queue(inode) => match self.broker.look_at_queue(now, inode) {
+        while let Some(deferred) = self.deferred.due(now) {
+            match deferred {
+                Deferred::Queue(inode) => match self.broker.look_at_queue(now, inode) {
                     Watch::Come => self.broker.watch_queue(inode),
-                    Watch::Soon => self.later(chore),
+                    Watch::Soon => self.schedule(deferred),
                     Watch::Over => {}
                 },
-                Chore::Unsettled(inode, looks) => {
+                Deferred::Unsettled(inode, looks) => {
                     if self.broker.look_at_unsettled(now, inode, looks == LOOKS_AT_UNSETTLED) == Watch::Soon {
-                        self.later(Chore::Unsettled(inode, looks + 1));
+                        self.schedule(Deferred::Unsettled(inode, looks + 1));
                     }
                 }
-                Chore::CheckListeners => {
+                Deferred::CheckListeners => {
                     self.broker.check_listeners();
                     self.checks_listeners = false;
                 }
-                Chore::Sample => self.sample(),
-                Chore::Sweep(serial) => match self.workers.get(serial).map(|entry| entry.id.slot) {
+                Deferred::Sample => self.sample(),
+                Deferred::Sweep(serial) => match self.workers.get(serial).map(|entry| entry.id.slot) {
                     // What its predecessor served alone is kept as long as that may come back.
-                    Some(slot) if self.policy.is_on_probation(slot) => self.later(chore),
+                    Some(slot) if self.policy.is_on_probation(slot) => self.schedule(deferred),
                     Some(_) | None => self.broker.sweep(now, serial),
                 },
-                Chore::KillFirst(serial) => self.kill_first(serial),
-                Chore::Remains(serial) => self.look_at_remains(serial),
-                Chore::Cgroups(tries) => self.remove_cgroups(tries),
-                Chore::Background(serial, was_starting) => self.check_daemon(serial, was_starting),
-                Chore::Inspection(number) => self.give_inspection_up(number),
-                Chore::Exit(serial) => self.worker_ended(serial),
-                Chore::Start(serial, looks) => self.look_at_start(serial, looks),
-                Chore::Call(serial, call) => self.reply_to(serial, &call),
-                Chore::Hangup => self.look_after_hang_up(),
-                Chore::Stops => self.look_at_stops(),
-                Chore::Resume(worker, number) => self.resume(worker, number),
+                Deferred::KillFirst(serial) => self.kill_first(serial),
+                Deferred::Remains(serial) => self.look_at_remains(serial),
+                Deferred::Cgroups(tries) => self.remove_cgroups(tries),
+                Deferred::Background(serial, was_starting) => self.check_daemon(serial, was_starting),
+                Deferred::Inspection(number) => self.give_inspection_up(number),
+                Deferred::Exit(serial) => self.worker_ended(serial),
+                Deferred::Start(serial, looks) => self.look_at_start(serial, looks),
+                Deferred::Call(serial, call) => self.reply_to(serial, &call),
+                Deferred::Hangup => self.look_after_hang_up(),
+                Deferred::Stops => self.look_at_stops(),
+                Deferred::Resume(worker, number) => self.resume(worker, number),
             }
         }
     }
@@ -176,7 +178,7 @@ impl Driver {
     /// Somebody came to sockets, or they were shut down.
     pub(super) fn read_queues(&mut self) {
         for inode in self.broker.take_queue_events(self.now()) {
-            self.later(Chore::Queue(inode));
+            self.schedule(Deferred::Queue(inode));
         }
         self.watch_queues();
     }
@@ -194,11 +196,11 @@ impl Driver {
         let policy = &self.policy;
         self.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_probation(slot));
         for inode in self.broker.take_unsettled() {
-            self.later(Chore::Unsettled(inode, 0));
+            self.schedule(Deferred::Unsettled(inode, 0));
         }
         if !self.checks_listeners && self.broker.wants_check(now) {
             self.checks_listeners = true;
-            self.later(Chore::CheckListeners);
+            self.schedule(Deferred::CheckListeners);
         }
         for report in self.broker.take_reports() {
             self.tell(&report);

@@ -11,7 +11,7 @@ use master_process_tests::supervisor::Builder;
 use master_process_tests::{Supervisor, address, always, eventually, fixtures, process};
 use rustix::process::Signal;
 
-/// A server under the ancestor's own variables, which are part of what is kept.
+/// A server under the variables of the Node.js module master-process, which are part of what is kept.
 fn server(listen: &Target, env: &[(&str, &str)]) -> Builder {
     let listen = match listen {
         Target::Tcp(address) => address.to_string(),

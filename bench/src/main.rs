@@ -41,7 +41,7 @@ fn cli() -> Command {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
     };
     let reload = Command::new("reload")
-        .about("What clients see of reloads and deaths, with real programs; prints the README's tables")
+        .about("What clients see of reloads and deaths, with real programs; prints the tables of docs/benchmarks.md")
         .arg(number("requests", "50000", "Requests of each row, at least"))
         .arg(
             Arg::new("part")

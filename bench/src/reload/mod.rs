@@ -1,6 +1,6 @@
 //! What clients see of reloads and deaths: real programs under the real supervisor, every outcome counted.
 //!
-//! What promises are about is what the supervisor does by default. The tables are made to be put into the README.
+//! What promises are about is what the supervisor does by default. The tables are those of `docs/benchmarks.md`.
 
 mod calls;
 mod clients;

@@ -1,4 +1,4 @@
-//! The one table of options: clap, the environment, `--help` and the README follow it.
+//! The one table of options: clap, the environment, `--help` and the documentation follow it.
 
 use std::ffi::OsString;
 

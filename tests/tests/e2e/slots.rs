@@ -215,14 +215,20 @@ while True:
 /// How long after its successor was ready an old worker was asked to leave, for each slot.
 fn asked_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
     supervisor.reload(workers);
-    let (ready, term) = (supervisor.events_named("ready"), supervisor.events_named("term"));
-    let of = |slot: &i32| {
-        let at = |from: &[master_process_tests::Event], reload: i32| {
-            from.iter().find(|event| event.index == *slot && event.reload == reload).map(|event| event.at)
+    let of = |slot: i32| {
+        // What a worker said last may be read after its end is seen.
+        let at = |name: &str, reload: i32| {
+            supervisor.until("the worker has said so", || {
+                let events = supervisor.events_named(name);
+                events
+                    .iter()
+                    .find(|event| event.index == slot && event.reload == reload)
+                    .map(|event| event.at)
+            })
         };
-        at(&term, 0).expect("it was asked to leave") - at(&ready, 1).expect("its successor was ready")
+        at("term", 0) - at("ready", 1)
     };
-    (0..i32::try_from(workers).expect("few")).collect::<Vec<_>>().iter().map(of).collect()
+    (0..i32::try_from(workers).expect("few")).map(of).collect()
 }
 
 #[test]

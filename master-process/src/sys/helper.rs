@@ -1,4 +1,4 @@
-//! A thread that answers questions one after the other, for work that would block the loop for too long.
+//! A thread that answers questions one at a time, for work that would block the loop for too long.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,4 +1,4 @@
-//! Whose a process is that was handed to the supervisor: evidence in, a worker out.
+//! Determines the worker of an adopted process from evidence.
 
 use std::collections::HashMap;
 
@@ -6,35 +6,37 @@ use rustix::process::Pid;
 
 use crate::sys::peer::Environment;
 
-/// What is known of a worker's tree.
+/// The facts about a worker's process tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TreeFacts {
     pub(super) serial: u64,
     pub(super) slot: u32,
     pub(super) generation: u32,
-    /// The process that was started, or the daemon that has taken its place. Its number stays its own, as a process group
-    /// and a session, for as long as anybody is in one.
+    /// The process that was started, or the daemon that replaced it. The kernel does not reuse its number while it is
+    /// that of a process group or a session.
     pub(super) first: Pid,
-    /// When the worker was started, in ticks since the machine was.
+    /// The start time of the worker, in ticks since boot.
     pub(super) started: u64,
-    /// The same of its first process: a daemon takes the place of the one that has started it.
+    /// The start time of its first process. It differs from that of the worker if a daemon replaced the process that
+    /// was started.
     pub(super) first_started: u64,
     pub(super) first_lives: bool,
-    /// The processes whose place the first one has taken, and when each was started.
+    /// The earlier first processes, each with its start time.
     pub(super) former: Vec<(Pid, u64)>,
 }
 
-/// Places that are taken one after the other are remembered up to here: a daemon forks twice.
+/// The number of earlier first processes that are remembered: a daemon forks twice.
 const MAX_FORMER: usize = 8;
 
-/// The start of a process is noted by another clock than the kernel's: a tick is the least that the two can differ by.
+/// The supervisor and the kernel read different clocks for the start of a process. They can differ by a tick, the
+/// smallest unit.
 const TICK: u64 = 1;
 
 impl TreeFacts {
-    /// Another process takes the place of the first one, which is gone. What that has made its group or session stays in
-    /// the tree.
+    /// Replaces the first process, which has ended. The process groups and sessions that it led still belong to the
+    /// tree.
     pub(super) fn replace_first(&mut self, first: Pid, started: u64) {
-        // The one that was started, and the latest.
+        // The process that was started and the latest ones are kept.
         if self.former.len() >= MAX_FORMER {
             self.former.remove(1);
         }
@@ -42,7 +44,7 @@ impl TreeFacts {
         (self.first, self.first_started, self.first_lives) = (first, started, true);
     }
 
-    /// When the process of this number was started that is or was the first one; none: no such process was.
+    /// The start time of the process with this number that is or was the first one. `None`: there was no such process.
     fn leader(&self, number: Pid) -> Option<u64> {
         let own = [(self.first, self.first_started)];
         let mut all = own.iter().chain(self.former.iter().rev());
@@ -50,25 +52,25 @@ impl TreeFacts {
     }
 }
 
-/// What a process has of the worker that it comes from.
+/// The evidence that links a process to its worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Evidence {
     pub(super) started: u64,
     pub(super) group: Option<Pid>,
     pub(super) session: Option<Pid>,
-    /// The worker whose eBPF account has it, or one of whose listeners it has open.
+    /// The worker that has the process in its eBPF account or cgroup, or one of whose listeners the process has open.
     pub(super) accounted: Option<u64>,
-    /// It may be of a worker that is not among the trees.
+    /// It may belong to a worker that is not among the trees.
     pub(super) is_unsure: bool,
-    /// Others than workers leave processes to us: we are pid 1, or had children before we were who we are.
+    /// It may come from a process that is not a worker: the supervisor is pid 1, or had children before it was exec'ed.
     pub(super) may_be_a_strangers: bool,
 }
 
-/// By pid: when a process that was handed to us was started, and the serial of its worker.
+/// The start time of an adopted process and the serial of its worker, by pid.
 pub(super) type Owners = HashMap<Pid, (u64, u64)>;
 
-/// The worker that a process belongs to by what the kernel says; none: that does not tell. `started_of` tells when the
-/// process was started that has a number now, if any has.
+/// The worker of a process according to the kernel. `None`: the kernel's data do not tell. `started_of` returns the
+/// start time of the process that has a number now, if any.
 pub(super) fn proven_owner(
     pid: Pid,
     evidence: &Evidence,
@@ -86,8 +88,9 @@ pub(super) fn proven_owner(
     evidence.group.and_then(led_by).or_else(|| evidence.session.and_then(led_by))
 }
 
-/// The worker whose first process has made the process group or session of this number, in which a process is that was
-/// started then. The kernel does not give a number away while it is a group's or a session's.
+/// The worker whose first process leads, or led, the process group or session with this number. The process in question
+/// is in that group or session and was started at `started`. The kernel does not reuse a number while it is that of a
+/// group or a session.
 fn led_by(
     number: Pid,
     started: u64,
@@ -102,7 +105,7 @@ fn led_by(
     }
     let dead = trees.iter().filter_map(|tree| Some((tree.leader(number)?, tree.serial)));
     let (_, serial) = dead.filter(|(leader, _)| is_old_enough(*leader)).max()?;
-    // A process that has the number by now can have it only because the old group and session were gone.
+    // If another process has the number now, the old group and session were gone before.
     let is_still_its_own = match started_of(number) {
         Some(taken) => owners.get(&number) == Some(&(taken, serial)),
         None => true,
@@ -110,12 +113,12 @@ fn led_by(
     is_still_its_own.then_some(serial)
 }
 
-/// Whether the environment of a process would tell anything, where nothing stronger does.
+/// Whether the environment of a process can decide, if there is no stronger evidence.
 pub(super) fn is_environment_wanted(evidence: &Evidence, trees: &[TreeFacts]) -> bool {
     !evidence.is_unsure && !trees.is_empty() && only_tree(evidence, trees).is_none()
 }
 
-/// The worker that a process belongs to by what it says itself, or since there is no other; none: it cannot be told.
+/// The worker of a process according to the process itself, or because there is no other worker. `None`: unknown.
 /// `environment` is the slot and the generation that its environment names.
 pub(super) fn presumed_owner(
     evidence: &Evidence,
@@ -126,7 +129,7 @@ pub(super) fn presumed_owner(
         return None;
     }
     if let Some((slot, generation)) = environment {
-        // A worker that was started later than the process is not the one that it comes from.
+        // The process cannot come from a worker that was started after it.
         let named = |tree: &&TreeFacts| {
             (tree.slot, tree.generation) == (slot, generation) && tree.started <= evidence.started + TICK
         };
@@ -144,8 +147,8 @@ fn only_tree(evidence: &Evidence, trees: &[TreeFacts]) -> Option<u64> {
     }
 }
 
-/// What an environment says: the slot and the generation, where it is of a worker of this supervisor: its notify socket
-/// tells, or its pid. A shell does not hand `PPID` on.
+/// The slot and the generation in an environment, if it is that of a worker of this supervisor. The notify socket
+/// identifies the supervisor, and so does its pid. A shell does not pass `PPID` on.
 pub(super) fn read_environment(
     environment: &Environment,
     supervisor: Pid,
@@ -183,7 +186,7 @@ mod tests {
         TreeFacts { first_lives: false, ..tree }
     }
 
-    /// With an environment that names this slot and generation, where no number was taken anew.
+    /// The owner with an environment that names this slot and generation, if no number was reused.
     fn owner_named(evidence: &Evidence, named: Option<(u32, u32)>, trees: &[TreeFacts]) -> Option<u64> {
         proven_owner(pid(500), evidence, trees, &HashMap::new(), |_| None)
             .or_else(|| presumed_owner(evidence, named, trees))
@@ -197,7 +200,7 @@ mod tests {
         Evidence { started, group: Some(pid(group)), ..Evidence::default() }
     }
 
-    /// A process of this group, where the number of the group is that of a process that was started then.
+    /// The owner of a process in this group, if a process that was started at `leader` has the group's number now.
     fn owner_in_group_led_anew(
         evidence: &Evidence,
         trees: &[TreeFacts],
@@ -231,7 +234,7 @@ mod tests {
         let had_it = dead(TreeFacts { first: pid(102), ..tree(1, 0, 0, 10) });
         let trees = [had_it, tree(2, 1, 0, 20)];
         assert_eq!(owner_of(&in_group(102, 30), &trees), Some(2));
-        // It would be the dead one's, if the number were not taken.
+        // Without the reuse of the number, it would belong to the dead worker.
         assert_eq!(owner_of(&in_group(102, 15), &trees), None);
         let both_dead = [trees[0].clone(), dead(trees[1].clone())];
         assert_eq!(owner_of(&in_group(102, 30), &both_dead), Some(2), "the later one");
@@ -244,7 +247,8 @@ mod tests {
         let evidence = in_group(101, 30);
         let none_known = HashMap::new();
         assert_eq!(owner_in_group_led_anew(&evidence, &trees, &none_known, 25), None);
-        // The process that has taken it is one of the worker's own, or was when another one had the number.
+        // The process that has the number now belongs to the worker, or belonged to it while an earlier process had the
+        // number.
         let own = HashMap::from([(pid(101), (25, 1))]);
         assert_eq!(owner_in_group_led_anew(&evidence, &trees, &own, 25), Some(1));
         assert_eq!(owner_in_group_led_anew(&evidence, &trees, &own, 26), None);
@@ -295,7 +299,7 @@ mod tests {
         let proven =
             |evidence: &Evidence, owners: &Owners| proven_owner(pid(500), evidence, &trees, owners, |_| None);
         assert_eq!(proven(&evidence, &HashMap::from([(pid(500), (20, 1))])), Some(1));
-        // The number is another process's by now.
+        // Another process has the number now.
         assert_eq!(proven(&evidence, &HashMap::from([(pid(500), (19, 1))])), Some(2));
         let accounted = Evidence { accounted: Some(1), ..evidence };
         assert_eq!(owner_of(&accounted, &trees), Some(1));

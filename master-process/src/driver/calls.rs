@@ -43,7 +43,7 @@ impl Listeners {
         self.open.get(&serial).map(|(_, listener)| listener.as_fd())
     }
 
-    /// True the first time.
+    /// Returns true at the first call.
     pub(super) fn warn_once(&mut self) -> bool {
         !std::mem::replace(&mut self.warned, true)
     }
@@ -117,7 +117,7 @@ impl Driver {
 
     /// Reports as ready the workers that now listen on all expected addresses without having made another call. Returns
     /// true if there are any.
-    pub(super) fn tell_complete(&mut self) -> bool {
+    pub(super) fn report_complete(&mut self) -> bool {
         let complete = self.broker.take_complete();
         let any = !complete.is_empty();
         for worker in complete {

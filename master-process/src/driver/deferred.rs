@@ -168,11 +168,11 @@ impl Driver {
                 Deferred::Remains(serial) => self.look_at_remains(serial),
                 Deferred::Cgroups(tries) => self.remove_cgroups(tries),
                 Deferred::Background(serial, was_starting) => self.check_daemon(serial, was_starting),
-                Deferred::Inspection(number) => self.give_inspection_up(number),
+                Deferred::Inspection(number) => self.abandon_inspection(number),
                 Deferred::Exit(serial) => self.worker_ended(serial),
                 Deferred::Start(serial, looks) => self.look_at_start(serial, looks),
                 Deferred::Call(serial, call) => self.reply_to(serial, &call),
-                Deferred::Hangup => self.look_after_hang_up(),
+                Deferred::Hangup => self.continue_hang_up(),
                 Deferred::Stops => self.look_at_stops(),
                 Deferred::Resume(worker, number) => self.resume(worker, number),
             }
@@ -208,11 +208,11 @@ impl Driver {
             self.schedule(Deferred::CheckListeners);
         }
         for report in self.broker.take_reports() {
-            self.tell(&report);
+            self.log_report(&report);
         }
     }
 
-    fn tell(&mut self, report: &Report) {
+    fn log_report(&mut self, report: &Report) {
         match report {
             Report::Listening { address } | Report::Closed { address } => info!(address, "{report}"),
             Report::Unwatched { .. } => warn!("{report}"),

@@ -52,7 +52,7 @@ impl Driver {
     /// Before the exit, kills the processes that workers left behind, including daemons that left their process groups,
     /// and waits until all of them are gone. Until then they hold resources that the next supervisor needs, for example
     /// an address. The wait is limited, because the kernel cannot end every process at once.
-    pub(super) fn outlive_all(&mut self) {
+    pub(super) fn end_remaining_processes(&mut self) {
         let until = self.now().after(LAST_WAIT);
         while let Some(left) = Some(until.since(self.now())).filter(|left| !left.is_zero()) {
             self.reap_orphans();

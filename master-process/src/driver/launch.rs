@@ -24,7 +24,7 @@ use crate::sys::spawn::{
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// Variables that were meant for the supervisor, or that it sets itself. A worker with the supervisor's values would
-/// talk to its service manager in its name.
+/// talk to the supervisor's service manager in the supervisor's name.
 const NOT_PASSED_ON: [&str; 12] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
@@ -136,7 +136,7 @@ impl Launcher {
     }
 
     /// Continues without filters after the kernel refused one. The program runs, but its sockets are not shared.
-    pub(super) fn do_without_filter(&mut self, refusal: &SpawnError) {
+    pub(super) fn disable_filter(&mut self, refusal: &SpawnError) {
         self.filter = None;
         if !std::mem::replace(&mut self.filters, false) {
             // Another start that was in progress has already logged this.
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_with_a_slash_is_taken_as_it_is_and_others_are_looked_for() {
+    fn a_command_with_a_slash_is_used_unchanged_and_others_are_searched_in_path() {
         let paths = |command: &str, path: Option<&str>| {
             let found = candidates(OsStr::new(command), path.map(OsStr::new)).expect("no zero bytes");
             found.into_iter().map(|path| path.into_string().expect("ASCII")).collect::<Vec<_>>()

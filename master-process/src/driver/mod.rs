@@ -49,7 +49,7 @@ use workers::Workers;
 
 /// The number of starts before the loop handles other events. A start takes a fraction of a millisecond, and running
 /// workers must not wait for ten thousand starts.
-const STARTS_AT_ONCE: u32 = 8;
+const MAX_STARTS_PER_ROUND: u32 = 8;
 
 /// How a run ended.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ pub enum Ending {
     Stopped,
     /// Too many workers exited early.
     GaveUp,
-    /// The first start of the first worker failed.
+    /// The first start of the run failed.
     CannotStart(SpawnError),
 }
 
@@ -83,7 +83,7 @@ pub struct Driver {
     /// Workers whose first process has ended while other processes of them live.
     remainders: Remainders,
     /// Workers that went into the background, and whose listeners are being checked.
-    daemons_looked_at: HashSet<u64>,
+    daemons_checked: HashSet<u64>,
     /// Process groups that were killed because no process of the worker was found, and that are not empty yet.
     dying_groups: Vec<(OwnedFd, Pid)>,
     stop_signal: i32,
@@ -156,7 +156,7 @@ impl Driver {
             trees,
             removes_cgroups: false,
             remainders: Remainders::new(),
-            daemons_looked_at: HashSet::new(),
+            daemons_checked: HashSet::new(),
             dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,
             stop_cause: String::new(),
@@ -189,10 +189,10 @@ impl Driver {
         loop {
             let mut unfinished = self.carry_out();
             self.after_sharing();
-            unfinished |= self.tell_complete();
+            unfinished |= self.report_complete();
             if let Some(outcome) = self.policy.outcome() {
-                self.outlive_all();
-                self.leave_terminal();
+                self.end_remaining_processes();
+                self.restore_terminal();
                 let failure = self.first_failure.or_else(|| self.failures.into_values().next());
                 return match (outcome, failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
@@ -262,7 +262,7 @@ impl Driver {
     /// Carries out the policy's actions. Returns true if some are left for the next round.
     fn carry_out(&mut self) -> bool {
         let mut starts = 0;
-        while starts < STARTS_AT_ONCE {
+        while starts < MAX_STARTS_PER_ROUND {
             let now = self.now();
             let Some(action) = self.policy.next_action(now) else {
                 return false;

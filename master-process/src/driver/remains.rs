@@ -62,7 +62,7 @@ const FOREGROUND: [(&str, &str); 13] = [
 pub(super) struct Remainder {
     worker: WorkerId,
     /// Whether the end of the worker was expected.
-    asked: bool,
+    end_expected: bool,
     /// Whether the remaining processes already got the stop signal.
     had_stop_signal: bool,
     phase: Phase,
@@ -81,8 +81,8 @@ pub(super) struct Remainder {
 #[derive(Debug)]
 enum Phase {
     /// The helper thread is looking for the remaining processes.
-    Asked(Option<Death>),
-    /// The remaining processes were reported, and must stop. The time is that of the first SIGKILL.
+    Searching(Option<Death>),
+    /// The remaining processes were reported, and must stop. The time is that of the first SIGKILL, if any.
     Stopping(Option<Time>),
 }
 
@@ -97,7 +97,7 @@ impl Remainder {
     }
 }
 
-/// All of them, by serial.
+/// All remainders, by serial.
 pub(super) type Remainders = HashMap<u64, Remainder>;
 
 /// Makes the cgroups for the workers, if one is delegated. Processes that an earlier supervisor left in the delegated
@@ -136,7 +136,7 @@ pub fn cgroups(config: &Config) -> Option<Supervisors> {
     Some(cgroups)
 }
 
-fn exited_well(death: Option<Death>) -> bool {
+fn exited_successfully(death: Option<Death>) -> bool {
     death.is_some_and(|death| death.exit == Exit::Code(0))
 }
 
@@ -154,16 +154,20 @@ impl Driver {
             return self.worker_gone(serial, death);
         }
         let hints = self.meter.processes_of(worker);
-        let asked = self.policy.expects_end(worker);
+        let end_expected = self.policy.expects_end(worker);
         // The listeners, if one of the remaining processes may become the worker.
-        let listeners = if !asked && exited_well(death) { self.broker.listeners(serial) } else { Vec::new() };
+        let listeners = if !end_expected && exited_successfully(death) {
+            self.broker.listeners(serial)
+        } else {
+            Vec::new()
+        };
         let own = self.broker.listeners_of_worker(serial);
         let question = self.trees.look(serial, hints.clone(), own, listeners);
         let remainder = Remainder {
             worker,
-            asked,
+            end_expected,
             had_stop_signal: self.stops_trees && self.policy.was_asked_to_stop(worker),
-            phase: Phase::Asked(death),
+            phase: Phase::Searching(death),
             question,
             due: self.now(),
             first,
@@ -196,7 +200,7 @@ impl Driver {
 
     fn forget_tree(&mut self, serial: u64) {
         self.trees.gone(serial);
-        self.daemons_looked_at.remove(&serial);
+        self.daemons_checked.remove(&serial);
         self.remove_cgroups_later();
         self.listeners.forget(serial);
         if !self.listeners.has(serial) {
@@ -255,10 +259,10 @@ impl Driver {
         let serial = found.worker.serial;
         // Processes that live only for a moment are in no list, but the cgroup counts them.
         let unseen = found.members.is_empty() && self.trees.is_populated(serial) == Some(true);
-        let Some(remainder) = self.remainders.get(&serial) else { return self.looked_at_daemon(found) };
+        let Some(remainder) = self.remainders.get(&serial) else { return self.daemon_checked(found) };
         match &remainder.phase {
-            Phase::Asked(_) if !remainder.is_answered_by(found) => {}
-            Phase::Asked(death) => {
+            Phase::Searching(_) if !remainder.is_answered_by(found) => {}
+            Phase::Searching(death) => {
                 let death = *death;
                 if unseen {
                     self.leaves_behind(found.worker, death, &[]);
@@ -292,8 +296,8 @@ impl Driver {
     /// The process that becomes the worker, if the first process only put the program into the background.
     fn daemon<'found>(&self, found: &'found Found, death: Option<Death>) -> Option<(&'found Member, Holds)> {
         let serial = found.worker.serial;
-        let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
-        if !exited_well(death) || asked {
+        let end_expected = self.remainders.get(&serial).is_some_and(|remainder| remainder.end_expected);
+        if !exited_successfully(death) || end_expected {
             return None;
         }
         let was_starting = self.policy.is_starting(found.worker);
@@ -341,7 +345,7 @@ impl Driver {
         }
     }
 
-    /// Checks whether a daemon listens. A daemon without a listener does not become the worker. The helper thread looks
+    /// Checks whether a daemon listens. A daemon without a listener is not the worker. The helper thread looks
     /// for the listener.
     pub(super) fn check_daemon(&mut self, serial: u64, was_starting: bool) {
         let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) else { return };
@@ -355,16 +359,16 @@ impl Driver {
         if listeners.is_empty() {
             return self.stop_daemon(id);
         }
-        self.daemons_looked_at.insert(serial);
+        self.daemons_checked.insert(serial);
         self.trees.look(serial, Vec::new(), self.broker.listeners_of_worker(serial), listeners);
     }
 
-    fn looked_at_daemon(&mut self, found: &Found) {
+    fn daemon_checked(&mut self, found: &Found) {
         let serial = found.worker.serial;
         let lives = self.workers.get(serial).is_some_and(|entry| !entry.reaped);
-        let nobody_listens = found.members.iter().all(|member| member.holds == Holds::No);
-        let is_looked_at = self.daemons_looked_at.remove(&serial);
-        if is_looked_at && lives && nobody_listens && !self.policy.expects_end(found.worker) {
+        let none_listens = found.members.iter().all(|member| member.holds == Holds::No);
+        let is_checked = self.daemons_checked.remove(&serial);
+        if is_checked && lives && none_listens && !self.policy.expects_end(found.worker) {
             self.stop_daemon(found.worker);
         }
     }
@@ -407,8 +411,8 @@ impl Driver {
         let details = self.meter.ended(worker);
         self.inspector.forget(worker);
         self.workers.ended(serial, ExitReport::new(death, details));
-        let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
-        self.broker.first_ended(self.now(), serial, asked);
+        let end_expected = self.remainders.get(&serial).is_some_and(|remainder| remainder.end_expected);
+        self.broker.first_ended(self.now(), serial, end_expected);
         self.event(Event::DiedWithRemains(worker));
         self.look_at_remains_in(LOOK_AGAIN, serial);
     }
@@ -426,11 +430,11 @@ impl Driver {
         let now = self.now();
         let Some(remainder) = self.remainders.get_mut(&worker.serial) else { return false };
         let since = match remainder.phase {
-            Phase::Asked(_) => return false,
+            Phase::Searching(_) => return false,
             Phase::Stopping(since) => since.unwrap_or(now),
         };
         remainder.phase = Phase::Stopping(Some(since));
-        let _nobody_is_in_it = pidfd::kill_led_group(remainder.first.as_fd());
+        let _group_is_empty = pidfd::kill_led_group(remainder.first.as_fd());
         let hints = remainder.hints.clone();
         self.trees.signal(worker.serial, libc::SIGKILL, hints);
         self.look_at_remains_in(LOOK_AGAIN, worker.serial);
@@ -443,7 +447,7 @@ impl Driver {
         let Some(remainder) = self.remainders.get(&serial).filter(|left| left.is_due(now)) else { return };
         match remainder.phase {
             // The helper thread did not answer in time.
-            Phase::Asked(death) => self.none_found(serial, death),
+            Phase::Searching(death) => self.none_found(serial, death),
             Phase::Stopping(Some(since)) if now.since(since) > KILL_TAKES => {
                 warn!(
                     worker = remainder.worker.slot,
@@ -470,7 +474,7 @@ impl Driver {
     /// Handles the kernel's report that the process tree of a worker is empty.
     pub(super) fn tree_is_empty(&mut self, serial: u64) {
         match self.remainders.get(&serial).map(|remainder| &remainder.phase) {
-            Some(Phase::Asked(death)) => {
+            Some(Phase::Searching(death)) => {
                 let death = *death;
                 self.remainders.remove(&serial);
                 self.worker_gone(serial, death);
@@ -486,7 +490,7 @@ impl Driver {
             worker = remainder.worker.slot,
             "all processes of worker {} have ended", remainder.worker.slot
         );
-        self.broker.leave(self.now(), serial, remainder.asked);
+        self.broker.leave(self.now(), serial, remainder.end_expected);
         self.forget_tree(serial);
         self.event(Event::RemainsGone(remainder.worker));
     }
@@ -503,9 +507,9 @@ mod tests {
     fn remainder(question: u64, due: Time) -> Remainder {
         Remainder {
             worker: WorkerId { slot: 0, serial: 1 },
-            asked: false,
+            end_expected: false,
             had_stop_signal: false,
-            phase: Phase::Asked(None),
+            phase: Phase::Searching(None),
             question,
             due,
             first: std::fs::File::open("/dev/null").expect("it is everywhere").into(),
@@ -515,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_an_earlier_question_does_not_tell_who_is_left() {
+    fn an_answer_to_an_earlier_question_is_ignored() {
         let answered = |question| {
             let found = Found {
                 worker: WorkerId { slot: 0, serial: 1 },
@@ -527,11 +531,11 @@ mod tests {
         };
         assert!(!answered(6));
         assert!(answered(7));
-        assert!(answered(8), "one walk answers all that was asked before it");
+        assert!(answered(8), "one walk answers all questions asked before it");
     }
 
     #[test]
-    fn a_chore_that_was_left_for_an_earlier_end_of_the_worker_is_none_of_this_ones() {
+    fn a_check_scheduled_for_an_earlier_end_of_the_worker_is_not_due() {
         // The first process went into the background at 0 ms, and the daemon ended at 1900 ms.
         let daemon = remainder(2, at(1900).after(ANSWERED_WITHIN));
         assert!(!daemon.is_due(at(0).after(ANSWERED_WITHIN)));

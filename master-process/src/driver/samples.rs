@@ -86,7 +86,7 @@ impl Driver {
     }
 
     /// Abandons an inspection that takes too long.
-    pub(super) fn give_inspection_up(&mut self, number: u64) {
+    pub(super) fn abandon_inspection(&mut self, number: u64) {
         if let Some(answer) = self.inspector.give_up(number) {
             self.event(answer);
         }

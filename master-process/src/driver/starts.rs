@@ -20,10 +20,10 @@ use crate::sys::{pidfd, seccomp};
 
 /// How long the loop waits for a start. This is many times what a start takes from a warm cache on a busy machine, and
 /// short enough for events that wait meanwhile.
-const USUAL: Duration = Duration::from_millis(10);
+const WAIT: Duration = Duration::from_millis(10);
 
 /// The same while another start is late: the next start will probably be late, too.
-const BESIDE_A_LATE_ONE: Duration = Duration::from_millis(1);
+const WAIT_DURING_LATE_START: Duration = Duration::from_millis(1);
 
 /// A start that takes longer has failed. A disk that spins up and a network file system that lost a packet are faster.
 /// A longer limit would delay the failure of a reload.
@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// The number of starts that may be in progress, including those that hang forever: each one takes a process and some
 /// pages.
-const MOST: usize = 64;
+const MAX_STARTS: usize = 64;
 
 /// A start that is late.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ impl Starts {
     }
 
     fn is_full(&self) -> bool {
-        self.late.len() + self.abandoned.len() >= MOST
+        self.late.len() + self.abandoned.len() >= MAX_STARTS
     }
 }
 
@@ -110,9 +110,9 @@ impl Driver {
             Err(failure) => return self.start_failed(worker, generation, failure),
         };
         let begun = Begun { generation, ready_pipe, cgroup, started_at };
-        let patience = if self.starts.late.is_empty() { USUAL } else { BESIDE_A_LATE_ONE };
-        match launch.wait(patience) {
-            Ok(over) => self.start_is_over(worker, over, begun),
+        let wait = if self.starts.late.is_empty() { WAIT } else { WAIT_DURING_LATE_START };
+        match launch.wait(wait) {
+            Ok(over) => self.start_finished(worker, over, begun),
             Err(launch) => {
                 debug!(
                     worker = worker.slot,
@@ -130,11 +130,11 @@ impl Driver {
     pub(super) fn look_at_start(&mut self, serial: u64, looks: u32) {
         if let Some(Start { worker, launch, begun, since }) = self.starts.late.remove(&serial) {
             let launch = match launch.wait(Duration::ZERO) {
-                Ok(over) => return self.start_is_over(worker, over, begun),
+                Ok(over) => return self.start_finished(worker, over, begun),
                 Err(launch) => launch,
             };
             if self.policy.expects_end(worker) {
-                // The policy does not need the worker any more.
+                // The policy no longer needs the worker.
                 let unwanted = SpawnError::new(launch.step(), libc::ECANCELED);
                 return self.abandon(worker, launch, begun.cgroup, unwanted);
             }
@@ -146,7 +146,7 @@ impl Driver {
             self.schedule(Deferred::Start(serial, looks + 1));
         } else if let Some(Abandoned { launch, cgroup }) = self.starts.abandoned.remove(&serial) {
             match launch.wait(Duration::ZERO) {
-                Ok(over) => self.bury(over, cgroup),
+                Ok(over) => self.finish_abandoned(over, cgroup),
                 Err(launch) => {
                     self.watch(launch.pidfd(), Token::Exit(serial));
                     self.starts.abandoned.insert(serial, Abandoned { launch, cgroup });
@@ -164,16 +164,16 @@ impl Driver {
     }
 
     /// Cleans up after an abandoned start whose process has ended.
-    fn bury(&mut self, over: FinishedLaunch, cgroup: Option<Cgroup>) {
+    fn finish_abandoned(&mut self, over: FinishedLaunch, cgroup: Option<Cgroup>) {
         self.trees.start_failed(over.pid());
         // If the start failed, `result` reaps the process. It closes the listener in any case.
         if let Ok(spawned) = self.launcher.result(over) {
             // The program may have run for a moment, and may have started processes.
-            let _nobody_left = pidfd::kill_group(spawned.pidfd.as_fd(), spawned.pid);
+            let _group_is_empty = pidfd::kill_group(spawned.pidfd.as_fd(), spawned.pid);
             let _death = pidfd::wait(spawned.pidfd.as_fd());
         }
         if let Some(cgroup) = cgroup {
-            self.trees.bury_cgroup(cgroup);
+            self.trees.end_cgroup(cgroup);
             self.remove_cgroups_later();
         }
     }
@@ -190,7 +190,7 @@ impl Driver {
         self.not_launched(worker, failure);
     }
 
-    fn start_is_over(&mut self, worker: WorkerId, over: FinishedLaunch, begun: Begun) {
+    fn start_finished(&mut self, worker: WorkerId, over: FinishedLaunch, begun: Begun) {
         let pid = over.pid();
         match self.launcher.result(over) {
             Ok(spawned) => self.launched(worker, spawned, begun),
@@ -229,7 +229,7 @@ impl Driver {
         if failure.step == SpawnStep::Seccomp && !failure.is_passing() {
             self.meter.not_launched(worker);
             self.broker.leave(self.now(), worker.serial, true);
-            self.launcher.do_without_filter(&failure);
+            self.launcher.disable_filter(&failure);
             return self.launch(worker, generation);
         }
         self.not_launched(worker, failure);

@@ -19,11 +19,11 @@ use crate::sys::signalfd::{self, Sender, SignalFd};
 use crate::sys::terminal::{self, Ancestors, Terminal};
 
 /// The number of stops that one round handles. A worker that stops and continues repeatedly must not block the loop.
-const STOPS_AT_ONCE: usize = 64;
+const MAX_STOPS: usize = 64;
 
 /// The wait before a worker that the terminal stops repeatedly is continued. It doubles each time, up to the maximum.
 const RESUME_AFTER: Duration = Duration::from_secs(1);
-const RESUME_AFTER_AT_MOST: Duration = Duration::from_secs(60);
+const MAX_RESUME_WAIT: Duration = Duration::from_secs(60);
 
 /// The state of the terminal.
 #[derive(Debug)]
@@ -135,7 +135,7 @@ impl Driver {
     }
 
     /// Continues the handling of a SIGHUP that waits for the state of the terminal.
-    pub(super) fn look_after_hang_up(&mut self) {
+    pub(super) fn continue_hang_up(&mut self) {
         self.look_at_terminal(true);
         let verdict = self.tty.hangups.looked(self.now());
         self.follow_hang_up(verdict);
@@ -190,7 +190,7 @@ impl Driver {
     }
 
     /// Restores the terminal at the end.
-    pub(super) fn leave_terminal(&mut self) {
+    pub(super) fn restore_terminal(&mut self) {
         self.tty.restore_tostop();
         // The foreground can still belong to a worker, for example to one that was killed and is not gone yet.
         if matches!(self.foreground(), Foreground::Worker(_)) {
@@ -204,7 +204,7 @@ impl Driver {
         if self.tty.terminal.is_none() {
             return;
         }
-        for _ in 0..STOPS_AT_ONCE {
+        for _ in 0..MAX_STOPS {
             let Ok(Some(paused)) = pidfd::next_paused() else {
                 return;
             };
@@ -233,7 +233,7 @@ impl Driver {
             // until the shell brings it to the foreground.
             return self.suspend(number);
         }
-        let helped = self.let_at_terminal(serial, number, foreground);
+        let helped = self.grant_terminal(serial, number, foreground);
         let Some(entry) = self.workers.get_mut(serial) else { return };
         let (id, times) = (entry.id, entry.stops);
         entry.stops = entry.stops.saturating_add(1);
@@ -257,7 +257,7 @@ impl Driver {
         // Until the terminal is free, the worker stops again at once.
         let wait = match times {
             0 => Duration::ZERO,
-            more => RESUME_AFTER.saturating_mul(2u32.saturating_pow(more - 1)).min(RESUME_AFTER_AT_MOST),
+            more => RESUME_AFTER.saturating_mul(2u32.saturating_pow(more - 1)).min(MAX_RESUME_WAIT),
         };
         self.schedule_in(wait, Deferred::Resume(id, number));
     }
@@ -265,12 +265,12 @@ impl Driver {
     /// Continues a worker that the terminal has stopped.
     pub(super) fn resume(&mut self, worker: WorkerId, number: i32) {
         let foreground = self.foreground();
-        self.let_at_terminal(worker.serial, number, foreground);
+        self.grant_terminal(worker.serial, number, foreground);
         self.continue_worker(worker);
     }
 
     /// Removes the cause of a worker's stop. Returns false if the supervisor may not.
-    fn let_at_terminal(&mut self, serial: u64, number: i32, foreground: Foreground) -> bool {
+    fn grant_terminal(&mut self, serial: u64, number: i32, foreground: Foreground) -> bool {
         match foreground {
             Foreground::Worker(other) => other == serial,
             Foreground::Other => false,
@@ -328,7 +328,7 @@ impl Driver {
         for worker in &with_us {
             self.signal_group(*worker, Signal::TSTP);
         }
-        self.leave_terminal();
+        self.restore_terminal();
         let since = Instant::now();
         signalfd::stop_ourselves(number);
         // Timeouts do not count the time during which the supervisor is stopped.

@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_can_divide_its_cgroup_so_deep_and_no_deeper() {
+    fn a_worker_can_divide_its_cgroup_up_to_the_depth_limit() {
         let Some((supervisors, place)) = supervisors("depth") else {
             return eprintln!("skipped: no cgroup can be made");
         };
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_worker_has_made_of_its_cgroup_is_removed_in_bounded_steps() {
+    fn all_cgroups_of_a_worker_are_removed_in_bounded_steps() {
         let Some((supervisors, place)) = supervisors("steps") else {
             return eprintln!("skipped: no cgroup can be made");
         };
@@ -542,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_somebody_is_in_is_left_and_its_removal_ends() {
+    fn a_populated_cgroup_is_kept_and_its_removal_ends() {
         let Some((supervisors, place)) = supervisors("in-use") else {
             return eprintln!("skipped: no cgroup can be made");
         };

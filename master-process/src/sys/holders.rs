@@ -257,7 +257,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     #[test]
-    fn an_open_socket_is_found_where_it_is_and_a_closed_one_is_nobodys() {
+    fn an_open_socket_is_found_and_a_closed_one_has_no_holder() {
         let me = rustix::process::getpid();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_of_ours_that_has_a_socket_counts_by_whose_it_is() {
+    fn a_child_with_a_socket_counts_by_its_worker() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
         let sleep = |stdin: std::process::Stdio| {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn whether_one_process_has_one_of_several_sockets_is_known_within_bounds() {
+    fn one_process_is_searched_for_several_sockets_within_bounds() {
         let me = rustix::process::getpid();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_with_a_table_of_its_own_is_looked_at() {
+    fn a_thread_with_its_own_descriptor_table_is_searched() {
         let (sender, receiver) = std::sync::mpsc::channel();
         let (done, wait) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {

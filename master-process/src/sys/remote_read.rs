@@ -17,10 +17,10 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(1);
 
 /// The number of abandoned threads that can wait at the same time. Each one belongs to a different worker.
-const MAX_GIVEN_UP: usize = 64;
+const MAX_ABANDONED: usize = 64;
 
 /// The reader of the loop, which answers the calls of workers.
-pub(in crate::sys) static CALLS: Reader = Reader::new("reader", MAX_GIVEN_UP, LIMIT);
+pub(in crate::sys) static CALLS: Reader = Reader::new("reader", MAX_ABANDONED, LIMIT);
 
 type Job = Box<dyn FnOnce() -> io::Result<Vec<u8>> + Send>;
 
@@ -33,7 +33,7 @@ pub struct Reader {
     /// The running thread, if any.
     link: Mutex<Option<Link>>,
     /// The number of abandoned threads that have not ended yet.
-    given_up: AtomicUsize,
+    abandoned: AtomicUsize,
 }
 
 /// The channels to the thread and from it.
@@ -56,7 +56,7 @@ impl Reader {
     /// abandoned threads still wait.
     #[must_use]
     pub const fn new(name: &'static str, most: usize, limit: Duration) -> Reader {
-        Reader { name, most, limit, link: Mutex::new(None), given_up: AtomicUsize::new(0) }
+        Reader { name, most, limit, link: Mutex::new(None), abandoned: AtomicUsize::new(0) }
     }
 
     /// Runs `job`, which only reads, and returns its result.
@@ -77,7 +77,7 @@ impl Reader {
         match results.recv_timeout(if sent { self.limit } else { Duration::ZERO }) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
-                self.given_up.fetch_add(1, Ordering::SeqCst);
+                self.abandoned.fetch_add(1, Ordering::SeqCst);
                 // Dropping the channels ends the thread as soon as its read returns.
                 *link = None;
                 Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
@@ -90,7 +90,7 @@ impl Reader {
     }
 
     fn start(&'static self) -> io::Result<Link> {
-        if self.given_up.load(Ordering::SeqCst) >= self.most {
+        if self.abandoned.load(Ordering::SeqCst) >= self.most {
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         let (tasks, jobs) = sync_channel::<Task>(1);
@@ -99,7 +99,7 @@ impl Reader {
         thread.spawn(move || {
             run(&jobs, &answers);
             // The channel closes only after the thread was abandoned.
-            self.given_up.fetch_sub(1, Ordering::SeqCst);
+            self.abandoned.fetch_sub(1, Ordering::SeqCst);
         })?;
         Ok(Link { tasks, results })
     }

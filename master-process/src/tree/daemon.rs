@@ -92,7 +92,7 @@ mod tests {
     const STARTING: Exited = Exited { was_starting: true, notifier: None };
 
     #[test]
-    fn who_has_no_listener_of_a_worker_that_was_ready_is_no_daemon() {
+    fn a_process_without_a_listener_of_a_ready_worker_is_not_the_daemon() {
         let helper = adopted(10, Holds::No);
         assert_eq!(chosen(std::slice::from_ref(&helper), READY), None);
         assert_eq!(chosen(&[], READY), None);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whose_child_listens_is_the_daemon() {
+    fn a_process_whose_child_listens_is_the_daemon() {
         let members = [
             adopted(10, Holds::No),
             adopted(11, Holds::No),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_looked_into_may_be_the_daemon_and_comes_after_those_who_can() {
+    fn an_unreadable_process_may_be_the_daemon_and_ranks_after_a_listening_one() {
         let members = [adopted(10, Holds::Unknown), adopted(11, Holds::No)];
         assert_eq!(chosen(&members, READY), Some((10, Holds::Unknown)));
         assert_eq!(chosen(&[members[0].clone(), adopted(12, Holds::Yes)], READY), Some((12, Holds::Yes)));
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_worker_that_was_starting_the_first_may_listen_soon() {
+    fn the_oldest_process_of_a_starting_worker_may_listen_soon() {
         let members = [adopted(11, Holds::No), adopted(10, Holds::No)];
         assert_eq!(chosen(&members, STARTING), Some((10, Holds::No)));
         let members = [adopted(10, Holds::No), adopted(11, Holds::Yes)];
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_said_that_the_worker_is_ready_need_not_listen() {
+    fn a_process_that_reported_the_worker_ready_need_not_listen() {
         let members = [adopted(10, Holds::No), adopted(11, Holds::No), child(12, 11, Holds::No)];
         let said_by = |number| Exited { notifier: Some(pid(number)), ..READY };
         assert_eq!(chosen(&members, said_by(12)), Some((11, Holds::Yes)));

@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_whose_environment_does_not_come_costs_one_read() {
+    fn an_environment_that_times_out_is_read_once() {
         static HANGING: Reader = Reader::new("test", 8, Duration::from_millis(300));
         static ENDS: Mutex<Vec<Sender<()>>> = Mutex::new(Vec::new());
         let reads = || ENDS.lock().expect("no test panics with it").len();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_waits_for_environments_for_a_limited_time_in_all() {
+    fn a_walk_spends_a_limited_time_on_environments() {
         static HANGING: Reader = Reader::new("test", 8, Duration::from_millis(20));
         static ENDS: Mutex<Vec<Sender<()>>> = Mutex::new(Vec::new());
         let left = Duration::from_millis(50);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_that_comes_is_read_as_often_as_it_is_asked_for() {
+    fn a_readable_environment_is_read_at_each_request() {
         let read = |_| Ok(Environment::new(b"WORKER_INDEX=3\0"));
         let mut walk = Environments::read_by(read, LONG, Processes::new());
         for _ in 0..2 {

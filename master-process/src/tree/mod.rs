@@ -111,7 +111,7 @@ pub struct Trees {
     owners: Owners,
     /// The processes whose environments could not be read in time.
     unreadable: Processes,
-    /// Children of whatever this process was before it was exec'ed.
+    /// The children that this process had before it was exec'ed as the supervisor.
     inherited: HashSet<Pid>,
     workers: Arc<Registry>,
     notify_socket: Arc<[u8]>,
@@ -166,7 +166,7 @@ impl Trees {
         self.walker.wake().fd()
     }
 
-    /// Children of whatever this process was before it was exec'ed.
+    /// The children that this process had before it was exec'ed as the supervisor.
     pub fn inherited(&self) -> &HashSet<Pid> {
         &self.inherited
     }
@@ -218,7 +218,7 @@ impl Trees {
     }
 
     /// Kills the processes in the cgroup of an abandoned start whose child has ended, and removes the cgroup.
-    pub fn bury_cgroup(&mut self, cgroup: Cgroup) {
+    pub fn end_cgroup(&mut self, cgroup: Cgroup) {
         let _before_linux_5_14 = cgroup.kill();
         self.emptied.push_back(Arc::new(cgroup));
         self.remove_cgroups();
@@ -450,7 +450,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     #[test]
-    fn an_answer_tells_which_question_it_is_to() {
+    fn an_answer_names_its_question() {
         let worker = WorkerId { slot: 0, serial: 1 };
         let mut trees = Trees::new(None, b"/run/a/notify").expect("an eventfd");
         let begun = trees.begin_start();

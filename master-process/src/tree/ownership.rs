@@ -63,7 +63,7 @@ pub(super) struct Evidence {
     /// It may belong to a worker that is not among the trees.
     pub(super) is_unsure: bool,
     /// It may come from a process that is not a worker: the supervisor is pid 1, or had children before it was exec'ed.
-    pub(super) may_be_a_strangers: bool,
+    pub(super) may_be_unrelated: bool,
 }
 
 /// The start time of an adopted process and the serial of its worker, by pid.
@@ -142,7 +142,7 @@ pub(super) fn presumed_owner(
 
 fn only_tree(evidence: &Evidence, trees: &[TreeFacts]) -> Option<u64> {
     match trees {
-        [only] if !evidence.may_be_a_strangers => Some(only.serial),
+        [only] if !evidence.may_be_unrelated => Some(only.serial),
         _none_or_several => None,
     }
 }
@@ -201,7 +201,7 @@ mod tests {
     }
 
     /// The owner of a process in this group, if a process that was started at `leader` has the group's number now.
-    fn owner_in_group_led_anew(
+    fn owner_in_group_with_reused_number(
         evidence: &Evidence,
         trees: &[TreeFacts],
         owners: &Owners,
@@ -242,20 +242,20 @@ mod tests {
     }
 
     #[test]
-    fn a_group_whose_number_was_taken_anew_does_not_name_a_dead_worker() {
+    fn a_group_whose_number_was_reused_does_not_name_a_dead_worker() {
         let trees = [dead(tree(1, 0, 0, 10)), tree(2, 1, 0, 10)];
         let evidence = in_group(101, 30);
         let none_known = HashMap::new();
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &none_known, 25), None);
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &none_known, 25), None);
         // The process that has the number now belongs to the worker, or belonged to it while an earlier process had the
         // number.
         let own = HashMap::from([(pid(101), (25, 1))]);
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &own, 25), Some(1));
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &own, 26), None);
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &own, 25), Some(1));
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &own, 26), None);
         let anothers = HashMap::from([(pid(101), (25, 2))]);
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &anothers, 25), None);
-        // A first process that lives has its number itself.
-        assert_eq!(owner_in_group_led_anew(&in_group(102, 30), &trees, &none_known, 10), Some(2));
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &anothers, 25), None);
+        // While the first process lives, the number is its own.
+        assert_eq!(owner_in_group_with_reused_number(&in_group(102, 30), &trees, &none_known, 10), Some(2));
     }
 
     #[test]
@@ -269,11 +269,11 @@ mod tests {
         }
         assert_eq!(owner_of(&in_group(301, 10), &trees), None, "it is older than that process");
         let evidence = in_group(101, 30);
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &HashMap::new(), 25), None, "taken anew");
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &HashMap::new(), 25), None, "reused");
     }
 
     #[test]
-    fn replaced_processes_that_are_remembered_are_bounded_and_have_the_one_that_was_started_among_them() {
+    fn remembered_first_processes_are_bounded_and_include_the_one_that_was_started() {
         let mut tree = tree(1, 0, 0, 10);
         for number in 0..100 {
             tree.replace_first(pid(300 + number), 20);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_counts_more_than_what_the_process_can_change() {
+    fn an_earlier_finding_outranks_what_the_process_can_change() {
         let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10)];
         let evidence = in_group(102, 20);
         let proven =
@@ -306,14 +306,14 @@ mod tests {
     }
 
     #[test]
-    fn without_evidence_it_is_the_only_workers_or_nobodys() {
+    fn without_evidence_a_process_belongs_to_the_only_worker_or_to_none() {
         let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10)];
         assert_eq!(owner_of(&Evidence::default(), &trees), None);
         assert_eq!(owner_of(&Evidence::default(), &trees[..1]), Some(1));
         assert_eq!(owner_of(&Evidence::default(), &[]), None);
         let of_a_later_worker = Evidence { is_unsure: true, ..Evidence::default() };
         assert_eq!(owner_named(&of_a_later_worker, Some((0, 0)), &trees[..1]), None);
-        let stranger = Evidence { may_be_a_strangers: true, ..Evidence::default() };
+        let stranger = Evidence { may_be_unrelated: true, ..Evidence::default() };
         assert_eq!(owner_of(&stranger, &trees[..1]), None);
         // A worker that is gone owns nothing.
         let gone = Evidence { accounted: Some(9), ..Evidence::default() };
@@ -327,7 +327,7 @@ mod tests {
         assert!(is_environment_wanted(&nothing, &trees));
         assert!(!is_environment_wanted(&nothing, &trees[..1]));
         assert!(!is_environment_wanted(&nothing, &[]));
-        let stranger = Evidence { may_be_a_strangers: true, ..Evidence::default() };
+        let stranger = Evidence { may_be_unrelated: true, ..Evidence::default() };
         assert!(is_environment_wanted(&stranger, &trees[..1]));
         let unsure = Evidence { is_unsure: true, ..Evidence::default() };
         assert!(!is_environment_wanted(&unsure, &trees));

@@ -38,7 +38,7 @@ const DESCRIPTORS_OF_TREE: usize = 100_000;
 const ROUNDS: usize = 8;
 
 /// The number of looks without a result before a tree counts as empty.
-const LOOKS_AT_NOBODY: usize = 3;
+const LOOKS_BEFORE_EMPTY: usize = 3;
 
 /// The supervisor and the kernel read different clocks for the start of a process. They may differ by this number of
 /// ticks.
@@ -140,13 +140,13 @@ impl Walk {
     /// that moment is in no list. So an empty result counts only if it repeats, and so does a result without a
     /// listener.
     fn look(&mut self, task: &Task, tasks: &[Task], adopted: &mut Adopted) -> Vec<Member> {
-        let is_nobody = |found: &[Member]| match task.listeners.as_slice() {
+        let is_empty = |found: &[Member]| match task.listeners.as_slice() {
             [] => found.is_empty(),
             _some => found.iter().all(|member| member.holds == Holds::No),
         };
         let mut found = self.members(task, adopted);
-        for _ in 1..LOOKS_AT_NOBODY {
-            if !is_nobody(&found) {
+        for _ in 1..LOOKS_BEFORE_EMPTY {
+            if !is_empty(&found) {
                 break;
             }
             *adopted = self.adopted(tasks);
@@ -159,7 +159,7 @@ impl Walk {
     /// started meanwhile.
     fn signal(&mut self, task: &Task, number: i32, tasks: &[Task], adopted: &mut Adopted) -> Vec<Member> {
         let kills = number == libc::SIGKILL;
-        let mut have_it = HashSet::new();
+        let mut signalled = HashSet::new();
         let mut found = Vec::new();
         for _ in 0..ROUNDS {
             if kills && let Some(cgroup) = &task.cgroup {
@@ -171,7 +171,7 @@ impl Walk {
             let spared = |member: &Member| !kills && self.is_first(member.pid);
             let new: Vec<&Member> = found
                 .iter()
-                .filter(|member| !spared(member) && (kills || have_it.insert((member.pid, member.started))))
+                .filter(|member| !spared(member) && (kills || signalled.insert((member.pid, member.started))))
                 .collect();
             if new.is_empty() {
                 break;
@@ -203,7 +203,7 @@ impl Walk {
                 // The process may belong to a worker that was started since the walk was asked for, which this walk
                 // does not know.
                 is_unsure: stat.started >= self.asked_at && self.workers.starts() != self.starts,
-                may_be_a_strangers: getpid().as_raw_pid() == 1 || !self.inherited.is_empty(),
+                may_be_unrelated: getpid().as_raw_pid() == 1 || !self.inherited.is_empty(),
             };
             let started_of = |number| self::stat(number).map(|stat| stat.started);
             let owner = proven_owner(pid, &evidence, &self.trees, &self.owners, started_of)
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_is_read_only_where_nothing_stronger_tells_whose_a_process_is() {
+    fn an_environment_is_read_only_without_stronger_evidence() {
         static READ: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
         let workers = Arc::new(Registry::default());
         // Children of other tests do not belong to this one.

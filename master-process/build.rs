@@ -1,17 +1,18 @@
-//! Links the binary without a dynamic loader, where the C library can be linked so.
+//! Links the binary statically, where the static C library is installed.
 //!
-//! Two reasons. A signal must never meet the kernel's default, and in a dynamic program the loader runs for a
-//! millisecond before any instruction of ours can block one. And what need not be loaded need not be resident.
+//! A static binary has two advantages. First, no signal meets the kernel's default action: in a dynamic program the
+//! loader runs for a millisecond before the program's first instruction can block signals. Second, a library that is
+//! not loaded uses no memory.
 //!
-//! The usual way, `-C target-feature=+crt-static`, cannot be chosen by a package, and breaks procedural macros
-//! unless the user names a target. So the shared libraries that rustc asks the linker for are answered with
-//! the static ones, through linker scripts of their names. Where those are not installed (some distributions
-//! package them apart), the binary is dynamic, and everything but the first millisecond is the same.
+//! The usual way, `-C target-feature=+crt-static`, is not available to a package: a package cannot choose it, and it
+//! breaks procedural macros unless the user names a target. This script instead writes linker scripts with the names of
+//! the shared libraries that rustc passes to the linker. Each script names the static library. Some distributions
+//! package the static libraries separately. Without them the binary is dynamic; only the first millisecond differs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What rustc links a dynamic program of this target with.
+/// The libraries that rustc links a dynamic program of this target with.
 const LIBRARIES: [&str; 7] = ["c", "m", "rt", "pthread", "dl", "util", "gcc_s"];
 
 fn main() {
@@ -23,11 +24,12 @@ fn main() {
         link_statically();
     }
     choose_object();
-    // The entry blocks the signals before the C runtime starts; see `sys/signalfd.rs`.
+    // The program's entry blocks the signals before the C runtime starts; see `sys/signalfd.rs`.
     println!("cargo::rustc-link-arg-bin=master-process=-Wl,-e,master_process_entry");
 }
 
-/// The eBPF programs: the object that lies here, ready-made, or, for those who work on it, the one that they name.
+/// Selects the object file of the eBPF programs: the prebuilt one in this directory, or the file that the environment
+/// variable names, for development.
 fn choose_object() {
     println!("cargo::rerun-if-env-changed={OBJECT}");
     let here =
@@ -53,7 +55,7 @@ fn link_statically() {
     println!("cargo::rustc-link-arg-bin=master-process=-static-pie");
 }
 
-/// A script that answers for the shared library with the static one.
+/// Writes a linker script that replaces the shared library with the static one.
 fn write(folder: &Path, name: &str) -> bool {
     let script = match name {
         "gcc_s" => "INPUT(-l:libgcc_eh.a -l:libgcc.a)".to_owned(),
@@ -63,10 +65,10 @@ fn write(folder: &Path, name: &str) -> bool {
     std::fs::write(folder.join(format!("lib{name}.so")), script).is_ok()
 }
 
-/// Where the compiler driver that rustc links with finds a file.
+/// The path at which the compiler driver, which rustc links with, finds a file.
 fn installed(file: &str) -> Option<PathBuf> {
     let output = Command::new("cc").arg(format!("-print-file-name={file}")).output().ok()?;
     let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
-    // A file that it does not find is printed as it was asked for.
+    // For a file that it does not find, `cc` prints the name unchanged.
     (path.is_absolute() && path.exists()).then_some(path)
 }

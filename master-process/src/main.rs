@@ -1,4 +1,4 @@
-//! The `master-process` binary: reads what is wanted, takes everything in place, and tells how it ended.
+//! The `master-process` binary: parses the command line, prepares the supervisor, runs it and returns the exit code.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -15,13 +15,14 @@ use master_process::sys::signalfd::SignalFd;
 use master_process::sys::spawn::{SpawnError, SpawnStep};
 
 fn main() -> ExitCode {
-    // Before anything opens a descriptor, which a wrong count would reach. No signal is lost meanwhile: all of them
-    // are blocked since the program's first instruction.
+    // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
+    // descriptor as a socket. No signal is lost meanwhile, because all signals are blocked from the program's first
+    // instruction on.
     let handed_over = InheritedListeners::from_service_manager(|name| std::env::var_os(name));
     match cli::parse(std::env::args_os()) {
         Ok(Command::Run(config)) => run(&config, handed_over),
         Ok(Command::Help(text) | Command::Version(text)) => {
-            // Whoever closed standard output did not want to read it.
+            // The write fails if standard output is closed. The reader then does not want the text.
             let _closed = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
@@ -42,7 +43,7 @@ fn run(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> Exi
     }
 }
 
-/// Everything that can fail before the first worker; from then on, nothing ends the supervisor.
+/// Does everything that can fail before the first worker starts. After that, no error ends the supervisor.
 fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> anyhow::Result<Driver> {
     use anyhow::Context;
     let mut handed_over = handed_over.context("LISTEN_FDS")?;
@@ -50,7 +51,7 @@ fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) ->
     fds::close_on_exec().context("close_range")?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);
-    // Before any address is opened: what an earlier supervisor has left may hold it.
+    // This comes before any address is opened: processes that an earlier supervisor left behind can hold the address.
     let cgroups = driver::cgroups(config);
     handed_over.open(&config.listen, access, takeover)?;
     let rules = config.share_rules.clone();
@@ -62,7 +63,7 @@ fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) ->
 fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {
     let command = config.command.first().map(|command| command.to_string_lossy()).unwrap_or_default();
     let (code, subject) = match (failure.step, failure.errno) {
-        // The command was found; a shell makes the same difference.
+        // The command was found, and its interpreter was not. A shell distinguishes the two cases in the same way.
         (SpawnStep::Exec, _) if failure.interpreter.is_some() => (code::NOT_EXECUTABLE, command),
         (SpawnStep::Exec, libc::ENOENT | libc::ENOTDIR) => (code::NOT_FOUND, command),
         (SpawnStep::Exec, _other) => (code::NOT_EXECUTABLE, command),
@@ -72,7 +73,7 @@ fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {
 }
 
 fn fail(code: u8, why: &dyn Display) -> ExitCode {
-    // Nothing is left to do for one who has closed standard error.
+    // If standard error is closed, the message has no other destination.
     let _closed = writeln!(std::io::stderr(), "master-process: {why}");
     ExitCode::from(code)
 }

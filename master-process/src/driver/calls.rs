@@ -1,4 +1,4 @@
-//! The calls that workers wait in: their filters' notifications.
+//! The system calls in which workers wait for an answer: the notifications of their seccomp filters.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,29 +12,29 @@ use crate::policy::{Event, ReadySignal, WorkerId};
 use crate::share::{Decision, Listens};
 use crate::sys::seccomp::{self, Notification};
 
-/// Where notifications arrive. One outlives its worker for as long as a descendant of that is left: without
-/// it, their `bind` would fail with ENOSYS.
+/// The descriptors on which notifications arrive. A descriptor stays open after its worker has ended, until the last
+/// descendant has ended: without it, `bind` in the descendants would fail with ENOSYS.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     open: HashMap<u64, (WorkerId, OwnedFd)>,
-    /// Workers of whose trees the kernel has said that nobody is left, and whose ends are not dealt with yet.
+    /// Workers whose process trees are empty according to the kernel, and whose ends are not handled yet.
     hung_up: HashSet<u64>,
-    /// Whether the remark that a call could not be looked into was made: it would be made for each call.
+    /// Whether the warning about a call that could not be inspected was logged. It is logged once, not for each call.
     warned: bool,
 }
 
 impl Listeners {
-    /// Whether anybody of a worker's tree may still call.
+    /// Whether a process of the worker's tree may still make a call.
     pub(super) fn has(&self, serial: u64) -> bool {
         self.open.contains_key(&serial)
     }
 
-    /// Whether the kernel has said that nobody of a worker's tree is left.
+    /// Whether the worker's process tree is empty according to the kernel.
     pub(super) fn has_hung_up(&self, serial: u64) -> bool {
         self.hung_up.contains(&serial)
     }
 
-    /// A worker's end is dealt with.
+    /// Forgets a worker whose end is handled.
     pub(super) fn forget(&mut self, serial: u64) {
         self.hung_up.remove(&serial);
     }
@@ -43,7 +43,7 @@ impl Listeners {
         self.open.get(&serial).map(|(_, listener)| listener.as_fd())
     }
 
-    /// True the first time.
+    /// Returns true at the first call.
     pub(super) fn warn_once(&mut self) -> bool {
         !std::mem::replace(&mut self.warned, true)
     }
@@ -54,7 +54,8 @@ impl Listeners {
 }
 
 impl Driver {
-    /// One call for each readiness: the watch is then set again, and tells at once whether there is another.
+    /// Answers one call for each readiness event. The watch is then set again, and reports at once if there is another
+    /// call.
     pub(super) fn answer_call(&mut self, serial: u64) {
         let Some((worker, listener)) = self.listeners.open.get(&serial) else {
             return;
@@ -64,9 +65,10 @@ impl Driver {
         let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         let state = state[0].revents();
         if !state.contains(PollFlags::IN) {
-            // Not ERR: the kernel says that where it was interrupted (`seccomp_notify_poll` of kernel/seccomp.c).
+            // The kernel also reports ERR if it was interrupted (`seccomp_notify_poll` of kernel/seccomp.c), so ERR is
+            // not evaluated.
             if state.intersects(PollFlags::HUP | PollFlags::NVAL) {
-                // Nobody of the worker's whole tree is left.
+                // No process of the worker's tree is left.
                 self.listeners.open.remove(&serial);
                 if self.trees.has(serial) {
                     self.listeners.hung_up.insert(serial);
@@ -87,8 +89,8 @@ impl Driver {
         }
     }
 
-    /// Answers a call, now or, where something must be found out or the kernel lacks something, later: letting it go on
-    /// would give the worker an address of its own that the others then cannot have.
+    /// Answers a call now, or later if the answer needs a lookup or the kernel lacks a resource. If the call continued
+    /// unanswered, the worker would get an address of its own, which the other workers then could not bind.
     pub(super) fn reply_to(&mut self, serial: u64, call: &Notification) {
         let now = self.now();
         let Some((worker, listener)) = self.listeners.open.get(&serial) else { return };
@@ -100,7 +102,8 @@ impl Driver {
         };
         debug!("{}: {:?}: {:?}", self.name(worker), call.call, reply.answer);
         if seccomp::answer(listener, call, reply.answer).is_err() {
-            // Dead, or to come again: what the call did has no meaning before the worker knows of it.
+            // The caller is dead, or will repeat the call. The effect of the call does not count until the worker has
+            // received the answer.
             return self.broker.undelivered(worker, reply.answer);
         }
         let sign = reply.listens.map(|listens| match listens {
@@ -112,8 +115,9 @@ impl Driver {
         }
     }
 
-    /// Workers that listen wherever they are to without another call of theirs are ready; true where there are some.
-    pub(super) fn tell_complete(&mut self) -> bool {
+    /// Reports as ready the workers that now listen on all expected addresses without having made another call. Returns
+    /// true if there are any.
+    pub(super) fn report_complete(&mut self) -> bool {
         let complete = self.broker.take_complete();
         let any = !complete.is_empty();
         for worker in complete {
@@ -122,7 +126,7 @@ impl Driver {
         any
     }
 
-    /// What the helper thread has found: calls that waited for it go on.
+    /// Reads the results of the helper thread, and answers the calls that waited for them.
     pub(super) fn read_looks(&mut self) {
         for (serial, call) in self.broker.take_looks(self.now()) {
             self.reply_to(serial, &call);

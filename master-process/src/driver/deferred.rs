@@ -1,4 +1,4 @@
-//! What is to be done a moment later, apart from the policy's deadlines.
+//! Work that is done later, apart from the policy's deadlines.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,71 +11,75 @@ use crate::policy::{Time, WorkerId};
 use crate::share::{CLOSE_CHECK, Report, Watch};
 use crate::sys::seccomp::Notification;
 
-/// How long after somebody came a queue is looked at, and how often while somebody waits. It bounds what a
-/// busy socket costs us: one wake-up in this time, however many connections come.
+/// How soon a queue is examined after a connection arrived, and how often while a connection waits. It limits the cost
+/// of a busy socket to one wake-up in this time, however many connections arrive.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// How long after it began to serve a worker's sockets are held against what it has open. A program that only
-/// tried a port out has closed it by then; clients of that port hang for so long.
+/// How soon after a worker was added to the rotation its registered sockets are compared with its open descriptors. A
+/// program that only probed a port has closed it by then. Clients of that port hang for this long.
 const SWEEP_AFTER: Duration = Duration::from_secs(2);
 
-/// How soon a `bind` that was let go on is looked after: it takes the kernel microseconds. Each further look waits twice as
-/// long.
+/// How soon the result of a `bind` that the kernel executes is checked: the kernel needs microseconds. Each further
+/// check waits twice as long.
 const UNSETTLED_AFTER: Duration = Duration::from_millis(1);
 
-/// A program that binds in order to connect does so within a few seconds; one that is slow to listen must not keep us
-/// awake.
+/// The number of checks. A program that binds in order to connect does so within a few seconds. A program that listens
+/// late must not wake the supervisor forever.
 const LOOKS_AT_UNSETTLED: u32 = 13;
 
-/// How long the helper thread may take to kill a worker with all of its tree.
+/// The time that the helper thread has to kill a worker with its process tree.
 const KILLED_AFTER: Duration = Duration::from_millis(250);
-/// How soon a start that is late is looked after. Each further look waits twice as long, up to 64 ms: little against
-/// what it has taken by then.
+/// How soon a late start is checked. Each further check waits twice as long, up to 64 ms. That is short compared with
+/// the time the start has taken by then.
 const START_AFTER: Duration = Duration::from_millis(1);
 const DOUBLINGS_OF_START: u32 = 6;
 
-/// How long what failed for want of a resource waits.
+/// How soon an operation is tried again that failed because a resource was missing.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
-/// Something for later.
+/// A deferred operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deferred {
-    /// See whether the queue of the socket with this inode number moves.
+    /// Check whether the queue of the socket with this inode number moves.
     Queue(u64),
-    /// See whether the socket with this inode number is bound, or listens, by now; it was so often.
+    /// Check whether the socket with this inode number is bound or listens. The second value is the number of earlier
+    /// checks.
     Unsettled(u64, u32),
-    /// See whether workers still have their listeners open.
+    /// Check whether workers still have their listeners open.
     CheckListeners,
-    /// See what the worker of this serial really holds.
+    /// Compare the registered sockets of the worker with this serial with its open descriptors.
     Sweep(u64),
-    /// Kill the first process of the worker of this serial, which was to be killed with all of its tree.
+    /// Kill the first process of the worker with this serial, in case the helper thread has not killed the process
+    /// tree.
     KillFirst(u64),
-    /// See who is left of the worker of this serial, whose first process is gone.
+    /// Check which processes are left of the worker with this serial, whose first process has ended.
     Remains(u64),
-    /// Remove the cgroups of workers that are gone; it was tried so often.
+    /// Remove the cgroups of workers that are gone. The value is the number of earlier attempts.
     Cgroups(u32),
-    /// See whether the worker of this serial, which went into the background, serves; whether it was not ready then.
+    /// Check whether the worker with this serial, which went into the background, listens. The second value tells
+    /// whether it was not ready then.
     Background(u64, bool),
-    /// See whether the worker of this serial, which has ended and cannot be reaped, can be now.
+    /// Check whether the worker with this serial, which has ended, can now be reaped.
     Exit(u64),
-    /// See whether the start of the worker of this serial is over; it was not so often.
+    /// Check whether the start of the worker with this serial is finished. The second value is the number of earlier
+    /// checks.
     Start(u64, u32),
     /// Measure all workers.
     Sample,
-    /// The look of this number at a worker that is over a limit has taken too long.
+    /// The inspection with this number, of a worker that is over a limit, has timed out.
     Inspection(u64),
-    /// Answer a call of the worker of this serial, which could not be answered.
+    /// Answer a call of the worker with this serial that could not be answered before.
     Call(u64, Notification),
-    /// See whether the terminal is gone, which a SIGHUP waits for.
+    /// Check whether the terminal is gone. A SIGHUP waits for the result.
     Hangup,
-    /// See which other children were stopped.
+    /// Check which other children were stopped.
     Stops,
-    /// Let this worker, which the terminal has stopped by this signal, try again.
+    /// Continue this worker, which the terminal has stopped with this signal.
     Resume(WorkerId, i32),
 }
 
 impl Deferred {
-    /// How long after it was left it is to be done; `interval` is that of the samples.
+    /// The time from scheduling until it is due. `interval` is the sample interval.
     fn wait(self, interval: Duration) -> Duration {
         match self {
             Deferred::Sample => interval,
@@ -100,7 +104,7 @@ impl Deferred {
     }
 }
 
-/// All of them, the earliest first.
+/// All deferred operations, earliest first.
 #[derive(Debug, Default)]
 pub(super) struct DeferredQueue {
     by_time: BTreeMap<(Time, u64), Deferred>,
@@ -108,7 +112,7 @@ pub(super) struct DeferredQueue {
 }
 
 impl DeferredQueue {
-    /// When the next one is due.
+    /// The time at which the next one is due.
     pub(super) fn first(&self) -> Option<Time> {
         self.by_time.first_key_value().map(|((at, _), _)| *at)
     }
@@ -125,17 +129,17 @@ impl DeferredQueue {
 }
 
 impl Driver {
-    /// Leaves something for later.
+    /// Schedules an operation after its usual wait.
     pub(super) fn schedule(&mut self, deferred: Deferred) {
         self.schedule_in(deferred.wait(self.sampling.interval), deferred);
     }
 
-    /// The same, after a time of its own.
+    /// Schedules an operation after this wait.
     pub(super) fn schedule_in(&mut self, wait: Duration, deferred: Deferred) {
         self.deferred.add(self.now().after(wait), deferred);
     }
 
-    /// Does what was left for now.
+    /// Runs the operations that are due.
     pub(super) fn run_due(&mut self) {
         let now = self.now();
         while let Some(deferred) = self.deferred.due(now) {
@@ -156,7 +160,7 @@ impl Driver {
                 }
                 Deferred::Sample => self.sample(),
                 Deferred::Sweep(serial) => match self.workers.get(serial).map(|entry| entry.id.slot) {
-                    // What its predecessor served alone is kept as long as that may come back.
+                    // The sockets that only its predecessor served are kept as long as the predecessor may come back.
                     Some(slot) if self.policy.is_on_probation(slot) => self.schedule(deferred),
                     Some(_) | None => self.broker.sweep(now, serial),
                 },
@@ -164,18 +168,18 @@ impl Driver {
                 Deferred::Remains(serial) => self.look_at_remains(serial),
                 Deferred::Cgroups(tries) => self.remove_cgroups(tries),
                 Deferred::Background(serial, was_starting) => self.check_daemon(serial, was_starting),
-                Deferred::Inspection(number) => self.give_inspection_up(number),
+                Deferred::Inspection(number) => self.abandon_inspection(number),
                 Deferred::Exit(serial) => self.worker_ended(serial),
                 Deferred::Start(serial, looks) => self.look_at_start(serial, looks),
                 Deferred::Call(serial, call) => self.reply_to(serial, &call),
-                Deferred::Hangup => self.look_after_hang_up(),
+                Deferred::Hangup => self.continue_hang_up(),
                 Deferred::Stops => self.look_at_stops(),
                 Deferred::Resume(worker, number) => self.resume(worker, number),
             }
         }
     }
 
-    /// Somebody came to sockets, or they were shut down.
+    /// Handles the events of sockets: connections arrived, or the sockets were shut down.
     pub(super) fn read_queues(&mut self) {
         for inode in self.broker.take_queue_events(self.now()) {
             self.schedule(Deferred::Queue(inode));
@@ -189,7 +193,8 @@ impl Driver {
         }
     }
 
-    /// Does what followed from sharing: watches new queues, looks after what is under way, tells what came up.
+    /// Handles the consequences of socket sharing: watches new queues, schedules checks of pending binds, and logs the
+    /// reports.
     pub(super) fn after_sharing(&mut self) {
         let now = self.now();
         self.broker.reconcile(now);
@@ -203,11 +208,11 @@ impl Driver {
             self.schedule(Deferred::CheckListeners);
         }
         for report in self.broker.take_reports() {
-            self.tell(&report);
+            self.log_report(&report);
         }
     }
 
-    fn tell(&mut self, report: &Report) {
+    fn log_report(&mut self, report: &Report) {
         match report {
             Report::Listening { address } | Report::Closed { address } => info!(address, "{report}"),
             Report::Unwatched { .. } => warn!("{report}"),

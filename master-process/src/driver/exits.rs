@@ -1,4 +1,4 @@
-//! Deaths: of workers, through their pidfds, and of orphans that were handed to us.
+//! The ends of processes: of workers, by their pidfds, and of adopted processes.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -12,20 +12,21 @@ use crate::policy::Event;
 use crate::report::Span;
 use crate::sys::{children, pidfd};
 
-/// SIGKILL takes effect within microseconds, unless a process hangs in the kernel.
+/// SIGKILL takes effect within microseconds, unless a process is blocked in the kernel.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
 impl Driver {
-    /// The pidfd of a worker's first process says that it is gone.
+    /// Handles the end of a worker's first process, which its pidfd reports.
     pub(super) fn worker_ended(&mut self, serial: u64) {
         let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) else {
-            // One that was killed before it was a worker.
+            // The process was killed before it became a worker.
             return self.look_at_start(serial, 0);
         };
         let (id, pidfd) = (entry.id, entry.pidfd.as_fd());
         let exit = match pidfd::try_wait(pidfd) {
             Ok(Some(exit)) => Some(exit),
-            // Its tracer has to be told first. Until then it is as good as gone, and we must not spin.
+            // A tracer must be notified first. Until then the process counts as ended, and the check is deferred so
+            // that the loop does not spin.
             Ok(None) => return self.schedule(Deferred::Exit(serial)),
             Err(error) => {
                 warn!(
@@ -38,7 +39,7 @@ impl Driver {
         let interrupted = self.take_terminal_back(serial, exit);
         let death = pidfd::wait(pidfd).ok().flatten();
         if entry.ready_pipe.is_some() {
-            // A descendant may hold the other end for ever; the ring must not.
+            // A descendant may keep the other end open forever. The ring must not keep this one.
             self.poller.forget(Token::ReadyPipe(serial).encode());
         }
         if interrupted {
@@ -48,10 +49,10 @@ impl Driver {
         self.first_process_ended(serial, death);
     }
 
-    /// Before the end: kills what workers have left behind, daemons that left their groups included, and waits until
-    /// all of it is gone. Until then it holds what the next one needs, an address for example. What the kernel
-    /// cannot end now is not waited for.
-    pub(super) fn outlive_all(&mut self) {
+    /// Before the exit, kills the processes that workers left behind, including daemons that left their process groups,
+    /// and waits until all of them are gone. Until then they hold resources that the next supervisor needs, for example
+    /// an address. The wait is limited, because the kernel cannot end every process at once.
+    pub(super) fn end_remaining_processes(&mut self) {
         let until = self.now().after(LAST_WAIT);
         while let Some(left) = Some(until.since(self.now())).filter(|left| !left.is_zero()) {
             self.reap_orphans();
@@ -60,10 +61,11 @@ impl Driver {
                 return;
             }
             for orphan in orphans {
-                // One that is gone meanwhile is reaped in the next round.
+                // A process that has ended meanwhile is reaped in the next round.
                 let _gone = pidfd::kill_child(orphan);
             }
-            // The signals' watch is what wakes us, or this short while: a grandchild may have another parent.
+            // The watch of the signals wakes the supervisor, or this short timeout does: a grandchild can have another
+            // parent, which gets its SIGCHLD.
             let (mut ready, pause) = (Vec::new(), left.min(Duration::from_millis(10)));
             if self.poller.wait(Some(pause), &mut ready).is_err() {
                 return;
@@ -75,13 +77,14 @@ impl Driver {
         warn!("processes of workers are still there {} after SIGKILL: exiting without them", Span(LAST_WAIT));
     }
 
-    /// Children that came to us because their parents died; not those that we had before we were who we are.
+    /// The children that the supervisor adopted because their parents ended, without those that it had before it was
+    /// exec'ed.
     fn adopted(&self) -> Vec<Pid> {
         children::ours().into_iter().filter(|child| !self.trees.inherited().contains(child)).collect()
     }
 
-    /// Reaps what nobody else will. A worker among the dead is dealt with on the way: it would otherwise
-    /// stand before the orphans behind it.
+    /// Reaps the adopted processes that have ended. A worker among them is handled first: otherwise waitid(2) would
+    /// return it again before the adopted processes behind it.
     pub(super) fn reap_orphans(&mut self) {
         self.reap_zombies();
         self.dying_groups.retain(|(group, pid)| pidfd::has_group(group.as_fd(), *pid));
@@ -92,7 +95,7 @@ impl Driver {
             if let Some(serial) = self.workers.serial_of(pid) {
                 self.worker_ended(serial);
             } else if let Some(serial) = self.starts.serial_of(pid) {
-                // What became of it is reaped there, or as a worker in the next round.
+                // The start reaps its process there, or the next round reaps it as a worker.
                 self.look_at_start(serial, 0);
                 if self.starts.serial_of(pid).is_some() {
                     return;

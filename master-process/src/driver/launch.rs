@@ -1,4 +1,4 @@
-//! From configuration to a running worker.
+//! Builds the spawn template from the configuration, and starts workers from it.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::OwnedFd;
@@ -20,11 +20,11 @@ use crate::sys::spawn::{
     Directory, FinishedLaunch, Launch, SpawnArgs, SpawnError, SpawnStep, SpawnTemplate, Spawned, Spawner,
 };
 
-/// Where a command without a slash is looked for when there is no `PATH`; execvp(3).
+/// The directories in which a command without a slash is searched if `PATH` is not set; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// Variables that were meant for us, or that we set ourselves. A worker that saw the outer ones would speak
-/// to our service manager in our name.
+/// Variables that were meant for the supervisor, or that it sets itself. A worker with the supervisor's values would
+/// talk to the supervisor's service manager in the supervisor's name.
 const NOT_PASSED_ON: [&str; 12] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
@@ -40,10 +40,10 @@ const NOT_PASSED_ON: [&str; 12] = [
     "PWD",
 ];
 
-/// The variables of a login, which name the supervisor's own user.
+/// The variables of a login, which describe the supervisor's own user.
 const OF_LOGIN: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
 
-/// Starts workers after one template.
+/// Starts workers from one template.
 #[derive(Debug)]
 pub(super) struct Launcher {
     template: Arc<SpawnTemplate>,
@@ -51,7 +51,7 @@ pub(super) struct Launcher {
     command: String,
     directory: String,
     ready_fd: Option<i32>,
-    /// The filter of the next workers, and what it asks for; `None`: they get none.
+    /// The filter of the next workers, and the calls it intercepts. `None`: they get no filter.
     filter: Option<(Calls, Arc<Filter>)>,
     /// Whether workers get a filter at all.
     filters: bool,
@@ -78,7 +78,8 @@ impl Launcher {
                 2 + handed_over.count()
             );
         }
-        // Above every number that a worker finds something under: none is overwritten while it is copied.
+        // This is above every descriptor number that a worker receives, so no descriptor is overwritten while it is
+        // copied.
         let lowest = (3 + handed_over.count()).max(ready_fd.map_or(0, |fd| fd + 1));
         let environment = environment(std::env::vars_os(), config.login.as_ref(), &handed_over, notify)?;
         let command = config.command.first().context("no command")?;
@@ -126,7 +127,7 @@ impl Launcher {
         &self.directory
     }
 
-    /// What the filters of the next workers ask for.
+    /// Sets the calls that the filters of the next workers intercept.
     pub(super) fn set_filter(&mut self, calls: Calls) {
         let is_known = self.filter.as_ref().is_some_and(|(known, _)| *known == calls);
         if self.filters && !is_known {
@@ -134,11 +135,11 @@ impl Launcher {
         }
     }
 
-    /// Goes on without filters where the kernel refuses one: sharing costs, the program runs.
-    pub(super) fn do_without_filter(&mut self, refusal: &SpawnError) {
+    /// Continues without filters after the kernel refused one. The program runs, but its sockets are not shared.
+    pub(super) fn disable_filter(&mut self, refusal: &SpawnError) {
         self.filter = None;
         if !std::mem::replace(&mut self.filters, false) {
-            // Said by another start that was under way.
+            // Another start that was in progress has already logged this.
             return;
         }
         let why = match refusal.errno {
@@ -148,8 +149,8 @@ impl Launcher {
         tracing::warn!("seccomp unavailable: {why}; ports are not shared, except --listen sockets");
     }
 
-    /// Begins to start a worker, in a cgroup where one is given, and in the foreground of the terminal that it reads or in
-    /// the background. With it comes the pipe on which the worker says that it is ready, where it does.
+    /// Begins the start of a worker, in the given cgroup, if any, and in the foreground or the background of the
+    /// terminal. Also returns the readiness pipe, if the worker uses one.
     pub(super) fn start(
         &mut self,
         worker: WorkerId,
@@ -172,7 +173,7 @@ impl Launcher {
         Ok((launch, ready_pipe))
     }
 
-    /// What became of a start that is over.
+    /// The result of a finished start.
     pub(super) fn result(&mut self, over: FinishedLaunch) -> Result<Spawned, SpawnError> {
         self.spawner.result(over)
     }
@@ -182,7 +183,7 @@ impl Launcher {
         let flags = rustix::pipe::PipeFlags::CLOEXEC;
         let (reader, writer) =
             rustix::pipe::pipe_with(flags).map_err(|error| failed(error.raw_os_error()))?;
-        // The reader alone must not wait: the writer's mode is the worker's to choose.
+        // Only the reader is nonblocking: the worker chooses the mode of the writer.
         let made = crate::sys::sockets::set_nonblocking(std::os::fd::AsFd::as_fd(&reader), true)
             .and_then(|()| fds::move_from(writer, at + 1))
             .map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
@@ -190,7 +191,7 @@ impl Launcher {
     }
 }
 
-/// What the workers' capability sets are set to; `None`: they need no change.
+/// The capability sets of the workers. `None`: they need no change.
 fn capabilities(
     ambient: Capabilities,
     identity: Option<&Identity>,
@@ -204,7 +205,7 @@ fn capabilities(
     Ok(WorkerCapabilities::new(&own, ambient, identity))
 }
 
-/// Whether we are who the workers are to be, and could not change that anyway.
+/// Whether the supervisor already has the identity of the workers, and lacks the privilege to change it.
 fn is_ours(identity: &Identity) -> bool {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     !uid.is_root() && identity.uid.is_none_or(|wanted| wanted == uid.as_raw()) && identity.gid == gid.as_raw()
@@ -230,8 +231,8 @@ fn candidates(command: &OsStr, path: Option<&OsStr>) -> anyhow::Result<Vec<CStri
         .collect()
 }
 
-/// `--chdir`, or where we were started, by the path that whoever started us uses: a deploy may put another directory
-/// there.
+/// `--chdir`, or the directory in which the supervisor was started, by the path that its parent used: a deployment may
+/// replace the directory at that path.
 fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
     let (path, optional) = match &config.chdir {
         Some(path) => (path.clone(), false),
@@ -244,7 +245,7 @@ fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
     Ok(Some(Directory { path: c_string(path)?, variable: c_string(&pair("PWD".as_ref(), path))?, optional }))
 }
 
-/// What all workers find, but for their directory.
+/// The environment of all workers, except the variables of their directory.
 fn environment(
     inherited: impl Iterator<Item = (OsString, OsString)>,
     login: Option<&Login>,
@@ -261,7 +262,7 @@ fn environment(
     environment.iter().map(|text| c_string(text)).collect()
 }
 
-/// The supervisor's variables without those that are about itself, with those of the workers' user.
+/// The supervisor's variables without those that describe the supervisor itself, and with those of the workers' user.
 fn passed_on(inherited: impl Iterator<Item = (OsString, OsString)>, login: Option<&Login>) -> Vec<OsString> {
     let replaced = if login.is_some() { OF_LOGIN.as_slice() } else { &[] };
     let is_ours = |name: &OsStr| NOT_PASSED_ON.iter().chain(replaced).any(|ours| name == *ours);
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_with_a_slash_is_taken_as_it_is_and_others_are_looked_for() {
+    fn a_command_with_a_slash_is_used_unchanged_and_others_are_searched_in_path() {
         let paths = |command: &str, path: Option<&str>| {
             let found = candidates(OsStr::new(command), path.map(OsStr::new)).expect("no zero bytes");
             found.into_iter().map(|path| path.into_string().expect("ASCII")).collect::<Vec<_>>()

@@ -1,7 +1,7 @@
-//! The one loop: it waits, tells the policy what happened, and does what the policy wants.
+//! The event loop: it waits for events, passes them to the policy, and carries out the policy's actions.
 //!
-//! From [`Driver::run`] on, nothing that a worker, a client or the kernel does ends the supervisor: what may
-//! pass is tried again, what will not is reported.
+//! From [`Driver::run`] on, no act of a worker, a client or the kernel ends the supervisor. An operation that failed
+//! temporarily is tried again; a lasting failure is reported.
 
 mod calls;
 mod deferred;
@@ -47,22 +47,22 @@ use terminal::Tty;
 use token::Token;
 use workers::Workers;
 
-/// So many starts are made before the loop looks what else has happened: a start takes a fraction of a
-/// millisecond, and the workers that run already must not wait for ten thousand others.
-const STARTS_AT_ONCE: u32 = 8;
+/// The number of starts before the loop handles other events. A start takes a fraction of a millisecond, and running
+/// workers must not wait for ten thousand starts.
+const MAX_STARTS_PER_ROUND: u32 = 8;
 
 /// How a run ended.
 #[derive(Debug)]
 pub enum Ending {
-    /// The user wanted it so.
+    /// A signal stopped the supervisor.
     Stopped,
-    /// Too many early deaths.
+    /// Too many workers exited early.
     GaveUp,
-    /// The very first start failed.
+    /// The first start of the run failed.
     CannotStart(SpawnError),
 }
 
-/// The supervisor at work.
+/// The running supervisor.
 pub struct Driver {
     policy: Supervisor,
     epoch: Instant,
@@ -75,21 +75,21 @@ pub struct Driver {
     listeners: Listeners,
     broker: Broker,
     deferred: DeferredQueue,
-    /// Whether a round of checks of the workers' listeners is to come.
+    /// Whether a check of the workers' listeners is scheduled.
     checks_listeners: bool,
     trees: Trees,
-    /// Whether the removal of cgroups is to be tried again.
+    /// Whether another attempt to remove cgroups is scheduled.
     removes_cgroups: bool,
-    /// Workers whose first process is gone while others of them live.
+    /// Workers whose first process has ended while other processes of them live.
     remainders: Remainders,
-    /// Workers that went into the background, and that are being looked at whether they listen.
-    daemons_looked_at: HashSet<u64>,
-    /// Killed without their workers being known, and not all gone when those were.
+    /// Workers that went into the background, and whose listeners are being checked.
+    daemons_checked: HashSet<u64>,
+    /// Process groups that were killed because no process of the worker was found, and that are not empty yet.
     dying_groups: Vec<(OwnedFd, Pid)>,
     stop_signal: i32,
-    /// Why all workers are to stop, for the log.
+    /// The reason why all workers stop, for the log.
     stop_cause: String,
-    /// Whether the stop signal goes to everybody of a worker.
+    /// Whether the stop signal goes to all processes of a worker.
     stops_trees: bool,
     ready_timeout: Duration,
     memory_high_signal: Option<i32>,
@@ -98,24 +98,24 @@ pub struct Driver {
     sampling: Sampling,
     greeting: Option<Greeting>,
     starts: Starts,
-    /// Why starts failed that are not reported yet, by the worker's serial.
+    /// The errors of failed starts that are not reported yet, by the worker's serial.
     failures: HashMap<u64, SpawnError>,
-    /// Why the very first start failed, where that ends the run.
+    /// The error of the first start, if it ends the run.
     first_failure: Option<SpawnError>,
 }
 
 struct Greeting {
     workers: u32,
     shares: bool,
-    /// What measures the workers, and why that.
+    /// The source of the measurements, and the reason for the choice.
     measures: Option<String>,
 }
 
 impl Driver {
-    /// Takes everything in place; nothing runs yet. `cgroups` are those of [`cgroups`].
+    /// Prepares the supervisor; no worker runs yet. `cgroups` is the result of [`cgroups`].
     ///
     /// # Errors
-    /// What the kernel refuses of the few things that nothing works without, with the call's name.
+    /// The errors of the few system calls that the supervisor cannot run without, with the call's name.
     pub fn new(
         config: &Config,
         signals: SignalFd,
@@ -156,7 +156,7 @@ impl Driver {
             trees,
             removes_cgroups: false,
             remainders: Remainders::new(),
-            daemons_looked_at: HashSet::new(),
+            daemons_checked: HashSet::new(),
             dying_groups: Vec::new(),
             stop_signal: config.stop_signal.0,
             stop_cause: String::new(),
@@ -177,7 +177,7 @@ impl Driver {
         })
     }
 
-    /// Runs until the policy has come to an end and no worker is left.
+    /// Runs until the policy has an outcome and no worker is left.
     pub fn run(mut self) -> Ending {
         let mut ready = Vec::new();
         self.start_sampling();
@@ -189,10 +189,10 @@ impl Driver {
         loop {
             let mut unfinished = self.carry_out();
             self.after_sharing();
-            unfinished |= self.tell_complete();
+            unfinished |= self.report_complete();
             if let Some(outcome) = self.policy.outcome() {
-                self.outlive_all();
-                self.leave_terminal();
+                self.end_remaining_processes();
+                self.restore_terminal();
                 let failure = self.first_failure.or_else(|| self.failures.into_values().next());
                 return match (outcome, failure) {
                     (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
@@ -205,7 +205,7 @@ impl Driver {
                 warn!("cannot wait for events: {error}; retrying");
                 std::thread::sleep(Duration::from_millis(10));
             }
-            // What a worker said before it died is heard before its death: tokens sort by kind.
+            // A worker's messages are read before its end is handled: tokens sort by kind.
             ready.sort_unstable();
             for token in ready.drain(..) {
                 self.dispatch(Token::decode(token));
@@ -246,7 +246,7 @@ impl Driver {
         self.policy.handle(self.now(), event);
     }
 
-    /// Watches a descriptor; a failure is the ring's, and the next wait reports it.
+    /// Watches a descriptor. A failure is logged.
     fn watch(&mut self, fd: std::os::fd::BorrowedFd<'_>, token: Token) {
         if let Err(error) = self.poller.watch(fd, token.encode()) {
             warn!("cannot watch {token:?}: {error}; its events are not seen");
@@ -259,10 +259,10 @@ impl Driver {
         }
     }
 
-    /// Does what the policy wants; true when some of it is left for the next round.
+    /// Carries out the policy's actions. Returns true if some are left for the next round.
     fn carry_out(&mut self) -> bool {
         let mut starts = 0;
-        while starts < STARTS_AT_ONCE {
+        while starts < MAX_STARTS_PER_ROUND {
             let now = self.now();
             let Some(action) = self.policy.next_action(now) else {
                 return false;
@@ -275,7 +275,7 @@ impl Driver {
                 Action::Target(target) => self.broker.set_target(now, target),
                 Action::AddToRotation(worker) => {
                     self.broker.set_in_rotation(now, worker.serial, true);
-                    // In a moment it is looked at once, and then left alone.
+                    // Schedules the one comparison of its registered sockets with its open descriptors.
                     self.schedule(Deferred::Sweep(worker.serial));
                 }
                 Action::RemoveFromRotation(worker) => self.broker.set_in_rotation(now, worker.serial, false),
@@ -298,7 +298,8 @@ impl Driver {
         true
     }
 
-    /// Asks a worker to leave. One that is stopped, by a terminal for example, must run to hear it.
+    /// Sends a worker the stop signal, and SIGCONT: a worker that is stopped, by a terminal for example, must run to
+    /// receive the signal.
     fn request_stop(&mut self, worker: WorkerId) {
         self.signal(worker, self.stop_signal);
         self.signal(worker, libc::SIGCONT);
@@ -315,8 +316,8 @@ impl Driver {
         }
     }
 
-    /// Everybody of a worker. Who descends from whom is known only as long as the first process lives: so that is killed
-    /// with the others, or by itself where that takes too long.
+    /// Kills all processes of a worker. Their descent is known only while the first process lives, so the helper thread
+    /// kills the first process together with the others. If that takes too long, the first process is killed alone.
     fn kill(&mut self, worker: WorkerId) {
         if self.kill_remains(worker) || self.workers.get(worker.serial).is_none() {
             return;
@@ -326,7 +327,8 @@ impl Driver {
         self.schedule(Deferred::KillFirst(worker.serial));
     }
 
-    /// The first process of a worker, and its process group: it may have left that.
+    /// Kills the first process of a worker, and its process group. The process is killed separately because it may have
+    /// left the group.
     fn kill_first(&self, serial: u64) {
         let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) else { return };
         let worker = entry.id;
@@ -337,7 +339,7 @@ impl Driver {
     }
 
     fn failed_to_signal(&self, worker: WorkerId, error: &io::Error) {
-        // Gone already: its death is on its way to us.
+        // The process is already gone, and the event of its end follows.
         if error.raw_os_error() != Some(libc::ESRCH) {
             warn!("cannot signal {}: pidfd_send_signal: {error}", self.name(worker));
         }
@@ -363,8 +365,8 @@ impl Driver {
         report::note(note, |id| self.name(id), &ExitReport::default());
     }
 
-    /// Says what is to be said of workers that are not ready in time, and where they do not listen; `false`: it is about
-    /// something else.
+    /// Reports workers that are not ready in time, and the addresses on which they do not listen. Returns false if the
+    /// report is about something else.
     fn report_not_ready(&self, note: &Report) -> bool {
         let missing = |worker: WorkerId| self.broker.missing(worker.serial);
         match *note {
@@ -411,7 +413,7 @@ impl Driver {
     }
 }
 
-/// io_uring, or epoll where that is not to be had or the user wants it so.
+/// io_uring, or epoll if io_uring is unavailable or the user chose epoll.
 fn choose_poller(wish: Option<&str>) -> anyhow::Result<Poller> {
     use anyhow::Context;
     match wish {

@@ -1,5 +1,5 @@
-//! What is left of a worker whose first process is gone: a daemon that is the worker from now on, or processes that are
-//! to go.
+//! The processes that remain of a worker whose first process has ended: a daemon, which becomes the worker, or
+//! processes to stop.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,28 +19,28 @@ use crate::sys::holders::Holds;
 use crate::sys::pidfd::{self, Death, Exit};
 use crate::tree::{self, Exited, Found, Member};
 
-/// So many processes are named in one line.
+/// The number of processes that one log line names.
 const NAMED: usize = 5;
 
-/// How long the answer to the question who is left is waited for. The helper thread needs milliseconds, unless the
-/// workers have tens of thousands of processes.
+/// How long the supervisor waits for the list of the remaining processes. The helper thread needs milliseconds, unless
+/// the workers have tens of thousands of processes.
 pub(super) const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
-/// How often processes that were killed and are not gone are looked at again.
+/// The interval at which killed processes that are not gone yet are checked again.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// SIGKILL takes effect within microseconds, unless a process hangs in the kernel: then nobody can end it.
+/// SIGKILL takes effect within microseconds, unless a process is blocked in the kernel: then it cannot be ended.
 const KILL_TAKES: Duration = Duration::from_secs(5);
 
-/// How soon after a daemon took its worker's place it is looked once more whether it has the worker's listeners, where that
-/// could not be known.
+/// How soon after a daemon became the worker its listeners are checked again, if the first check had no clear result.
 const LISTENS_WITHIN: Duration = Duration::from_secs(1);
 
-/// How often the removal of a cgroup is tried, each time after twice as long: minutes in all. Who hangs in the kernel must
-/// not keep us awake; the end of another worker is the next occasion.
+/// The number of attempts to remove a cgroup. The wait doubles after each attempt; together the attempts take minutes.
+/// A process that is blocked in the kernel must not wake the supervisor forever: the end of another worker triggers the
+/// next attempt.
 const TRIES_AT_CGROUPS: u32 = 11;
 
-/// Programs that go into the background unless they are told not to, and how they are told.
+/// Programs that go into the background by default, and the options that keep them in the foreground.
 const FOREGROUND: [(&str, &str); 13] = [
     ("nginx", "-g 'daemon off;'"),
     ("redis-server", "--daemonize no"),
@@ -57,36 +57,37 @@ const FOREGROUND: [(&str, &str); 13] = [
     ("unbound", "-d"),
 ];
 
-/// A worker whose first process is gone.
+/// A worker whose first process has ended.
 #[derive(Debug)]
 pub(super) struct Remainder {
     worker: WorkerId,
-    /// Whether the worker was to go anyway.
-    asked: bool,
-    /// Whether the others have the stop signal already.
+    /// Whether the end of the worker was expected.
+    end_expected: bool,
+    /// Whether the remaining processes already got the stop signal.
     had_stop_signal: bool,
     phase: Phase,
-    /// The question who is left. The answer to an earlier one tells of a time when the first process lived.
+    /// The question to the helper thread for the remaining processes. The answer to an earlier question describes a
+    /// time when the first process lived.
     question: u64,
-    /// When it is to be looked at; an earlier entry of the queue belongs to something else.
+    /// When it is due. An earlier entry of the queue belongs to an earlier end of the worker's first process.
     due: Time,
-    /// What leads its process group, as long as anybody is in it.
+    /// The leader of its process group, which exists while the group has a process.
     first: OwnedFd,
     first_pid: Pid,
-    /// What was known to belong to it when its first process ended.
+    /// The processes that were known to belong to it when its first process ended.
     hints: Vec<Pid>,
 }
 
 #[derive(Debug)]
 enum Phase {
-    /// It is being found out who is left.
-    Asked(Option<Death>),
-    /// They were told of, and are to go; since when they have SIGKILL.
+    /// The helper thread is looking for the remaining processes.
+    Searching(Option<Death>),
+    /// The remaining processes were reported, and must stop. The time is that of the first SIGKILL, if any.
     Stopping(Option<Time>),
 }
 
 impl Remainder {
-    /// Whether an answer is to the question who is left.
+    /// Whether the answer belongs to this question or to a later one.
     fn is_answered_by(&self, found: &Found) -> bool {
         found.question >= self.question
     }
@@ -96,11 +97,11 @@ impl Remainder {
     }
 }
 
-/// All of them, by serial.
+/// All remainders, by serial.
 pub(super) type Remainders = HashMap<u64, Remainder>;
 
-/// Cgroups for the workers, where they can be had. What an earlier supervisor has left in ours is ended, unless its
-/// workers were to live on.
+/// Makes the cgroups for the workers, if one is delegated. Processes that an earlier supervisor left in the delegated
+/// cgroup are killed, unless its workers were to keep running.
 pub fn cgroups(config: &Config) -> Option<Supervisors> {
     let (cgroups, leftovers) = match Supervisors::make() {
         Ok(made) => made?,
@@ -135,13 +136,13 @@ pub fn cgroups(config: &Config) -> Option<Supervisors> {
     Some(cgroups)
 }
 
-fn exited_well(death: Option<Death>) -> bool {
+fn exited_successfully(death: Option<Death>) -> bool {
     death.is_some_and(|death| death.exit == Exit::Code(0))
 }
 
 impl Driver {
-    /// The first process of a worker is gone and reaped. Whether anybody else of it lives, the helper thread finds out,
-    /// unless the kernel says that nobody does: then the worker is gone.
+    /// Handles the end of a worker's first process, which is reaped. The helper thread looks for remaining processes,
+    /// unless the kernel reports that none is left: then the worker is gone.
     pub(super) fn first_process_ended(&mut self, serial: u64, death: Option<Death>) {
         let Some(entry) = self.workers.get(serial) else { return };
         let (worker, first_pid) = (entry.id, entry.pid);
@@ -153,16 +154,20 @@ impl Driver {
             return self.worker_gone(serial, death);
         }
         let hints = self.meter.processes_of(worker);
-        let asked = self.policy.expects_end(worker);
-        // Whether one of them may be the worker from now on.
-        let listeners = if !asked && exited_well(death) { self.broker.listeners(serial) } else { Vec::new() };
+        let end_expected = self.policy.expects_end(worker);
+        // The listeners, if one of the remaining processes may become the worker.
+        let listeners = if !end_expected && exited_successfully(death) {
+            self.broker.listeners(serial)
+        } else {
+            Vec::new()
+        };
         let own = self.broker.listeners_of_worker(serial);
         let question = self.trees.look(serial, hints.clone(), own, listeners);
         let remainder = Remainder {
             worker,
-            asked,
+            end_expected,
             had_stop_signal: self.stops_trees && self.policy.was_asked_to_stop(worker),
-            phase: Phase::Asked(death),
+            phase: Phase::Searching(death),
             question,
             due: self.now(),
             first,
@@ -181,7 +186,7 @@ impl Driver {
         }
     }
 
-    /// Nobody of a worker is left, its first process included.
+    /// Handles the end of the last process of a worker.
     fn worker_gone(&mut self, serial: u64, death: Option<Death>) {
         let Some(entry) = self.workers.get(serial) else { return };
         let id = entry.id;
@@ -195,7 +200,7 @@ impl Driver {
 
     fn forget_tree(&mut self, serial: u64) {
         self.trees.gone(serial);
-        self.daemons_looked_at.remove(&serial);
+        self.daemons_checked.remove(&serial);
         self.remove_cgroups_later();
         self.listeners.forget(serial);
         if !self.listeners.has(serial) {
@@ -203,7 +208,7 @@ impl Driver {
         }
     }
 
-    /// Tries again to remove the cgroups of workers that are gone, if any are left.
+    /// Schedules another attempt to remove the cgroups of workers that are gone, if any are left.
     pub(super) fn remove_cgroups_later(&mut self) {
         if self.trees.has_emptied() && !self.removes_cgroups {
             self.removes_cgroups = true;
@@ -218,8 +223,8 @@ impl Driver {
         }
     }
 
-    /// Whether anybody of a worker whose first process is gone may live. Its cgroup says so, and its filter: the kernel
-    /// keeps that for as long as a process has it, in whatever cgroup that is.
+    /// Whether processes of a worker whose first process has ended may live. Two sources tell: the worker's cgroup, and
+    /// its filter, which the kernel keeps while a process has it, whatever cgroup that process is in.
     fn may_have_remains(&self, serial: u64) -> bool {
         let populated = self.trees.is_populated(serial);
         let Some(listener) = self.listeners.get(serial) else {
@@ -230,7 +235,7 @@ impl Driver {
         populated == Some(true) || !state[0].revents().intersects(PollFlags::HUP | PollFlags::NVAL)
     }
 
-    /// What the helper thread has found.
+    /// Reads the results of the helper thread.
     pub(super) fn read_trees(&mut self) {
         for found in self.trees.take() {
             self.found_tree(&found);
@@ -252,12 +257,12 @@ impl Driver {
 
     fn found_tree(&mut self, found: &Found) {
         let serial = found.worker.serial;
-        // Processes that live for a moment only are in no list, and in the cgroup all the same.
+        // Processes that live only for a moment are in no list, but the cgroup counts them.
         let unseen = found.members.is_empty() && self.trees.is_populated(serial) == Some(true);
-        let Some(remainder) = self.remainders.get(&serial) else { return self.looked_at_daemon(found) };
+        let Some(remainder) = self.remainders.get(&serial) else { return self.daemon_checked(found) };
         match &remainder.phase {
-            Phase::Asked(_) if !remainder.is_answered_by(found) => {}
-            Phase::Asked(death) => {
+            Phase::Searching(_) if !remainder.is_answered_by(found) => {}
+            Phase::Searching(death) => {
                 let death = *death;
                 if unseen {
                     self.leaves_behind(found.worker, death, &[]);
@@ -275,8 +280,9 @@ impl Driver {
         }
     }
 
-    /// Nobody was found, though the kernel says that somebody has the worker's filter: who cannot be told from the others'.
-    /// What is in its process group is certainly its own.
+    /// Handles an answer without processes although, according to the kernel, a process still has the worker's filter.
+    /// That process cannot be told apart from those of other workers. The processes of the first process's group
+    /// certainly belong to the worker, so they are killed.
     fn none_found(&mut self, serial: u64, death: Option<Death>) {
         self.trees.kill_cgroup(serial);
         if let Some(remainder) = self.remainders.remove(&serial)
@@ -287,11 +293,11 @@ impl Driver {
         self.worker_gone(serial, death);
     }
 
-    /// The process that is the worker from now on, if its first process has only put it into the background.
+    /// The process that becomes the worker, if the first process only put the program into the background.
     fn daemon<'found>(&self, found: &'found Found, death: Option<Death>) -> Option<(&'found Member, Holds)> {
         let serial = found.worker.serial;
-        let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
-        if !exited_well(death) || asked {
+        let end_expected = self.remainders.get(&serial).is_some_and(|remainder| remainder.end_expected);
+        if !exited_successfully(death) || end_expected {
             return None;
         }
         let was_starting = self.policy.is_starting(found.worker);
@@ -299,12 +305,12 @@ impl Driver {
         tree::daemon(&found.members, Exited { was_starting, notifier })
     }
 
-    /// A daemon takes the place of the process that has started it.
+    /// Makes a daemon the process of the worker, in place of the process that started it.
     fn becomes_daemon(&mut self, worker: WorkerId, main: &Member, holds: Holds) {
         let serial = worker.serial;
         let handle = pidfd_open(main.pid, PidfdFlags::empty()).ok();
         let Some(handle) = handle.filter(|_| main.is_there()) else {
-            // It is gone meanwhile: who is left is asked again.
+            // The daemon has ended meanwhile, so the helper thread looks again for the remaining processes.
             let (own, listeners) = (self.broker.listeners_of_worker(serial), self.broker.listeners(serial));
             let question = self.trees.look(serial, Vec::new(), own, listeners);
             if let Some(remainder) = self.remainders.get_mut(&serial) {
@@ -321,7 +327,7 @@ impl Driver {
         let (name, pid) = (&main.name, main.pid.as_raw_pid());
         let known = FOREGROUND.iter().find(|(program, _)| name.starts_with(program));
         let hint = known.map_or_else(String::new, |(_, flag)| format!("; {flag} keeps it in the foreground"));
-        // A daemon forks twice: one line for both.
+        // A daemon forks twice, and is logged once.
         let first = !self.workers.get(serial).is_some_and(|entry| entry.in_background);
         if first {
             info!(
@@ -339,11 +345,12 @@ impl Driver {
         }
     }
 
-    /// A daemon that serves nothing is not the worker. Whether it has a listener, the helper thread finds out.
+    /// Checks whether a daemon listens. A daemon without a listener is not the worker. The helper thread looks
+    /// for the listener.
     pub(super) fn check_daemon(&mut self, serial: u64, was_starting: bool) {
         let Some(entry) = self.workers.get(serial).filter(|entry| !entry.reaped) else { return };
         let id = entry.id;
-        // One that has become ready since has listened, or has said so in another way.
+        // A worker that has become ready since then has listened, or has sent a notification.
         let is_ready = was_starting && !self.policy.is_starting(id);
         if is_ready || self.policy.expects_end(id) {
             return;
@@ -352,16 +359,16 @@ impl Driver {
         if listeners.is_empty() {
             return self.stop_daemon(id);
         }
-        self.daemons_looked_at.insert(serial);
+        self.daemons_checked.insert(serial);
         self.trees.look(serial, Vec::new(), self.broker.listeners_of_worker(serial), listeners);
     }
 
-    fn looked_at_daemon(&mut self, found: &Found) {
+    fn daemon_checked(&mut self, found: &Found) {
         let serial = found.worker.serial;
         let lives = self.workers.get(serial).is_some_and(|entry| !entry.reaped);
-        let nobody_listens = found.members.iter().all(|member| member.holds == Holds::No);
-        let is_looked_at = self.daemons_looked_at.remove(&serial);
-        if is_looked_at && lives && nobody_listens && !self.policy.expects_end(found.worker) {
+        let none_listens = found.members.iter().all(|member| member.holds == Holds::No);
+        let is_checked = self.daemons_checked.remove(&serial);
+        if is_checked && lives && none_listens && !self.policy.expects_end(found.worker) {
             self.stop_daemon(found.worker);
         }
     }
@@ -376,7 +383,7 @@ impl Driver {
         self.schedule_in(LISTENS_WITHIN, Deferred::KillFirst(worker.serial));
     }
 
-    /// Processes of a worker live on without its first one, and are to go.
+    /// Reports processes that remain of a worker, and begins to stop them.
     fn leaves_behind(&mut self, worker: WorkerId, death: Option<Death>, members: &[Member]) {
         let serial = worker.serial;
         let named: Vec<String> = members
@@ -393,7 +400,7 @@ impl Driver {
             _ => format!("worker {slot} left {count} process{es} behind: {}{more}", named.join(", ")),
         };
         if self.policy.was_killed(worker) {
-            // Its end is under way for all of them.
+            // All of its processes are already being killed.
             debug!(worker = slot, processes = count, "{line}");
         } else {
             info!(worker = slot, processes = count, "{line}");
@@ -404,13 +411,13 @@ impl Driver {
         let details = self.meter.ended(worker);
         self.inspector.forget(worker);
         self.workers.ended(serial, ExitReport::new(death, details));
-        let asked = self.remainders.get(&serial).is_some_and(|remainder| remainder.asked);
-        self.broker.first_ended(self.now(), serial, asked);
+        let end_expected = self.remainders.get(&serial).is_some_and(|remainder| remainder.end_expected);
+        self.broker.first_ended(self.now(), serial, end_expected);
         self.event(Event::DiedWithRemains(worker));
         self.look_at_remains_in(LOOK_AGAIN, serial);
     }
 
-    /// The policy wants them to go.
+    /// Sends the remaining processes the stop signal.
     pub(super) fn stop_remains(&mut self, worker: WorkerId) {
         let Some(remainder) = self.remainders.get(&worker.serial) else { return };
         if !remainder.had_stop_signal {
@@ -418,29 +425,29 @@ impl Driver {
         }
     }
 
-    /// The policy wants them dead. False where the worker's first process lives.
+    /// Kills the remaining processes. Returns false if the worker's first process lives.
     pub(super) fn kill_remains(&mut self, worker: WorkerId) -> bool {
         let now = self.now();
         let Some(remainder) = self.remainders.get_mut(&worker.serial) else { return false };
         let since = match remainder.phase {
-            Phase::Asked(_) => return false,
+            Phase::Searching(_) => return false,
             Phase::Stopping(since) => since.unwrap_or(now),
         };
         remainder.phase = Phase::Stopping(Some(since));
-        let _nobody_is_in_it = pidfd::kill_led_group(remainder.first.as_fd());
+        let _group_is_empty = pidfd::kill_led_group(remainder.first.as_fd());
         let hints = remainder.hints.clone();
         self.trees.signal(worker.serial, libc::SIGKILL, hints);
         self.look_at_remains_in(LOOK_AGAIN, worker.serial);
         true
     }
 
-    /// Looks again who is left of a worker.
+    /// Checks again which processes of a worker remain.
     pub(super) fn look_at_remains(&mut self, serial: u64) {
         let now = self.now();
         let Some(remainder) = self.remainders.get(&serial).filter(|left| left.is_due(now)) else { return };
         match remainder.phase {
-            // No answer came in time.
-            Phase::Asked(death) => self.none_found(serial, death),
+            // The helper thread did not answer in time.
+            Phase::Searching(death) => self.none_found(serial, death),
             Phase::Stopping(Some(since)) if now.since(since) > KILL_TAKES => {
                 warn!(
                     worker = remainder.worker.slot,
@@ -454,7 +461,7 @@ impl Driver {
                 if killed.is_some() {
                     self.kill_remains(worker);
                 } else {
-                    // Where there is a filter the kernel tells.
+                    // With a filter, the kernel reports the end of the last process.
                     if !self.listeners.has(serial) {
                         self.trees.look(serial, hints, Vec::new(), Vec::new());
                     }
@@ -464,10 +471,10 @@ impl Driver {
         }
     }
 
-    /// The kernel says that nobody of a worker's tree is left.
+    /// Handles the kernel's report that the process tree of a worker is empty.
     pub(super) fn tree_is_empty(&mut self, serial: u64) {
         match self.remainders.get(&serial).map(|remainder| &remainder.phase) {
-            Some(Phase::Asked(death)) => {
+            Some(Phase::Searching(death)) => {
                 let death = *death;
                 self.remainders.remove(&serial);
                 self.worker_gone(serial, death);
@@ -483,7 +490,7 @@ impl Driver {
             worker = remainder.worker.slot,
             "all processes of worker {} have ended", remainder.worker.slot
         );
-        self.broker.leave(self.now(), serial, remainder.asked);
+        self.broker.leave(self.now(), serial, remainder.end_expected);
         self.forget_tree(serial);
         self.event(Event::RemainsGone(remainder.worker));
     }
@@ -500,9 +507,9 @@ mod tests {
     fn remainder(question: u64, due: Time) -> Remainder {
         Remainder {
             worker: WorkerId { slot: 0, serial: 1 },
-            asked: false,
+            end_expected: false,
             had_stop_signal: false,
-            phase: Phase::Asked(None),
+            phase: Phase::Searching(None),
             question,
             due,
             first: std::fs::File::open("/dev/null").expect("it is everywhere").into(),
@@ -512,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_an_earlier_question_does_not_tell_who_is_left() {
+    fn an_answer_to_an_earlier_question_is_ignored() {
         let answered = |question| {
             let found = Found {
                 worker: WorkerId { slot: 0, serial: 1 },
@@ -524,12 +531,12 @@ mod tests {
         };
         assert!(!answered(6));
         assert!(answered(7));
-        assert!(answered(8), "one walk answers all that was asked before it");
+        assert!(answered(8), "one walk answers all questions asked before it");
     }
 
     #[test]
-    fn a_chore_that_was_left_for_an_earlier_end_of_the_worker_is_none_of_this_ones() {
-        // The first process went into the background at 0, and the daemon ended at 1900.
+    fn a_check_scheduled_for_an_earlier_end_of_the_worker_is_not_due() {
+        // The first process went into the background at 0 ms, and the daemon ended at 1900 ms.
         let daemon = remainder(2, at(1900).after(ANSWERED_WITHIN));
         assert!(!daemon.is_due(at(0).after(ANSWERED_WITHIN)));
         assert!(daemon.is_due(at(3900)));

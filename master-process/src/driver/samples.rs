@@ -1,4 +1,4 @@
-//! The timer of the samples, and what becomes of them.
+//! The timer of the samples, and the handling of their results.
 
 use std::time::Duration;
 
@@ -11,14 +11,15 @@ use crate::policy::{Event, Usage, WorkerId};
 use crate::sys::signal_disposition::{self, SignalDisposition};
 use crate::sys::signal_names;
 
-/// So many workers are named in one line: more than fit into a pipe at once would be cut off with the line's end.
+/// The number of workers that one log line names. A longer line can exceed the size that a pipe writes atomically, and
+/// would lose its end.
 const NAMED: usize = 8;
 
-/// The samples' rhythm, and their place.
+/// The interval of the samples, and their buffer.
 #[derive(Debug)]
 pub(super) struct Sampling {
     pub(super) interval: Duration,
-    /// Kept, so that ten thousand workers cost no allocation a sample.
+    /// The buffer is reused, so that ten thousand workers cost no allocation per sample.
     taken: Vec<(WorkerId, Usage)>,
 }
 
@@ -29,14 +30,14 @@ impl Sampling {
 }
 
 impl Driver {
-    /// Without a source there is no timer.
+    /// Starts the timer, if there is a source of samples.
     pub(super) fn start_sampling(&mut self) {
         if self.meter.is_on() {
             self.schedule(Deferred::Sample);
         }
     }
 
-    /// Measures all workers and lets the policy judge.
+    /// Measures all workers and passes the samples to the policy.
     pub(super) fn sample(&mut self) {
         let mut taken = std::mem::take(&mut self.sampling.taken);
         let alive = self.workers.alive().map(|entry| (entry.id, entry.pid));
@@ -54,7 +55,7 @@ impl Driver {
         self.start_sampling();
     }
 
-    /// Finds something out about a worker that is over a limit.
+    /// Asks the inspector a question about a worker that is over a limit.
     pub(super) fn inspect(&mut self, worker: WorkerId, question: Question) {
         if let Some(answer) = self.inspector.ask(worker, question) {
             self.event(answer);
@@ -62,7 +63,7 @@ impl Driver {
         self.go_on_inspecting();
     }
 
-    /// Begins with the next question, if none is being looked into.
+    /// Starts the next inspection, if none is in progress.
     fn go_on_inspecting(&mut self) {
         while let Some(worker) = self.inspector.next() {
             let entry = self.workers.get(worker.serial).filter(|entry| entry.end.is_none());
@@ -75,7 +76,7 @@ impl Driver {
         }
     }
 
-    /// What a look has found.
+    /// Reads the result of an inspection.
     pub(super) fn read_inspection(&mut self) {
         if let Some(answer) = self.inspector.take() {
             self.event(answer);
@@ -84,8 +85,8 @@ impl Driver {
         self.watch_inspector();
     }
 
-    /// A look takes too long.
-    pub(super) fn give_inspection_up(&mut self, number: u64) {
+    /// Abandons an inspection that takes too long.
+    pub(super) fn abandon_inspection(&mut self, number: u64) {
         if let Some(answer) = self.inspector.give_up(number) {
             self.event(answer);
         }
@@ -98,7 +99,8 @@ impl Driver {
         }
     }
 
-    /// A worker passes 80 % of its memory limit. The signal is to warn it, not to end it.
+    /// Signals a worker that exceeded 80 % of its memory limit. The signal is a warning, so a worker without a handler,
+    /// which it would end, does not get it.
     pub(super) fn warn_of_memory(&self, worker: WorkerId) {
         let (Some(number), Some(entry)) = (self.memory_high_signal, self.workers.get(worker.serial)) else {
             return;
@@ -116,7 +118,7 @@ impl Driver {
         }
     }
 
-    /// The user's SIGUSR2: for the workers that handle it, and for the limits.
+    /// Passes SIGUSR2 of the user on to the workers that handle it, and pauses or resumes the limits.
     pub(super) fn pass_on_usr2(&mut self) {
         let mut unhandled = Vec::new();
         for entry in self.workers.alive() {

@@ -26,8 +26,8 @@ struct Row {
     effect: &'static str,
 }
 
-/// Every signal that the supervisor reads, in the order of the table in the documentation. All others that can be blocked
-/// have no effect.
+/// Every signal that the supervisor reads, in the order of the table in the documentation. All others that can be
+/// blocked have no effect.
 const TABLE: [Row; 8] = [
     Row {
         numbers: &[libc::SIGHUP],
@@ -104,8 +104,8 @@ impl Driver {
                 self.stop_cause = cause(received);
                 self.event(Event::Stop);
             }
-            // The terminal stops our process group, because another process in it is in the background and wants to read or
-            // write.
+            // The terminal stops the supervisor's process group, because another process in it is in the background and
+            // wants to read or write.
             SignalAction::ScaleUp | SignalAction::ScaleDown if received.sender == Sender::Kernel => {
                 self.suspend(received.number);
             }

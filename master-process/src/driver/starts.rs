@@ -1,7 +1,7 @@
-//! Starts: from what the policy wants to a worker that runs, or the reason why not.
+//! Starts workers, and reports why a start failed.
 //!
-//! A start takes a fraction of a millisecond, and the loop waits for it. Where the program or the directory is on a file
-//! system that takes its time, or does not answer at all, the loop goes on, and looks after the start now and then.
+//! A start takes a fraction of a millisecond, and the loop waits for it. If the program or the directory is on a slow
+//! or unresponsive file system, the loop continues and checks the start at intervals.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,19 +18,20 @@ use crate::sys::cgroup::Cgroup;
 use crate::sys::spawn::{FinishedLaunch, Launch, SpawnError, SpawnStep, Spawned};
 use crate::sys::{pidfd, seccomp};
 
-/// What a start may hold the loop up: many times what it takes from a warm cache on a busy machine, and little enough for
-/// those who wait meanwhile.
-const USUAL: Duration = Duration::from_millis(10);
+/// How long the loop waits for a start. This is many times what a start takes from a warm cache on a busy machine, and
+/// short enough for events that wait meanwhile.
+const WAIT: Duration = Duration::from_millis(10);
 
-/// The same while another start is late: the next one will be, too.
-const BESIDE_A_LATE_ONE: Duration = Duration::from_millis(1);
+/// The same while another start is late: the next start will probably be late, too.
+const WAIT_DURING_LATE_START: Duration = Duration::from_millis(1);
 
-/// A start that takes longer has failed. A disk that spins up and a network file system that lost a packet are
-/// faster; a longer time would let a reload wait in vain.
+/// A start that takes longer has failed. A disk that spins up and a network file system that lost a packet are faster.
+/// A longer limit would delay the failure of a reload.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Starts that may be under way, those that hang for good included: each takes a process and some pages.
-const MOST: usize = 64;
+/// The number of starts that may be in progress, including those that hang forever: each one takes a process and some
+/// pages.
+const MAX_STARTS: usize = 64;
 
 /// A start that is late.
 #[derive(Debug)]
@@ -41,29 +42,29 @@ struct Start {
     since: Time,
 }
 
-/// What a worker has from its start.
+/// The resources that a start has created for its worker.
 #[derive(Debug)]
 struct Begun {
     generation: u32,
     ready_pipe: Option<OwnedFd>,
     cgroup: Option<Cgroup>,
-    /// In ticks since the machine was started.
+    /// When the start began, in ticks since boot.
     started_at: u64,
 }
 
-/// All of them, by the worker's serial.
+/// All late and abandoned starts, by the worker's serial.
 #[derive(Debug, Default)]
 pub(super) struct Starts {
     late: HashMap<u64, Start>,
-    /// Killed because they took too long, and not dead yet.
+    /// Starts that were killed because they took too long, and whose processes have not ended yet.
     abandoned: HashMap<u64, Abandoned>,
 }
 
-/// A start that was given up.
+/// A start that was abandoned.
 #[derive(Debug)]
 struct Abandoned {
     launch: Launch,
-    /// Its child is in there.
+    /// The cgroup of its child.
     cgroup: Option<Cgroup>,
 }
 
@@ -76,14 +77,14 @@ impl Starts {
         all.find(|(_, launch)| launch.pid() == pid).map(|(serial, _)| *serial)
     }
 
-    /// Late starts whose programs run by now, or have failed to.
+    /// Late starts that are finished: the program runs, or the start failed.
     fn over(&self) -> Vec<u64> {
         let over = self.late.iter().filter(|(_, start)| start.launch.is_finished());
         over.map(|(serial, _)| *serial).collect()
     }
 
     fn is_full(&self) -> bool {
-        self.late.len() + self.abandoned.len() >= MOST
+        self.late.len() + self.abandoned.len() >= MAX_STARTS
     }
 }
 
@@ -109,9 +110,9 @@ impl Driver {
             Err(failure) => return self.start_failed(worker, generation, failure),
         };
         let begun = Begun { generation, ready_pipe, cgroup, started_at };
-        let patience = if self.starts.late.is_empty() { USUAL } else { BESIDE_A_LATE_ONE };
-        match launch.wait(patience) {
-            Ok(over) => self.start_is_over(worker, over, begun),
+        let wait = if self.starts.late.is_empty() { WAIT } else { WAIT_DURING_LATE_START };
+        match launch.wait(wait) {
+            Ok(over) => self.start_finished(worker, over, begun),
             Err(launch) => {
                 debug!(
                     worker = worker.slot,
@@ -125,15 +126,15 @@ impl Driver {
         }
     }
 
-    /// Looks after a start that is late, or was killed because of that.
+    /// Checks a start that is late, or was abandoned.
     pub(super) fn look_at_start(&mut self, serial: u64, looks: u32) {
         if let Some(Start { worker, launch, begun, since }) = self.starts.late.remove(&serial) {
             let launch = match launch.wait(Duration::ZERO) {
-                Ok(over) => return self.start_is_over(worker, over, begun),
+                Ok(over) => return self.start_finished(worker, over, begun),
                 Err(launch) => launch,
             };
             if self.policy.expects_end(worker) {
-                // Nobody wants it any more.
+                // The policy no longer needs the worker.
                 let unwanted = SpawnError::new(launch.step(), libc::ECANCELED);
                 return self.abandon(worker, launch, begun.cgroup, unwanted);
             }
@@ -145,7 +146,7 @@ impl Driver {
             self.schedule(Deferred::Start(serial, looks + 1));
         } else if let Some(Abandoned { launch, cgroup }) = self.starts.abandoned.remove(&serial) {
             match launch.wait(Duration::ZERO) {
-                Ok(over) => self.bury(over, cgroup),
+                Ok(over) => self.finish_abandoned(over, cgroup),
                 Err(launch) => {
                     self.watch(launch.pidfd(), Token::Exit(serial));
                     self.starts.abandoned.insert(serial, Abandoned { launch, cgroup });
@@ -154,30 +155,30 @@ impl Driver {
         }
     }
 
-    /// A worker must be known before anything that its program says: it can have been running for as long as the next
-    /// look is away.
+    /// Completes the starts that are finished. A worker must be registered before its messages are handled, and its
+    /// program may have run since the last check.
     pub(super) fn catch_up_with_starts(&mut self) {
         for serial in self.starts.over() {
             self.look_at_start(serial, 0);
         }
     }
 
-    /// What was killed because its start took too long is dead.
-    fn bury(&mut self, over: FinishedLaunch, cgroup: Option<Cgroup>) {
+    /// Cleans up after an abandoned start whose process has ended.
+    fn finish_abandoned(&mut self, over: FinishedLaunch, cgroup: Option<Cgroup>) {
         self.trees.start_failed(over.pid());
-        // Where it failed by itself, it is reaped there. Its listener is closed in any case.
+        // If the start failed, `result` reaps the process. It closes the listener in any case.
         if let Ok(spawned) = self.launcher.result(over) {
-            // It may have run for a moment.
-            let _nobody_left = pidfd::kill_group(spawned.pidfd.as_fd(), spawned.pid);
+            // The program may have run for a moment, and may have started processes.
+            let _group_is_empty = pidfd::kill_group(spawned.pidfd.as_fd(), spawned.pid);
             let _death = pidfd::wait(spawned.pidfd.as_fd());
         }
         if let Some(cgroup) = cgroup {
-            self.trees.bury_cgroup(cgroup);
+            self.trees.end_cgroup(cgroup);
             self.remove_cgroups_later();
         }
     }
 
-    /// Gives a start up. Its child is killed, and stays with us for as long as the kernel keeps it.
+    /// Abandons a start. Its child is killed, and its record is kept until the kernel has ended the child.
     fn abandon(&mut self, worker: WorkerId, launch: Launch, cgroup: Option<Cgroup>, failure: SpawnError) {
         if let Err(error) = launch.kill()
             && error.raw_os_error() != Some(libc::ESRCH)
@@ -189,7 +190,7 @@ impl Driver {
         self.not_launched(worker, failure);
     }
 
-    fn start_is_over(&mut self, worker: WorkerId, over: FinishedLaunch, begun: Begun) {
+    fn start_finished(&mut self, worker: WorkerId, over: FinishedLaunch, begun: Begun) {
         let pid = over.pid();
         match self.launcher.result(over) {
             Ok(spawned) => self.launched(worker, spawned, begun),
@@ -216,7 +217,8 @@ impl Driver {
         self.workers.insert(worker, pid, spawned.pidfd, ready_pipe);
         self.broker.launched(worker, pid);
         self.meter.launched(worker, pid);
-        // Where clone3(2) is denied, it is put there before it has had time to fork.
+        // If clone3(2) is denied, the supervisor moves the process into the cgroup before the process has had time to
+        // fork.
         let cgroup = cgroup.filter(|cgroup| spawned.in_cgroup || cgroup.enter(pid).is_ok());
         self.trees.started(worker, generation, pid, cgroup, started_at);
         debug!(worker = worker.slot, generation, "{} started", self.name(worker));
@@ -227,7 +229,7 @@ impl Driver {
         if failure.step == SpawnStep::Seccomp && !failure.is_passing() {
             self.meter.not_launched(worker);
             self.broker.leave(self.now(), worker.serial, true);
-            self.launcher.do_without_filter(&failure);
+            self.launcher.disable_filter(&failure);
             return self.launch(worker, generation);
         }
         self.not_launched(worker, failure);
@@ -257,11 +259,11 @@ impl Driver {
         }
     }
 
-    /// Tells why a worker could not be started.
+    /// Reports why a worker could not be started.
     pub(super) fn report_launch_failure(&mut self, worker: WorkerId, next: Next) {
         let Some(failure) = self.failures.remove(&worker.serial) else { return };
         if next == Next::Nothing {
-            // The very first start is main's to explain, with the exit code that goes with it.
+            // `main` reports the failure of the first start, and exits with the matching code.
             self.first_failure = Some(failure);
             return;
         }

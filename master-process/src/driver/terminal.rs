@@ -1,7 +1,7 @@
-//! Life in a terminal: its end, its keys, and what it does to workers.
+//! The controlling terminal: its hangup, its keys, and the signals that it sends to workers.
 //!
-//! The supervisor's process group is the one that a shell knows, stops and continues. Workers are in groups of their own,
-//! which the terminal takes for background jobs.
+//! A shell starts, stops and continues the process group of the supervisor. Workers are in process groups of their own,
+//! which the terminal treats as background jobs.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -18,14 +18,14 @@ use crate::sys::signal_names;
 use crate::sys::signalfd::{self, Sender, SignalFd};
 use crate::sys::terminal::{self, Ancestors, Terminal};
 
-/// So many stops of workers are looked at in one go: one that stops and continues all the time must not hold the loop up.
-const STOPS_AT_ONCE: usize = 64;
+/// The number of stops that one round handles. A worker that stops and continues repeatedly must not block the loop.
+const MAX_STOPS: usize = 64;
 
-/// How long a worker that the terminal stops again and again waits; each further time twice as long, up to the last.
+/// The wait before a worker that the terminal stops repeatedly is continued. It doubles each time, up to the maximum.
 const RESUME_AFTER: Duration = Duration::from_secs(1);
-const RESUME_AFTER_AT_MOST: Duration = Duration::from_secs(60);
+const MAX_RESUME_WAIT: Duration = Duration::from_secs(60);
 
-/// What the driver knows of the terminal.
+/// The state of the terminal.
 #[derive(Debug)]
 pub(super) struct Tty {
     terminal: Option<Terminal>,
@@ -33,18 +33,18 @@ pub(super) struct Tty {
     hangups: Hangups,
     /// Whether the terminal is given to the one worker that reads it: `--stdin inherit`.
     is_lent: bool,
-    /// Whether we have switched the terminal's `tostop` off.
+    /// Whether the supervisor has switched the terminal's `tostop` off.
     tostop_is_off: bool,
 }
 
-/// Who is in the foreground of the terminal.
+/// The process group in the foreground of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Foreground {
-    /// The supervisor's process group: its keys are meant for us.
+    /// The supervisor's process group: the supervisor gets the signals of the keys.
     Ours,
-    /// A worker's.
+    /// The process group of the worker with this serial.
     Worker(u64),
-    /// Another job of the shell, or nobody.
+    /// Another job of the shell, or none.
     Other,
 }
 
@@ -53,7 +53,7 @@ impl Tty {
         let terminal = Terminal::open();
         let ancestors = if terminal.is_some() { Ancestors::collect() } else { Ancestors::default() };
         let is_lent = config.stdin == Stdin::Inherit && terminal.as_ref().is_some_and(Terminal::is_stdin);
-        // A window may be closed while we start: its SIGHUP waits for us already.
+        // The terminal's window may be closed while the supervisor starts; its SIGHUP is then already pending.
         let was_lost = terminal.is_none() && terminal::was_lost();
         let mut hangups = Hangups::new(terminal.is_some() || was_lost, signals.hup_was_ignored());
         if was_lost {
@@ -62,7 +62,7 @@ impl Tty {
         Tty { terminal, ancestors, hangups, is_lent, tostop_is_off: false }
     }
 
-    /// Whether the worker reads the terminal: then there is room for one.
+    /// Whether the worker reads the terminal: then only one worker is possible.
     pub(super) fn is_lent(&self) -> bool {
         self.is_lent
     }
@@ -73,7 +73,7 @@ impl Tty {
         }
     }
 
-    /// Puts our own process group into the foreground.
+    /// Puts the supervisor's own process group into the foreground.
     fn take_back(&self) {
         if let Some(group) = terminal::own_group() {
             self.set_foreground(group);
@@ -98,16 +98,18 @@ impl Driver {
         }
     }
 
-    /// The watch says that the terminal is gone, or it is time to look: the end of a session's leader takes the terminal
-    /// from everybody and wakes no watch. Whoever wants us to end with it sends SIGHUP; a later one is a reload.
+    /// Checks whether the terminal is gone: on an event of its watch, and at intervals, because the end of a session
+    /// leader takes the terminal from all processes without waking the watch. The terminal's hangup sends SIGHUP, which
+    /// stops the supervisor; a later SIGHUP is a reload.
     pub(super) fn check_terminal(&mut self) {
         if self.tty.hangups.has_terminal() && self.look_at_terminal(false) {
             debug!("the terminal is gone: the next SIGHUP from it stops all workers");
         }
     }
 
-    /// Notes whether the terminal is gone, and says so. Where a SIGHUP came `from_above`, that of a wrapper counts as
-    /// ours: `sudo` passes the signal on, and keeps the terminal that it has made for us.
+    /// Records whether the terminal is gone, and returns it. If a SIGHUP came `from_above`, the terminal of a wrapper
+    /// counts as the supervisor's: `sudo` passes the signal on, and keeps the terminal that it has made for the
+    /// supervisor.
     fn look_at_terminal(&mut self, from_above: bool) -> bool {
         let tty = &self.tty;
         let gone = tty.terminal.as_ref().is_some_and(Terminal::is_gone)
@@ -119,7 +121,7 @@ impl Driver {
         gone
     }
 
-    /// SIGHUP.
+    /// Handles SIGHUP.
     pub(super) fn hang_up(&mut self, sender: Sender) {
         let from_above = match sender {
             Sender::Kernel | Sender::Outside => true,
@@ -132,8 +134,8 @@ impl Driver {
         self.follow_hang_up(verdict);
     }
 
-    /// A SIGHUP waits for what becomes of the terminal.
-    pub(super) fn look_after_hang_up(&mut self) {
+    /// Continues the handling of a SIGHUP that waits for the state of the terminal.
+    pub(super) fn continue_hang_up(&mut self) {
         self.look_at_terminal(true);
         let verdict = self.tty.hangups.looked(self.now());
         self.follow_hang_up(verdict);
@@ -154,7 +156,8 @@ impl Driver {
         }
     }
 
-    /// Whether the next worker becomes the foreground of the terminal: it reads it, and the shell has given it to us.
+    /// Whether the next worker gets the foreground of the terminal: it reads the terminal, and the shell has given the
+    /// terminal to the supervisor.
     pub(super) fn next_worker_is_in_foreground(&self) -> bool {
         self.tty.is_lent && self.foreground() != Foreground::Other
     }
@@ -169,14 +172,15 @@ impl Driver {
         self.workers.serial_of(group).map_or(Foreground::Other, Foreground::Worker)
     }
 
-    /// A worker has ended, and is not reaped yet: nobody else can have its group's number. Takes the terminal back from
-    /// it. True if it had the terminal and ended by one of its keys: alone it would have ended the shell's job.
+    /// Takes the terminal back from a worker that has ended. The worker is not reaped yet, so its process group's
+    /// number is not reused. Returns true if the worker had the terminal and a key of the terminal ended it: without a
+    /// supervisor, this would have ended the shell's job.
     pub(super) fn take_terminal_back(&self, serial: u64, exit: Option<Exit>) -> bool {
         if self.foreground() != Foreground::Worker(serial) {
             return false;
         }
         self.tty.take_back();
-        // A shell says by its exit code that a signal ended the program that it ran.
+        // A shell reports with its exit code that a signal ended its program.
         let signal = match exit {
             Some(Exit::Signal { number, .. }) => number,
             Some(Exit::Code(code)) => code - 128,
@@ -185,21 +189,22 @@ impl Driver {
         self.tty.is_lent && matches!(signal, libc::SIGINT | libc::SIGQUIT)
     }
 
-    /// At the end, the terminal is as we found it.
-    pub(super) fn leave_terminal(&mut self) {
+    /// Restores the terminal at the end.
+    pub(super) fn restore_terminal(&mut self) {
         self.tty.restore_tostop();
-        // Of a worker that was killed and is not gone, for example.
+        // The foreground can still belong to a worker, for example to one that was killed and is not gone yet.
         if matches!(self.foreground(), Foreground::Worker(_)) {
             self.tty.take_back();
         }
     }
 
-    /// Children were stopped, or continued. Without a terminal nobody stops them but those who mean it.
+    /// Handles stops and continuations of children. Without a terminal, only deliberate stops occur, and they need no
+    /// handling.
     pub(super) fn look_at_stops(&mut self) {
         if self.tty.terminal.is_none() {
             return;
         }
-        for _ in 0..STOPS_AT_ONCE {
+        for _ in 0..MAX_STOPS {
             let Ok(Some(paused)) = pidfd::next_paused() else {
                 return;
             };
@@ -210,23 +215,25 @@ impl Driver {
             }
             match paused.by {
                 Some(number @ (libc::SIGTTIN | libc::SIGTTOU)) => self.stopped_by_terminal(serial, number),
-                // Ctrl-Z reaches who has the terminal, and a program may then stop itself; to the shell the job is us.
+                // Ctrl-Z reaches the process group in the foreground, and a program may then stop itself. For the
+                // shell, the supervisor is the job.
                 Some(libc::SIGTSTP | libc::SIGSTOP) if has_terminal => self.suspend(libc::SIGTSTP),
-                // Somebody means it: a debugger, an operator.
+                // The stop is deliberate, for example by a debugger or an operator.
                 Some(_) | None => {}
             }
         }
         self.schedule_in(Duration::ZERO, Deferred::Stops);
     }
 
-    /// The terminal has stopped a worker that read it (SIGTTIN) or wrote to it (SIGTTOU) from the background.
+    /// Handles a worker that the terminal stopped because it read (SIGTTIN) or wrote (SIGTTOU) from the background.
     fn stopped_by_terminal(&mut self, serial: u64, number: i32) {
         let foreground = self.foreground();
         if self.tty.is_lent && foreground == Foreground::Other {
-            // As the program alone would: a background job that wants the terminal is stopped until the shell gives it.
+            // The supervisor stops as the program alone would: a background job that needs the terminal is stopped
+            // until the shell brings it to the foreground.
             return self.suspend(number);
         }
-        let helped = self.let_at_terminal(serial, number, foreground);
+        let helped = self.grant_terminal(serial, number, foreground);
         let Some(entry) = self.workers.get_mut(serial) else { return };
         let (id, times) = (entry.id, entry.stops);
         entry.stops = entry.stops.saturating_add(1);
@@ -247,23 +254,23 @@ impl Driver {
         if helped {
             return self.continue_worker(id);
         }
-        // It stops again at once, until the terminal is free.
+        // Until the terminal is free, the worker stops again at once.
         let wait = match times {
             0 => Duration::ZERO,
-            more => RESUME_AFTER.saturating_mul(2u32.saturating_pow(more - 1)).min(RESUME_AFTER_AT_MOST),
+            more => RESUME_AFTER.saturating_mul(2u32.saturating_pow(more - 1)).min(MAX_RESUME_WAIT),
         };
         self.schedule_in(wait, Deferred::Resume(id, number));
     }
 
-    /// A worker that the terminal has stopped tries again.
+    /// Continues a worker that the terminal has stopped.
     pub(super) fn resume(&mut self, worker: WorkerId, number: i32) {
         let foreground = self.foreground();
-        self.let_at_terminal(worker.serial, number, foreground);
+        self.grant_terminal(worker.serial, number, foreground);
         self.continue_worker(worker);
     }
 
-    /// Takes away what has stopped a worker; false where that is not ours to do.
-    fn let_at_terminal(&mut self, serial: u64, number: i32, foreground: Foreground) -> bool {
+    /// Removes the cause of a worker's stop. Returns false if the supervisor may not.
+    fn grant_terminal(&mut self, serial: u64, number: i32, foreground: Foreground) -> bool {
         match foreground {
             Foreground::Worker(other) => other == serial,
             Foreground::Other => false,
@@ -275,7 +282,7 @@ impl Driver {
                 let Some(terminal) = self.tty.terminal.as_ref().filter(|_| number == libc::SIGTTOU) else {
                     return false;
                 };
-                // The user's shell has put this job into the foreground, and its workers belong to it.
+                // The user's shell has put this job into the foreground, and the workers belong to it.
                 let switched_off = terminal.set_tostop(false);
                 self.tty.tostop_is_off |= switched_off;
                 switched_off
@@ -302,14 +309,15 @@ impl Driver {
         }
     }
 
-    /// Ctrl-Z, and whatever else stops a job: the workers stop with us, and go on with us when the shell continues us.
+    /// Handles Ctrl-Z and the other stop signals of a job: the workers stop with the supervisor, and continue with it
+    /// when the shell continues the job.
     pub(super) fn suspend(&mut self, number: i32) {
-        // Then the kernel would ignore the signal, as it does for a daemon.
+        // In an orphaned process group the kernel ignores the signal, as it does for a daemon.
         if terminal::is_group_orphaned() {
             if let Foreground::Worker(serial) = self.foreground()
                 && let Some(id) = self.workers.get(serial).map(|entry| entry.id)
             {
-                // Its group is none of those: it has a parent that could continue it, and that is us.
+                // The worker's group is not orphaned: its parent, the supervisor, can continue it.
                 self.continue_worker(id);
             }
             return;
@@ -320,10 +328,10 @@ impl Driver {
         for worker in &with_us {
             self.signal_group(*worker, Signal::TSTP);
         }
-        self.leave_terminal();
+        self.restore_terminal();
         let since = Instant::now();
         signalfd::stop_ourselves(number);
-        // No time-out runs while we are stopped.
+        // Timeouts do not count the time during which the supervisor is stopped.
         self.epoch += since.elapsed();
         if self.tty.is_lent
             && self.foreground() == Foreground::Ours

@@ -1,19 +1,19 @@
-//! What a completion of the ring stands for.
+//! The event that a completion of the ring reports.
 
-/// Something that is waited for. A serial is never used twice, so a late completion finds nobody else.
+/// A source of events. A serial is never reused, so a late completion cannot reach another worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     /// The notify socket.
     Messages,
     /// The seccomp listener of the worker with this serial.
     Calls(u64),
-    /// The pipe on which it says that it is ready.
+    /// The readiness pipe of the worker with this serial.
     ReadyPipe(u64),
-    /// What the helper thread of the sockets has found.
+    /// Results of the helper thread of the sockets.
     Looks,
-    /// What the helper thread of the process trees has found.
+    /// Results of the helper thread of the process trees.
     Trees,
-    /// What was found out about a worker that is over a limit.
+    /// Results of the inspector, about a worker that is over a limit.
     Inspected,
     /// The queues of the sockets that workers listen on.
     Queues,
@@ -21,7 +21,7 @@ pub(super) enum Token {
     Terminal,
     /// The signalfd.
     Signals,
-    /// Its pidfd.
+    /// The pidfd of the worker with this serial.
     Exit(u64),
 }
 
@@ -29,7 +29,8 @@ const KIND_AT: u32 = 56;
 const SERIAL: u64 = (1 << KIND_AT) - 1;
 
 impl Token {
-    /// As a number that sorts by kind in the order above: what was said comes before the end of who said it.
+    /// Encodes the token as a number that sorts by kind in the order above, so that a worker's messages come before its
+    /// end.
     pub(super) fn encode(self) -> u64 {
         match self {
             Token::Messages => 0,

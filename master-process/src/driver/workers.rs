@@ -1,4 +1,4 @@
-//! The processes behind the policy's workers.
+//! The processes of the policy's workers.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -15,21 +15,21 @@ pub(super) struct Entry {
     pub(super) pid: Pid,
     pub(super) pidfd: OwnedFd,
     pub(super) ready_pipe: Option<OwnedFd>,
-    /// Whether somebody has stopped it with SIGSTOP, and wants it stopped.
+    /// Whether it was stopped deliberately with SIGSTOP, and must stay stopped.
     pub(super) is_held: bool,
-    /// How often the terminal has stopped it.
+    /// The number of times that the terminal has stopped it.
     pub(super) stops: u32,
-    /// Whether its process is reaped: from then on its pid may be somebody else's.
+    /// Whether its process is reaped. From then on, its pid may belong to another process.
     pub(super) reaped: bool,
-    /// Whether a daemon has taken the place of the process that was started.
+    /// Whether a daemon has replaced the process that was started.
     pub(super) in_background: bool,
-    /// The process that has said last that the worker is ready.
+    /// The process that last reported the worker as ready.
     pub(super) notifier: Option<Pid>,
-    /// Set once it is known how it ended.
+    /// Set once the end is known.
     pub(super) end: Option<Box<ExitReport>>,
 }
 
-/// All of them, by serial; and by pid while they are not reaped.
+/// All workers, by serial, and by pid while they are not reaped.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
     entries: HashMap<u64, Entry>,
@@ -62,7 +62,7 @@ impl Workers {
         self.entries.get_mut(&serial)
     }
 
-    /// Those that are not reaped.
+    /// The workers that are not reaped.
     pub(super) fn alive(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values().filter(|entry| !entry.reaped)
     }
@@ -71,7 +71,7 @@ impl Workers {
         self.by_pid.get(&pid).copied()
     }
 
-    /// A process was reaped: its pid is free.
+    /// Records that the process was reaped, so its pid is free.
     pub(super) fn reaped(&mut self, serial: u64) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             self.by_pid.remove(&entry.pid);
@@ -79,21 +79,21 @@ impl Workers {
         }
     }
 
-    /// A worker has ended in this way.
+    /// Records how a worker ended.
     pub(super) fn ended(&mut self, serial: u64, end: ExitReport) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             entry.end = Some(Box::new(end));
         }
     }
 
-    /// A process of a worker has said that it is ready.
+    /// Records the process that reported the worker as ready.
     pub(super) fn notified(&mut self, serial: u64, by: Option<Pid>) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             entry.notifier = by;
         }
     }
 
-    /// Another process is the worker from now on.
+    /// Makes another process the worker.
     pub(super) fn replace_process(&mut self, serial: u64, pid: Pid, pidfd: OwnedFd) {
         if let Some(entry) = self.entries.get_mut(&serial) {
             (entry.pid, entry.pidfd, entry.reaped) = (pid, pidfd, false);
@@ -102,7 +102,7 @@ impl Workers {
         }
     }
 
-    /// Forgets a worker whose end is being reported.
+    /// Removes a worker whose end is being reported.
     pub(super) fn take_ended(&mut self, serial: u64) -> Option<Entry> {
         self.entries.remove(&serial)
     }

@@ -1,8 +1,9 @@
-//! Control groups of version 2: the kernel's own account of who belongs to a worker; cgroups(7).
+//! Control groups of version 2: the kernel tracks the processes of each worker; cgroups(7).
 //!
-//! A cgroup can be had where ours is *delegated* to us: systemd says so by an extended attribute (`Delegate=yes`), a
-//! container engine by a cgroup namespace of its own. Anywhere else the tree belongs to somebody else. No controller is
-//! enabled, so that our own processes may stay where they are, and the limits of our cgroup hold for the workers.
+//! A cgroup can be divided where it is *delegated* to the supervisor. systemd marks delegation with an extended
+//! attribute (`Delegate=yes`); a container engine creates a cgroup namespace. Elsewhere the hierarchy belongs to
+//! another manager. The supervisor enables no controller. Its own processes can therefore stay in their cgroup, and the
+//! limits of that cgroup apply to the workers.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,52 +16,55 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, mkdirat, openat, unlinkat};
 use rustix::process::Pid;
 
-/// What our own cgroups are called, followed by our pid.
+/// The prefix of the names of the supervisor's cgroups. The pid follows.
 const PREFIX: &str = "master-process-";
 
-/// Cgroups below a worker's own that are looked at: one that makes more is killed as a whole all the same.
+/// The number of cgroups below a worker's cgroup that are examined. If a worker makes more, the kernel still kills all
+/// of them at once.
 const MAX_GROUPS: usize = 256;
 
-/// How deep a worker may divide its cgroup, and into how many: enough for a container engine, and no work for us. A worker
-/// that may write to its cgroup's files can take the limits away: what goes through its cgroups is bounded by itself.
+/// The depth to which a worker may divide its cgroup, and the number of cgroups it may make. This is enough for a
+/// container engine and bounds the supervisor's work. A worker with write access to its cgroup's files can remove these
+/// limits; the code that traverses its cgroups has its own bounds.
 const MAX_DEPTH: usize = 32;
 const MAX_DESCENDANTS: usize = 4096;
 
-/// Cgroups that are removed, or passed on the way, in one step: a few milliseconds.
+/// The number of cgroups that one step removes or passes. A step takes a few milliseconds.
 const STEPS: usize = 256;
 
-/// SIGKILL takes effect within microseconds; a process that hangs in the kernel is not waited for.
+/// SIGKILL takes effect within microseconds, unless a process is blocked in the kernel. The supervisor does not wait
+/// longer for such a process.
 const KILL_TAKES: Duration = Duration::from_secs(1);
 
-/// The cgroup of a supervisor, in which those of its workers are.
+/// The cgroup of a supervisor. It contains the cgroups of the workers.
 #[derive(Debug)]
 pub struct Supervisors {
     parent: OwnedFd,
-    /// Locked for as long as we live: who finds it unlocked knows that its supervisor is gone.
+    /// Locked while this supervisor runs. Another supervisor that finds it unlocked knows that its owner has ended.
     own: OwnedFd,
     name: String,
 }
 
-/// The cgroup of one worker. Dropped, it is removed, if nobody is in it.
+/// The cgroup of one worker. Dropping it removes the cgroup if it contains no process.
 #[derive(Debug)]
 pub struct Cgroup {
     folder: Folder,
-    /// How far the removal of what is below it has come.
+    /// The progress of the removal of the cgroups below it.
     cursor: Mutex<Option<Cursor>>,
 }
 
-/// Whether a cgroup is removed.
+/// The result of a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// It is not there any more.
+    /// The cgroup no longer exists.
     Gone,
-    /// There are others below it, and nobody is in any of them.
+    /// It has cgroups below it, and none of them contains a process.
     Divided,
-    /// Somebody is in it, or below it.
+    /// It, or a cgroup below it, contains a process.
     InUse,
 }
 
-/// A cgroup by its descriptor, and where it is.
+/// A cgroup: its descriptor, its name, and its parent.
 #[derive(Debug)]
 struct Folder {
     parent: OwnedFd,
@@ -68,38 +72,40 @@ struct Folder {
     name: String,
 }
 
-/// A place below a cgroup: it is kept as a descriptor, so that no path is ever too long.
+/// A position below a cgroup. It is a descriptor, so no path becomes too long.
 #[derive(Debug)]
 struct Cursor {
     at: OwnedFd,
     depth: usize,
-    /// Whether the first one here that is still there has been emptied.
+    /// Whether the first remaining cgroup at this position has already been emptied.
     emptied: bool,
 }
 
-/// How far a removal has come.
+/// The progress of a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
     Removed,
     Unfinished,
-    /// One of them cannot be removed now.
+    /// One of the cgroups cannot be removed now.
     Stuck,
 }
 
-/// What an earlier supervisor has left.
+/// A cgroup that an earlier supervisor left behind.
 #[derive(Debug)]
 pub struct Leftover(Folder);
 
 impl Supervisors {
-    /// Makes a cgroup of ours, and finds those that earlier supervisors left beside it. `None`: no cgroup is delegated to us.
+    /// Makes the supervisor's cgroup, and finds those that earlier supervisors left beside it. `None`: no cgroup is
+    /// delegated to the supervisor.
     ///
     /// # Errors
-    /// Those of mkdir(2) and open(2), where one is.
+    /// Those of mkdir(2) and open(2), if a cgroup is delegated.
     pub fn make() -> io::Result<Option<(Supervisors, Vec<Leftover>)>> {
         let Some(path) = delegated() else { return Ok(None) };
         let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty())?;
         let leftovers = leftovers(&parent);
-        // A pid is used again, and so is one in a container that is started anew.
+        // A name with the pid alone is not unique: the kernel reuses pids, and a restarted container has the same pids
+        // again.
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let name = format!("{PREFIX}{}.{:x}{:08x}", std::process::id(), now.tv_sec, now.tv_nsec);
         mkdirat(&parent, &name, Mode::from(0o755))?;
@@ -108,16 +114,16 @@ impl Supervisors {
         Ok(Some((Supervisors { parent, own, name }, leftovers)))
     }
 
-    /// A cgroup for a worker that is about to be started.
+    /// Makes a cgroup for a worker that is about to be started.
     ///
     /// # Errors
-    /// Those of mkdir(2) and open(2): EAGAIN where there are too many.
+    /// Those of mkdir(2) and open(2): EAGAIN if there are too many.
     pub fn create(&self, serial: u64) -> io::Result<Cgroup> {
         let name = format!("worker-{serial}");
         mkdirat(&self.own, &name, Mode::from(0o755))?;
         let own = openat(&self.own, &name, DIRECTORY, Mode::empty())?;
         for (file, most) in [("cgroup.max.depth", MAX_DEPTH), ("cgroup.max.descendants", MAX_DESCENDANTS)] {
-            // Before Linux 4.14 there is none: the worker is to run all the same.
+            // These files exist since Linux 4.14. Without them, the worker runs without this limit.
             let _unlimited = write(&own, file, &most.to_string());
         }
         let folder = Folder { parent: self.own.try_clone()?, own, name };
@@ -143,12 +149,12 @@ impl Cgroup {
     /// Puts a process into it.
     ///
     /// # Errors
-    /// ESRCH where it is gone, and those of cgroups(7).
+    /// ESRCH if the process is gone, and those of cgroups(7).
     pub fn enter(&self, pid: Pid) -> io::Result<()> {
         write(&self.folder.own, "cgroup.procs", &pid.as_raw_pid().to_string())
     }
 
-    /// Whether anybody is in it, or below it; zombies do not count.
+    /// Whether it, or a cgroup below it, contains a process; zombies do not count.
     ///
     /// # Errors
     /// Those of open(2): EMFILE.
@@ -156,7 +162,7 @@ impl Cgroup {
         is_populated(&self.folder.own)
     }
 
-    /// Whoever is in it, and below it, `most` at most.
+    /// The processes in it and below it, `most` at most.
     #[must_use]
     pub fn members(&self, most: usize) -> Vec<Pid> {
         let mut found = Vec::new();
@@ -171,7 +177,7 @@ impl Cgroup {
         found
     }
 
-    /// Kills everybody in it at once, whoever forks meanwhile.
+    /// Kills all processes in it at once, including those that fork meanwhile.
     ///
     /// # Errors
     /// ENOENT before Linux 5.14.
@@ -181,7 +187,7 @@ impl Cgroup {
 }
 
 impl Cgroup {
-    /// Removes it, unless there are others below it. One call: for the loop.
+    /// Removes it, unless it has cgroups below it. This is a single call, fast enough for the loop.
     #[must_use]
     pub fn remove(&self) -> Removal {
         if self.folder.remove() {
@@ -193,8 +199,8 @@ impl Cgroup {
         }
     }
 
-    /// Goes on with the removal of those below it, and of it in the end. How long a step takes is bounded, whatever the
-    /// worker has made there. True: another step gets further.
+    /// Continues the removal of the cgroups below it, and finally removes it. The time of a step is bounded, whatever
+    /// cgroups the worker has made. Returns true if another step would make progress.
     #[must_use]
     pub fn remove_some(&self) -> bool {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,13 +210,13 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // One that was never used, since the start failed; else it is gone already.
+        // Removes a cgroup that was never used because the start failed. Otherwise the cgroup is already gone.
         let _gone_or_in_use = self.folder.remove();
     }
 }
 
 impl Leftover {
-    /// How many processes are in it.
+    /// The number of processes in it.
     #[must_use]
     pub fn processes(&self) -> usize {
         groups(&self.0.own)
@@ -220,7 +226,7 @@ impl Leftover {
             .sum()
     }
 
-    /// The pid of the supervisor that has left it.
+    /// The pid of the supervisor that left it behind.
     #[must_use]
     pub fn supervisor(&self) -> &str {
         let number = self.0.name.strip_prefix(PREFIX).unwrap_or_default();
@@ -250,13 +256,14 @@ impl Leftover {
         }
     }
 
-    /// Before Linux 5.14.
+    /// Kills the processes one by one, before Linux 5.14.
     fn kill_each(&self) {
         for group in groups(&self.0.own) {
             let text = read(&group, "cgroup.procs").unwrap_or_default();
             for pid in text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
                 let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty());
-                // It is killed only if it is in the cgroup after it was pinned.
+                // The process is killed only if it is still in the cgroup after the pidfd was opened: by then the pid
+                // could belong to another process.
                 let is_in = || read(&group, "cgroup.procs").is_ok_and(|text| has_line(&text, pid));
                 if let Ok(handle) = handle
                     && is_in()
@@ -268,8 +275,8 @@ impl Leftover {
     }
 }
 
-/// Kills whoever is in these. All of them together are waited for, a moment at most: this is before anything runs. Of
-/// each, whether nobody is left.
+/// Kills the processes in these cgroups and waits for all of them together, for a short time, because no worker runs
+/// yet. Returns for each cgroup whether it is empty.
 #[must_use]
 pub fn end(leftovers: &[Leftover]) -> Vec<bool> {
     leftovers.iter().for_each(Leftover::kill);
@@ -294,7 +301,7 @@ fn leftovers(parent: &OwnedFd) -> Vec<Leftover> {
     found
 }
 
-/// A cgroup and those below it, the outermost first.
+/// A cgroup and those below it, outermost first.
 fn groups(own: &OwnedFd) -> Vec<OwnedFd> {
     let Ok(first) = own.try_clone() else { return Vec::new() };
     let (mut found, mut at) = (vec![first], 0);
@@ -311,12 +318,13 @@ fn groups(own: &OwnedFd) -> Vec<OwnedFd> {
 }
 
 impl Folder {
-    /// Whether it is gone, or can be removed as it is.
+    /// Removes it, if it has no cgroup below it and contains no process. Returns true if it no longer exists.
     fn remove(&self) -> bool {
         is_removed(&self.parent, &self.name)
     }
 
-    /// Removes it with those below it, the innermost first, in `steps` steps at most: `cursor` keeps where that was left.
+    /// Removes it and the cgroups below it, innermost first, in at most `steps` steps. `cursor` stores the position for
+    /// the next call.
     fn remove_below(&self, cursor: &mut Option<Cursor>, steps: usize) -> Progress {
         let Some(mut place) = cursor.take().or_else(|| self.begin()) else { return Progress::Stuck };
         let mut left = steps;
@@ -329,13 +337,13 @@ impl Folder {
             let next = match tried.get(undivided) {
                 Some(_) if place.emptied && undivided == 0 => return Progress::Stuck,
                 Some(divided) => place.down(divided),
-                // There may be more than were listed.
+                // There may be more cgroups than were listed.
                 None if !below.is_empty() => Ok(Cursor { emptied: false, ..place }),
                 None if place.depth > 0 => place.up(),
                 None if self.remove() => return Progress::Removed,
                 None => return Progress::Stuck,
             };
-            // Somebody else removes them, too.
+            // The worker can remove the same cgroups at the same time.
             let Ok(next) = next else { return Progress::Stuck };
             place = next;
         }
@@ -392,14 +400,14 @@ fn is_populated(folder: &OwnedFd) -> io::Result<bool> {
     Ok(read(folder, "cgroup.events")?.lines().any(|line| line == "populated 1"))
 }
 
-/// The directory of our own cgroup, where that is ours to divide.
+/// The directory of the supervisor's own cgroup, if the supervisor may divide it.
 fn delegated() -> Option<PathBuf> {
     let membership = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let below = own_path(&membership)?;
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     let (root, mount) = mount_of(&mounts)?;
     let path = mount.join(Path::new(below).strip_prefix(root).ok()?);
-    // The root of the whole hierarchy has no type, and is nobody's to divide but the init system's.
+    // The root of the whole hierarchy has no type, and only the init system may divide it.
     if !path.join("cgroup.type").exists() {
         return None;
     }
@@ -407,7 +415,7 @@ fn delegated() -> Option<PathBuf> {
         let mut value = [0u8; 8];
         rustix::fs::getxattr(&path, *name, &mut value[..]).is_ok_and(|length| value[..length] == *b"1")
     });
-    // A namespace of its own is what container engines make for those who may do as they like in there.
+    // A container engine creates a cgroup namespace for containers that may divide their cgroup.
     let own_namespace = below == "/" && !is_first_namespace();
     let is_ours = std::fs::metadata(&path).is_ok_and(|metadata| {
         use std::os::unix::fs::MetadataExt;
@@ -416,19 +424,20 @@ fn delegated() -> Option<PathBuf> {
     (said || own_namespace || is_ours).then_some(path)
 }
 
-/// The first cgroup namespace has this inode number: `PROC_CGROUP_INIT_INO` of the kernel's `include/linux/proc_ns.h`.
+/// Whether the supervisor is in the first cgroup namespace, which has this inode number: `PROC_CGROUP_INIT_INO` of the
+/// kernel's `include/linux/proc_ns.h`.
 fn is_first_namespace() -> bool {
     use std::os::unix::fs::MetadataExt;
     const FIRST: u64 = 0xEFFF_FFFB;
     std::fs::metadata("/proc/self/ns/cgroup").is_ok_and(|metadata| metadata.ino() == FIRST)
 }
 
-/// Our path in the hierarchy of version 2, from `/proc/self/cgroup`.
+/// The supervisor's path in the hierarchy of version 2, from `/proc/self/cgroup`.
 fn own_path(membership: &str) -> Option<&str> {
     membership.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
-/// What of the hierarchy of version 2 is mounted, and where, from `/proc/self/mountinfo`.
+/// The part of the hierarchy of version 2 that is mounted, and its mount point, from `/proc/self/mountinfo`.
 fn mount_of(mounts: &str) -> Option<(&str, &Path)> {
     mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;
@@ -458,7 +467,7 @@ mod tests {
         assert_eq!(own_path("9:name=systemd:/x\n"), None);
     }
 
-    /// A supervisor's cgroup below one of a test's own; none: there is no such hierarchy here, or it may not be written to.
+    /// A supervisor's cgroup below a cgroup of the test. `None`: there is no such hierarchy, or it is not writable.
     fn supervisors(name: &str) -> Option<(Supervisors, Folder)> {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
         let (_, mount) = mount_of(&mounts)?;
@@ -473,7 +482,7 @@ mod tests {
         Some((supervisors, Folder { parent, own: place, name }))
     }
 
-    /// Divides a cgroup so deep, as far as that is allowed.
+    /// Makes nested cgroups, `depth` levels at most. Returns the number of levels made, and the error that ended it.
     fn divide(cgroup: &Cgroup, depth: usize) -> (usize, rustix::io::Result<()>) {
         let mut at = cgroup.folder.own.try_clone().expect("a descriptor");
         for made in 0..depth {
@@ -503,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_can_divide_its_cgroup_so_deep_and_no_deeper() {
+    fn a_worker_can_divide_its_cgroup_up_to_the_depth_limit() {
         let Some((supervisors, place)) = supervisors("depth") else {
             return eprintln!("skipped: no cgroup can be made");
         };
@@ -515,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_worker_has_made_of_its_cgroup_is_removed_in_bounded_steps() {
+    fn all_cgroups_of_a_worker_are_removed_in_bounded_steps() {
         let Some((supervisors, place)) = supervisors("steps") else {
             return eprintln!("skipped: no cgroup can be made");
         };
@@ -533,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_somebody_is_in_is_left_and_its_removal_ends() {
+    fn a_populated_cgroup_is_kept_and_its_removal_ends() {
         let Some((supervisors, place)) = supervisors("in-use") else {
             return eprintln!("skipped: no cgroup can be made");
         };

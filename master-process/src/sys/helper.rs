@@ -1,4 +1,4 @@
-//! A thread that answers questions one after the other, for work that would block the loop for too long.
+//! A thread that answers questions one at a time, for work that would block the loop for too long.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn more_questions_than_may_wait_are_refused() {
+    fn questions_beyond_the_queue_limit_are_refused() {
         let wake = Wake::new().expect("an eventfd");
         let mut helper = Helper::new("waiting", 64 * 1024, 1, wake, |pipe: std::io::PipeReader| {
             let _until_it_is_closed = std::io::read_to_string(pipe);

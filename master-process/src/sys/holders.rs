@@ -1,4 +1,5 @@
-//! Who has a socket open: a walk over descriptor tables, as long as they are. Not for the loop.
+//! Finds the processes that have a socket open. The search reads whole descriptor tables, so it takes too long for the
+//! loop.
 
 use std::collections::HashSet;
 use std::fs::read_dir;
@@ -12,41 +13,41 @@ use super::deferred_close::close_async;
 use super::peer::Peer;
 use super::{children, sockets};
 
-/// What a walk found.
+/// The result of a search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holder {
-    /// This thread has it under this descriptor.
+    /// This thread has the socket open under this descriptor.
     Found(Pid, RawFd),
-    /// Somebody has it who was handed to us, and whose worker is not known.
+    /// An adopted process has it open, and the worker of that process is unknown.
     Orphan,
-    /// Nobody in the tree has it.
+    /// No process of the tree has it open.
     Nobody,
-    /// It cannot be known: a table may not be looked into, or the tree is too large.
+    /// Unknown: a descriptor table is not readable, or the tree is too large.
     Unknown,
 }
 
-/// Whose a child of ours is.
+/// The worker that a child of the supervisor belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
-    /// The worker's that is asked about.
+    /// It belongs to the worker of the search.
     Asked,
-    /// Another worker's, or another worker.
+    /// It is another worker, or belongs to one.
     Another,
-    /// It was handed to us, and may be anybody's.
+    /// It is an adopted process, and its worker is unknown.
     Unknown,
 }
 
-/// Processes and descriptors that are looked at for one answer. A worker with more keeps what it has closed.
+/// The number of processes that one search examines. If a worker has more, the socket it closed stays registered.
 const MAX_PROCESSES: usize = 4096;
-/// About a second's work.
+/// The number of descriptors that one search examines. This takes about a second.
 const MAX_DESCRIPTORS: usize = 400_000;
-/// Sockets of one process among which its listeners are.
+/// The number of sockets of one process that are searched for listeners.
 const DESCRIPTORS_FOR_LISTENERS: usize = 256;
-/// Threads of one process that can have a descriptor table of their own.
+/// The number of threads of one process that are examined. Each can have its own descriptor table.
 const MAX_THREADS: usize = 4096;
 
-/// Looks for the socket with this inode number in everything that descends from `root`, where there is one, and in those
-/// of our children that are, as `whose` says, no other worker's.
+/// Searches for the socket with this inode number in two groups of processes: `root`, if any, and its descendants; and
+/// the children of the supervisor that, according to `whose`, do not belong to another worker.
 pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Holder {
     let mut walk = Walk::new(&[inode], MAX_DESCRIPTORS);
     let (mut own, mut orphans) = (Vec::from_iter(root), Vec::new());
@@ -67,30 +68,31 @@ pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Hold
     }
 }
 
-/// Whether a process has a socket open; the best answer comes first.
+/// Whether a process has a socket open. The variants are ordered; the strongest evidence comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Holds {
-    /// It has.
+    /// The process has it open.
     Yes,
-    /// It cannot be known: its table may not be looked into, it is too long, or the process is gone and may have handed on
-    /// what it had.
+    /// Unknown: the descriptor table is not readable or too long, or the process has ended and may have passed its
+    /// descriptors on.
     Unknown,
-    /// It has not.
+    /// The process does not have it open.
     No,
 }
 
-/// Looks into several processes, one after the other, for any of these sockets.
+/// Searches several processes, one at a time, for any of these sockets.
 #[derive(Debug)]
 pub struct Search(Walk);
 
 impl Search {
-    /// For the sockets with these inode numbers, among so many descriptors of all processes together.
+    /// A search for the sockets with these inode numbers. It examines at most `descriptors` descriptors in all
+    /// processes together.
     #[must_use]
     pub fn new(inodes: &[u64], descriptors: usize) -> Search {
         Search(Walk::new(inodes, descriptors))
     }
 
-    /// Whether this process has one of them.
+    /// Whether this process has one of the sockets open.
     pub fn process(&mut self, process: Pid) -> Holds {
         if self.0.targets.is_empty() {
             return Holds::No;
@@ -104,8 +106,8 @@ impl Search {
     }
 }
 
-/// The TCP listeners of a process and its descendants: inode number and address. Of each process the first descriptors
-/// are looked at: a listener is there before its connections, and the lowest numbers are given out first.
+/// The TCP listeners of a process and its descendants: inode number and address. Only the first descriptors of each
+/// process are examined: a listener is opened before its connections, and the kernel assigns the lowest free number.
 pub fn tcp_listeners(root: Pid) -> Vec<(u64, SocketAddr)> {
     let (mut processes, mut at, mut found) = (vec![root], 0, Vec::new());
     while let Some(process) = processes.get(at).copied().filter(|_| at < MAX_PROCESSES) {
@@ -113,7 +115,7 @@ pub fn tcp_listeners(root: Pid) -> Vec<(u64, SocketAddr)> {
         processes.extend(children::of(process).unwrap_or_default());
         let Ok(peer) = Peer::open(process) else { continue };
         for (fd, inode) in peer.sockets(DESCRIPTORS_FOR_LISTENERS).unwrap_or_default() {
-            // Where sockets cannot be copied, nothing can be told.
+            // A socket that cannot be copied cannot be examined.
             let Ok(copy) = peer.copy(fd) else { continue };
             if sockets::is_listening(copy.as_fd()) {
                 found.extend(sockets::inet_address(copy.as_fd()).map(|address| (inode, address)));
@@ -124,12 +126,12 @@ pub fn tcp_listeners(root: Pid) -> Vec<(u64, SocketAddr)> {
     found
 }
 
-/// Processes of the whole host that are looked at for one answer, and descriptors of each.
+/// The number of processes that a search of the whole host examines.
 const MAX_OF_HOST: usize = 32_768;
 const DESCRIPTORS_OF_ONE: usize = 65_536;
 
-/// Every process of the host that has one of these sockets open, as far as we may look and a bounded walk leads. Threads
-/// are taken to share one table.
+/// The processes of the host that have one of these sockets open. Descriptor tables that are not readable, and those
+/// beyond the limits, are skipped. The search assumes that all threads of a process share one table.
 pub fn of_host(inodes: &[u64]) -> Vec<Pid> {
     let targets: Vec<String> = inodes.iter().map(|inode| format!("socket:[{inode}]")).collect();
     let processes = read_dir("/proc").into_iter().flatten().flatten();
@@ -160,7 +162,7 @@ impl Walk {
         Walk { targets, seen: HashSet::new(), left: descriptors, unknown: false }
     }
 
-    /// The first of these, or of what descends from them, that has it.
+    /// Returns the first thread in these process trees that has the socket open, and the descriptor.
     fn trees(&mut self, roots: Vec<Pid>) -> Option<(Pid, RawFd)> {
         let mut processes = roots;
         processes.retain(|root| self.seen.insert(*root));
@@ -171,7 +173,7 @@ impl Walk {
                 return Some(found);
             }
             let Some(children) = children::of(process) else {
-                // One that ended meanwhile has handed its children to us.
+                // If the process has ended, its children are now children of the supervisor.
                 self.unknown |= std::fs::exists(format!("/proc/{}", process.as_raw_pid())).unwrap_or(true);
                 continue;
             };
@@ -184,8 +186,8 @@ impl Walk {
         None
     }
 
-    /// The thread of a process that has it, and where. Threads mostly share one table; the first may be gone while the
-    /// others go on.
+    /// The thread of a process that has the socket open, and the descriptor. Threads usually share one table. The first
+    /// thread can have ended while the others continue.
     fn process(&mut self, process: Pid) -> Option<(Pid, RawFd)> {
         let threads = read_dir(format!("/proc/{}/task", process.as_raw_pid())).ok()?;
         let threads =
@@ -212,7 +214,7 @@ impl Walk {
         let entries = match read_dir(path) {
             Ok(entries) => entries,
             Err(error) => {
-                // Gone already: what it had is not its any more.
+                // If the process has ended, its descriptors are closed.
                 self.unknown |= !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH));
                 return None;
             }
@@ -235,15 +237,15 @@ impl Walk {
     }
 }
 
-/// The socket that a name in a descriptor table stands for.
+/// The inode number of the socket that the link of a descriptor names.
 fn inode_of(target: &Path) -> Option<u64> {
     target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// Whether two threads share their descriptor table: kcmp(2). Not where that cannot be known.
+/// Whether two threads share their descriptor table: kcmp(2). False if that is unknown.
 fn share_table(one: Pid, other: Pid) -> bool {
     const KCMP_FILES: libc::c_int = 2;
-    // SAFETY: the call compares two numbers of the kernel's and touches no memory of ours.
+    // SAFETY: the call compares two kernel objects and accesses no memory of this process.
     let result =
         unsafe { libc::syscall(libc::SYS_kcmp, one.as_raw_pid(), other.as_raw_pid(), KCMP_FILES, 0, 0) };
     result == 0
@@ -255,7 +257,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     #[test]
-    fn an_open_socket_is_found_where_it_is_and_a_closed_one_is_nobodys() {
+    fn an_open_socket_is_found_and_a_closed_one_has_no_holder() {
         let me = rustix::process::getpid();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_of_ours_that_has_a_socket_counts_by_whose_it_is() {
+    fn a_child_with_a_socket_counts_by_its_worker() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
         let sleep = |stdin: std::process::Stdio| {
@@ -287,14 +289,14 @@ mod tests {
     }
 
     #[test]
-    fn whether_one_process_has_one_of_several_sockets_is_known_within_bounds() {
+    fn one_process_is_searched_for_several_sockets_within_bounds() {
         let me = rustix::process::getpid();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
         assert_eq!(Search::new(&[1, inode], 10_000).process(me), Holds::Yes);
         assert_eq!(Search::new(&[], 10_000).process(me), Holds::No);
         assert_eq!(Search::new(&[inode], 1).process(me), Holds::Unknown, "there are more descriptors");
-        // It runs its program by now, and our descriptors are closed for that.
+        // `spawn` returns after exec, which closed the inherited descriptors.
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("a process");
         let other = Pid::from_child(&child);
         assert_eq!(Search::new(&[inode], 10_000).process(other), Holds::No);
@@ -306,18 +308,18 @@ mod tests {
     fn the_holders_of_a_socket_are_found_on_the_whole_host() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
         let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
-        // Another test may fork just then, and its child has our descriptors until it runs a program.
+        // Another test may fork at this moment. Its child has a copy of our descriptors until it runs a program.
         assert!(of_host(&[inode]).contains(&rustix::process::getpid()));
         drop(listener);
         assert!(!of_host(&[inode]).contains(&rustix::process::getpid()));
     }
 
     #[test]
-    fn a_thread_with_a_table_of_its_own_is_looked_at() {
+    fn a_thread_with_its_own_descriptor_table_is_searched() {
         let (sender, receiver) = std::sync::mpsc::channel();
         let (done, wait) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
-            // SAFETY: this thread uses no descriptor of the others from here on.
+            // SAFETY: from here on, this thread uses no descriptor of the other threads.
             unsafe { libc::unshare(libc::CLONE_FILES) };
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
             sender.send(crate::sys::sockets::inode(listener.as_fd()).expect("open")).expect("heard");

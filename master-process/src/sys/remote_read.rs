@@ -1,9 +1,10 @@
-//! Reading another process's memory without waiting for it.
+//! Reads the memory of another process with a time limit.
 //!
-//! The page may be of a file whose file system answers when it likes: FUSE, which any user can mount. A read of it can
-//! wait for ever, and nothing ends it. So it is made by a thread that is given up when it takes too long.
+//! A page of that memory can belong to a file on a FUSE file system, which any user can mount. The file system decides
+//! when it answers. A read can therefore wait forever, and nothing interrupts it. A helper thread makes the read, and
+//! the [`Reader`] abandons the thread if the read takes too long.
 //!
-//! Each purpose has a [`Reader`] of its own, so that processes which exhaust one of them take nothing from the others.
+//! Each purpose has its own [`Reader`]. Processes that exhaust one reader do not affect the others.
 
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,31 +12,31 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, s
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How long a read for a waiting call may take: it takes microseconds, and the thread that makes it has to get a processor
-/// on a busy host.
+/// The time limit of a read for a waiting call. The read takes microseconds, but on a busy host the thread also waits
+/// for a CPU.
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// Threads of that purpose that are given up and still wait. Each belongs to another worker that does this.
-const MAX_GIVEN_UP: usize = 64;
+/// The number of abandoned threads that can wait at the same time. Each one belongs to a different worker.
+const MAX_ABANDONED: usize = 64;
 
-/// What is read for the loop, which answers the calls of workers.
-pub(in crate::sys) static CALLS: Reader = Reader::new("reader", MAX_GIVEN_UP, LIMIT);
+/// The reader of the loop, which answers the calls of workers.
+pub(in crate::sys) static CALLS: Reader = Reader::new("reader", MAX_ABANDONED, LIMIT);
 
 type Job = Box<dyn FnOnce() -> io::Result<Vec<u8>> + Send>;
 
-/// Makes the reads of one purpose, one after the other.
+/// Makes the reads of one purpose, one at a time.
 #[derive(Debug)]
 pub struct Reader {
     name: &'static str,
     most: usize,
     limit: Duration,
-    /// The thread that reads, if there is one.
+    /// The running thread, if any.
     link: Mutex<Option<Link>>,
-    /// Threads that were given up and have not ended since.
-    given_up: AtomicUsize,
+    /// The number of abandoned threads that have not ended yet.
+    abandoned: AtomicUsize,
 }
 
-/// The two ends of the thread.
+/// The channels to the thread and from it.
 #[derive(Debug)]
 struct Link {
     tasks: SyncSender<Task>,
@@ -51,18 +52,18 @@ impl std::fmt::Debug for Task {
 }
 
 impl Reader {
-    /// A reader whose threads have this name. It gives a read up after `limit`, and makes none while `most` threads that
-    /// it gave up still wait.
+    /// A reader whose threads have this name. It abandons a read after `limit`, and makes no read while `most`
+    /// abandoned threads still wait.
     #[must_use]
     pub const fn new(name: &'static str, most: usize, limit: Duration) -> Reader {
-        Reader { name, most, limit, link: Mutex::new(None), given_up: AtomicUsize::new(0) }
+        Reader { name, most, limit, link: Mutex::new(None), abandoned: AtomicUsize::new(0) }
     }
 
-    /// Runs `job`, which only reads, and gives its result.
+    /// Runs `job`, which only reads, and returns its result.
     ///
     /// # Errors
-    /// ETIMEDOUT where it takes too long: it may run on, and its result is dropped. EAGAIN where no thread can be started,
-    /// or too many still wait. Otherwise those of `job`.
+    /// ETIMEDOUT if the read takes too long. It can continue, but its result is dropped. EAGAIN if no thread can be
+    /// started, or if too many abandoned threads still wait. Otherwise the errors of `job`.
     pub fn read(
         &'static self,
         job: impl FnOnce() -> io::Result<Vec<u8>> + Send + 'static,
@@ -76,8 +77,8 @@ impl Reader {
         match results.recv_timeout(if sent { self.limit } else { Duration::ZERO }) {
             Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => {
-                self.given_up.fetch_add(1, Ordering::SeqCst);
-                // This ends the thread, as soon as its read is over.
+                self.abandoned.fetch_add(1, Ordering::SeqCst);
+                // Dropping the channels ends the thread as soon as its read returns.
                 *link = None;
                 Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
             }
@@ -89,7 +90,7 @@ impl Reader {
     }
 
     fn start(&'static self) -> io::Result<Link> {
-        if self.given_up.load(Ordering::SeqCst) >= self.most {
+        if self.abandoned.load(Ordering::SeqCst) >= self.most {
             return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         let (tasks, jobs) = sync_channel::<Task>(1);
@@ -97,14 +98,14 @@ impl Reader {
         let thread = std::thread::Builder::new().name(self.name.to_owned()).stack_size(64 * 1024);
         thread.spawn(move || {
             run(&jobs, &answers);
-            // Nobody asks it any more only after it was given up.
-            self.given_up.fetch_sub(1, Ordering::SeqCst);
+            // The channel closes only after the thread was abandoned.
+            self.abandoned.fetch_sub(1, Ordering::SeqCst);
         })?;
         Ok(Link { tasks, results })
     }
 }
 
-/// Ends when nobody asks any more.
+/// Runs jobs until one of the channels is closed.
 fn run(jobs: &Receiver<Task>, answers: &Sender<io::Result<Vec<u8>>>) {
     while let Ok(Task(job)) = jobs.recv() {
         if answers.send(job()).is_err() {

@@ -1,4 +1,4 @@
-//! Which process of a tree is the worker, when the first one has only put the program into the background.
+//! Selects the process that becomes the worker, if the first process only put the program into the background.
 
 use std::collections::HashMap;
 
@@ -7,17 +7,17 @@ use rustix::process::Pid;
 use super::Member;
 use crate::sys::holders::Holds;
 
-/// What is known of a worker whose first process has exited with 0.
+/// The state of a worker whose first process has exited with 0.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Exited {
-    /// It was not ready yet, and may listen soon.
+    /// The worker was not ready yet, and may listen soon.
     pub was_starting: bool,
-    /// The process that has said that the worker is ready: it need not listen.
+    /// The process that reported the worker as ready: it need not listen.
     pub notifier: Option<Pid>,
 }
 
-/// The process that is the worker from now on, and whether it, or a descendant of it, has a listener of the worker open;
-/// none: what lives on is not the worker. It is a child of ours, as every daemon is.
+/// Returns the process that becomes the worker, and whether it, or a descendant, has a listener of the worker open. The
+/// process is a child of the supervisor, as every daemon is. `None`: none of the remaining processes is the worker.
 #[must_use]
 pub fn daemon(members: &[Member], exited: Exited) -> Option<(&Member, Holds)> {
     let serving = serving(members, exited.notifier);
@@ -28,7 +28,8 @@ pub fn daemon(members: &[Member], exited: Exited) -> Option<(&Member, Holds)> {
     (holds != Holds::No || exited.was_starting).then_some((best, holds))
 }
 
-/// The children of ours that serve, or may, themselves or by a descendant. What cannot be placed may be anybody's.
+/// The children of the supervisor that have, or may have, a listener open, themselves or in a descendant. A listening
+/// process whose ancestors are unknown may descend from any of the children.
 fn serving(members: &[Member], notifier: Option<Pid>) -> HashMap<Pid, Holds> {
     let by_pid: HashMap<Pid, &Member> = members.iter().map(|member| (member.pid, member)).collect();
     let mut found: HashMap<Pid, Holds> = HashMap::new();
@@ -54,7 +55,8 @@ fn serving(members: &[Member], notifier: Option<Pid>) -> HashMap<Pid, Holds> {
 
 fn root_of(member: &Member, by_pid: &HashMap<Pid, &Member>) -> Option<Pid> {
     let mut at = member;
-    // No line of parents is longer than there are processes; they were not all read at one time.
+    // The parents were not all read at the same time, so they can form a cycle. No line of parents is longer than the
+    // number of processes.
     for _ in 0..=by_pid.len() {
         if at.adopted {
             return Some(at.pid);
@@ -72,7 +74,7 @@ mod tests {
         Pid::from_raw(number).expect("not 0")
     }
 
-    /// A child of ours; it was started in the order of the pids.
+    /// A child of the supervisor. Start times follow the order of the pids.
     fn adopted(number: i32, holds: Holds) -> Member {
         let started = u64::try_from(number).expect("positive");
         Member { pid: pid(number), parent: Some(pid(1)), started, name: String::new(), adopted: true, holds }
@@ -90,7 +92,7 @@ mod tests {
     const STARTING: Exited = Exited { was_starting: true, notifier: None };
 
     #[test]
-    fn who_has_no_listener_of_a_worker_that_was_ready_is_no_daemon() {
+    fn a_process_without_a_listener_of_a_ready_worker_is_not_the_daemon() {
         let helper = adopted(10, Holds::No);
         assert_eq!(chosen(std::slice::from_ref(&helper), READY), None);
         assert_eq!(chosen(&[], READY), None);
@@ -98,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whose_child_listens_is_the_daemon() {
+    fn a_process_whose_child_listens_is_the_daemon() {
         let members = [
             adopted(10, Holds::No),
             adopted(11, Holds::No),
@@ -109,20 +111,20 @@ mod tests {
     }
 
     #[test]
-    fn who_cannot_be_looked_into_may_be_the_daemon_and_comes_after_those_who_can() {
+    fn an_unreadable_process_may_be_the_daemon_and_ranks_after_a_listening_one() {
         let members = [adopted(10, Holds::Unknown), adopted(11, Holds::No)];
         assert_eq!(chosen(&members, READY), Some((10, Holds::Unknown)));
         assert_eq!(chosen(&[members[0].clone(), adopted(12, Holds::Yes)], READY), Some((12, Holds::Yes)));
         // Its parent was not seen.
         let lost = [adopted(10, Holds::No), child(13, 12, Holds::Yes)];
         assert_eq!(chosen(&lost, READY), Some((10, Holds::Unknown)));
-        // Their numbers lead in a circle.
+        // Their parent pids form a cycle.
         let circle = [child(13, 14, Holds::Yes), child(14, 13, Holds::No)];
         assert_eq!(chosen(&circle, READY), None);
     }
 
     #[test]
-    fn of_a_worker_that_was_starting_the_first_may_listen_soon() {
+    fn the_oldest_process_of_a_starting_worker_may_listen_soon() {
         let members = [adopted(11, Holds::No), adopted(10, Holds::No)];
         assert_eq!(chosen(&members, STARTING), Some((10, Holds::No)));
         let members = [adopted(10, Holds::No), adopted(11, Holds::Yes)];
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_said_that_the_worker_is_ready_need_not_listen() {
+    fn a_process_that_reported_the_worker_ready_need_not_listen() {
         let members = [adopted(10, Holds::No), adopted(11, Holds::No), child(12, 11, Holds::No)];
         let said_by = |number| Exited { notifier: Some(pid(number)), ..READY };
         assert_eq!(chosen(&members, said_by(12)), Some((11, Holds::Yes)));

@@ -1,5 +1,5 @@
-//! What the environments of processes say that were handed to the supervisor: read as seldom as can be, since a process
-//! decides how long that takes.
+//! Reads the environments of adopted processes. A process can make such a read take arbitrarily long, so environments
+//! are read as rarely as possible.
 
 use std::collections::HashSet;
 use std::io;
@@ -10,20 +10,20 @@ use rustix::process::Pid;
 use crate::sys::peer::{Environment, Peer};
 use crate::sys::remote_read::Reader;
 
-/// How long one walk may wait for environments in all. The walk has other workers to answer for; what is not read in one
-/// walk is read in a later one.
+/// The time that one walk may spend on environments in total, because other workers wait for its answer. A later walk
+/// reads the remaining environments.
 const WALK_TAKES: Duration = Duration::from_millis(500);
 
-/// An environment that takes longer is not read again: it takes microseconds, unless its process wants it otherwise.
+/// An environment that takes longer is not read again. A read takes microseconds, unless the process delays it.
 const SLOW: Duration = Duration::from_millis(250);
 
-/// So many reads may hang: the calls of workers are read by another reader.
+/// The reader of environments, of which at most 32 reads may hang. Another reader serves the calls of workers.
 static READER: Reader = Reader::new("environments", 32, WALK_TAKES);
 
-/// Processes by what tells each from all others: its number, and when it was started.
+/// Processes, each identified by its pid and its start time.
 pub(super) type Processes = HashSet<(Pid, u64)>;
 
-/// The environments that one walk reads.
+/// Reads the environments for one walk.
 #[derive(Debug)]
 pub(super) struct Environments {
     read: fn(Pid) -> io::Result<Environment>,
@@ -32,13 +32,14 @@ pub(super) struct Environments {
 }
 
 impl Environments {
-    /// For a walk. `unreadable` is what earlier walks could not read in time.
+    /// The reader for a walk. `unreadable` contains the processes whose environments earlier walks could not read in
+    /// time.
     pub(super) fn new(unreadable: Processes) -> Environments {
         let read = |pid| Peer::open(pid)?.environment_by(&READER);
         Environments { read, left: WALK_TAKES, unreadable }
     }
 
-    /// The environment of a process; none: it cannot be read, or not now.
+    /// The environment of a process. `None`: it cannot be read, or not in this walk.
     pub(super) fn of(&mut self, pid: Pid, started: u64) -> Option<Environment> {
         if self.left.is_zero() || self.unreadable.contains(&(pid, started)) {
             return None;
@@ -53,7 +54,7 @@ impl Environments {
         environment.ok()
     }
 
-    /// Those that are not read again, as far as they are still there.
+    /// The processes whose environments are not read again, as far as they still exist.
     pub(super) fn into_unreadable(mut self, is_there: impl Fn(Pid) -> bool) -> Processes {
         self.unreadable.retain(|(pid, _)| is_there(*pid));
         self.unreadable
@@ -62,7 +63,7 @@ impl Environments {
 
 #[cfg(test)]
 impl Environments {
-    /// With reads of a test's own.
+    /// With a read function of the test.
     pub(super) fn read_by(
         read: fn(Pid) -> io::Result<Environment>,
         left: Duration,
@@ -84,7 +85,7 @@ mod tests {
         Pid::from_raw(number).expect("not 0")
     }
 
-    /// A read that does not end before its reader gives it up; its other end is kept.
+    /// A read that does not end before its reader abandons it. `ends` keeps the other end of its channel.
     fn hang(reader: &'static Reader, ends: &Mutex<Vec<Sender<()>>>) -> io::Result<Environment> {
         let (end, wait): (_, Receiver<()>) = channel();
         ends.lock().expect("no test panics with it").push(end);
@@ -96,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_whose_environment_does_not_come_costs_one_read() {
+    fn an_environment_that_times_out_is_read_once() {
         static HANGING: Reader = Reader::new("test", 8, Duration::from_millis(300));
         static ENDS: Mutex<Vec<Sender<()>>> = Mutex::new(Vec::new());
         let reads = || ENDS.lock().expect("no test panics with it").len();
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_waits_for_environments_for_a_limited_time_in_all() {
+    fn a_walk_spends_a_limited_time_on_environments() {
         static HANGING: Reader = Reader::new("test", 8, Duration::from_millis(20));
         static ENDS: Mutex<Vec<Sender<()>>> = Mutex::new(Vec::new());
         let left = Duration::from_millis(50);
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_that_comes_is_read_as_often_as_it_is_asked_for() {
+    fn a_readable_environment_is_read_at_each_request() {
         let read = |_| Ok(Environment::new(b"WORKER_INDEX=3\0"));
         let mut walk = Environments::read_by(read, LONG, Processes::new());
         for _ in 0..2 {

@@ -1,21 +1,23 @@
-//! Who belongs to a worker: everything that descends from its start, whatever group, session or parent it has now.
+//! The process tree of each worker: every process that descends from the worker's start, whatever its process group,
+//! session or parent is now.
 //!
-//! A process whose parent ends becomes a child of the supervisor, which is a subreaper. Whose it was is then told by
-//! what it still has of its worker (`ownership.rs`). The walk over `/proc` that finds out is as long as the workers make
-//! it, so a helper thread makes it (`walker.rs`); the loop asks and is told.
+//! A process whose parent ends becomes a child of the supervisor, which is a subreaper. The supervisor then determines
+//! the worker by what the process still has of it (`ownership.rs`). This takes a walk over `/proc`, whose length
+//! depends on the workers, so a helper thread makes it (`walker.rs`). The loop asks questions and receives answers.
 //!
-//! Where a cgroup is delegated to the supervisor, each worker has one below it, and the kernel says who is in there. The
-//! rest is for everywhere else, and for what a worker has put into another cgroup.
+//! If a cgroup is delegated to the supervisor, each worker has its own cgroup below it, and the kernel lists the
+//! processes. The other evidence serves hosts without delegation, and processes that a worker moved into another
+//! cgroup.
 //!
-//! The order of evidence, for a process that was handed to the supervisor:
-//! 1. it was seen as this worker's before;
-//! 2. it is in the worker's cgroup, or the eBPF account of the worker has it;
-//! 3. its process group or session is the worker's first process's;
-//! 4. it has one of the worker's listeners open;
-//! 5. its environment names the supervisor, the slot and the generation;
-//! 6. there is no other worker.
+//! The evidence for the worker of an adopted process, strongest first:
+//! 1. An earlier walk found it as a process of this worker.
+//! 2. It is in the worker's cgroup, or in the eBPF account of the worker.
+//! 3. Its process group or session is that of the worker's first process.
+//! 4. It has one of the worker's listeners open.
+//! 5. Its environment names the supervisor, the slot and the generation.
+//! 6. There is no other worker.
 //!
-//! What nobody can be named for belongs to no worker, and is ended with the supervisor.
+//! A process without such evidence belongs to no worker, and is killed when the supervisor ends.
 
 mod daemon;
 mod environments;
@@ -43,25 +45,27 @@ use ownership::{Owners, TreeFacts};
 use registry::Registry;
 use walker::{Answer, FoundOf, Task, Walk};
 
-/// Processes of one worker that are looked at. One that has more is ended in several rounds.
+/// The number of processes of one worker that one walk examines. A worker with more processes is ended in several
+/// rounds.
 const MAX_MEMBERS: usize = 4096;
 
-/// Cgroups that are tried at once, by the loop: each takes two calls.
+/// The number of cgroups that the loop tries to remove at once. Each attempt takes two system calls.
 const REMOVED_AT_ONCE: usize = 64;
 
-/// Steps of a removal that the helper thread makes at once: what one worker has made does not hold up another's.
+/// The number of removal steps that the helper thread makes at once, so that the cgroups of one worker do not delay
+/// those of another.
 const STEPS_AT_ONCE: usize = 16;
 
 /// A process of a worker's tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
-    /// Its number.
+    /// Its pid.
     pub pid: Pid,
-    /// Its parent's, when it was looked at.
+    /// The pid of its parent at the time of the walk.
     pub parent: Option<Pid>,
-    /// When it was started, in ticks since the machine was: with its pid it tells a process from all others.
+    /// Its start time, in ticks since boot. Together with the pid it identifies the process.
     pub started: u64,
-    /// What `ps` calls it.
+    /// Its name, as `ps` shows it.
     pub name: String,
     /// Whether it is a child of the supervisor.
     pub adopted: bool,
@@ -70,26 +74,26 @@ pub struct Member {
 }
 
 impl Member {
-    /// Whether its number is still its own.
+    /// Whether the process still exists.
     pub fn is_there(&self) -> bool {
         proc_stat::is_still(self.pid, self.started)
     }
 }
 
-/// What a walk found of one worker.
+/// The result of a walk for one worker.
 #[derive(Debug)]
 pub struct Found {
-    /// Whose.
+    /// The worker.
     pub worker: WorkerId,
-    /// The latest question that this answers, and with it all that were asked before; see [`Trees::look`].
+    /// The latest question that this answers. It also answers all earlier questions; see [`Trees::look`].
     pub question: u64,
-    /// Everybody of it who lives, its first process included.
+    /// The living processes of the worker, including its first process.
     pub members: Vec<Member>,
-    /// They were sent a signal, and none of them handles it.
+    /// The processes were sent a signal, and none of them handles it.
     pub unheeded: bool,
 }
 
-/// What is to be done at the next walk.
+/// The task of the next walk for one worker.
 #[derive(Debug, Clone, Default)]
 struct Request {
     question: u64,
@@ -99,39 +103,39 @@ struct Request {
     listeners: Vec<u64>,
 }
 
-/// The trees of all workers, as far as the loop knows them.
+/// The process trees of all workers, as the loop knows them.
 #[derive(Debug)]
 pub struct Trees {
     trees: BTreeMap<u64, TreeFacts>,
-    /// Processes that were handed to us and whose worker is known: when they were started, and its serial.
+    /// The adopted processes whose worker is known, with their start time and the worker's serial.
     owners: Owners,
-    /// Processes whose environments did not come in time.
+    /// The processes whose environments could not be read in time.
     unreadable: Processes,
-    /// Children of whatever this process was before it was exec'ed.
+    /// The children that this process had before it was exec'ed as the supervisor.
     inherited: HashSet<Pid>,
     workers: Arc<Registry>,
     notify_socket: Arc<[u8]>,
-    /// Where the cgroups of workers are made; none: none is delegated to us.
+    /// The parent of the workers' cgroups. `None`: no cgroup is delegated to the supervisor.
     parent: Option<Supervisors>,
     cgroups: HashMap<u64, Arc<Cgroup>>,
-    /// Those of workers that are gone, and that cannot be removed yet: the kernel is still at the end of somebody in there.
+    /// The cgroups of workers that are gone which cannot be removed yet: the kernel is still ending a process in them.
     emptied: VecDeque<Arc<Cgroup>>,
-    /// Removes what those workers have made below their cgroups.
+    /// Removes the cgroups that those workers have made below their own.
     remover: Helper<Vec<Arc<Cgroup>>, bool>,
-    /// Whether it is at work.
+    /// Whether the remover is busy.
     removes: bool,
     requests: BTreeMap<u64, Request>,
-    /// How many questions were ever asked.
+    /// The number of questions so far.
     questions: u64,
-    /// Whether the owners are to be found out, whoever is asked for.
+    /// Whether the next walk determines the owners of adopted processes, whatever workers it is asked about.
     surveys: bool,
-    /// Whether a walk is under way.
+    /// Whether a walk is in progress.
     walks: bool,
     walker: Helper<Walk, Answer>,
 }
 
 impl Trees {
-    /// `notify_socket` is what our workers find as `NOTIFY_SOCKET`.
+    /// `notify_socket` is the value of the workers' `NOTIFY_SOCKET`.
     ///
     /// # Errors
     /// Those of eventfd(2).
@@ -157,17 +161,17 @@ impl Trees {
         })
     }
 
-    /// Readable when [`take`](Self::take) has something.
+    /// Readable when [`take`](Self::take) returns results.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.walker.wake().fd()
     }
 
-    /// Children of whatever this process was before it was exec'ed.
+    /// The children that this process had before it was exec'ed as the supervisor.
     pub fn inherited(&self) -> &HashSet<Pid> {
         &self.inherited
     }
 
-    /// A cgroup for a worker that is about to be started.
+    /// Makes a cgroup for a worker that is about to be started.
     pub fn make_cgroup(&self, worker: WorkerId) -> Option<Cgroup> {
         let made = self.parent.as_ref()?.create(worker.serial);
         made.inspect_err(|error| {
@@ -176,7 +180,7 @@ impl Trees {
         .ok()
     }
 
-    /// Removes the cgroups of workers that are gone, as far as nobody is in there. True where some are left.
+    /// Removes the cgroups of workers that are gone, as far as they contain no process. Returns true if some are left.
     pub fn remove_cgroups(&mut self) -> bool {
         let _of_an_earlier_try = self.removal_advanced();
         self.try_cgroups(true);
@@ -188,14 +192,15 @@ impl Trees {
         !self.emptied.is_empty()
     }
 
-    /// Whether the helper thread has removed a part of those, and would get further.
+    /// Whether the helper thread has removed some of them, and would make further progress.
     fn removal_advanced(&mut self) -> bool {
         let answers = self.remover.take();
         self.removes &= answers.is_empty();
         answers.contains(&true)
     }
 
-    /// What others are below takes longer, and is the helper thread's, if that is asked.
+    /// Tries to remove the cgroups. A cgroup with others below it takes longer, and is passed to the helper thread if
+    /// `asks` is set.
     fn try_cgroups(&mut self, asks: bool) {
         let mut divided = Vec::new();
         for _ in 0..self.emptied.len().min(REMOVED_AT_ONCE) {
@@ -212,43 +217,43 @@ impl Trees {
         }
     }
 
-    /// A start was given up, and its child is gone: whoever that has started in its cgroup is killed.
-    pub fn bury_cgroup(&mut self, cgroup: Cgroup) {
+    /// Kills the processes in the cgroup of an abandoned start whose child has ended, and removes the cgroup.
+    pub fn end_cgroup(&mut self, cgroup: Cgroup) {
         let _before_linux_5_14 = cgroup.kill();
         self.emptied.push_back(Arc::new(cgroup));
         self.remove_cgroups();
     }
 
-    /// Kills whoever is in the cgroup of a worker, where it has one.
+    /// Kills the processes in the cgroup of a worker, if it has one.
     pub fn kill_cgroup(&self, serial: u64) {
         if let Some(cgroup) = self.cgroups.get(&serial) {
             let _before_linux_5_14 = cgroup.kill();
         }
     }
 
-    /// Whether anybody is in the cgroup of a worker; none: it has none, or that cannot be known.
+    /// Whether the cgroup of a worker contains a process. `None`: the worker has no cgroup, or this is unknown.
     pub fn is_populated(&self, serial: u64) -> Option<bool> {
         self.cgroups.get(&serial)?.is_populated().ok()
     }
 
-    /// A worker is about to be started. When that is, in ticks since the machine was started.
+    /// Begins the start of a worker. Returns the current time, in ticks since boot.
     pub fn begin_start(&self) -> u64 {
         self.workers.begin();
         ticks_since_boot()
     }
 
-    /// It has this pid; none: it could not be started.
+    /// Registers the pid of the started worker. `None`: it could not be started.
     pub fn start_begun(&self, pid: Option<Pid>) {
         self.workers.begun(pid);
     }
 
-    /// It is gone before it was a worker.
+    /// Removes a process that ended before it became a worker.
     pub fn start_failed(&self, pid: Pid) {
         self.workers.remove(pid);
     }
 
-    /// A worker runs.
-    /// `begun` is what [`begin_start`](Self::begin_start) gave: it may have taken its time since.
+    /// Adds a running worker. `begun` is the result of [`begin_start`](Self::begin_start); the start may have taken a
+    /// long time since.
     pub fn started(
         &mut self,
         worker: WorkerId,
@@ -271,7 +276,7 @@ impl Trees {
         self.trees.insert(worker.serial, tree);
     }
 
-    /// The first process of a worker is gone, and reaped.
+    /// Records that the first process of a worker has ended and is reaped.
     pub fn first_ended(&mut self, serial: u64) {
         if let Some(tree) = self.trees.get_mut(&serial) {
             tree.first_lives = false;
@@ -279,7 +284,7 @@ impl Trees {
         }
     }
 
-    /// Another process of a worker takes the place of its first one, which is gone.
+    /// Makes another process of a worker its first process. The earlier one has ended.
     pub fn replaced(&mut self, serial: u64, first: Pid, started: u64) {
         if let Some(tree) = self.trees.get_mut(&serial) {
             tree.replace_first(first, started);
@@ -287,7 +292,7 @@ impl Trees {
         }
     }
 
-    /// Nobody of a worker is left.
+    /// Forgets a worker of which no process is left.
     pub fn gone(&mut self, serial: u64) {
         self.trees.remove(&serial);
         self.requests.remove(&serial);
@@ -296,28 +301,28 @@ impl Trees {
         self.owners.retain(|_, (_, owner)| *owner != serial);
     }
 
-    /// Whether anybody of a worker may live.
+    /// Whether a process of a worker may live.
     pub fn has(&self, serial: u64) -> bool {
         self.trees.contains_key(&serial)
     }
 
-    /// The worker of a process that was handed to us, where a walk has found it.
+    /// The worker of an adopted process, if a walk has found it.
     pub fn owner(&self, pid: Pid) -> Option<u64> {
         self.owners.get(&pid).map(|(_, serial)| *serial)
     }
 
-    /// Asks whose the processes are that were handed to us.
+    /// Asks for the workers of the adopted processes.
     pub fn survey(&mut self) {
         self.surveys = true;
         self.walk();
     }
 
-    /// When those were started that were handed to us and whose worker is known, and its serial.
+    /// The adopted processes whose worker is known: start time and serial of the worker, by pid.
     pub fn owners(&self) -> &HashMap<Pid, (u64, u64)> {
         &self.owners
     }
 
-    /// The processes that were handed to us and whose worker is known, with the start of each.
+    /// The adopted processes whose worker is known, each with its start time.
     pub fn owned(&self) -> impl Iterator<Item = (Pid, u64, WorkerId)> {
         self.owners.iter().filter_map(|(pid, (started, serial))| {
             let slot = self.trees.get(serial)?.slot;
@@ -325,9 +330,9 @@ impl Trees {
         })
     }
 
-    /// Asks who lives of a worker. `hints` are processes that are known to be its own, `sockets` those that no other worker
-    /// has. Which of its processes have one of the `listeners` is found out as well. The number of the question tells its
-    /// answer from those of walks that began before it.
+    /// Asks for the living processes of a worker. `hints` are processes that are known to belong to it; `sockets` are
+    /// those that no other worker has. The answer also tells which of the processes have one of the `listeners` open.
+    /// Returns the number of the question, which distinguishes its answer from those of walks that began before it.
     pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>, listeners: Vec<u64>) -> u64 {
         if let Some(request) = self.request(serial) {
             request.hints.extend(hints);
@@ -337,10 +342,10 @@ impl Trees {
         self.questions
     }
 
-    /// Sends a signal to everybody of a worker.
+    /// Sends a signal to all processes of a worker.
     pub fn signal(&mut self, serial: u64, number: i32, hints: Vec<Pid>) {
         if let Some(request) = self.request(serial) {
-            // What ends a process for sure is not taken back by a milder wish that comes later.
+            // A later signal does not replace a SIGKILL.
             if request.signal != Some(libc::SIGKILL) {
                 request.signal = Some(number);
             }
@@ -349,7 +354,7 @@ impl Trees {
         }
     }
 
-    /// What the next walk is to do about a worker; none: nobody of it lives.
+    /// The task of the next walk for a worker. `None`: no process of the worker lives.
     fn request(&mut self, serial: u64) -> Option<&mut Request> {
         self.questions += 1;
         self.trees.contains_key(&serial).then(|| {
@@ -359,7 +364,7 @@ impl Trees {
         })
     }
 
-    /// One walk answers all that was asked until then.
+    /// Starts a walk, if none is in progress. One walk answers all questions asked until then.
     fn walk(&mut self) {
         if self.walks || (self.requests.is_empty() && !self.surveys) {
             return;
@@ -394,7 +399,7 @@ impl Trees {
         }
     }
 
-    /// What walks have found since this was called last.
+    /// Returns what walks have found since the last call.
     pub fn take(&mut self) -> Vec<Found> {
         let mut found = Vec::new();
         self.walker.wake().clear();
@@ -402,7 +407,7 @@ impl Trees {
             self.walks = false;
             self.owners = answer.owners;
             self.unreadable = answer.unreadable;
-            // One that is gone meanwhile owns nothing.
+            // A worker that is gone meanwhile owns no process.
             let trees = &self.trees;
             self.owners.retain(|_, (_, serial)| trees.contains_key(serial));
             for FoundOf { serial, question, members, unheeded } in answer.found {
@@ -419,7 +424,7 @@ impl Trees {
     }
 }
 
-/// True: another time gets further.
+/// Removes cgroups in a bounded number of steps. Returns true if another call would make progress.
 fn remove_some(cgroups: Vec<Arc<Cgroup>>) -> bool {
     let mut unfinished = cgroups;
     for _ in 0..STEPS_AT_ONCE {
@@ -428,7 +433,7 @@ fn remove_some(cgroups: Vec<Arc<Cgroup>>) -> bool {
     !unfinished.is_empty()
 }
 
-/// The moment that it is, as `/proc/PID/stat` counts starts.
+/// The current time, in the ticks since boot in which `/proc/PID/stat` gives start times.
 fn ticks_since_boot() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let since =
@@ -445,7 +450,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     #[test]
-    fn an_answer_tells_which_question_it_is_to() {
+    fn an_answer_names_its_question() {
         let worker = WorkerId { slot: 0, serial: 1 };
         let mut trees = Trees::new(None, b"/run/a/notify").expect("an eventfd");
         let begun = trees.begin_start();
@@ -453,7 +458,7 @@ mod tests {
         let pid = Pid::from_child(&child);
         trees.start_begun(Some(pid));
         trees.started(worker, 0, pid, None, begun);
-        // The walk for this one is under way, or over, when the worker ends.
+        // The walk for this question is in progress, or finished, when the worker ends.
         let before = trees.look(1, Vec::new(), Vec::new(), Vec::new());
         child.kill().and_then(|()| child.wait()).expect("it is ours");
         trees.first_ended(1);

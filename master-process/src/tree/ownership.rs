@@ -1,4 +1,4 @@
-//! Whose a process is that was handed to the supervisor: evidence in, a worker out.
+//! Determines the worker of an adopted process from evidence.
 
 use std::collections::HashMap;
 
@@ -6,35 +6,37 @@ use rustix::process::Pid;
 
 use crate::sys::peer::Environment;
 
-/// What is known of a worker's tree.
+/// The facts about a worker's process tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TreeFacts {
     pub(super) serial: u64,
     pub(super) slot: u32,
     pub(super) generation: u32,
-    /// The process that was started, or the daemon that has taken its place. Its number stays its own, as a process group
-    /// and a session, for as long as anybody is in one.
+    /// The process that was started, or the daemon that replaced it. The kernel does not reuse its number while it is
+    /// that of a process group or a session.
     pub(super) first: Pid,
-    /// When the worker was started, in ticks since the machine was.
+    /// The start time of the worker, in ticks since boot.
     pub(super) started: u64,
-    /// The same of its first process: a daemon takes the place of the one that has started it.
+    /// The start time of its first process. It differs from that of the worker if a daemon replaced the process that
+    /// was started.
     pub(super) first_started: u64,
     pub(super) first_lives: bool,
-    /// The processes whose place the first one has taken, and when each was started.
+    /// The earlier first processes, each with its start time.
     pub(super) former: Vec<(Pid, u64)>,
 }
 
-/// Places that are taken one after the other are remembered up to here: a daemon forks twice.
+/// The number of earlier first processes that are remembered: a daemon forks twice.
 const MAX_FORMER: usize = 8;
 
-/// The start of a process is noted by another clock than the kernel's: a tick is the least that the two can differ by.
+/// The supervisor and the kernel read different clocks for the start of a process. They can differ by a tick, the
+/// smallest unit.
 const TICK: u64 = 1;
 
 impl TreeFacts {
-    /// Another process takes the place of the first one, which is gone. What that has made its group or session stays in
-    /// the tree.
+    /// Replaces the first process, which has ended. The process groups and sessions that it led still belong to the
+    /// tree.
     pub(super) fn replace_first(&mut self, first: Pid, started: u64) {
-        // The one that was started, and the latest.
+        // The process that was started and the latest ones are kept.
         if self.former.len() >= MAX_FORMER {
             self.former.remove(1);
         }
@@ -42,7 +44,7 @@ impl TreeFacts {
         (self.first, self.first_started, self.first_lives) = (first, started, true);
     }
 
-    /// When the process of this number was started that is or was the first one; none: no such process was.
+    /// The start time of the process with this number that is or was the first one. `None`: there was no such process.
     fn leader(&self, number: Pid) -> Option<u64> {
         let own = [(self.first, self.first_started)];
         let mut all = own.iter().chain(self.former.iter().rev());
@@ -50,25 +52,25 @@ impl TreeFacts {
     }
 }
 
-/// What a process has of the worker that it comes from.
+/// The evidence that links a process to its worker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Evidence {
     pub(super) started: u64,
     pub(super) group: Option<Pid>,
     pub(super) session: Option<Pid>,
-    /// The worker whose eBPF account has it, or one of whose listeners it has open.
+    /// The worker that has the process in its eBPF account or cgroup, or one of whose listeners the process has open.
     pub(super) accounted: Option<u64>,
-    /// It may be of a worker that is not among the trees.
+    /// It may belong to a worker that is not among the trees.
     pub(super) is_unsure: bool,
-    /// Others than workers leave processes to us: we are pid 1, or had children before we were who we are.
-    pub(super) may_be_a_strangers: bool,
+    /// It may come from a process that is not a worker: the supervisor is pid 1, or had children before it was exec'ed.
+    pub(super) may_be_unrelated: bool,
 }
 
-/// By pid: when a process that was handed to us was started, and the serial of its worker.
+/// The start time of an adopted process and the serial of its worker, by pid.
 pub(super) type Owners = HashMap<Pid, (u64, u64)>;
 
-/// The worker that a process belongs to by what the kernel says; none: that does not tell. `started_of` tells when the
-/// process was started that has a number now, if any has.
+/// The worker of a process according to the kernel. `None`: the kernel's data do not tell. `started_of` returns the
+/// start time of the process that has a number now, if any.
 pub(super) fn proven_owner(
     pid: Pid,
     evidence: &Evidence,
@@ -86,8 +88,9 @@ pub(super) fn proven_owner(
     evidence.group.and_then(led_by).or_else(|| evidence.session.and_then(led_by))
 }
 
-/// The worker whose first process has made the process group or session of this number, in which a process is that was
-/// started then. The kernel does not give a number away while it is a group's or a session's.
+/// The worker whose first process leads, or led, the process group or session with this number. The process in question
+/// is in that group or session and was started at `started`. The kernel does not reuse a number while it is that of a
+/// group or a session.
 fn led_by(
     number: Pid,
     started: u64,
@@ -102,7 +105,7 @@ fn led_by(
     }
     let dead = trees.iter().filter_map(|tree| Some((tree.leader(number)?, tree.serial)));
     let (_, serial) = dead.filter(|(leader, _)| is_old_enough(*leader)).max()?;
-    // A process that has the number by now can have it only because the old group and session were gone.
+    // If another process has the number now, the old group and session were gone before.
     let is_still_its_own = match started_of(number) {
         Some(taken) => owners.get(&number) == Some(&(taken, serial)),
         None => true,
@@ -110,12 +113,12 @@ fn led_by(
     is_still_its_own.then_some(serial)
 }
 
-/// Whether the environment of a process would tell anything, where nothing stronger does.
+/// Whether the environment of a process can decide, if there is no stronger evidence.
 pub(super) fn is_environment_wanted(evidence: &Evidence, trees: &[TreeFacts]) -> bool {
     !evidence.is_unsure && !trees.is_empty() && only_tree(evidence, trees).is_none()
 }
 
-/// The worker that a process belongs to by what it says itself, or since there is no other; none: it cannot be told.
+/// The worker of a process according to the process itself, or because there is no other worker. `None`: unknown.
 /// `environment` is the slot and the generation that its environment names.
 pub(super) fn presumed_owner(
     evidence: &Evidence,
@@ -126,7 +129,7 @@ pub(super) fn presumed_owner(
         return None;
     }
     if let Some((slot, generation)) = environment {
-        // A worker that was started later than the process is not the one that it comes from.
+        // The process cannot come from a worker that was started after it.
         let named = |tree: &&TreeFacts| {
             (tree.slot, tree.generation) == (slot, generation) && tree.started <= evidence.started + TICK
         };
@@ -139,13 +142,13 @@ pub(super) fn presumed_owner(
 
 fn only_tree(evidence: &Evidence, trees: &[TreeFacts]) -> Option<u64> {
     match trees {
-        [only] if !evidence.may_be_a_strangers => Some(only.serial),
+        [only] if !evidence.may_be_unrelated => Some(only.serial),
         _none_or_several => None,
     }
 }
 
-/// What an environment says: the slot and the generation, where it is of a worker of this supervisor: its notify socket
-/// tells, or its pid. A shell does not hand `PPID` on.
+/// The slot and the generation in an environment, if it is that of a worker of this supervisor. The notify socket
+/// identifies the supervisor, and so does its pid. A shell does not pass `PPID` on.
 pub(super) fn read_environment(
     environment: &Environment,
     supervisor: Pid,
@@ -183,7 +186,7 @@ mod tests {
         TreeFacts { first_lives: false, ..tree }
     }
 
-    /// With an environment that names this slot and generation, where no number was taken anew.
+    /// The owner with an environment that names this slot and generation, if no number was reused.
     fn owner_named(evidence: &Evidence, named: Option<(u32, u32)>, trees: &[TreeFacts]) -> Option<u64> {
         proven_owner(pid(500), evidence, trees, &HashMap::new(), |_| None)
             .or_else(|| presumed_owner(evidence, named, trees))
@@ -197,8 +200,8 @@ mod tests {
         Evidence { started, group: Some(pid(group)), ..Evidence::default() }
     }
 
-    /// A process of this group, where the number of the group is that of a process that was started then.
-    fn owner_in_group_led_anew(
+    /// The owner of a process in this group, if a process that was started at `leader` has the group's number now.
+    fn owner_in_group_with_reused_number(
         evidence: &Evidence,
         trees: &[TreeFacts],
         owners: &Owners,
@@ -231,7 +234,7 @@ mod tests {
         let had_it = dead(TreeFacts { first: pid(102), ..tree(1, 0, 0, 10) });
         let trees = [had_it, tree(2, 1, 0, 20)];
         assert_eq!(owner_of(&in_group(102, 30), &trees), Some(2));
-        // It would be the dead one's, if the number were not taken.
+        // Without the reuse of the number, it would belong to the dead worker.
         assert_eq!(owner_of(&in_group(102, 15), &trees), None);
         let both_dead = [trees[0].clone(), dead(trees[1].clone())];
         assert_eq!(owner_of(&in_group(102, 30), &both_dead), Some(2), "the later one");
@@ -239,19 +242,20 @@ mod tests {
     }
 
     #[test]
-    fn a_group_whose_number_was_taken_anew_does_not_name_a_dead_worker() {
+    fn a_group_whose_number_was_reused_does_not_name_a_dead_worker() {
         let trees = [dead(tree(1, 0, 0, 10)), tree(2, 1, 0, 10)];
         let evidence = in_group(101, 30);
         let none_known = HashMap::new();
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &none_known, 25), None);
-        // The process that has taken it is one of the worker's own, or was when another one had the number.
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &none_known, 25), None);
+        // The process that has the number now belongs to the worker, or belonged to it while an earlier process had the
+        // number.
         let own = HashMap::from([(pid(101), (25, 1))]);
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &own, 25), Some(1));
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &own, 26), None);
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &own, 25), Some(1));
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &own, 26), None);
         let anothers = HashMap::from([(pid(101), (25, 2))]);
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &anothers, 25), None);
-        // A first process that lives has its number itself.
-        assert_eq!(owner_in_group_led_anew(&in_group(102, 30), &trees, &none_known, 10), Some(2));
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &anothers, 25), None);
+        // While the first process lives, the number is its own.
+        assert_eq!(owner_in_group_with_reused_number(&in_group(102, 30), &trees, &none_known, 10), Some(2));
     }
 
     #[test]
@@ -265,11 +269,11 @@ mod tests {
         }
         assert_eq!(owner_of(&in_group(301, 10), &trees), None, "it is older than that process");
         let evidence = in_group(101, 30);
-        assert_eq!(owner_in_group_led_anew(&evidence, &trees, &HashMap::new(), 25), None, "taken anew");
+        assert_eq!(owner_in_group_with_reused_number(&evidence, &trees, &HashMap::new(), 25), None, "reused");
     }
 
     #[test]
-    fn replaced_processes_that_are_remembered_are_bounded_and_have_the_one_that_was_started_among_them() {
+    fn remembered_first_processes_are_bounded_and_include_the_one_that_was_started() {
         let mut tree = tree(1, 0, 0, 10);
         for number in 0..100 {
             tree.replace_first(pid(300 + number), 20);
@@ -289,27 +293,27 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_counts_more_than_what_the_process_can_change() {
+    fn an_earlier_finding_outranks_what_the_process_can_change() {
         let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10)];
         let evidence = in_group(102, 20);
         let proven =
             |evidence: &Evidence, owners: &Owners| proven_owner(pid(500), evidence, &trees, owners, |_| None);
         assert_eq!(proven(&evidence, &HashMap::from([(pid(500), (20, 1))])), Some(1));
-        // The number is another process's by now.
+        // Another process has the number now.
         assert_eq!(proven(&evidence, &HashMap::from([(pid(500), (19, 1))])), Some(2));
         let accounted = Evidence { accounted: Some(1), ..evidence };
         assert_eq!(owner_of(&accounted, &trees), Some(1));
     }
 
     #[test]
-    fn without_evidence_it_is_the_only_workers_or_nobodys() {
+    fn without_evidence_a_process_belongs_to_the_only_worker_or_to_none() {
         let trees = [tree(1, 0, 0, 10), tree(2, 1, 0, 10)];
         assert_eq!(owner_of(&Evidence::default(), &trees), None);
         assert_eq!(owner_of(&Evidence::default(), &trees[..1]), Some(1));
         assert_eq!(owner_of(&Evidence::default(), &[]), None);
         let of_a_later_worker = Evidence { is_unsure: true, ..Evidence::default() };
         assert_eq!(owner_named(&of_a_later_worker, Some((0, 0)), &trees[..1]), None);
-        let stranger = Evidence { may_be_a_strangers: true, ..Evidence::default() };
+        let stranger = Evidence { may_be_unrelated: true, ..Evidence::default() };
         assert_eq!(owner_of(&stranger, &trees[..1]), None);
         // A worker that is gone owns nothing.
         let gone = Evidence { accounted: Some(9), ..Evidence::default() };
@@ -323,7 +327,7 @@ mod tests {
         assert!(is_environment_wanted(&nothing, &trees));
         assert!(!is_environment_wanted(&nothing, &trees[..1]));
         assert!(!is_environment_wanted(&nothing, &[]));
-        let stranger = Evidence { may_be_a_strangers: true, ..Evidence::default() };
+        let stranger = Evidence { may_be_unrelated: true, ..Evidence::default() };
         assert!(is_environment_wanted(&stranger, &trees[..1]));
         let unsure = Evidence { is_unsure: true, ..Evidence::default() };
         assert!(!is_environment_wanted(&unsure, &trees));

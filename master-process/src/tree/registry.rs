@@ -1,4 +1,5 @@
-//! Which children of ours are workers: known to the helper thread at every moment, also while one is being made.
+//! Tells which children of the supervisor are workers. The helper thread can ask at any time, also while a child is
+//! being made.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,32 +9,32 @@ use rustix::process::Pid;
 
 use crate::sys::children;
 
-/// How often it is waited for that a start has come to a pid: it takes a fraction of a millisecond.
+/// The number of waits for a start to register its pid. A start takes a fraction of a millisecond.
 const TRIES: u32 = 10_000;
 
-/// Their pids.
+/// The pids of the workers.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     pids: Mutex<HashSet<Pid>>,
-    /// A child is being made, and is not among them yet.
+    /// Whether a child is being made whose pid is not registered yet.
     begins: AtomicBool,
-    /// How many were ever made.
+    /// The number of starts so far.
     starts: AtomicU64,
 }
 
 impl Registry {
-    /// A child is about to be made.
+    /// Records that a child is about to be made.
     pub(super) fn begin(&self) {
         self.starts.fetch_add(1, Ordering::SeqCst);
         self.begins.store(true, Ordering::SeqCst);
     }
 
-    /// How many workers were ever begun.
+    /// The number of workers whose start has begun.
     pub(super) fn starts(&self) -> u64 {
         self.starts.load(Ordering::SeqCst)
     }
 
-    /// It is this one; none: it could not be made.
+    /// Registers the pid of the child. `None`: it could not be made.
     pub(super) fn begun(&self, pid: Option<Pid>) {
         self.pids.lock().unwrap_or_else(PoisonError::into_inner).extend(pid);
         self.begins.store(false, Ordering::SeqCst);
@@ -43,13 +44,13 @@ impl Registry {
         self.pids.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
     }
 
-    /// It is reaped.
+    /// Removes the pid of a process that is reaped.
     pub(super) fn remove(&self, pid: Pid) {
         self.pids.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
     }
 
-    /// Our children that are no workers. What was made before they were listed is registered when nothing is being made
-    /// after it.
+    /// The children of the supervisor that are not workers. The children are listed first and the flag is read after
+    /// that: if no child is being made then, every listed worker is registered.
     pub(super) fn others(&self) -> Vec<Pid> {
         for _ in 0..TRIES {
             let ours = children::ours();
@@ -60,7 +61,8 @@ impl Registry {
             let workers = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
             return ours.into_iter().filter(|child| !workers.contains(child)).collect();
         }
-        // Nobody is better than a worker that would be taken for another one's.
+        // An empty list is better than one that contains a worker, which would be taken for a process of another
+        // worker.
         Vec::new()
     }
 }

@@ -1,4 +1,5 @@
-//! The helper thread: walks over `/proc`, whose length the workers decide, and signals to everybody it finds.
+//! The helper thread: it walks over `/proc`, which takes as long as the workers make it, and sends signals to the
+//! processes that it finds.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -21,41 +22,44 @@ use crate::sys::proc_stat::{self, Stat};
 use crate::sys::signal_disposition::{self, SignalDisposition};
 use crate::sys::{children, pidfd};
 
-/// Children of ours that are looked at. More than that are found when some of these are gone.
+/// The number of children of the supervisor that one walk examines. Others are found when some of these are gone.
 const MAX_ADOPTED: usize = 16_384;
 
-/// Descriptors of one process among which its listeners are: they are opened early, and the lowest numbers go first.
+/// The number of descriptors of one process that are searched for listeners. Listeners are opened early, and the kernel
+/// assigns the lowest free number.
 const DESCRIPTORS_FOR_LISTENERS: usize = 256;
 
-/// Descriptors of one worker's processes among which its listeners are looked for: a fraction of a second's work. The
-/// loop waits two seconds for the answer.
+/// The number of descriptors of one worker's processes that are searched for listeners. This takes a fraction of a
+/// second; the loop waits two seconds for the answer.
 const DESCRIPTORS_OF_TREE: usize = 100_000;
 
-/// Who forks while it is killed leaves children behind: so many rounds are made at once, the others a moment later.
+/// The number of rounds of one walk. A process that forks while it is being killed leaves children, so the walk
+/// repeats; a later walk makes further rounds.
 const ROUNDS: usize = 8;
 
-/// How often nobody is looked for before nobody is there.
-const LOOKS_AT_NOBODY: usize = 3;
+/// The number of looks without a result before a tree counts as empty.
+const LOOKS_BEFORE_EMPTY: usize = 3;
 
-/// The start of a process is noted by another clock than the kernel's: they may differ by so many ticks.
+/// The supervisor and the kernel read different clocks for the start of a process. They may differ by this number of
+/// ticks.
 const CLOCK_SLACK: u64 = 5;
 
-/// What is to be done about one worker.
+/// The task of a walk for one worker.
 #[derive(Debug)]
 pub(super) struct Task {
     pub(super) serial: u64,
     /// The latest question that this answers.
     pub(super) question: u64,
-    /// None: see who is there.
+    /// The signal to send. `None`: only list the processes.
     pub(super) signal: Option<i32>,
     pub(super) hints: Vec<Pid>,
     pub(super) sockets: Vec<u64>,
-    /// Who has one of these is found out.
+    /// The walk determines which processes have one of these open.
     pub(super) listeners: Vec<u64>,
     pub(super) cgroup: Option<Arc<Cgroup>>,
 }
 
-/// One walk, and what it may know beforehand.
+/// One walk, with its tasks and the state that it starts from.
 #[derive(Debug)]
 pub(super) struct Walk {
     pub(super) tasks: Vec<Task>,
@@ -64,34 +68,34 @@ pub(super) struct Walk {
     pub(super) environments: Environments,
     pub(super) inherited: HashSet<Pid>,
     pub(super) workers: Arc<Registry>,
-    /// How many workers had been started, and when, in ticks, that was so.
+    /// The number of starts when the walk was asked for.
     pub(super) starts: u64,
     pub(super) asked_at: u64,
-    /// What our workers find as `NOTIFY_SOCKET`.
+    /// The value of the workers' `NOTIFY_SOCKET`.
     pub(super) notify_socket: Arc<[u8]>,
 }
 
-/// What it found.
+/// The result of a walk.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) owners: Owners,
-    /// Those whose environments did not come in time.
+    /// The processes whose environments could not be read in time.
     pub(super) unreadable: Processes,
     pub(super) found: Vec<FoundOf>,
 }
 
-/// What it found of one worker.
+/// The result for one worker.
 #[derive(Debug)]
 pub(super) struct FoundOf {
     pub(super) serial: u64,
     pub(super) question: u64,
-    /// Who lives, after any signal.
+    /// The processes that live, after any signal.
     pub(super) members: Vec<Member>,
-    /// They were sent a signal, and none of them handles it.
+    /// The processes were sent a signal, and none of them handles it.
     pub(super) unheeded: bool,
 }
 
-/// The thread, from the first walk on.
+/// The helper thread, which starts with the first walk.
 pub(super) fn walker() -> io::Result<Helper<Walk, Answer>> {
     Ok(Helper::new("trees", 256 * 1024, 1, Wake::new()?, carry_out))
 }
@@ -114,8 +118,8 @@ fn carry_out(mut walk: Walk) -> Answer {
     Answer { owners: walk.owners, unreadable, found }
 }
 
-/// Whether none of these handles a signal: what still lives then ignores it, or blocks it. What cannot be known may handle
-/// it.
+/// Whether none of these processes handles a signal: those that still live ignore or block it. A process whose
+/// disposition is unknown may handle it.
 fn is_unheeded(number: i32, members: &[Member]) -> bool {
     let handles = |member: &Member| match signal_disposition::of(member.pid, number) {
         Some(SignalDisposition::Handled) | None => true,
@@ -124,7 +128,7 @@ fn is_unheeded(number: i32, members: &[Member]) -> bool {
     number != libc::SIGKILL && !members.iter().any(handles)
 }
 
-/// Processes that were handed to us, each with its worker's serial where that can be told.
+/// The adopted processes, each with its worker's serial if that is known.
 type Adopted = Vec<(Pid, Option<u64>)>;
 
 impl Walk {
@@ -132,16 +136,17 @@ impl Walk {
         self.trees.iter().any(|tree| tree.first_lives && tree.first == pid)
     }
 
-    /// Who lives of a worker. While its processes are gone through, a child of one that ends just then is in nobody's list:
-    /// that nobody is there is believed when it is seen again, and so is that nobody has a listener.
+    /// Returns the living processes of a worker. While the walk reads lists of children, a child whose parent ends at
+    /// that moment is in no list. So an empty result counts only if it repeats, and so does a result without a
+    /// listener.
     fn look(&mut self, task: &Task, tasks: &[Task], adopted: &mut Adopted) -> Vec<Member> {
-        let is_nobody = |found: &[Member]| match task.listeners.as_slice() {
+        let is_empty = |found: &[Member]| match task.listeners.as_slice() {
             [] => found.is_empty(),
             _some => found.iter().all(|member| member.holds == Holds::No),
         };
         let mut found = self.members(task, adopted);
-        for _ in 1..LOOKS_AT_NOBODY {
-            if !is_nobody(&found) {
+        for _ in 1..LOOKS_BEFORE_EMPTY {
+            if !is_empty(&found) {
                 break;
             }
             *adopted = self.adopted(tasks);
@@ -150,23 +155,23 @@ impl Walk {
         found
     }
 
-    /// Sends a signal to everybody of a worker, in as many rounds as it takes for those who were missed, or were born
-    /// meanwhile.
+    /// Sends a signal to all processes of a worker, in as many rounds as are needed for processes that were missed or
+    /// started meanwhile.
     fn signal(&mut self, task: &Task, number: i32, tasks: &[Task], adopted: &mut Adopted) -> Vec<Member> {
         let kills = number == libc::SIGKILL;
-        let mut have_it = HashSet::new();
+        let mut signalled = HashSet::new();
         let mut found = Vec::new();
         for _ in 0..ROUNDS {
             if kills && let Some(cgroup) = &task.cgroup {
-                // Before Linux 5.14 they are killed one by one.
+                // Before Linux 5.14 this fails, and the processes are killed one by one.
                 let _killed = cgroup.kill();
             }
             found = self.look(task, tasks, adopted);
-            // The first process gets what asks to leave from the loop.
+            // The loop sends the stop signal to the first process.
             let spared = |member: &Member| !kills && self.is_first(member.pid);
             let new: Vec<&Member> = found
                 .iter()
-                .filter(|member| !spared(member) && (kills || have_it.insert((member.pid, member.started))))
+                .filter(|member| !spared(member) && (kills || signalled.insert((member.pid, member.started))))
                 .collect();
             if new.is_empty() {
                 break;
@@ -177,7 +182,7 @@ impl Walk {
         found
     }
 
-    /// Processes that were handed to us and live, each with its worker's serial where that can be told.
+    /// Returns the adopted processes that live, each with its worker's serial if that is known.
     fn adopted(&mut self, tasks: &[Task]) -> Adopted {
         let others = self.workers.others().into_iter().filter(|child| !self.inherited.contains(child));
         let others: Vec<Pid> = others.take(MAX_ADOPTED).collect();
@@ -195,9 +200,10 @@ impl Walk {
                 group: stat.group,
                 session: stat.session,
                 accounted: if known { None } else { accounted(pid, tasks, &in_cgroups) },
-                // A worker that was started since may have left it: of that nothing is known here.
+                // The process may belong to a worker that was started since the walk was asked for, which this walk
+                // does not know.
                 is_unsure: stat.started >= self.asked_at && self.workers.starts() != self.starts,
-                may_be_a_strangers: getpid().as_raw_pid() == 1 || !self.inherited.is_empty(),
+                may_be_unrelated: getpid().as_raw_pid() == 1 || !self.inherited.is_empty(),
             };
             let started_of = |number| self::stat(number).map(|stat| stat.started);
             let owner = proven_owner(pid, &evidence, &self.trees, &self.owners, started_of)
@@ -210,7 +216,7 @@ impl Walk {
         found
     }
 
-    /// The environment is read only here: a process can make it take as long as it likes.
+    /// Reads the environment only if nothing stronger decides: a process can make the read take arbitrarily long.
     fn presumed_owner(&mut self, pid: Pid, evidence: &Evidence) -> Option<u64> {
         let environment = if is_environment_wanted(evidence, &self.trees) {
             let found = self.environments.of(pid, evidence.started);
@@ -221,7 +227,7 @@ impl Walk {
         presumed_owner(evidence, environment, &self.trees)
     }
 
-    /// Everybody of one worker who lives.
+    /// The living processes of one worker.
     fn members(&self, task: &Task, adopted: &[(Pid, Option<u64>)]) -> Vec<Member> {
         let mut found = Vec::new();
         let mut search = Search::new(&task.listeners, DESCRIPTORS_OF_TREE);
@@ -262,7 +268,7 @@ impl Walk {
             }
         }
         if found.len() >= MAX_MEMBERS && !task.listeners.is_empty() {
-            // Whoever was not looked at may have them.
+            // Processes that were not examined may have them open.
             let without = found.iter_mut().filter(|member| member.holds == Holds::No);
             without.for_each(|member| member.holds = Holds::Unknown);
         }
@@ -270,8 +276,8 @@ impl Walk {
     }
 }
 
-/// The living children of a process. They are its own only if it still is who it was after they were read: a number
-/// that is used again would lead to a stranger's.
+/// The living children of a process. They count only if the process still exists after they were read: if its pid was
+/// reused, they are children of an unrelated process.
 fn children_of((pid, started): (Pid, u64)) -> Vec<(Pid, Stat)> {
     let children = children::of(pid).unwrap_or_default();
     let living: Vec<(Pid, Stat)> = children
@@ -293,7 +299,7 @@ fn stat(pid: Pid) -> Option<Stat> {
     proc_stat::of(pid).ok()
 }
 
-/// The worker in whose cgroup or account a process is, or one of whose listeners it has open.
+/// The worker that has a process in its cgroup or account, or one of whose listeners the process has open.
 fn accounted(pid: Pid, tasks: &[Task], in_cgroups: &HashMap<Pid, u64>) -> Option<u64> {
     let others = || tasks.iter().find(|task| task.hints.contains(&pid) || has_any(pid, &task.sockets));
     in_cgroups.get(&pid).copied().or_else(|| others().map(|task| task.serial))
@@ -308,8 +314,8 @@ fn has_any(pid: Pid, sockets: &[u64]) -> bool {
     open.is_ok_and(|open| open.iter().any(|(_, inode)| sockets.contains(inode)))
 }
 
-/// One that is gone meanwhile needs no signal, and who has its number by now gets none. A process that is stopped, by a
-/// terminal for example, must run to hear it.
+/// Sends a signal, and SIGCONT after it: a process that is stopped, by a terminal for example, must run to receive the
+/// signal. A process that has ended meanwhile, or whose pid was reused, gets none.
 fn send(member: &Member, number: i32) {
     let Ok(handle) = pidfd_open(member.pid, PidfdFlags::empty()) else { return };
     if member.is_there() {
@@ -330,7 +336,7 @@ mod tests {
 
     use crate::sys::peer::Environment;
 
-    /// A process in the group of another one, or in one of its own.
+    /// A process in the process group of another one, or in its own.
     struct Process(Child);
 
     impl Process {
@@ -365,10 +371,10 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_is_read_only_where_nothing_stronger_tells_whose_a_process_is() {
+    fn an_environment_is_read_only_without_stronger_evidence() {
         static READ: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
         let workers = Arc::new(Registry::default());
-        // What other tests have started is theirs.
+        // Children of other tests do not belong to this one.
         let inherited = children::ours().into_iter().collect();
         let (first, second) = (Process::start(None), Process::start(None));
         [&first, &second].into_iter().for_each(|worker| workers.insert(worker.pid()));

@@ -1,4 +1,4 @@
-//! What must hold of every history, and single cases by name.
+//! Invariants of all histories, and single cases by name.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ fn nor_does_a_long_one() {
     for round in 0..2_000 {
         let mut simulation = Simulation::new(BOTH[round % 2]);
         for _ in 0..60 {
-            // xorshift: any numbers will do, the same each time.
+            // xorshift: the same pseudo-random numbers in each run.
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
@@ -147,7 +147,7 @@ fn a_second_socket_of_one_worker_gets_what_it_would_get_alone() {
     let port = tcp("127.0.0.1:80");
     assert_eq!(core.bind(at(1), asked(1, 10, &port, false, false)), own(false));
     assert_eq!(core.bind(at(1), asked(1, 11, &port, false, false)), Bind::Check(vec![10]));
-    // It is open still: the kernel refuses, or not, as ever.
+    // It is still open: the kernel decides as without a supervisor.
     assert_eq!(core.bind(at(1), asked(1, 11, &port, false, true)), own(false));
     core.released(1, 11);
     core.released(1, 10);
@@ -179,10 +179,10 @@ fn of_many_udp_sockets_of_one_worker_only_the_latest_are_looked_at_before_its_ne
     }
     let latest: Vec<u64> = (192..200).collect();
     assert_eq!(core.bind(at(1), asked(1, 200, &port, false, false)), Bind::Check(latest));
-    // What it means that the program itself wants to share depends on each of them.
+    // If the program itself sets `SO_REUSEPORT`, the decision depends on each of them.
     let all: Vec<u64> = (100..200).collect();
     assert_eq!(core.bind(at(1), asked(1, 200, &port, true, false)), Bind::Check(all.clone()));
-    // With a sibling, so does whether the next one joins.
+    // With a sibling, whether the next one joins depends on each of them.
     let Bind::Own { reuseport: true, enable } = core.bind(at(1), asked(2, 300, &port, false, false)) else {
         panic!("a sibling joins")
     };
@@ -227,7 +227,7 @@ fn an_address_that_its_worker_wants_for_another_socket_is_free_at_once() {
             core.set_in_rotation(at(1), serial, true);
         }
         let _selected = core.reconcile(at(1));
-        // Also if it was found closed before, and is kept for a moment.
+        // Also if it was found closed before and is within its grace period.
         core.closed(at(1), 1, 10);
         core.released(1, 10);
         assert!(core.reconcile(at(1)).contains(&Effect::Close(10)), "{migration:?}");
@@ -358,7 +358,7 @@ fn a_program_that_binds_its_first_address_long_after_it_counts_as_ready_is_slow_
     );
     assert!(matches!(core.bind(late, asked(1, 7, &first, false, false)), Bind::Own { .. }));
     assert!(core.activated(late, 1, 7, &first));
-    // Its sibling shares that, and what either binds now beyond it is a search.
+    // Its sibling shares that address. Any bind beyond it is a search for a free port.
     assert_eq!(
         core.bind(late, asked(2, 8, &first, false, false)),
         Bind::Own { reuseport: true, enable: Vec::new() }

@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn port_zero_and_nonsense_are_the_programs_own() {
+    fn port_zero_and_malformed_addresses_are_private() {
         let port_zero = sockaddr(libc::AF_INET, &[0, 0, 127, 0, 0, 1]);
         let cut = sockaddr(libc::AF_INET6, &[0x1f, 0x90, 0, 0]);
         let netlink = sockaddr(libc::AF_NETLINK, &[0; 10]);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_overlap_as_the_kernel_has_it() {
+    fn addresses_overlap_as_in_the_kernel() {
         let key = |text: &str, v6only| Key::tcp(text.parse().expect("an address"), v6only);
         let overlap = |one: &str, other: &str, v6only| {
             let (one, other) = (key(one, false), key(other, v6only));

@@ -27,10 +27,10 @@ use crate::sys::sockets::{self, Kind};
 const LONGEST_ADDRESS: u32 = 128;
 
 /// The delay before a `bind` is tried again that waits for another `bind` to finish, which takes microseconds.
-pub(super) const SOON: Duration = Duration::from_millis(1);
+pub(super) const BIND_RETRY: Duration = Duration::from_millis(1);
 
 /// The delay before a call is tried again whose worker has the maximum number of scans in progress.
-const LATER: Duration = Duration::from_millis(20);
+const SCAN_RETRY: Duration = Duration::from_millis(20);
 
 impl Broker {
     pub(super) fn bind(
@@ -143,7 +143,7 @@ impl Broker {
                 return Ok(answer(Answer::Continue));
             }
             if !self.has_settled(&key) {
-                return Ok(Decision::Wait(SOON));
+                return Ok(Decision::Wait(BIND_RETRY));
             }
         }
         let mut own = OwnSocket::of(self, socket, &key, joins_permanent, v6only)?;
@@ -184,9 +184,9 @@ impl Broker {
         Ok(answer(Answer::Continue))
     }
 
-    /// Before the first socket of an address is bound: if an unrelated process holds the address, the kernel refuses
-    /// the bind, or shares the address with that process if both have set `SO_REUSEPORT`. Returns what the call must
-    /// wait for, if anything.
+    /// Checks, before the first socket of an address is bound, whether an unrelated process holds the address. The
+    /// kernel then refuses the bind, or shares the address with that process if both have set `SO_REUSEPORT`. Returns
+    /// what the call must wait for, if anything.
     fn seek_occupant_of(
         &mut self,
         request: &Request<'_>,
@@ -209,7 +209,7 @@ impl Broker {
         let caller = (request.worker.serial, *request.call);
         match self.occupants.seek(request.now, wanted, caller) {
             Seeking::Await => Some(Decision::AwaitLook),
-            Seeking::Wait => Some(Decision::Wait(LATER)),
+            Seeking::Wait => Some(Decision::Wait(SCAN_RETRY)),
             Seeking::GoOn => None,
         }
     }
@@ -303,7 +303,7 @@ impl Broker {
                         self.core.drop_socket(id);
                         self.reconcile(request.now);
                     }
-                    return Ok(Decision::Wait(SOON));
+                    return Ok(Decision::Wait(BIND_RETRY));
                 }
                 None => return Ok(self.seek_user(request, id)),
             },
@@ -363,14 +363,14 @@ impl Broker {
             match self.whereabouts(request, user, id) {
                 Whereabouts::Asked => return self.await_look(request),
                 Whereabouts::Open if self.copies.location(user, id).is_some_and(|at| at.has(id)) => {
-                    return Decision::Wait(SOON);
+                    return Decision::Wait(BIND_RETRY);
                 }
                 Whereabouts::Open | Whereabouts::Closed => self.core.released(user, id),
             }
         }
         self.core.drop_socket(id);
         self.reconcile(request.now);
-        Decision::Wait(SOON)
+        Decision::Wait(BIND_RETRY)
     }
 
     /// Whether the `bind` of a socket was continued and the kernel may not have carried it out yet.
@@ -418,7 +418,7 @@ impl Broker {
         if !sockets::is_bound(copy.as_fd()) {
             sockets::close_copy(copy);
             if self.may_be_binding(request.now, id) {
-                return Some(Decision::Wait(SOON));
+                return Some(Decision::Wait(BIND_RETRY));
             }
             // Its `bind` failed.
             self.core.released(user, id);
@@ -491,7 +491,7 @@ impl Broker {
     /// The decision of a call that waits for a scan: it is tried again when the scan has ended, or after a delay if
     /// its worker has the maximum number in progress.
     pub(super) fn await_look(&self, request: &Request<'_>) -> Decision {
-        if self.looks.is_awaited_by(request.call) { Decision::AwaitLook } else { Decision::Wait(LATER) }
+        if self.looks.is_awaited_by(request.call) { Decision::AwaitLook } else { Decision::Wait(SCAN_RETRY) }
     }
 
     /// Requests a scan of a worker's descriptors.
@@ -529,8 +529,8 @@ fn copy_at(thread: rustix::process::Pid, fd: RawFd, id: SocketId) -> Option<Owne
     None
 }
 
-/// The socket to bind: the worker's own, or a replacement. A replacement is needed where the kernel gives no copy of
-/// the worker's socket, where that is an MPTCP socket, which cannot be selected in a group, and for the addresses of
+/// The socket to bind: the worker's own, or a stand-in. A stand-in is needed where the kernel gives no copy of the
+/// worker's socket, where that is an MPTCP socket, which cannot be selected in a group, and for the addresses of
 /// `--listen`.
 struct OwnSocket {
     caller: CallerSocket,

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, RawFd};
 use std::path::Path;
 
 use super::address::{Address, Key};
-use super::bind::SOON;
+use super::bind::BIND_RETRY;
 use super::broker::{Broker, Decision, PathUse};
 use super::caller::{CallerSocket, is_shortage};
 use super::calls::{Request, answer};
@@ -41,10 +41,10 @@ impl Broker {
         if !self.has_shards() {
             return self.bind_path_for_all(request, fd, &socket, place, &identity);
         }
-        self.forget_unmade(request.worker.serial, &key);
+        self.forget_without_file(request.worker.serial, &key);
         let at_path = self.at_path(&key);
         if at_path.is_none() && self.removals.is_under_way(request.now, request.worker.serial, &key) {
-            return Ok(Decision::Wait(SOON));
+            return Ok(Decision::Wait(BIND_RETRY));
         }
         // Where the kernel gives no copy, a socket of ours replaces the worker's, and the worker binds that one.
         let stand_in = match socket.copy() {
@@ -119,7 +119,7 @@ impl Broker {
         let key = place.key();
         let at_path = self.at_path(&key);
         if at_path.is_none() && self.removals.is_under_way(request.now, request.worker.serial, &key) {
-            return Ok(Decision::Wait(SOON));
+            return Ok(Decision::Wait(BIND_RETRY));
         }
         if !self.core.sockets().iter().any(|known| known.key.matches(&key)) {
             if let Some(later) = self.make_room(request, &place, identity) {
@@ -132,7 +132,7 @@ impl Broker {
 
     /// Forgets sockets that a worker has bound at a path without listening, and whose file is gone or was never
     /// created.
-    fn forget_unmade(&mut self, serial: u64, key: &Key) {
+    fn forget_without_file(&mut self, serial: u64, key: &Key) {
         let is_own =
             |socket: &&Socket| !socket.active && socket.users.contains(&serial) && socket.key.matches(key);
         let ids: Vec<SocketId> = self.core.sockets().iter().filter(is_own).map(|socket| socket.id).collect();

@@ -47,7 +47,7 @@ pub struct Broker {
     /// The registrations with epoll of sockets that waiting calls will replace.
     pub(super) registered: Vec<(u64, Notification, Vec<Entry>)>,
     pub(super) reports: Vec<Report>,
-    /// UDP sockets that are about to be bound, and replacement sockets that do not listen yet; each with whether its
+    /// UDP sockets that are about to be bound, and stand-in sockets that do not listen yet; each with whether its
     /// check is scheduled.
     pub(super) unsettled: Vec<(SocketId, bool)>,
     pub(super) paths: PathUse,
@@ -88,7 +88,7 @@ pub(super) struct Process {
     pub(super) given: Option<(SocketId, Address)>,
     /// The sockets given by calls that were interrupted before they returned.
     undelivered: Vec<(SocketId, Address)>,
-    /// The sockets that replace its own when it listens on those: own socket, replacement.
+    /// Pairs of a socket of its own and the socket that replaces it when the worker listens.
     pub(super) substitutes: Vec<(SocketId, SocketId)>,
     /// `IPV6_V6ONLY` and `SO_REUSEPORT` as it set them, where its sockets cannot be inspected.
     pub(super) options: super::options::NotedOptions,
@@ -292,7 +292,7 @@ impl Broker {
     /// Adds a worker to the rotation for new connections, or removes it.
     pub fn set_in_rotation(&mut self, now: Time, serial: u64, in_rotation: bool) {
         self.core.set_in_rotation(now, serial, in_rotation);
-        self.learns_paths(in_rotation);
+        self.note_path_use(in_rotation);
         self.note_activity(now);
         self.reconcile(now);
     }

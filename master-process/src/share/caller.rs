@@ -13,9 +13,9 @@ pub(super) struct CallerSocket {
     pub(super) kind: Kind,
     /// Its inode number.
     pub(super) inode: u64,
-    /// `None`: unknown.
+    /// `IPV6_V6ONLY`; `None`: unknown.
     pub(super) v6only: Option<bool>,
-    /// `None`: unknown.
+    /// `SO_REUSEPORT`; `None`: unknown.
     pub(super) reuseport: Option<bool>,
     /// The index of the interface that it is bound to, or 0.
     pub(super) interface: u32,

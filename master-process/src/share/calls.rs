@@ -16,7 +16,7 @@ use crate::sys::peer::Peer;
 use crate::sys::seccomp::{self, Answer, Call, Notification, SocketOption};
 
 /// The delay before a call is tried again that failed for lack of descriptors or memory.
-const SHORTAGE: std::time::Duration = std::time::Duration::from_millis(100);
+const SHORTAGE_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// A call and its caller.
 pub(super) struct Request<'a> {
@@ -71,7 +71,7 @@ impl Broker {
         }
         let error = match result {
             Ok(decision) => return decision,
-            Err(error) if is_shortage(&error) => return Decision::Wait(SHORTAGE),
+            Err(error) if is_shortage(&error) => return Decision::Wait(SHORTAGE_RETRY),
             Err(error) => error,
         };
         if error.raw_os_error() == Some(libc::ETIMEDOUT)
@@ -108,7 +108,7 @@ impl Broker {
         let about_path =
             matches!(call.call, Call::Unlink { .. } | Call::Rename { .. } | Call::Connect { .. });
         let clears =
-            || matches!(call.call, Call::Unlink { .. }) && self.may_clear_the_way(now, worker.serial);
+            || matches!(call.call, Call::Unlink { .. }) && self.may_remove_before_bind(now, worker.serial);
         if about_path && self.copies.files().next().is_none() && !clears() {
             return (name, Ok(answer(Answer::Continue)));
         }

@@ -43,13 +43,13 @@ impl Broker {
             let room = self.listeners_of(serial) < MAX_LISTENERS;
             let copy = if known && room { socket.take_copy() } else { None };
             let Some(copy) = copy else {
-                self.tell_if_full(request, known && !room, id);
+                self.report_if_full(request, known && !room, id);
                 return self.listen_alone(request, &socket, backlog);
             };
             self.copies.insert(id, copy);
         }
         let Some(open) = self.copies.get(id) else { return Ok(answer(Answer::Continue)) };
-        // The kernel read the address again after the check, so its answer counts.
+        // The worker's `bind` read the address from memory again, so the kernel's answer counts.
         let bound = bound_key(open.fd());
         let (scope, noted) = match self.core.socket(id) {
             Some(socket) => (socket.scope, socket.key.clone()),
@@ -75,7 +75,7 @@ impl Broker {
                 return Ok(self.await_look(request));
             }
             if !self.core.listeners_in_the_way(serial, id, &key).is_empty() {
-                self.keep_nothing_of(id);
+                self.drop_inactive_copy(id);
                 return Ok(answer(Answer::Fail(libc::EADDRINUSE)));
             }
             return self.listen_on_shard(request, id, &key, backlog);
@@ -106,7 +106,7 @@ impl Broker {
             sockets::set_reuseport(open.fd())?;
         }
         if let Err(error) = sockets::listen(open.fd(), backlog) {
-            self.keep_nothing_of(id);
+            self.drop_inactive_copy(id);
             return Ok(refused(&error));
         }
         open.backlog = Some(backlog);
@@ -142,7 +142,7 @@ impl Broker {
     }
 
     /// Drops the copy of a socket that does not listen, unless the worker got it from us.
-    fn keep_nothing_of(&mut self, id: SocketId) {
+    fn drop_inactive_copy(&mut self, id: SocketId) {
         let stands_in = self.unsettled.iter().any(|(unsettled, _)| *unsettled == id);
         if !stands_in && self.core.socket(id).is_some_and(|socket| !socket.active) {
             self.copies.drop_copy(id);
@@ -236,7 +236,7 @@ impl Broker {
         self.core.sockets().iter().filter(of_worker).count()
     }
 
-    fn tell_if_full(&mut self, request: &Request<'_>, full: bool, id: SocketId) {
+    fn report_if_full(&mut self, request: &Request<'_>, full: bool, id: SocketId) {
         if !full {
             return;
         }

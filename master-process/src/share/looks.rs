@@ -18,17 +18,17 @@ use crate::sys::proc_stat;
 use crate::sys::seccomp::Notification;
 
 /// The number of scans that may wait. A further one is not made, and the socket counts as open.
-const MAX_WAITING: usize = 256;
+const MAX_QUEUED: usize = 256;
 
 /// The number of scans of one worker that may wait. A scan takes time in proportion to the worker's descriptors, and
 /// delays the scans for other workers.
-const MAX_OF_ONE_WORKER: usize = 2;
+const MAX_PER_WORKER: usize = 2;
 
 /// The same for scans that no call waits for. Each check of listeners requests some, and a worker may have closed
 /// hundreds at once.
-const MAX_CHECKS_OF_ONE_WORKER: usize = 32;
+const MAX_CHECKS_PER_WORKER: usize = 32;
 
-/// The result of a request for a scan.
+/// The result of [`Looks::ask`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asking {
     /// The answer will come.
@@ -119,7 +119,7 @@ impl Looks {
     /// # Errors
     /// Those of eventfd(2).
     pub(super) fn new() -> io::Result<Looks> {
-        let helper = Helper::new("looks", 128 * 1024, MAX_WAITING, Wake::new()?, answer);
+        let helper = Helper::new("looks", 128 * 1024, MAX_QUEUED, Wake::new()?, answer);
         Ok(Looks { helper, asked: Vec::new() })
     }
 
@@ -152,7 +152,7 @@ impl Looks {
         let under_way = |(of, _, call): &&(u64, Question, Option<Caller>)| {
             blamed(*of, *call) == by && call.is_none() == is_check
         };
-        let most = if is_check { MAX_CHECKS_OF_ONE_WORKER } else { MAX_OF_ONE_WORKER };
+        let most = if is_check { MAX_CHECKS_PER_WORKER } else { MAX_PER_WORKER };
         if self.asked.iter().filter(under_way).count() >= most {
             return Asking::Busy;
         }
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_of_ours_is_whose_it_is_known_to_be_as_long_as_its_number_is_its_own() {
+    fn an_adopted_process_belongs_to_its_worker_until_its_pid_is_reused() {
         let pid = |number| Pid::from_raw(number).expect("not 0");
         let me = rustix::process::getpid();
         let started = proc_stat::of(me).expect("we are there").started;

@@ -23,7 +23,7 @@ impl Broker {
     pub(super) fn unlink(&mut self, request: &Request<'_>, dir: RawFd, path: u64) -> io::Result<Decision> {
         let path = read_path(&request.peer, path)?;
         let serial = request.worker.serial;
-        let clears = self.may_clear_the_way(request.now, serial);
+        let clears = self.may_remove_before_bind(request.now, serial);
         if !(clears || self.is_name_of_ours(&path)) || !request.peer.shares_users()? {
             return Ok(answer(Answer::Continue));
         }
@@ -49,7 +49,7 @@ impl Broker {
     }
 
     /// Whether a worker may remove a file because it and a sibling are about to bind there.
-    pub(super) fn may_clear_the_way(&self, now: Time, serial: u64) -> bool {
+    pub(super) fn may_remove_before_bind(&self, now: Time, serial: u64) -> bool {
         let workers = self.core.workers();
         workers.get(serial).is_some_and(|worker| !worker.is_settled(now)) && workers.iter().nth(1).is_some()
     }

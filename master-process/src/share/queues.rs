@@ -15,7 +15,7 @@ use crate::sys::sockets;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
     /// Wait for the next connection.
-    Come,
+    ForConnections,
     /// Look again after a moment.
     Soon,
     /// Nothing: the socket is no longer kept.
@@ -118,10 +118,10 @@ impl Broker {
         let waiting = sockets::waiting(open.fd());
         match open.stall.observe(waiting) {
             Change::Suspected => self.suspect(id),
-            change @ (Change::Moves | Change::Stalled) => self.on_stall(now, id, change),
+            change @ (Change::Accepts | Change::Stalled) => self.on_stall(now, id, change),
             Change::None => {}
         }
-        if waiting == 0 { Watch::Come } else { Watch::Soon }
+        if waiting == 0 { Watch::ForConnections } else { Watch::Soon }
     }
 
     /// The queue does not get shorter, so the connections in it are compared over time.

@@ -16,7 +16,7 @@ use crate::sys::seccomp::Answer;
 use crate::sys::sockets;
 
 /// The number of addresses that one line names.
-const NAMED: usize = 4;
+const MAX_NAMED: usize = 4;
 
 /// The addresses on which a worker must listen before it counts as ready.
 #[derive(Debug, Clone, Default)]
@@ -52,10 +52,10 @@ pub enum Because {
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let listed = self.addresses.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let listed = self.addresses.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
         f.write_str(&listed)?;
-        if self.addresses.len() > NAMED {
-            write!(f, " and {} more", self.addresses.len() - NAMED)?;
+        if self.addresses.len() > MAX_NAMED {
+            write!(f, " and {} more", self.addresses.len() - MAX_NAMED)?;
         }
         f.write_str(match self.because {
             Because::Named => ", which --ready names",
@@ -103,7 +103,7 @@ impl Broker {
     /// Whether the caller has left the session of its worker's first process.
     fn is_daemon(&self, request: &Request<'_>) -> bool {
         let root = self.processes.get(&request.worker.serial).and_then(|process| process.pid);
-        // Outside of our PID namespace a process has no session: getsid(2) returns 0.
+        // For a session outside of our PID namespace the kernel reports 0, as getsid(2) does.
         let session = |pid| proc_stat::of(pid).ok().map(|stat| stat.session);
         match (session(request.call.thread), root.and_then(session)) {
             (Some(caller), Some(root)) => caller != root,
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_where_it_is_named_to_be() {
+    fn a_pattern_matches_the_addresses_that_it_names() {
         let tcp = |text: &str, v6only| Key::tcp(text.parse().expect("an address"), v6only);
         let inet = |text: &str| AddressPattern::Inet(text.parse().expect("an address"));
         let port = AddressPattern::Ports(80..=80);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_with_its_reason_and_in_bounds() {
+    fn missing_addresses_are_listed_with_their_reason_up_to_a_limit() {
         let addresses: Vec<String> = (1..=6).map(|port| format!("127.0.0.1:{port}")).collect();
         let missing =
             |count, because| Missing { addresses: addresses[..count].to_vec(), because }.to_string();

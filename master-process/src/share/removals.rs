@@ -12,10 +12,10 @@ use crate::policy::Time;
 use crate::sys::peer::CallWatch;
 
 /// The longest wait for a removal. File systems that need longer rarely hold sockets.
-const TAKES: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// The number of removals to remember.
-const MOST: usize = 64;
+const MAX_REMOVALS: usize = 64;
 
 /// The system calls of a removal.
 const CALLS: &[i64] = &[
@@ -41,7 +41,7 @@ struct Removal {
 impl Removals {
     /// A thread of a worker may remove the file at a path.
     pub(super) fn begin(&mut self, now: Time, (serial, thread): (u64, Pid), key: Key, watch: CallWatch) {
-        if self.0.len() >= MOST {
+        if self.0.len() >= MAX_REMOVALS {
             self.0.remove(0);
         }
         self.0.push(Removal { serial, thread, key, since: now, watch });
@@ -54,7 +54,7 @@ impl Removals {
 
     /// Forgets old removals: each holds a descriptor.
     pub(super) fn forget_old(&mut self, now: Time) {
-        self.0.retain(|removal| now.since(removal.since) < TAKES);
+        self.0.retain(|removal| now.since(removal.since) < MAX_WAIT);
     }
 
     /// Forgets the removals of a worker that has ended.
@@ -64,7 +64,7 @@ impl Removals {
 
     /// Whether another worker may be about to remove the file at a path.
     pub(super) fn is_under_way(&mut self, now: Time, serial: u64, key: &Key) -> bool {
-        self.0.retain(|removal| now.since(removal.since) < TAKES && removal.watch.may_be_in(CALLS));
+        self.0.retain(|removal| now.since(removal.since) < MAX_WAIT && removal.watch.may_be_in(CALLS));
         self.0.iter().any(|removal| removal.serial != serial && removal.key.matches(key))
     }
 }

@@ -15,7 +15,7 @@ const FIRST_CAPACITY: u32 = 16;
 
 /// The selection method of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Means {
+enum Method {
     /// `SO_ATTACH_REUSEPORT_EBPF`.
     Program,
     /// `SO_ATTACH_REUSEPORT_CBPF`; a sysctl decides whether queues move.
@@ -25,7 +25,7 @@ enum Means {
 /// The selectors of all addresses.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
-    means: Option<Means>,
+    method: Option<Method>,
     groups: Vec<Group>,
 }
 
@@ -40,19 +40,19 @@ struct Group {
 impl Selection {
     /// What the kernel does with the queue of a closed listener. The host is probed at the first call.
     pub(super) fn migration(&mut self) -> Migration {
-        match self.means() {
-            Means::Program => Migration::Moves,
-            Means::Classic(migration) => migration,
+        match self.method() {
+            Method::Program => Migration::Moves,
+            Method::Classic(migration) => migration,
         }
     }
 
-    fn means(&mut self) -> Means {
-        *self.means.get_or_insert_with(|| match Selector::new(1, Spread::Random) {
-            Ok(_loads) => Means::Program,
+    fn method(&mut self) -> Method {
+        *self.method.get_or_insert_with(|| match Selector::new(1, Spread::Random) {
+            Ok(_loads) => Method::Program,
             Err(_not_allowed) if reuseport::migrates_without_program().unwrap_or(false) => {
-                Means::Classic(Migration::Moves)
+                Method::Classic(Migration::Moves)
             }
-            Err(_not_allowed) => Means::Classic(Migration::Resets),
+            Err(_not_allowed) => Method::Classic(Migration::Resets),
         })
     }
 
@@ -64,7 +64,7 @@ impl Selection {
         copies: &Copies,
     ) -> io::Result<()> {
         let ids: Vec<SocketId> = targets.iter().map(|(id, _)| *id).collect();
-        if self.means() == Means::Program && self.select_by_program(key, &ids, copies).is_ok() {
+        if self.method() == Method::Program && self.select_by_program(key, &ids, copies).is_ok() {
             return Ok(());
         }
         let Some(any) = ids.iter().find_map(|id| copies.get(*id)) else { return Ok(()) };

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 /// The number of observations, one a second, in which the queue does not get shorter before it is suspected. Fewer
 /// would suspect a worker that is busy for a moment; more would let clients wait longer.
-const LOOKS: u32 = 4;
+const SUSPECT_AFTER: u32 = 4;
 
 /// The recent observations of a socket's queue.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub(super) enum Change {
     /// The worker does not accept.
     Stalled,
     /// It accepts again.
-    Moves,
+    Accepts,
 }
 
 impl StallDetector {
@@ -40,13 +40,13 @@ impl StallDetector {
         self.last = waiting;
         if self.stalled {
             self.stalled = still;
-            return if still { Change::None } else { self.reset(Change::Moves) };
+            return if still { Change::None } else { self.reset(Change::Accepts) };
         }
         if !still {
             return self.reset(Change::None);
         }
         self.looks += 1;
-        if self.looks > LOOKS { Change::Suspected } else { Change::None }
+        if self.looks > SUSPECT_AFTER { Change::Suspected } else { Change::None }
     }
 
     fn reset(&mut self, change: Change) -> Change {
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(detector.observe(2), Change::Suspected);
         assert_eq!(detector.confirm(connections(0..2)), Change::Stalled);
         assert_eq!(detector.observe(3), Change::None, "said once");
-        assert_eq!(detector.observe(1), Change::Moves);
+        assert_eq!(detector.observe(1), Change::Accepts);
     }
 
     #[test]

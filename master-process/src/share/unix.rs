@@ -132,13 +132,14 @@ impl Place {
     /// A file of another program at this place. No worker may remove it.
     pub(super) fn watched(self) -> SocketFile {
         let (now, id) = (self.name.clone(), self.file_id());
-        SocketFile { place: self, now, id, ours: false, born: None }
+        SocketFile { place: self, now, id, ours: false, initial: None }
     }
 
     /// The file that a worker is about to create at this place.
     pub(super) fn for_bind(self, identity: &FsIdentity) -> SocketFile {
-        let born = Some(Born { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask });
-        SocketFile { now: self.name.clone(), place: self, id: None, ours: false, born }
+        let initial =
+            Some(InitialAccess { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask });
+        SocketFile { now: self.name.clone(), place: self, id: None, ours: false, initial }
     }
 
     /// Removes a stale socket file, with the worker's privileges.
@@ -156,7 +157,7 @@ impl Place {
         let mode = access.mode.unwrap_or(LISTEN_MODE);
         sockets::bind_unix(fd.as_fd(), self.folder.as_fd(), &name, self.shown_as(&name).as_deref(), mode)
             .map_err(kernel)?;
-        let file = SocketFile { id: self.file_id(), place: self, now: name, ours: true, born: None };
+        let file = SocketFile { id: self.file_id(), place: self, now: name, ours: true, initial: None };
         // If this fails, dropping the file removes it.
         let creator = rustix::process::geteuid().as_raw();
         file.set_access(Access { mode: None, ..access }, creator)
@@ -174,8 +175,8 @@ impl Place {
     ) -> Result<SocketFile, Refused> {
         // The name is short, because the path may have the maximum length already, and unpredictable.
         let name = unique_name();
-        let born = Born { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask };
-        let mode = access.mode.unwrap_or(born.mode);
+        let initial = InitialAccess { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask };
+        let mode = access.mode.unwrap_or(initial.mode);
         fs_identity::as_user(Some(identity), || {
             let shown = self.shown_as(&name);
             sockets::bind_unix(socket, self.folder.as_fd(), &name, shown.as_deref(), mode)
@@ -183,7 +184,7 @@ impl Place {
         .and_then(|bound| bound)
         .map_err(|error| Refused::Kernel("bind", error))?;
         let id = file_id(&self.folder, &name);
-        let file = SocketFile { place: self, now: name, id, ours: true, born: Some(born) };
+        let file = SocketFile { place: self, now: name, id, ours: true, initial: Some(initial) };
         file.set_access(Access { mode: None, ..access }, identity.uid)
             .map_err(|error| Refused::Kernel("setting its owner", error))?;
         Ok(file)
@@ -221,7 +222,7 @@ type FileId = (u64, u64);
 
 /// The access that a file was created with. A later difference is a change by the program.
 #[derive(Debug, Clone, Copy)]
-struct Born {
+struct InitialAccess {
     uid: u32,
     gid: u32,
     mode: u32,
@@ -236,7 +237,7 @@ pub(super) struct SocketFile {
     /// Its current name: its place's name, or another one beside it.
     now: OsString,
     id: Option<FileId>,
-    born: Option<Born>,
+    initial: Option<InitialAccess>,
 }
 
 impl SocketFile {
@@ -246,10 +247,10 @@ impl SocketFile {
     /// # Errors
     /// EPERM if something else is there; those of chmod(2) and chown(2).
     pub(super) fn adopt(&mut self, access: Access) -> io::Result<()> {
-        let Some(born) = self.born else { return Ok(()) };
+        let Some(initial) = self.initial else { return Ok(()) };
         let stat = rustix::fs::statat(&self.place.folder, &self.now, AtFlags::SYMLINK_NOFOLLOW)?;
-        let chowned = stat.st_uid != born.uid;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || (chowned && born.uid != 0) {
+        let chowned = stat.st_uid != initial.uid;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || (chowned && initial.uid != 0) {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
         self.id = Some((stat.st_dev, stat.st_ino));
@@ -290,7 +291,7 @@ impl SocketFile {
 
     /// Whether its worker is binding it, or has bound it and does not listen yet.
     pub(super) fn is_awaited(&self) -> bool {
-        self.born.is_some() && self.id.is_none()
+        self.initial.is_some() && self.id.is_none()
     }
 
     /// Whether a file exists where it was to be created.
@@ -333,12 +334,12 @@ impl SocketFile {
 
     /// Copies the program's changes of the access of the file at the path, so that they also hold for this file.
     fn take_access_of(&self, other: &SocketFile) {
-        let (Some(born), Some(ours)) = (other.born, self.born) else { return };
+        let (Some(initial), Some(ours)) = (other.initial, self.initial) else { return };
         let folder = &self.place.folder;
         let Ok(there) = rustix::fs::statat(folder, &other.now, AtFlags::SYMLINK_NOFOLLOW) else { return };
         let changed = |now: u32, before: u32| (now != before).then_some(now);
-        let (uid, gid) = (changed(there.st_uid, born.uid), changed(there.st_gid, born.gid));
-        let mode = changed(there.st_mode & 0o7777, born.mode);
+        let (uid, gid) = (changed(there.st_uid, initial.uid), changed(there.st_gid, initial.gid));
+        let mode = changed(there.st_mode & 0o7777, initial.mode);
         // A failure does not prevent the exchange: the path matters more.
         if let Some(mode) = mode {
             let _best_effort = sockets::set_mode(folder.as_fd(), &self.now, ours.uid, mode);

@@ -210,7 +210,7 @@ impl Broker {
         fresh
     }
 
-    /// Checks a UDP socket that is about to be bound, or a replacement socket that does not listen yet. If the
+    /// Checks a UDP socket that is about to be bound, or a stand-in socket that does not listen yet. If the
     /// program connects the latter instead, our copy would keep the connection open after the worker closes it.
     /// `last`: this is the last check; a socket that is not in use by then is released.
     pub fn look_at_unsettled(&mut self, now: Time, id: u64, last: bool) -> Watch {
@@ -249,7 +249,7 @@ impl Broker {
     }
 
     /// Records whether the program uses a Unix path.
-    pub(super) fn learns_paths(&mut self, in_rotation: bool) {
+    pub(super) fn note_path_use(&mut self, in_rotation: bool) {
         let has_path = self.core.sockets().iter().any(|socket| matches!(socket.key, Key::Unix { .. }));
         if in_rotation && self.paths == PathUse::Unknown && !has_path {
             self.paths = PathUse::Unused;

@@ -84,8 +84,8 @@ impl Core {
         let is_other =
             |socket: &&Socket| socket.id != id && socket.key.overlaps(key) && !own_ids.contains(&socket.id);
         let others: Vec<&Socket> = self.sockets.iter().filter(is_other).collect();
-        if let Some(orphaned) = self.inherited_by(serial, id, key).filter(|_| !has_own) {
-            return Bind::Give(orphaned);
+        if let Some(left) = self.inherited_by(serial, id, key).filter(|_| !has_own) {
+            return Bind::Give(left);
         }
         let joins = !others.is_empty() && (!has_own || may_join_own);
         let enable =
@@ -297,7 +297,7 @@ impl Core {
         if self.is_known(key) || !self.is_settled(worker, now) {
             return true;
         }
-        if !std::mem::replace(&mut self.told_unshared, true) {
+        if !std::mem::replace(&mut self.unshared_reported, true) {
             self.effects.push(Effect::Unshared(worker.id, key.clone()));
         }
         false

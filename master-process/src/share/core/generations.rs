@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn who_replaces_a_crashed_worker_joins_those_who_serve() {
+    fn a_replacement_of_a_crashed_worker_joins_the_serving_workers() {
         assert_eq!(choose(0, None, &[found(0, 3, 0)]), SocketChoice::Own);
         assert_eq!(choose(2, None, &[found(0, 3, 0)]), SocketChoice::Share(0), "two reloads were given up");
         assert_eq!(
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn who_replaces_a_crashed_worker_takes_the_queue_when_all_have_crashed() {
+    fn a_replacement_takes_the_queue_when_all_workers_have_crashed() {
         assert_eq!(choose(0, None, &[found(0, 0, 0)]), SocketChoice::Own);
         assert_eq!(choose(1, None, &[found(0, 0, 0)]), SocketChoice::Share(0));
     }
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_reload_a_path_at_which_nobody_accepts_is_taken_over_with_its_queue() {
+    fn in_a_reload_a_path_without_accepting_workers_is_taken_over_with_its_queue() {
         assert_eq!(choose(1, Some(1), &[found(0, 0, 0)]), SocketChoice::TakeOver(0));
         assert_eq!(
             choose(1, Some(1), &[found(0, 0, 0), socket(1, 0, 1)]),
@@ -148,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn in_a_reload_the_path_goes_to_the_target_with_the_first_that_serves() {
+    fn in_a_reload_the_path_moves_to_the_target_with_its_first_serving_worker() {
         assert_eq!(wanted(Some(1), &[found(0, 4, 0), socket(1, 0, 4)]), Some(0));
         assert_eq!(wanted(Some(1), &[found(0, 3, 1), socket(1, 1, 3)]), Some(10));
     }
 
     #[test]
-    fn in_a_reload_the_path_comes_back_when_nobody_serves_the_target() {
+    fn in_a_reload_the_path_moves_back_when_no_worker_of_the_target_serves() {
         assert_eq!(wanted(Some(1), &[socket(0, 4, 0), found(1, 0, 1)]), Some(0));
         assert_eq!(
             wanted(Some(2), &[socket(0, 3, 1), found(1, 1, 0)]),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_reload_that_was_given_up_the_path_is_for_those_who_are_more() {
+    fn after_a_failed_reload_the_path_leads_to_the_socket_with_most_workers() {
         assert_eq!(wanted(None, &[socket(0, 3, 0), found(1, 1, 0)]), Some(0));
         assert_eq!(wanted(None, &[socket(0, 1, 0), found(1, 3, 0)]), Some(10));
         assert_eq!(wanted(None, &[socket(0, 2, 0), found(1, 2, 0)]), Some(10), "and stays in a draw");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_is_where_somebody_serves() {
+    fn the_path_leads_to_a_socket_with_a_serving_worker() {
         assert_eq!(wanted(None, &[socket(0, 1, 3), found(1, 0, 0)]), Some(0));
         assert_eq!(wanted(None, &[socket(0, 0, 2), found(1, 0, 0)]), None);
         let bound = SocketState { listening: false, ..socket(1, 1, 0) };

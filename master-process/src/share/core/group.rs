@@ -51,7 +51,7 @@ pub(super) fn has_lingered(socket: &Socket, now: Time) -> bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// It is about to be closed: selected only if there is no other.
-    Leaving,
+    Closing,
     /// It has no worker; the next worker of its slot gets its queue.
     Awaited,
     /// Its worker was asked to stop, and may still accept.
@@ -72,7 +72,7 @@ impl Core {
             return Rank::Permanent;
         }
         if socket.closed.is_some() || socket.released {
-            return Rank::Leaving;
+            return Rank::Closing;
         }
         let workers = socket.users.iter().filter_map(|serial| self.workers.get(*serial));
         let of_worker = workers.map(|worker| match (worker.stopping, worker.in_rotation, socket.stalled) {
@@ -81,7 +81,7 @@ impl Core {
             (false, true, true) => Rank::Stalled,
             (false, true, false) => Rank::Serving,
         });
-        let alone = if socket.awaited_by.is_empty() { Rank::Leaving } else { Rank::Awaited };
+        let alone = if socket.awaited_by.is_empty() { Rank::Closing } else { Rank::Awaited };
         of_worker.max().unwrap_or(alone)
     }
 

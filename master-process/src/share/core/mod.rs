@@ -184,7 +184,7 @@ pub(super) struct Core {
     /// Addresses to reconcile.
     dirty: Vec<Key>,
     effects: Vec<Effect>,
-    told_unshared: bool,
+    unshared_reported: bool,
     /// The generation to which the reload in progress leads.
     target: Option<u32>,
 }
@@ -200,7 +200,7 @@ impl Core {
             names: Names::default(),
             dirty: Vec::new(),
             effects: Vec::new(),
-            told_unshared: false,
+            unshared_reported: false,
             target: None,
         }
     }
@@ -218,7 +218,7 @@ impl Core {
         if can_be_joined {
             self.group(&key).join(id);
         }
-        self.names.is_the_programs(&key);
+        self.names.add_fixed(&key);
         self.remember(&key);
     }
 

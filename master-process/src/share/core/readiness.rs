@@ -58,7 +58,7 @@ impl Names {
     }
 
     /// Adds a name that the user has configured.
-    pub(super) fn is_the_programs(&mut self, key: &Key) {
+    pub(super) fn add_fixed(&mut self, key: &Key) {
         if !self.is_fixed(key) {
             push_bounded(&mut self.fixed, key.clone());
         }
@@ -161,9 +161,9 @@ impl Core {
         };
         let listens: Vec<&Key> = self.listening(serial).map(|socket| &socket.key).collect();
         let mut missing: Vec<Key> = served.iter().filter(|key| !is_covered(key, &listens)).cloned().collect();
-        let made_up = missing.iter().filter(|key| !self.names.is_fixed(key)).count();
+        let generated = missing.iter().filter(|key| !self.names.is_fixed(key)).count();
         let is_new = |key: &&&Key| !self.names.is_fixed(key) && !served.iter().any(|other| key.covers(other));
-        if made_up <= listens.iter().filter(is_new).count() {
+        if generated <= listens.iter().filter(is_new).count() {
             missing.retain(|key| self.names.is_fixed(key));
         }
         missing
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_serves_without_an_address_is_the_measure_for_the_next() {
+    fn a_successor_is_compared_with_the_worker_that_serves_now() {
         let (mut slot, side, own) = side_and_own(3);
         slot.listen(at(20), 2, 20, &side);
         // It has reported its readiness by itself.
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_whose_name_is_made_up_is_not_waited_for_by_that_name() {
+    fn a_socket_with_a_generated_name_is_not_expected_by_that_name() {
         let own = tcp("127.0.0.1:80");
         let mut slot = Slot::new(3);
         slot.listen_at(at(1), 1, 10, &path("diagnostic-1"));
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_on_which_two_workers_have_listened_is_the_programs() {
+    fn a_name_on_which_two_workers_have_listened_is_fixed() {
         let (own, other) = (path("app.sock"), path("other.sock"));
         let mut slot = Slot::new(3);
         slot.listen_at(at(1), 1, 10, &own);
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_names_push_each_other_out() {
+    fn generated_names_displace_each_other() {
         let mut names = Names::default();
         for serial in 0..3 * MAX_NAMES as u64 {
             names.listens(serial, &path(&serial.to_string()));
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_a_worker_has_started_is_not_waited_for_beside_what_it_listens_on_itself() {
+    fn listeners_of_a_daemon_are_expected_only_without_others() {
         let (daemon, own) = (tcp("0.0.0.0:4369"), tcp("127.0.0.1:80"));
         let mut slot = Slot::new(2);
         let _own = slot.0.bind(at(1), asked(1, 10, &daemon, false, true));
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_on_as_a_worker_serves_what_that_listened_on_itself() {
+    fn listeners_of_a_daemon_are_served_only_without_others() {
         let (daemon, own) = (tcp("0.0.0.0:4369"), tcp("127.0.0.1:80"));
         let mut slot = Slot::new(1);
         assert!(slot.0.served_by(1).is_empty());
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_opens_and_closes_for_ever_fills_nothing() {
+    fn a_worker_that_opens_and_closes_forever_uses_bounded_memory() {
         let mut slot = Slot::new(1);
         for port in 1..2000u16 {
             let key = Key::tcp(([127, 0, 0, 1], port).into(), false);

@@ -42,7 +42,7 @@ fn walk(simulation: &Simulation, depth: u32, count: &mut u64) {
 }
 
 #[test]
-fn no_short_history_leads_a_connection_to_a_socket_that_nobody_serves_while_somebody_does() {
+fn in_short_histories_connections_go_to_served_sockets_only() {
     for migration in BOTH {
         let mut count = 0;
         walk(&Simulation::new(migration), 5, &mut count);
@@ -51,7 +51,7 @@ fn no_short_history_leads_a_connection_to_a_socket_that_nobody_serves_while_some
 }
 
 #[test]
-fn nor_does_a_long_one() {
+fn in_long_histories_connections_go_to_served_sockets_only() {
     let mut random = 1u64;
     for round in 0..2_000 {
         let mut simulation = Simulation::new(BOTH[round % 2]);
@@ -76,7 +76,7 @@ fn run(migration: Migration, steps: &[Step]) -> Simulation {
 }
 
 #[test]
-fn what_waits_for_a_crashed_worker_is_its_siblings_at_once_where_the_kernel_moves_it() {
+fn connections_of_a_crashed_worker_go_to_its_siblings_where_the_kernel_moves_queues() {
     use Step::{Accept, Connect, Die, Listen, Serve};
     let steps = [Listen(0), Listen(1), Serve(0), Connect, Serve(1), Die(0)];
     let simulation = run(Migration::Moves, &steps);
@@ -86,7 +86,7 @@ fn what_waits_for_a_crashed_worker_is_its_siblings_at_once_where_the_kernel_move
 }
 
 #[test]
-fn what_waits_for_a_crashed_worker_is_its_successors_where_the_kernel_moves_nothing() {
+fn connections_of_a_crashed_worker_wait_for_its_successor_where_the_kernel_moves_no_queues() {
     use Step::{Accept, Connect, Die, Listen, Pass, Serve};
     let steps =
         [Listen(0), Listen(1), Serve(0), Connect, Serve(1), Die(0), Pass, Listen(0), Serve(0), Accept];
@@ -95,7 +95,7 @@ fn what_waits_for_a_crashed_worker_is_its_successors_where_the_kernel_moves_noth
 }
 
 #[test]
-fn what_waits_while_no_worker_lives_is_the_next_ones() {
+fn connections_that_arrive_without_a_worker_wait_for_the_next_one() {
     use Step::{Accept, Connect, Die, Listen, Pass, Serve};
     for migration in BOTH {
         let steps = [Listen(0), Serve(0), Connect, Die(0), Connect, Pass, Listen(0), Serve(0), Accept, Pass];
@@ -105,7 +105,7 @@ fn what_waits_while_no_worker_lives_is_the_next_ones() {
 }
 
 #[test]
-fn a_listener_that_its_worker_closed_goes_at_once_where_others_serve_and_after_a_grace_where_none_does() {
+fn a_closed_listener_is_dropped_at_once_with_siblings_and_after_a_grace_without() {
     use Step::{Close, Listen, Pass, Serve};
     for migration in BOTH {
         let two = run(migration, &[Listen(0), Listen(1), Serve(0), Serve(1), Close(0)]);
@@ -216,7 +216,7 @@ fn two_sockets_of_one_worker_that_are_bound_before_either_listens_do_not_both_li
 }
 
 #[test]
-fn an_address_that_its_worker_wants_for_another_socket_is_free_at_once() {
+fn an_address_that_its_worker_binds_with_another_socket_is_free_at_once() {
     for migration in BOTH {
         let mut core = core_with(2);
         core.set_migration(migration);
@@ -252,7 +252,7 @@ fn siblings_of_an_overlapping_address_are_joined() {
 }
 
 #[test]
-fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with() {
+fn a_new_address_of_a_settled_worker_is_not_shared() {
     let mut core = core_with(2);
     let (known, late) = (tcp("127.0.0.1:80"), tcp("127.0.0.1:30000"));
     assert_eq!(core.bind(at(1), asked(1, 10, &known, false, false)), own(false));
@@ -288,8 +288,7 @@ fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with(
 }
 
 #[test]
-fn a_socket_that_what_is_left_of_a_worker_has_closed_is_let_go_where_its_queue_moves_and_kept_for_the_next_one_else()
- {
+fn a_socket_closed_by_the_rest_of_a_worker_is_dropped_only_where_its_queue_moves() {
     for (migration, is_closed) in [(Migration::Moves, true), (Migration::Resets, false)] {
         let mut core = Core::new(migration);
         let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
@@ -313,7 +312,7 @@ fn a_socket_that_what_is_left_of_a_worker_has_closed_is_let_go_where_its_queue_m
 }
 
 #[test]
-fn a_worker_that_binds_for_ever_fills_nothing() {
+fn a_worker_that_binds_forever_uses_bounded_memory() {
     let mut core = core_with(1);
     for port in 1..10_000u16 {
         let key = Key::tcp(([127, 0, 0, 1], port).into(), false);
@@ -327,7 +326,7 @@ fn a_worker_that_binds_for_ever_fills_nothing() {
 }
 
 #[test]
-fn a_bind_that_was_let_go_on_is_waited_for_while_its_thread_may_be_in_it_and_not_for_ever() {
+fn a_continued_bind_is_waited_for_up_to_a_limit_while_its_thread_may_be_in_it() {
     let mut core = Core::new(Migration::Moves);
     let start = Time::new(Duration::from_secs(100));
     let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
@@ -344,7 +343,7 @@ fn a_bind_that_was_let_go_on_is_waited_for_while_its_thread_may_be_in_it_and_not
 }
 
 #[test]
-fn a_program_that_binds_its_first_address_long_after_it_counts_as_ready_is_slow_and_not_searching() {
+fn the_first_address_of_a_slow_program_is_shared() {
     let mut core = Core::new(Migration::Moves);
     let start = Time::new(Duration::from_secs(100));
     for (slot, serial) in [(0, 1), (1, 2)] {

@@ -27,7 +27,7 @@ const AGAIN_AFTER: Duration = Duration::from_secs(60);
 const MAX_ADDRESSES: usize = 32;
 
 /// The number of searches that may wait.
-const MAX_WAITING: usize = 8;
+const MAX_QUEUED: usize = 8;
 
 /// How long calls wait for a search that another call has begun, in addition to the time for ending processes.
 const SEARCH_TAKES: Duration = Duration::from_secs(10);
@@ -137,7 +137,7 @@ pub(super) struct Occupants {
 impl Occupants {
     /// Searches whose answers are signalled by `wake`.
     pub(super) fn new(wake: Wake) -> Occupants {
-        let helper = Helper::new("occupants", 256 * 1024, MAX_WAITING, wake, answer);
+        let helper = Helper::new("occupants", 256 * 1024, MAX_QUEUED, wake, answer);
         Occupants { takeover: None, helper, searches: Vec::new() }
     }
 

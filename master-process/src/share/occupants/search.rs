@@ -35,7 +35,7 @@ const KILL_TAKES: Duration = Duration::from_millis(500);
 static ENVIRONMENTS: Reader = Reader::new("holders", 16, Duration::from_secs(1));
 
 /// The number of holders that a line names.
-const NAMED: usize = 3;
+const MAX_NAMED: usize = 3;
 
 /// A process that holds the address.
 #[derive(Debug)]
@@ -189,7 +189,7 @@ fn targets(found: &Found) -> Vec<(Pid, u64, String, Pid)> {
                 let holds = found.occupants.iter().any(|holder| holder.pid == child);
                 let is_left = match below.verdict {
                     Verdict::Left(its) => its == marks || holds,
-                    Verdict::Stranger => holds,
+                    Verdict::Unrelated => holds,
                     Verdict::Ours | Verdict::OfLiving(_) => false,
                 };
                 if is_left {
@@ -261,7 +261,7 @@ fn await_end(handles: &[OwnedFd], limit: Duration) {
 /// Describes the holders of the address, and how to end them.
 fn describe(found: &Found, takes_over: bool) -> Option<String> {
     let mut text = String::new();
-    for (count, occupant) in found.occupants.iter().take(NAMED).enumerate() {
+    for (count, occupant) in found.occupants.iter().take(MAX_NAMED).enumerate() {
         let separator = if count == 0 { "" } else { "; and by " };
         let since = started_at(occupant.started);
         let since = since.map_or_else(String::new, |since| {
@@ -276,10 +276,10 @@ fn describe(found: &Found, takes_over: bool) -> Option<String> {
             Verdict::OfLiving(supervisor) => {
                 write!(text, ", which belongs to a running master-process (pid {})", supervisor.as_raw_pid())
             }
-            Verdict::Ours | Verdict::Stranger => Ok(()),
+            Verdict::Ours | Verdict::Unrelated => Ok(()),
         };
     }
-    if let Some(more) = found.occupants.len().checked_sub(NAMED).filter(|more| *more > 0) {
+    if let Some(more) = found.occupants.len().checked_sub(MAX_NAMED).filter(|more| *more > 0) {
         let _never_fails = write!(text, "; and {more} more");
     }
     if text.is_empty() {

@@ -57,13 +57,13 @@ pub(super) enum Verdict {
     /// An earlier supervisor has left it.
     Left(Marks),
     /// It belongs to no supervisor, or its owner is unknown.
-    Stranger,
+    Unrelated,
 }
 
 /// Decides the owner of a process. It counts as left behind only if no evidence contradicts that. While a supervisor
 /// lives, it is an ancestor of all processes that its workers start, because it adopts their orphans.
 pub(super) fn verdict(us: Pid, evidence: &Evidence) -> Verdict {
-    let Some(ancestors) = &evidence.ancestors else { return Verdict::Stranger };
+    let Some(ancestors) = &evidence.ancestors else { return Verdict::Unrelated };
     let descends_from = |pid: Pid| ancestors.iter().any(|ancestor| ancestor.pid == pid);
     if evidence.pid == us || descends_from(us) {
         return Verdict::Ours;
@@ -71,7 +71,7 @@ pub(super) fn verdict(us: Pid, evidence: &Evidence) -> Verdict {
     if let Some(supervisor) = ancestors.iter().find(|ancestor| ancestor.is_supervisor) {
         return Verdict::OfLiving(supervisor.pid);
     }
-    let Some(marks) = evidence.marks.filter(|_| evidence.shares_pids) else { return Verdict::Stranger };
+    let Some(marks) = evidence.marks.filter(|_| evidence.shares_pids) else { return Verdict::Unrelated };
     // A process that started later has only reused the supervisor's pid.
     let may_be_meant = |other: &Other| {
         other.started <= evidence.started && (other.is_supervisor || descends_from(other.pid))
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_whose_supervisor_is_gone_was_left() {
+    fn a_worker_whose_supervisor_has_ended_was_left() {
         assert!(matches!(verdict_of(&left()), Verdict::Left(marks) if marks.supervisor == pid(40)));
         let reused = Evidence { recorded: Some(other(40, 101, true)), ..left() };
         assert!(matches!(verdict_of(&reused), Verdict::Left(_)), "the number is a later process's");
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_descends_from_us_is_ours_whatever_it_says() {
+    fn a_descendant_of_ours_is_ours_whatever_its_environment_says() {
         let ancestors = Some(vec![other(70, 20, false), other(US, 10, true), other(30, 5, true)]);
         assert_eq!(verdict_of(&Evidence { ancestors, ..left() }), Verdict::Ours);
         assert_eq!(verdict_of(&Evidence { pid: pid(US), ..left() }), Verdict::Ours);
@@ -167,13 +167,13 @@ mod tests {
 
     #[test]
     fn without_all_marks_or_all_knowledge_it_is_a_stranger() {
-        let strangers = [
+        let unrelated = [
             Evidence { marks: None, ..left() },
             Evidence { shares_pids: false, ..left() },
             Evidence { ancestors: None, ..left() },
         ];
-        for evidence in strangers {
-            assert_eq!(verdict_of(&evidence), Verdict::Stranger, "{evidence:?}");
+        for evidence in unrelated {
+            assert_eq!(verdict_of(&evidence), Verdict::Unrelated, "{evidence:?}");
         }
         for text in [
             "PPID=40 WORKER_INDEX=0",

@@ -132,8 +132,8 @@ impl Broker {
             // `--share-only` names it, so a late bind is not a search for a free port.
             self.core.know(&key);
         }
-        if let Some(later) = self.seek_occupant_of(request, &key, &socket) {
-            return Ok(later);
+        if let Some(decision) = self.seek_occupant_of(request, &key, &socket) {
+            return Ok(decision);
         }
         if protocol == Protocol::Tcp && !self.has_shards() {
             return self.bind_one_for_all(request, fd, &socket, key);
@@ -162,9 +162,9 @@ impl Broker {
             }
         };
         for other in enable {
-            if let Some(later) = self.enable_reuseport(request, other) {
+            if let Some(decision) = self.enable_reuseport(request, other) {
                 self.core.released(serial, own.id());
-                return Ok(later);
+                return Ok(decision);
             }
         }
         self.copies.locate(serial, own.id(), request.call.thread, fd);

@@ -68,9 +68,9 @@ impl Broker {
             own.inode = id;
         }
         if at_path.is_none() {
-            if let Some(later) = self.make_room(request, &place, &identity) {
+            if let Some(decision) = self.make_room(request, &place, &identity) {
                 self.core.released(request.worker.serial, id);
-                return Ok(later);
+                return Ok(decision);
             }
             self.copies.set_file(id, place.for_bind(&identity));
             return Ok(answer(Answer::Continue));
@@ -122,8 +122,8 @@ impl Broker {
             return Ok(Decision::Wait(BIND_RETRY));
         }
         if !self.core.sockets().iter().any(|known| known.key.matches(&key)) {
-            if let Some(later) = self.make_room(request, &place, identity) {
-                return Ok(later);
+            if let Some(decision) = self.make_room(request, &place, identity) {
+                return Ok(decision);
             }
             self.copies.set_file(socket.inode, place.for_bind(identity));
         }
@@ -153,8 +153,8 @@ impl Broker {
         if let Err(why) = place.make_room(identity) {
             if let Refused::Answered(answerer) = why {
                 let wanted = Wanted { key: place.key(), answerer: Some(answerer) };
-                if let Some(later) = self.seek_occupant(request, wanted) {
-                    return Some(later);
+                if let Some(decision) = self.seek_occupant(request, wanted) {
+                    return Some(decision);
                 }
             }
             let (worker, address) = (request.worker, place.key().to_string());

@@ -210,7 +210,7 @@ mod tests {
         };
         assert_eq!(look((started, 1)).whose(me), Whose::Asked);
         assert_eq!(look((started, 7)).whose(me), Whose::Another);
-        assert_eq!(look((started + 1, 7)).whose(me), Whose::Unknown, "the number of another process before");
+        assert_eq!(look((started + 1, 7)).whose(me), Whose::Unknown, "the pid was reused");
         assert_eq!(look((started, 7)).whose(pid(2)), Whose::Another, "a worker");
         assert_eq!(look((started, 7)).whose(pid(3)), Whose::Unknown);
     }

@@ -7,7 +7,7 @@ use super::{Core, Effect, Migration, Scope, Socket, SocketId};
 use crate::policy::Time;
 use crate::share::address::Key;
 
-/// How long a continued `bind` takes at most: the kernel needs microseconds.
+/// How long a continued `bind` may normally take: the kernel needs microseconds.
 const BIND_TAKES: Duration = Duration::from_millis(50);
 
 /// How long it may take if its thread has not been seen to do anything else since. On a busy machine a thread may
@@ -291,7 +291,7 @@ impl Core {
     }
 
     /// Whether a worker may share an address. If it has long been ready, and no worker listened on the address while
-    /// starting, it searches for a free port and must not get its sibling's.
+    /// starting, the bind is a search for a free port, and must not lead to a sibling's.
     pub(in crate::share) fn is_shareable(&mut self, now: Time, serial: u64, key: &Key) -> bool {
         let Some(worker) = self.workers.get(serial) else { return false };
         if self.is_known(key) || !self.is_settled(worker, now) {

@@ -56,7 +56,7 @@ enum Rank {
     Awaited,
     /// Its worker was asked to stop, and may still accept.
     Stopping,
-    /// Its worker is not ready yet, or stands by.
+    /// Its worker is not ready yet, or is on standby: better than a socket without a worker.
     Present,
     /// The supervisor opened it: workers that got it accept there.
     Permanent,

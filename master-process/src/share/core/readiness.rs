@@ -256,7 +256,7 @@ mod tests {
         let (side, own) = (tcp("127.0.0.1:9100"), tcp("0.0.0.0:3000"));
         let mut slot = Slot::new(workers);
         slot.listen(at(1), 1, 10, &side);
-        assert_eq!(slot.missing(1), [], "nobody served before it");
+        assert_eq!(slot.missing(1), [], "no worker served before it");
         slot.0.set_in_rotation(at(1), 1, true);
         slot.listen(at(3), 1, 11, &own);
         (slot, side, own)

@@ -194,7 +194,7 @@ impl Simulation {
         let bind = self.core.bind(self.now, asked(serial, own, &self.key.clone(), false, false));
         let listener = match bind {
             Bind::Own { reuseport, .. } => {
-                assert_eq!(reuseport, !self.group.is_empty(), "it joins where there is somebody to join");
+                assert_eq!(reuseport, !self.group.is_empty(), "it joins an existing group");
                 self.sockets
                     .insert(own, SimSocket { worker: serial, open: true, listening: true, waiting: 0 });
                 self.group.push(own);
@@ -342,7 +342,7 @@ impl Simulation {
         for id in self.destinations() {
             let socket = &self.sockets[&id];
             let alive = self.workers.iter().any(|worker| worker.id.serial == socket.worker);
-            assert!(alive && socket.open, "{id} is nobody's, and {served} are served: {self:#?}");
+            assert!(alive && socket.open, "{id} has no worker, and {served} sockets are served: {self:#?}");
         }
     }
 

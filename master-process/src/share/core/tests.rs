@@ -263,9 +263,9 @@ fn a_new_address_of_a_settled_worker_is_not_shared() {
     let settled = at(1).after(SETTLING);
     assert_eq!(core.bind(settled, asked(1, 11, &late, false, false)), Bind::Private);
     assert_eq!(core.bind(settled, asked(1, 12, &late, false, false)), Bind::Private);
-    let mut told = core.reconcile(settled);
-    told.retain(|effect| !matches!(effect, Effect::Close(_)));
-    assert_eq!(told, [Effect::Unshared(WorkerId { slot: 1, serial: 1 }, late.clone())], "once");
+    let mut effects = core.reconcile(settled);
+    effects.retain(|effect| !matches!(effect, Effect::Close(_)));
+    assert_eq!(effects, [Effect::Unshared(WorkerId { slot: 1, serial: 1 }, late.clone())], "once");
     assert_eq!(
         core.bind(settled, asked(2, 20, &late, false, false)),
         own(false),
@@ -276,7 +276,7 @@ fn a_new_address_of_a_settled_worker_is_not_shared() {
     assert_eq!(
         core.bind(settled, over),
         Bind::Check(vec![10]),
-        "what it may have closed is let go of all the same"
+        "sockets that it may have closed are checked first"
     );
     core.released(1, 10);
     let _closed = core.reconcile(settled);
@@ -339,7 +339,7 @@ fn a_continued_bind_is_waited_for_up_to_a_limit_while_its_thread_may_be_in_it() 
     assert!(fresh(50, true), "its thread waits for a CPU");
     assert!(fresh(4999, true));
     assert!(!fresh(5000, true), "it is stopped");
-    assert!(!core.is_fresh(start, 8, || true), "nobody asked");
+    assert!(!core.is_fresh(start, 8, || true), "no worker asked to bind it");
 }
 
 #[test]

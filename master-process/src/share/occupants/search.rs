@@ -78,8 +78,8 @@ pub(super) fn look(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
             found = find(wanted);
         }
     }
-    let told = |occupant: &Occupant| ended.iter().any(|ended| ended.pid == occupant.pid);
-    found.occupants.retain(|occupant| occupant.verdict != Verdict::Ours && !told(occupant));
+    let was_ended = |occupant: &Occupant| ended.iter().any(|ended| ended.pid == occupant.pid);
+    found.occupants.retain(|occupant| occupant.verdict != Verdict::Ours && !was_ended(occupant));
     Outcome {
         holders: describe(&found, takeover.is_some()),
         ended: ended.iter().map(|ended| describe_end(ended, &wanted.key)).collect(),
@@ -298,21 +298,21 @@ fn describe(found: &Found, takes_over: bool) -> Option<String> {
 }
 
 fn describe_end(ended: &Ended, key: &Key) -> String {
-    let who = format!(
+    let process = format!(
         "{} (pid {}), left by an earlier master-process (pid {})",
         ended.name,
         ended.pid.as_raw_pid(),
         ended.supervisor.as_raw_pid()
     );
     if let Some(error) = &ended.error {
-        return format!("cannot end {who}, which holds {key}: pidfd_send_signal: {error}");
+        return format!("cannot end {process}, which holds {key}: pidfd_send_signal: {error}");
     }
     let is_there = stat(ended.pid).is_some_and(|stat| stat.started == ended.started);
     let signal = signal_names::name(ended.signal);
     if is_there {
-        format!("cannot end {who}, which holds {key}: it is still there after {signal}")
+        format!("cannot end {process}, which holds {key}: it is still there after {signal}")
     } else {
-        format!("ended {who}, which held {key}, with {signal}")
+        format!("ended {process}, which held {key}, with {signal}")
     }
 }
 

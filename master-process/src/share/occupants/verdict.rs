@@ -120,7 +120,7 @@ mod tests {
     fn a_worker_whose_supervisor_has_ended_was_left() {
         assert!(matches!(verdict_of(&left()), Verdict::Left(marks) if marks.supervisor == pid(40)));
         let reused = Evidence { recorded: Some(other(40, 101, true)), ..left() };
-        assert!(matches!(verdict_of(&reused), Verdict::Left(_)), "the number is a later process's");
+        assert!(matches!(verdict_of(&reused), Verdict::Left(_)), "the pid was reused");
         let another = Evidence { recorded: Some(other(40, 90, false)), ..left() };
         assert!(matches!(verdict_of(&another), Verdict::Left(_)), "another program, and no ancestor");
     }

@@ -78,8 +78,8 @@ pub(super) fn look(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
             found = find(wanted);
         }
     }
-    let was_ended = |occupant: &Occupant| ended.iter().any(|ended| ended.pid == occupant.pid);
-    found.occupants.retain(|occupant| occupant.verdict != Verdict::Ours && !was_ended(occupant));
+    let is_reported = |occupant: &Occupant| ended.iter().any(|ended| ended.pid == occupant.pid);
+    found.occupants.retain(|occupant| occupant.verdict != Verdict::Ours && !is_reported(occupant));
     Outcome {
         holders: describe(&found, takeover.is_some()),
         ended: ended.iter().map(|ended| describe_end(ended, &wanted.key)).collect(),

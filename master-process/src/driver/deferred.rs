@@ -145,7 +145,7 @@ impl Driver {
         while let Some(deferred) = self.deferred.due(now) {
             match deferred {
                 Deferred::Queue(inode) => match self.broker.look_at_queue(now, inode) {
-                    Watch::Come => self.broker.watch_queue(inode),
+                    Watch::ForConnections => self.broker.watch_queue(inode),
                     Watch::Soon => self.schedule(deferred),
                     Watch::Over => {}
                 },

@@ -1,4 +1,4 @@
-//! What a worker's `bind` named.
+//! Socket addresses, as a worker's `bind` names them.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,16 +11,16 @@ use std::path::PathBuf;
 pub(super) enum Address {
     /// An IP address and a port that is not 0.
     Inet(SocketAddr),
-    /// A path, as relative as the program wrote it.
+    /// A path as the program wrote it, possibly relative.
     Path(PathBuf),
     /// A name in the abstract name space, without its leading zero.
     Abstract(Vec<u8>),
-    /// What we leave to the program: port 0, unnamed, another family, nonsense.
+    /// An address that is not shared: port 0, unnamed, another family, or malformed.
     Private,
 }
 
 impl Address {
-    /// Decodes a `sockaddr` of whatever family; see ip(7), ipv6(7) and unix(7).
+    /// Decodes a `sockaddr` of any family; see ip(7), ipv6(7) and unix(7).
     pub(super) fn decode(bytes: &[u8]) -> Address {
         let Some((family, rest)) = bytes.split_first_chunk::<2>() else {
             return Address::Private;
@@ -54,7 +54,7 @@ fn decode_v6(rest: &[u8]) -> Address {
     let Some((ip, rest)) = rest.split_first_chunk::<16>() else {
         return Address::Private;
     };
-    // Programs that know the older, shorter structure leave the scope out.
+    // Programs that use the older, shorter structure omit the scope.
     let scope = rest.first_chunk::<4>().map_or(0, |scope| u32::from_ne_bytes(*scope));
     Address::Inet(SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::from(*ip), port, 0, scope)))
 }
@@ -76,30 +76,30 @@ fn decode_unix(path: &[u8]) -> Address {
     }
 }
 
-/// What is sent over an IP address.
+/// A transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Protocol {
-    /// TCP, also where a worker asked for MPTCP.
+    /// TCP; also the protocol of an MPTCP socket.
     Tcp,
     /// UDP.
     Udp,
 }
 
-/// What tells one address from another.
+/// The identity of an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Key {
-    /// An IP address; an IPv6 socket that leaves IPv4 to others is not the same as one that does not.
+    /// An IP address. An IPv6 socket with `IPV6_V6ONLY` has a different key from one without.
     Inet {
-        /// Its protocol.
+        /// The protocol.
         protocol: Protocol,
         /// Address and port.
         address: SocketAddr,
         /// `IPV6_V6ONLY`.
         v6only: bool,
-        /// The interface that it is bound to, or 0.
+        /// The index of the interface that it is bound to, or 0.
         interface: u32,
     },
-    /// A name in a folder, whatever path leads there.
+    /// A name in a folder, independent of the path that leads there.
     Unix {
         /// Device and inode.
         folder: (u64, u64),
@@ -113,12 +113,12 @@ pub(super) enum Key {
 }
 
 impl Key {
-    /// An address of TCP on every interface.
+    /// A TCP address on every interface.
     pub(super) fn tcp(address: SocketAddr, v6only: bool) -> Key {
         Key::Inet { protocol: Protocol::Tcp, address, v6only, interface: 0 }
     }
 
-    /// Whether both mean the same socket: how a path is written is not part of it.
+    /// Whether both are the same address. The spelling of a path is ignored.
     pub(super) fn matches(&self, other: &Key) -> bool {
         match (self, other) {
             (Key::Unix { folder, name, .. }, Key::Unix { folder: other_folder, name: other_name, .. }) => {
@@ -128,8 +128,8 @@ impl Key {
         }
     }
 
-    /// Whether who comes to `other` comes here once nobody listens there. A path that is written alike is the same address
-    /// in the folder of another release.
+    /// Whether connections to `other` arrive here when `other` has no listener. An equal path in the folder of
+    /// another release counts as the same address.
     pub(super) fn covers(&self, other: &Key) -> bool {
         match (self, other) {
             (
@@ -153,7 +153,7 @@ impl Key {
         }
     }
 
-    /// An address of every IPv6 and every IPv4 address as two, one for each family.
+    /// Splits a wildcard address of both families into one address for each family.
     pub(super) fn families(&self) -> Option<[Key; 2]> {
         match self {
             Key::Inet { protocol, address: SocketAddr::V6(address), v6only: false, interface }
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn port_zero_and_nonsense_are_the_programs_own() {
+    fn port_zero_and_malformed_addresses_are_private() {
         let port_zero = sockaddr(libc::AF_INET, &[0, 0, 127, 0, 0, 1]);
         let cut = sockaddr(libc::AF_INET6, &[0x1f, 0x90, 0, 0]);
         let netlink = sockaddr(libc::AF_NETLINK, &[0; 10]);
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_overlap_as_the_kernel_has_it() {
+    fn addresses_overlap_as_in_the_kernel() {
         let key = |text: &str, v6only| Key::tcp(text.parse().expect("an address"), v6only);
         let overlap = |one: &str, other: &str, v6only| {
             let (one, other) = (key(one, false), key(other, v6only));

@@ -1,4 +1,4 @@
-//! A worker binds: the kernel binds the worker's own socket, with the worker's own rights.
+//! `bind`: the kernel binds the worker's own socket, with the worker's own privileges.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -23,14 +23,14 @@ use crate::sys::seccomp::{Answer, SocketOption};
 use crate::sys::socket_options;
 use crate::sys::sockets::{self, Kind};
 
-/// The longest `sockaddr` that the kernel takes: programs pass the size of `sockaddr_storage`.
+/// The longest `sockaddr` that the kernel accepts: programs pass the size of `sockaddr_storage`.
 const LONGEST_ADDRESS: u32 = 128;
 
-/// How long a `bind` waits for another one that was let go on and is not done yet: that takes microseconds.
-pub(super) const SOON: Duration = Duration::from_millis(1);
+/// The delay before a `bind` is tried again that waits for another `bind` to finish, which takes microseconds.
+pub(super) const BIND_RETRY: Duration = Duration::from_millis(1);
 
-/// How long a call waits whose worker has as many walks under way as it may.
-const LATER: Duration = Duration::from_millis(20);
+/// The delay before a call is tried again whose worker has the maximum number of scans in progress.
+const SCAN_RETRY: Duration = Duration::from_millis(20);
 
 impl Broker {
     pub(super) fn bind(
@@ -49,14 +49,14 @@ impl Broker {
         }
         let socket = CallerSocket::look(&request.peer, fd)?;
         if let Some(process) = self.processes.get_mut(&request.worker.serial) {
-            // The call once more that it was torn out of: it has what it asks for.
+            // The interrupted call again: its result is already in place.
             if process.take_undelivered(socket.inode, &address) {
                 process.given = Some((socket.inode, address));
                 return Ok(answer(Answer::Done));
             }
         }
-        // Before Linux 5.14 the kernel would make a file at the path before it sees that the socket has an address,
-        // and leave it there.
+        // Before Linux 5.14 the kernel creates a file at the path before it finds that the socket is already bound,
+        // and leaves the file there.
         let is_bound = !socket.bindable || self.core.socket(socket.inode).is_some_and(|known| known.active);
         if is_bound && matches!(address, Address::Path(_)) {
             return Ok(answer(Answer::Fail(libc::EINVAL)));
@@ -85,8 +85,9 @@ impl Broker {
         self.processes.get(&worker.serial)?.options.get(id, option)
     }
 
-    /// A supervisor that is itself a worker cannot have filters of its own: its workers share with one another through
-    /// us. They are told apart by what it tells them. A worker that pretends to be one shares with itself.
+    /// Identifies a worker of a supervisor that is itself a worker; 0: none. Such a supervisor cannot install filters
+    /// of its own, so its workers share through us. The environment that it sets tells them apart. A worker that
+    /// imitates this environment shares only with itself.
     fn inner_worker(&self, request: &Request<'_>) -> io::Result<u64> {
         let root = self.processes.get(&request.worker.serial).and_then(|process| process.pid);
         if root == Some(request.call.thread) {
@@ -95,10 +96,10 @@ impl Broker {
         let environment = match request.peer.environment() {
             Ok(environment) => environment,
             Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) => return Err(error),
-            // What cannot be read is the worker's own.
+            // Without an environment the process counts as the worker itself.
             Err(_) => return Ok(0),
         };
-        // Not PPID, which shells set anew.
+        // Not PPID: shells overwrite it.
         let notify = environment.get("NOTIFY_SOCKET").filter(|notify| *notify != self.notify_address);
         let (Some(notify), Some(slot)) = (notify, environment.get("WORKER_INDEX")) else { return Ok(0) };
         let mut hasher = DefaultHasher::new();
@@ -128,11 +129,11 @@ impl Broker {
             return self.give(request, fd, permanent.id, &Address::Inet(address));
         }
         if !self.rules.only.is_empty() {
-            // It is named: however late it is bound, that is no search.
+            // `--share-only` names it, so a late bind is not a search for a free port.
             self.core.know(&key);
         }
-        if let Some(later) = self.seek_occupant_of(request, &key, &socket) {
-            return Ok(later);
+        if let Some(decision) = self.seek_occupant_of(request, &key, &socket) {
+            return Ok(decision);
         }
         if protocol == Protocol::Tcp && !self.has_shards() {
             return self.bind_one_for_all(request, fd, &socket, key);
@@ -142,7 +143,7 @@ impl Broker {
                 return Ok(answer(Answer::Continue));
             }
             if !self.has_settled(&key) {
-                return Ok(Decision::Wait(SOON));
+                return Ok(Decision::Wait(BIND_RETRY));
             }
         }
         let mut own = OwnSocket::of(self, socket, &key, joins_permanent, v6only)?;
@@ -161,9 +162,9 @@ impl Broker {
             }
         };
         for other in enable {
-            if let Some(later) = self.enable_reuseport(request, other) {
+            if let Some(decision) = self.enable_reuseport(request, other) {
                 self.core.released(serial, own.id());
-                return Ok(later);
+                return Ok(decision);
             }
         }
         self.copies.locate(serial, own.id(), request.call.thread, fd);
@@ -183,8 +184,9 @@ impl Broker {
         Ok(answer(Answer::Continue))
     }
 
-    /// The first socket of an address is about to be bound: where somebody who is no worker of ours has it, the kernel will
-    /// refuse that, or, where both have set `SO_REUSEPORT`, share with him. What the call has to wait for, if for anything.
+    /// Checks, before the first socket of an address is bound, whether an unrelated process holds the address. The
+    /// kernel then refuses the bind, or shares the address with that process if both have set `SO_REUSEPORT`. Returns
+    /// what the call must wait for, if anything.
     fn seek_occupant_of(
         &mut self,
         request: &Request<'_>,
@@ -202,18 +204,18 @@ impl Broker {
         self.seek_occupant(request, Wanted { key: key.clone(), answerer: None })
     }
 
-    /// Finds out who holds an address. What the call has to wait for, if for anything.
+    /// Searches for the process that holds an address. Returns what the call must wait for, if anything.
     pub(super) fn seek_occupant(&mut self, request: &Request<'_>, wanted: Wanted) -> Option<Decision> {
         let caller = (request.worker.serial, *request.call);
         match self.occupants.seek(request.now, wanted, caller) {
             Seeking::Await => Some(Decision::AwaitLook),
-            Seeking::Wait => Some(Decision::Wait(LATER)),
+            Seeking::Wait => Some(Decision::Wait(SCAN_RETRY)),
             Seeking::GoOn => None,
         }
     }
 
-    /// Puts a socket of ours in the place of the worker's. The worker's call then binds that one, with the worker's
-    /// rights; only what the user named with `--listen` is bound with ours.
+    /// Replaces the worker's socket by one of ours. The worker's call then binds that one, with the worker's
+    /// privileges. Only the addresses of `--listen` are bound with ours.
     fn stand_in(
         &mut self,
         request: &Request<'_>,
@@ -248,7 +250,7 @@ impl Broker {
         Ok(answer(Answer::Done))
     }
 
-    /// An address that has one socket for all workers: the first one's own, which the others get.
+    /// Binds an address that has one socket for all workers: the first worker's own, which the others get.
     pub(super) fn bind_one_for_all(
         &mut self,
         request: &Request<'_>,
@@ -277,7 +279,7 @@ impl Broker {
         }
     }
 
-    /// Gives a worker a socket that others have in the place of its own.
+    /// Replaces a worker's socket by one that other workers have.
     pub(super) fn give(
         &mut self,
         request: &Request<'_>,
@@ -291,17 +293,17 @@ impl Broker {
         };
         let copied = match self.copies.get(id) {
             Some(_) => None,
-            // It does not listen yet, and only its worker has it.
+            // It does not listen yet, and only its worker has it open.
             None => match self.copy_from_user(id, serial) {
                 Some(copy) if sockets::is_bound(copy.as_fd()) => Some(copy),
                 Some(copy) => {
                     sockets::close_copy(copy);
                     if !self.may_be_binding(request.now, id) {
-                        // Its bind has failed.
+                        // Its `bind` failed.
                         self.core.drop_socket(id);
                         self.reconcile(request.now);
                     }
-                    return Ok(Decision::Wait(SOON));
+                    return Ok(Decision::Wait(BIND_RETRY));
                 }
                 None => return Ok(self.seek_user(request, id)),
             },
@@ -312,7 +314,7 @@ impl Broker {
             (None, None) => return Ok(answer(Answer::Continue)),
         };
         let flags = request.peer.flags(fd)?;
-        // Flags belong to the open file: where others use it, they are theirs too.
+        // The flags belong to the open file description, so they apply to all its users.
         let others_use =
             self.core.socket(id).is_some_and(|known| known.users.iter().any(|user| *user != serial));
         if !others_use {
@@ -331,13 +333,13 @@ impl Broker {
         Ok(answer(Answer::Done))
     }
 
-    /// Where the socket behind a descriptor is registered with epoll, which must be known before another one takes its
-    /// place; `None`: a walk over the worker's descriptors has to tell first.
+    /// The registrations of a descriptor with epoll, which must be known before another socket replaces it. `None`: a
+    /// scan of the worker's descriptors is in progress.
     pub(super) fn registered_with_epoll(&mut self, request: &Request<'_>, fd: RawFd) -> Option<Vec<Entry>> {
         if let Some((_, _, entries)) = self.registered.iter().find(|(_, call, _)| call == request.call) {
             return Some(entries.clone());
         }
-        // Where nothing of it can be copied, nothing can be put back either.
+        // Without copies of the worker's descriptors nothing can be registered again.
         let question = Question::Epoll(request.call.thread, fd);
         let serial = request.worker.serial;
         if !self.can_copy {
@@ -353,25 +355,25 @@ impl Broker {
         }
     }
 
-    /// A socket that is not kept is not where its worker had it: it may have been handed to another process of it, or it is
-    /// closed, and forgotten.
+    /// Handles a socket without a copy that is not where its worker had it. Another process of the worker may have
+    /// it; if none does, it is closed, and is forgotten.
     fn seek_user(&mut self, request: &Request<'_>, id: SocketId) -> Decision {
         let users = self.core.socket(id).map(|socket| socket.users.clone()).unwrap_or_default();
         for user in users.into_iter().filter(|user| *user != request.worker.serial) {
             match self.whereabouts(request, user, id) {
                 Whereabouts::Asked => return self.await_look(request),
                 Whereabouts::Open if self.copies.location(user, id).is_some_and(|at| at.has(id)) => {
-                    return Decision::Wait(SOON);
+                    return Decision::Wait(BIND_RETRY);
                 }
                 Whereabouts::Open | Whereabouts::Closed => self.core.released(user, id),
             }
         }
         self.core.drop_socket(id);
         self.reconcile(request.now);
-        Decision::Wait(SOON)
+        Decision::Wait(BIND_RETRY)
     }
 
-    /// Whether the `bind` of a socket was let go on and may not be carried out yet.
+    /// Whether the `bind` of a socket was continued and the kernel may not have carried it out yet.
     fn may_be_binding(&self, now: Time, id: SocketId) -> bool {
         let users = || self.core.socket(id).into_iter().flat_map(|socket| &socket.users);
         let may_be_in_bind = || {
@@ -383,18 +385,19 @@ impl Broker {
         self.core.is_fresh(now, id, may_be_in_bind)
     }
 
-    /// A copy of a socket that is not kept, from one of the workers that have it.
+    /// A copy of a socket, taken from one of the workers that have it.
     pub(super) fn copy_from_user(&self, id: SocketId, except: u64) -> Option<OwnedFd> {
         let users = self.core.socket(id)?.users.iter().filter(|user| **user != except);
         users.filter_map(|user| self.copies.location(*user, id)).find_map(|at| copy_at(at.thread, at.fd, id))
     }
 
-    /// Lets another socket join that of a worker. For UDP, which has no `listen` to wait for, it is kept from now on.
-    /// Otherwise what the call that wants to join has to wait for: a socket that is about to be bound must not have the option
-    /// before, or its own worker's next socket would be bound beside it.
+    /// Sets `SO_REUSEPORT` on a worker's socket, so that another socket can join it. A UDP socket is kept from now
+    /// on, because it has no `listen` to wait for. Returns what the joining call must wait for, if anything. A socket
+    /// that is about to be bound must not have the option, because its own worker's next socket would then be bound
+    /// beside it.
     fn enable_reuseport(&mut self, request: &Request<'_>, id: SocketId) -> Option<Decision> {
         if let Some(open) = self.copies.get(id) {
-            // What refuses it now refuses the worker's own bind next, with the errno that fits.
+            // If this fails, the worker's own `bind` fails next, with the right errno.
             let _shown_there = sockets::set_reuseport(open.fd());
             self.core.enabled(id);
             return None;
@@ -408,16 +411,16 @@ impl Broker {
             if user != request.worker.serial {
                 return Some(self.seek_user(request, id));
             }
-            // Nothing is left to join.
+            // There is no socket left to join.
             self.core.released(user, id);
             return None;
         };
         if !sockets::is_bound(copy.as_fd()) {
             sockets::close_copy(copy);
             if self.may_be_binding(request.now, id) {
-                return Some(Decision::Wait(SOON));
+                return Some(Decision::Wait(BIND_RETRY));
             }
-            // Its bind has failed.
+            // Its `bind` failed.
             self.core.released(user, id);
             return None;
         }
@@ -434,7 +437,8 @@ impl Broker {
         None
     }
 
-    /// Whether no UDP socket of this address is about to be bound: the order in which they are is their number.
+    /// Whether no UDP socket of this address is about to be bound. The order of the binds is the order in the
+    /// kernel's group.
     fn has_settled(&self, key: &Key) -> bool {
         !self
             .unsettled
@@ -442,8 +446,8 @@ impl Broker {
             .any(|(id, _)| self.core.socket(*id).is_some_and(|socket| socket.key.matches(key)))
     }
 
-    /// Finds out whether a worker still has these sockets open, and lets go of those that it has closed. `false`: a walk
-    /// over its descriptors has to tell first.
+    /// Checks whether a worker still has these sockets open, and releases those that it has closed. `false`: a scan
+    /// of its descriptors is in progress.
     pub(super) fn check(&mut self, request: &Request<'_>, ids: &[SocketId]) -> bool {
         let serial = request.worker.serial;
         let mut known = true;
@@ -461,8 +465,8 @@ impl Broker {
         known
     }
 
-    /// Whether a worker has a socket open, for a call that waits for that. Where it is not where it was seen last, all
-    /// descriptors of the worker's tree are walked over.
+    /// Whether a worker has a socket open; the call waits for the answer. If the socket is not at its last known
+    /// descriptor, all descriptors of the worker's process tree are scanned.
     fn whereabouts(&mut self, request: &Request<'_>, user: u64, id: SocketId) -> Whereabouts {
         if self.copies.location(user, id).is_some_and(|at| at.has(id)) {
             return Whereabouts::Open;
@@ -484,13 +488,13 @@ impl Broker {
         }
     }
 
-    /// A call that waits for a walk is asked about again when that has ended, or a little later where its worker has too
-    /// many under way.
+    /// The decision of a call that waits for a scan: it is tried again when the scan has ended, or after a delay if
+    /// its worker has the maximum number in progress.
     pub(super) fn await_look(&self, request: &Request<'_>) -> Decision {
-        if self.looks.is_awaited_by(request.call) { Decision::AwaitLook } else { Decision::Wait(LATER) }
+        if self.looks.is_awaited_by(request.call) { Decision::AwaitLook } else { Decision::Wait(SCAN_RETRY) }
     }
 
-    /// Asks for a walk over a worker's descriptors.
+    /// Requests a scan of a worker's descriptors.
     pub(super) fn ask(&mut self, serial: u64, question: Question, call: Option<Caller>) -> Asking {
         let Some(process) = self.processes.get(&serial) else { return Asking::Impossible };
         let root = process.pid;
@@ -504,18 +508,18 @@ impl Broker {
     }
 }
 
-/// What is known of where a worker has a socket.
+/// Whether a worker has a socket open, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Whereabouts {
     /// It is open, or may be.
     Open,
-    /// No process of the worker has it.
+    /// No process of the worker has it open.
     Closed,
-    /// It is being found out, and the call will be asked about again.
+    /// A scan is in progress; the call is tried again.
     Asked,
 }
 
-/// The socket of that inode number, if this thread still has it there.
+/// The socket with this inode number, if this thread still has it at this descriptor.
 fn copy_at(thread: rustix::process::Pid, fd: RawFd, id: SocketId) -> Option<OwnedFd> {
     let copy = Peer::open(thread).and_then(|peer| peer.copy(fd)).ok()?;
     if sockets::inode(copy.as_fd()).ok() == Some(id) {
@@ -525,8 +529,9 @@ fn copy_at(thread: rustix::process::Pid, fd: RawFd, id: SocketId) -> Option<Owne
     None
 }
 
-/// What is to be bound: the worker's own socket, or one that stands in its place, because the kernel gives us no copy
-/// of it, because it is of MPTCP, which cannot be selected among, or because the address is `--listen`'s.
+/// The socket to bind: the worker's own, or a stand-in. A stand-in is needed where the kernel gives no copy of the
+/// worker's socket, where that is an MPTCP socket, which cannot be selected in a group, and for the addresses of
+/// `--listen`.
 struct OwnSocket {
     caller: CallerSocket,
     stand_in: Option<(OwnedFd, SocketId)>,
@@ -552,7 +557,8 @@ impl OwnSocket {
         let socket = sockets::new_tcp(v6)?;
         match caller.copy() {
             Some(model) => socket_options::copy_options(model, socket.as_fd()),
-            // A restart must not wait for connections of the last run; what the program set cannot be seen.
+            // A restart must not fail because of connections of the last run. The options that the program set are
+            // unknown.
             None => socket_options::set_reuseaddr(socket.as_fd())?,
         }
         if v6 {
@@ -574,7 +580,7 @@ impl OwnSocket {
         self.stand_in.as_ref().map(|(socket, _)| socket.as_fd()).or_else(|| self.caller.copy())
     }
 
-    /// The descriptor, to be kept.
+    /// Takes the descriptor.
     fn take(&mut self) -> Option<OwnedFd> {
         match self.stand_in.take() {
             Some((socket, id)) => {
@@ -586,7 +592,7 @@ impl OwnSocket {
     }
 }
 
-/// Whether a socket is one of those that all workers have.
+/// Whether all workers, or all of a generation, have the same socket.
 pub(super) fn is_for_all(scope: Scope) -> bool {
     match scope {
         Scope::Shared | Scope::Generation(_) => true,

@@ -1,11 +1,11 @@
-//! A worker binds a Unix path: the first of a generation binds its own socket, the others get that one.
+//! `bind` to a Unix path. The first worker of a generation binds its own socket; the others get that socket.
 
 use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::path::Path;
 
 use super::address::{Address, Key};
-use super::bind::SOON;
+use super::bind::BIND_RETRY;
 use super::broker::{Broker, Decision, PathUse};
 use super::caller::{CallerSocket, is_shortage};
 use super::calls::{Request, answer};
@@ -41,12 +41,12 @@ impl Broker {
         if !self.has_shards() {
             return self.bind_path_for_all(request, fd, &socket, place, &identity);
         }
-        self.forget_unmade(request.worker.serial, &key);
+        self.forget_without_file(request.worker.serial, &key);
         let at_path = self.at_path(&key);
         if at_path.is_none() && self.removals.is_under_way(request.now, request.worker.serial, &key) {
-            return Ok(Decision::Wait(SOON));
+            return Ok(Decision::Wait(BIND_RETRY));
         }
-        // Where the kernel gives us no copy, the worker binds a socket of ours under its own descriptor.
+        // Where the kernel gives no copy, a socket of ours replaces the worker's, and the worker binds that one.
         let stand_in = match socket.copy() {
             Some(_) => None,
             None => Some(sockets::new_unix()?),
@@ -68,9 +68,9 @@ impl Broker {
             own.inode = id;
         }
         if at_path.is_none() {
-            if let Some(later) = self.make_room(request, &place, &identity) {
+            if let Some(decision) = self.make_room(request, &place, &identity) {
                 self.core.released(request.worker.serial, id);
-                return Ok(later);
+                return Ok(decision);
             }
             self.copies.set_file(id, place.for_bind(&identity));
             return Ok(answer(Answer::Continue));
@@ -78,7 +78,8 @@ impl Broker {
         self.bind_beside(request, &own, place, path, &identity)
     }
 
-    /// Another generation's socket is at the path: this one is bound beside it, and put there when its worker serves.
+    /// Binds a socket beside the path, where another generation's socket is. It moves to the path when its worker
+    /// serves.
     fn bind_beside(
         &mut self,
         request: &Request<'_>,
@@ -106,7 +107,7 @@ impl Broker {
         }
     }
 
-    /// `--share shared`: one socket at the path for all, for ever.
+    /// `--share shared`: all workers have the same socket at the path, permanently.
     fn bind_path_for_all(
         &mut self,
         request: &Request<'_>,
@@ -118,19 +119,20 @@ impl Broker {
         let key = place.key();
         let at_path = self.at_path(&key);
         if at_path.is_none() && self.removals.is_under_way(request.now, request.worker.serial, &key) {
-            return Ok(Decision::Wait(SOON));
+            return Ok(Decision::Wait(BIND_RETRY));
         }
         if !self.core.sockets().iter().any(|known| known.key.matches(&key)) {
-            if let Some(later) = self.make_room(request, &place, identity) {
-                return Ok(later);
+            if let Some(decision) = self.make_room(request, &place, identity) {
+                return Ok(decision);
             }
             self.copies.set_file(socket.inode, place.for_bind(identity));
         }
         self.bind_one_for_all(request, fd, socket, key)
     }
 
-    /// Sockets that a worker has bound at a path, without listening, and whose file is gone, or was never made.
-    fn forget_unmade(&mut self, serial: u64, key: &Key) {
+    /// Forgets sockets that a worker has bound at a path without listening, and whose file is gone or was never
+    /// created.
+    fn forget_without_file(&mut self, serial: u64, key: &Key) {
         let is_own =
             |socket: &&Socket| !socket.active && socket.users.contains(&serial) && socket.key.matches(key);
         let ids: Vec<SocketId> = self.core.sockets().iter().filter(is_own).map(|socket| socket.id).collect();
@@ -141,9 +143,9 @@ impl Broker {
         }
     }
 
-    /// What is in the way and stays there, the kernel refuses in a moment: the log says what it is.
-    /// One that a worker has left there while it lives is in its own way, as alone. What the call has to wait for, if for
-    /// anything.
+    /// Removes a stale socket file at the path. If something else is there, the kernel refuses the bind, and the log
+    /// says what it is. The file of a living worker stays: the worker's own `bind` fails as it does without a
+    /// supervisor. Returns what the call must wait for, if anything.
     fn make_room(&mut self, request: &Request<'_>, place: &Place, identity: &FsIdentity) -> Option<Decision> {
         if self.core.is_known(&place.key()) {
             return None;
@@ -151,8 +153,8 @@ impl Broker {
         if let Err(why) = place.make_room(identity) {
             if let Refused::Answered(answerer) = why {
                 let wanted = Wanted { key: place.key(), answerer: Some(answerer) };
-                if let Some(later) = self.seek_occupant(request, wanted) {
-                    return Some(later);
+                if let Some(decision) = self.seek_occupant(request, wanted) {
+                    return Some(decision);
                 }
             }
             let (worker, address) = (request.worker, place.key().to_string());
@@ -161,7 +163,7 @@ impl Broker {
         None
     }
 
-    /// The place that a worker's path names; none: the kernel knows the right errno.
+    /// The place that a worker's path names. If it has none, the kernel reports the right errno.
     pub(super) fn place_of(
         &self,
         request: &Request<'_>,
@@ -176,8 +178,8 @@ impl Broker {
         }
     }
 
-    /// The socket of ours that clients find at a path. Those whose file is neither there nor beside are not for anybody
-    /// who binds from now on.
+    /// The socket of ours that clients reach at a path. Sockets whose file is neither at the path nor beside it are
+    /// marked as unlinked: later binds do not get them.
     pub(super) fn at_path(&mut self, key: &Key) -> Option<SocketId> {
         let of_key = self.core.sockets().iter().filter(|socket| socket.key.matches(key));
         let ids: Vec<SocketId> = of_key.map(|socket| socket.id).collect();
@@ -193,7 +195,7 @@ impl Broker {
         at_path
     }
 
-    /// Puts the socket to a path that is wanted there.
+    /// Moves the wanted socket to its path.
     pub(super) fn arrange(&mut self, key: &Key) {
         let at_path = self.at_path(key);
         let Some(wanted) = self.core.wanted_at(key, at_path).filter(|wanted| at_path != Some(*wanted)) else {

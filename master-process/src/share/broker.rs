@@ -1,4 +1,4 @@
-//! The one who answers the workers' calls: asks the core what is to be, and tells the kernel.
+//! The broker: it answers the workers' calls, asks the core for decisions, and carries them out in the kernel.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,7 +27,7 @@ use crate::sys::peer;
 use crate::sys::queue_watch::QueueWatch;
 use crate::sys::seccomp::{Answer, Calls, Notification};
 
-/// Holds what workers listen on, and answers their calls.
+/// Holds the workers' listeners, and answers the workers' calls.
 #[derive(Debug)]
 pub struct Broker {
     pub(super) share: Share,
@@ -36,69 +36,69 @@ pub struct Broker {
     pub(super) core: Core,
     pub(super) copies: Copies,
     pub(super) selection: Selection,
-    /// What was opened before any worker was there.
+    /// The sockets that were opened before the first worker started.
     pub(super) permanent: Vec<Permanent>,
     pub(super) processes: HashMap<u64, Process>,
     pub(super) queues: QueueWatch,
     pub(super) looks: Looks,
     pub(super) occupants: Occupants,
-    /// What walks found for calls that still wait.
+    /// The results of scans, for calls that still wait.
     pub(super) found: Vec<(u64, Notification, SocketId, Holder)>,
-    /// Where sockets are registered with epoll that are to be replaced by calls that still wait.
+    /// The registrations with epoll of sockets that waiting calls will replace.
     pub(super) registered: Vec<(u64, Notification, Vec<Entry>)>,
     pub(super) reports: Vec<Report>,
-    /// UDP sockets that are about to be bound, or stand-ins that do not listen yet.
-    /// With each, whether it is being looked at.
+    /// UDP sockets that are about to be bound, and stand-in sockets that do not listen yet; each with whether its
+    /// check is scheduled.
     pub(super) unsettled: Vec<(SocketId, bool)>,
     pub(super) paths: PathUse,
     pub(super) removals: Removals,
-    /// What our workers find as `NOTIFY_SOCKET`: those of a supervisor among them find another one.
+    /// The `NOTIFY_SOCKET` of our workers. The workers of a nested supervisor have a different one.
     pub(super) notify_address: Vec<u8>,
-    /// Whether workers' sockets can be copied and so looked at.
+    /// Whether workers' sockets can be copied, and so inspected.
     pub(super) can_copy: bool,
-    /// When something happened to a listener last.
+    /// The time of the last event of a listener.
     pub(super) active_at: Option<Time>,
-    /// Where the last round of checks has come to.
+    /// The position at which the next round of checks starts.
     pub(super) checked: usize,
     pub(super) owners: Arc<Owners>,
-    /// Whether a look has ended at a process that was handed to us and is nobody's, as far as is known.
+    /// Whether a scan has found a socket in an adopted process whose worker is unknown.
     pub(super) met_orphan: bool,
-    /// Where workers must listen to be ready.
+    /// The addresses on which a worker must listen to be ready.
     pub(super) expected: Expected,
 }
 
-/// A socket that was opened before any worker was there.
+/// A socket that was opened before the first worker started.
 #[derive(Debug, Clone)]
 pub(super) struct Permanent {
     pub(super) id: SocketId,
     pub(super) key: Key,
-    /// Whether each worker that binds its address can have a shard of its own: `--listen` of TCP.
+    /// Whether each worker that binds its address can have a shard of its own: true for `--listen` with TCP.
     pub(super) can_be_joined: bool,
 }
 
-/// What is known of a worker's process.
+/// The state of a worker's process.
 #[derive(Debug, Default)]
 pub(super) struct Process {
     pub(super) pid: Option<Pid>,
-    /// Whether it has ended, and only descendants of it may be left.
+    /// Whether it has ended; descendants of it may be left.
     pub(super) ended: bool,
-    /// Whether its first process has ended, and others of its tree are known to live.
+    /// Whether its first process has ended while others of its process tree live.
     pub(super) remains: bool,
-    /// What its last call has put into the place of its own socket.
+    /// The socket with which its last call replaced its own.
     pub(super) given: Option<(SocketId, Address)>,
-    /// What it was given by calls that it was torn out of before they returned.
+    /// The sockets given by calls that were interrupted before they returned.
     undelivered: Vec<(SocketId, Address)>,
-    /// What it gets when it listens on a socket of its own.
+    /// Pairs of a socket of its own and the socket that replaces it when the worker listens.
     pub(super) substitutes: Vec<(SocketId, SocketId)>,
-    /// `IPV6_V6ONLY` and `SO_REUSEPORT` as it set them, where its sockets cannot be looked at.
+    /// `IPV6_V6ONLY` and `SO_REUSEPORT` as it set them, where its sockets cannot be inspected.
     pub(super) options: super::options::NotedOptions,
-    /// Listeners that are its own business, and are known to be: no report is made of them.
+    /// Its listeners that are not shared, and need no report.
     pub(super) alone: super::options::Recent,
-    /// Whether its memory could not be read in time: nothing of it is read any more, and nothing shared.
+    /// Whether a read of its memory timed out: its memory is not read again, and its addresses are not shared.
     pub(super) is_unreadable: bool,
-    /// Whether it was told of that no more of its sockets are kept.
+    /// Whether the log says that further sockets of it are not kept.
     pub(super) is_full: bool,
-    /// Which of the addresses that `--ready` names it listens on by sockets of which nothing is kept.
+    /// The indexes of the `--ready` addresses on which it listens by sockets that are not kept.
     pub(super) named: Vec<usize>,
 }
 
@@ -107,44 +107,44 @@ pub(super) struct Process {
 pub(super) enum PathUse {
     /// No worker has become ready yet, nor bound a path.
     Unknown,
-    /// It does.
+    /// It listens on a path.
     Used,
-    /// It was ready without.
+    /// A worker became ready without a path.
     Unused,
 }
 
 /// The answer to a call.
 #[derive(Debug)]
 pub enum Decision {
-    /// What the kernel is to be told, and what else follows.
+    /// The answer for the kernel, and what else follows.
     Reply(Reply),
-    /// Ask again after this time.
+    /// Try again after this time.
     Wait(Duration),
-    /// Ask again when [`Broker::take_looks`] names the call.
+    /// Try again when [`Broker::take_looks`] names the call.
     AwaitLook,
 }
 
 /// The answer to a call, and what else follows from it.
 #[derive(Debug)]
 pub struct Reply {
-    /// What the kernel is to be told.
+    /// The answer for the kernel.
     pub answer: Answer,
     /// The worker listens on a stream socket.
     pub listens: Option<Listens>,
 }
 
-/// How much of what was expected of it a worker listens on.
+/// Whether a worker listens on all addresses that are expected of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Listens {
-    /// On all of it.
+    /// On all of them.
     All,
-    /// Something is missing yet.
+    /// At least one is missing.
     Some,
 }
 
 impl Broker {
-    /// A broker that answers `bind` as `share` and `rules` say, and watches `listen` in any case. It holds what was
-    /// opened for handing over as well: a worker that binds such an address by itself gets it.
+    /// A broker that answers `bind` as `share` and `rules` say, and observes `listen` in any case. It also holds the
+    /// sockets that are passed to every worker: a worker that binds such an address by itself gets that socket.
     ///
     /// # Errors
     /// EMFILE.
@@ -196,17 +196,18 @@ impl Broker {
         Ok(broker)
     }
 
-    /// What an earlier supervisor has left behind and holds an address is ended so; `None`: it is left alone.
+    /// Sets how processes are ended that an earlier supervisor has left and that hold an address; `None`: they are
+    /// not ended.
     pub fn set_takeover(&mut self, takeover: Option<Takeover>) {
         self.occupants.set_takeover(takeover);
     }
 
-    /// What our workers find as `NOTIFY_SOCKET`.
+    /// Sets the `NOTIFY_SOCKET` of our workers.
     pub fn set_notify_address(&mut self, address: &[u8]) {
         self.notify_address = address.to_owned();
     }
 
-    /// What a worker's filter must send us: each call costs the worker ten microseconds, whatever it is about.
+    /// The calls that a worker's filter sends to the supervisor. Each call costs the worker about ten microseconds.
     pub fn calls(&self) -> Calls {
         let shares = self.share != Share::Off;
         let paths = shares && self.rules.may_share_paths();
@@ -215,14 +216,14 @@ impl Broker {
             bind: shares,
             options: shares && !self.can_copy,
             listen: true,
-            // Of a shard only its own worker is concerned.
+            // `shutdown` of a shard concerns only its own worker.
             shutdown: uses_path || self.share == Share::Shared || (shares && !self.permanent.is_empty()),
             paths: paths && self.paths != PathUse::Unused,
             connect: uses_path,
         }
     }
 
-    /// Whether a worker, or a generation, has sockets of its own.
+    /// Whether each worker, or each generation, has its own sockets.
     pub(super) fn has_shards(&self) -> bool {
         matches!(self.share, Share::Auto | Share::Slots)
     }
@@ -233,40 +234,40 @@ impl Broker {
         self.processes.insert(worker.serial, Process::default());
     }
 
-    /// The worker's process.
+    /// A worker's process has started.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         if let Some(process) = self.processes.get_mut(&worker.serial) {
             (process.pid, process.remains) = (Some(pid), false);
         }
     }
 
-    /// The first process of a worker is gone, and others of its tree live: no new connection comes to them. `asked` as in
-    /// [`leave`](Self::leave).
+    /// The first process of a worker has ended, and others of its process tree live: they get no new connections.
+    /// `asked` as in [`leave`](Self::leave).
     pub fn first_ended(&mut self, now: Time, serial: u64, asked: bool) {
         self.core.first_ended(now, serial, asked);
         if let Some(process) = self.processes.get_mut(&serial) {
             (process.pid, process.remains) = (None, true);
         }
-        // They are asked to leave, and close what they listen on.
+        // They are asked to stop, and close their listeners.
         self.note_activity(now);
         self.reconcile(now);
     }
 
-    /// The inode numbers of the sockets that make a process of a worker's tree the worker, where it has one of them open.
-    /// Whether anybody has is not known here: a close is noticed late.
+    /// The inode numbers of the sockets that a worker serves: a process of its tree that has one of them open
+    /// continues the worker. A socket may be closed already, since a close is noticed late.
     pub fn listeners(&self, serial: u64) -> Vec<u64> {
         let alone = self.processes.get(&serial).into_iter().flat_map(|process| process.alone.iter());
         self.core.served_by(serial).into_iter().chain(alone).collect()
     }
 
-    /// The inode numbers of what a worker listens on, and no other worker.
+    /// The inode numbers of the listeners that only this worker has.
     pub fn listeners_of_worker(&self, serial: u64) -> Vec<u64> {
         let of_worker = |socket: &&Socket| socket.active && socket.users == [serial];
         self.core.sockets().iter().filter(of_worker).map(|socket| socket.id).collect()
     }
 
-    /// A worker is gone, or did not start; a descendant of it may be left. `asked`: it was to go, and what waits for it
-    /// is not its slot's next one's.
+    /// A worker has ended, or did not start; a descendant of it may be left. `asked`: it was asked to stop, so its
+    /// queue is not kept for the slot's next worker.
     pub fn leave(&mut self, now: Time, serial: u64, asked: bool) {
         self.choose_migration();
         self.note_queues(serial);
@@ -281,36 +282,36 @@ impl Broker {
         self.reconcile(now);
     }
 
-    /// Nobody of a worker's whole tree is left.
+    /// A worker's whole process tree has ended.
     pub fn forget(&mut self, serial: u64) {
         if self.processes.get(&serial).is_some_and(|process| process.ended) {
             self.processes.remove(&serial);
         }
     }
 
-    /// New connections may come to a worker, or go to others.
+    /// Adds a worker to the rotation for new connections, or removes it.
     pub fn set_in_rotation(&mut self, now: Time, serial: u64, in_rotation: bool) {
         self.core.set_in_rotation(now, serial, in_rotation);
-        self.learns_paths(in_rotation);
+        self.note_path_use(in_rotation);
         self.note_activity(now);
         self.reconcile(now);
     }
 
-    /// A worker is asked to stop: it accepts no more, or not for long.
+    /// A worker was asked to stop: it accepts no new connections, or soon will not.
     pub fn set_stopping(&mut self, now: Time, serial: u64) {
         self.core.stopping(serial);
         self.reconcile(now);
     }
 
-    /// The generation that a reload under way leads to; none: there is no reload under way.
+    /// Sets the generation to which the reload in progress leads; `None`: there is no reload.
     pub fn set_target(&mut self, now: Time, target: Option<u32>) {
         self.core.set_target(target);
         self.reconcile(now);
     }
 
-    /// A worker does not have our answer to the call that [`reply`](Self::reply) decided last. Where it was killed,
-    /// that is all the same. Before Linux 5.19 any signal tears it out of the call, which is then made again by the
-    /// kernel, or by a program that was told EINTR: what we have done for it is done.
+    /// The answer to the call that [`reply`](Self::reply) decided last did not reach the worker. If the worker was
+    /// killed, nothing depends on it. Before Linux 5.19 any signal interrupts the call. The kernel, or a program that
+    /// gets EINTR, then makes it again, and its effects are already in place.
     pub fn undelivered(&mut self, worker: WorkerId, answer: Answer) {
         let Some(process) = self.processes.get_mut(&worker.serial) else { return };
         if answer == Answer::Done
@@ -321,30 +322,30 @@ impl Broker {
         }
     }
 
-    /// What has come up since this was asked last.
+    /// The reports since the last call.
     pub fn take_reports(&mut self) -> Vec<Report> {
         std::mem::take(&mut self.reports)
     }
 
-    /// Readable when [`take_looks`](Self::take_looks) has something to say.
+    /// Readable when [`take_looks`](Self::take_looks) has answers.
     pub fn looks(&self) -> BorrowedFd<'_> {
         self.looks.wake().fd()
     }
 
-    /// Readable when [`take_queue_events`](Self::take_queue_events) has something to say.
+    /// Readable when [`take_queue_events`](Self::take_queue_events) has events.
     pub fn queues(&self) -> BorrowedFd<'_> {
         self.queues.as_fd()
     }
 
-    /// When [`reconcile`](Self::reconcile) is to be called though nothing has happened.
+    /// The time at which [`reconcile`](Self::reconcile) must be called even without another event.
     pub fn deadline(&self) -> Option<Time> {
         self.core.deadline()
     }
 }
 
 impl Process {
-    /// Whether it has this socket from a call that it was torn out of, for this address. It is taken to know by now: if
-    /// not, we shall be told again.
+    /// Whether an interrupted call gave it this socket for this address. The entry is removed: if this answer does
+    /// not arrive either, it is added again.
     pub(super) fn take_undelivered(&mut self, id: SocketId, address: &Address) -> bool {
         let known = self.undelivered.iter().position(|(at, named)| (*at, named) == (id, address));
         known.map(|at| self.undelivered.swap_remove(at)).is_some()

@@ -1,4 +1,4 @@
-//! What can be known of the socket in a waiting call.
+//! The socket of a waiting call.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -13,21 +13,21 @@ pub(super) struct CallerSocket {
     pub(super) kind: Kind,
     /// Its inode number.
     pub(super) inode: u64,
-    /// As far as it could be seen; `None`: unknown.
+    /// `IPV6_V6ONLY`; `None`: unknown.
     pub(super) v6only: Option<bool>,
-    /// As far as it could be seen; `None`: unknown.
+    /// `SO_REUSEPORT`; `None`: unknown.
     pub(super) reuseport: Option<bool>,
-    /// The interface that it is bound to, or 0.
+    /// The index of the interface that it is bound to, or 0.
     pub(super) interface: u32,
-    /// Whether the kernel would bind it: not where it is bound already.
+    /// Whether the kernel would bind it; `false` if it is bound already.
     pub(super) bindable: bool,
-    /// A copy, where the kernel gives us one. It may be the last one by the time that it is closed, if the worker
-    /// has closed its own meanwhile: so its end is not ours to wait for.
+    /// A copy, where the kernel gives one. If the worker has closed its own descriptor meanwhile, this is the last
+    /// one, so closing it may take time; the loop must not wait for that.
     copy: Option<OwnedFd>,
 }
 
 impl CallerSocket {
-    /// Looks at the socket behind descriptor `fd` of a worker.
+    /// Inspects the socket behind descriptor `fd` of a worker.
     pub(super) fn look(peer: &Peer, fd: RawFd) -> io::Result<CallerSocket> {
         match peer.copy(fd) {
             Ok(copy) => CallerSocket::from_copy(copy),
@@ -76,12 +76,12 @@ impl CallerSocket {
         })
     }
 
-    /// The copy, where there is one.
+    /// The copy, if there is one.
     pub(super) fn copy(&self) -> Option<BorrowedFd<'_>> {
         self.copy.as_ref().map(AsFd::as_fd)
     }
 
-    /// The copy, to be kept.
+    /// Takes the copy.
     pub(super) fn take_copy(&mut self) -> Option<OwnedFd> {
         self.copy.take()
     }
@@ -95,7 +95,7 @@ impl Drop for CallerSocket {
     }
 }
 
-/// The address that the kernel has bound an IP socket to; `None` where it has none.
+/// The address of an IP socket; `None` if it is not bound.
 pub(super) fn bound_key(fd: BorrowedFd<'_>) -> Option<Key> {
     let protocol = match sockets::kind(fd).ok()? {
         Kind::Tcp { .. } => Protocol::Tcp,
@@ -107,7 +107,8 @@ pub(super) fn bound_key(fd: BorrowedFd<'_>) -> Option<Key> {
     Some(Key::Inet { protocol, address, v6only, interface: sockets::interface(fd) })
 }
 
-/// Whether something is short just now: what cannot be known for that must not be guessed.
+/// Whether an error means a lack of descriptors or memory. The caller must try again later instead of deciding
+/// without the information.
 pub(super) fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }

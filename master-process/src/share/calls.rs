@@ -1,4 +1,4 @@
-//! A worker's call: who made it, and which way it goes.
+//! A worker's call: its caller, and the handler that decides it.
 
 use std::fmt::Display;
 use std::io;
@@ -15,10 +15,10 @@ use crate::sys::epoll_entries::{self, Entry};
 use crate::sys::peer::Peer;
 use crate::sys::seccomp::{self, Answer, Call, Notification, SocketOption};
 
-/// How long a call waits whose answer takes a descriptor or memory that there is none of.
-const SHORTAGE: std::time::Duration = std::time::Duration::from_millis(100);
+/// The delay before a call is tried again that failed for lack of descriptors or memory.
+const SHORTAGE_RETRY: std::time::Duration = std::time::Duration::from_millis(100);
 
-/// A call and who made it.
+/// A call and its caller.
 pub(super) struct Request<'a> {
     pub(super) listener: BorrowedFd<'a>,
     pub(super) call: &'a Notification,
@@ -32,8 +32,8 @@ impl Request<'_> {
         seccomp::is_waiting(self.listener, self.call)
     }
 
-    /// Puts a socket in the place of the caller's descriptor `at`, with the flags that this has, and where that was
-    /// registered with epoll.
+    /// Replaces the caller's descriptor `at` by a socket. The new descriptor has the given flags and the old one's
+    /// registrations with epoll.
     pub(super) fn put(
         &self,
         socket: BorrowedFd<'_>,
@@ -51,7 +51,7 @@ pub(super) fn answer(answer: Answer) -> Decision {
 }
 
 impl Broker {
-    /// Decides what becomes of a worker's call, and does what must be done before it is answered.
+    /// Decides a worker's call, and does what must be done before the answer.
     pub fn reply(
         &mut self,
         now: Time,
@@ -71,7 +71,7 @@ impl Broker {
         }
         let error = match result {
             Ok(decision) => return decision,
-            Err(error) if is_shortage(&error) => return Decision::Wait(SHORTAGE),
+            Err(error) if is_shortage(&error) => return Decision::Wait(SHORTAGE_RETRY),
             Err(error) => error,
         };
         if error.raw_os_error() == Some(libc::ETIMEDOUT)
@@ -79,7 +79,7 @@ impl Broker {
         {
             process.is_unreadable = true;
         }
-        // A program's own mistake (a bad descriptor, a bad address) is the kernel's to report.
+        // The kernel reports a program's own mistake, such as a bad descriptor or address.
         let mistakes = [libc::ENOENT, libc::EBADF, libc::EIO, libc::ENOTSOCK, libc::EOPNOTSUPP, libc::ESTALE];
         let mistake = error.raw_os_error().is_some_and(|errno| mistakes.contains(&errno));
         if !mistake && seccomp::is_waiting(listener, call) {
@@ -108,7 +108,7 @@ impl Broker {
         let about_path =
             matches!(call.call, Call::Unlink { .. } | Call::Rename { .. } | Call::Connect { .. });
         let clears =
-            || matches!(call.call, Call::Unlink { .. }) && self.may_clear_the_way(now, worker.serial);
+            || matches!(call.call, Call::Unlink { .. }) && self.may_remove_before_bind(now, worker.serial);
         if about_path && self.copies.files().next().is_none() && !clears() {
             return (name, Ok(answer(Answer::Continue)));
         }
@@ -117,7 +117,7 @@ impl Broker {
             Err(error) => return (name, Err(error)),
         };
         let request = Request { listener, call, peer, worker, now };
-        // What is pinned is the caller only if that still waits: its number may have been another's by then.
+        // The call still waits, so the pinned process is the caller. Otherwise its pid may have been reused.
         if !request.is_waiting() {
             return (name, Ok(answer(Answer::Continue)));
         }
@@ -142,8 +142,8 @@ impl Broker {
         answer(Answer::Fail(errno))
     }
 
-    /// A listener that is shut down is shut for whoever has it: one that others have as well is not. The worker believes
-    /// that it is, and leaves it alone.
+    /// `shutdown` on a listener affects every process that has it. A listener that other workers use stays open; the
+    /// caller is told that the call succeeded, and does not use the listener any further.
     fn shutdown(&mut self, request: &Request<'_>, fd: RawFd) -> io::Result<Decision> {
         let id = request.peer.inode(fd)?;
         let others = |socket: &Socket| {

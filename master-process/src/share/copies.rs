@@ -1,4 +1,4 @@
-//! The descriptors behind the sockets of the core: our copies, and where the workers have theirs.
+//! The descriptors of the core's sockets: our copies, and the workers' own.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -11,12 +11,12 @@ use super::unix::SocketFile;
 use crate::sys::peer::Peer;
 use crate::sys::sockets;
 
-/// A socket that we have open: one that listens, one that we made to stand in the place of a worker's, or one that we
-/// opened before any worker was there.
+/// A socket that we have open: a listener, a socket that replaces a worker's, or one that we opened before the first
+/// worker started.
 #[derive(Debug)]
 pub(super) struct OpenSocket {
     fd: OwnedFd,
-    /// The queue's length as it was asked for; `None`: it does not listen.
+    /// The requested length of the queue; `None`: it does not listen.
     pub(super) backlog: Option<i32>,
     pub(super) stall: StallDetector,
 }
@@ -27,7 +27,8 @@ impl OpenSocket {
     }
 }
 
-/// Where a worker has a socket open: a look there mostly spares a walk over all its descriptors.
+/// Where a worker has a socket open. A check of this descriptor usually makes a scan of all its descriptors
+/// unnecessary.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Location {
     pub(super) thread: Pid,
@@ -35,19 +36,19 @@ pub(super) struct Location {
 }
 
 impl Location {
-    /// Whether this is still the socket of that inode number. False says nothing: it may be open elsewhere.
+    /// Whether the descriptor is still the socket with this inode number. If not, the socket may be open elsewhere.
     pub(super) fn has(&self, id: SocketId) -> bool {
         Peer::open(self.thread).and_then(|peer| peer.inode(self.fd)).is_ok_and(|inode| inode == id)
     }
 }
 
-/// All of them.
+/// All copies, locations and socket files.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
     copies: HashMap<SocketId, OpenSocket>,
     /// By worker's serial and socket.
     locations: HashMap<(u64, SocketId), Location>,
-    /// The files of Unix sockets, also of those that we have no copy of.
+    /// The files of Unix sockets, including sockets without a copy.
     files: HashMap<SocketId, SocketFile>,
 }
 
@@ -76,12 +77,12 @@ impl Copies {
         self.files.get_mut(&id)
     }
 
-    /// A file goes, its socket stays.
+    /// Drops the file of a socket, and keeps the socket.
     pub(super) fn drop_file(&mut self, id: SocketId) {
         self.files.remove(&id);
     }
 
-    /// Two files, to be exchanged.
+    /// Two files to exchange.
     pub(super) fn two_files(
         &mut self,
         one: SocketId,
@@ -106,20 +107,20 @@ impl Copies {
         self.locations.get(&(serial, id)).copied()
     }
 
-    /// A worker is gone.
+    /// Forgets where a worker had its sockets.
     pub(super) fn forget_worker(&mut self, serial: u64) {
         self.locations.retain(|(of, _), _| *of != serial);
     }
 
-    /// Closes our copy of a socket. Its file, where it has one that is ours, goes with it. A listener is closed when this
-    /// returns, since a worker may bind its address next: unlike a connection it never lingers.
+    /// Closes our copy of a socket, and removes its file if that is ours. The listener is closed when this returns,
+    /// because a worker may bind its address next. Unlike a connection, a listener never lingers.
     pub(super) fn close(&mut self, id: SocketId) {
         self.locations.retain(|(_, of), _| *of != id);
         self.files.remove(&id);
         self.drop_copy(id);
     }
 
-    /// Closes our copy, and remembers the socket.
+    /// Closes our copy, and keeps what else is known of the socket.
     pub(super) fn drop_copy(&mut self, id: SocketId) {
         if let Some(copy) = self.copies.remove(&id) {
             sockets::close_copy(copy.fd);

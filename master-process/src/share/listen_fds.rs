@@ -1,4 +1,4 @@
-//! Sockets that every worker finds open from descriptor 3 on: `--listen`'s, and those that systemd gave us.
+//! Sockets that every worker has open from descriptor 3 on: those of `--listen`, and those passed by systemd.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -16,16 +16,16 @@ use crate::config::{Listen, ListenAddr};
 use crate::sys::fds;
 use crate::sys::sockets::{self, Tcp};
 
-/// What a socket without a name of its own is called; sd_listen_fds_with_names(3).
+/// The name of a socket without a name of its own; sd_listen_fds_with_names(3).
 const NAMELESS: &str = "unknown";
 
-/// The sockets, in the order in which the workers get them.
+/// The sockets, in the order of the workers' descriptors.
 #[derive(Debug, Default)]
 pub struct InheritedListeners {
     sockets: Vec<OwnedFd>,
     names: Vec<String>,
     opened: Vec<Opened>,
-    /// What was ended that held their addresses.
+    /// Reports about processes that held their addresses and were ended.
     reports: Vec<Report>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Opened {
     pub(super) file: Option<SocketFile>,
     /// The queue's length; `None`: it does not listen yet.
     pub(super) backlog: Option<i32>,
-    /// Whether other sockets can be bound to the same address: then each worker that binds it has one of its own.
+    /// Whether other sockets can be bound to the same address, so that each worker that binds it has its own.
     pub(super) can_be_joined: bool,
 }
 
@@ -54,7 +54,7 @@ impl Opened {
 pub struct OpenError {
     address: String,
     why: Refused,
-    /// Who has it, and what was done about that.
+    /// The process that holds the address, and what was done about it.
     found: Vec<Report>,
 }
 
@@ -68,10 +68,10 @@ impl fmt::Display for OpenError {
 impl std::error::Error for OpenError {}
 
 impl InheritedListeners {
-    /// What systemd passed to this process, if it did: sd_listen_fds(3).
+    /// The sockets that systemd passed to this process, if any: sd_listen_fds(3).
     ///
     /// # Errors
-    /// EBADF where the variables promise a descriptor that is not open.
+    /// EBADF if the variables name a descriptor that is not open.
     pub fn from_service_manager(var: impl Fn(&str) -> Option<OsString>) -> io::Result<InheritedListeners> {
         let number = |name| var(name)?.to_str()?.parse::<RawFd>().ok();
         let ours = rustix::process::getpid().as_raw_pid();
@@ -92,11 +92,11 @@ impl InheritedListeners {
         Ok(inherited)
     }
 
-    /// Opens the sockets of `--listen`; all of them listen when this returns. What an earlier supervisor has left behind and
-    /// has such an address is ended before, if `takeover` says how.
+    /// Opens the sockets of `--listen`; all of them listen when this returns. If `takeover` is set, processes that an
+    /// earlier supervisor has left and that hold such an address are ended first.
     ///
     /// # Errors
-    /// The address, and what is in its way. What was opened before is closed, and its file removed.
+    /// The address, and what prevents the bind. Sockets that were opened before are closed, and their files removed.
     pub fn open(
         &mut self,
         listen: &[Listen],
@@ -123,7 +123,8 @@ impl InheritedListeners {
                 }
             };
             if opened.key.has_group() {
-                // Only now: with it before, a stranger of our user could be sharing the port unseen.
+                // Only after the bind: with `SO_REUSEPORT` before it, an unrelated process of our user could share
+                // the port unnoticed.
                 sockets::set_reuseport(opened.fd.as_fd()).map_err(kernel("setsockopt")).map_err(failed)?;
                 opened.can_be_joined = true;
             }
@@ -139,7 +140,7 @@ impl InheritedListeners {
         Ok(())
     }
 
-    /// How many there are.
+    /// The number of sockets.
     pub fn count(&self) -> RawFd {
         RawFd::try_from(self.sockets.len()).unwrap_or(RawFd::MAX)
     }
@@ -149,17 +150,17 @@ impl InheritedListeners {
         self.names.join(":")
     }
 
-    /// What is held for sharing, taken out.
+    /// Takes the sockets to share.
     pub(super) fn take_opened(&mut self) -> Vec<Opened> {
         std::mem::take(&mut self.opened)
     }
 
-    /// What there is to tell of how they were opened, taken out.
+    /// Takes the reports of how they were opened.
     pub(super) fn take_reports(&mut self) -> Vec<Report> {
         std::mem::take(&mut self.reports)
     }
 
-    /// The sockets themselves, each with a number of at least `lowest`.
+    /// The sockets, each with a descriptor of at least `lowest`.
     ///
     /// # Errors
     /// EMFILE.
@@ -186,7 +187,7 @@ fn open_one(address: &ListenAddr, v6only: bool, access: Access) -> Result<Opened
     Opened::new(key, fd, None).map_err(kernel)
 }
 
-/// Who has an address that could not be bound for that reason, and what was done about it.
+/// Reports which process holds an address that could not be bound for the reason `why`, and what was done about it.
 fn occupants_of(
     address: &ListenAddr,
     v6only: bool,
@@ -211,8 +212,8 @@ fn occupants_of(
     wanted.map(|wanted| occupants::look(&wanted, takeover).reports(&wanted.key)).unwrap_or_default()
 }
 
-/// An IPv6 address takes IPv4 connections as well, as the kernel has it, unless the user gives that port of
-/// IPv4 an address of its own.
+/// Whether an IPv6 address takes no IPv4 connections. As in the kernel, it takes them, unless the user names an IPv4
+/// address with the same port.
 fn leaves_ipv4_alone(address: &ListenAddr, all: &[Listen]) -> bool {
     let ListenAddr::Inet(SocketAddr::V6(v6)) = address else {
         return false;
@@ -221,7 +222,7 @@ fn leaves_ipv4_alone(address: &ListenAddr, all: &[Listen]) -> bool {
     all.iter().any(takes)
 }
 
-/// Every address of the host on one socket; IPv4 alone where the host has no IPv6.
+/// Binds a port on all addresses of the host with one socket; IPv4 only if the host has no IPv6.
 fn bind_port(port: u16) -> io::Result<OwnedFd> {
     let bind = |ip: IpAddr| sockets::bind_tcp(SocketAddr::new(ip, port), Tcp::default());
     match bind(Ipv6Addr::UNSPECIFIED.into()).map_err(|error| (error.raw_os_error(), error)) {
@@ -230,8 +231,8 @@ fn bind_port(port: u16) -> io::Result<OwnedFd> {
     }
 }
 
-/// A socket of systemd's that a worker may bind by itself as well; its file, where it has one, is systemd's, and
-/// no worker may remove it. It is one for all: whether others may join it is not ours to change.
+/// A socket of systemd that a worker may also bind by itself. Its file, if it has one, belongs to systemd, and no
+/// worker may remove it. All workers share the one socket, because only systemd decides whether others may join it.
 fn recognise(fd: BorrowedFd<'_>) -> io::Result<Option<Opened>> {
     let (key, file) = match (bound_key(fd).filter(|key| !key.is_datagram()), sockets::unix_path(fd)) {
         (Some(key), _) => (key, None),

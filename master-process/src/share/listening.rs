@@ -1,4 +1,4 @@
-//! A worker listens: it is ready, and its queue is ours to keep.
+//! `listen`: the worker becomes ready, and the supervisor keeps a copy of its listener.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -13,11 +13,11 @@ use super::report::Report;
 use crate::sys::seccomp::Answer;
 use crate::sys::sockets::{self, Kind};
 
-/// Listeners and shared UDP sockets of one worker that are kept. What it opens beyond is its own: bounded, so that no
-/// worker takes the descriptors that the others need.
+/// The number of listeners and shared UDP sockets that are kept of one worker. Further ones are not shared. The limit
+/// prevents one worker from using the descriptors that others need.
 pub(super) const MAX_LISTENERS: usize = 256;
 
-/// The worker gets the errno that `listen` on a copy of its socket gave.
+/// Fails the worker's call with the errno of `listen` on the copy of its socket.
 fn refused(error: &io::Error) -> Decision {
     answer(Answer::Fail(error.raw_os_error().unwrap_or(libc::EINVAL)))
 }
@@ -43,20 +43,20 @@ impl Broker {
             let room = self.listeners_of(serial) < MAX_LISTENERS;
             let copy = if known && room { socket.take_copy() } else { None };
             let Some(copy) = copy else {
-                self.tell_if_full(request, known && !room, id);
+                self.report_if_full(request, known && !room, id);
                 return self.listen_alone(request, &socket, backlog);
             };
             self.copies.insert(id, copy);
         }
         let Some(open) = self.copies.get(id) else { return Ok(answer(Answer::Continue)) };
-        // The call read its address anew: what is bound is what the kernel says.
+        // The worker's `bind` read the address from memory again, so the kernel's answer counts.
         let bound = bound_key(open.fd());
         let (scope, noted) = match self.core.socket(id) {
             Some(socket) => (socket.scope, socket.key.clone()),
             None => return Ok(answer(Answer::Continue)),
         };
         let Some(key) = bound.or_else(|| (!noted.has_group()).then_some(noted)) else {
-            // It has no address yet: the kernel will give it a port of its own.
+            // The socket is not bound: the kernel assigns it a free port.
             self.core.released(serial, id);
             self.reconcile(request.now);
             return Ok(answer(Answer::Continue));
@@ -75,7 +75,7 @@ impl Broker {
                 return Ok(self.await_look(request));
             }
             if !self.core.listeners_in_the_way(serial, id, &key).is_empty() {
-                self.keep_nothing_of(id);
+                self.drop_inactive_copy(id);
                 return Ok(answer(Answer::Fail(libc::EADDRINUSE)));
             }
             return self.listen_on_shard(request, id, &key, backlog);
@@ -89,8 +89,8 @@ impl Broker {
         self.listen_on_kept(request, id, &key, backlog)
     }
 
-    /// The worker's own socket. `listen` is called on our copy of it, which is the same: so we know whether it succeeds,
-    /// and in which order the sockets of an address begin to listen.
+    /// Handles `listen` on the worker's own socket. The supervisor calls `listen` on its copy, which is the same
+    /// socket. So it knows the result, and the order in which the sockets of an address begin to listen.
     fn listen_on_shard(
         &mut self,
         request: &Request<'_>,
@@ -101,11 +101,12 @@ impl Broker {
         let Some(open) = self.copies.get_mut(id) else { return Ok(answer(Answer::Continue)) };
         let first = open.backlog.is_none();
         if first {
-            // Others may join it from now on; until now an address that a stranger has was an error, as ever.
+            // Others may join it from now on. Before, a bind to an address of an unrelated process had to fail as
+            // usual.
             sockets::set_reuseport(open.fd())?;
         }
         if let Err(error) = sockets::listen(open.fd(), backlog) {
-            self.keep_nothing_of(id);
+            self.drop_inactive_copy(id);
             return Ok(refused(&error));
         }
         open.backlog = Some(backlog);
@@ -113,7 +114,7 @@ impl Broker {
         Ok(self.ready(request, Answer::Done, Some(id)))
     }
 
-    /// A socket that all workers have: of their wishes for its queue the largest holds.
+    /// Handles `listen` on a socket that all workers have. Its queue gets the longest length that a worker requested.
     fn listen_on_kept(
         &mut self,
         request: &Request<'_>,
@@ -123,7 +124,7 @@ impl Broker {
     ) -> io::Result<Decision> {
         let Some(open) = self.copies.get_mut(id) else { return Ok(answer(Answer::Continue)) };
         let first = open.backlog.is_none();
-        // A negative backlog is the largest there is: listen(2) takes the number as unsigned.
+        // A negative backlog is the largest one: listen(2) takes the number as unsigned.
         let wish = if backlog < 0 { i32::MAX } else { backlog };
         if open.backlog.is_none_or(|current| current < wish) {
             if let Err(error) = sockets::listen(open.fd(), wish) {
@@ -131,7 +132,8 @@ impl Broker {
             }
             open.backlog = Some(wish);
         }
-        // A Unix socket's peers see the credentials of who called `listen` last: that is the worker's to do.
+        // The peers of a Unix socket see the credentials of the last caller of `listen`, so the worker must make this
+        // call.
         let reply = if key.has_group() { Answer::Done } else { Answer::Continue };
         if self.core.socket(id).is_some_and(|socket| !socket.permanent) {
             self.activate(request, id, key, first);
@@ -139,8 +141,8 @@ impl Broker {
         Ok(self.ready(request, reply, Some(id)))
     }
 
-    /// Of a socket that does not listen no copy is kept, unless the worker has it from us.
-    fn keep_nothing_of(&mut self, id: SocketId) {
+    /// Drops the copy of a socket that does not listen, unless the worker got it from us.
+    fn drop_inactive_copy(&mut self, id: SocketId) {
         let stands_in = self.unsettled.iter().any(|(unsettled, _)| *unsettled == id);
         if !stands_in && self.core.socket(id).is_some_and(|socket| !socket.active) {
             self.copies.drop_copy(id);
@@ -161,8 +163,8 @@ impl Broker {
         self.reconcile(request.now);
     }
 
-    /// On a socket that is the worker's own business. Whether it succeeds decides whether the worker is ready: so it is
-    /// done here, on a copy, where there is one.
+    /// Handles `listen` on a socket that is not shared. Its success makes the worker ready, so `listen` is called
+    /// here, on a copy, if there is one.
     fn listen_alone(
         &mut self,
         request: &Request<'_>,
@@ -177,7 +179,7 @@ impl Broker {
         }
         match socket.copy().map(|copy| sockets::listen(copy, backlog)) {
             Some(Err(error)) => Ok(refused(&error)),
-            // Once more, by the worker: a Unix socket's peers see who called it last.
+            // The worker calls it again: the peers of a Unix socket see the last caller.
             Some(Ok(())) | None => {
                 if let Some(copy) = socket.copy() {
                     self.note_alone(request, copy);
@@ -187,9 +189,8 @@ impl Broker {
         }
     }
 
-    /// The worker gets another socket in the place of its own as it begins to listen: one that has connections waiting
-    /// for it, or one that its siblings have. `None`: a walk over its descriptors has to tell first where its own is
-    /// registered.
+    /// Replaces a worker's socket as it begins to listen: by one in which connections wait for it, or by one that its
+    /// siblings have. `None`: a scan for the socket's registrations with epoll is in progress.
     pub(super) fn exchange(
         &mut self,
         request: &Request<'_>,
@@ -235,7 +236,7 @@ impl Broker {
         self.core.sockets().iter().filter(of_worker).count()
     }
 
-    fn tell_if_full(&mut self, request: &Request<'_>, full: bool, id: SocketId) {
+    fn report_if_full(&mut self, request: &Request<'_>, full: bool, id: SocketId) {
         if !full {
             return;
         }

@@ -1,4 +1,4 @@
-//! The helper thread: walks over descriptor tables, whose length a worker decides.
+//! The helper thread for scans of descriptor tables, whose length a worker controls.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -17,44 +17,45 @@ use crate::sys::peer::Peer;
 use crate::sys::proc_stat;
 use crate::sys::seccomp::Notification;
 
-/// Walks that may wait. One that finds no room is not made: what cannot be known is taken for open.
-const MAX_WAITING: usize = 256;
+/// The number of scans that may wait. A further one is not made, and the socket counts as open.
+const MAX_QUEUED: usize = 256;
 
-/// Walks of one worker that may wait: one walk takes as long as the worker has descriptors, and its siblings wait behind it.
-const MAX_OF_ONE_WORKER: usize = 2;
+/// The number of scans of one worker that may wait. A scan takes time in proportion to the worker's descriptors, and
+/// delays the scans for other workers.
+const MAX_PER_WORKER: usize = 2;
 
-/// The same of those that no call waits for: each look after closed listeners asks for some, and a worker may have closed
+/// The same for scans that no call waits for. Each check of listeners requests some, and a worker may have closed
 /// hundreds at once.
-const MAX_CHECKS_OF_ONE_WORKER: usize = 32;
+const MAX_CHECKS_PER_WORKER: usize = 32;
 
-/// What became of a question.
+/// The result of [`Looks::ask`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asking {
-    /// The answer comes.
+    /// The answer will come.
     Sent,
-    /// The worker has to wait for the answers to its other ones.
+    /// The worker has the maximum number of scans in progress.
     Busy,
-    /// There is no room, or no thread to be had.
+    /// The queue is full, or the thread could not be started.
     Impossible,
 }
 
-/// What is to be found out.
+/// What a scan looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Question {
-    /// Does anybody of a worker's tree have this socket open?
+    /// Which process of a worker's tree has this socket open?
     Holder(SocketId),
-    /// Where has this thread registered this descriptor with epoll?
+    /// With which epoll instances has this thread registered this descriptor?
     Epoll(Pid, RawFd),
-    /// Which connections to the port of this socket has nobody accepted?
+    /// Which connections to the port of this socket are not accepted yet?
     Unaccepted(SocketId, u16),
-    /// Which TCP listeners does it have?
+    /// Which TCP listeners does the worker have?
     Listeners,
 }
 
 /// A call that waits for an answer, and the serial of the worker that makes it.
 pub(super) type Caller = (u64, Notification);
 
-/// Processes that were handed to us and whose worker is known: when they were started, and its serial.
+/// Adopted processes whose worker is known: pid, start time and the worker's serial.
 pub(super) type Owners = HashMap<Pid, (u64, u64)>;
 
 /// A question about one worker.
@@ -62,12 +63,12 @@ pub(super) type Owners = HashMap<Pid, (u64, u64)>;
 pub(super) struct Look {
     pub(super) serial: u64,
     pub(super) question: Question,
-    /// Its first process; none: that is gone, and others of its tree are not.
+    /// Its first process; `None`: that has ended, and others of its process tree live.
     pub(super) root: Option<Pid>,
     /// The other workers' processes.
     pub(super) workers: Vec<Pid>,
     pub(super) owners: Arc<Owners>,
-    /// None: the answer is for us.
+    /// `None`: the supervisor itself asks.
     pub(super) call: Option<Caller>,
 }
 
@@ -94,7 +95,7 @@ impl Look {
 pub(super) enum Found {
     Holder(SocketId, Holder),
     Epoll(Vec<Entry>),
-    /// `None`: the kernel does not tell.
+    /// `None`: the kernel does not list them.
     Unaccepted(SocketId, Option<HashSet<u64>>),
     Listeners(Vec<(SocketId, SocketAddr)>),
 }
@@ -106,11 +107,11 @@ pub(super) struct Answer {
     pub(super) found: Found,
 }
 
-/// The thread, from the first question on.
+/// The thread, which starts with the first question.
 #[derive(Debug)]
 pub(super) struct Looks {
     helper: Helper<Look, Answer>,
-    /// What is asked and not answered.
+    /// The questions without an answer yet.
     asked: Vec<(u64, Question, Option<Caller>)>,
 }
 
@@ -118,7 +119,7 @@ impl Looks {
     /// # Errors
     /// Those of eventfd(2).
     pub(super) fn new() -> io::Result<Looks> {
-        let helper = Helper::new("looks", 128 * 1024, MAX_WAITING, Wake::new()?, answer);
+        let helper = Helper::new("looks", 128 * 1024, MAX_QUEUED, Wake::new()?, answer);
         Ok(Looks { helper, asked: Vec::new() })
     }
 
@@ -127,7 +128,7 @@ impl Looks {
         self.helper.wake()
     }
 
-    /// Whether this is asked already.
+    /// Whether this question is in progress.
     pub(super) fn is_asked(
         &self,
         serial: u64,
@@ -142,16 +143,16 @@ impl Looks {
         self.asked.iter().any(|(_, _, caller)| caller.is_some_and(|(_, waiting)| waiting == *call))
     }
 
-    /// Asks.
+    /// Requests a scan.
     pub(super) fn ask(&mut self, look: Look) -> Asking {
-        // A call is by whoever makes it: its question may be about another worker.
+        // A scan counts against the worker that makes the call, even if it is about another worker.
         let blamed = |serial: u64, call: Option<Caller>| call.map_or(serial, |(caller, _)| caller);
         let by = blamed(look.serial, look.call);
         let is_check = look.call.is_none();
         let under_way = |(of, _, call): &&(u64, Question, Option<Caller>)| {
             blamed(*of, *call) == by && call.is_none() == is_check
         };
-        let most = if is_check { MAX_CHECKS_OF_ONE_WORKER } else { MAX_OF_ONE_WORKER };
+        let most = if is_check { MAX_CHECKS_PER_WORKER } else { MAX_PER_WORKER };
         if self.asked.iter().filter(under_way).count() >= most {
             return Asking::Busy;
         }
@@ -163,7 +164,7 @@ impl Looks {
         Asking::Sent
     }
 
-    /// The answers since this was called last.
+    /// The answers since the last call.
     pub(super) fn take(&mut self) -> Vec<Answer> {
         self.helper.wake().clear();
         let answers = self.helper.take();
@@ -195,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_of_ours_is_whose_it_is_known_to_be_as_long_as_its_number_is_its_own() {
+    fn an_adopted_process_belongs_to_its_worker_until_its_pid_is_reused() {
         let pid = |number| Pid::from_raw(number).expect("not 0");
         let me = rustix::process::getpid();
         let started = proc_stat::of(me).expect("we are there").started;
@@ -209,7 +210,7 @@ mod tests {
         };
         assert_eq!(look((started, 1)).whose(me), Whose::Asked);
         assert_eq!(look((started, 7)).whose(me), Whose::Another);
-        assert_eq!(look((started + 1, 7)).whose(me), Whose::Unknown, "the number of another process before");
+        assert_eq!(look((started + 1, 7)).whose(me), Whose::Unknown, "the pid was reused");
         assert_eq!(look((started, 7)).whose(pid(2)), Whose::Another, "a worker");
         assert_eq!(look((started, 7)).whose(pid(3)), Whose::Unknown);
     }

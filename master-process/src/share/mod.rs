@@ -1,8 +1,9 @@
-//! One address, many workers.
+//! Sharing of listening addresses between workers.
 //!
-//! Every worker binds and listens with its own socket and its own rights. [`Broker`] answers the calls that the workers'
-//! filters send us: it lets the kernel bind, makes the sockets of one address one group, and keeps a copy of each that
-//! listens, so that its queue outlives its worker. `core` decides, without any I/O; the rest asks and does.
+//! Every worker binds and listens with its own socket and its own privileges. [`Broker`] answers the calls that the
+//! workers' seccomp filters send to the supervisor. It lets the kernel bind, puts the sockets of an address into one
+//! group, and keeps a copy of each listener, so that its queue outlives its worker. `core` decides without any I/O;
+//! the other modules gather facts and carry out the decisions.
 
 mod address;
 mod bind;

@@ -1,18 +1,18 @@
-//! What is remembered of a worker's sockets that are not kept: bounded, whatever the worker does.
+//! Bounded records of a worker's sockets that are not kept.
 
 use std::collections::VecDeque;
 
 use super::core::SocketId;
 use crate::sys::seccomp::SocketOption;
 
-/// Options of sockets that are not bound yet: a worker that sets them on every outgoing connection must not fill our
-/// memory, and the one that it is about to bind is among the latest.
+/// The number of options to remember of sockets that are not bound yet. The bound protects the supervisor's memory
+/// from a worker that sets options on every outgoing connection. The socket that it binds next is among the latest.
 const REMEMBERED_OPTIONS: usize = 32;
 
-/// Sockets that a worker has for itself. One that is forgotten is named once more in the log.
+/// The number of unshared sockets of a worker to remember. The log names a forgotten one again.
 const REMEMBERED_SOCKETS: usize = 256;
 
-/// The options that decide what an address means, as a worker set them.
+/// The options that belong to the identity of an address, as a worker set them.
 #[derive(Debug, Default)]
 pub(super) struct NotedOptions(VecDeque<(SocketId, SocketOption, bool)>);
 
@@ -39,7 +39,7 @@ impl Recent {
         self.0.iter().copied()
     }
 
-    /// `false`: it was there already.
+    /// Returns `false` if the socket was there already.
     pub(super) fn insert(&mut self, id: SocketId) -> bool {
         if self.0.contains(&id) {
             return false;

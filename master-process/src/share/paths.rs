@@ -1,5 +1,4 @@
-//! What a program does with the path of its socket besides binding it: remove it, move its socket there, look whether
-//! somebody answers.
+//! Calls on the path of a socket besides `bind`: removing it, renaming a socket to it, and probing it with `connect`.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,15 +15,15 @@ use crate::policy::Time;
 use crate::sys::peer::Peer;
 use crate::sys::seccomp::Answer;
 
-/// The longest `sockaddr` that is looked into.
+/// The longest `sockaddr` that is decoded.
 const LONGEST_ADDRESS: u32 = 128;
 
 impl Broker {
-    /// A path that others need stays; the worker believes that it is gone, which is all that it needs.
+    /// A path that other workers need stays. The caller is told that the call succeeded.
     pub(super) fn unlink(&mut self, request: &Request<'_>, dir: RawFd, path: u64) -> io::Result<Decision> {
         let path = read_path(&request.peer, path)?;
         let serial = request.worker.serial;
-        let clears = self.may_clear_the_way(request.now, serial);
+        let clears = self.may_remove_before_bind(request.now, serial);
         if !(clears || self.is_name_of_ours(&path)) || !request.peer.shares_users()? {
             return Ok(answer(Answer::Continue));
         }
@@ -41,7 +40,7 @@ impl Broker {
             return Ok(answer(Answer::Continue));
         };
         if self.is_needed_by_others(serial, id) {
-            // What it binds there next is this socket again.
+            // Its next `bind` at the path gets this socket again.
             self.core.gives_up(serial, id);
             return Ok(answer(Answer::Done));
         }
@@ -49,13 +48,13 @@ impl Broker {
         Ok(answer(Answer::Continue))
     }
 
-    /// Whether a worker that removes a file may do so because it and a sibling are about to bind there.
-    pub(super) fn may_clear_the_way(&self, now: Time, serial: u64) -> bool {
+    /// Whether a worker may remove a file because it and a sibling are about to bind there.
+    pub(super) fn may_remove_before_bind(&self, now: Time, serial: u64) -> bool {
         let workers = self.core.workers();
         workers.get(serial).is_some_and(|worker| !worker.is_settled(now)) && workers.iter().nth(1).is_some()
     }
 
-    /// The socket that a worker has bound at a path, or binds there at this moment, and does not listen on yet.
+    /// The socket that a worker has bound at a path, or is binding now, and that does not listen yet.
     fn about_to_listen(&self, key: &Key) -> Option<SocketId> {
         let mut of_key =
             self.core.sockets().iter().filter(|socket| !socket.unlinked && socket.key.matches(key));
@@ -64,7 +63,7 @@ impl Broker {
             .map(|socket| socket.id)
     }
 
-    /// Whether the path of a socket must outlive that this worker removes it.
+    /// Whether the path of a socket must stay although this worker removes it.
     fn is_needed_by_others(&self, serial: u64, id: SocketId) -> bool {
         let Some(socket) = self.core.socket(id) else { return false };
         let workers = self.core.workers();
@@ -78,8 +77,9 @@ impl Broker {
             || socket.users.iter().any(is_other)
     }
 
-    /// A program that binds a name of its own and moves that over its path, as haproxy does: the second such worker of a
-    /// generation gets the first one's socket when it listens; one of another generation has bound beside already.
+    /// Handles a program that binds a temporary name and renames it to its path, as haproxy does. The second such
+    /// worker of a generation gets the first one's socket when it listens. A worker of another generation is already
+    /// bound beside the path.
     pub(super) fn rename(
         &mut self,
         request: &Request<'_>,
@@ -116,7 +116,7 @@ impl Broker {
         let at_path = self.at_path(&key);
         match self.core.renamed(serial, id, &key, at_path) {
             Bind::Give(there) => {
-                // Its own file goes; what it listens on becomes the one that the others have.
+                // Its own file is dropped. Its listener is replaced by the one that the others have.
                 let listens_at = self.copies.location(serial, id).filter(|at| at.has(id));
                 let active = self.core.socket(id).is_some_and(|socket| socket.active);
                 if let Some(at) = listens_at.filter(|_| active) {
@@ -141,8 +141,8 @@ impl Broker {
         }
     }
 
-    /// A program that looks whether somebody answers at its path before it binds there must not find its own siblings,
-    /// or the queue that its predecessor has left.
+    /// Handles a program that checks with `connect` whether a server answers at its path before it binds there. It
+    /// must not find its siblings, nor the queue of its predecessor.
     pub(super) fn connect(
         &mut self,
         request: &Request<'_>,

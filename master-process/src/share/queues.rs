@@ -1,4 +1,4 @@
-//! The queues of the sockets that we keep: who waits there, and does their worker accept?
+//! The queues of the kept sockets: the connections that wait there, and whether their worker accepts them.
 
 use std::collections::HashSet;
 
@@ -11,19 +11,19 @@ use super::stall::Change;
 use crate::policy::{Queue, Time};
 use crate::sys::sockets;
 
-/// What is to be done about a socket next.
+/// The next step for a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watch {
-    /// Wait until somebody comes.
-    Come,
-    /// Look again in a moment.
+    /// Wait for the next connection.
+    ForConnections,
+    /// Look again after a moment.
     Soon,
-    /// Nothing: it is not ours any more.
+    /// Nothing: the socket is no longer kept.
     Over,
 }
 
 impl Broker {
-    /// Sockets that somebody came to, or that were shut down: each is to be looked at in a moment.
+    /// The sockets that got a connection or were shut down; each is to be looked at after a moment.
     pub fn take_queue_events(&mut self, now: Time) -> Vec<u64> {
         let mut ids = Vec::new();
         self.queues.take(&mut ids);
@@ -37,7 +37,7 @@ impl Broker {
         ids
     }
 
-    /// Waits until somebody comes to a socket.
+    /// Watches a socket for the next connection.
     pub fn watch_queue(&mut self, id: u64) {
         if let Some(open) = self.copies.get(id)
             && let Err(error) = self.queues.watch(open.fd(), id)
@@ -46,7 +46,7 @@ impl Broker {
         }
     }
 
-    /// Who waits for a worker that is out of rotation.
+    /// Whether connections wait for a worker that is out of rotation.
     pub fn queue(&self, serial: u64) -> Queue {
         let is_own = |socket: &&Socket| {
             let own = match socket.scope {
@@ -76,7 +76,7 @@ impl Broker {
         self.note_queues_where(of_worker);
     }
 
-    /// The same of sockets that have lost their worker.
+    /// The same for sockets that have lost their worker.
     pub(super) fn note_queues_of_awaited(&mut self) {
         self.note_queues_where(|socket| !socket.awaited_by.is_empty());
     }
@@ -89,7 +89,7 @@ impl Broker {
         }
     }
 
-    /// Somebody came to a socket, or it was shut down.
+    /// A socket got a connection, or was shut down.
     fn on_queue_event(&mut self, now: Time, id: u64) -> Watch {
         let Some(open) = self.copies.get(id) else { return Watch::Over };
         let Some(socket) = self.core.socket(id) else { return Watch::Over };
@@ -108,7 +108,7 @@ impl Broker {
         Watch::Soon
     }
 
-    /// Looks at a queue that somebody came to a moment ago: does it move?
+    /// Looks at a queue that got a connection a moment ago: does its worker accept?
     pub fn look_at_queue(&mut self, now: Time, id: u64) -> Watch {
         if self.on_queue_event(now, id) == Watch::Over {
             return Watch::Over;
@@ -118,16 +118,16 @@ impl Broker {
         let waiting = sockets::waiting(open.fd());
         match open.stall.observe(waiting) {
             Change::Suspected => self.suspect(id),
-            change @ (Change::Moves | Change::Stalled) => self.on_stall(now, id, change),
+            change @ (Change::Accepts | Change::Stalled) => self.on_stall(now, id, change),
             Change::None => {}
         }
-        if waiting == 0 { Watch::Come } else { Watch::Soon }
+        if waiting == 0 { Watch::ForConnections } else { Watch::Soon }
     }
 
-    /// Its queue does not get shorter: which connections wait is looked at.
+    /// The queue does not get shorter, so the connections in it are compared over time.
     fn suspect(&mut self, id: SocketId) {
         let Some(socket) = self.core.socket(id) else { return };
-        // Without a worker it is its next one's; that is no fault of anybody's.
+        // The queue of a socket without a worker waits for the next worker, which is no stall.
         let (Some(user), Key::Inet { address, .. }) = (socket.users.first().copied(), &socket.key) else {
             return;
         };
@@ -137,7 +137,8 @@ impl Broker {
         }
     }
 
-    /// Where the kernel does not tell which connections wait, the length of the queue has to do.
+    /// Confirms or dismisses a suspected stall. If the kernel does not list the connections, the length of the queue
+    /// decides.
     pub(super) fn confirm_stall(&mut self, now: Time, id: SocketId, waiting: Option<HashSet<u64>>) {
         let Some(open) = self.copies.get_mut(id) else { return };
         let change = match waiting {

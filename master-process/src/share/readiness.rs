@@ -1,4 +1,4 @@
-//! Whether a worker listens wherever it is to before it counts as ready.
+//! Whether a worker listens on all addresses that are expected of it before it counts as ready.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -15,47 +15,47 @@ use crate::sys::proc_stat;
 use crate::sys::seccomp::Answer;
 use crate::sys::sockets;
 
-/// So many addresses are named in one line.
-const NAMED: usize = 4;
+/// The number of addresses that one line names.
+const MAX_NAMED: usize = 4;
 
-/// Where a worker must listen before it counts as ready.
+/// The addresses on which a worker must listen before it counts as ready.
 #[derive(Debug, Clone, Default)]
 pub(super) enum Expected {
-    /// Nowhere: it says by itself that it is ready, or its age does.
+    /// None: the worker reports its readiness by itself, or its age makes it ready.
     #[default]
     Nothing,
-    /// Wherever its slot is served.
+    /// The addresses that its slot serves.
     Served,
-    /// On these.
+    /// These addresses.
     Named(Vec<AddressPattern>),
 }
 
-/// Addresses that a worker is waited for.
+/// Addresses on which a worker does not listen yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     /// Never empty.
     pub addresses: Vec<String>,
-    /// Why they are waited for.
+    /// Why they are expected.
     pub because: Because,
 }
 
-/// Why an address is waited for.
+/// Why an address is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Because {
     /// `--ready listen:ADDR` names it.
     Named,
     /// The worker that serves in the slot listens there.
     Served,
-    /// The last one that served in the slot did.
+    /// The last worker that served in the slot listened there.
     Left,
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let listed = self.addresses.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let listed = self.addresses.iter().take(MAX_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
         f.write_str(&listed)?;
-        if self.addresses.len() > NAMED {
-            write!(f, " and {} more", self.addresses.len() - NAMED)?;
+        if self.addresses.len() > MAX_NAMED {
+            write!(f, " and {} more", self.addresses.len() - MAX_NAMED)?;
         }
         f.write_str(match self.because {
             Because::Named => ", which --ready names",
@@ -66,7 +66,7 @@ impl fmt::Display for Missing {
 }
 
 impl Broker {
-    /// What makes a worker ready; `false`: the addresses that are named cannot be seen.
+    /// Sets what makes a worker ready; `false`: its listeners on the named addresses cannot be observed.
     #[must_use]
     pub fn set_ready_mode(&mut self, mode: &ReadyMode) -> bool {
         self.expected = match mode {
@@ -76,12 +76,13 @@ impl Broker {
                 Expected::Nothing
             }
         };
-        // What is not shared is looked at in a copy, or not at all.
+        // A socket that is not shared is inspected through a copy.
         let named = matches!(self.expected, Expected::Named(_));
         !named || self.can_copy || self.share != Share::Off
     }
 
-    /// A worker has called `listen`, on a socket that we know or on one of its own; whether it is complete with that.
+    /// A worker has called `listen`, on a known socket or on one of its own. The decision says whether it listens on
+    /// all expected addresses now.
     pub(super) fn ready(
         &mut self,
         request: &Request<'_>,
@@ -99,10 +100,10 @@ impl Broker {
         Decision::Reply(Reply { answer, listens: Some(listens) })
     }
 
-    /// Whether a call is made by a process that has left the session of its worker's first one.
+    /// Whether the caller has left the session of its worker's first process.
     fn is_daemon(&self, request: &Request<'_>) -> bool {
         let root = self.processes.get(&request.worker.serial).and_then(|process| process.pid);
-        // None of both have one that is outside of our PID namespace: getsid(2) gives 0 then.
+        // For a session outside of our PID namespace the kernel reports 0, as getsid(2) does.
         let session = |pid| proc_stat::of(pid).ok().map(|stat| stat.session);
         match (session(request.call.thread), root.and_then(session)) {
             (Some(caller), Some(root)) => caller != root,
@@ -110,8 +111,8 @@ impl Broker {
         }
     }
 
-    /// Workers that have become complete since this was asked last, though they have not called `listen` meanwhile: one
-    /// has moved its socket to its path, or its predecessor has closed what was waited for.
+    /// Workers that have become complete since the last call without a `listen` of their own: one has moved its
+    /// socket to its path, or its predecessor has closed a listener.
     pub fn take_complete(&mut self) -> Vec<WorkerId> {
         let mut complete = self.core.take_changed();
         complete.retain(|worker| self.missing(worker.serial).is_none());
@@ -119,7 +120,7 @@ impl Broker {
         complete
     }
 
-    /// Where a worker does not listen yet and is to; none: it is complete.
+    /// The expected addresses on which a worker does not listen yet; `None`: it is complete.
     pub fn missing(&self, serial: u64) -> Option<Missing> {
         let (addresses, because) = match &self.expected {
             Expected::Nothing => return None,
@@ -152,11 +153,11 @@ impl Broker {
         is_at(pattern, &socket.key)
     }
 
-    /// A worker listens on a socket that we keep nothing of; `copy` is a copy of it.
+    /// Records that a worker listens on a socket that is not kept; `copy` is a copy of it.
     pub(super) fn note_alone(&mut self, request: &Request<'_>, copy: BorrowedFd<'_>) {
         let Expected::Named(patterns) = &self.expected else { return };
         let path = sockets::unix_path(copy).map(|path| {
-            // As the worker sees it, below a root of its own too.
+            // The path as the worker sees it, also if the worker has a root directory of its own.
             let base = request.peer.base_below_root(libc::AT_FDCWD).unwrap_or_default();
             Path::new("/").join(base).join(path)
         });
@@ -174,12 +175,12 @@ impl Broker {
     }
 }
 
-/// Whether who listens at an address listens where a pattern says. A wildcard address takes those for `IP:PORT` too.
+/// Whether a listener at an address matches a pattern. A wildcard address matches an `IP:PORT` pattern too.
 fn is_at(pattern: &AddressPattern, key: &Key) -> bool {
     match key {
         Key::Inet { address, .. } => {
             let is_covered = match pattern {
-                // As one of IPv6 alone: whether it takes IPv4 as well is the program's choice.
+                // Compared as IPv6 only: the program decides whether its socket takes IPv4 too.
                 AddressPattern::Inet(wanted) => key.covers(&Key::tcp(*wanted, true)),
                 AddressPattern::Ports(_) | AddressPattern::Path(_) | AddressPattern::Abstract(_) => false,
             };
@@ -195,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_where_it_is_named_to_be() {
+    fn a_pattern_matches_the_addresses_that_it_names() {
         let tcp = |text: &str, v6only| Key::tcp(text.parse().expect("an address"), v6only);
         let inet = |text: &str| AddressPattern::Inet(text.parse().expect("an address"));
         let port = AddressPattern::Ports(80..=80);
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_with_its_reason_and_in_bounds() {
+    fn missing_addresses_are_listed_with_their_reason_up_to_a_limit() {
         let addresses: Vec<String> = (1..=6).map(|port| format!("127.0.0.1:{port}")).collect();
         let missing =
             |count, because| Missing { addresses: addresses[..count].to_vec(), because }.to_string();

@@ -1,109 +1,109 @@
-//! What comes up while sockets are shared, and the user may want to know.
+//! Events of socket sharing, for the log.
 
 use std::fmt;
 use std::io;
 
 use crate::policy::WorkerId;
 
-/// Something to tell.
+/// A log event.
 #[derive(Debug)]
 pub enum Report {
-    /// A worker listens on an address that nobody did.
+    /// A worker listens on an address that had no listener.
     Listening {
-        /// Which.
+        /// The address.
         address: String,
     },
-    /// A worker cannot have an address, and is told so.
+    /// A worker's bind was refused.
     Refused {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// Which.
+        /// The address.
         address: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// A process that is no worker of ours holds an address that one wants.
+    /// An unrelated process holds an address that a worker binds.
     Held {
-        /// Which.
+        /// The address.
         address: String,
-        /// Who, and what can be done about it.
+        /// The process, and how to end it.
         by: String,
     },
-    /// What an earlier supervisor has left behind held an address, and was ended, or could not be.
+    /// A process that an earlier supervisor has left held an address. It was ended, or could not be ended.
     TakenOver {
-        /// Which.
+        /// The address.
         address: String,
-        /// What became of whom.
+        /// The process, and what became of it.
         what: String,
     },
-    /// A worker's call could not be looked at: it is carried out unshared.
+    /// A worker's call could not be inspected. It is carried out unshared.
     Unseen {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// What it called.
+        /// The call.
         call: &'static str,
-        /// Why we cannot look.
+        /// The reason.
         error: io::Error,
     },
-    /// The kernel does not let us choose who gets new connections of an address.
+    /// The kernel refused the program that selects the workers for new connections of an address.
     NotSelected {
-        /// Which.
+        /// The address.
         address: String,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
-    /// A socket file could not be put in its place.
+    /// A socket file could not be moved to its path.
     NotRenamed {
-        /// Which.
+        /// The address.
         address: String,
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
-    /// A worker has stopped accepting while connections wait for it.
+    /// A worker does not accept while connections wait for it.
     Stalled {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// Where.
+        /// The address.
         address: String,
-        /// How many wait.
+        /// The number of connections that wait.
         waiting: u32,
     },
-    /// It accepts again.
+    /// A stalled worker accepts again.
     Accepts {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// Where.
+        /// The address.
         address: String,
     },
-    /// A worker listens on what it has bound by a way that its filter does not see.
+    /// A worker listens on a socket that it bound in a way that its filter does not see.
     Bypassed {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// Where.
+        /// The address.
         address: String,
     },
-    /// A worker that has long been ready binds an address that no worker had before.
+    /// A worker that has been ready for a long time binds an address that no worker had before.
     Unshared {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// Which.
+        /// The address.
         address: String,
     },
-    /// A worker has as many listeners as are kept of one.
+    /// A worker has the maximum number of kept listeners.
     TooManyListeners {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
-        /// How many.
+        /// The maximum.
         limit: usize,
     },
     /// A queue cannot be watched.
     Unwatched {
-        /// Why.
+        /// The reason.
         error: io::Error,
     },
     /// No worker listens on an address any more.
     Closed {
-        /// Which.
+        /// The address.
         address: String,
     },
 }
@@ -161,7 +161,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// The reason without the call that the line names already: `bind: Address already in use` is `address already in use`.
+/// The reason without the call that the line names already: `bind: Address already in use` becomes `address already
+/// in use`.
 fn without_call(why: &str) -> String {
     let Some(reason) = why.strip_prefix("bind: ") else { return why.to_owned() };
     let mut letters = reason.chars();

@@ -1,5 +1,5 @@
-//! Telling the kernel which sockets of an address get new connections: by an eBPF program where that may be loaded,
-//! which also moves the queue of a socket that closes, else by a classic one.
+//! Selection of the sockets of an address that get new connections. An eBPF program selects them where it can be
+//! loaded; it also moves the queue of a socket that closes. Elsewhere a classic BPF program selects them.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,26 +9,27 @@ use super::copies::Copies;
 use super::core::{Migration, SocketId};
 use crate::sys::reuseport::{self, Selector, Spread};
 
-/// Sockets that one selector has room for at first: a word of kernel memory each. It is made anew where more come.
+/// The initial capacity of a selector, in sockets; each takes a word of kernel memory. A larger selector replaces it
+/// when more sockets join.
 const FIRST_CAPACITY: u32 = 16;
 
-/// How selection works on this host.
+/// The selection method of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Means {
+enum Method {
     /// `SO_ATTACH_REUSEPORT_EBPF`.
     Program,
-    /// `SO_ATTACH_REUSEPORT_CBPF`; the sysctl moves queues or not.
+    /// `SO_ATTACH_REUSEPORT_CBPF`; a sysctl decides whether queues move.
     Classic(Migration),
 }
 
 /// The selectors of all addresses.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
-    means: Option<Means>,
+    method: Option<Method>,
     groups: Vec<Group>,
 }
 
-/// The program of one address.
+/// The selector of one address.
 #[derive(Debug)]
 struct Group {
     key: Key,
@@ -37,25 +38,25 @@ struct Group {
 }
 
 impl Selection {
-    /// What becomes of the queue of a listener that is closed. Found out once, and only when somebody wants to know.
+    /// What the kernel does with the queue of a closed listener. The host is probed at the first call.
     pub(super) fn migration(&mut self) -> Migration {
-        match self.means() {
-            Means::Program => Migration::Moves,
-            Means::Classic(migration) => migration,
+        match self.method() {
+            Method::Program => Migration::Moves,
+            Method::Classic(migration) => migration,
         }
     }
 
-    fn means(&mut self) -> Means {
-        *self.means.get_or_insert_with(|| match Selector::new(1, Spread::Random) {
-            Ok(_loads) => Means::Program,
+    fn method(&mut self) -> Method {
+        *self.method.get_or_insert_with(|| match Selector::new(1, Spread::Random) {
+            Ok(_loads) => Method::Program,
             Err(_not_allowed) if reuseport::migrates_without_program().unwrap_or(false) => {
-                Means::Classic(Migration::Moves)
+                Method::Classic(Migration::Moves)
             }
-            Err(_not_allowed) => Means::Classic(Migration::Resets),
+            Err(_not_allowed) => Method::Classic(Migration::Resets),
         })
     }
 
-    /// Points the address to these sockets, each with its number in the kernel's group.
+    /// Routes new connections of the address to these sockets, each with its number in the kernel's group.
     pub(super) fn select(
         &mut self,
         key: &Key,
@@ -63,7 +64,7 @@ impl Selection {
         copies: &Copies,
     ) -> io::Result<()> {
         let ids: Vec<SocketId> = targets.iter().map(|(id, _)| *id).collect();
-        if self.means() == Means::Program && self.select_by_program(key, &ids, copies).is_ok() {
+        if self.method() == Method::Program && self.select_by_program(key, &ids, copies).is_ok() {
             return Ok(());
         }
         let Some(any) = ids.iter().find_map(|id| copies.get(*id)) else { return Ok(()) };
@@ -78,7 +79,7 @@ impl Selection {
             Some(at) if self.groups[at].has_room(ids) => at,
             Some(at) => {
                 let capacity = self.groups[at].selector.capacity();
-                // A socket is in one array at a time.
+                // A socket can be in only one array at a time.
                 self.groups.swap_remove(at);
                 self.add_group(key, capacity.saturating_mul(2), ids.len())?
             }
@@ -95,17 +96,17 @@ impl Selection {
         Ok(self.groups.len() - 1)
     }
 
-    /// A socket is about to be closed.
+    /// Removes a socket that is about to be closed.
     pub(super) fn remove(&mut self, id: SocketId) {
         for group in &mut self.groups {
             if let Some(index) = group.members.remove(&id) {
-                // The kernel takes it out by itself when it is closed; not before, if others have it open as well.
+                // The kernel removes it by itself when it is closed, but not while other processes have it open.
                 let _gone_already = group.selector.remove(index);
             }
         }
     }
 
-    /// No socket of an address is left: the next ones are another group.
+    /// Forgets an address without sockets. Its next sockets form a new group.
     pub(super) fn forget(&mut self, key: &Key) {
         self.groups.retain(|group| !group.key.matches(key));
     }
@@ -136,7 +137,7 @@ impl Group {
     }
 }
 
-/// A connection is asked for once; datagrams of one peer belong together.
+/// Connections are spread at random; the datagrams of one peer go to the same socket.
 fn spread(key: &Key) -> Spread {
     if key.is_datagram() { Spread::Flow } else { Spread::Random }
 }

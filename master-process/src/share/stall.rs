@@ -1,52 +1,52 @@
-//! Whether a worker does not accept: connections wait, and none of them is taken.
+//! Detection of a worker that does not accept the connections in its queue.
 //!
-//! The length of a queue does not tell: that of a busy worker stays at its limit, since for each connection that it takes
-//! another one comes. So a queue that does not get shorter is only suspected, and the connections themselves are looked
-//! at: a worker that accepts nothing has the same ones waiting a second later.
+//! The length of the queue is not enough: the queue of a saturated worker stays full, because a new connection
+//! replaces each one that it accepts. So a queue that does not get shorter is only suspected, and then the
+//! connections themselves are compared. If the worker accepts none, the same ones wait a second later.
 
 use std::collections::HashSet;
 
-/// So many looks, one a second, must find the queue no shorter than the look before. Fewer would suspect a worker that
-/// is busy for a moment; more would leave clients waiting longer.
-const LOOKS: u32 = 4;
+/// The number of observations, one a second, in which the queue does not get shorter before it is suspected. Fewer
+/// would suspect a worker that is busy for a moment; more would let clients wait longer.
+const SUSPECT_AFTER: u32 = 4;
 
-/// What a socket's queue looked like lately.
+/// The recent observations of a socket's queue.
 #[derive(Debug, Default)]
 pub(super) struct StallDetector {
     last: u32,
     looks: u32,
     stalled: bool,
-    /// The connections that waited as they were looked at last.
+    /// The connections that waited at the last comparison.
     waiting: Option<HashSet<u64>>,
 }
 
-/// What has changed with a look.
+/// The result of an observation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Nothing worth telling.
+    /// No change.
     None,
-    /// The connections are to be looked at.
+    /// The queue is suspected: compare its connections.
     Suspected,
     /// The worker does not accept.
     Stalled,
     /// It accepts again.
-    Moves,
+    Accepts,
 }
 
 impl StallDetector {
-    /// Notes how many wait now.
+    /// Records the number of connections that wait now.
     pub(super) fn observe(&mut self, waiting: u32) -> Change {
         let still = waiting > 0 && waiting >= self.last;
         self.last = waiting;
         if self.stalled {
             self.stalled = still;
-            return if still { Change::None } else { self.reset(Change::Moves) };
+            return if still { Change::None } else { self.reset(Change::Accepts) };
         }
         if !still {
             return self.reset(Change::None);
         }
         self.looks += 1;
-        if self.looks > LOOKS { Change::Suspected } else { Change::None }
+        if self.looks > SUSPECT_AFTER { Change::Suspected } else { Change::None }
     }
 
     fn reset(&mut self, change: Change) -> Change {
@@ -55,8 +55,8 @@ impl StallDetector {
         change
     }
 
-    /// Notes which connections wait now, for all sockets of the port. If fewer of them waited a look ago than wait for
-    /// this worker, it has accepted some.
+    /// Records which connections wait now, on all sockets of the port. If fewer of them waited at the last comparison
+    /// than wait for this worker, it has accepted some.
     pub(super) fn confirm(&mut self, waiting: HashSet<u64>) -> Change {
         let Some(before) = self.waiting.take() else {
             self.waiting = Some(waiting);
@@ -70,7 +70,7 @@ impl StallDetector {
         Change::Stalled
     }
 
-    /// The kernel does not tell which connections wait: the suspicion has to do.
+    /// Confirms the suspicion without a comparison: the kernel does not list the connections.
     pub(super) fn confirm_unseen(&mut self) -> Change {
         self.stalled = true;
         Change::Stalled
@@ -95,7 +95,7 @@ mod tests {
         assert_eq!(detector.observe(2), Change::Suspected);
         assert_eq!(detector.confirm(connections(0..2)), Change::Stalled);
         assert_eq!(detector.observe(3), Change::None, "said once");
-        assert_eq!(detector.observe(1), Change::Moves);
+        assert_eq!(detector.observe(1), Change::Accepts);
     }
 
     #[test]
@@ -104,7 +104,7 @@ mod tests {
         for second in 0..60u64 {
             let change = detector.observe(128);
             if change == Change::Suspected {
-                // It accepts 50 a second, and as many come.
+                // It accepts 50 a second, and 50 arrive.
                 let waiting = connections(second * 50..second * 50 + 128);
                 assert_eq!(detector.confirm(waiting), Change::None, "second {second}");
             } else {

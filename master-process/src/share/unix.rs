@@ -1,4 +1,4 @@
-//! Unix sockets: files that must not be taken from anybody, and must not go while we hold them.
+//! Files of Unix sockets: no file of another program may be removed, and ours must stay while we hold their sockets.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,19 +14,19 @@ use crate::sys::fs_identity::FsIdentity;
 use crate::sys::peer::Peer;
 use crate::sys::{fs_identity, path_lookup, sockets};
 
-/// Who may connect to the Unix sockets that we hold.
+/// Access to the Unix sockets that we hold.
 #[derive(Debug, Clone, Copy)]
 pub struct Access {
-    /// Permission bits; `None`: those of `--listen` are 664, a worker's are as its umask says.
+    /// Permission bits; `None`: 664 for `--listen`, and the worker's umask for its own.
     pub mode: Option<u32>,
-    /// Owner, where it is to change.
+    /// The owner, if it must change.
     pub owner: Option<Owner>,
 }
 
-/// The permission bits of a `--listen` path where `--socket-mode` does not say.
+/// The permission bits of a `--listen` path without `--socket-mode`.
 const LISTEN_MODE: u32 = 0o664;
 
-/// A name in a folder that is held open.
+/// A name in a folder; the folder is held open.
 #[derive(Debug)]
 pub(super) struct Place {
     folder: OwnedFd,
@@ -36,12 +36,12 @@ pub(super) struct Place {
     shown: PathBuf,
 }
 
-/// Why a path cannot be had.
+/// Why a path cannot be bound.
 #[derive(Debug)]
 pub enum Refused {
-    /// Something that is no socket is there; it is left alone.
+    /// Something other than a socket is there; it stays.
     NotASocket(FileType),
-    /// Somebody answers there.
+    /// A server answers there.
     Answered(Answerer),
     /// The kernel refused.
     Kernel(&'static str, io::Error),
@@ -72,7 +72,7 @@ impl std::fmt::Display for Refused {
 }
 
 impl Refused {
-    /// What a worker's `bind` fails with.
+    /// The errno of the worker's `bind`.
     pub(super) fn errno(&self) -> i32 {
         match self {
             Refused::NotASocket(_) | Refused::Answered(_) => libc::EADDRINUSE,
@@ -82,13 +82,13 @@ impl Refused {
 }
 
 impl Place {
-    /// The place that a path of ours names.
+    /// The place that a path names for the supervisor.
     pub(super) fn own(path: &Path) -> io::Result<Place> {
         let (folder, name) = path_lookup::own_folder_of(path)?;
         Place::new(folder, name, path)
     }
 
-    /// The place that a path of a worker names, found with the worker's own rights.
+    /// The place that a worker's path names, found with the worker's own privileges.
     pub(super) fn of(peer: &Peer, identity: &FsIdentity, dir: RawFd, path: &Path) -> io::Result<Place> {
         let (folder, name) =
             fs_identity::as_user(Some(identity), || path_lookup::folder_of(peer, dir, path))??;
@@ -114,7 +114,7 @@ impl Place {
         &self.name
     }
 
-    /// The path as a user would write it: that of the worker, or the folder's as we see it.
+    /// The absolute path: as the worker wrote it, or in the folder as the supervisor sees it.
     pub(super) fn absolute(&self) -> PathBuf {
         if self.shown.is_absolute() {
             return self.shown.clone();
@@ -124,30 +124,31 @@ impl Place {
         folder.map_or_else(|_| self.shown.clone(), |folder| folder.join(&self.name))
     }
 
-    /// Device and inode of what is there now.
+    /// Device and inode number of the file there now.
     fn file_id(&self) -> Option<FileId> {
         file_id(&self.folder, &self.name)
     }
 
-    /// Somebody else's file at this place, which we only keep from being removed by a worker.
+    /// A file of another program at this place. No worker may remove it.
     pub(super) fn watched(self) -> SocketFile {
         let (now, id) = (self.name.clone(), self.file_id());
-        SocketFile { place: self, now, id, ours: false, born: None }
+        SocketFile { place: self, now, id, ours: false, initial: None }
     }
 
-    /// The file that a worker itself is about to make at this place.
+    /// The file that a worker is about to create at this place.
     pub(super) fn for_bind(self, identity: &FsIdentity) -> SocketFile {
-        let born = Some(Born { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask });
-        SocketFile { now: self.name.clone(), place: self, id: None, ours: false, born }
+        let initial =
+            Some(InitialAccess { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask });
+        SocketFile { now: self.name.clone(), place: self, id: None, ours: false, initial }
     }
 
-    /// Removes a dead socket file, with the worker's rights.
+    /// Removes a stale socket file, with the worker's privileges.
     pub(super) fn make_room(&self, identity: &FsIdentity) -> Result<(), Refused> {
         fs_identity::as_user(Some(identity), || self.clear(&self.name))
             .unwrap_or_else(|error| Err(Refused::Kernel("becoming the worker's user", error)))
     }
 
-    /// A socket of ours at this place, with its access set and nobody able to connect yet.
+    /// Binds a socket of ours at this place and sets its access. It does not listen yet, so no client can connect.
     pub(super) fn bind_own(self, access: Access) -> Result<(OwnedFd, SocketFile), Refused> {
         let name = self.name.clone();
         self.clear(&name)?;
@@ -156,26 +157,26 @@ impl Place {
         let mode = access.mode.unwrap_or(LISTEN_MODE);
         sockets::bind_unix(fd.as_fd(), self.folder.as_fd(), &name, self.shown_as(&name).as_deref(), mode)
             .map_err(kernel)?;
-        let file = SocketFile { id: self.file_id(), place: self, now: name, ours: true, born: None };
-        // Dropping the file removes it.
+        let file = SocketFile { id: self.file_id(), place: self, now: name, ours: true, initial: None };
+        // If this fails, dropping the file removes it.
         let creator = rustix::process::geteuid().as_raw();
         file.set_access(Access { mode: None, ..access }, creator)
             .map_err(|error| Refused::Kernel("setting its owner", error))?;
         Ok((fd, file))
     }
 
-    /// Binds a worker's socket beside this place, to be put there later: who is there now serves on. It is bound with
-    /// the worker's rights.
+    /// Binds a worker's socket beside this place, with the worker's privileges. It moves to the place later; the
+    /// socket that is there now stays in use until then.
     pub(super) fn bind_beside(
         self,
         socket: BorrowedFd<'_>,
         identity: &FsIdentity,
         access: Access,
     ) -> Result<SocketFile, Refused> {
-        // Short, whatever the socket is called: its path may be as long as a path can be. Nobody can know it beforehand.
+        // The name is short, because the path may have the maximum length already, and unpredictable.
         let name = unique_name();
-        let born = Born { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask };
-        let mode = access.mode.unwrap_or(born.mode);
+        let initial = InitialAccess { uid: identity.uid, gid: identity.gid, mode: 0o777 & !identity.umask };
+        let mode = access.mode.unwrap_or(initial.mode);
         fs_identity::as_user(Some(identity), || {
             let shown = self.shown_as(&name);
             sockets::bind_unix(socket, self.folder.as_fd(), &name, shown.as_deref(), mode)
@@ -183,20 +184,20 @@ impl Place {
         .and_then(|bound| bound)
         .map_err(|error| Refused::Kernel("bind", error))?;
         let id = file_id(&self.folder, &name);
-        let file = SocketFile { place: self, now: name, id, ours: true, born: Some(born) };
+        let file = SocketFile { place: self, now: name, id, ours: true, initial: Some(initial) };
         file.set_access(Access { mode: None, ..access }, identity.uid)
             .map_err(|error| Refused::Kernel("setting its owner", error))?;
         Ok(file)
     }
 
-    /// The path that the user knows, where it leads us to the same folder as it leads the worker.
+    /// The path that the user knows, if it leads to the same folder for us as for the worker.
     fn shown_as(&self, name: &OsStr) -> Option<PathBuf> {
         let folder = self.shown.is_absolute().then(|| self.shown.parent()).flatten()?;
         let (same, _) = path_lookup::own_folder_of(&folder.join(name)).ok()?;
         path_lookup::same_folder(same.as_fd(), self.folder.as_fd()).then(|| folder.join(name))
     }
 
-    /// Removes a socket file that nobody answers on; anything else is somebody's.
+    /// Removes a socket file without a server that answers. Any other file stays.
     fn clear(&self, name: &OsStr) -> Result<(), Refused> {
         let stat = match rustix::fs::statat(&self.folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(rustix::io::Errno::NOENT) => return Ok(()),
@@ -210,7 +211,7 @@ impl Place {
         if let sockets::Answers::Yes(listener) = sockets::answers(self.folder.as_fd(), name) {
             return Err(Refused::Answered(Answerer { listener, file: (stat.st_dev, stat.st_ino) }));
         }
-        // What cannot be removed shows at the bind, with its errno.
+        // If this fails, the bind fails with the right errno.
         let _gone = rustix::fs::unlinkat(&self.folder, name, AtFlags::empty());
         Ok(())
     }
@@ -219,9 +220,9 @@ impl Place {
 /// Device and inode number.
 type FileId = (u64, u64);
 
-/// What a file was made with: what differs later was changed by the program.
+/// The access that a file was created with. A later difference is a change by the program.
 #[derive(Debug, Clone, Copy)]
-struct Born {
+struct InitialAccess {
     uid: u32,
     gid: u32,
     mode: u32,
@@ -231,25 +232,25 @@ struct Born {
 #[derive(Debug)]
 pub(super) struct SocketFile {
     place: Place,
-    /// Whether it is ours to remove.
+    /// Whether the supervisor removes it.
     ours: bool,
-    /// What it is called now: its place's name, or another one beside it.
+    /// Its current name: its place's name, or another one beside it.
     now: OsString,
     id: Option<FileId>,
-    born: Option<Born>,
+    initial: Option<InitialAccess>,
 }
 
 impl SocketFile {
-    /// The file that a worker has made is there now, and is kept for as long as we keep its socket: a socket of that
-    /// worker's user. Its access is set as the user wants it.
+    /// Takes charge of the file that a worker has created, for as long as its socket is kept. It must be a socket of
+    /// that worker's user. Its access is set as the user configured it.
     ///
     /// # Errors
-    /// EPERM where something else is there; those of chmod(2) and chown(2).
+    /// EPERM if something else is there; those of chmod(2) and chown(2).
     pub(super) fn adopt(&mut self, access: Access) -> io::Result<()> {
-        let Some(born) = self.born else { return Ok(()) };
+        let Some(initial) = self.initial else { return Ok(()) };
         let stat = rustix::fs::statat(&self.place.folder, &self.now, AtFlags::SYMLINK_NOFOLLOW)?;
-        let chowned = stat.st_uid != born.uid;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || (chowned && born.uid != 0) {
+        let chowned = stat.st_uid != initial.uid;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Socket || (chowned && initial.uid != 0) {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
         self.id = Some((stat.st_dev, stat.st_ino));
@@ -268,7 +269,7 @@ impl SocketFile {
         }
     }
 
-    /// The worker itself has put its socket's file to another place in the same folder, or wants it there.
+    /// The worker has moved its socket's file to another place in the same folder, or wants it there.
     pub(super) fn moves_to(&mut self, place: Place, done: bool) {
         if done {
             self.now.clone_from(&place.name);
@@ -283,38 +284,38 @@ impl SocketFile {
         &self.place
     }
 
-    /// Whether it is still where it was made or put.
+    /// Whether the file is still where it was created or moved to.
     fn is_in_place(&self) -> bool {
         self.id.is_some() && file_id(&self.place.folder, &self.now) == self.id
     }
 
-    /// Whether its worker binds it, or has, and does not listen yet.
+    /// Whether its worker is binding it, or has bound it and does not listen yet.
     pub(super) fn is_awaited(&self) -> bool {
-        self.born.is_some() && self.id.is_none()
+        self.initial.is_some() && self.id.is_none()
     }
 
-    /// Whether anything is where it was to be made.
+    /// Whether a file exists where it was to be created.
     pub(super) fn is_there(&self) -> bool {
         file_id(&self.place.folder, &self.now).is_some()
     }
 
-    /// The worker that has made it has closed its socket, and lives: what becomes of the file is its own business.
+    /// The worker that created the file has closed its socket and lives, so the file is left to the worker.
     pub(super) fn disown(&mut self) {
         self.ours = false;
     }
 
-    /// Whether it was made and is not there any more.
+    /// Whether it was created and is no longer there.
     pub(super) fn is_lost(&self) -> bool {
         self.id.is_some() && !self.is_in_place()
     }
 
-    /// Whether clients find it.
+    /// Whether clients reach it at its path.
     pub(super) fn is_at_path(&self) -> bool {
         self.now == self.place.name && self.is_in_place()
     }
 
-    /// Puts it to its place. Who is there now is called as it was, so that it can come back; without a moment
-    /// in which nobody is there.
+    /// Moves the file to its place. The file that is there now gets this one's name, so that it can move back. The
+    /// exchange is atomic: a socket is at the path at any time.
     pub(super) fn take_place_of(&mut self, other: Option<&mut SocketFile>) -> io::Result<()> {
         let folder = &self.place.folder;
         match other.filter(|other| other.is_at_path()) {
@@ -331,15 +332,15 @@ impl SocketFile {
         Ok(())
     }
 
-    /// What a program does to the access of its path, it does to the file that is there: the next one gets that too.
+    /// Copies the program's changes of the access of the file at the path, so that they also hold for this file.
     fn take_access_of(&self, other: &SocketFile) {
-        let (Some(born), Some(ours)) = (other.born, self.born) else { return };
+        let (Some(initial), Some(ours)) = (other.initial, self.initial) else { return };
         let folder = &self.place.folder;
         let Ok(there) = rustix::fs::statat(folder, &other.now, AtFlags::SYMLINK_NOFOLLOW) else { return };
         let changed = |now: u32, before: u32| (now != before).then_some(now);
-        let (uid, gid) = (changed(there.st_uid, born.uid), changed(there.st_gid, born.gid));
-        let mode = changed(there.st_mode & 0o7777, born.mode);
-        // Whether it succeeds changes nothing for who is served: the path is what counts.
+        let (uid, gid) = (changed(there.st_uid, initial.uid), changed(there.st_gid, initial.gid));
+        let mode = changed(there.st_mode & 0o7777, initial.mode);
+        // A failure does not prevent the exchange: the path matters more.
         if let Some(mode) = mode {
             let _best_effort = sockets::set_mode(folder.as_fd(), &self.now, ours.uid, mode);
         }
@@ -351,17 +352,17 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Another file may stand there by now: that one is not ours.
+        // Another file may be there by now; that one stays.
         if self.ours && self.is_in_place() {
             let _gone = rustix::fs::unlinkat(&self.place.folder, &self.now, AtFlags::empty());
         }
     }
 }
 
-/// A name that nobody can guess: in a folder that others can write to, one that is known could be taken.
+/// An unpredictable name. In a folder that other users can write to, a known name could be taken.
 fn unique_name() -> OsString {
     let mut random = [0u8; 8];
-    // Only a kernel that is just starting has none yet; then the time will do.
+    // Only a kernel that has just started has no random numbers yet; the time replaces them.
     if rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         random = now.subsec_nanos().to_ne_bytes().repeat(2).try_into().unwrap_or(random);
@@ -369,7 +370,7 @@ fn unique_name() -> OsString {
     format!(".{:016x}", u64::from_ne_bytes(random)).into()
 }
 
-/// Device and inode of what is there now, unless nothing is.
+/// Device and inode number of the file at a name; `None`: there is none.
 fn file_id(folder: &OwnedFd, name: &OsStr) -> Option<FileId> {
     let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
     Some((stat.st_dev, stat.st_ino))

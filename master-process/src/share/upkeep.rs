@@ -1,4 +1,4 @@
-//! What is done a moment after a call: carrying decisions out, and finding out what workers have closed.
+//! Work after a call: carrying out decisions, and detecting listeners that workers have closed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,21 +16,21 @@ use crate::sys::holders::Holder;
 use crate::sys::seccomp::Notification;
 use crate::sys::sockets;
 
-/// So many sockets are looked at in one round of checks: some microseconds each, and the loop waits.
+/// The number of sockets that one round checks. Each check takes some microseconds, in which the loop waits.
 const CHECKS_AT_ONCE: usize = 256;
 
-/// How long after a connection, a `listen` or a start the listeners are checked by themselves. Later they are checked
-/// with each sample, and when somebody comes.
+/// How long after a connection, a `listen` or a start the listeners are checked periodically. Later they are checked
+/// with each sample, and with each connection.
 const CHECKED_FOR: Duration = Duration::from_secs(10);
 
 impl Broker {
-    /// Whether the kernel moves queues decides what becomes of those that lose their worker.
+    /// Tells the core whether the kernel moves queues, which decides how to treat the queues of ended workers.
     pub(super) fn choose_migration(&mut self) {
         let migration = self.selection.migration();
         self.core.set_migration(migration);
     }
 
-    /// Does what the core wants.
+    /// Carries out the core's effects.
     pub fn reconcile(&mut self, now: Time) {
         self.removals.forget_old(now);
         self.note_queues_of_awaited();
@@ -60,7 +60,7 @@ impl Broker {
         }
     }
 
-    /// What the helper thread has found; the calls that waited for it are to be asked about again.
+    /// Takes the results of the helper thread. Returns the waiting calls that must be tried again.
     pub fn take_looks(&mut self, now: Time) -> Vec<(u64, Notification)> {
         let mut calls = Vec::new();
         for found in self.looks.take() {
@@ -106,18 +106,18 @@ impl Broker {
         calls
     }
 
-    /// Whether, since this was asked last, a socket was found in a process that was handed to us and whose worker is not
-    /// known: as long as that is so, the socket counts as open.
+    /// Whether, since the last call, a scan found a socket in an adopted process whose worker is unknown. Until the
+    /// worker is known, the socket counts as open.
     pub fn has_met_orphan(&mut self) -> bool {
         std::mem::take(&mut self.met_orphan)
     }
 
-    /// What is known of whose the processes are that were handed to us.
+    /// Sets the known workers of adopted processes.
     pub fn set_owners(&mut self, owners: Owners) {
         self.owners = Arc::new(owners);
     }
 
-    /// Asks whether anybody of a worker's tree has a socket open, unless that is being found out.
+    /// Requests a scan for a process of a worker's tree that has a socket open, unless one is in progress.
     pub(super) fn ask_whether_open(&mut self, serial: u64, id: SocketId) {
         let question = Question::Holder(id);
         if !self.looks.is_asked(serial, question, None) {
@@ -125,20 +125,20 @@ impl Broker {
         }
     }
 
-    /// Whether to check soon whether workers still have their listeners. A worker that does not run closes nothing: so
-    /// checks follow what it does, as far as that is seen, and an idle host is left alone.
+    /// Whether to check soon if workers still have their listeners open. A worker that does not run closes nothing.
+    /// So checks follow its visible activity, and an idle host is not disturbed.
     pub fn wants_check(&self, now: Time) -> bool {
         let active = self.active_at.is_some_and(|active| now.since(active) < CHECKED_FOR);
         active && self.core.sockets().iter().any(may_be_closed)
     }
 
-    /// Something has happened to a listener.
+    /// Records an event of a listener.
     pub(super) fn note_activity(&mut self, now: Time) {
         self.active_at = Some(now);
     }
 
-    /// Looks whether workers still have their listeners, where they had them; where not, a walk over their descriptors
-    /// is asked for.
+    /// Checks whether workers still have their listeners at the known descriptors. If not, a scan of their
+    /// descriptors is requested.
     pub fn check_listeners(&mut self) {
         let candidates: Vec<(u64, SocketId)> = self
             .core
@@ -159,8 +159,8 @@ impl Broker {
         }
     }
 
-    /// A worker has served for a moment: what its slot's earlier workers had and it has not is let go, and whether it
-    /// listens past its filter is found out.
+    /// A worker has served for a moment. Releases what earlier workers of its slot had and it has not, and requests a
+    /// scan for listeners that bypass its filter.
     pub fn sweep(&mut self, now: Time, serial: u64) {
         let Some(worker) = self.core.workers().get(serial).filter(|worker| worker.in_rotation) else {
             return;
@@ -175,8 +175,8 @@ impl Broker {
         self.reconcile(now);
     }
 
-    /// Listeners of a worker or of a descendant of it that were bound and set to listen without a call that the filter
-    /// sees. Each is told of once.
+    /// Reports listeners of a worker or of a descendant that were opened without a call that the filter sees. Each is
+    /// reported once.
     fn report_bypasses(&mut self, serial: u64, listeners: &[(SocketId, std::net::SocketAddr)]) {
         let Some(worker) = self.core.workers().get(serial).map(|worker| worker.id) else { return };
         for (id, address) in listeners {
@@ -189,8 +189,8 @@ impl Broker {
         }
     }
 
-    /// Lets go of what waits for slots that get no worker. `is_needed` tells whether a slot is to get one, or may come to
-    /// need again what its last one served.
+    /// Releases the sockets that wait for slots without a next worker. `is_needed` tells whether a slot gets a
+    /// worker, or may need again what its last one served.
     pub fn abandon_slots(&mut self, now: Time, is_needed: impl Fn(u32) -> bool) {
         let slots = self.core.awaited_slots();
         for slot in slots {
@@ -203,15 +203,16 @@ impl Broker {
         self.reconcile(now);
     }
 
-    /// Sockets to be looked at a moment later: about to be bound, or not listening yet.
+    /// The sockets to check a moment later: those about to be bound, or not listening yet.
     pub fn take_unsettled(&mut self) -> Vec<u64> {
         let fresh: Vec<u64> = self.unsettled.iter().filter(|(_, asked)| !asked).map(|(id, _)| *id).collect();
         self.unsettled.iter_mut().for_each(|(_, asked)| *asked = true);
         fresh
     }
 
-    /// Looks at a UDP socket that is about to be bound, and at one that stands in the place of a worker's and does not
-    /// listen yet: one that is connected instead would outlive its worker's close. `last`: it is given up else.
+    /// Checks a UDP socket that is about to be bound, or a stand-in socket that does not listen yet. If the
+    /// program connects the latter instead, our copy would keep the connection open after the worker closes it.
+    /// `last`: this is the last check; a socket that is not in use by then is released.
     pub fn look_at_unsettled(&mut self, now: Time, id: u64, last: bool) -> Watch {
         let Some(open) = self.copies.get(id) else {
             self.unsettled.retain(|(other, _)| *other != id);
@@ -247,8 +248,8 @@ impl Broker {
         Watch::Soon
     }
 
-    /// Whether the program is known to have a Unix path.
-    pub(super) fn learns_paths(&mut self, in_rotation: bool) {
+    /// Records whether the program uses a Unix path.
+    pub(super) fn note_path_use(&mut self, in_rotation: bool) {
         let has_path = self.core.sockets().iter().any(|socket| matches!(socket.key, Key::Unix { .. }));
         if in_rotation && self.paths == PathUse::Unknown && !has_path {
             self.paths = PathUse::Unused;

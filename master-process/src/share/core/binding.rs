@@ -1,4 +1,4 @@
-//! What becomes of a `bind`: the worker's own socket, alone or among others, or one that others have.
+//! Decisions about `bind`: the worker's own socket, alone or in a group, or a socket that other workers have.
 
 use std::time::Duration;
 
@@ -7,73 +7,75 @@ use super::{Core, Effect, Migration, Scope, Socket, SocketId};
 use crate::policy::Time;
 use crate::share::address::Key;
 
-/// How long a `bind` that was let go on takes: the kernel needs microseconds.
+/// How long a continued `bind` may normally take: the kernel needs microseconds.
 const BIND_TAKES: Duration = Duration::from_millis(50);
 
-/// How long it may take where its thread is not seen to have done anything else since: on a busy machine a thread may wait
-/// for a CPU, and a stopped one does not go on at all.
+/// How long it may take if its thread has not been seen to do anything else since. On a busy machine a thread may
+/// wait for a CPU, and a stopped thread does not continue at all.
 const BIND_TAKES_AT_MOST: Duration = Duration::from_secs(5);
 
-/// Sockets that one worker has bound and that do not listen yet. Each is a few words; the one that is to listen is among
-/// the latest.
+/// The number of sockets that one worker has bound and that do not listen yet. Each takes a few words of memory. The
+/// socket that will listen is among the latest.
 pub(in crate::share) const MAX_BOUND: usize = 256;
 
-/// How many of a worker's own UDP sockets of an address are looked at before its next one, where nothing depends on them.
-/// Each look takes some microseconds, in which the supervisor does nothing else.
+/// The number of a worker's own UDP sockets of an address that are checked before its next bind, if the decision does
+/// not depend on them. Each check takes some microseconds, in which the supervisor does nothing else.
 const LOOKED_AT: usize = 8;
 
 /// A `bind` to an address whose sockets are shards.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::share) struct Asked<'a> {
-    /// Of the worker.
+    /// The worker's serial.
     pub(in crate::share) serial: u64,
     /// The socket.
     pub(in crate::share) id: SocketId,
     /// The address.
     pub(in crate::share) key: &'a Key,
-    /// Which worker of a supervisor that is itself a worker asks; 0: none.
+    /// The worker of a nested supervisor that asks; 0: none.
     pub(in crate::share) inner: u64,
     /// Whether the program itself has set `SO_REUSEPORT`.
     pub(in crate::share) asked_reuseport: bool,
-    /// Whether [`Bind::Check`] was done.
+    /// Whether the check of [`Bind::Check`] was made.
     pub(in crate::share) checked: bool,
 }
 
-/// What becomes of a `bind`.
+/// The decision about a `bind`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::share) enum Bind {
-    /// The kernel decides as if we were not there, and we remember nothing.
+    /// The kernel handles the call, and the core keeps no record of it.
     Private,
-    /// The kernel binds the worker's own socket. It gets `SO_REUSEPORT` before if `reuseport`, and so do these.
+    /// The kernel binds the worker's own socket. If `reuseport`, `SO_REUSEPORT` is set on it before, and also on the
+    /// sockets in `enable`.
     Own {
-        /// Whether it joins others.
+        /// Whether it joins other sockets.
         reuseport: bool,
-        /// Sockets of others that do not have `SO_REUSEPORT` yet.
+        /// Sockets of other workers that do not have `SO_REUSEPORT` yet.
         enable: Vec<SocketId>,
     },
-    /// The worker is to get this socket in the place of its own; when it has it, call [`give`](Core::give).
+    /// This socket replaces the worker's own. Afterwards call [`give`](Core::give).
     Give(SocketId),
-    /// It fails with this errno.
+    /// The call fails with this errno.
     Refuse(i32),
-    /// First find out whether the worker still has these open; report those that are [`closed`](Core::released), and
-    /// ask again with `checked`.
+    /// First check whether the worker still has these sockets open. Report those that it has closed with
+    /// [`released`](Core::released), and ask again with `checked`.
     Check(Vec<SocketId>),
 }
 
 impl Core {
-    /// A worker asks to bind a socket, which has no address yet, to an address whose sockets are shards.
+    /// A worker binds a socket without an address to an address whose sockets are shards.
     pub(in crate::share) fn bind(&mut self, now: Time, asked: Asked<'_>) -> Bind {
         let Asked { serial, id, key, inner, asked_reuseport, checked } = asked;
         let own_ids = self.own_overlapping(&asked);
         if !checked && !own_ids.is_empty() {
             return Bind::Check(self.worth_checking(&asked, own_ids));
         }
-        // Only now: what it has closed must not be in its way, shared or not.
+        // Only after the check: sockets that the worker has closed must not prevent its bind, whether it is shared or
+        // not.
         if !self.is_shareable(now, serial, key) {
             return Bind::Private;
         }
         let own = || self.sockets.iter().filter(|socket| own_ids.contains(&socket.id));
-        // What the kernel says to a worker alone must not change because its siblings' sockets can be joined.
+        // A worker must get the same result as without siblings whose sockets can be joined.
         let has_own = own().next().is_some();
         let may_join_own = asked_reuseport && own().all(|socket| socket.asked_reuseport);
         if asked_reuseport && own().any(|socket| socket.reuseport && !socket.asked_reuseport) {
@@ -82,8 +84,8 @@ impl Core {
         let is_other =
             |socket: &&Socket| socket.id != id && socket.key.overlaps(key) && !own_ids.contains(&socket.id);
         let others: Vec<&Socket> = self.sockets.iter().filter(is_other).collect();
-        if let Some(orphaned) = self.inherited_by(serial, id, key).filter(|_| !has_own) {
-            return Bind::Give(orphaned);
+        if let Some(left) = self.inherited_by(serial, id, key).filter(|_| !has_own) {
+            return Bind::Give(left);
         }
         let joins = !others.is_empty() && (!has_own || may_join_own);
         let enable =
@@ -102,7 +104,7 @@ impl Core {
         Bind::Own { reuseport: joins, enable }
     }
 
-    /// Sockets of the worker itself that the kernel would hold against its `bind`, if they are open still.
+    /// The worker's own sockets that prevent its `bind` in the kernel if they are still open.
     fn own_overlapping(&self, asked: &Asked<'_>) -> Vec<SocketId> {
         let is_own = |socket: &&Socket| {
             socket.id != asked.id
@@ -113,9 +115,8 @@ impl Core {
         self.sockets.iter().filter(is_own).map(|socket| socket.id).collect()
     }
 
-    /// Which of a worker's own sockets are to be looked at. Of many UDP sockets that no sibling has joined only the latest
-    /// are: the kernel alone decides about the next one, and it is enough that those which the worker has closed are
-    /// forgotten in time.
+    /// Which of a worker's own sockets must be checked. Of many UDP sockets that no sibling has joined only the
+    /// latest are: the kernel alone decides about the next bind, and closed sockets need only be forgotten in time.
     fn worth_checking(&self, asked: &Asked<'_>, mut own: Vec<SocketId>) -> Vec<SocketId> {
         let is_private = |socket: &Socket| own.contains(&socket.id) && !socket.active && !socket.reuseport;
         let mut overlapping = self.sockets.iter().filter(|socket| socket.key.overlaps(asked.key));
@@ -125,8 +126,8 @@ impl Core {
         own
     }
 
-    /// Listeners of a worker that a socket of it, which is about to listen, cannot listen beside, as far as the program
-    /// itself is concerned: two sockets with `SO_REUSEADDR` can be bound before either listens.
+    /// The listeners of a worker beside which another socket of it must not listen, as far as the program itself
+    /// decides. Two sockets with `SO_REUSEADDR` can be bound before either listens.
     pub(in crate::share) fn listeners_in_the_way(
         &self,
         serial: u64,
@@ -146,7 +147,7 @@ impl Core {
         self.sockets.iter().filter(in_the_way).map(|socket| socket.id).collect()
     }
 
-    /// A worker asks to bind the socket `id` to an address that has one socket for all workers.
+    /// A worker binds the socket `id` to an address that has one socket for all workers.
     pub(in crate::share) fn bind_shared(
         &mut self,
         now: Time,
@@ -170,9 +171,9 @@ impl Core {
         if has { Bind::Refuse(libc_errno::EADDRINUSE) } else { Bind::Give(there) }
     }
 
-    /// Remembers a socket that a worker binds; the oldest that does not listen goes where there are too many.
+    /// Records a socket that a worker binds. If there are too many, the oldest one that does not listen is dropped.
     pub(in crate::share) fn track(&mut self, serial: u64, socket: Socket) {
-        // An inode number that is used again is another socket's.
+        // A reused inode number belongs to another socket.
         self.sockets.retain(|old| old.id != socket.id);
         self.sockets.push(socket);
         let bound = |socket: &Socket| !socket.active && socket.users == [serial];
@@ -184,7 +185,7 @@ impl Core {
         }
     }
 
-    /// A worker asks to bind the socket `id` to a path. `at_path`: the socket there now.
+    /// A worker binds the socket `id` to a path. `at_path`: the socket that is there now.
     pub(in crate::share) fn bind_path(
         &mut self,
         now: Time,
@@ -219,7 +220,7 @@ impl Core {
             .find(of_generation)
             .map(|socket| (socket.id, socket.users.contains(&serial)))
         {
-            // What is at the path now is all that the kernel looks at.
+            // The kernel decides by the file at the path alone.
             Some((_, true)) => Bind::Private,
             Some((there, false)) => Bind::Give(there),
             None => {
@@ -236,7 +237,8 @@ impl Core {
         }
     }
 
-    /// A worker moves the socket that it has bound to another path; `false`: it has another one there to share.
+    /// A worker renames the socket that it has bound to another path. [`Bind::Give`]: there is a socket at that path
+    /// for it to share.
     pub(in crate::share) fn renamed(
         &mut self,
         serial: u64,
@@ -260,7 +262,7 @@ impl Core {
         });
         match there.map(|socket| (socket.id, socket.users.contains(&serial))) {
             Some((there, false)) => return Bind::Give(there),
-            // It puts another socket of its own in the place of the first.
+            // The worker replaces its first socket at the path by another one.
             Some((there, true)) => self.unlinked(there),
             None => {}
         }
@@ -272,7 +274,7 @@ impl Core {
         Bind::Own { reuseport: false, enable: Vec::new() }
     }
 
-    /// A worker has a socket from now on that others have, or that its slot's last worker had.
+    /// A worker gets a socket that other workers have, or that its slot's last worker had.
     pub(in crate::share) fn give(&mut self, serial: u64, id: SocketId, asked_reuseport: bool) {
         let slot = self.workers.slot_of(serial);
         let Some(socket) = self.socket_mut(id) else { return };
@@ -288,20 +290,20 @@ impl Core {
         self.touch(&key);
     }
 
-    /// Whether a worker may share an address: one that is long ready and binds an address which no worker listened on
-    /// as it started searches for a free port, and must not be given its sibling's.
+    /// Whether a worker may share an address. If it has long been ready, and no worker listened on the address while
+    /// starting, the bind is a search for a free port, and must not lead to a sibling's.
     pub(in crate::share) fn is_shareable(&mut self, now: Time, serial: u64, key: &Key) -> bool {
         let Some(worker) = self.workers.get(serial) else { return false };
         if self.is_known(key) || !self.is_settled(worker, now) {
             return true;
         }
-        if !std::mem::replace(&mut self.told_unshared, true) {
+        if !std::mem::replace(&mut self.unshared_reported, true) {
             self.effects.push(Effect::Unshared(worker.id, key.clone()));
         }
         false
     }
 
-    /// The socket that a worker gets in the place of its own as it listens: one that its slot's last worker left, with
+    /// The socket that replaces a worker's own when it listens: one that its slot's last worker left, with
     /// connections that the kernel cannot move.
     pub(in crate::share) fn inherited_by(&self, serial: u64, own: SocketId, key: &Key) -> Option<SocketId> {
         let slot = self.workers.slot_of(serial)?;
@@ -318,7 +320,7 @@ impl Core {
         self.sockets.iter().find(inherits).map(|socket| socket.id)
     }
 
-    /// Whether a `bind` that was let go on may not be carried out yet. `may_be_in_bind`: whether its thread may still be in
+    /// Whether a continued `bind` may not be carried out yet. `may_be_in_bind`: whether its thread may still be in
     /// that call.
     pub(in crate::share) fn is_fresh(
         &self,
@@ -333,13 +335,13 @@ impl Core {
         })
     }
 
-    /// Whether a worker has listened on an address as it started.
+    /// Whether a worker listened on an address while it started.
     pub(in crate::share) fn is_known(&self, key: &Key) -> bool {
         self.known.iter().any(|known| known.matches(key))
     }
 }
 
-/// The one number of the C library that a decision is.
+/// The one constant of the C library on which a decision depends.
 mod libc_errno {
     /// errno(3).
     pub(in crate::share) const EADDRINUSE: i32 = 98;

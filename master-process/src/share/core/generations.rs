@@ -1,45 +1,45 @@
-//! A generation has a socket of its own at a Unix path: which of them a worker gets, and which of them clients find.
+//! The sockets of a Unix path, one for each generation: which of them a worker gets, and which of them clients reach.
 //!
-//! A worker keeps the socket that it has bound for as long as it lives, and clients find one only. So whoever binds
-//! must get the one that will be at the path, and it is the reload under way that tells which:
+//! A worker keeps the socket that it has bound for as long as it lives, and clients reach only one socket. So a
+//! worker must bind the socket that will be at the path, and the reload in progress decides which one that is:
 //!
-//! * No reload, or one that was given up: the path stays as it is, and so a worker of whatever generation that fills a
-//!   gap joins those who serve there.
-//! * A reload: the path will be its target's. A worker of that generation joins the target's socket or makes it, also
-//!   where it has nobody to replace: the socket that is at the path now will be left by everybody who has it.
-//! * A reload, and nobody accepts at the path any more: the socket there becomes the target's, with all who wait in it.
+//! * No reload, or a failed one: the path stays as it is. A worker of any generation that fills a gap joins the
+//!   workers that serve there.
+//! * A reload: the path will lead to the socket of its target generation. A worker of that generation joins this
+//!   socket or creates it, even if it replaces no worker, because all workers of the socket at the path will stop.
+//! * A reload, and no worker accepts at the path any more: the socket there becomes the target's, with its queue.
 //!
-//! The path goes to the target's socket with the first worker that serves there, so that those who drain get no new
-//! connections; it leaves that only when nobody serves there. A reload that was given up half-way leaves workers of
-//! several sockets: then the path is for those who are more, once nobody drains there.
+//! The path moves to the target's socket with the first worker that serves there, so that draining workers get no new
+//! connections. It moves away only when no worker serves there. After a reload that failed half-way, workers of
+//! several sockets are left. Then the path leads to the socket with most workers, once no worker drains there.
 
 /// A socket of one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::share) struct SocketState {
     pub(in crate::share) inode: u64,
     pub(in crate::share) generation: u32,
-    /// Clients find it at the path.
+    /// Whether clients reach it at the path.
     pub(in crate::share) at_path: bool,
     pub(in crate::share) listening: bool,
-    /// How many workers have it and serve.
+    /// The number of workers that have it and serve.
     pub(in crate::share) serving: usize,
-    /// How many have it, do not serve and were not asked to leave: they start, stand by or drain.
+    /// The number of workers that have it, do not serve and were not asked to stop: they start, stand by or drain.
     pub(in crate::share) staying: usize,
 }
 
 /// Which socket a worker gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::share) enum SocketChoice {
-    /// Its generation's; it is made where there is none.
+    /// Its generation's; the worker creates it if there is none.
     Own,
-    /// That of another generation, as it is.
+    /// That of another generation, which stays that generation's.
     Share(u32),
-    /// That of another generation, which is its own generation's from now on.
+    /// That of another generation, which becomes its own generation's.
     TakeOver(u32),
 }
 
-/// Which of a path's sockets a worker of generation `own` gets. `target` is the generation that a reload under way
-/// leads to.
+/// Which of a path's sockets a worker of generation `own` gets. `target` is the generation to which the reload in
+/// progress leads.
 pub(in crate::share) fn choose(own: u32, target: Option<u32>, sockets: &[SocketState]) -> SocketChoice {
     let Some(found) = sockets.iter().find(|socket| socket.at_path) else {
         return SocketChoice::Own;
@@ -54,12 +54,12 @@ pub(in crate::share) fn choose(own: u32, target: Option<u32>, sockets: &[SocketS
         Some(_) if has_own => SocketChoice::Own,
         Some(target) if target == own && found.serving + found.staying > 0 => SocketChoice::Own,
         Some(target) if target == own => SocketChoice::TakeOver(other),
-        // An old one that binds late.
+        // A worker of an old generation binds late.
         Some(_) => SocketChoice::Share(other),
     }
 }
 
-/// Which of a path's sockets is to be at the path; none: whatever is there.
+/// Which of a path's sockets must be at the path; `None`: the one that is there.
 pub(in crate::share) fn wanted(target: Option<u32>, sockets: &[SocketState]) -> Option<u64> {
     let served = || sockets.iter().filter(|socket| socket.listening && socket.serving > 0);
     let most = |from: &mut dyn Iterator<Item = &SocketState>| {
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn who_replaces_a_crashed_worker_joins_those_who_serve() {
+    fn a_replacement_of_a_crashed_worker_joins_the_serving_workers() {
         assert_eq!(choose(0, None, &[found(0, 3, 0)]), SocketChoice::Own);
         assert_eq!(choose(2, None, &[found(0, 3, 0)]), SocketChoice::Share(0), "two reloads were given up");
         assert_eq!(
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn who_replaces_a_crashed_worker_takes_the_queue_when_all_have_crashed() {
+    fn a_replacement_takes_the_queue_when_all_workers_have_crashed() {
         assert_eq!(choose(0, None, &[found(0, 0, 0)]), SocketChoice::Own);
         assert_eq!(choose(1, None, &[found(0, 0, 0)]), SocketChoice::Share(0));
     }
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_reload_a_path_at_which_nobody_accepts_is_taken_over_with_its_queue() {
+    fn in_a_reload_a_path_without_accepting_workers_is_taken_over_with_its_queue() {
         assert_eq!(choose(1, Some(1), &[found(0, 0, 0)]), SocketChoice::TakeOver(0));
         assert_eq!(
             choose(1, Some(1), &[found(0, 0, 0), socket(1, 0, 1)]),
@@ -148,13 +148,13 @@ mod tests {
     }
 
     #[test]
-    fn in_a_reload_the_path_goes_to_the_target_with_the_first_that_serves() {
+    fn in_a_reload_the_path_moves_to_the_target_with_its_first_serving_worker() {
         assert_eq!(wanted(Some(1), &[found(0, 4, 0), socket(1, 0, 4)]), Some(0));
         assert_eq!(wanted(Some(1), &[found(0, 3, 1), socket(1, 1, 3)]), Some(10));
     }
 
     #[test]
-    fn in_a_reload_the_path_comes_back_when_nobody_serves_the_target() {
+    fn in_a_reload_the_path_moves_back_when_no_worker_of_the_target_serves() {
         assert_eq!(wanted(Some(1), &[socket(0, 4, 0), found(1, 0, 1)]), Some(0));
         assert_eq!(
             wanted(Some(2), &[socket(0, 3, 1), found(1, 1, 0)]),
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_reload_that_was_given_up_the_path_is_for_those_who_are_more() {
+    fn after_a_failed_reload_the_path_leads_to_the_socket_with_most_workers() {
         assert_eq!(wanted(None, &[socket(0, 3, 0), found(1, 1, 0)]), Some(0));
         assert_eq!(wanted(None, &[socket(0, 1, 0), found(1, 3, 0)]), Some(10));
         assert_eq!(wanted(None, &[socket(0, 2, 0), found(1, 2, 0)]), Some(10), "and stays in a draw");
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_path_is_where_somebody_serves() {
+    fn the_path_leads_to_a_socket_with_a_serving_worker() {
         assert_eq!(wanted(None, &[socket(0, 1, 3), found(1, 0, 0)]), Some(0));
         assert_eq!(wanted(None, &[socket(0, 0, 2), found(1, 0, 0)]), None);
         let bound = SocketState { listening: false, ..socket(1, 1, 0) };

@@ -1,4 +1,4 @@
-//! The sockets of one address, as the kernel numbers them, and which of them get new connections.
+//! The sockets of one address in the kernel's order, and the selection of those that get new connections.
 
 use super::{CLOSE_GRACE, Core, Effect, LINGER, Migration, Scope, Socket, SocketId};
 use crate::policy::Time;
@@ -8,10 +8,10 @@ use crate::share::address::Key;
 #[derive(Debug, Clone)]
 pub(super) struct Group {
     pub(super) key: Key,
-    /// The kernel's order: each joins at the end, and the last takes the place of one that leaves
+    /// The kernel's order: a new socket joins at the end, and the last one takes the place of one that is removed
     /// (`__reuseport_detach_sock`, net/core/sock_reuseport.c).
     order: Vec<SocketId>,
-    /// What the kernel was told last; `None`: nothing yet, so it chooses among all.
+    /// The selection that was attached last; `None`: none yet, so the kernel chooses among all.
     selected: Option<Vec<(SocketId, usize)>>,
 }
 
@@ -37,32 +37,32 @@ impl Group {
     }
 }
 
-/// Whether a socket that its living worker has closed has kept its address long enough.
+/// Whether a socket that its living worker has closed has kept its address for the grace period.
 pub(super) fn is_overdue(socket: &Socket, now: Time) -> bool {
     socket.closed.is_some_and(|closed| now.since(closed) >= CLOSE_GRACE)
 }
 
-/// Whether nothing arrives any more in a socket that was taken out of the selection.
+/// Whether no connection arrives any more in a socket that was removed from the selection.
 pub(super) fn has_lingered(socket: &Socket, now: Time) -> bool {
     socket.unselected.is_some_and(|since| now.since(since) >= LINGER)
 }
 
-/// How much a socket is wanted for new connections; the highest of an address get them.
+/// The priority of a socket for new connections. The sockets of an address with the highest rank get them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
-    /// On its way out: only where there is nothing else.
-    Leaving,
-    /// Nobody has it; the next worker of its slot gets what waits there.
+    /// It is about to be closed: selected only if there is no other.
+    Closing,
+    /// It has no worker; the next worker of its slot gets its queue.
     Awaited,
     /// Its worker was asked to stop, and may still accept.
     Stopping,
-    /// Its worker is not ready yet, or stands by: better than to wait for nobody.
+    /// Its worker is not ready yet, or is on standby: better than a socket without a worker.
     Present,
-    /// Opened by us: workers that were handed it accept there.
+    /// The supervisor opened it: workers that got it accept there.
     Permanent,
-    /// Its worker serves and does not accept just now.
+    /// Its worker is in rotation, but does not accept at present.
     Stalled,
-    /// Its worker serves.
+    /// Its worker is in rotation.
     Serving,
 }
 
@@ -72,7 +72,7 @@ impl Core {
             return Rank::Permanent;
         }
         if socket.closed.is_some() || socket.released {
-            return Rank::Leaving;
+            return Rank::Closing;
         }
         let workers = socket.users.iter().filter_map(|serial| self.workers.get(*serial));
         let of_worker = workers.map(|worker| match (worker.stopping, worker.in_rotation, socket.stalled) {
@@ -81,11 +81,11 @@ impl Core {
             (false, true, true) => Rank::Stalled,
             (false, true, false) => Rank::Serving,
         });
-        let alone = if socket.awaited_by.is_empty() { Rank::Leaving } else { Rank::Awaited };
+        let alone = if socket.awaited_by.is_empty() { Rank::Closing } else { Rank::Awaited };
         of_worker.max().unwrap_or(alone)
     }
 
-    /// Whether our copy of a socket is to be closed now.
+    /// Whether our copy of a socket must be closed now.
     fn is_done(&self, socket: &Socket, now: Time, others_live: bool) -> bool {
         if socket.permanent || !socket.active {
             return false;
@@ -96,9 +96,10 @@ impl Core {
         let stops =
             socket.users.iter().any(|serial| self.workers.get(*serial).is_some_and(|user| user.stopping));
         if socket.closed.is_some() {
-            // Of one that stops the queue goes on: to its siblings where the kernel moves it.
+            // If the worker stops, its siblings get the queue where the kernel moves it.
             let moves = self.migration == Migration::Moves;
-            // Of one that lives on what waits is lost where nothing moves it; but it may be dying.
+            // If the worker lives on, the queue is lost where the kernel does not move it. But the worker may be
+            // dying.
             let at_once = others_live && (moves || !(stops || socket.waiting));
             return at_once || (!stops && is_overdue(socket, now));
         }
@@ -107,11 +108,11 @@ impl Core {
         }
         let resets = self.migration == Migration::Resets && socket.scope == Scope::Shard;
         if socket.awaited_by.is_empty() {
-            // What waits here now is lost either way; what may still come is waited for.
+            // The connections that wait now are lost in any case. Those that may still arrive are waited for.
             return !resets || !others_live || has_lingered(socket, now);
         }
-        // What waits for the next worker of a slot: its siblings take it, where the kernel moves it; else that worker
-        // takes the socket itself, unless it listens by now.
+        // The queue waits for the slot's next worker. Where the kernel moves queues, the siblings get it. Elsewhere
+        // that worker takes the socket itself, unless it already listens on another.
         let next_listens = || {
             let listens = |other: &Socket| {
                 other.active
@@ -168,13 +169,13 @@ impl Core {
         }
     }
 
-    /// Closes our copy of a socket, the last one as far as we know. Its number goes to the last of the group: for that
-    /// moment new connections go to neither of the two, where there is a third.
+    /// Closes our copy of a socket, which is the last one as far as we know. The last socket of the group gets its
+    /// number. Until the next selection new connections go to neither of the two, if there is a third socket.
     fn close(&mut self, key: &Key, id: SocketId, targets: &[SocketId]) {
         let last = self.group(key).order.last().copied();
         let others: Vec<SocketId> =
             targets.iter().copied().filter(|target| Some(*target) != last && *target != id).collect();
-        // With nobody to choose, the kernel has nobody to move a queue to.
+        // Without a selected socket the kernel cannot move the queue.
         let chosen = if others.is_empty() { targets } else { &others };
         self.select(key, chosen, true);
         self.effects.push(Effect::Close(id));
@@ -182,8 +183,9 @@ impl Core {
         self.sockets.retain(|socket| socket.id != id);
     }
 
-    /// Tells the kernel who gets new connections, unless it knows. Where these are all and it was never told, it
-    /// chooses by itself among them, and the program's own choice holds.
+    /// Tells the kernel which sockets get new connections, unless this is already in effect. As long as all sockets
+    /// are wanted and no selection was attached, the kernel chooses among all, and a selection by the program itself
+    /// stays in effect.
     fn select(&mut self, key: &Key, targets: &[SocketId], always: bool) {
         let group = self.group(key);
         let targets = group.numbered(|id| targets.contains(&id));

@@ -1,12 +1,12 @@
 //! The decisions about shared addresses, without any I/O: facts in, effects out.
 //!
-//! A fact is what a worker asked for or what became of it: it wants to bind, it listens, it became ready, it died, it
-//! closed a listener. An effect is what the kernel is to be told: which sockets of an address get new connections, and
-//! which copy of ours is closed. The broker reports facts and carries the effects out in their order.
+//! A fact is a request or an event of a worker: it binds, listens, becomes ready, closes a listener, or ends. An
+//! effect is a command for the kernel: which sockets of an address get new connections, and which copies of ours are
+//! closed. The broker reports the facts and carries out the effects in their order.
 //!
-//! Every TCP listener and every shared UDP socket is a *shard*: the worker's own socket, of which we hold a copy. The
-//! shards of an address are one `SO_REUSEPORT` group of the kernel ([`group`]). Sockets that cannot be in a group are
-//! *shared*: one socket that all workers have ([`Scope::Shared`], [`Scope::Generation`]).
+//! Every TCP listener and every shared UDP socket is a *shard*: the worker's own socket, of which the supervisor
+//! holds a copy. The shards of an address form one `SO_REUSEPORT` group of the kernel ([`group`]). Sockets that
+//! cannot be in a group are *shared*: all workers have the same socket ([`Scope::Shared`], [`Scope::Generation`]).
 
 mod binding;
 pub(super) mod generations;
@@ -30,45 +30,46 @@ use group::Group;
 use readiness::Names;
 use workers::Workers;
 
-/// The inode number of a socket: the same in every process that has it.
+/// The inode number of a socket, which is the same in every process that has it.
 pub(super) type SocketId = u64;
 
-/// How long a listener that its living worker has closed keeps the address, where no sibling serves it. A worker that
-/// is about to end closes first: its successor gets the connections that wait. Together with [`CLOSE_CHECK`] less than
-/// the two seconds after which a closed address is promised to be free.
+/// How long a listener that its living worker has closed keeps its address if no sibling serves it. A worker that is
+/// about to end closes its listeners first, and its successor gets the connections that wait. Together with
+/// [`CLOSE_CHECK`] this is less than the two seconds after which a closed address is promised to be free.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_millis(600);
 
-/// How long a socket is kept after it was taken out of the selection, where the kernel does not move what its closing cuts
-/// off: connections whose handshake is under way still arrive in its queue.
+/// How long a socket is kept after its removal from the selection, where the kernel does not move its queue.
+/// Connections whose handshake is in progress still arrive in the queue.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
 
-/// How often it is checked whether workers still have their listeners, while anything happens.
+/// The interval of the checks whether workers still have their listeners open, while there is activity.
 pub const CLOSE_CHECK: Duration = Duration::from_millis(900);
 
-/// How long after it became ready a worker is still taken to be starting: programs of several listeners are ready at
-/// their first. An address that is bound for the first time later than that belongs to a search for a free port.
+/// How long after it became ready a worker still counts as starting: a program with several listeners is ready at its
+/// first one. A later bind to a new address is a search for a free port.
 pub(super) const SETTLING: Duration = Duration::from_secs(5);
 
-/// Addresses that are remembered as the program's own.
+/// The number of addresses to remember as the program's own.
 const MAX_KNOWN: usize = 1024;
 
-/// Whether the kernel moves the queue of a listener that is closed to another of its group.
+/// What the kernel does with the queue of a listener that is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Migration {
-    /// It does (`BPF_SK_REUSEPORT_SELECT_OR_MIGRATE`, or `net.ipv4.tcp_migrate_req`).
+    /// It moves the queue to another listener of the group (`BPF_SK_REUSEPORT_SELECT_OR_MIGRATE`, or
+    /// `net.ipv4.tcp_migrate_req`).
     Moves,
-    /// It resets what waits there.
+    /// It resets the connections in the queue.
     Resets,
 }
 
-/// Whose a socket is.
+/// Which workers have a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// One worker's own socket, one of a group.
+    /// One worker has it; it is one socket of a group.
     Shard,
-    /// One socket for all workers.
+    /// All workers have it.
     Shared,
-    /// One socket for all workers of a generation: a Unix path.
+    /// All workers of a generation have it: a Unix path.
     Generation(u32),
 }
 
@@ -78,33 +79,34 @@ pub(super) struct Socket {
     pub(super) id: SocketId,
     pub(super) key: Key,
     pub(super) scope: Scope,
-    /// The workers that have it, living ones only; a shard has one at most.
+    /// The living workers that have it; at most one for a shard.
     pub(super) users: Vec<u64>,
-    /// Slots whose worker ended unasked while it had it: the next one of the slot gets it, or its queue.
+    /// Slots whose worker ended while it had this socket, without being asked to stop. The next worker of the slot
+    /// gets the socket or its queue.
     pub(super) awaited_by: Vec<u32>,
     /// Whether it is in the kernel's group: a TCP or Unix socket that listens, a UDP socket that is shared.
     pub(super) active: bool,
     /// Whether the program itself asked for `SO_REUSEPORT`.
     pub(super) asked_reuseport: bool,
-    /// Whether it has `SO_REUSEPORT`, whoever set it.
+    /// Whether it has `SO_REUSEPORT`, set by the program or by us.
     pub(super) reuseport: bool,
-    /// Since when no process of its living worker has it open.
+    /// The time at which its living worker was found to have closed it.
     pub(super) closed: Option<Time>,
     /// Whether its worker wants the address for another socket.
     pub(super) released: bool,
-    /// Since when it gets no new connections, while others of its address do.
+    /// The time since which it gets no new connections, while others of its address do.
     pub(super) unselected: Option<Time>,
     /// Whether connections wait in it, as far as is known.
     pub(super) waiting: bool,
-    /// Whether its worker does not accept.
+    /// Whether its worker does not accept connections.
     pub(super) stalled: bool,
-    /// Which of the workers of a supervisor that is itself a worker has bound it; 0: none.
+    /// The worker of a nested supervisor that has bound it; 0: none.
     pub(super) inner: u64,
-    /// When its worker asked to bind it.
+    /// The time of its worker's `bind`.
     pub(super) asked_at: Option<Time>,
-    /// Whether it was opened by us: it stays.
+    /// Whether the supervisor opened it; then it stays open.
     pub(super) permanent: bool,
-    /// Whether its path leads to it no more.
+    /// Whether its path no longer leads to it.
     pub(super) unlinked: bool,
 }
 
@@ -131,14 +133,15 @@ impl Socket {
         }
     }
 
-    /// A worker of this slot is gone, as far as this socket goes. Unless it was asked to go, the next one is waited for.
+    /// A worker of this slot no longer has this socket. Unless it was asked to stop, the socket waits for the slot's
+    /// next worker.
     fn loses(&mut self, serial: u64, slot: u32, asked: bool) {
         let had = self.users.len();
         self.users.retain(|user| *user != serial);
         if self.users.len() == had {
             return;
         }
-        // It may have been seen as closed just because its worker was dying.
+        // It may have been found closed only because its worker was dying.
         self.closed = None;
         if !asked && !self.awaited_by.contains(&slot) && !self.key.is_datagram() {
             self.awaited_by.push(slot);
@@ -146,24 +149,24 @@ impl Socket {
     }
 }
 
-/// Something to do; in this order.
+/// A command for the broker. Effects must be carried out in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "an effect that is not carried out leaves connections waiting"]
 pub(super) enum Effect {
-    /// New connections of the address go to these sockets only: each with its number in the kernel's group.
+    /// Route new connections of the address to these sockets only, each with its number in the kernel's group.
     Select {
         /// The address.
         key: Key,
         /// Not empty; sorted by number.
         targets: Vec<(SocketId, usize)>,
     },
-    /// Put the right socket to a path, without a moment in which nothing is there.
+    /// Move the wanted socket to a path, atomically.
     Arrange(Key),
     /// Close our copy, and forget what is known of the socket.
     Close(SocketId),
-    /// No socket of the address is left.
+    /// The address has no socket left.
     Released(Key),
-    /// A worker that is long ready binds an address that no worker had before: it is not shared.
+    /// A settled worker binds an address that no worker had before: it is not shared.
     Unshared(WorkerId, Key),
 }
 
@@ -175,14 +178,14 @@ pub(super) struct Core {
     sockets: Vec<Socket>,
     groups: Vec<Group>,
     workers: Workers,
-    /// What workers listened on while they started.
+    /// The addresses on which workers listened while they started.
     known: Vec<Key>,
     names: Names,
-    /// Addresses that must be looked at again.
+    /// Addresses to reconcile.
     dirty: Vec<Key>,
     effects: Vec<Effect>,
-    told_unshared: bool,
-    /// The generation that a reload under way leads to.
+    unshared_reported: bool,
+    /// The generation to which the reload in progress leads.
     target: Option<u32>,
 }
 
@@ -197,17 +200,17 @@ impl Core {
             names: Names::default(),
             dirty: Vec::new(),
             effects: Vec::new(),
-            told_unshared: false,
+            unshared_reported: false,
             target: None,
         }
     }
 
-    /// What the kernel does with the queue of a listener that is closed.
+    /// Sets what the kernel does with the queue of a closed listener.
     pub(super) fn set_migration(&mut self, migration: Migration) {
         self.migration = migration;
     }
 
-    /// A socket that we opened ourselves and keep.
+    /// Adds a socket that the supervisor opened and keeps.
     pub(super) fn add_permanent(&mut self, id: SocketId, key: Key, can_be_joined: bool) {
         let scope = if can_be_joined { Scope::Shard } else { Scope::Shared };
         let permanent = Socket::new(id, key.clone(), scope);
@@ -215,7 +218,7 @@ impl Core {
         if can_be_joined {
             self.group(&key).join(id);
         }
-        self.names.is_the_programs(&key);
+        self.names.add_fixed(&key);
         self.remember(&key);
     }
 
@@ -224,7 +227,7 @@ impl Core {
         &self.sockets
     }
 
-    /// The socket of an inode number.
+    /// The socket with an inode number.
     pub(super) fn socket(&self, id: SocketId) -> Option<&Socket> {
         self.sockets.iter().find(|socket| socket.id == id)
     }
@@ -243,14 +246,15 @@ impl Core {
         self.workers.start(worker, generation);
     }
 
-    /// Whether what a worker binds now is a search for a free port: it has been ready for a while, and the program's own
-    /// addresses are known. One that counts as ready by its age alone, and then binds its first address, is just slow.
+    /// Whether a bind of a worker to a new address is a search for a free port: the worker has been ready for a
+    /// while, and addresses of the program are known. A worker that became ready by its age alone, and then binds its
+    /// first address, is only slow.
     fn is_settled(&self, worker: &workers::Worker, now: Time) -> bool {
         worker.is_settled(now) && !self.known.is_empty()
     }
 
-    /// A worker listens on a socket, or its UDP socket is shared from now on. `key` is the address that the kernel has
-    /// bound it to. `false`: it is not one of ours to keep.
+    /// A worker listens on a socket, or its UDP socket is shared from now on. `key` is the address to which the
+    /// kernel has bound it. Returns `false` if the worker does not have this socket.
     pub(super) fn activated(&mut self, now: Time, serial: u64, id: SocketId, key: &Key) -> bool {
         let settled = self.workers.get(serial).is_none_or(|worker| self.is_settled(worker, now));
         let Some(socket) = self.socket_mut(id).filter(|socket| socket.users.contains(&serial)) else {
@@ -267,7 +271,7 @@ impl Core {
             self.group(&key).join(id);
         }
         if let Some(slot) = self.workers.slot_of(serial) {
-            // The next worker of the slot is here, and has another socket of the path.
+            // The slot's next worker has arrived, with another socket of the path.
             for other in self.sockets.iter_mut().filter(|other| other.id != id && other.key.matches(&key)) {
                 if matches!(other.scope, Scope::Generation(_)) {
                     other.awaited_by.retain(|awaiting| *awaiting != slot);
@@ -281,7 +285,7 @@ impl Core {
         true
     }
 
-    /// An address is shared, whoever binds it and when.
+    /// Makes an address shared for any worker at any time.
     pub(super) fn know(&mut self, key: &Key) {
         self.remember(key);
     }
@@ -292,14 +296,14 @@ impl Core {
         }
     }
 
-    /// A socket got `SO_REUSEPORT` from us.
+    /// The supervisor has set `SO_REUSEPORT` on a socket.
     pub(super) fn enabled(&mut self, id: SocketId) {
         if let Some(socket) = self.socket_mut(id) {
             socket.reuseport = true;
         }
     }
 
-    /// New connections may come to a worker, or not.
+    /// Adds a worker to the rotation for new connections, or removes it.
     pub(super) fn set_in_rotation(&mut self, now: Time, serial: u64, in_rotation: bool) {
         self.workers.set_in_rotation(now, serial, in_rotation);
         self.touch_all_of(serial);
@@ -311,8 +315,8 @@ impl Core {
         self.touch_all_of(serial);
     }
 
-    /// The first process of a worker is gone, and others of its tree live: no new connection comes to them. What waits for
-    /// it waits for its slot's next one, which starts meanwhile. `asked` as in [`died`](Self::died).
+    /// The first process of a worker has ended, and others of its process tree live: they get no new connections. The
+    /// slot's next worker, which starts meanwhile, gets the queue. `asked` as in [`died`](Self::died).
     pub(super) fn first_ended(&mut self, now: Time, serial: u64, asked: bool) {
         let stopping = self.workers.get(serial).is_some_and(|worker| worker.stopping);
         if !asked && !stopping {
@@ -321,7 +325,7 @@ impl Core {
         self.set_in_rotation(now, serial, false);
     }
 
-    /// A worker is gone. `asked`: it was to stop, and nobody takes its place.
+    /// A worker has ended. `asked`: it was asked to stop, so its queue is not kept for a successor.
     pub(super) fn died(&mut self, serial: u64, asked: bool) {
         let Some(worker) = self.workers.get(serial) else { return };
         let (slot, asked) = (worker.id.slot, asked || worker.stopping);
@@ -336,8 +340,8 @@ impl Core {
         }
     }
 
-    /// The first process of a worker is gone, and nobody of the others has this socket open any more: of this socket the
-    /// worker is gone.
+    /// The first process of a worker has ended, and no other process of its tree has this socket open any more. For
+    /// this socket the worker has ended.
     pub(super) fn left(&mut self, serial: u64, id: SocketId) {
         let Some(worker) = self.workers.get(serial) else { return };
         let (slot, asked) = (worker.id.slot, worker.stopping);
@@ -347,7 +351,7 @@ impl Core {
         self.touch(&key);
     }
 
-    /// No worker of this slot will come, or the one that came serves without these: what waits for it is let go.
+    /// Releases the sockets that wait for a slot: it gets no worker, or its new worker serves without them.
     pub(super) fn abandon(&mut self, slot: u32, kept: impl Fn(&Key) -> bool) {
         let mut keys = Vec::new();
         for socket in &mut self.sockets {
@@ -359,12 +363,12 @@ impl Core {
         keys.iter().for_each(|key| self.touch(key));
     }
 
-    /// A worker has served for a moment: what its slot's earlier workers had and it has not was let go.
+    /// A worker has served for a moment, and what earlier workers of its slot had and it has not was released.
     pub(super) fn swept(&mut self, serial: u64) {
         self.workers.set_swept(serial);
     }
 
-    /// Slots that sockets wait for.
+    /// The slots for whose next worker sockets wait.
     pub(super) fn awaited_slots(&self) -> Vec<u32> {
         let mut slots: Vec<u32> = self.sockets.iter().flat_map(|socket| socket.awaited_by.clone()).collect();
         slots.sort_unstable();
@@ -372,9 +376,9 @@ impl Core {
         slots
     }
 
-    /// No process of a worker has this socket open any more, and the worker lives.
+    /// No process of a living worker has this socket open any more.
     pub(super) fn closed(&mut self, now: Time, serial: u64, id: SocketId) {
-        // What is found of one that has died meanwhile says nothing: its successor gets what waits there.
+        // The result of a scan is outdated if the worker has ended meanwhile: its successor gets the queue.
         let Some(socket) = self.socket_mut(id).filter(|socket| socket.users.contains(&serial)) else {
             return;
         };
@@ -388,7 +392,7 @@ impl Core {
         self.touch(&key);
     }
 
-    /// The same, and the worker wants the address for another socket: it is free at once.
+    /// The same, and the worker binds the address with another socket, so it is free at once.
     pub(super) fn released(&mut self, serial: u64, id: SocketId) {
         let Some(socket) = self.socket_mut(id) else { return };
         socket.users.retain(|user| *user != serial);
@@ -399,12 +403,12 @@ impl Core {
         self.touch(&key);
     }
 
-    /// A socket that does not listen is not to be had any more.
+    /// Forgets a socket that does not listen and cannot be found any more.
     pub(super) fn drop_socket(&mut self, id: SocketId) {
         self.drop_inactive(|socket| socket.id == id);
     }
 
-    /// Forgets sockets that are bound and nothing else.
+    /// Forgets sockets that are bound, but neither active nor permanent.
     fn drop_inactive(&mut self, which: impl Fn(&Socket) -> bool) {
         let dropped = |socket: &Socket| !socket.active && !socket.permanent && which(socket);
         let ids = self.sockets.iter().filter(|socket| dropped(socket)).map(|socket| socket.id);
@@ -412,7 +416,7 @@ impl Core {
         self.sockets.retain(|socket| !dropped(socket));
     }
 
-    /// The socket does not listen any more: its worker has shut it down. The kernel has taken it out of its group.
+    /// A worker has shut its listener down. The kernel has removed it from its group.
     pub(super) fn shut_down(&mut self, id: SocketId) {
         let Some(socket) = self.socket(id).filter(|socket| !socket.permanent) else { return };
         let key = socket.key.clone();
@@ -423,14 +427,14 @@ impl Core {
         self.touch(&key);
     }
 
-    /// Whether connections wait in a socket.
+    /// Sets whether connections wait in a socket.
     pub(super) fn set_waiting(&mut self, id: SocketId, waiting: bool) {
         if let Some(socket) = self.socket_mut(id) {
             socket.waiting = waiting;
         }
     }
 
-    /// A worker does not accept from this socket, or does so again.
+    /// Sets whether a worker has stopped accepting from a socket.
     pub(super) fn set_stalled(&mut self, id: SocketId, stalled: bool) {
         if let Some(socket) = self.socket_mut(id) {
             socket.stalled = stalled;
@@ -451,14 +455,14 @@ impl Core {
         keys.iter().for_each(|key| self.touch(key));
     }
 
-    /// When [`reconcile`](Self::reconcile) has something to do without any other fact.
+    /// The time at which [`reconcile`](Self::reconcile) has something to do without another fact.
     pub(super) fn deadline(&self) -> Option<Time> {
         let closed = self.sockets.iter().filter_map(|socket| Some(socket.closed?.after(CLOSE_GRACE)));
         let lingering = self.sockets.iter().filter(|socket| self.lingers(socket));
         closed.chain(lingering.filter_map(|socket| Some(socket.unselected?.after(LINGER)))).min()
     }
 
-    /// Whether a socket without a worker is kept only for what may still arrive.
+    /// Whether a socket without a worker is kept only for connections that may still arrive.
     fn lingers(&self, socket: &Socket) -> bool {
         self.migration == Migration::Resets
             && socket.scope == Scope::Shard
@@ -468,7 +472,7 @@ impl Core {
             && !socket.waiting
     }
 
-    /// Compares what is with what should be; what is to be done about the difference.
+    /// Compares the actual state with the wanted one. Returns the effects that remove the difference.
     pub(super) fn reconcile(&mut self, now: Time) -> Vec<Effect> {
         let is_due = |socket: &&Socket| {
             group::is_overdue(socket, now) || (self.lingers(socket) && group::has_lingered(socket, now))

@@ -1,11 +1,11 @@
-//! The sockets of a Unix path: one for each generation, of which clients find one.
+//! The sockets of a Unix path: one for each generation, of which clients reach one.
 
 use super::generations::{self, SocketState};
 use super::{Core, Scope, Socket, SocketId};
 use crate::share::address::Key;
 
 impl Core {
-    /// The sockets of a path, as the rules about generations see them.
+    /// The states of a path's sockets, for the rules about generations.
     pub(in crate::share) fn states_at(&self, key: &Key, at_path: Option<SocketId>) -> Vec<SocketState> {
         let state = |socket: &Socket| {
             let Scope::Generation(generation) = socket.scope else { return None };
@@ -26,12 +26,12 @@ impl Core {
             .collect()
     }
 
-    /// Which socket is to be at a path; none: whatever is there.
+    /// Which socket must be at a path; `None`: the one that is there.
     pub(in crate::share) fn wanted_at(&self, key: &Key, at_path: Option<SocketId>) -> Option<SocketId> {
         generations::wanted(self.target, &self.states_at(key, at_path))
     }
 
-    /// The generation that a reload under way leads to; none: there is no reload under way.
+    /// Sets the generation to which the reload in progress leads; `None`: there is no reload.
     pub(in crate::share) fn set_target(&mut self, target: Option<u32>) {
         if std::mem::replace(&mut self.target, target) != target {
             let of_path = |socket: &&Socket| matches!(socket.scope, Scope::Generation(_));
@@ -41,7 +41,7 @@ impl Core {
         }
     }
 
-    /// The file of a socket is not at its path any more: what is bound there next is another socket.
+    /// The file of a socket is no longer at its path. The next bind there creates another socket.
     pub(in crate::share) fn unlinked(&mut self, id: SocketId) {
         self.note_change(id);
         if let Some(socket) = self.socket_mut(id) {
@@ -49,7 +49,7 @@ impl Core {
         }
     }
 
-    /// A worker was told that it has removed its path, while others need it: it may bind there again.
+    /// A worker was told that it has removed its path, which other workers need. It may bind there again.
     pub(in crate::share) fn gives_up(&mut self, serial: u64, id: SocketId) {
         if let Some(socket) = self.socket_mut(id) {
             socket.users.retain(|user| *user != serial);

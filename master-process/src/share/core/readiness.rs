@@ -1,17 +1,17 @@
-//! Where a worker listens, and where it is to before it can take its predecessor's place.
+//! Where a worker listens, and where it must listen before it can replace its predecessor.
 //!
-//! A program may open a side port, for metrics or a debugger, long before the one that it is there for. So a worker that
-//! follows another one is complete only when it listens wherever that one does: on what that one had opened when it
-//! became ready or soon after, and still has.
+//! A program may open a secondary port, for metrics or a debugger, long before its main port. So the successor of a
+//! worker is complete only when it listens on all addresses of its predecessor: those that the predecessor opened
+//! before it became ready or soon after, and still has open.
 //!
-//! Some listeners differ each time, or are opened once and for all, and must not be waited for:
+//! Some listeners differ in each worker, or are opened only once, and must not be waited for:
 //!
-//! * A bind to port 0 is nothing that we follow.
-//! * A Unix socket may have a name that is made up: with a pid in it (.NET's diagnostics), or a random one. A name on which
-//!   two workers have listened is none of these. Of the others the new worker needs as many as the old one had, whatever
-//!   they are called.
-//! * A daemon that a worker starts if none runs (epmd) is a process in a session of its own. What it listens on counts only
-//!   where the worker has nothing else.
+//! * A bind to port 0 is not tracked.
+//! * The name of a Unix socket may be generated: with a pid in it (.NET's diagnostics), or at random. A name on which
+//!   two workers have listened is not generated. Of the others the new worker needs as many as the old one had, under
+//!   any name.
+//! * A daemon that a worker starts if none runs (epmd) is a process in a session of its own. Its listeners count only
+//!   if the worker has no others.
 
 use std::collections::VecDeque;
 
@@ -19,26 +19,26 @@ use super::{Core, Socket, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
 
-/// Names of Unix sockets that are remembered, of either kind. Made-up ones push each other out; those that a program really
-/// has are listened on again by its next worker.
+/// The number of names of Unix sockets to remember, of either kind. Generated names displace each other; the
+/// program's next worker listens on its real names again.
 const MAX_NAMES: usize = 1024;
 
 /// A socket on which a worker has called `listen`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Listening {
     id: SocketId,
-    /// It belongs to what the worker starts with.
+    /// Whether the worker opened it while it started.
     at_start: bool,
-    /// A process in a session of its own has called it: a daemon that the worker has started.
+    /// Whether a process in a session of its own called `listen`: a daemon that the worker has started.
     by_daemon: bool,
 }
 
-/// Which names of Unix sockets are the program's, and which may be made up.
+/// Which names of Unix sockets are fixed in the program, and which may be generated.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Names {
-    /// On which one worker has listened, and which.
+    /// Names on which one worker has listened, with its serial.
     once: VecDeque<(Key, u64)>,
-    /// On which several have.
+    /// Names on which several workers have listened.
     fixed: VecDeque<Key>,
 }
 
@@ -57,8 +57,8 @@ impl Names {
         }
     }
 
-    /// A name that the user has given.
-    pub(super) fn is_the_programs(&mut self, key: &Key) {
+    /// Adds a name that the user has configured.
+    pub(super) fn add_fixed(&mut self, key: &Key) {
         if !self.is_fixed(key) {
             push_bounded(&mut self.fixed, key.clone());
         }
@@ -77,14 +77,15 @@ fn push_bounded<T>(list: &mut VecDeque<T>, item: T) {
 }
 
 impl Core {
-    /// A worker has called `listen` on a socket, successfully. `by_daemon`: a process of it in a session of its own has.
+    /// A worker has called `listen` on a socket with success. `by_daemon`: a process of it in a session of its own
+    /// made the call.
     pub(in crate::share) fn listens(&mut self, now: Time, serial: u64, id: SocketId, by_daemon: bool) {
         let is_noted = |worker: &super::workers::Worker| worker.listens.iter().any(|other| other.id == id);
         if self.workers.get(serial).is_some_and(is_noted) {
             return;
         }
         let Some(mut listens) = self.workers.take_listens(serial) else { return };
-        // What it has closed meanwhile counts no more; so no worker can make the list longer than what we keep of it.
+        // Sockets that it has closed no longer count, so the list is never longer than the worker's kept sockets.
         listens.retain(|other| self.is_of(serial, other.id));
         if self.is_of(serial, id) {
             let at_start = self.workers.get(serial).is_some_and(|worker| !worker.is_settled(now));
@@ -97,7 +98,7 @@ impl Core {
         }
     }
 
-    /// A worker that listened on one socket has another one in the place of it.
+    /// Another socket has replaced a listener of a worker.
     pub(in crate::share) fn exchanged(&mut self, serial: u64, from: SocketId, to: SocketId) {
         let Some(mut listens) = self.workers.take_listens(serial) else { return };
         listens.iter_mut().filter(|listening| listening.id == from).for_each(|listening| listening.id = to);
@@ -105,21 +106,21 @@ impl Core {
         self.workers.note_change(serial);
     }
 
-    /// Whether a worker has this socket, or may have it: one that we opened ourselves is every worker's.
+    /// Whether a worker has this socket, or may have it: all workers have those that the supervisor opened.
     fn is_of(&self, serial: u64, id: SocketId) -> bool {
         self.socket(id).is_some_and(|socket| {
             socket.active && !socket.released && (socket.permanent || socket.users.contains(&serial))
         })
     }
 
-    /// The sockets that a worker listens on, as far as is known.
+    /// The sockets on which a worker listens, as far as is known.
     pub(in crate::share) fn listening(&self, serial: u64) -> impl Iterator<Item = &Socket> {
         let is_open = |socket: &&Socket| socket.closed.is_none() && !socket.unlinked;
         self.had_by(serial).map(|(socket, _)| socket).filter(is_open)
     }
 
-    /// What a worker serves: who of its tree goes on as the worker has one of these sockets. What a daemon that it has started
-    /// listens on counts only where it had no listener of its own.
+    /// What a worker serves: a process of its tree that has one of these sockets continues the worker. Listeners of a
+    /// daemon that it has started count only if the worker has none of its own.
     pub(in crate::share) fn served_by(&self, serial: u64) -> Vec<SocketId> {
         let has = |socket: &&Socket| socket.active && !socket.permanent && socket.users.contains(&serial);
         let had = || self.had_by(serial).map(|(socket, listening)| (socket.id, listening.by_daemon));
@@ -127,11 +128,11 @@ impl Core {
         if !own.is_empty() {
             return own;
         }
-        // Datagram sockets included, on which nobody listens.
+        // Including datagram sockets, which have no `listen`.
         self.sockets.iter().filter(has).map(|socket| socket.id).collect()
     }
 
-    /// The same, with those that were seen as closed a moment ago.
+    /// The same, including sockets that were found closed a moment ago.
     fn had_by(&self, serial: u64) -> impl Iterator<Item = (&Socket, Listening)> {
         let listens = self.workers.get(serial).map(|worker| worker.listens.as_slice()).unwrap_or_default();
         let of_worker = move |listening: &&Listening| self.is_of(serial, listening.id);
@@ -141,7 +142,7 @@ impl Core {
             .filter_map(|listening| Some((self.socket(listening.id)?, *listening)))
     }
 
-    /// What the successor of a worker is waited for, of those of its sockets that `counts` chooses.
+    /// The addresses that a worker's successor must have, of those of its sockets for which `counts` is true.
     fn started_with(&self, serial: u64, counts: impl Fn(&Socket) -> bool) -> Vec<Key> {
         let had = || self.had_by(serial).filter(|(socket, listening)| listening.at_start && counts(socket));
         let has_own = had().any(|(_, listening)| !listening.by_daemon);
@@ -149,7 +150,8 @@ impl Core {
         counted.map(|(socket, _)| socket.key.clone()).collect()
     }
 
-    /// Where the slot of a worker is served, or was when its last worker ended, and this one does not listen.
+    /// The addresses that the slot of a worker serves, or served when its last worker ended, and on which this worker
+    /// does not listen.
     pub(in crate::share) fn missing(&self, serial: u64) -> Vec<Key> {
         let Some(slot) = self.workers.slot_of(serial) else { return Vec::new() };
         let served = match self.workers.serving(slot) {
@@ -159,16 +161,16 @@ impl Core {
         };
         let listens: Vec<&Key> = self.listening(serial).map(|socket| &socket.key).collect();
         let mut missing: Vec<Key> = served.iter().filter(|key| !is_covered(key, &listens)).cloned().collect();
-        let made_up = missing.iter().filter(|key| !self.names.is_fixed(key)).count();
+        let generated = missing.iter().filter(|key| !self.names.is_fixed(key)).count();
         let is_new = |key: &&&Key| !self.names.is_fixed(key) && !served.iter().any(|other| key.covers(other));
-        if made_up <= listens.iter().filter(is_new).count() {
+        if generated <= listens.iter().filter(is_new).count() {
             missing.retain(|key| self.names.is_fixed(key));
         }
         missing
     }
 
-    /// A worker that served has ended, and nobody had asked it to: its successor is waited for where it listened. One of its
-    /// sockets may have been seen as closed just because it was dying.
+    /// A worker that served has ended without being asked to: its successor must listen on its addresses. One of its
+    /// sockets may have been found closed only because it was dying.
     pub(super) fn leave_addresses(&mut self, serial: u64) {
         let Some(worker) = self.workers.get(serial).filter(|worker| worker.in_rotation) else { return };
         let slot = worker.id.slot;
@@ -176,29 +178,29 @@ impl Core {
         self.workers.leave(slot, keys);
     }
 
-    /// Whether the slot of a worker has one that new connections come to.
+    /// Whether the slot of a worker has one in rotation.
     pub(in crate::share) fn is_slot_served(&self, serial: u64) -> bool {
         self.workers.slot_of(serial).is_some_and(|slot| self.workers.serving(slot).is_some())
     }
 
-    /// A worker listens, and not yet wherever it is to: what changes in its slot may complete it.
+    /// Sets whether a worker listens, but not yet on all expected addresses. A change in its slot may complete it.
     pub(in crate::share) fn set_incomplete(&mut self, serial: u64, incomplete: bool) {
         self.workers.set_incomplete(serial, incomplete);
     }
 
-    /// Incomplete workers of slots in which something has changed since this was asked last.
+    /// Takes the incomplete workers of slots in which a listener has changed.
     pub(in crate::share) fn take_changed(&mut self) -> Vec<WorkerId> {
         self.workers.take_changed()
     }
 
-    /// Something has become of a socket: who has it may listen elsewhere than before.
+    /// A socket has changed, so its workers may listen on other addresses than before.
     pub(super) fn note_change(&mut self, id: SocketId) {
         let users = self.socket(id).map(|socket| socket.users.clone()).unwrap_or_default();
         users.into_iter().for_each(|user| self.workers.note_change(user));
     }
 }
 
-/// Whether who comes to an address reaches one of these, once nobody listens there.
+/// Whether connections to an address reach one of these listeners, if it has none of its own.
 fn is_covered(key: &Key, by: &[&Key]) -> bool {
     let one_covers = |key: &Key| by.iter().any(|one| one.covers(key));
     one_covers(key) || key.families().is_some_and(|families| families.iter().all(one_covers))
@@ -249,12 +251,12 @@ mod tests {
         }
     }
 
-    /// The first worker serves a side port and its own.
+    /// The first worker serves a secondary port and its main port.
     fn side_and_own(workers: u64) -> (Slot, Key, Key) {
         let (side, own) = (tcp("127.0.0.1:9100"), tcp("0.0.0.0:3000"));
         let mut slot = Slot::new(workers);
         slot.listen(at(1), 1, 10, &side);
-        assert_eq!(slot.missing(1), [], "nobody served before it");
+        assert_eq!(slot.missing(1), [], "no worker served before it");
         slot.0.set_in_rotation(at(1), 1, true);
         slot.listen(at(3), 1, 11, &own);
         (slot, side, own)
@@ -273,7 +275,7 @@ mod tests {
     #[test]
     fn the_successor_of_a_crashed_worker_is_waited_for_where_that_listened() {
         let (mut slot, side, own) = side_and_own(2);
-        // Found closed a moment before its death: it was dying.
+        // It was found closed a moment before the worker ended, because the worker was dying.
         slot.0.closed(at(20), 1, 11);
         slot.0.died(1, false);
         slot.listen(at(20), 2, 20, &side);
@@ -289,7 +291,7 @@ mod tests {
         slot.0.first_ended(at(20), 1, false);
         slot.listen(at(20), 2, 20, &side);
         assert_eq!(slot.missing(2), std::slice::from_ref(&own));
-        // The others of its tree are gone as well.
+        // The rest of its process tree has ended too.
         slot.0.died(1, false);
         assert_eq!(slot.missing(2), std::slice::from_ref(&own));
 
@@ -306,7 +308,7 @@ mod tests {
     fn what_was_opened_long_after_the_worker_was_ready_is_not_waited_for() {
         let (mut slot, side, own) = side_and_own(2);
         let late = tcp("127.0.0.1:30000");
-        // As if an earlier one had listened there: else it would not be shared at all.
+        // As if an earlier worker had listened there; otherwise it would not be shared.
         slot.0.know(&late);
         slot.listen(at(1).after(SETTLING), 1, 12, &late);
         assert_eq!(slot.missing(2), [side, own]);
@@ -346,15 +348,15 @@ mod tests {
     }
 
     #[test]
-    fn one_that_serves_without_an_address_is_the_measure_for_the_next() {
+    fn a_successor_is_compared_with_the_worker_that_serves_now() {
         let (mut slot, side, own) = side_and_own(3);
         slot.listen(at(20), 2, 20, &side);
-        // It has said by itself that it is ready.
+        // It has reported its readiness by itself.
         slot.0.set_in_rotation(at(20), 2, true);
         slot.0.set_in_rotation(at(20), 1, false);
         assert_eq!(slot.missing(2), []);
         assert_eq!(slot.missing(3), std::slice::from_ref(&side));
-        // It dies early, and its predecessor serves again.
+        // It ends early, and its predecessor serves again.
         slot.0.died(2, false);
         slot.0.set_in_rotation(at(21), 1, true);
         assert_eq!(slot.missing(3), [side, own]);
@@ -404,7 +406,7 @@ mod tests {
     }
 
     impl Slot {
-        /// A worker listens at a path, or on the socket that its generation has there.
+        /// A worker listens at a path.
         fn listen_at(&mut self, now: Time, serial: u64, id: SocketId, key: &Key) {
             let bound = self.0.bind_path(now, serial, (id, key), None);
             assert!(matches!(bound, Bind::Own { .. }), "{bound:?}");
@@ -414,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_whose_name_is_made_up_is_not_waited_for_by_that_name() {
+    fn a_socket_with_a_generated_name_is_not_expected_by_that_name() {
         let own = tcp("127.0.0.1:80");
         let mut slot = Slot::new(3);
         slot.listen_at(at(1), 1, 10, &path("diagnostic-1"));
@@ -430,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_on_which_two_workers_have_listened_is_the_programs() {
+    fn a_name_on_which_two_workers_have_listened_is_fixed() {
         let (own, other) = (path("app.sock"), path("other.sock"));
         let mut slot = Slot::new(3);
         slot.listen_at(at(1), 1, 10, &own);
@@ -443,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn made_up_names_push_each_other_out() {
+    fn generated_names_displace_each_other() {
         let mut names = Names::default();
         for serial in 0..3 * MAX_NAMES as u64 {
             names.listens(serial, &path(&serial.to_string()));
@@ -454,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_that_a_worker_has_started_is_not_waited_for_beside_what_it_listens_on_itself() {
+    fn listeners_of_a_daemon_are_expected_only_without_others() {
         let (daemon, own) = (tcp("0.0.0.0:4369"), tcp("127.0.0.1:80"));
         let mut slot = Slot::new(2);
         let _own = slot.0.bind(at(1), asked(1, 10, &daemon, false, true));
@@ -467,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_on_as_a_worker_serves_what_that_listened_on_itself() {
+    fn listeners_of_a_daemon_are_served_only_without_others() {
         let (daemon, own) = (tcp("0.0.0.0:4369"), tcp("127.0.0.1:80"));
         let mut slot = Slot::new(1);
         assert!(slot.0.served_by(1).is_empty());
@@ -491,7 +493,7 @@ mod tests {
         slot.0.set_in_rotation(at(1), 1, true);
         slot.listen_at(at(9), 2, 20, &path("app.sock.2.tmp"));
         slot.0.set_incomplete(2, true);
-        // It moves that to the path, where a sibling of its generation has one.
+        // It renames that to the path, where a sibling of its generation has a socket.
         slot.0.started(WorkerId { slot: 1, serial: 3 }, 2);
         slot.listen_at(at(9), 3, 30, &own);
         slot.0.released(2, 20);
@@ -502,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_opens_and_closes_for_ever_fills_nothing() {
+    fn a_worker_that_opens_and_closes_forever_uses_bounded_memory() {
         let mut slot = Slot::new(1);
         for port in 1..2000u16 {
             let key = Key::tcp(([127, 0, 0, 1], port).into(), false);

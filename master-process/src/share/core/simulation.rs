@@ -1,5 +1,5 @@
-//! A simulated group of `SO_REUSEPORT`, and workers that do what workers do: every effect of the core is carried out as
-//! the kernel would, and what must hold is checked after each.
+//! A simulation of an `SO_REUSEPORT` group and its workers. It carries out every effect of the core as the kernel
+//! does, and checks the invariants after each.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,17 +8,17 @@ use super::{Asked, Bind, Core, Effect, Migration, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
 
-/// A `bind` as a worker asks for it.
+/// A `bind` of a worker.
 pub(super) fn asked(serial: u64, id: SocketId, key: &Key, asked_reuseport: bool, checked: bool) -> Asked<'_> {
     Asked { serial, id, key, inner: 0, asked_reuseport, checked }
 }
 
-/// Something that a worker, the policy or the clock does.
+/// An action of a worker, the policy or the clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// A worker of this slot starts, binds and listens.
     Listen(u32),
-    /// The slot's newest worker serves, and the others are retired.
+    /// The slot's newest worker enters the rotation, and the others leave it.
     Serve(u32),
     /// The slot's oldest worker is asked to stop.
     Stop(u32),
@@ -30,9 +30,9 @@ pub(super) enum Step {
     Close(u32),
     /// The slot's newest worker shuts its listener down.
     ShutDown(u32),
-    /// A client comes.
+    /// A client connects.
     Connect,
-    /// The workers accept what waits for them.
+    /// The workers accept the connections in their queues.
     Accept,
     /// Two seconds pass.
     Pass,
@@ -61,14 +61,14 @@ pub(super) struct Simulation {
     migration: Migration,
     key: Key,
     now: Time,
-    /// In the kernel's order.
+    /// The sockets in the kernel's order.
     group: Vec<SocketId>,
-    /// What the kernel was told: sockets (a program) or numbers (a classic one).
+    /// The attached selection: sockets (an eBPF program) or numbers (a classic one).
     selected: Option<Vec<(SocketId, usize)>>,
     sockets: BTreeMap<SocketId, SimSocket>,
     workers: Vec<SimWorker>,
     serials: u64,
-    /// Connections that were reset although somebody served or was to come.
+    /// Connections that were reset although a worker served or was to start.
     pub(super) lost: usize,
 }
 
@@ -96,7 +96,7 @@ impl Simulation {
         self.sockets.iter().find(|(_, socket)| socket.worker == serial && socket.open).map(|(id, _)| *id)
     }
 
-    /// Does one step; `false`: it is not possible now.
+    /// Takes one step; `false`: the step is not possible now.
     pub(super) fn step(&mut self, step: Step) -> bool {
         match step {
             Step::Listen(slot) => {
@@ -194,7 +194,7 @@ impl Simulation {
         let bind = self.core.bind(self.now, asked(serial, own, &self.key.clone(), false, false));
         let listener = match bind {
             Bind::Own { reuseport, .. } => {
-                assert_eq!(reuseport, !self.group.is_empty(), "it joins where there is somebody to join");
+                assert_eq!(reuseport, !self.group.is_empty(), "it joins an existing group");
                 self.sockets
                     .insert(own, SimSocket { worker: serial, open: true, listening: true, waiting: 0 });
                 self.group.push(own);
@@ -229,7 +229,7 @@ impl Simulation {
         }
     }
 
-    /// As the kernel: the last takes the gap's place.
+    /// As in the kernel, the last socket takes the free place.
     fn detach(&mut self, id: SocketId) {
         let at = self.group.iter().position(|member| *member == id);
         if let Some(at) = at {
@@ -248,7 +248,7 @@ impl Simulation {
         }
     }
 
-    /// Where a new connection may be led.
+    /// The sockets to which a new connection may go.
     fn destinations(&self) -> Vec<SocketId> {
         let Some(selected) = &self.selected else { return self.group.clone() };
         match self.migration {
@@ -257,7 +257,7 @@ impl Simulation {
                     selected.iter().map(|(id, _)| *id).filter(|id| self.group.contains(id)).collect();
                 if live.is_empty() { self.group.clone() } else { live }
             }
-            // A number that is none falls back to all.
+            // With an invalid number the kernel chooses among all.
             Migration::Resets if selected.iter().any(|(_, number)| *number >= self.group.len()) => {
                 self.group.clone()
             }
@@ -272,7 +272,7 @@ impl Simulation {
     }
 
     fn settle(&mut self) {
-        // Each round may set the next one off.
+        // The effects of a round may cause another round.
         for _ in 0..4 {
             self.note_queues();
             let effects = self.core.reconcile(self.now);
@@ -310,7 +310,7 @@ impl Simulation {
         }
     }
 
-    /// Whether a worker serves from this socket.
+    /// Whether a worker in rotation has this socket.
     fn is_served(&self, id: SocketId) -> bool {
         let socket = &self.sockets[&id];
         let of_socket = |worker: &&SimWorker| worker.id.serial == socket.worker;
@@ -322,7 +322,7 @@ impl Simulation {
                 .is_some_and(|worker| worker.in_rotation && !worker.stopping)
     }
 
-    /// No connection is led to a socket that nobody serves while somebody does.
+    /// No connection goes to a socket without a serving worker while another has one.
     fn check_settled(&self) {
         if !self.group.iter().any(|id| self.is_served(*id)) {
             return;
@@ -332,8 +332,8 @@ impl Simulation {
         }
     }
 
-    /// While effects are carried out as well, where there are enough to choose from: the number of one that is closed goes
-    /// to the last, and for that moment neither is chosen.
+    /// The same between effects, if there are enough sockets: the last socket gets the number of one that is closed,
+    /// and for that moment neither is chosen.
     fn check_between(&self) {
         let served = self.group.iter().filter(|id| self.is_served(**id)).count();
         if served < 2 {
@@ -342,11 +342,11 @@ impl Simulation {
         for id in self.destinations() {
             let socket = &self.sockets[&id];
             let alive = self.workers.iter().any(|worker| worker.id.serial == socket.worker);
-            assert!(alive && socket.open, "{id} is nobody's, and {served} are served: {self:#?}");
+            assert!(alive && socket.open, "{id} has no worker, and {served} sockets are served: {self:#?}");
         }
     }
 
-    /// At the end, when every worker is gone and no other comes: nothing is left.
+    /// Ends all workers, and checks that nothing is left.
     pub(super) fn finish(mut self) {
         for slot in 0..4 {
             while self.step(Step::Die(slot)) {}

@@ -1,4 +1,4 @@
-//! What must hold of every history, and single cases by name.
+//! Invariants of all histories, and single cases by name.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ fn walk(simulation: &Simulation, depth: u32, count: &mut u64) {
 }
 
 #[test]
-fn no_short_history_leads_a_connection_to_a_socket_that_nobody_serves_while_somebody_does() {
+fn in_short_histories_connections_go_to_served_sockets_only() {
     for migration in BOTH {
         let mut count = 0;
         walk(&Simulation::new(migration), 5, &mut count);
@@ -51,12 +51,12 @@ fn no_short_history_leads_a_connection_to_a_socket_that_nobody_serves_while_some
 }
 
 #[test]
-fn nor_does_a_long_one() {
+fn in_long_histories_connections_go_to_served_sockets_only() {
     let mut random = 1u64;
     for round in 0..2_000 {
         let mut simulation = Simulation::new(BOTH[round % 2]);
         for _ in 0..60 {
-            // xorshift: any numbers will do, the same each time.
+            // xorshift: the same pseudo-random numbers in each run.
             random ^= random << 13;
             random ^= random >> 7;
             random ^= random << 17;
@@ -76,7 +76,7 @@ fn run(migration: Migration, steps: &[Step]) -> Simulation {
 }
 
 #[test]
-fn what_waits_for_a_crashed_worker_is_its_siblings_at_once_where_the_kernel_moves_it() {
+fn connections_of_a_crashed_worker_go_to_its_siblings_where_the_kernel_moves_queues() {
     use Step::{Accept, Connect, Die, Listen, Serve};
     let steps = [Listen(0), Listen(1), Serve(0), Connect, Serve(1), Die(0)];
     let simulation = run(Migration::Moves, &steps);
@@ -86,7 +86,7 @@ fn what_waits_for_a_crashed_worker_is_its_siblings_at_once_where_the_kernel_move
 }
 
 #[test]
-fn what_waits_for_a_crashed_worker_is_its_successors_where_the_kernel_moves_nothing() {
+fn connections_of_a_crashed_worker_wait_for_its_successor_where_the_kernel_moves_no_queues() {
     use Step::{Accept, Connect, Die, Listen, Pass, Serve};
     let steps =
         [Listen(0), Listen(1), Serve(0), Connect, Serve(1), Die(0), Pass, Listen(0), Serve(0), Accept];
@@ -95,7 +95,7 @@ fn what_waits_for_a_crashed_worker_is_its_successors_where_the_kernel_moves_noth
 }
 
 #[test]
-fn what_waits_while_no_worker_lives_is_the_next_ones() {
+fn connections_that_arrive_without_a_worker_wait_for_the_next_one() {
     use Step::{Accept, Connect, Die, Listen, Pass, Serve};
     for migration in BOTH {
         let steps = [Listen(0), Serve(0), Connect, Die(0), Connect, Pass, Listen(0), Serve(0), Accept, Pass];
@@ -105,7 +105,7 @@ fn what_waits_while_no_worker_lives_is_the_next_ones() {
 }
 
 #[test]
-fn a_listener_that_its_worker_closed_goes_at_once_where_others_serve_and_after_a_grace_where_none_does() {
+fn a_closed_listener_is_dropped_at_once_with_siblings_and_after_a_grace_without() {
     use Step::{Close, Listen, Pass, Serve};
     for migration in BOTH {
         let two = run(migration, &[Listen(0), Listen(1), Serve(0), Serve(1), Close(0)]);
@@ -147,7 +147,7 @@ fn a_second_socket_of_one_worker_gets_what_it_would_get_alone() {
     let port = tcp("127.0.0.1:80");
     assert_eq!(core.bind(at(1), asked(1, 10, &port, false, false)), own(false));
     assert_eq!(core.bind(at(1), asked(1, 11, &port, false, false)), Bind::Check(vec![10]));
-    // It is open still: the kernel refuses, or not, as ever.
+    // It is still open: the kernel decides as without a supervisor.
     assert_eq!(core.bind(at(1), asked(1, 11, &port, false, true)), own(false));
     core.released(1, 11);
     core.released(1, 10);
@@ -179,10 +179,10 @@ fn of_many_udp_sockets_of_one_worker_only_the_latest_are_looked_at_before_its_ne
     }
     let latest: Vec<u64> = (192..200).collect();
     assert_eq!(core.bind(at(1), asked(1, 200, &port, false, false)), Bind::Check(latest));
-    // What it means that the program itself wants to share depends on each of them.
+    // If the program itself sets `SO_REUSEPORT`, the decision depends on each of them.
     let all: Vec<u64> = (100..200).collect();
     assert_eq!(core.bind(at(1), asked(1, 200, &port, true, false)), Bind::Check(all.clone()));
-    // With a sibling, so does whether the next one joins.
+    // With a sibling, whether the next one joins depends on each of them.
     let Bind::Own { reuseport: true, enable } = core.bind(at(1), asked(2, 300, &port, false, false)) else {
         panic!("a sibling joins")
     };
@@ -216,7 +216,7 @@ fn two_sockets_of_one_worker_that_are_bound_before_either_listens_do_not_both_li
 }
 
 #[test]
-fn an_address_that_its_worker_wants_for_another_socket_is_free_at_once() {
+fn an_address_that_its_worker_binds_with_another_socket_is_free_at_once() {
     for migration in BOTH {
         let mut core = core_with(2);
         core.set_migration(migration);
@@ -227,7 +227,7 @@ fn an_address_that_its_worker_wants_for_another_socket_is_free_at_once() {
             core.set_in_rotation(at(1), serial, true);
         }
         let _selected = core.reconcile(at(1));
-        // Also if it was found closed before, and is kept for a moment.
+        // Also if it was found closed before and is within its grace period.
         core.closed(at(1), 1, 10);
         core.released(1, 10);
         assert!(core.reconcile(at(1)).contains(&Effect::Close(10)), "{migration:?}");
@@ -252,7 +252,7 @@ fn siblings_of_an_overlapping_address_are_joined() {
 }
 
 #[test]
-fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with() {
+fn a_new_address_of_a_settled_worker_is_not_shared() {
     let mut core = core_with(2);
     let (known, late) = (tcp("127.0.0.1:80"), tcp("127.0.0.1:30000"));
     assert_eq!(core.bind(at(1), asked(1, 10, &known, false, false)), own(false));
@@ -263,9 +263,9 @@ fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with(
     let settled = at(1).after(SETTLING);
     assert_eq!(core.bind(settled, asked(1, 11, &late, false, false)), Bind::Private);
     assert_eq!(core.bind(settled, asked(1, 12, &late, false, false)), Bind::Private);
-    let mut told = core.reconcile(settled);
-    told.retain(|effect| !matches!(effect, Effect::Close(_)));
-    assert_eq!(told, [Effect::Unshared(WorkerId { slot: 1, serial: 1 }, late.clone())], "once");
+    let mut effects = core.reconcile(settled);
+    effects.retain(|effect| !matches!(effect, Effect::Close(_)));
+    assert_eq!(effects, [Effect::Unshared(WorkerId { slot: 1, serial: 1 }, late.clone())], "once");
     assert_eq!(
         core.bind(settled, asked(2, 20, &late, false, false)),
         own(false),
@@ -276,7 +276,7 @@ fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with(
     assert_eq!(
         core.bind(settled, over),
         Bind::Check(vec![10]),
-        "what it may have closed is let go of all the same"
+        "sockets that it may have closed are checked first"
     );
     core.released(1, 10);
     let _closed = core.reconcile(settled);
@@ -288,8 +288,7 @@ fn a_worker_that_is_long_ready_is_not_given_an_address_that_nobody_started_with(
 }
 
 #[test]
-fn a_socket_that_what_is_left_of_a_worker_has_closed_is_let_go_where_its_queue_moves_and_kept_for_the_next_one_else()
- {
+fn a_socket_closed_by_the_rest_of_a_worker_is_dropped_only_where_its_queue_moves() {
     for (migration, is_closed) in [(Migration::Moves, true), (Migration::Resets, false)] {
         let mut core = Core::new(migration);
         let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
@@ -313,7 +312,7 @@ fn a_socket_that_what_is_left_of_a_worker_has_closed_is_let_go_where_its_queue_m
 }
 
 #[test]
-fn a_worker_that_binds_for_ever_fills_nothing() {
+fn a_worker_that_binds_forever_uses_bounded_memory() {
     let mut core = core_with(1);
     for port in 1..10_000u16 {
         let key = Key::tcp(([127, 0, 0, 1], port).into(), false);
@@ -327,7 +326,7 @@ fn a_worker_that_binds_for_ever_fills_nothing() {
 }
 
 #[test]
-fn a_bind_that_was_let_go_on_is_waited_for_while_its_thread_may_be_in_it_and_not_for_ever() {
+fn a_continued_bind_is_waited_for_up_to_a_limit_while_its_thread_may_be_in_it() {
     let mut core = Core::new(Migration::Moves);
     let start = Time::new(Duration::from_secs(100));
     let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
@@ -340,11 +339,11 @@ fn a_bind_that_was_let_go_on_is_waited_for_while_its_thread_may_be_in_it_and_not
     assert!(fresh(50, true), "its thread waits for a CPU");
     assert!(fresh(4999, true));
     assert!(!fresh(5000, true), "it is stopped");
-    assert!(!core.is_fresh(start, 8, || true), "nobody asked");
+    assert!(!core.is_fresh(start, 8, || true), "no worker asked to bind it");
 }
 
 #[test]
-fn a_program_that_binds_its_first_address_long_after_it_counts_as_ready_is_slow_and_not_searching() {
+fn the_first_address_of_a_slow_program_is_shared() {
     let mut core = Core::new(Migration::Moves);
     let start = Time::new(Duration::from_secs(100));
     for (slot, serial) in [(0, 1), (1, 2)] {
@@ -358,7 +357,7 @@ fn a_program_that_binds_its_first_address_long_after_it_counts_as_ready_is_slow_
     );
     assert!(matches!(core.bind(late, asked(1, 7, &first, false, false)), Bind::Own { .. }));
     assert!(core.activated(late, 1, 7, &first));
-    // Its sibling shares that, and what either binds now beyond it is a search.
+    // Its sibling shares that address. Any bind beyond it is a search for a free port.
     assert_eq!(
         core.bind(late, asked(2, 8, &first, false, false)),
         Bind::Own { reuseport: true, enable: Vec::new() }

@@ -1,4 +1,4 @@
-//! The workers, as far as sharing goes.
+//! The state of the workers, for sharing.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,41 +12,41 @@ use crate::share::address::Key;
 pub(in crate::share) struct Worker {
     pub(in crate::share) id: WorkerId,
     pub(in crate::share) generation: u32,
-    /// New connections may come to it.
+    /// Whether it is in rotation for new connections.
     pub(in crate::share) in_rotation: bool,
-    /// It was asked to stop.
+    /// Whether it was asked to stop.
     pub(in crate::share) stopping: bool,
-    /// Since when it has been ready.
+    /// The time at which it became ready.
     ready_at: Option<Time>,
     /// The sockets on which it has called `listen`.
     pub(super) listens: Vec<Listening>,
-    /// It has served for a moment, and what its slot's earlier workers had and it has not was let go.
+    /// Whether it has served for a moment, and what earlier workers of its slot had and it has not was released.
     swept: bool,
 }
 
 impl Worker {
-    /// Whether it has been ready for long enough to have bound all that it serves.
+    /// Whether it has been ready for long enough to have bound all its addresses.
     pub(in crate::share) fn is_settled(&self, now: Time) -> bool {
         self.ready_at.is_some_and(|since| now.since(since) >= SETTLING)
     }
 
-    /// Whether it may still come to listen on what an earlier worker of its slot has left.
+    /// Whether it may still listen on an address that an earlier worker of its slot has left.
     pub(in crate::share) fn may_take_over(&self) -> bool {
         !self.stopping && !self.swept
     }
 }
 
-/// All of them, by serial.
+/// The living workers, by serial.
 #[derive(Debug, Default, Clone)]
 pub(in crate::share) struct Workers {
     workers: HashMap<u64, Worker>,
-    /// The worker of each slot that new connections come to.
+    /// The worker of each slot that is in rotation.
     serving: HashMap<u32, u64>,
-    /// What the last worker that served in a slot listened on when it ended, until another one serves there.
+    /// The addresses of the last worker that served in a slot when it ended, until another one serves there.
     left: HashMap<u32, Vec<Key>>,
-    /// Workers that listen, and not yet wherever they are to: by slot and serial.
+    /// Workers that listen, but not yet on all expected addresses: by slot and serial.
     incomplete: BTreeSet<(u32, u64)>,
-    /// Slots with such a worker in which something has changed.
+    /// Slots with such a worker in which a listener has changed.
     changed: BTreeSet<u32>,
 }
 
@@ -88,12 +88,12 @@ impl Workers {
         }
     }
 
-    /// The worker of a slot that new connections come to.
+    /// The worker of a slot that is in rotation.
     pub(super) fn serving(&self, slot: u32) -> Option<u64> {
         self.serving.get(&slot).copied()
     }
 
-    /// What the last worker that served in a slot has left.
+    /// The addresses that the last worker that served in a slot has left.
     pub(super) fn left_in(&self, slot: u32) -> &[Key] {
         self.left.get(&slot).map(Vec::as_slice).unwrap_or_default()
     }
@@ -102,7 +102,7 @@ impl Workers {
         self.left.insert(slot, keys);
     }
 
-    /// The list of the sockets on which a worker has called `listen`, to be given back.
+    /// Takes the list of the sockets on which a worker has called `listen`. It must be set again.
     pub(super) fn take_listens(&mut self, serial: u64) -> Option<Vec<Listening>> {
         self.workers.get_mut(&serial).map(|worker| std::mem::take(&mut worker.listens))
     }
@@ -122,7 +122,7 @@ impl Workers {
         }
     }
 
-    /// A worker may listen elsewhere than before.
+    /// A listener of a worker has changed.
     pub(super) fn note_change(&mut self, serial: u64) {
         let Some(slot) = self.slot_of(serial) else { return };
         if self.incomplete.range((slot, 0)..=(slot, u64::MAX)).next().is_some() {
@@ -130,7 +130,7 @@ impl Workers {
         }
     }
 
-    /// Incomplete workers of slots in which something has changed.
+    /// Takes the incomplete workers of slots in which a listener has changed.
     pub(super) fn take_changed(&mut self) -> Vec<WorkerId> {
         let changed = std::mem::take(&mut self.changed);
         let of_slot = |slot: u32| self.incomplete.range((slot, 0)..=(slot, u64::MAX));

@@ -1,8 +1,8 @@
-//! Processes that are no workers of ours and hold an address that these want: who they are, and, with `--takeover`, the
-//! end of those that an earlier supervisor has left behind.
+//! Unrelated processes that hold an address which a worker binds: the search for them, and, with `--takeover`, the
+//! end of those that an earlier supervisor has left.
 //!
-//! The search is a walk over the descriptors of the whole host, so a thread of its own makes it; a call that wants the address
-//! waits for it only with `--takeover`.
+//! The search scans the descriptors of all processes of the host, so a helper thread makes it. A call that binds the
+//! address waits for it only with `--takeover`.
 
 mod search;
 mod verdict;
@@ -18,32 +18,34 @@ use crate::config::Config;
 use crate::policy::Time;
 use crate::sys::helper::{Helper, Wake};
 
-/// How soon an address is searched again: who holds it is told once in this time, however often a worker binds it.
+/// How long the result of a search holds. The holder is reported once in this time, however often a worker binds the
+/// address.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 
-/// Addresses that are searched in that time, which also bounds the lines. Who tries all ports of a host is told of the first.
+/// The number of addresses to search in that time, which also bounds the log lines. For a worker that tries all
+/// ports, only the first ones are searched.
 const MAX_ADDRESSES: usize = 32;
 
-/// Searches that may wait.
-const MAX_WAITING: usize = 8;
+/// The number of searches that may wait.
+const MAX_QUEUED: usize = 8;
 
-/// How long calls wait for a search that another one has begun, beyond what the end of processes takes.
+/// How long calls wait for a search that another call has begun, in addition to the time for ending processes.
 const SEARCH_TAKES: Duration = Duration::from_secs(10);
 
-/// The longest that a process which was left behind has from the stop signal to SIGKILL: the new workers wait.
+/// The longest time from the stop signal to SIGKILL for a process that was left behind. New workers wait for it.
 const LONGEST_STOP: Duration = Duration::from_secs(1);
 
-/// How what an earlier supervisor has left behind is ended.
+/// How processes that an earlier supervisor has left are ended.
 #[derive(Debug, Clone, Copy)]
 pub struct Takeover {
-    /// What asks it to stop.
+    /// The stop signal.
     pub(super) signal: i32,
-    /// From that to SIGKILL.
+    /// The time from the stop signal to SIGKILL.
     pub(super) kill_after: Duration,
 }
 
 impl Takeover {
-    /// As the user wants it, if so.
+    /// The takeover that the configuration requests, if any.
     #[must_use]
     pub fn of(config: &Config) -> Option<Takeover> {
         let kill_after = config.kill_timeout.min(LONGEST_STOP);
@@ -51,29 +53,29 @@ impl Takeover {
     }
 }
 
-/// An address that is held.
+/// An address that another process holds.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
     pub(super) key: Key,
-    /// For a path: who answers there.
+    /// The server that answers at a path.
     pub(super) answerer: Option<Answerer>,
 }
 
 /// A server that answers at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answerer {
-    /// The process that has called `listen`, which may be gone by now.
+    /// The process that called `listen`; it may have ended.
     pub(super) listener: Option<Pid>,
     /// Device and inode number of its file.
     pub(super) file: (u64, u64),
 }
 
-/// What was found, and done about it.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    /// Who holds the address still; none: nobody, or it cannot be told.
+    /// The processes that still hold the address; `None`: there are none, or they cannot be identified.
     pub(super) holders: Option<String>,
-    /// A line for each process that was ended, or was to be.
+    /// A line for each process that was ended, or could not be ended.
     pub(super) ended: Vec<String>,
 }
 
@@ -86,19 +88,20 @@ impl Outcome {
     }
 }
 
-/// Finds out who holds an address, and ends what may be ended. Not for the loop.
+/// Searches for the holders of an address, and ends those that may be ended. This blocks, so the supervisor's loop
+/// must not call it.
 pub(super) fn look(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
     search::look(wanted, takeover)
 }
 
-/// What a call has to do that wants an address which is held.
+/// What a call to a held address does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Seeking {
     /// Wait until its search has ended.
     Await,
-    /// Wait a moment: another call's search goes on.
+    /// Wait a moment: a search of another call is in progress.
     Wait,
-    /// Go on: the kernel will refuse it.
+    /// Continue: the kernel refuses the bind.
     GoOn,
 }
 
@@ -123,7 +126,7 @@ struct Search {
     is_over: bool,
 }
 
-/// The thread, from the first search on.
+/// The helper thread, which starts with the first search.
 #[derive(Debug)]
 pub(super) struct Occupants {
     takeover: Option<Takeover>,
@@ -132,9 +135,9 @@ pub(super) struct Occupants {
 }
 
 impl Occupants {
-    /// `wake` tells when an answer is there.
+    /// Searches whose answers are signalled by `wake`.
     pub(super) fn new(wake: Wake) -> Occupants {
-        let helper = Helper::new("occupants", 256 * 1024, MAX_WAITING, wake, answer);
+        let helper = Helper::new("occupants", 256 * 1024, MAX_QUEUED, wake, answer);
         Occupants { takeover: None, helper, searches: Vec::new() }
     }
 
@@ -142,7 +145,7 @@ impl Occupants {
         self.takeover = takeover;
     }
 
-    /// Searches who holds an address, unless that was done a moment ago.
+    /// Starts a search for the holders of an address, unless a recent result exists.
     pub(super) fn seek(&mut self, now: Time, wanted: Wanted, call: Caller) -> Seeking {
         let takeover = self.takeover;
         self.searches.retain(|search| now.since(search.begun) < AGAIN_AFTER);
@@ -163,7 +166,7 @@ impl Occupants {
         if takeover.is_some() { Seeking::Await } else { Seeking::GoOn }
     }
 
-    /// What was found since this was called last, and the calls that have waited for it.
+    /// The results since the last call, and the calls that waited for them.
     pub(super) fn take(&mut self) -> (Vec<Report>, Vec<Caller>) {
         let (mut reports, mut calls) = (Vec::new(), Vec::new());
         for answer in self.helper.take() {

@@ -1,4 +1,4 @@
-//! The search itself, and the end of what it finds.
+//! The search for the holders of an address, and the end of those that were left behind.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -17,23 +17,25 @@ use crate::sys::proc_stat::{self, Stat};
 use crate::sys::remote_read::Reader;
 use crate::sys::{children, holders, inet_diag, pidfd, signal_names};
 
-/// Parents of parents that are followed. What lies deeper is not told whose it is.
+/// The number of ancestors to follow. The owner of a process with more is unknown.
 const MAX_DEPTH: usize = 4096;
 
-/// Processes that are ended at a time: each takes a descriptor.
+/// The number of processes to end at a time; each takes a descriptor.
 const MAX_TARGETS: usize = 256;
 
-/// Who forks while it is killed leaves children behind: so often what holds the address is searched again.
+/// The number of searches after the stop signal. A process that forks while it is killed leaves children, which the
+/// next search finds.
 const ROUNDS: usize = 8;
 
-/// SIGKILL takes effect within microseconds, unless a process hangs in the kernel.
+/// The wait after SIGKILL, which takes effect within microseconds, unless a process hangs in the kernel.
 const KILL_TAKES: Duration = Duration::from_millis(500);
 
-/// Reads the environments of holders, which may be processes of a hostile user: what they do to it costs no worker a call.
+/// Reads the environments of holders. They may be processes of a hostile user, so a separate reader keeps them from
+/// delaying workers' calls.
 static ENVIRONMENTS: Reader = Reader::new("holders", 16, Duration::from_secs(1));
 
-/// How many holders a line names.
-const NAMED: usize = 3;
+/// The number of holders that a line names.
+const MAX_NAMED: usize = 3;
 
 /// A process that holds the address.
 #[derive(Debug)]
@@ -42,21 +44,21 @@ struct Occupant {
     started: u64,
     name: String,
     verdict: Verdict,
-    /// Whether it is of our user, or we are root.
+    /// Whether we may signal it: it runs as our user, or we are root.
     is_in_reach: bool,
 }
 
-/// Everybody who holds it.
+/// All holders of the address.
 #[derive(Debug, Default)]
 struct Found {
     occupants: Vec<Occupant>,
-    /// Whether they certainly hold it, and are not only said to.
+    /// Whether their descriptors prove that they hold it.
     certain: bool,
-    /// The user who has made a socket whose holder cannot be found.
+    /// The user of a socket whose holder cannot be found.
     uid: Option<u32>,
 }
 
-/// A process that was left behind, and what has become of it.
+/// A process that was left behind, and the result of ending it.
 #[derive(Debug)]
 struct Ended {
     pid: Pid,
@@ -76,8 +78,8 @@ pub(super) fn look(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
             found = find(wanted);
         }
     }
-    let told = |occupant: &Occupant| ended.iter().any(|ended| ended.pid == occupant.pid);
-    found.occupants.retain(|occupant| occupant.verdict != Verdict::Ours && !told(occupant));
+    let is_reported = |occupant: &Occupant| ended.iter().any(|ended| ended.pid == occupant.pid);
+    found.occupants.retain(|occupant| occupant.verdict != Verdict::Ours && !is_reported(occupant));
     Outcome {
         holders: describe(&found, takeover.is_some()),
         ended: ended.iter().map(|ended| describe_end(ended, &wanted.key)).collect(),
@@ -95,7 +97,7 @@ fn find(wanted: &Wanted) -> Found {
     Found { uid: uid.filter(|_| occupants.is_empty()), occupants, certain }
 }
 
-/// The inode numbers of the sockets that hold it, and who has made one of them.
+/// The inode numbers of the sockets that hold it, and the user of one of them.
 fn sockets(wanted: &Wanted) -> (Vec<u64>, Option<u32>) {
     match &wanted.key {
         Key::Inet { protocol, address, .. } => {
@@ -116,7 +118,7 @@ fn sockets(wanted: &Wanted) -> (Vec<u64>, Option<u32>) {
     }
 }
 
-/// What can be known of a process; none: it is gone.
+/// Gathers the evidence about a process; `None`: it has ended.
 fn occupant(pid: Pid) -> Option<Occupant> {
     let stat = stat(pid)?;
     let peer = Peer::open(pid).ok()?;
@@ -132,13 +134,13 @@ fn occupant(pid: Pid) -> Option<Occupant> {
     let is_root = rustix::process::geteuid().is_root();
     let is_in_reach = is_root || peer.real_uid().is_ok_and(|uid| uid == rustix::process::geteuid().as_raw());
     let name = proc_stat::name(pid).unwrap_or_else(|| "?".to_owned());
-    // What was read is this process's only if it is there still.
+    // The evidence belongs to this process only if it still exists.
     let is_same = self::stat(pid).is_some_and(|now| now.started == stat.started);
     let verdict = verdict(getpid(), &evidence);
     is_same.then_some(Occupant { pid, started: stat.started, name, verdict, is_in_reach })
 }
 
-/// From a process's parent on to the first process; none: they changed meanwhile, or are too many.
+/// The ancestors of a process, from its parent to the first process; `None`: they changed meanwhile, or are too many.
 fn ancestors(of: Stat) -> Option<Vec<Other>> {
     let (mut found, mut child) = (Vec::new(), of);
     while let Some(parent) = child.parent {
@@ -163,8 +165,8 @@ fn stat(pid: Pid) -> Option<Stat> {
     proc_stat::of(pid).ok().filter(|stat| !stat.is_zombie)
 }
 
-/// Those of the holders that an earlier supervisor has left, and what descends from them with the same marks or holds
-/// the address too.
+/// The holders that an earlier supervisor has left, and their descendants that have the same marks or also hold the
+/// address: pid, start time, name and supervisor.
 fn targets(found: &Found) -> Vec<(Pid, u64, String, Pid)> {
     let mut targets = Vec::new();
     let mut seen = HashSet::new();
@@ -187,7 +189,7 @@ fn targets(found: &Found) -> Vec<(Pid, u64, String, Pid)> {
                 let holds = found.occupants.iter().any(|holder| holder.pid == child);
                 let is_left = match below.verdict {
                     Verdict::Left(its) => its == marks || holds,
-                    Verdict::Stranger => holds,
+                    Verdict::Unrelated => holds,
                     Verdict::Ours | Verdict::OfLiving(_) => false,
                 };
                 if is_left {
@@ -200,7 +202,7 @@ fn targets(found: &Found) -> Vec<(Pid, u64, String, Pid)> {
     targets
 }
 
-/// Ends what was left behind: the stop signal, and SIGKILL for what is there after it.
+/// Ends the processes that were left behind, with the stop signal, and SIGKILL for those that remain.
 fn end(wanted: &Wanted, found: &Found, takeover: Takeover) -> Vec<Ended> {
     let mut ended = Vec::new();
     let signalled = signal(&targets(found), takeover.signal, &mut ended);
@@ -216,7 +218,8 @@ fn end(wanted: &Wanted, found: &Found, takeover: Takeover) -> Vec<Ended> {
     ended
 }
 
-/// Sends a signal to processes that are still who they were. One that is stopped must run to hear it.
+/// Sends a signal to processes whose pids were not reused. A stopped process also gets SIGCONT: it must run to handle
+/// the signal.
 fn signal(targets: &[(Pid, u64, String, Pid)], number: i32, ended: &mut Vec<Ended>) -> Vec<OwnedFd> {
     let mut handles = Vec::new();
     for (pid, started, name, supervisor) in targets {
@@ -243,22 +246,22 @@ fn signal(targets: &[(Pid, u64, String, Pid)], number: i32, ended: &mut Vec<Ende
     handles
 }
 
-/// Waits until all of them are gone, or the time is over.
+/// Waits until all of them have ended, or the time is over.
 fn await_end(handles: &[OwnedFd], limit: Duration) {
     let until = Instant::now() + limit;
     for handle in handles {
         let left = until.saturating_duration_since(Instant::now());
         let mut watched = [PollFd::new(handle, PollFlags::IN)];
         let limit = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 0, tv_nsec: 0 });
-        // An interrupted wait is a shorter one: all signals are blocked.
+        // An interrupted wait would be shorter; all signals are blocked.
         let _gone_or_not = poll(&mut watched, Some(&limit));
     }
 }
 
-/// Who holds the address, and what may be done about it.
+/// Describes the holders of the address, and how to end them.
 fn describe(found: &Found, takes_over: bool) -> Option<String> {
     let mut text = String::new();
-    for (count, occupant) in found.occupants.iter().take(NAMED).enumerate() {
+    for (count, occupant) in found.occupants.iter().take(MAX_NAMED).enumerate() {
         let separator = if count == 0 { "" } else { "; and by " };
         let since = started_at(occupant.started);
         let since = since.map_or_else(String::new, |since| {
@@ -273,10 +276,10 @@ fn describe(found: &Found, takes_over: bool) -> Option<String> {
             Verdict::OfLiving(supervisor) => {
                 write!(text, ", which belongs to a running master-process (pid {})", supervisor.as_raw_pid())
             }
-            Verdict::Ours | Verdict::Stranger => Ok(()),
+            Verdict::Ours | Verdict::Unrelated => Ok(()),
         };
     }
-    if let Some(more) = found.occupants.len().checked_sub(NAMED).filter(|more| *more > 0) {
+    if let Some(more) = found.occupants.len().checked_sub(MAX_NAMED).filter(|more| *more > 0) {
         let _never_fails = write!(text, "; and {more} more");
     }
     if text.is_empty() {
@@ -295,25 +298,25 @@ fn describe(found: &Found, takes_over: bool) -> Option<String> {
 }
 
 fn describe_end(ended: &Ended, key: &Key) -> String {
-    let who = format!(
+    let process = format!(
         "{} (pid {}), left by an earlier master-process (pid {})",
         ended.name,
         ended.pid.as_raw_pid(),
         ended.supervisor.as_raw_pid()
     );
     if let Some(error) = &ended.error {
-        return format!("cannot end {who}, which holds {key}: pidfd_send_signal: {error}");
+        return format!("cannot end {process}, which holds {key}: pidfd_send_signal: {error}");
     }
     let is_there = stat(ended.pid).is_some_and(|stat| stat.started == ended.started);
     let signal = signal_names::name(ended.signal);
     if is_there {
-        format!("cannot end {who}, which holds {key}: it is still there after {signal}")
+        format!("cannot end {process}, which holds {key}: it is still there after {signal}")
     } else {
-        format!("ended {who}, which held {key}, with {signal}")
+        format!("ended {process}, which held {key}, with {signal}")
     }
 }
 
-/// The moment of so many ticks after the machine was started.
+/// The time that is `ticks` clock ticks after boot.
 fn started_at(ticks: u64) -> Option<SystemTime> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let up = Duration::new(u64::try_from(now.tv_sec).ok()?, u32::try_from(now.tv_nsec).ok()?);

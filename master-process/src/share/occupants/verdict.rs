@@ -1,12 +1,12 @@
-//! Whose a process is that holds an address: evidence in, a verdict out.
+//! The owner of a process that holds an address, decided from evidence.
 
 use rustix::process::Pid;
 
 use crate::sys::notify::supervisor_of_address;
 use crate::sys::peer::Environment;
 
-/// What every process of a worker finds in its environment: the slot, the generation, and the supervisor's pid. `PPID` is the
-/// pid of another process behind some shells, and missing behind others: so the path in `NOTIFY_SOCKET` counts before it.
+/// The marks in the environment of a worker's processes: slot, generation, and the supervisor's pid. Some shells set
+/// `PPID` to the pid of another process, and others remove it, so the path in `NOTIFY_SOCKET` counts first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Marks {
     pub(super) supervisor: Pid,
@@ -23,47 +23,47 @@ impl Marks {
     }
 }
 
-/// A process from which another one descends, or whose number another one has noted.
+/// An ancestor of a process, or the process that now has a recorded pid.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Other {
     pub(super) pid: Pid,
     pub(super) started: u64,
-    /// Whether it runs a supervisor, as far as we may look.
+    /// Whether it runs a supervisor, as far as can be seen.
     pub(super) is_supervisor: bool,
 }
 
-/// What is known of a process that holds an address.
+/// The evidence about a process that holds an address.
 #[derive(Debug, Clone)]
 pub(super) struct Evidence {
     pub(super) pid: Pid,
-    /// When it was started, in ticks since the machine was.
+    /// Its start time, in clock ticks after boot.
     pub(super) started: u64,
     pub(super) marks: Option<Marks>,
-    /// Whether it lives in our PID namespace: the numbers in its marks mean nothing otherwise.
+    /// Whether it is in our PID namespace; otherwise the pids in its marks mean nothing.
     pub(super) shares_pids: bool,
-    /// From its parent on; `None`: they could not be followed to the first.
+    /// Its ancestors, from its parent on; `None`: they could not be followed to the first process.
     pub(super) ancestors: Option<Vec<Other>>,
-    /// Who has the number now that the marks name, zombies excepted.
+    /// The process that now has the pid in the marks; `None` also for a zombie.
     pub(super) recorded: Option<Other>,
 }
 
-/// Whose it is.
+/// The owner of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Ours, or one of our workers'.
+    /// It is this supervisor, or belongs to one of its workers.
     Ours,
-    /// It belongs to a supervisor that lives, this one.
+    /// It belongs to the running supervisor with this pid.
     OfLiving(Pid),
-    /// An earlier supervisor has left it behind.
+    /// An earlier supervisor has left it.
     Left(Marks),
-    /// Anybody's.
-    Stranger,
+    /// It belongs to no supervisor, or its owner is unknown.
+    Unrelated,
 }
 
-/// Decides whose a process is. It was left behind only if nothing speaks against it: a supervisor is an ancestor of all that its
-/// workers start for as long as it lives, since orphans among them become its children.
+/// Decides the owner of a process. It counts as left behind only if no evidence contradicts that. While a supervisor
+/// lives, it is an ancestor of all processes that its workers start, because it adopts their orphans.
 pub(super) fn verdict(us: Pid, evidence: &Evidence) -> Verdict {
-    let Some(ancestors) = &evidence.ancestors else { return Verdict::Stranger };
+    let Some(ancestors) = &evidence.ancestors else { return Verdict::Unrelated };
     let descends_from = |pid: Pid| ancestors.iter().any(|ancestor| ancestor.pid == pid);
     if evidence.pid == us || descends_from(us) {
         return Verdict::Ours;
@@ -71,8 +71,8 @@ pub(super) fn verdict(us: Pid, evidence: &Evidence) -> Verdict {
     if let Some(supervisor) = ancestors.iter().find(|ancestor| ancestor.is_supervisor) {
         return Verdict::OfLiving(supervisor.pid);
     }
-    let Some(marks) = evidence.marks.filter(|_| evidence.shares_pids) else { return Verdict::Stranger };
-    // A process that was started later only has the number of the one that is meant.
+    let Some(marks) = evidence.marks.filter(|_| evidence.shares_pids) else { return Verdict::Unrelated };
+    // A process that started later has only reused the supervisor's pid.
     let may_be_meant = |other: &Other| {
         other.started <= evidence.started && (other.is_supervisor || descends_from(other.pid))
     };
@@ -100,7 +100,7 @@ mod tests {
         Marks::read(&Environment::new(text.replace(' ', "\0").as_bytes()))
     }
 
-    /// What a supervisor of pid 40 has left, which is gone.
+    /// A process left by a supervisor with pid 40, which has ended.
     fn left() -> Evidence {
         Evidence {
             pid: pid(50),
@@ -117,10 +117,10 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_whose_supervisor_is_gone_was_left() {
+    fn a_worker_whose_supervisor_has_ended_was_left() {
         assert!(matches!(verdict_of(&left()), Verdict::Left(marks) if marks.supervisor == pid(40)));
         let reused = Evidence { recorded: Some(other(40, 101, true)), ..left() };
-        assert!(matches!(verdict_of(&reused), Verdict::Left(_)), "the number is a later process's");
+        assert!(matches!(verdict_of(&reused), Verdict::Left(_)), "the pid was reused");
         let another = Evidence { recorded: Some(other(40, 90, false)), ..left() };
         assert!(matches!(verdict_of(&another), Verdict::Left(_)), "another program, and no ancestor");
     }
@@ -131,12 +131,12 @@ mod tests {
             |evidence: Evidence, of| assert_eq!(verdict_of(&evidence), Verdict::OfLiving(pid(of)));
         is_living(Evidence { recorded: Some(other(40, 90, true)), ..left() }, 40);
         is_living(Evidence { recorded: Some(other(40, 100, true)), ..left() }, 40);
-        // It runs under another name, and is a copy.
+        // The supervisor's executable is a copy with another name.
         let (supervisor, first) = (other(40, 90, false), other(1, 0, false));
         let renamed =
             Evidence { recorded: Some(supervisor), ancestors: Some(vec![supervisor, first]), ..left() };
         is_living(renamed, 40);
-        // The marks are another one's: it has changed them, or an outer supervisor has adopted it.
+        // The marks name another supervisor: the process has changed them, or an outer supervisor has adopted it.
         let adopted = Some(vec![other(60, 10, false), other(30, 5, true), first]);
         is_living(Evidence { ancestors: adopted.clone(), ..left() }, 30);
         is_living(Evidence { ancestors: adopted, marks: None, ..left() }, 30);
@@ -155,11 +155,11 @@ mod tests {
     }
 
     #[test]
-    fn what_descends_from_us_is_ours_whatever_it_says() {
+    fn a_descendant_of_ours_is_ours_whatever_its_environment_says() {
         let ancestors = Some(vec![other(70, 20, false), other(US, 10, true), other(30, 5, true)]);
         assert_eq!(verdict_of(&Evidence { ancestors, ..left() }), Verdict::Ours);
         assert_eq!(verdict_of(&Evidence { pid: pid(US), ..left() }), Verdict::Ours);
-        // An earlier supervisor had our number.
+        // An earlier supervisor had our pid.
         let marks = marks("PPID=900 WORKER_INDEX=0 RELOAD_INDEX=0");
         let recorded = Some(other(US, 500, true));
         assert!(matches!(verdict_of(&Evidence { marks, recorded, ..left() }), Verdict::Left(_)));
@@ -167,13 +167,13 @@ mod tests {
 
     #[test]
     fn without_all_marks_or_all_knowledge_it_is_a_stranger() {
-        let strangers = [
+        let unrelated = [
             Evidence { marks: None, ..left() },
             Evidence { shares_pids: false, ..left() },
             Evidence { ancestors: None, ..left() },
         ];
-        for evidence in strangers {
-            assert_eq!(verdict_of(&evidence), Verdict::Stranger, "{evidence:?}");
+        for evidence in unrelated {
+            assert_eq!(verdict_of(&evidence), Verdict::Unrelated, "{evidence:?}");
         }
         for text in [
             "PPID=40 WORKER_INDEX=0",

@@ -159,8 +159,10 @@ pub fn kill_exactly(found: Stat) {
     };
     // The handle is of whoever has the id now; only if that one started when ours did is it ours.
     if stat(found.pid).is_some_and(|now| now.started == found.started) {
-        let group = Pid::from_raw(found.group).filter(|group| *group != rustix::process::getpgrp());
-        if let Some(group) = group {
+        // Not by getpgrp(2): a group from outside of our PID namespace is 0 there, which is no `Pid`.
+        let own = stat(rustix::process::getpid().as_raw_pid()).map(|own| own.group);
+        if let Some(group) = Pid::from_raw(found.group).filter(|_| own.is_some_and(|own| own != found.group))
+        {
             let _ = rustix::process::kill_process_group(group, Signal::KILL);
         }
         let _ = rustix::process::pidfd_send_signal(&handle, Signal::KILL);

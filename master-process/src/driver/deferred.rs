@@ -74,6 +74,8 @@ pub(super) enum Deferred {
     Hangup,
     /// Check which other children were stopped.
     Stops,
+    /// Reap more of the processes that have ended.
+    Reap,
     /// Continue this worker, which the terminal has stopped with this signal.
     Resume(WorkerId, i32),
 }
@@ -83,6 +85,7 @@ impl Deferred {
     fn wait(self, interval: Duration) -> Duration {
         match self {
             Deferred::Sample => interval,
+            Deferred::Reap => Duration::ZERO,
             Deferred::Start(_, looks) => START_AFTER * 2u32.saturating_pow(looks.min(DOUBLINGS_OF_START)),
             Deferred::Queue(_) => LOOK_AFTER,
             Deferred::Unsettled(_, looks) => {
@@ -174,6 +177,10 @@ impl Driver {
                 Deferred::Call(serial, call) => self.reply_to(serial, &call),
                 Deferred::Hangup => self.continue_hang_up(),
                 Deferred::Stops => self.look_at_stops(),
+                Deferred::Reap => {
+                    self.reap_scheduled = false;
+                    self.reap_orphans();
+                }
                 Deferred::Resume(worker, number) => self.resume(worker, number),
             }
         }

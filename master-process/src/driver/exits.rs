@@ -15,6 +15,9 @@ use crate::sys::{children, pidfd};
 /// SIGKILL takes effect within microseconds, unless a process is blocked in the kernel.
 const LAST_WAIT: Duration = Duration::from_secs(1);
 
+/// The number of ended processes that are reaped in one round of the loop: about a millisecond.
+const MAX_REAPED: usize = 256;
+
 impl Driver {
     /// Handles the end of a worker's first process, which its pidfd reports.
     pub(super) fn worker_ended(&mut self, serial: u64) {
@@ -90,10 +93,16 @@ impl Driver {
         self.dying_groups.retain(|(group, pid)| pidfd::has_group(group.as_fd(), *pid));
     }
 
+    /// Reaps the processes that have ended, up to a limit: a worker that forks without end creates zombies as fast as
+    /// they are reaped. The rest follows after the other events.
     fn reap_zombies(&mut self) {
-        while let Ok(Some(pid)) = pidfd::any_zombie() {
+        for _ in 0..MAX_REAPED {
+            let Ok(Some(pid)) = pidfd::any_zombie() else { return };
             if let Some(serial) = self.workers.serial_of(pid) {
                 self.worker_ended(serial);
+                if self.workers.get(serial).is_some_and(|entry| entry.pid == pid && !entry.reaped) {
+                    return;
+                }
             } else if let Some(serial) = self.starts.serial_of(pid) {
                 // The start reaps its process there, or the next round reaps it as a worker.
                 self.look_at_start(serial, 0);
@@ -106,6 +115,9 @@ impl Driver {
             } else {
                 debug!(pid = pid.as_raw_pid(), "reaped adopted process {}", pid.as_raw_pid());
             }
+        }
+        if !std::mem::replace(&mut self.reap_scheduled, true) {
+            self.schedule(Deferred::Reap);
         }
     }
 }

@@ -80,6 +80,8 @@ pub struct Driver {
     trees: Trees,
     /// Whether another attempt to remove cgroups is scheduled.
     removes_cgroups: bool,
+    /// Whether more of the processes that have ended are to be reaped.
+    reap_scheduled: bool,
     /// Workers whose first process has ended while other processes of them live.
     remainders: Remainders,
     /// Workers that went into the background, and whose listeners are being checked.
@@ -155,6 +157,7 @@ impl Driver {
             checks_listeners: false,
             trees,
             removes_cgroups: false,
+            reap_scheduled: false,
             remainders: Remainders::new(),
             daemons_checked: HashSet::new(),
             dying_groups: Vec::new(),

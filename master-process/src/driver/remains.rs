@@ -63,6 +63,9 @@ pub(super) struct Remainder {
     worker: WorkerId,
     /// Whether the end of the worker was expected.
     end_expected: bool,
+    /// Whether the worker was not ready when its first process ended. A daemon can listen, and make the worker ready,
+    /// before the answer comes that finds the daemon.
+    was_starting: bool,
     /// Whether the remaining processes already got the stop signal.
     had_stop_signal: bool,
     phase: Phase,
@@ -166,6 +169,7 @@ impl Driver {
         let remainder = Remainder {
             worker,
             end_expected,
+            was_starting: self.policy.is_starting(worker),
             had_stop_signal: self.stops_trees && self.policy.was_asked_to_stop(worker),
             phase: Phase::Searching(death),
             question,
@@ -296,11 +300,10 @@ impl Driver {
     /// The process that becomes the worker, if the first process only put the program into the background.
     fn daemon<'found>(&self, found: &'found Found, death: Option<Death>) -> Option<(&'found Member, Holds)> {
         let serial = found.worker.serial;
-        let end_expected = self.remainders.get(&serial).is_some_and(|remainder| remainder.end_expected);
+        let Remainder { end_expected, was_starting, .. } = *self.remainders.get(&serial)?;
         if !exited_successfully(death) || end_expected {
             return None;
         }
-        let was_starting = self.policy.is_starting(found.worker);
         let notifier = self.workers.get(serial).and_then(|entry| entry.notifier);
         tree::daemon(&found.members, Exited { was_starting, notifier })
     }
@@ -507,6 +510,7 @@ mod tests {
     fn remainder(question: u64, due: Time) -> Remainder {
         Remainder {
             worker: WorkerId { slot: 0, serial: 1 },
+            was_starting: false,
             end_expected: false,
             had_stop_signal: false,
             phase: Phase::Searching(None),

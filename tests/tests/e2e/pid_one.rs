@@ -50,7 +50,7 @@ fn as_pid_1_it_tells_a_daemon_from_its_worker() {
     supervisor.eventually("it serves", || supervisor.output().iter().any(|line| line.starts_with("own")));
     assert!(is_pid_one(&supervisor));
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("the reload is complete", || supervisor.logged(&["is complete"]).len() == 1);
+    supervisor.eventually("the reload is complete", || supervisor.logged(&["complete after"]).len() == 1);
     assert_eq!(supervisor.stop(), 0);
 }
 

@@ -482,13 +482,13 @@ fn a_crash_of_a_worker_with_a_side_port_refuses_nobody() {
 /// After how many seconds each worker listened, as the log says.
 fn listened_after(supervisor: &Supervisor) -> Vec<f64> {
     let seconds = |line: &String| {
-        let after = line.split("listens after ").nth(1).and_then(|rest| rest.split([' ', ',']).next())?;
+        let after = line.split("ready after ").nth(1).and_then(|rest| rest.split(':').next())?;
         match after.strip_suffix("ms") {
             Some(milliseconds) => milliseconds.parse::<f64>().map(|milliseconds| milliseconds / 1000.0).ok(),
             None => after.strip_suffix('s')?.parse().ok(),
         }
     };
-    supervisor.logged(&["listens after"]).iter().filter_map(seconds).collect()
+    supervisor.logged(&["ready after", "listening"]).iter().filter_map(seconds).collect()
 }
 
 #[test]

@@ -415,7 +415,7 @@ fn the_cgroup_of_a_start_that_was_given_up_is_removed() {
     let given_up = place.workers().remove(0);
     place.put(inside.id(), &given_up);
     supervisor.eventually("its replacement is given up", || {
-        !supervisor.logged(&["could not be started: execve", "did not return within 5.0s"]).is_empty()
+        !supervisor.logged(&["failed to start: execve", "did not return within 5.0s"]).is_empty()
     });
     drop(held);
     supervisor.await_workers(1);

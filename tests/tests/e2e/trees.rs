@@ -125,7 +125,7 @@ except FileExistsError:
         .iter()
         .find_map(|line| line.strip_prefix("sleeper ")?.parse().ok())
         .expect("one is");
-    supervisor.eventually("both listen", || supervisor.logged(&["listens after"]).len() == 2);
+    supervisor.eventually("both listen", || supervisor.logged(&["ready after", "listening"]).len() == 2);
     let mut waiting: Vec<Kept> = (0..16).map(|_| Kept::open(address).expect("it listens")).collect();
     waiting.iter_mut().for_each(|client| client.ask().expect("it is connected"));
     process::signal(process::stat(sleeper).expect("it lives").ppid, Signal::KILL);
@@ -264,8 +264,7 @@ fn a_daemon_stays_the_worker_when_the_time_to_find_out_who_is_left_is_over() {
     let address = address::tcp();
     let supervisor = Supervisor::start(&[], script(&text, address));
     let daemon = servers(&supervisor, 1)[0];
-    supervisor
-        .eventually("it is the worker", || !supervisor.logged(&["is the worker from now on"]).is_empty());
+    supervisor.eventually("it is the worker", || !supervisor.logged(&["is now the worker"]).is_empty());
     // Twice the two seconds within which the answer has to come.
     always(Duration::from_secs(4), "it lives, and nobody is taken to be left behind", || {
         process::alive(daemon) && supervisor.logged(&["behind"]).is_empty()
@@ -389,7 +388,7 @@ fn a_daemon_that_has_the_listener_of_a_worker_that_served_is_kept() {
     process::signal(server, Signal::USR1);
     let daemon = named(&supervisor, "daemon")[0];
     supervisor.eventually("it is the worker", || {
-        !supervisor.logged(&["went into the background", "is the worker from now on"]).is_empty()
+        !supervisor.logged(&["went into the background", "is now the worker"]).is_empty()
     });
     always(Duration::from_millis(2500), "it serves", || load::who(address) == Some(daemon));
     assert_eq!(servers(&supervisor, 3), [server], "nobody was started in its place");
@@ -421,7 +420,7 @@ serve(made)";
     process::signal(server, Signal::USR1);
     let daemon = named(&supervisor, "daemon")[0];
     supervisor.eventually("it is the worker", || {
-        let line = [&format!("(pid {daemon})"), "is the worker from now on"];
+        let line = [&format!("(pid {daemon})"), "is now the worker"];
         !supervisor.logged(&line).is_empty()
     });
     always(Duration::from_millis(2500), "it serves", || load::who(address) == Some(daemon));
@@ -446,7 +445,7 @@ time.sleep(1000)";
     let supervisor = Supervisor::start(&options, script(text, address::tcp()));
     let daemon = servers(&supervisor, 1)[0];
     supervisor.eventually("it is the worker", || {
-        let line = [&format!("(pid {daemon})"), "is the worker from now on"];
+        let line = [&format!("(pid {daemon})"), "is now the worker"];
         !supervisor.logged(&line).is_empty()
     });
     always(Duration::from_millis(1500), "it is left in peace", || process::alive(daemon));
@@ -464,7 +463,7 @@ fn what_a_worker_that_was_not_ready_leaves_behind_and_does_not_listen_is_ended_a
     let supervisor = Supervisor::start(&options, script(&text, address::tcp()));
     let helper = named(&supervisor, "helper")[0];
     await_gone(helper);
-    let line = [&format!("(pid {helper})"), "does not listen: stopping it"];
+    let line = [&format!("(pid {helper})"), "is not listening: stopping it"];
     supervisor.eventually("it is told of", || !supervisor.logged(&line).is_empty());
     supervisor.eventually("another worker is started", || servers(&supervisor, 4).len() > 1);
     assert_eq!(supervisor.stop(), 0);

@@ -9,14 +9,24 @@ use super::lines::{Follows, Named, millis};
 use crate::policy::{FailedStart, Next};
 use crate::share::{Because, Missing};
 
+/// What a worker that is not ready lacks.
+fn not_listening(missing: Option<&Missing>) -> String {
+    missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default()
+}
+
+/// The missing addresses, for a field of the log.
+fn addresses(missing: Option<&Missing>) -> Option<String> {
+    missing.map(|missing| missing.addresses.join(","))
+}
+
 /// A worker is late, and no other worker serves its slot.
 pub fn slow(worker: Named, after: Duration, missing: Option<&Missing>) {
-    let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
+    let what = not_listening(missing);
     warn!(
         worker = worker.slot,
         pid = worker.pid,
         after_ms = millis(after),
-        missing = missing.map(|missing| missing.addresses.join(",")),
+        missing = addresses(missing),
         "{worker} is not ready after {} (--ready-timeout){what}; waiting for it, because no other worker serves its slot; \
          raise --ready-timeout if this program needs longer",
         Span(after)
@@ -25,12 +35,12 @@ pub fn slow(worker: Named, after: Duration, missing: Option<&Missing>) {
 
 /// A worker takes longer than usual while another one serves its slot.
 pub fn waits(worker: Named, after: Duration, missing: Option<&Missing>) {
-    let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
+    let what = not_listening(missing);
     info!(
         worker = worker.slot,
         pid = worker.pid,
         after_ms = millis(after),
-        missing = missing.map(|missing| missing.addresses.join(",")),
+        missing = addresses(missing),
         "{worker} is not ready after {}{what}; waiting for it while the old worker serves",
         Span(after)
     );
@@ -38,12 +48,12 @@ pub fn waits(worker: Named, after: Duration, missing: Option<&Missing>) {
 
 /// A late worker is stopped, because another one serves its slot.
 pub fn late(worker: Named, after: Duration, missing: Option<&Missing>, next: Next) {
-    let what = missing.map(|missing| format!(": it does not listen on {missing}")).unwrap_or_default();
+    let what = not_listening(missing);
     warn!(
         worker = worker.slot,
         pid = worker.pid,
         after_ms = millis(after),
-        missing = missing.map(|missing| missing.addresses.join(",")),
+        missing = addresses(missing),
         "{worker} was not ready within {} (--ready-timeout){what}; stopping it{}",
         Span(after),
         Follows(next, "starting another")
@@ -89,7 +99,7 @@ pub fn reload_failed(failed: FailedReload, missing: Option<&Missing>) {
         worker = slot,
         attempts,
         kept,
-        missing = missing.map(|missing| missing.addresses.join(",")),
+        missing = addresses(missing),
         "reload {generation} failed: new worker {slot} {why} {times}; {old} serving{how}"
     );
 }

@@ -32,6 +32,13 @@ while not ending:
 /// How long what a crashed worker leaves behind has until SIGKILL, and a good deal for the machine.
 const GONE_WITHIN: Duration = Duration::from_secs(20);
 
+/// A server that ignores the stop signal.
+const UNHEEDING: &str = "
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+made = bound(HOST, PORT); made.listen(64)
+say('ready', PID)
+serve(made)";
+
 /// A shell that stays the parent of the program: it does not hand its stop signal on.
 fn wrapped(program: Vec<String>) -> Vec<String> {
     let shell = ["sh", "-c", "\"$@\"; true", "sh"].map(str::to_owned).to_vec();
@@ -71,14 +78,10 @@ fn a_request_that_a_wrapped_server_is_at_is_answered_in_a_reload_and_nobody_old_
 
 #[test]
 fn what_a_killed_wrapper_leaves_behind_is_ended_and_the_replacement_does_not_wait_for_it() {
-    // The server does not heed the stop signal.
-    let text = "
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-made = bound(HOST, PORT); made.listen(64)
-say('ready', PID)
-serve(made)";
     let address = address::tcp();
-    let supervisor = Supervisor::start(&["-w", "2", "--throttle", "100ms"], wrapped(script(text, address)));
+    // Its own time would be over long after the test.
+    let options = ["-w", "2", "--throttle", "100ms", "--kill-timeout", "600s"];
+    let supervisor = Supervisor::start(&options, wrapped(script(UNHEEDING, address)));
     let old: BTreeSet<i32> = servers(&supervisor, 2).into_iter().collect();
     let wrappers = supervisor.await_workers(2);
     let victim = *wrappers.first().expect("two");
@@ -94,6 +97,9 @@ serve(made)";
     for _ in 0..20 {
         assert_ne!(load::who(address), Some(left));
     }
+    // The other one ignores the stop signal as well, and has 600 s for it: a second one ends it at once.
+    supervisor.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(600));
     assert_eq!(supervisor.stop(), 0);
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
 }
@@ -140,14 +146,9 @@ except FileExistsError:
 
 #[test]
 fn what_a_killed_wrapper_leaves_behind_is_ended_long_before_its_time_where_the_replacement_needs_its_port() {
-    let text = "
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-made = bound(HOST, PORT); made.listen(64)
-say('ready', PID)
-serve(made)";
     let address = address::tcp();
     let options = ["--share", "off", "--throttle", "100ms", "--kill-timeout", "600s"];
-    let supervisor = Supervisor::start(&options, wrapped(script(text, address)));
+    let supervisor = Supervisor::start(&options, wrapped(script(UNHEEDING, address)));
     let old = servers(&supervisor, 1)[0];
     process::signal(*supervisor.await_workers(1).first().expect("one"), Signal::KILL);
     servers(&supervisor, 2);

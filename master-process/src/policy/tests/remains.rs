@@ -13,13 +13,19 @@ fn remains(sim: &Sim, worker: WorkerId) -> (bool, bool) {
     sim.remains[&worker]
 }
 
-#[test]
-fn what_a_crashed_worker_leaves_behind_has_the_kill_timeout_and_nobody_waits_for_it() {
+/// The only worker has crashed, and processes of it are left.
+fn crashed_with_remains() -> (Sim, WorkerId) {
     let mut sim = Sim::new(settings(1));
     sim.run_smoothly();
     sim.pass(2 * SECOND);
     let crashed = sim.alive()[0];
     sim.die_with_remains(crashed);
+    (sim, crashed)
+}
+
+#[test]
+fn what_a_crashed_worker_leaves_behind_has_the_kill_timeout_and_nobody_waits_for_it() {
+    let (mut sim, crashed) = crashed_with_remains();
     assert_eq!(remains(&sim, crashed), (true, false));
     sim.launch_all();
     sim.sign_all();
@@ -34,11 +40,7 @@ fn what_a_crashed_worker_leaves_behind_has_the_kill_timeout_and_nobody_waits_for
 
 #[test]
 fn what_a_crashed_worker_leaves_behind_has_a_second_where_none_of_it_handles_the_stop_signal() {
-    let mut sim = Sim::new(settings(1));
-    sim.run_smoothly();
-    sim.pass(2 * SECOND);
-    let crashed = sim.alive()[0];
-    sim.die_with_remains(crashed);
+    let (mut sim, crashed) = crashed_with_remains();
     sim.launch_all();
     sim.sign_all();
     sim.pass(200 * MS);

@@ -29,3 +29,4 @@ pub mod socket_options;
 pub mod sockets;
 pub mod spawn;
 pub mod terminal;
+pub mod user_database;

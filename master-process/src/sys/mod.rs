@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod capabilities;
 pub mod cgroup;
+pub mod cgroup_mounts;
 pub mod children;
 pub mod deferred_close;
 pub mod epoll_entries;

@@ -217,7 +217,7 @@ fn lines_of_file(database: &str, key: &str) -> io::Result<Vec<String>> {
         "group" => ("/etc/group", entry_of),
         "initgroups" => return groups_of_file(key),
         "ahosts" => ("/etc/hosts", address_of),
-        other => return Err(io::Error::other(format!("there is no getent to ask for {other}"))),
+        other => return Err(io::Error::other(format!("{other} cannot be read without getent"))),
     };
     Ok(read(file)?.lines().filter_map(|line| choose(line, key)).collect())
 }

@@ -131,7 +131,7 @@ impl Broker {
         let (Some(user), Key::Inet { address, .. }) = (socket.users.first().copied(), &socket.key) else {
             return;
         };
-        let question = Question::Unaccepted(id, address.port());
+        let question = Question::Unaccepted(id, *address);
         if !self.looks.is_asked(user, question, None) {
             self.ask(user, question, None);
         }

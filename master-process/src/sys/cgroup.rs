@@ -42,7 +42,7 @@ const KILL_TAKES: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Supervisors {
     parent: OwnedFd,
-    /// Locked while this supervisor runs. Another supervisor that finds it unlocked knows that its owner has ended.
+    /// Locked while this supervisor runs. If another supervisor finds it unlocked, its owner has ended.
     own: OwnedFd,
     name: String,
 }
@@ -409,7 +409,7 @@ fn delegated() -> Option<PathBuf> {
     if !path.join("cgroup.type").exists() {
         return None;
     }
-    let said = ["trusted.delegate", "user.delegate"].iter().any(|name| {
+    let marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
         let mut value = [0u8; 8];
         rustix::fs::getxattr(&path, *name, &mut value[..]).is_ok_and(|length| value[..length] == *b"1")
     });
@@ -419,7 +419,7 @@ fn delegated() -> Option<PathBuf> {
         use std::os::unix::fs::MetadataExt;
         metadata.uid() != 0 && metadata.uid() == rustix::process::geteuid().as_raw()
     });
-    (said || own_namespace || is_ours).then_some(path)
+    (marked || own_namespace || is_ours).then_some(path)
 }
 
 /// Whether the supervisor is in the first cgroup namespace, which has this inode number: `PROC_CGROUP_INIT_INO` of the

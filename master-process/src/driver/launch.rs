@@ -7,18 +7,18 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
+use tracing::warn;
 
 use crate::config::{Capabilities, Config, Identity, Login, Orphans, ReadyMode, Share, Stdin};
 use crate::policy::WorkerId;
 use crate::share::InheritedListeners;
 use crate::sys::capabilities::{OwnCapabilities, WorkerCapabilities};
-use crate::sys::fds;
 use crate::sys::notify::NotifySocket;
-use crate::sys::path_lookup;
 use crate::sys::seccomp::{self, Calls, Filter};
 use crate::sys::spawn::{
     Directory, FinishedLaunch, Launch, SpawnArgs, SpawnError, SpawnStep, SpawnTemplate, Spawned, Spawner,
 };
+use crate::sys::{fds, path_lookup};
 
 /// The directories in which a command without a slash is searched if `PATH` is not set; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -60,7 +60,7 @@ pub(super) struct Launcher {
 impl Launcher {
     pub(super) fn new(
         config: &Config,
-        handed_over: InheritedListeners,
+        inherited: InheritedListeners,
         notify: &NotifySocket,
     ) -> anyhow::Result<Launcher> {
         let ready_fd = match config.ready {
@@ -72,16 +72,16 @@ impl Launcher {
             | ReadyMode::Alive(_)
             | ReadyMode::None => None,
         };
-        if let Some(fd) = ready_fd.filter(|fd| *fd < 3 + handed_over.count()) {
+        if let Some(fd) = ready_fd.filter(|fd| *fd < 3 + inherited.count()) {
             anyhow::bail!(
                 "--ready notify:fd={fd}: descriptors 3 to {} are sockets handed over",
-                2 + handed_over.count()
+                2 + inherited.count()
             );
         }
         // This is above every descriptor number that a worker receives, so no descriptor is overwritten while it is
         // copied.
-        let lowest = (3 + handed_over.count()).max(ready_fd.map_or(0, |fd| fd + 1));
-        let environment = environment(std::env::vars_os(), config.login.as_ref(), &handed_over, notify)?;
+        let lowest = (3 + inherited.count()).max(ready_fd.map_or(0, |fd| fd + 1));
+        let environment = environment(std::env::vars_os(), config.login.as_ref(), &inherited, notify)?;
         let command = config.command.first().context("no command")?;
         let directory = directory(config)?;
         let named = directory.as_ref().map(|directory| directory.path.to_string_lossy().into_owned());
@@ -99,7 +99,7 @@ impl Launcher {
                 Stdin::Null => Some(open_null(lowest)?),
                 Stdin::Inherit => None,
             },
-            handed_over: handed_over.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
+            handed_over: inherited.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
             filter_needs_no_new_privs: !seccomp::may_filter_with_privileges(),
             no_new_privs: config.no_new_privs,
             dies_with_us: config.orphans == Orphans::Kill,
@@ -146,7 +146,7 @@ impl Launcher {
             libc::EBUSY => "another supervisor's filter is already active".to_owned(),
             errno => std::io::Error::from_raw_os_error(errno).to_string(),
         };
-        tracing::warn!("seccomp unavailable: {why}; ports are not shared, except --listen sockets");
+        warn!("seccomp unavailable: {why}; ports are not shared, except --listen sockets");
     }
 
     /// Begins the start of a worker, in the given cgroup, if any, and in the foreground or the background of the
@@ -247,17 +247,17 @@ fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
 
 /// The environment of all workers, except the variables of their directory.
 fn environment(
-    inherited: impl Iterator<Item = (OsString, OsString)>,
+    variables: impl Iterator<Item = (OsString, OsString)>,
     login: Option<&Login>,
-    handed_over: &InheritedListeners,
+    inherited: &InheritedListeners,
     notify: &NotifySocket,
 ) -> anyhow::Result<Vec<CString>> {
-    let mut environment = passed_on(inherited, login);
+    let mut environment = passed_on(variables, login);
     environment.push(format!("PPID={}", std::process::id()).into());
     environment.push(pair(OsStr::new("NOTIFY_SOCKET"), OsStr::from_bytes(&notify.address())));
-    if handed_over.count() > 0 {
-        environment.push(format!("LISTEN_FDS={}", handed_over.count()).into());
-        environment.push(format!("LISTEN_FDNAMES={}", handed_over.names()).into());
+    if inherited.count() > 0 {
+        environment.push(format!("LISTEN_FDS={}", inherited.count()).into());
+        environment.push(format!("LISTEN_FDNAMES={}", inherited.names()).into());
     }
     environment.iter().map(|text| c_string(text)).collect()
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use rustix::process::Pid;
 use tracing::{debug, info, warn};
 
-use super::deferred::Deferred;
-use super::{Driver, Token};
+use super::context::{Context, Deferred, Token};
+use super::launch::Launcher;
 use crate::policy::{Event, LaunchFailure, Next, Time, WorkerId};
 use crate::report;
 use crate::sys::cgroup::Cgroup;
@@ -24,6 +24,11 @@ const WAIT: Duration = Duration::from_millis(10);
 
 /// The same while another start is late: the next start will probably be late, too.
 const WAIT_DURING_LATE_START: Duration = Duration::from_millis(1);
+
+/// How soon a late start is checked. Each further check waits twice as long, up to 64 ms. That is short compared with
+/// the time the start has taken by then.
+const CHECK_AFTER: Duration = Duration::from_millis(1);
+const CHECK_DOUBLINGS: u32 = 6;
 
 /// A start that takes longer has failed. A disk that spins up and a network file system that lost a packet are faster.
 /// A longer limit would delay the failure of a reload.
@@ -48,16 +53,32 @@ struct Begun {
     generation: u32,
     ready_pipe: Option<OwnedFd>,
     cgroup: Option<Cgroup>,
+    foreground: bool,
     /// When the start began, in ticks since boot.
     started_at: u64,
 }
 
-/// All late and abandoned starts, by the worker's serial.
-#[derive(Debug, Default)]
+/// The starts of workers: those that are late or abandoned, by the worker's serial, and the errors of those that failed.
 pub(super) struct Starts {
+    launcher: Launcher,
     late: HashMap<u64, Start>,
     /// Starts that were killed because they took too long, and whose processes have not ended yet.
     abandoned: HashMap<u64, Abandoned>,
+    /// What the log says once the first worker runs.
+    greeting: Option<Greeting>,
+    /// The errors of failed starts that are not reported yet, by the worker's serial.
+    failures: HashMap<u64, SpawnError>,
+    /// The error of the first start, if it ends the run.
+    first_failure: Option<SpawnError>,
+}
+
+/// What the log says once the first worker runs.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    pub(super) workers: u32,
+    pub(super) shares: bool,
+    /// The source of the measurements, and the reason for the choice.
+    pub(super) measures: Option<String>,
 }
 
 /// A start that was abandoned.
@@ -69,6 +90,22 @@ struct Abandoned {
 }
 
 impl Starts {
+    pub(super) fn new(launcher: Launcher, greeting: Greeting) -> Starts {
+        Starts {
+            launcher,
+            late: HashMap::new(),
+            abandoned: HashMap::new(),
+            greeting: Some(greeting),
+            failures: HashMap::new(),
+            first_failure: None,
+        }
+    }
+
+    /// The error that ended the run, if one did.
+    pub(super) fn into_failure(self) -> Option<SpawnError> {
+        self.first_failure.or_else(|| self.failures.into_values().next())
+    }
+
     /// The start that this child belongs to.
     pub(super) fn serial_of(&self, pid: Pid) -> Option<u64> {
         let late = self.late.iter().map(|(serial, start)| (serial, &start.launch));
@@ -86,70 +123,68 @@ impl Starts {
     fn is_full(&self) -> bool {
         self.late.len() + self.abandoned.len() >= MAX_STARTS
     }
-}
 
-impl Driver {
-    /// Starts a worker.
-    pub(super) fn launch(&mut self, worker: WorkerId, generation: u32) {
-        self.launcher.set_filter(self.broker.calls());
-        self.broker.enter(worker, generation);
-        if self.starts.is_full() {
-            return self.not_launched(worker, SpawnError::new(SpawnStep::Clone, libc::EAGAIN));
+    /// Starts a worker, in the foreground or the background of the terminal.
+    pub(super) fn launch(&mut self, cx: &mut Context, worker: WorkerId, generation: u32, foreground: bool) {
+        self.launcher.set_filter(cx.broker.calls());
+        cx.broker.enter(worker, generation);
+        if self.is_full() {
+            return self.not_launched(cx, worker, SpawnError::new(SpawnStep::Clone, libc::EAGAIN));
         }
-        self.meter.expect(worker);
-        let since = self.now();
-        let cgroup = self.trees.make_cgroup(worker);
+        cx.meter.expect(worker);
+        let since = cx.now();
+        let cgroup = cx.trees.make_cgroup(worker);
         let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
-        let foreground = self.next_worker_is_in_foreground();
-        let started_at = self.trees.begin_start();
+        let started_at = cx.trees.begin_start();
         let started = self.launcher.start(worker, generation, into, foreground);
-        self.trees.start_begun(started.as_ref().ok().map(|(launch, _)| launch.pid()));
-        self.meter.forked(worker, started.is_ok());
+        cx.trees.start_begun(started.as_ref().ok().map(|(launch, _)| launch.pid()));
+        cx.meter.forked(worker, started.is_ok());
         let (launch, ready_pipe) = match started {
             Ok(started) => started,
-            Err(failure) => return self.start_failed(worker, generation, failure),
+            Err(failure) => return self.start_failed(cx, worker, (generation, foreground), failure),
         };
-        let begun = Begun { generation, ready_pipe, cgroup, started_at };
-        let wait = if self.starts.late.is_empty() { WAIT } else { WAIT_DURING_LATE_START };
+        let begun = Begun { generation, ready_pipe, cgroup, foreground, started_at };
+        let wait = if self.late.is_empty() { WAIT } else { WAIT_DURING_LATE_START };
         match launch.wait(wait) {
-            Ok(over) => self.start_finished(worker, over, begun),
+            Ok(over) => self.finish(cx, worker, over, begun),
             Err(launch) => {
                 debug!(
                     worker = worker.slot,
                     "{} is slow to start; waiting for it in the background",
-                    self.name(worker)
+                    cx.workers.name(worker)
                 );
                 let start = Start { worker, launch, begun, since };
-                self.starts.late.insert(worker.serial, start);
-                self.schedule(Deferred::Start(worker.serial, 0));
+                self.late.insert(worker.serial, start);
+                cx.schedule(CHECK_AFTER, Deferred::Start(worker.serial, 0));
             }
         }
     }
 
     /// Checks a start that is late, or was abandoned.
-    pub(super) fn look_at_start(&mut self, serial: u64, looks: u32) {
-        if let Some(Start { worker, launch, begun, since }) = self.starts.late.remove(&serial) {
+    pub(super) fn check(&mut self, cx: &mut Context, serial: u64, checks: u32) {
+        if let Some(Start { worker, launch, begun, since }) = self.late.remove(&serial) {
             let launch = match launch.wait(Duration::ZERO) {
-                Ok(over) => return self.start_finished(worker, over, begun),
+                Ok(over) => return self.finish(cx, worker, over, begun),
                 Err(launch) => launch,
             };
-            if self.policy.expects_end(worker) {
+            if cx.policy.expects_end(worker) {
                 // The policy no longer needs the worker.
                 let unwanted = SpawnError::new(launch.step(), libc::ECANCELED);
-                return self.abandon(worker, launch, begun.cgroup, unwanted);
+                return self.abandon(cx, worker, (launch, begun.cgroup), unwanted);
             }
-            if self.now().since(since) >= LIMIT {
+            if cx.now().since(since) >= LIMIT {
                 let failure = SpawnError::no_answer(launch.step(), LIMIT);
-                return self.abandon(worker, launch, begun.cgroup, failure);
+                return self.abandon(cx, worker, (launch, begun.cgroup), failure);
             }
-            self.starts.late.insert(serial, Start { worker, launch, begun, since });
-            self.schedule(Deferred::Start(serial, looks + 1));
-        } else if let Some(Abandoned { launch, cgroup }) = self.starts.abandoned.remove(&serial) {
+            self.late.insert(serial, Start { worker, launch, begun, since });
+            let wait = CHECK_AFTER * 2u32.saturating_pow((checks + 1).min(CHECK_DOUBLINGS));
+            cx.schedule(wait, Deferred::Start(serial, checks + 1));
+        } else if let Some(Abandoned { launch, cgroup }) = self.abandoned.remove(&serial) {
             match launch.wait(Duration::ZERO) {
-                Ok(over) => self.finish_abandoned(over, cgroup),
+                Ok(over) => self.finish_abandoned(cx, over, cgroup),
                 Err(launch) => {
-                    self.watch(launch.pidfd(), Token::Exit(serial));
-                    self.starts.abandoned.insert(serial, Abandoned { launch, cgroup });
+                    cx.watch(launch.pidfd(), Token::Exit(serial));
+                    self.abandoned.insert(serial, Abandoned { launch, cgroup });
                 }
             }
         }
@@ -157,15 +192,15 @@ impl Driver {
 
     /// Completes the starts that are finished. A worker must be registered before its messages are handled, and its
     /// program may have run since the last check.
-    pub(super) fn catch_up_with_starts(&mut self) {
-        for serial in self.starts.over() {
-            self.look_at_start(serial, 0);
+    pub(super) fn catch_up(&mut self, cx: &mut Context) {
+        for serial in self.over() {
+            self.check(cx, serial, 0);
         }
     }
 
     /// Cleans up after an abandoned start whose process has ended.
-    fn finish_abandoned(&mut self, over: FinishedLaunch, cgroup: Option<Cgroup>) {
-        self.trees.start_failed(over.pid());
+    fn finish_abandoned(&mut self, cx: &mut Context, over: FinishedLaunch, cgroup: Option<Cgroup>) {
+        cx.trees.start_failed(over.pid());
         // If the start failed, `result` reaps the process. It closes the listener in any case.
         if let Ok(spawned) = self.launcher.result(over) {
             // The program may have run for a moment, and may have started processes.
@@ -173,81 +208,94 @@ impl Driver {
             let _death = pidfd::wait(spawned.pidfd.as_fd());
         }
         if let Some(cgroup) = cgroup {
-            self.trees.end_cgroup(cgroup);
-            self.remove_cgroups_later();
+            cx.trees.end_cgroup(cgroup);
+            cx.schedule_cgroup_removal();
         }
     }
 
     /// Abandons a start. Its child is killed, and its record is kept until the kernel has ended the child.
-    fn abandon(&mut self, worker: WorkerId, launch: Launch, cgroup: Option<Cgroup>, failure: SpawnError) {
+    fn abandon(
+        &mut self,
+        cx: &mut Context,
+        worker: WorkerId,
+        (launch, cgroup): (Launch, Option<Cgroup>),
+        failure: SpawnError,
+    ) {
         if let Err(error) = launch.kill()
             && error.raw_os_error() != Some(libc::ESRCH)
         {
-            warn!("cannot signal {}: pidfd_send_signal: {error}", self.name(worker));
+            warn!("cannot signal {}: pidfd_send_signal: {error}", cx.workers.name(worker));
         }
-        self.watch(launch.pidfd(), Token::Exit(worker.serial));
-        self.starts.abandoned.insert(worker.serial, Abandoned { launch, cgroup });
-        self.not_launched(worker, failure);
+        cx.watch(launch.pidfd(), Token::Exit(worker.serial));
+        self.abandoned.insert(worker.serial, Abandoned { launch, cgroup });
+        self.not_launched(cx, worker, failure);
     }
 
-    fn start_finished(&mut self, worker: WorkerId, over: FinishedLaunch, begun: Begun) {
+    fn finish(&mut self, cx: &mut Context, worker: WorkerId, over: FinishedLaunch, begun: Begun) {
         let pid = over.pid();
         match self.launcher.result(over) {
-            Ok(spawned) => self.launched(worker, spawned, begun),
+            Ok(spawned) => self.register(cx, worker, spawned, begun),
             Err(failure) => {
-                self.trees.start_failed(pid);
-                self.start_failed(worker, begun.generation, failure);
+                cx.trees.start_failed(pid);
+                self.start_failed(cx, worker, (begun.generation, begun.foreground), failure);
             }
         }
     }
 
-    fn launched(&mut self, worker: WorkerId, spawned: Spawned, begun: Begun) {
-        let Begun { generation, ready_pipe, cgroup, started_at } = begun;
+    /// Registers a worker whose program runs.
+    fn register(&mut self, cx: &mut Context, worker: WorkerId, spawned: Spawned, begun: Begun) {
+        let Begun { generation, ready_pipe, cgroup, foreground: _, started_at } = begun;
         self.greet();
         let (serial, pid) = (worker.serial, spawned.pid);
-        self.watch(spawned.pidfd.as_fd(), Token::Exit(serial));
+        cx.watch(spawned.pidfd.as_fd(), Token::Exit(serial));
         if let Some(pipe) = &ready_pipe {
-            self.watch(pipe.as_fd(), Token::ReadyPipe(serial));
+            cx.watch(pipe.as_fd(), Token::ReadyPipe(serial));
         }
         if let Some(listener) = spawned.listener {
             seccomp::answer_on_callers_cpu(listener.as_fd());
-            self.watch(listener.as_fd(), Token::Calls(serial));
-            self.listeners.insert(worker, listener);
+            cx.watch(listener.as_fd(), Token::Calls(serial));
+            cx.call_listeners.insert(worker, listener);
         }
-        self.workers.insert(worker, pid, spawned.pidfd, ready_pipe);
-        self.broker.launched(worker, pid);
-        self.meter.launched(worker, pid);
+        cx.workers.insert(worker, pid, spawned.pidfd, ready_pipe);
+        cx.broker.launched(worker, pid);
+        cx.meter.launched(worker, pid);
         // If clone3(2) is denied, the supervisor moves the process into the cgroup before the process has had time to
         // fork.
         let cgroup = cgroup.filter(|cgroup| spawned.in_cgroup || cgroup.enter(pid).is_ok());
-        self.trees.started(worker, generation, pid, cgroup, started_at);
-        debug!(worker = worker.slot, generation, "{} started", self.name(worker));
-        self.event(Event::Launched(worker));
+        cx.trees.started(worker, generation, pid, cgroup, started_at);
+        debug!(worker = worker.slot, generation, "{} started", cx.workers.name(worker));
+        cx.event(Event::Launched(worker));
     }
 
-    fn start_failed(&mut self, worker: WorkerId, generation: u32, failure: SpawnError) {
+    fn start_failed(
+        &mut self,
+        cx: &mut Context,
+        worker: WorkerId,
+        (generation, foreground): (u32, bool),
+        failure: SpawnError,
+    ) {
         if failure.step == SpawnStep::Seccomp && !failure.is_passing() {
-            self.meter.not_launched(worker);
-            self.broker.leave(self.now(), worker.serial, true);
+            cx.meter.not_launched(worker);
+            cx.broker.leave(cx.now(), worker.serial, true);
             self.launcher.disable_filter(&failure);
-            return self.launch(worker, generation);
+            return self.launch(cx, worker, generation, foreground);
         }
-        self.not_launched(worker, failure);
+        self.not_launched(cx, worker, failure);
     }
 
-    fn not_launched(&mut self, worker: WorkerId, failure: SpawnError) {
-        self.meter.not_launched(worker);
-        self.broker.leave(self.now(), worker.serial, true);
-        self.broker.forget(worker.serial);
+    fn not_launched(&mut self, cx: &mut Context, worker: WorkerId, failure: SpawnError) {
+        cx.meter.not_launched(worker);
+        cx.broker.leave(cx.now(), worker.serial, true);
+        cx.broker.forget(worker.serial);
         let kind = match failure.within {
             Some(_) => LaunchFailure::NoAnswer,
             None if failure.is_passing() => LaunchFailure::Passing,
             None => LaunchFailure::Lasting,
         };
-        if !self.policy.expects_end(worker) {
+        if !cx.policy.expects_end(worker) {
             self.failures.insert(worker.serial, failure);
         }
-        self.event(Event::LaunchFailed(worker, kind));
+        cx.event(Event::LaunchFailed(worker, kind));
     }
 
     fn greet(&mut self) {
@@ -260,7 +308,7 @@ impl Driver {
     }
 
     /// Reports why a worker could not be started.
-    pub(super) fn report_launch_failure(&mut self, worker: WorkerId, next: Next) {
+    pub(super) fn report_failure(&mut self, cx: &Context, worker: WorkerId, next: Next) {
         let Some(failure) = self.failures.remove(&worker.serial) else { return };
         if next == Next::Nothing {
             // `main` reports the failure of the first start, and exits with the matching code.
@@ -269,6 +317,6 @@ impl Driver {
         }
         let in_directory = failure.step == SpawnStep::Directory;
         let subject = if in_directory { self.launcher.directory() } else { self.launcher.command() };
-        report::launch_failed(self.name(worker), subject, &failure, next);
+        report::launch_failed(cx.workers.name(worker), subject, &failure, next);
     }
 }

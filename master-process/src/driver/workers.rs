@@ -1,12 +1,15 @@
-//! The processes of the policy's workers.
+//! The processes of the policy's workers: their names in the log, and the signals to them.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
+use tracing::warn;
 
 use crate::policy::WorkerId;
-use crate::report::ExitReport;
+use crate::report::{ExitReport, Named};
+use crate::sys::pidfd;
 
 /// A worker's process.
 #[derive(Debug)]
@@ -105,5 +108,45 @@ impl Workers {
     /// Removes a worker whose end is being reported.
     pub(super) fn take_ended(&mut self, serial: u64) -> Option<Entry> {
         self.entries.remove(&serial)
+    }
+
+    /// The worker as messages name it.
+    pub(super) fn name(&self, worker: WorkerId) -> Named {
+        let pid = self.get(worker.serial).map(|entry| entry.pid.as_raw_pid());
+        Named { slot: worker.slot, pid }
+    }
+
+    /// Signals the first process of a worker.
+    pub(super) fn signal(&self, worker: WorkerId, number: i32) {
+        let Some(entry) = self.get(worker.serial) else { return };
+        if let Err(error) = pidfd::signal(entry.pidfd.as_fd(), number) {
+            self.failed_to_signal(worker, &error);
+        }
+    }
+
+    /// Signals the process group of a worker.
+    pub(super) fn signal_group(&self, worker: WorkerId, signal: Signal) {
+        let Some(entry) = self.get(worker.serial).filter(|entry| !entry.reaped) else { return };
+        if let Err(error) = pidfd::signal_group(entry.pidfd.as_fd(), entry.pid, signal) {
+            self.failed_to_signal(worker, &error);
+        }
+    }
+
+    /// Kills the first process of a worker, and its process group. The process is killed separately because it may have
+    /// left the group.
+    pub(super) fn kill_first(&self, serial: u64) {
+        let Some(entry) = self.get(serial).filter(|entry| !entry.reaped) else { return };
+        let worker = entry.id;
+        if let Err(error) = pidfd::kill_group(entry.pidfd.as_fd(), entry.pid) {
+            self.failed_to_signal(worker, &error);
+        }
+        self.signal(worker, libc::SIGKILL);
+    }
+
+    fn failed_to_signal(&self, worker: WorkerId, error: &io::Error) {
+        // The process is already gone, and the event of its end follows.
+        if error.raw_os_error() != Some(libc::ESRCH) {
+            warn!("cannot signal {}: pidfd_send_signal: {error}", self.name(worker));
+        }
     }
 }

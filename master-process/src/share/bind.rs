@@ -154,7 +154,7 @@ impl Broker {
             let ask = Asked { serial, id: own.id(), key: &key, inner, asked_reuseport: asked, checked };
             match self.core.bind(request.now, ask) {
                 Bind::Check(ids) if self.check(request, &ids) => checked = true,
-                Bind::Check(_) => return Ok(self.await_look(request)),
+                Bind::Check(_) => return Ok(self.await_scan(request)),
                 Bind::Private => return Ok(answer(Answer::Continue)),
                 Bind::Refuse(errno) => return Ok(answer(Answer::Fail(errno))),
                 Bind::Give(id) => return self.give(request, fd, id, &Address::Inet(address)),
@@ -208,7 +208,7 @@ impl Broker {
     pub(super) fn seek_occupant(&mut self, request: &Request<'_>, wanted: Wanted) -> Option<Decision> {
         let caller = (request.worker.serial, *request.call);
         match self.occupants.seek(request.now, wanted, caller) {
-            Seeking::Await => Some(Decision::AwaitLook),
+            Seeking::Await => Some(Decision::AwaitScan),
             Seeking::Wait => Some(Decision::Wait(SCAN_RETRY)),
             Seeking::GoOn => None,
         }
@@ -236,7 +236,7 @@ impl Broker {
         sockets::set_nonblocking(socket.as_fd(), flags & libc::O_NONBLOCK != 0)?;
         let Some(registered) = self.registered_with_epoll(request, fd) else {
             self.core.released(request.worker.serial, id);
-            return Ok(self.await_look(request));
+            return Ok(self.await_scan(request));
         };
         request.put(socket.as_fd(), fd, flags, &registered)?;
         self.copies.insert(id, socket);
@@ -267,7 +267,7 @@ impl Broker {
         loop {
             match self.core.bind_shared(request.now, serial, (socket.inode, &key), checked) {
                 Bind::Check(ids) if self.check(request, &ids) => checked = true,
-                Bind::Check(_) => return Ok(self.await_look(request)),
+                Bind::Check(_) => return Ok(self.await_scan(request)),
                 Bind::Give(id) => return self.give(request, fd, id, &given_for),
                 Bind::Refuse(errno) => return Ok(answer(Answer::Fail(errno))),
                 Bind::Private => return Ok(answer(Answer::Continue)),
@@ -289,7 +289,7 @@ impl Broker {
     ) -> io::Result<Decision> {
         let serial = request.worker.serial;
         let Some(registered) = self.registered_with_epoll(request, fd) else {
-            return Ok(self.await_look(request));
+            return Ok(self.await_scan(request));
         };
         let copied = match self.copies.get(id) {
             Some(_) => None,
@@ -361,7 +361,7 @@ impl Broker {
         let users = self.core.socket(id).map(|socket| socket.users.clone()).unwrap_or_default();
         for user in users.into_iter().filter(|user| *user != request.worker.serial) {
             match self.whereabouts(request, user, id) {
-                Whereabouts::Asked => return self.await_look(request),
+                Whereabouts::Asked => return self.await_scan(request),
                 Whereabouts::Open if self.copies.location(user, id).is_some_and(|at| at.has(id)) => {
                     return Decision::Wait(BIND_RETRY);
                 }
@@ -490,8 +490,8 @@ impl Broker {
 
     /// The decision of a call that waits for a scan: it is tried again when the scan has ended, or after a delay if
     /// its worker has the maximum number in progress.
-    pub(super) fn await_look(&self, request: &Request<'_>) -> Decision {
-        if self.looks.is_awaited_by(request.call) { Decision::AwaitLook } else { Decision::Wait(SCAN_RETRY) }
+    pub(super) fn await_scan(&self, request: &Request<'_>) -> Decision {
+        if self.looks.is_awaited_by(request.call) { Decision::AwaitScan } else { Decision::Wait(SCAN_RETRY) }
     }
 
     /// Requests a scan of a worker's descriptors.

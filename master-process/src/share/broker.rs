@@ -120,8 +120,8 @@ pub enum Decision {
     Reply(Reply),
     /// Try again after this time.
     Wait(Duration),
-    /// Try again when [`Broker::take_looks`] names the call.
-    AwaitLook,
+    /// Try again when [`Broker::take_scans`] names the call.
+    AwaitScan,
 }
 
 /// The answer to a call, and what else follows from it.
@@ -327,8 +327,8 @@ impl Broker {
         std::mem::take(&mut self.reports)
     }
 
-    /// Readable when [`take_looks`](Self::take_looks) has answers.
-    pub fn looks(&self) -> BorrowedFd<'_> {
+    /// Readable when [`take_scans`](Self::take_scans) has answers.
+    pub fn scans(&self) -> BorrowedFd<'_> {
         self.looks.wake().fd()
     }
 

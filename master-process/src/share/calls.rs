@@ -64,7 +64,7 @@ impl Broker {
         }
         self.removals.next_call(call.thread);
         let (name, result) = self.dispatch(now, listener, call, worker);
-        let waits = matches!(result, Ok(Decision::AwaitLook | Decision::Wait(_)));
+        let waits = matches!(result, Ok(Decision::AwaitScan | Decision::Wait(_)));
         if !waits {
             self.found.retain(|(_, of, ..)| of != call);
             self.registered.retain(|(_, of, _)| of != call);

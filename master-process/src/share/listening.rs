@@ -32,7 +32,7 @@ impl Broker {
         }
         if let Some(there) = self.substitute(serial, id) {
             let Some(exchanged) = self.exchange(request, fd, id, there)? else {
-                return Ok(self.await_look(request));
+                return Ok(self.await_scan(request));
             };
             self.forget_substitute(serial, id);
             id = exchanged;
@@ -64,7 +64,7 @@ impl Broker {
         self.note_queues_of_awaited();
         if let Some(inherited) = self.core.inherited_by(serial, id, &key) {
             let Some(exchanged) = self.exchange(request, fd, id, inherited)? else {
-                return Ok(self.await_look(request));
+                return Ok(self.await_scan(request));
             };
             id = exchanged;
         }
@@ -72,7 +72,7 @@ impl Broker {
         if scope == Scope::Shard {
             let in_the_way = self.core.listeners_in_the_way(serial, id, &key);
             if !in_the_way.is_empty() && !self.check(request, &in_the_way) {
-                return Ok(self.await_look(request));
+                return Ok(self.await_scan(request));
             }
             if !self.core.listeners_in_the_way(serial, id, &key).is_empty() {
                 self.drop_inactive_copy(id);

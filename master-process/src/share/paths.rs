@@ -121,7 +121,7 @@ impl Broker {
                 let active = self.core.socket(id).is_some_and(|socket| socket.active);
                 if let Some(at) = listens_at.filter(|_| active) {
                     if self.exchange(request, at.fd, id, there)?.is_none() {
-                        return Ok(self.await_look(request));
+                        return Ok(self.await_scan(request));
                     }
                 } else if let Some(process) = self.processes.get_mut(&serial) {
                     process.substitutes.push((id, there));

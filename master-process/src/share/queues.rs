@@ -109,7 +109,7 @@ impl Broker {
     }
 
     /// Looks at a queue that got a connection a moment ago: does its worker accept?
-    pub fn look_at_queue(&mut self, now: Time, id: u64) -> Watch {
+    pub fn check_queue(&mut self, now: Time, id: u64) -> Watch {
         if self.on_queue_event(now, id) == Watch::Over {
             return Watch::Over;
         }

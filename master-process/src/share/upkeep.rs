@@ -61,7 +61,7 @@ impl Broker {
     }
 
     /// Takes the results of the helper thread. Returns the waiting calls that must be tried again.
-    pub fn take_looks(&mut self, now: Time) -> Vec<(u64, Notification)> {
+    pub fn take_scans(&mut self, now: Time) -> Vec<(u64, Notification)> {
         let mut calls = Vec::new();
         for found in self.looks.take() {
             let serial = found.look.serial;
@@ -213,7 +213,7 @@ impl Broker {
     /// Checks a UDP socket that is about to be bound, or a stand-in socket that does not listen yet. If the
     /// program connects the latter instead, our copy would keep the connection open after the worker closes it.
     /// `last`: this is the last check; a socket that is not in use by then is released.
-    pub fn look_at_unsettled(&mut self, now: Time, id: u64, last: bool) -> Watch {
+    pub fn check_unsettled(&mut self, now: Time, id: u64, last: bool) -> Watch {
         let Some(open) = self.copies.get(id) else {
             self.unsettled.retain(|(other, _)| *other != id);
             return Watch::Over;

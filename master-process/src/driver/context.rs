@@ -1,0 +1,283 @@
+//! What all parts of the driver use: the clock, the watches, the deferred operations, and the state of the workers.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::calls::CallListeners;
+use super::workers::Workers;
+use crate::metrics::{Inspector, Meter};
+use crate::policy::{Event, Settings, Supervisor, Time, WorkerId};
+use crate::report::ExitReport;
+use crate::share::Broker;
+use crate::sys::pidfd::Death;
+use crate::sys::poller::Poller;
+use crate::sys::seccomp::Notification;
+use crate::tree::Trees;
+
+/// How soon an operation is tried again that failed because a resource was missing.
+pub(super) const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// The number of attempts to remove a cgroup. The wait doubles after each attempt; together the attempts take minutes.
+/// A process that is blocked in the kernel must not wake the supervisor forever: the end of another worker triggers the
+/// next attempt.
+const CGROUP_ATTEMPTS: u32 = 11;
+
+/// A source of events. A serial is never reused, so a late completion cannot reach another worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    /// The notify socket.
+    Messages,
+    /// The seccomp listener of the worker with this serial.
+    Calls(u64),
+    /// The readiness pipe of the worker with this serial.
+    ReadyPipe(u64),
+    /// Results of the helper thread of the sockets.
+    Scans,
+    /// Results of the helper thread of the process trees.
+    Trees,
+    /// Results of the inspector, about a worker that is over a limit.
+    Inspected,
+    /// The queues of the sockets that workers listen on.
+    Queues,
+    /// The controlling terminal.
+    Terminal,
+    /// The signalfd.
+    Signals,
+    /// The pidfd of the worker with this serial.
+    Exit(u64),
+}
+
+const KIND_AT: u32 = 56;
+const SERIAL: u64 = (1 << KIND_AT) - 1;
+
+impl Token {
+    /// Encodes the token as a number that sorts by kind in the order above, so that a worker's messages come before its
+    /// end.
+    pub(super) fn encode(self) -> u64 {
+        match self {
+            Token::Messages => 0,
+            Token::Calls(serial) => 1 << KIND_AT | serial,
+            Token::ReadyPipe(serial) => 2 << KIND_AT | serial,
+            Token::Scans => 3 << KIND_AT,
+            Token::Trees => 4 << KIND_AT,
+            Token::Inspected => 5 << KIND_AT,
+            Token::Queues => 6 << KIND_AT,
+            Token::Terminal => 7 << KIND_AT,
+            Token::Signals => 8 << KIND_AT,
+            Token::Exit(serial) => 9 << KIND_AT | serial,
+        }
+    }
+
+    pub(super) fn decode(number: u64) -> Token {
+        let serial = number & SERIAL;
+        match number >> KIND_AT {
+            0 => Token::Messages,
+            1 => Token::Calls(serial),
+            2 => Token::ReadyPipe(serial),
+            3 => Token::Scans,
+            4 => Token::Trees,
+            5 => Token::Inspected,
+            6 => Token::Queues,
+            7 => Token::Terminal,
+            8 => Token::Signals,
+            _last => Token::Exit(serial),
+        }
+    }
+}
+
+/// Work that is done later, apart from the policy's deadlines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deferred {
+    /// Check whether the queue of the socket with this inode number moves.
+    Queue(u64),
+    /// Check whether the socket with this inode number is bound or listens. The second value is the number of earlier
+    /// checks.
+    Unsettled(u64, u32),
+    /// Check whether workers still have their listeners open.
+    CheckListeners,
+    /// Compare the registered sockets of the worker with this serial with its open descriptors.
+    Sweep(u64),
+    /// Kill the first process of the worker with this serial, in case the helper thread has not killed the process
+    /// tree.
+    KillFirst(u64),
+    /// Check which processes are left of the worker with this serial, whose first process has ended.
+    Remains(u64),
+    /// Remove the cgroups of workers that are gone. The value is the number of earlier attempts.
+    Cgroups(u32),
+    /// Check whether the worker with this serial, which went into the background, listens. The second value tells
+    /// whether it was not ready then.
+    Background(u64, bool),
+    /// Check whether the worker with this serial, which has ended, can now be reaped.
+    Exit(u64),
+    /// Check whether the start of the worker with this serial is finished. The second value is the number of earlier
+    /// checks.
+    Start(u64, u32),
+    /// Measure all workers.
+    Sample,
+    /// The inspection with this number, of a worker that is over a limit, has timed out.
+    Inspection(u64),
+    /// Answer a call of the worker with this serial that could not be answered before.
+    Call(u64, Notification),
+    /// Check whether the terminal is gone. A SIGHUP waits for the result.
+    Hangup,
+    /// Check which other children were stopped.
+    Stops,
+    /// Reap more of the processes that have ended.
+    Reap,
+    /// Continue this worker, which the terminal has stopped with this signal.
+    Resume(WorkerId, i32),
+}
+
+/// All deferred operations, earliest first.
+#[derive(Debug, Default)]
+struct DeferredQueue {
+    by_time: BTreeMap<(Time, u64), Deferred>,
+    count: u64,
+}
+
+/// What all parts of the driver use.
+pub(super) struct Context {
+    pub(super) policy: Supervisor,
+    pub(super) poller: Poller,
+    pub(super) workers: Workers,
+    pub(super) broker: Broker,
+    /// The descriptors on which the workers' intercepted calls arrive.
+    pub(super) call_listeners: CallListeners,
+    pub(super) trees: Trees,
+    pub(super) meter: Meter,
+    pub(super) inspector: Inspector,
+    epoch: Instant,
+    deferred: DeferredQueue,
+    /// The reason why all workers stop, for the log.
+    stop_cause: String,
+    /// Whether another attempt to remove cgroups is scheduled.
+    cgroup_removal_scheduled: bool,
+}
+
+impl Context {
+    pub(super) fn new(
+        settings: Settings,
+        poller: Poller,
+        broker: Broker,
+        trees: Trees,
+        meter: Meter,
+    ) -> io::Result<Context> {
+        Ok(Context {
+            policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
+            poller,
+            workers: Workers::default(),
+            broker,
+            call_listeners: CallListeners::default(),
+            trees,
+            meter,
+            inspector: Inspector::new()?,
+            epoch: Instant::now(),
+            deferred: DeferredQueue::default(),
+            stop_cause: String::new(),
+            cgroup_removal_scheduled: false,
+        })
+    }
+
+    pub(super) fn now(&self) -> Time {
+        Time::new(self.epoch.elapsed())
+    }
+
+    /// Excludes from the clock the time during which the supervisor was stopped: timeouts do not count it.
+    pub(super) fn exclude(&mut self, stopped: Duration) {
+        self.epoch += stopped;
+    }
+
+    /// Reports an event to the policy.
+    pub(super) fn event(&mut self, event: Event) {
+        self.policy.handle(self.now(), event);
+    }
+
+    /// Stops all workers. The log names the cause.
+    pub(super) fn stop(&mut self, event: Event, cause: String) {
+        self.stop_cause = cause;
+        self.event(event);
+    }
+
+    pub(super) fn stop_cause(&self) -> &str {
+        &self.stop_cause
+    }
+
+    /// Watches a descriptor. A failure is logged.
+    pub(super) fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) {
+        if let Err(error) = self.poller.watch(fd, token.encode()) {
+            warn!("cannot watch {token:?}: {error}; its events are not seen");
+        }
+    }
+
+    /// The time until the loop must run even without an event.
+    pub(super) fn until_deadline(&self) -> Option<Duration> {
+        let deferred = self.deferred.by_time.first_key_value().map(|((at, _), _)| *at);
+        let first = [self.policy.deadline(), deferred, self.broker.deadline()].into_iter().flatten().min();
+        first.map(|at| at.since(self.now()))
+    }
+
+    /// Schedules an operation after this wait.
+    pub(super) fn schedule(&mut self, wait: Duration, deferred: Deferred) {
+        let at = self.now().after(wait);
+        let queue = &mut self.deferred;
+        queue.count += 1;
+        queue.by_time.insert((at, queue.count), deferred);
+    }
+
+    /// Takes the next operation that is due.
+    pub(super) fn take_due(&mut self, now: Time) -> Option<Deferred> {
+        let first = self.deferred.by_time.first_entry()?;
+        (first.key().0 <= now).then(|| first.remove())
+    }
+
+    /// Records how a worker ended, for the report of its end.
+    pub(super) fn record_end(&mut self, worker: WorkerId, death: Option<Death>) {
+        let details = self.meter.ended(worker);
+        self.inspector.forget(worker);
+        self.workers.ended(worker.serial, ExitReport::new(death, details));
+    }
+
+    /// Schedules another attempt to remove the cgroups of workers that are gone, if any are left.
+    pub(super) fn schedule_cgroup_removal(&mut self) {
+        if self.trees.has_emptied() && !self.cgroup_removal_scheduled {
+            self.cgroup_removal_scheduled = true;
+            self.schedule(RETRY_AFTER, Deferred::Cgroups(0));
+        }
+    }
+
+    pub(super) fn remove_cgroups(&mut self, attempts: u32) {
+        let attempts = attempts + 1;
+        self.cgroup_removal_scheduled = self.trees.remove_cgroups() && attempts < CGROUP_ATTEMPTS;
+        if self.cgroup_removal_scheduled {
+            self.schedule(RETRY_AFTER * 2u32.saturating_pow(attempts), Deferred::Cgroups(attempts));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_the_ring_and_sorts_by_kind() {
+        let all = [
+            Token::Messages,
+            Token::Calls(7),
+            Token::ReadyPipe(7),
+            Token::Scans,
+            Token::Trees,
+            Token::Inspected,
+            Token::Queues,
+            Token::Terminal,
+            Token::Signals,
+            Token::Exit(SERIAL),
+        ];
+        let numbers = all.map(Token::encode);
+        assert!(numbers.is_sorted());
+        assert_eq!(numbers.map(Token::decode), all);
+    }
+}

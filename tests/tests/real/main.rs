@@ -6,6 +6,7 @@
 
 mod built;
 mod network;
+mod one_worker;
 mod run;
 
 mod fastcgi;

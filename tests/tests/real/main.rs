@@ -17,6 +17,7 @@ mod erlang;
 mod ftp;
 mod haproxy;
 mod httplib;
+mod main_thread;
 mod memcached;
 mod node;
 mod php_fpm;

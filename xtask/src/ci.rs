@@ -34,6 +34,12 @@ pub(crate) fn run() -> Result<()> {
 
 const TOOLS: &str = "tools";
 
+/// The targets of the release artefacts, which are static: one for each kind of CPU.
+const RELEASE_TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
+
+/// What the static binary is tested with: start, users and groups, signals at the start. The C library matters there.
+const STATIC_TESTS: &str = "starting::";
+
 /// The suites of other projects that take about a minute or less, what has to be fetched and built included. Those of
 /// Node are not among them: they must be of the version of the installed Node, which need not be Debian's.
 const SUITES: [&str; 4] = ["cpython-asyncio", "go-net", "go-http", "ruby"];
@@ -66,7 +72,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
         // Before whatever contains it: what is tested is the object that was built just now.
         ("eBPF build", Box::new(ebpf::check)),
         ("clippy", cargo("clippy --workspace --all-targets -- -D warnings")),
-        ("check for aarch64", Box::new(check_aarch64)),
+        ("check for other CPUs", Box::new(check_other_cpus)),
         ("build", cargo("build --workspace --all-targets")),
         ("release build", cargo("build --workspace --release")),
         (
@@ -85,6 +91,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
                 )
             }),
         ),
+        ("static build and its tests", Box::new(test_static)),
         ("other projects' suites", Box::new(move || conformance::run(&SUITES, Some(&tested)))),
         ("tables of the documentation", Box::new(|| docs::run(true))),
         ("doc tests", cargo("test --workspace --doc")),
@@ -107,15 +114,47 @@ fn deny() -> Result<()> {
     )
 }
 
-/// Compiles the program for another kind of CPU, without linking: what it takes from the kernel differs there.
-fn check_aarch64() -> Result<()> {
-    let (mut cargo, _) = tools::cargo_with_library()?;
-    cargo
-        .args(["check", "-Zbuild-std=std,panic_abort", "--locked", "--package", "master-process"])
-        .args(["--target", "aarch64-unknown-linux-gnu", "--target-dir"])
-        // Another compiler than that of the other steps.
-        .arg(run::target_dir()?.join("aarch64"));
-    run::run(&mut cargo)
+/// Compiles the program for the release targets of other kinds of CPU, without linking: what it takes from the kernel differs
+/// there.
+fn check_other_cpus() -> Result<()> {
+    for target in RELEASE_TARGETS.iter().filter(|target| !is_ours(target)) {
+        let mut cargo = match tools::add_target(target) {
+            Ok(()) => run::cargo(["check"]),
+            Err(error) => {
+                println!("{error:#}: compiling it from source");
+                let (mut cargo, _) = tools::cargo_with_library()?;
+                cargo.args(["check", "-Zbuild-std=std,panic_abort", "--target-dir"]);
+                // Another compiler than that of the other steps.
+                cargo.arg(run::target_dir()?.join("other-cpus"));
+                cargo
+            }
+        };
+        run::run(cargo.args(["--locked", "--package", "master-process", "--target", target]))?;
+    }
+    Ok(())
+}
+
+/// Builds the release artefact of this kind of CPU and runs the tests that depend on the C library with it.
+fn test_static() -> Result<()> {
+    let target = RELEASE_TARGETS.into_iter().find(|target| is_ours(target));
+    let target = target.context("there is no release target for this CPU")?;
+    tools::add_target(target)?;
+    let mut build = run::cargo(["build", "--release", "--package", "master-process", "--target", target]);
+    run::run(ebpf::with_fresh_object(&mut build)?)?;
+    let binary = run::target_dir()?.join(target).join("release/master-process");
+    let tests = ["--package", "master-process-tests", "--test", "e2e", STATIC_TESTS];
+    let runner: &[&str] = match run::find("cargo-nextest") {
+        Some(_) => &["nextest", "run", "--no-fail-fast"],
+        None => &["test"],
+    };
+    run::run(
+        run::cargo(runner).args(tests).env("MASTER_PROCESS_BIN", binary).env("MASTER_PROCESS_NO_SKIP", "1"),
+    )
+}
+
+/// Whether a target is of the CPU that this program runs on.
+fn is_ours(target: &str) -> bool {
+    target.split('-').next() == Some(std::env::consts::ARCH)
 }
 
 fn summary(done: &[(&str, Duration, bool)]) -> Result<()> {

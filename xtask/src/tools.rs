@@ -256,6 +256,18 @@ fn deny_folder() -> Result<PathBuf> {
     Ok(run::target_dir()?.join("tools/cargo-deny"))
 }
 
+/// Sees that programs can be built for a target: rustup installs the target's standard library if it is missing.
+pub fn add_target(target: &str) -> Result<()> {
+    let folder = run::output("rustc", &["--print", "target-libdir", "--target", target]);
+    if folder.is_some_and(|folder| Path::new(folder.trim()).exists()) {
+        return Ok(());
+    }
+    if run::find("rustup").is_none() {
+        bail!("no standard library for {target}, and no rustup to install it with");
+    }
+    run::run(Command::new("rustup").args(["target", "add", target]))
+}
+
 /// A cargo that can build the standard library for another target, and what its compiler says of itself: Debian's
 /// compiler where it is installed, or else a nightly toolchain.
 pub fn cargo_with_library() -> Result<(Command, Option<String>)> {

@@ -43,7 +43,7 @@ pub(super) enum Kind {
     Version,
 }
 
-/// Makes the parser of a value. Some parsers resolve names on the host.
+/// Makes the parser of a value. Some parsers look names up on the host.
 pub(super) type Parser = fn(&'static dyn Host) -> ValueParser;
 
 /// What applies without a flag and without a variable.
@@ -108,8 +108,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("N|max|auto", |host| typed(move |text| values::workers(text, || host.cpus()))),
         variables: &["WORKERS"],
         unset: Unset::Default("1"),
-        meaning: "How many workers run. `max`: the CPUs this process may use (affinity and the cgroup's quota count); \
-                  `auto`: one fewer, at least 1",
+        meaning: "Number of workers. `max`: the CPUs that this process may use, by its affinity and the \
+                  quota of its cgroup; `auto`: one fewer, at least 1",
     },
     Opt {
         long: "throttle",
@@ -117,8 +117,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &["WORKER_THROTTLE"],
         unset: Unset::Default("1s"),
-        meaning: "A worker that dies sooner than this after its start is replaced only when this has passed; one that \
-                  lived longer, at once",
+        meaning: "Shortest time from one start of a worker to the next in its slot. A worker that exits \
+                  sooner is replaced when this time has passed, and one that ran longer is replaced at once",
     },
     Opt {
         long: "throttle-max",
@@ -126,8 +126,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &[],
         unset: Unset::Default("30s"),
-        meaning: "Consecutive early deaths in a slot double the delay up to this. Set it equal to the throttle for a \
-                  constant delay; a longer throttle raises the default",
+        meaning: "Each further early exit in a slot doubles the delay, up to this. With the value of \
+                  `--throttle` the delay is constant. A longer `--throttle` raises the default",
     },
     Opt {
         long: "give-up",
@@ -135,7 +135,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("N/DUR|off", |_| typed(values::give_up)),
         variables: &[],
         unset: Unset::Default("off"),
-        meaning: "N early deaths within DUR, over all slots: stop everything and exit 70, for containers and CI",
+        meaning: "After N early exits within DUR, counted over all slots, stop all workers and exit with \
+                  code 70; for containers and CI",
     },
     Opt {
         long: "kill-timeout",
@@ -143,7 +144,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &["MAX_KILL_TIMEOUT"],
         unset: Unset::Default("5s"),
-        meaning: "From the stop signal to SIGKILL",
+        meaning: "Time from the stop signal to SIGKILL",
     },
     Opt {
         long: "stop-signal",
@@ -151,7 +152,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("SIG", |_| typed(values::stop_signal)),
         variables: &[],
         unset: Unset::Default("TERM"),
-        meaning: "The signal that stops a worker: a name with or without SIG, or a number",
+        meaning: "Signal that asks a worker to stop: a name, with or without SIG, or a number",
     },
     Opt {
         long: "stop-group",
@@ -161,7 +162,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         }),
         variables: &[],
         unset: Unset::Default("leader"),
-        meaning: "Which processes get the stop signal first: a worker's first process, and the others of its tree when it has ended before them, or every process of its tree at once",
+        meaning: "Processes that get the stop signal. `leader`: the first process of a worker, and the \
+                  others if it exits before them; `tree`: all processes of the worker at once",
     },
     Opt {
         long: "ready",
@@ -169,8 +171,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("MODE", |host| typed(move |text| addresses::ready(text, host))),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "When a worker counts as ready: `auto`, `listen`, `listen:ADDR,...`, `notify`, `notify:fd=N`, `alive:DUR` \
-                  or `none`. `listen:` takes addresses as `--share-only` does, without ranges",
+        meaning: "When a worker is ready: `auto`, `listen`, `listen:ADDR,...`, `notify`, `notify:fd=N`, \
+                  `alive:DUR` or `none`. `listen:` takes addresses as `--share-only` does, but no ranges",
     },
     Opt {
         long: "ready-timeout",
@@ -178,9 +180,10 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DUR", |_| typed(values::positive_duration)),
         variables: &[],
         unset: Unset::Default("60s"),
-        meaning: "A worker that is not ready by then is stopped and counted as an early death if another one of its \
-                  slot serves, as in a reload: that one stays. Else one line warns, and it goes on starting. A program that \
-                  once needed longer has twice that, up to 1h. With `alive:DUR` the default counts from the end of DUR",
+        meaning: "Time until a worker must be ready. A worker that is late is stopped, as an early exit, if \
+                  another worker of its slot serves, as in a reload. If none does, one warning is logged and \
+                  the start continues. A program that has needed longer before has twice that time, up to \
+                  1h. With `alive:DUR` the default is counted from the end of DUR",
     },
     Opt {
         long: "reload-batch",
@@ -188,7 +191,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("N|N%|all", |_| typed(values::batch)),
         variables: &[],
         unset: Unset::Default("all"),
-        meaning: "How many slots a reload replaces at a time",
+        meaning: "Number of slots that a reload replaces at a time",
     },
     Opt {
         long: "reload-attempts",
@@ -196,7 +199,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("N", |_| typed(values::count)),
         variables: &[],
         unset: Unset::Default("3"),
-        meaning: "After this many failed new workers in a slot the reload fails, and the old workers keep serving",
+        meaning: "Failed starts of new workers in one slot after which a reload fails; the old workers keep \
+                  serving",
     },
     Opt {
         long: "listen",
@@ -204,9 +208,9 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Repeated("ADDR", |host| typed(move |text| addresses::listen(text, host))),
         variables: &[],
         unset: Unset::Nothing("none"),
-        meaning: "A socket that the supervisor opens and passes to every worker as `LISTEN_FDS` from fd 3 on: `3000`, \
-                  `HOST:PORT`, `[::]:PORT`, `unix:/path`, or `NAME=ADDR` to name it. Repeat it for more; the variable \
-                  separates by commas",
+        meaning: "Socket that the supervisor opens and passes to every worker, from descriptor 3 on \
+                  (`LISTEN_FDS`): `3000`, `HOST:PORT`, `[::]:PORT`, `unix:/path`, or `NAME=ADDR` to give it \
+                  a name. In the variable, commas separate several",
     },
     Opt {
         long: "share",
@@ -221,8 +225,9 @@ pub(super) const OPTIONS: &[Opt] = &[
         }),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "Workers that bind the same address share it. `slots`: each has a queue of its own, which a reload empties before the worker stops; `shared`: one queue for all; `off`: every worker binds for itself; \
-                  `auto` is `slots`",
+        meaning: "How workers share an address that several of them bind. `slots`: each has its own queue, \
+                  which is empty before a reload stops the worker; `shared`: one queue for all; `off`: each \
+                  worker binds for itself; `auto`: `slots`",
     },
     Opt {
         long: "share-only",
@@ -230,9 +235,9 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::List("ADDR,...", |host| typed(move |text| addresses::pattern(text, host))),
         variables: &[],
         unset: Unset::Nothing("every address"),
-        meaning: "Only these addresses are shared; every worker binds the others for itself: a port `3000` or a range \
-                  `9100-9199` on any IP address, `IP:PORT`, `[::]:PORT`, `unix:/path` or `/path`, `@name` for an abstract \
-                  Unix socket",
+        meaning: "Share these addresses only. A port `3000` or a range `9100-9199` on any IP address, \
+                  `IP:PORT`, `[::]:PORT`, `unix:/path` or `/path`, `@name` for an abstract Unix socket. Each \
+                  worker binds all other addresses for itself",
     },
     Opt {
         long: "no-share",
@@ -240,7 +245,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::List("ADDR,...", |host| typed(move |text| addresses::pattern(text, host))),
         variables: &[],
         unset: Unset::Nothing("none"),
-        meaning: "These addresses are not shared, also if `--share-only` names them",
+        meaning: "Do not share these addresses, even if `--share-only` includes them",
     },
     Opt {
         long: "drain",
@@ -248,8 +253,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &[],
         unset: Unset::Default("200ms"),
-        meaning: "How long an old worker, already out of rotation and its queue empty, still serves before the stop \
-                  signal",
+        meaning: "Time that an old worker keeps serving its connections before the stop signal, once it gets \
+                  no new ones and its queue is empty",
     },
     Opt {
         long: "orphans",
@@ -257,7 +262,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("kill|keep", |_| choice(&[("kill", Orphans::Kill), ("keep", Orphans::Keep)])),
         variables: &[],
         unset: Unset::Default("kill"),
-        meaning: "What happens to the workers when the supervisor itself is killed: the kernel kills them, or they keep serving without a supervisor",
+        meaning: "What happens to the workers if the supervisor is killed. `kill`: the kernel kills them; \
+                  `keep`: they keep serving, and none is replaced",
     },
     Opt {
         long: "takeover",
@@ -265,17 +271,18 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Switch,
         variables: &[],
         unset: Unset::Nothing(""),
-        meaning: "Ends processes that a killed master-process has left behind, where they hold an address that is wanted: \
-                  the stop signal, and SIGKILL after the kill time-out, at most 1s. Processes of a running \
-                  master-process, of another user and of other programs are named and left alone",
+        meaning: "Stop processes that a killed master-process left behind, if they hold an address that is \
+                  needed: with the stop signal, and with SIGKILL after the kill time-out, 1s at most. \
+                  Processes of a running master-process, of another user or of another program are reported \
+                  and not touched",
     },
     Opt {
         long: "socket-mode",
         short: None,
         kind: Kind::Value("MODE", |_| typed(values::mode)),
         variables: &[],
-        unset: Unset::Nothing("664 for --listen, the umask's for a worker's own"),
-        meaning: "Permissions of every Unix socket that the supervisor holds, in octal",
+        unset: Unset::Nothing("664 for --listen, by the umask for a worker's own"),
+        meaning: "Permissions of each Unix socket that the supervisor holds, in octal",
     },
     Opt {
         long: "socket-owner",
@@ -283,7 +290,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("USER[:GROUP]", |host| typed(move |text| users::owner(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
-        meaning: "Owner of every Unix socket that the supervisor holds, names or ids; `:GROUP` changes the group alone",
+        meaning: "Owner of each Unix socket that the supervisor holds, by name or id; `:GROUP` changes the \
+                  group only",
     },
     Opt {
         long: "max-memory",
@@ -291,8 +299,9 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("SIZE|off", |_| typed(values::size)),
         variables: &["MAX_MEMORY_ALLOWED_MB"],
         unset: Unset::Adaptive("1200MiB"),
-        meaning: "Resident memory of one worker; before it is replaced its PSS decides. The default never replaces the workers \
-                  of a program that is above it from the first. The variable of the Node.js module counts MiB where it has no unit",
+        meaning: "Limit for the resident memory of a worker. Before a worker is replaced, its PSS is \
+                  measured, and decides. The default does not replace workers of a program that exceeds it \
+                  from the start. `MAX_MEMORY_ALLOWED_MB` is in MiB if it has no unit",
     },
     Opt {
         long: "memory-failures",
@@ -300,7 +309,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("N", |_| typed(values::count)),
         variables: &["MEM_MONITOR_FAILURES"],
         unset: Unset::Default("10"),
-        meaning: "The worker is replaced after this many samples in a row over the limit; its successor starts first",
+        meaning: "Consecutive samples above `--max-memory` after which a worker is replaced; the new worker \
+                  starts first",
     },
     Opt {
         long: "max-cpu",
@@ -308,8 +318,9 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("PERCENT|off", |_| typed(values::percent)),
         variables: &["MAX_CPU_ALLOWED"],
         unset: Unset::Adaptive("95"),
-        meaning: "CPU time of one worker, in percent of one CPU as `top` counts. The default replaces only a worker that uses it \
-                  in a single thread and hardly any elsewhere: a stuck event loop",
+        meaning: "Limit for the CPU time of a worker, in percent of one CPU, as `top` counts. The default \
+                  replaces only a worker that spends it in one thread and almost none in others, such as a \
+                  stuck event loop",
     },
     Opt {
         long: "cpu-failures",
@@ -317,7 +328,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("N", |_| typed(values::count)),
         variables: &["CPU_MONITOR_FAILURES", "CPU_MONITOR_FAILURE"],
         unset: Unset::Default("10"),
-        meaning: "Likewise",
+        meaning: "Consecutive samples above `--max-cpu` after which a worker is replaced; the new worker \
+                  starts first",
     },
     Opt {
         long: "monitor",
@@ -332,7 +344,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         }),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "What measures the workers. `auto`: eBPF where it loads, else procfs, and one log line names the source and the reason",
+        meaning: "What measures the workers. `auto`: eBPF, or procfs if eBPF is unavailable; the log says \
+                  which, and why",
     },
     Opt {
         long: "monitor-interval",
@@ -340,7 +353,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DUR", |_| typed(values::interval)),
         variables: &[],
         unset: Unset::Default("2s"),
-        meaning: "How often the workers are measured",
+        meaning: "Time from one sample of the workers to the next",
     },
     Opt {
         long: "monitor-delay",
@@ -348,7 +361,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DUR", |_| typed(values::duration)),
         variables: &[],
         unset: Unset::Default("30s"),
-        meaning: "How long after it became ready a worker is judged by what it uses",
+        meaning: "Time after a worker is ready until the limits apply to it",
     },
     Opt {
         long: "account",
@@ -356,7 +369,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("worker|tree", |_| choice(&[("worker", Scope::Worker), ("tree", Scope::Tree)])),
         variables: &[],
         unset: Unset::Default("tree"),
-        meaning: "Whether what a worker's descendants use counts as the worker's",
+        meaning: "What counts as a worker's CPU time and memory. `worker`: that of its first process; \
+                  `tree`: that of all its descendants as well",
     },
     Opt {
         long: "memory-high-signal",
@@ -364,7 +378,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("SIG", |_| typed(values::handled_signal)),
         variables: &[],
         unset: Unset::Nothing("none"),
-        meaning: "Sent to a worker each time it passes 80 % of its memory limit",
+        meaning: "Signal that a worker gets each time its memory rises above 80 % of `--max-memory`",
     },
     Opt {
         long: "user",
@@ -372,7 +386,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("USER", |host| typed(move |text| users::account(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
-        meaning: "The user of the workers, a name or an id, with the user's own groups and its `USER`, `LOGNAME`, `HOME` and `SHELL`",
+        meaning: "User of the workers, by name or id. They have the groups of this user and its `USER`, \
+                  `LOGNAME`, `HOME` and `SHELL`",
     },
     Opt {
         long: "group",
@@ -380,8 +395,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("GROUP", |host| typed(move |text| users::group_id(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
-        meaning: "The workers' group, a name or an id, instead of the user's first. Without a user: this group and no \
-                  other",
+        meaning: "Group of the workers, by name or id, instead of the first group of `--user`. Without \
+                  `--user` it is their only group",
     },
     Opt {
         long: "ambient",
@@ -389,9 +404,9 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::List("CAPS", |_| typed(users::capability)),
         variables: &[],
         unset: Unset::Nothing("none"),
-        meaning: "Capabilities that the workers have whatever their user, separated by commas: `net_bind_service` or \
-                  `CAP_NET_BIND_SERVICE`. Every other inheritable and ambient capability of the supervisor is taken from \
-                  them",
+        meaning: "Capabilities that the workers keep, whatever their user, separated by commas: \
+                  `net_bind_service` or `CAP_NET_BIND_SERVICE`. They get no other inheritable or ambient \
+                  capability of the supervisor",
     },
     Opt {
         long: "no-new-privs",
@@ -399,8 +414,9 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Switch,
         variables: &[],
         unset: Unset::Nothing(""),
-        meaning: "No worker can gain rights by a program that it runs: set-user-ID, set-group-ID and file capabilities have \
-                  no effect. Sharing addresses needs this in any case where the supervisor does not have CAP_SYS_ADMIN",
+        meaning: "Do not let workers gain privileges from programs that they execute: set-user-ID, \
+                  set-group-ID and file capabilities have no effect. Always on if addresses are shared and \
+                  the supervisor does not have CAP_SYS_ADMIN",
     },
     Opt {
         long: "chdir",
@@ -408,7 +424,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("DIR", |host| typed(move |text| values::directory(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
-        meaning: "The workers' directory, resolved again at every start, so that a `current` symlink is followed",
+        meaning: "Working directory of the workers. It is resolved again at each start, so a changed \
+                  `current` symlink takes effect",
     },
     Opt {
         long: "umask",
@@ -416,7 +433,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("MODE", |_| typed(values::mode)),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
-        meaning: "The workers' umask, in octal",
+        meaning: "Umask of the workers, in octal",
     },
     Opt {
         long: "stdin",
@@ -424,7 +441,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("null|inherit", |_| choice(&[("null", Stdin::Null), ("inherit", Stdin::Inherit)])),
         variables: &[],
         unset: Unset::Default("null"),
-        meaning: "What the workers read: nothing, or the supervisor's own input. A terminal is given to a single worker, as its foreground",
+        meaning: "Standard input of the workers. `null`: `/dev/null`; `inherit`: that of the supervisor. A \
+                  terminal is given to a worker that is the only one, as its foreground process",
     },
     Opt {
         long: "log-format",
@@ -439,7 +457,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         }),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "How the supervisor writes its log; `auto` depends on what standard error is",
+        meaning: "Format of the log. `auto` depends on what standard error is",
     },
     Opt {
         long: "verbose",
@@ -447,7 +465,8 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Switch,
         variables: &["RUST_LOG", "DEBUG"],
         unset: Unset::Nothing(""),
-        meaning: "Log more. So does `DEBUG=master-process` (or `*`); `RUST_LOG` takes `target=level` directives",
+        meaning: "Log more. `DEBUG=master-process` (or `*`) does the same; `RUST_LOG` takes `target=level` \
+                  directives",
     },
     Opt {
         long: "quiet",
@@ -455,7 +474,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Switch,
         variables: &[],
         unset: Unset::Nothing(""),
-        meaning: "Log only warnings and errors",
+        meaning: "Log warnings and errors only",
     },
     Opt {
         long: "help",

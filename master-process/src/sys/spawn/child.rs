@@ -185,7 +185,9 @@ impl ChildContext<'_> {
                 rlim_cur: nofile.current.unwrap_or(libc::RLIM64_INFINITY),
                 rlim_max: nofile.maximum.unwrap_or(libc::RLIM64_INFINITY),
             };
-            call(SpawnStep::Limit, libc::SYS_prlimit64, [0, word(libc::RLIMIT_NOFILE), address(&limit)])?;
+            // The constant has another type in each C library.
+            let resource = libc::RLIMIT_NOFILE as usize;
+            call(SpawnStep::Limit, libc::SYS_prlimit64, [0, resource, address(&limit)])?;
         }
         self.identity()?;
         self.capabilities()?;

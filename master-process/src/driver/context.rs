@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::calls::CallListeners;
-use super::workers::Workers;
+use super::workers::{CallListeners, Workers};
 use crate::metrics::{Inspector, Meter};
 use crate::policy::{Event, Settings, Supervisor, Time, WorkerId};
 use crate::report::ExitReport;

@@ -475,7 +475,7 @@ impl Exits {
 /// its filter, which the kernel keeps while a process has it, whatever cgroup that process is in.
 fn may_have_remains(cx: &Context, serial: u64) -> bool {
     let populated = cx.trees.is_populated(serial);
-    let Some(listener) = cx.call_listeners.get(serial) else {
+    let Some((_, listener)) = cx.call_listeners.get(serial) else {
         return populated.unwrap_or(!cx.call_listeners.has_hung_up(serial));
     };
     let mut state = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];

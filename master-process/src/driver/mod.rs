@@ -156,7 +156,7 @@ impl Driver {
             Token::Inspected => samples::read_inspection(cx),
             Token::Queues => calls::read_queues(cx),
             Token::Terminal => self.signals.tty.check(cx),
-            Token::Signals => self.signals.read(cx, &mut self.exits, &mut self.starts),
+            Token::Signals => self.signals.read(cx),
             Token::Exit(serial) => {
                 self.exits.worker_ended(cx, &mut self.starts, &self.signals.tty, serial);
             }
@@ -257,7 +257,7 @@ impl Driver {
                 return;
             }
             if ready.contains(&Token::Signals.encode()) {
-                self.signals.read(cx, &mut self.exits, &mut self.starts);
+                self.signals.read(cx);
             }
         }
         warn!("processes of workers are still there {} after SIGKILL: exiting without them", Span(LAST_WAIT));

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::address::Key;
-use super::caller::bound_key;
+use super::caller_socket::bound_key;
 use super::core::SocketId;
 use super::occupants::{self, Takeover, Wanted};
 use super::report::Report;

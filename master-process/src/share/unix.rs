@@ -300,7 +300,7 @@ impl SocketFile {
     }
 
     /// The worker that created the file has closed its socket and lives, so the file is left to the worker.
-    pub(super) fn disown(&mut self) {
+    pub(super) fn leave_to_worker(&mut self) {
         self.ours = false;
     }
 

@@ -24,7 +24,7 @@ const LOOKED_AT: usize = 8;
 
 /// A `bind` to an address whose sockets are shards.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::share) struct Asked<'a> {
+pub(in crate::share) struct BindRequest<'a> {
     /// The worker's serial.
     pub(in crate::share) serial: u64,
     /// The socket.
@@ -63,8 +63,8 @@ pub(in crate::share) enum Bind {
 
 impl Core {
     /// A worker binds a socket without an address to an address whose sockets are shards.
-    pub(in crate::share) fn bind(&mut self, now: Time, asked: Asked<'_>) -> Bind {
-        let Asked { serial, id, key, inner, asked_reuseport, checked } = asked;
+    pub(in crate::share) fn bind(&mut self, now: Time, asked: BindRequest<'_>) -> Bind {
+        let BindRequest { serial, id, key, inner, asked_reuseport, checked } = asked;
         let own_ids = self.own_overlapping(&asked);
         if !checked && !own_ids.is_empty() {
             return Bind::Check(self.worth_checking(&asked, own_ids));
@@ -105,7 +105,7 @@ impl Core {
     }
 
     /// The worker's own sockets that prevent its `bind` in the kernel if they are still open.
-    fn own_overlapping(&self, asked: &Asked<'_>) -> Vec<SocketId> {
+    fn own_overlapping(&self, asked: &BindRequest<'_>) -> Vec<SocketId> {
         let is_own = |socket: &&Socket| {
             socket.id != asked.id
                 && socket.users.contains(&asked.serial)
@@ -117,7 +117,7 @@ impl Core {
 
     /// Which of a worker's own sockets must be checked. Of many UDP sockets that no sibling has joined only the
     /// latest are: the kernel alone decides about the next bind, and closed sockets need only be forgotten in time.
-    fn worth_checking(&self, asked: &Asked<'_>, mut own: Vec<SocketId>) -> Vec<SocketId> {
+    fn worth_checking(&self, asked: &BindRequest<'_>, mut own: Vec<SocketId>) -> Vec<SocketId> {
         let is_private = |socket: &Socket| own.contains(&socket.id) && !socket.active && !socket.reuseport;
         let mut overlapping = self.sockets.iter().filter(|socket| socket.key.overlaps(asked.key));
         if asked.key.is_datagram() && !asked.asked_reuseport && overlapping.all(is_private) {

@@ -25,7 +25,7 @@ use std::time::Duration;
 use super::address::Key;
 use crate::policy::{Time, WorkerId};
 
-pub(super) use binding::{Asked, Bind};
+pub(super) use binding::{Bind, BindRequest};
 use group::Group;
 use readiness::Names;
 use workers::Workers;

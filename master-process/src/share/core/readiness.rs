@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 
+use super::workers::Listening;
 use super::{Core, Socket, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
@@ -22,16 +23,6 @@ use crate::share::address::Key;
 /// The number of names of Unix sockets to remember, of either kind. Generated names displace each other; the
 /// program's next worker listens on its real names again.
 const MAX_NAMES: usize = 1024;
-
-/// A socket on which a worker has called `listen`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Listening {
-    id: SocketId,
-    /// Whether the worker opened it while it started.
-    at_start: bool,
-    /// Whether a process in a session of its own called `listen`: a daemon that the worker has started.
-    by_daemon: bool,
-}
 
 /// Which names of Unix sockets are fixed in the program, and which may be generated.
 #[derive(Debug, Clone, Default)]

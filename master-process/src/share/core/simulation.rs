@@ -4,13 +4,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Asked, Bind, Core, Effect, Migration, SocketId};
+use super::{Bind, BindRequest, Core, Effect, Migration, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
 
 /// A `bind` of a worker.
-pub(super) fn asked(serial: u64, id: SocketId, key: &Key, asked_reuseport: bool, checked: bool) -> Asked<'_> {
-    Asked { serial, id, key, inner: 0, asked_reuseport, checked }
+pub(super) fn asked(
+    serial: u64,
+    id: SocketId,
+    key: &Key,
+    asked_reuseport: bool,
+    checked: bool,
+) -> BindRequest<'_> {
+    BindRequest { serial, id, key, inner: 0, asked_reuseport, checked }
 }
 
 /// An action of a worker, the policy or the clock.

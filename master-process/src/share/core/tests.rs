@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::binding::MAX_BOUND;
 use super::simulation::{Simulation, Step, asked};
-use super::{Asked, Bind, Core, Effect, Migration, SETTLING};
+use super::{Bind, BindRequest, Core, Effect, Migration, SETTLING};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::{Key, Protocol};
 
@@ -194,7 +194,7 @@ fn of_many_udp_sockets_of_one_worker_only_the_latest_are_looked_at_before_its_ne
 fn workers_of_a_supervisor_that_is_a_worker_share_with_one_another() {
     let mut core = core_with(1);
     let port = tcp("127.0.0.1:80");
-    let inner = |id, inner, checked| Asked { inner, ..asked(1, id, &port, false, checked) };
+    let inner = |id, inner, checked| BindRequest { inner, ..asked(1, id, &port, false, checked) };
     assert_eq!(core.bind(at(1), inner(10, 7, false)), own(false));
     let joins = Bind::Own { reuseport: true, enable: vec![10] };
     assert_eq!(core.bind(at(1), inner(20, 8, false)), joins);

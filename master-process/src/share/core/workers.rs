@@ -2,10 +2,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::SETTLING;
-use super::readiness::Listening;
+use super::{SETTLING, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
+
+/// A socket on which a worker has called `listen`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listening {
+    pub(super) id: SocketId,
+    /// Whether the worker opened it while it started.
+    pub(super) at_start: bool,
+    /// Whether a process in a session of its own called `listen`: a daemon that the worker has started.
+    pub(super) by_daemon: bool,
+}
 
 /// A living worker.
 #[derive(Debug, Clone)]

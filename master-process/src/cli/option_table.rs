@@ -260,7 +260,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         variables: &[],
         unset: Unset::Default("kill"),
         meaning: "What becomes of the workers when the supervisor itself is killed: the kernel kills them, or they \
-                  serve on with nobody to replace them",
+                  keep serving without a supervisor",
     },
     Opt {
         long: "takeover",

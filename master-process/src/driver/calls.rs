@@ -1,5 +1,5 @@
-//! What workers tell the supervisor: the calls of their seccomp filters, which wait for an answer, and notifications. The
-//! results that become known later, from helper threads and from queues, are handled here as well.
+//! What workers tell the supervisor: the calls of their seccomp filters, which wait for an answer, and notifications.
+//! The results that become known later, from helper threads and from queues, are handled here as well.
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -28,11 +28,11 @@ const SWEEP_AFTER: Duration = Duration::from_secs(2);
 
 /// How soon the result of a `bind` that the kernel executes is checked: the kernel needs microseconds. Each further
 /// check waits twice as long.
-const UNSETTLED_AFTER: Duration = Duration::from_millis(1);
+const PENDING_CHECK_AFTER: Duration = Duration::from_millis(1);
 
 /// The number of checks. A program that binds in order to connect does so within a few seconds. A program that listens
 /// late must not wake the supervisor forever.
-const UNSETTLED_CHECKS: u32 = 13;
+const PENDING_CHECKS: u32 = 13;
 
 /// The number of messages that are read in one round of the loop. A worker that floods the socket must not block the
 /// loop.
@@ -147,12 +147,12 @@ pub(super) fn check_queue(cx: &mut Context, inode: u64) {
 }
 
 /// Checks whether a socket is bound or listens.
-pub(super) fn check_unsettled(cx: &mut Context, inode: u64, checks: u32) {
-    let is_last = checks == UNSETTLED_CHECKS;
-    if cx.broker.check_unsettled(cx.now(), inode, is_last) == Watch::Soon {
+pub(super) fn check_pending(cx: &mut Context, inode: u64, checks: u32) {
+    let is_last = checks == PENDING_CHECKS;
+    if cx.broker.check_pending(cx.now(), inode, is_last) == Watch::Soon {
         let checks = checks + 1;
-        let wait = UNSETTLED_AFTER * 2u32.saturating_pow(checks.min(UNSETTLED_CHECKS));
-        cx.schedule(wait, Deferred::Unsettled(inode, checks));
+        let wait = PENDING_CHECK_AFTER * 2u32.saturating_pow(checks.min(PENDING_CHECKS));
+        cx.schedule(wait, Deferred::Pending(inode, checks));
     }
 }
 
@@ -188,8 +188,8 @@ impl Calls {
         cx.broker.reconcile(now);
         let policy = &cx.policy;
         cx.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_probation(slot));
-        for inode in cx.broker.take_unsettled() {
-            cx.schedule(UNSETTLED_AFTER, Deferred::Unsettled(inode, 0));
+        for inode in cx.broker.take_pending() {
+            cx.schedule(PENDING_CHECK_AFTER, Deferred::Pending(inode, 0));
         }
         if !self.check_scheduled && cx.broker.wants_check(now) {
             self.check_scheduled = true;

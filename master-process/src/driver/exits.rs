@@ -284,8 +284,8 @@ impl Exits {
         self.worker_gone(cx, serial, death);
     }
 
-    /// Makes a daemon the process of the worker. If it has ended meanwhile, the helper thread looks again for the remaining
-    /// processes.
+    /// Makes a daemon the process of the worker. If it has ended meanwhile, the helper thread looks again for the
+    /// remaining processes.
     fn becomes_daemon(&mut self, cx: &mut Context, worker: WorkerId, main: &Member, holds: Holds) {
         let serial = worker.serial;
         if self.daemons.replace_first(cx, worker, main, holds) {

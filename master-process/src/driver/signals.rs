@@ -1,4 +1,5 @@
-//! The signals that the supervisor reads, what each of them does, and the controlling terminal, which sends some of them.
+//! The signals that the supervisor reads, what each of them does, and the controlling terminal, which sends some of
+//! them.
 //!
 //! A shell starts, stops and continues the process group of the supervisor. Workers are in process groups of their own,
 //! which the terminal treats as background jobs.
@@ -57,8 +58,8 @@ const TABLE: [Row; 8] = [
     Row {
         numbers: &[libc::SIGHUP],
         action: SignalAction::ReloadOrHangUp,
-        effect: "reload: new workers start, and each old one leaves rotation when its own successor is ready, and is asked to \
-                 stop when the successor has outlived the throttle; when the controlling terminal is gone: stop, unless HUP \
+        effect: "reload: new workers start, and each old one leaves rotation when its own successor is ready, and is sent \
+                 the stop signal when the successor has outlived the throttle; when the controlling terminal is gone: stop, unless HUP \
                  was ignored at the start (nohup)",
     },
     Row {

@@ -1,5 +1,5 @@
-//! The processes of the policy's workers: their names in the log, the signals to them, and the descriptors on which their
-//! intercepted calls arrive.
+//! The processes of the policy's workers: their names in the log, the signals to them, and the descriptors on which
+//! their intercepted calls arrive.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -152,8 +152,8 @@ impl Workers {
     }
 }
 
-/// The descriptors on which the calls of the workers' filters arrive. A descriptor stays open after its worker has ended, until the last
-/// descendant has ended: without it, `bind` in the descendants would fail with ENOSYS.
+/// The descriptors on which the calls of the workers' filters arrive. A descriptor stays open after its worker has
+/// ended, until the last descendant has ended: without it, `bind` in the descendants would fail with ENOSYS.
 #[derive(Debug, Default)]
 pub(super) struct CallListeners {
     open: HashMap<u64, (WorkerId, OwnedFd)>,

@@ -76,7 +76,7 @@ fn bind_inet(
     let caller = call.callers.get(call.worker.serial);
     let noted = |option| caller.and_then(|caller| caller.option(socket.inode, option));
     let v6only = socket.v6only.or_else(|| noted(SocketOption::V6Only)).unwrap_or(false);
-    let asked = socket.reuseport.or_else(|| noted(SocketOption::ReusePort)).unwrap_or(false);
+    let requested_reuseport = socket.reuseport.or_else(|| noted(SocketOption::ReusePort)).unwrap_or(false);
     let v6only = v6only && address.is_ipv6();
     let key = Key::Inet { protocol, address, v6only, interface: socket.interface };
     let permanent = call.sockets.permanent_at(&key);
@@ -98,7 +98,7 @@ fn bind_inet(
         if call.sockets.listener_count(call.worker.serial) >= MAX_LISTENERS {
             return Ok(answer(Answer::Continue));
         }
-        if !call.sockets.has_settled(&key) {
+        if call.sockets.has_pending_at(&key) {
             return Ok(Decision::Wait(BIND_RETRY));
         }
     }
@@ -108,8 +108,8 @@ fn bind_inet(
     let (serial, mut checked) = (call.worker.serial, false);
     let inner = inner_worker(call)?;
     let (reuseport, enable) = loop {
-        let ask = BindRequest { serial, id: own.id(), key: &key, inner, asked_reuseport: asked, checked };
-        match call.sockets.core.bind(call.now, ask) {
+        let request = BindRequest { serial, id: own.id(), key: &key, inner, requested_reuseport, checked };
+        match call.sockets.core.bind(call.now, request) {
             Bind::Check(ids) if call.check(&ids) => checked = true,
             Bind::Check(_) => return Ok(call.await_scan()),
             Bind::Private => return Ok(answer(Answer::Continue)),
@@ -136,7 +136,7 @@ fn bind_inet(
         && let Some(copy) = own.take()
     {
         call.sockets.copies.insert(own.id(), copy);
-        call.sockets.add_unsettled(own.id());
+        call.sockets.add_pending(own.id());
     }
     Ok(answer(Answer::Continue))
 }
@@ -249,7 +249,7 @@ fn stand_in(
     };
     call.put(socket.as_fd(), fd, flags, &registered)?;
     call.sockets.copies.insert(id, socket);
-    call.sockets.add_unsettled(id);
+    call.sockets.add_pending(id);
     if !with_our_rights {
         return Ok(answer(Answer::Continue));
     }

@@ -165,7 +165,7 @@ impl Broker {
         self.sockets.reconcile(now);
     }
 
-    /// A worker was asked to stop: it accepts no new connections, or soon will not.
+    /// A worker was sent the stop signal: it accepts no new connections, or soon will not.
     pub fn set_stopping(&mut self, now: Time, serial: u64) {
         self.sockets.core.stopping(serial);
         self.sockets.reconcile(now);
@@ -176,13 +176,13 @@ impl Broker {
     pub fn first_ended(&mut self, now: Time, serial: u64, expected: bool) {
         self.sockets.core.first_ended(now, serial, expected);
         self.scans.first_ended(serial);
-        // They are asked to stop, and close their listeners.
+        // They are sent the stop signal, and close their listeners.
         self.sockets.note_activity(now);
         self.sockets.reconcile(now);
     }
 
-    /// A worker has ended, or did not start; a descendant of it may be left. `expected`: it was asked to stop, so its
-    /// queue is not kept for the slot's next worker.
+    /// A worker has ended, or did not start; a descendant of it may be left. `expected`: it was sent the stop signal,
+    /// so its queue is not kept for the slot's next worker.
     pub fn leave(&mut self, now: Time, serial: u64, expected: bool) {
         self.paths.forget_worker(serial);
         self.scans.worker_ended(serial);
@@ -332,14 +332,14 @@ impl Broker {
     }
 
     /// The sockets to check a moment later: those about to be bound, or not listening yet.
-    pub fn take_unsettled(&mut self) -> Vec<u64> {
-        self.sockets.take_unsettled()
+    pub fn take_pending(&mut self) -> Vec<u64> {
+        self.sockets.take_pending()
     }
 
     /// Checks a UDP socket that is about to be bound, or a stand-in socket that does not listen yet. `last`: this is
     /// the last check; a socket that is not in use by then is released.
-    pub fn check_unsettled(&mut self, now: Time, id: u64, last: bool) -> Watch {
-        self.sockets.check_unsettled(now, id, last)
+    pub fn check_pending(&mut self, now: Time, id: u64, last: bool) -> Watch {
+        self.sockets.check_pending(now, id, last)
     }
 
     /// Readable when [`take_queue_events`](Self::take_queue_events) has events.
@@ -460,7 +460,7 @@ fn name(call: &seccomp::Call) -> &'static str {
 }
 
 /// `shutdown` on a listener affects every process that has it. A listener that other workers use stays open; the
-/// caller is told that the call succeeded, and does not use the listener any further.
+/// caller gets success as the result, and does not use the listener any further.
 fn shutdown(call: &Call<'_>, fd: RawFd) -> io::Result<Decision> {
     let id = call.peer.inode(fd)?;
     let others = |socket: &Socket| {

@@ -90,7 +90,7 @@ pub(super) fn listen(call: &mut Call<'_>, fd: RawFd, backlog: i32) -> io::Result
 }
 
 /// Handles `listen` on the worker's own socket. The supervisor calls `listen` on its copy, which is the same
-/// socket. So it knows the result, and the order in which the sockets of an address begin to listen.
+/// socket. So it has the result, and the order in which the sockets of an address begin to listen.
 fn listen_on_shard(call: &mut Call<'_>, id: SocketId, key: &Key, backlog: i32) -> io::Result<Decision> {
     let Some(open) = call.sockets.copies.get_mut(id) else { return Ok(answer(Answer::Continue)) };
     let first = open.backlog.is_none();
@@ -113,12 +113,12 @@ fn listen_on_kept(call: &mut Call<'_>, id: SocketId, key: &Key, backlog: i32) ->
     let Some(open) = call.sockets.copies.get_mut(id) else { return Ok(answer(Answer::Continue)) };
     let first = open.backlog.is_none();
     // A negative backlog is the largest one: listen(2) takes the number as unsigned.
-    let wish = if backlog < 0 { i32::MAX } else { backlog };
-    if open.backlog.is_none_or(|current| current < wish) {
-        if let Err(error) = sockets::listen(open.fd(), wish) {
+    let requested = if backlog < 0 { i32::MAX } else { backlog };
+    if open.backlog.is_none_or(|current| current < requested) {
+        if let Err(error) = sockets::listen(open.fd(), requested) {
             return Ok(refused(&error));
         }
-        open.backlog = Some(wish);
+        open.backlog = Some(requested);
     }
     // The peers of a Unix socket see the credentials of the last caller of `listen`, so the worker must make this
     // call.
@@ -131,7 +131,7 @@ fn listen_on_kept(call: &mut Call<'_>, id: SocketId, key: &Key, backlog: i32) ->
 
 /// Drops the copy of a socket that does not listen, unless the worker got it from us.
 fn drop_inactive_copy(call: &mut Call<'_>, id: SocketId) {
-    let stands_in = call.sockets.is_unsettled(id);
+    let stands_in = call.sockets.is_pending(id);
     if !stands_in && call.sockets.core.socket(id).is_some_and(|socket| !socket.active) {
         call.sockets.copies.drop_copy(id);
     }

@@ -2,8 +2,8 @@
 //!
 //! Every worker binds and listens with its own socket and its own privileges. [`Broker`] answers the calls that the
 //! workers' seccomp filters send to the supervisor. It lets the kernel bind, puts the sockets of an address into one
-//! group, and keeps a copy of each listener, so that its queue outlives its worker. `core` decides without any I/O;
-//! the other modules gather facts and carry out the decisions. A call comes to `broker.rs`, which hands it to `bind.rs`,
+//! group, and keeps a copy of each listener, so that its queue outlives its worker. `core` decides without any I/O; the
+//! other modules gather facts and carry out the decisions. A call comes to `broker.rs`, which hands it to `bind.rs`,
 //! `listening.rs` or `paths.rs`.
 
 mod address;

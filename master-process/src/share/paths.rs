@@ -169,7 +169,7 @@ fn make_room(call: &mut Call<'_>, place: &Place, identity: &FsIdentity) -> Optio
     None
 }
 
-/// A path that other workers need stays. The caller is told that the call succeeded.
+/// A path that other workers need stays. The caller gets success as the result.
 pub(super) fn unlink(call: &mut Call<'_>, dir: RawFd, path: u64) -> io::Result<Decision> {
     let path = read_path(&call.peer, path)?;
     let serial = call.worker.serial;
@@ -191,7 +191,7 @@ pub(super) fn unlink(call: &mut Call<'_>, dir: RawFd, path: u64) -> io::Result<D
     };
     if is_needed_by_others(call.sockets, serial, id) {
         // Its next `bind` at the path gets this socket again.
-        call.sockets.core.gives_up(serial, id);
+        call.sockets.core.leaves_path(serial, id);
         return Ok(answer(Answer::Done));
     }
     call.sockets.core.unlinked(id);
@@ -201,7 +201,7 @@ pub(super) fn unlink(call: &mut Call<'_>, dir: RawFd, path: u64) -> io::Result<D
 /// Whether a worker may remove a file because it and a sibling are about to bind there.
 pub(super) fn may_remove_before_bind(sockets: &Sockets, now: Time, serial: u64) -> bool {
     let workers = sockets.core.workers();
-    workers.get(serial).is_some_and(|worker| !worker.is_settled(now)) && workers.iter().nth(1).is_some()
+    workers.get(serial).is_some_and(|worker| !worker.is_past_startup(now)) && workers.iter().nth(1).is_some()
 }
 
 /// The socket that a worker has bound at a path, or is binding now, and that does not listen yet.

@@ -41,7 +41,7 @@ pub(super) struct Permanent {
 pub enum Watch {
     /// Wait for the next connection.
     ForConnections,
-    /// Look again after a moment.
+    /// Check again after a moment.
     Soon,
     /// Nothing: the socket is no longer kept.
     Over,
@@ -58,7 +58,7 @@ pub(super) struct Sockets {
     permanent: Vec<Permanent>,
     /// UDP sockets that are about to be bound, and stand-in sockets that do not listen yet; each with whether its
     /// check is scheduled.
-    unsettled: Vec<(SocketId, bool)>,
+    pending: Vec<(SocketId, bool)>,
     /// The time of the last event of a listener.
     active_at: Option<Time>,
     /// The position at which the next round of checks starts.
@@ -76,7 +76,7 @@ impl Sockets {
             selection: Selection::default(),
             queues: QueueWatch::new()?,
             permanent: Vec::new(),
-            unsettled: Vec::new(),
+            pending: Vec::new(),
             active_at: None,
             checked: 0,
             reports: inherited.take_reports(),
@@ -127,7 +127,8 @@ impl Sockets {
         self.core.sockets().iter().any(|socket| matches!(socket.key, Key::Unix { .. }))
     }
 
-    /// A worker has ended. `expected`: it was asked to stop, so its queue is not kept for the slot's next worker.
+    /// A worker has ended. `expected`: it was sent the stop signal, so its queue is not kept for the slot's next
+    /// worker.
     pub(super) fn worker_ended(&mut self, now: Time, serial: u64, expected: bool) {
         self.choose_migration();
         self.note_queues(serial);
@@ -281,32 +282,32 @@ impl Sockets {
     }
 
     /// Adds a UDP socket that is about to be bound, or a stand-in socket that does not listen yet.
-    pub(super) fn add_unsettled(&mut self, id: SocketId) {
-        self.unsettled.push((id, false));
+    pub(super) fn add_pending(&mut self, id: SocketId) {
+        self.pending.push((id, false));
     }
 
-    pub(super) fn is_unsettled(&self, id: SocketId) -> bool {
-        self.unsettled.iter().any(|(unsettled, _)| *unsettled == id)
+    pub(super) fn is_pending(&self, id: SocketId) -> bool {
+        self.pending.iter().any(|(pending, _)| *pending == id)
     }
 
     /// The sockets to check a moment later: those about to be bound, or not listening yet.
-    pub(super) fn take_unsettled(&mut self) -> Vec<u64> {
+    pub(super) fn take_pending(&mut self) -> Vec<u64> {
         let fresh: Vec<u64> =
-            self.unsettled.iter().filter(|(_, scheduled)| !scheduled).map(|(id, _)| *id).collect();
-        self.unsettled.iter_mut().for_each(|(_, scheduled)| *scheduled = true);
+            self.pending.iter().filter(|(_, scheduled)| !scheduled).map(|(id, _)| *id).collect();
+        self.pending.iter_mut().for_each(|(_, scheduled)| *scheduled = true);
         fresh
     }
 
     /// Checks a UDP socket that is about to be bound, or a stand-in socket that does not listen yet. If the
     /// program connects the latter instead, our copy would keep the connection open after the worker closes it.
     /// `last`: this is the last check; a socket that is not in use by then is released.
-    pub(super) fn check_unsettled(&mut self, now: Time, id: u64, last: bool) -> Watch {
+    pub(super) fn check_pending(&mut self, now: Time, id: u64, last: bool) -> Watch {
         let Some(open) = self.copies.get(id) else {
-            self.unsettled.retain(|(other, _)| *other != id);
+            self.pending.retain(|(other, _)| *other != id);
             return Watch::Over;
         };
         let Some(socket) = self.core.socket(id) else {
-            self.unsettled.retain(|(other, _)| *other != id);
+            self.pending.retain(|(other, _)| *other != id);
             self.copies.close(id);
             return Watch::Over;
         };
@@ -328,23 +329,21 @@ impl Sockets {
             self.core.released(user, id);
         }
         if done || used_up || last {
-            self.unsettled.retain(|(other, _)| *other != id);
+            self.pending.retain(|(other, _)| *other != id);
             self.reconcile(now);
             return Watch::Over;
         }
         Watch::Soon
     }
 
-    /// Whether no UDP socket of this address is about to be bound. The order of the binds is the order in the
+    /// Whether a UDP socket of this address is about to be bound. The order of the binds is the order in the
     /// kernel's group.
-    pub(super) fn has_settled(&self, key: &Key) -> bool {
-        !self
-            .unsettled
-            .iter()
-            .any(|(id, _)| self.core.socket(*id).is_some_and(|socket| socket.key.matches(key)))
+    pub(super) fn has_pending_at(&self, key: &Key) -> bool {
+        let is_here = |id: SocketId| self.core.socket(id).is_some_and(|socket| socket.key.matches(key));
+        self.pending.iter().any(|(id, _)| is_here(*id))
     }
 
-    /// The sockets that got a connection or were shut down; each is to be looked at after a moment.
+    /// The sockets that got a connection or were shut down; each is to be checked after a moment.
     pub(super) fn take_queue_events(&mut self, scans: &mut Scans, now: Time) -> Vec<u64> {
         let mut ids = Vec::new();
         self.queues.take(&mut ids);
@@ -429,7 +428,7 @@ impl Sockets {
         Watch::Soon
     }
 
-    /// Looks at a queue that got a connection a moment ago: does its worker accept?
+    /// Checks a queue that got a connection a moment ago: does its worker accept?
     pub(super) fn check_queue(&mut self, scans: &mut Scans, now: Time, id: u64) -> Watch {
         if self.on_queue_event(scans, now, id) == Watch::Over {
             return Watch::Over;

@@ -23,7 +23,8 @@ pub(in crate::share) struct SocketState {
     pub(in crate::share) listening: bool,
     /// The number of workers that have it and serve.
     pub(in crate::share) serving: usize,
-    /// The number of workers that have it, do not serve and were not asked to stop: they start, stand by or drain.
+    /// The number of workers that have it, do not serve and were not sent the stop signal: they start, stand by or
+    /// drain.
     pub(in crate::share) staying: usize,
 }
 

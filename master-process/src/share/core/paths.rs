@@ -49,8 +49,8 @@ impl Core {
         }
     }
 
-    /// A worker was told that it has removed its path, which other workers need. It may bind there again.
-    pub(in crate::share) fn gives_up(&mut self, serial: u64, id: SocketId) {
+    /// A worker has removed its path. The file stays, because other workers need it. The worker may bind there again.
+    pub(in crate::share) fn leaves_path(&mut self, serial: u64, id: SocketId) {
         if let Some(socket) = self.socket_mut(id) {
             socket.users.retain(|user| *user != serial);
         }

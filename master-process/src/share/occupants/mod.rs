@@ -90,8 +90,8 @@ impl Outcome {
 
 /// Searches for the holders of an address, and ends those that may be ended. This blocks, so the supervisor's loop
 /// must not call it.
-pub(super) fn look(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
-    search::look(wanted, takeover)
+pub(super) fn find(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
+    search::run(wanted, takeover)
 }
 
 /// What a call to a held address does next.
@@ -180,6 +180,6 @@ impl Occupants {
 }
 
 fn answer(Task { wanted, call, takeover }: Task) -> Answer {
-    let outcome = look(&wanted, takeover);
+    let outcome = find(&wanted, takeover);
     Answer { key: wanted.key, call, outcome }
 }

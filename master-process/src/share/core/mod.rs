@@ -9,9 +9,8 @@
 //! cannot be in a group are *shared*: all workers have the same socket ([`Scope::Shared`], [`Scope::Generation`]).
 
 mod binding;
-pub(super) mod generations;
+mod generations;
 mod group;
-mod paths;
 mod readiness;
 mod workers;
 

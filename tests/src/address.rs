@@ -29,6 +29,18 @@ pub fn tcp() -> SocketAddr {
     SocketAddr::from((ip, NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
+/// Another address of this test alone, with the port of one that [`tcp`] gave.
+///
+/// # Panics
+/// When the address is not one of [`tcp`].
+#[must_use]
+pub fn beside(address: SocketAddr) -> SocketAddr {
+    let SocketAddr::V4(address) = address else { panic!("{address} is not an address of these tests") };
+    let [net, high, middle, low] = address.ip().octets();
+    // `tcp` has this bit clear in all of its addresses.
+    SocketAddr::from(([net, high | 0x80, middle, low], address.port()))
+}
+
 /// A port for a program that binds every address, where tests are told apart by the port alone.
 ///
 /// The kernel chooses a port that nothing uses, and a socket keeps it reserved until this process ends. The socket is

@@ -46,8 +46,8 @@ pub(super) enum Question {
     Holder(SocketId),
     /// With which epoll instances has this thread registered this descriptor?
     Epoll(Pid, RawFd),
-    /// Which connections to the port of this socket are not accepted yet?
-    Unaccepted(SocketId, u16),
+    /// Which connections to the address of this socket are not accepted yet?
+    Unaccepted(SocketId, SocketAddr),
     /// Which TCP listeners does the worker have?
     Listeners,
 }
@@ -315,7 +315,7 @@ fn answer(scan: Scan) -> Answer {
             let peer = Peer::open(thread);
             Found::Epoll(peer.and_then(|peer| epoll_entries::find(&peer, fd)).unwrap_or_default())
         }
-        Question::Unaccepted(id, port) => Found::Unaccepted(id, inet_diag::unaccepted(port).ok()),
+        Question::Unaccepted(id, address) => Found::Unaccepted(id, inet_diag::unaccepted(address).ok()),
         Question::Listeners => Found::Listeners(scan.root.map_or_else(Vec::new, holders::tcp_listeners)),
     };
     Answer { scan, found }

@@ -451,7 +451,7 @@ impl Sockets {
         let (Some(user), Key::Inet { address, .. }) = (socket.users.first().copied(), &socket.key) else {
             return;
         };
-        scans.request(user, Question::Unaccepted(id, address.port()), None);
+        scans.request(user, Question::Unaccepted(id, *address), None);
     }
 
     /// Confirms or dismisses a suspected stall. If the kernel does not list the connections, the length of the queue

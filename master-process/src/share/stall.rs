@@ -55,7 +55,7 @@ impl StallDetector {
         change
     }
 
-    /// Records which connections wait now, on all sockets of the port. If fewer of them waited at the last comparison
+    /// Records which connections wait now, on all sockets of the address. If fewer of them waited at the last comparison
     /// than wait for this worker, it has accepted some.
     pub(super) fn confirm(&mut self, waiting: HashSet<u64>) -> Change {
         let Some(before) = self.waiting.take() else {

@@ -21,9 +21,10 @@ const DONE: u16 = 3;
 const ESTABLISHED_OR_HALF_CLOSED: u32 = 1 << 1 | 1 << 8;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
-/// The position in `struct inet_diag_msg` of the ports and addresses, and of the inode number, which is 0 before
-/// `accept`; `<linux/inet_diag.h>`.
+/// The position in `struct inet_diag_msg` of the ports and addresses, of the local address among them, and of the inode
+/// number, which is 0 before `accept`; `<linux/inet_diag.h>`.
 const SOCKET_ID: std::ops::Range<usize> = 4..52;
+const SOURCE: std::ops::Range<usize> = 8..24;
 const INODE: std::ops::Range<usize> = 68..72;
 /// `TCP_LISTEN`, which Unix sockets have too, and `TCP_CLOSE`, the state of unconnected UDP sockets.
 const LISTENING: u32 = 10;
@@ -39,26 +40,35 @@ const MAX_BOUND: usize = 4096;
 /// The number of connections that are counted. A listen queue is shorter.
 const MAX_CONNECTIONS: usize = 65_536;
 
-/// Hashes of the TCP connections to a local port that wait for `accept`. A connection has the same hash in each call.
+/// Hashes of the TCP connections that wait for `accept` on the listeners of an address. A connection has the same hash
+/// in each call.
 ///
-/// The kernel walks all connections of the host for this, so the loop must not call it.
+/// Connections to other addresses of the port are left out, since they wait for other listeners. The kernel gives a
+/// connection the family of its listener, so an IPv6 listener's connections from IPv4 are IPv6 ones here. It walks all
+/// connections of the host for this, so the loop must not call it.
 ///
 /// # Errors
 /// Those of netlink(7); EOPNOTSUPP if the kernel has no `inet_diag`.
-pub fn unaccepted(port: u16) -> io::Result<HashSet<u64>> {
+pub fn unaccepted(address: SocketAddr) -> io::Result<HashSet<u64>> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let request = request(family, libc::IPPROTO_TCP, ESTABLISHED_OR_HALF_CLOSED, address.port());
     let mut found = HashSet::new();
-    for family in [AddressFamily::INET, AddressFamily::INET6] {
-        dump(family, port, &mut found)?;
-    }
+    ask(&request, |message| {
+        if found.len() < MAX_CONNECTIONS && is_to(message, address.ip()) {
+            found.extend(fingerprint(message));
+        }
+    })?;
     Ok(found)
 }
 
-fn dump(family: AddressFamily, port: u16, found: &mut HashSet<u64>) -> io::Result<()> {
-    ask(&request(family, libc::IPPROTO_TCP, ESTABLISHED_OR_HALF_CLOSED, port), |message| {
-        if found.len() < MAX_CONNECTIONS {
-            found.extend(fingerprint(message));
-        }
-    })
+/// Whether the local address of a connection is this one, which may be unspecified.
+fn is_to(message: &[u8], ip: IpAddr) -> bool {
+    let Some(source) = message.get(SOURCE) else { return false };
+    match ip {
+        ip if ip.is_unspecified() => true,
+        IpAddr::V4(ip) => source.starts_with(&ip.octets()),
+        IpAddr::V6(ip) => source == ip.octets(),
+    }
 }
 
 /// Sends a request and calls `each` with the body of each message of the answer.
@@ -230,31 +240,58 @@ mod tests {
     fn a_connection_is_listed_until_it_is_accepted() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let address = listener.local_addr().expect("it has one");
-        assert!(unaccepted(address.port()).expect("asked").is_empty());
+        assert!(unaccepted(address).expect("listed").is_empty());
         let _clients = [TcpStream::connect(address), TcpStream::connect(address)];
-        let both = unaccepted(address.port()).expect("asked");
+        let both = unaccepted(address).expect("listed");
         assert_eq!(both.len(), 2);
-        let _accepted = listener.accept().expect("one waits");
-        let one = unaccepted(address.port()).expect("asked");
+        let _accepted = listener.accept().expect("a connection is queued");
+        let one = unaccepted(address).expect("listed");
         assert_eq!(one.len(), 1);
-        assert!(one.is_subset(&both), "it has the same mark");
-        let elsewhere = TcpListener::bind("127.0.0.1:0").expect("bound");
-        assert!(unaccepted(elsewhere.local_addr().expect("it has one").port()).expect("asked").is_empty());
+        assert!(one.is_subset(&both), "its hash is the same");
     }
 
     #[test]
-    fn the_sockets_of_a_port_are_listed_with_who_has_made_them() {
+    fn connections_to_another_address_of_the_port_are_not_listed() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("it has one");
+        // Only this process knows the port, and no other test binds this address.
+        let neighbour = SocketAddr::from(([127, 0, 0, 2], address.port()));
+        let _other = TcpListener::bind(neighbour).expect("bound");
+        let _clients = [TcpStream::connect(neighbour), TcpStream::connect(neighbour)];
+        assert_eq!(unaccepted(neighbour).expect("listed").len(), 2);
+        assert!(unaccepted(address).expect("listed").is_empty());
+    }
+
+    #[test]
+    fn a_listener_on_every_address_has_the_connections_of_each_in_its_own_family() {
+        use std::net::{Ipv4Addr, Ipv6Addr};
+        let dual = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).expect("bound");
+        let every = dual.local_addr().expect("it has one");
+        let clients = [
+            TcpStream::connect((Ipv6Addr::LOCALHOST, every.port())),
+            TcpStream::connect((Ipv4Addr::LOCALHOST, every.port())),
+        ];
+        assert!(clients.iter().all(Result::is_ok), "{clients:?}");
+        assert_eq!(unaccepted(every).expect("listed").len(), 2);
+        let of_ip = |ip: IpAddr| unaccepted(SocketAddr::new(ip, every.port())).expect("listed").len();
+        assert_eq!(of_ip(Ipv6Addr::LOCALHOST.into()), 1);
+        assert_eq!(of_ip(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()), 1);
+        assert_eq!(of_ip(Ipv4Addr::UNSPECIFIED.into()), 0, "no IPv4 listener has them");
+    }
+
+    #[test]
+    fn the_sockets_of_a_port_are_listed_with_the_user_that_created_them() {
         use std::os::fd::AsFd;
         let tcp = TcpListener::bind("[::1]:0").expect("bound");
         let address = tcp.local_addr().expect("it has one");
         let inode = crate::sys::sockets::inode(tcp.as_fd()).expect("open");
         let uid = rustix::process::getuid().as_raw();
-        let found = bound(false, address.port()).expect("asked");
+        let found = bound(false, address.port()).expect("listed");
         // The kernel sets the option when it binds an address that exists in IPv6 only.
         assert_eq!(found, [Bound { address, v6only: true, interface: 0, uid, inode }]);
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
         let address = udp.local_addr().expect("it has one");
-        let found = bound(true, address.port()).expect("asked");
+        let found = bound(true, address.port()).expect("listed");
         assert_eq!(found.iter().map(|bound| bound.address).collect::<Vec<_>>(), [address]);
     }
 

@@ -164,10 +164,8 @@ while True:
     assert_eq!(supervisor.logged(&["is not accepting on"]), Vec::<String>::new());
 }
 
-/// Two reloads under load; not one request may be lost.
-#[test]
-fn a_saturated_worker_whose_queue_stays_full_is_not_taken_for_one_that_hangs() {
-    let address = address::tcp();
+/// Two workers whose queues are full for twelve seconds, because more clients connect than they serve.
+fn is_saturated_and_not_stalled(address: SocketAddr) {
     // Each worker serves some twenty clients a second, and more than its queue takes come at any moment.
     let text = "
 made = bound(HOST, PORT); made.listen(4)
@@ -182,6 +180,22 @@ while True:
     assert_eq!(supervisor.stop(), 0);
 }
 
+#[test]
+fn a_saturated_worker_whose_queue_stays_full_is_not_stalled() {
+    is_saturated_and_not_stalled(address::tcp());
+}
+
+#[test]
+fn a_saturated_worker_is_not_stalled_by_a_queue_at_another_address_of_its_port() {
+    // Both addresses have the same port, and are of this test alone.
+    let address = address::tcp();
+    let neighbour = address::beside(address);
+    let _never_accepts = std::net::TcpListener::bind(neighbour).expect("the address is free");
+    let _waiting = waiting_clients(neighbour, 100);
+    is_saturated_and_not_stalled(address);
+}
+
+/// Two reloads under load; not one request may be lost.
 fn reloads_lose_nothing(supervisor: &Supervisor, address: SocketAddr) {
     supervisor.eventually("somebody answers", || load::who(address).is_some());
     supervisor.await_workers(4);

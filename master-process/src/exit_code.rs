@@ -1,16 +1,16 @@
 //! The supervisor's exit codes: the contract with service managers and scripts.
 
-/// What each code says, in the order of the table in the documentation.
+/// The meaning of each code, in the order of the table in the documentation.
 pub const TABLE: [(u8, &str); 6] = [
-    (STOPPED, "stopped as asked"),
+    (STOPPED, "stopped by a signal, or by the end of its terminal"),
     (FATAL, "it could not start for a reason that is not below; nothing was left running"),
     (USAGE, "wrong usage: one line names the flag or variable, the value, and what would be accepted"),
-    (GAVE_UP, "gave up, as `--give-up` says"),
+    (GAVE_UP, "gave up: too many early exits (`--give-up`)"),
     (NOT_EXECUTABLE, "the command cannot be executed (only if the very first start fails so)"),
     (NOT_FOUND, "the command was not found (only if the very first start fails so)"),
 ];
 
-/// Stopped as asked.
+/// Stopped by a signal, or by the end of its terminal.
 pub const STOPPED: u8 = 0;
 /// Something that the supervisor cannot do without was refused.
 pub const FATAL: u8 = 1;

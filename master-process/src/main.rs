@@ -11,13 +11,13 @@ use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
 use master_process::sys::fds;
-use master_process::sys::signalfd::SignalFd;
+use master_process::sys::signalfd::{self, SignalFd};
 use master_process::sys::spawn::{SpawnError, SpawnStep};
 
 fn main() -> ExitCode {
+    signalfd::block();
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
-    // descriptor as a socket. No signal is lost meanwhile, because all signals are blocked from the program's first
-    // instruction on.
+    // descriptor as a socket.
     let handed_over = InheritedListeners::from_service_manager(|name| std::env::var_os(name));
     match cli::parse(std::env::args_os()) {
         Ok(Command::Run(config)) => run(&config, handed_over),

@@ -109,6 +109,7 @@ pub fn for_tests() -> Vec<Need> {
         Need::program("redis-server", &["redis-server"]),
         Need::program("dumb-init", &["dumb-init"]),
         Need::program("tini", &["tini"]),
+        Need::program("gosu", &["gosu"]),
     ];
     [for_fixtures(), real].concat()
 }

@@ -112,7 +112,7 @@ fn port_from(first: u16, text: &str) -> Option<u16> {
     within(text, &(first.into()..=u16::MAX.into())).and_then(|port| u16::try_from(port).ok())
 }
 
-/// Whether the text can be the name of a host. Numbers that are not an address are not looked up: the C library reads
+/// Whether the text can be the name of a host. Numbers that are not an address are not resolved: the C library reads
 /// `10.1` as 10.0.0.1.
 fn is_name(text: &str) -> bool {
     let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));

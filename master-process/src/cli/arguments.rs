@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     variables: Variables,
 }
 
-/// What the command line asks for.
+/// The request of the command line.
 pub(super) enum Answer {
     /// Run the supervisor.
     Run(Box<Arguments>),
@@ -93,7 +93,7 @@ impl Arguments {
         let worker: Vec<OsString> = self.line.get_many(WORKER).into_iter().flatten().cloned().collect();
         match worker.first() {
             None => Err(UsageError::new(format!("no command to run: expected {USAGE}"))),
-            // `-- "$APP"` without APP: the error of the kernel would not say what is missing.
+            // `-- "$APP"` without APP: the error of the kernel would not name what is missing.
             Some(program) if program.is_empty() => {
                 Err(UsageError::new(format!("the command to run is empty: expected {USAGE}")))
             }
@@ -187,7 +187,7 @@ fn flag(opt: &'static Opt, host: &'static dyn Host) -> Arg {
         Kind::Version => arg.action(ArgAction::Version),
     };
     match opt.unset {
-        Unset::Default(default) | Unset::GivesWay(default) => arg.default_value(default),
+        Unset::Default(default) | Unset::Adaptive(default) => arg.default_value(default),
         Unset::Nothing(_) => arg,
     }
 }
@@ -196,7 +196,7 @@ fn help(opt: &Opt) -> String {
     let mut text = opt.meaning.replace('`', "");
     match opt.unset {
         Unset::Default(default) => text.push_str(&format!(" [default: {default}]")),
-        Unset::GivesWay(default) => text.push_str(&format!(" [default: {default}, gives way]")),
+        Unset::Adaptive(default) => text.push_str(&format!(" [default: {default}, adaptive]")),
         Unset::Nothing(_) => {}
     }
     if opt.value().is_some() && !opt.variables.is_empty() {

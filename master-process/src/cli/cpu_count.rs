@@ -4,7 +4,9 @@
 //! v2 at one mount point, and ignores it if a v1 hierarchy has the controller `cpu`. It is the fallback for the affinity.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use crate::sys::cgroup_mounts::{self, Version};
 
 /// CPU time that a cgroup may use, in microseconds of each period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,24 +15,9 @@ struct Quota {
     period: u64,
 }
 
-/// The version of cgroups. Each has files of its own for quotas.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Version {
-    V1,
-    V2,
-}
-
-/// The cgroup of this process in a hierarchy. `dir` is `mount`, or below it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    version: Version,
-    mount: PathBuf,
-    dir: PathBuf,
-}
-
 /// The CPUs that this process may use, at least 1.
 pub(super) fn of_this_process() -> u32 {
-    usable(affinity(), &quotas(&|path| fs::read_to_string(path).ok()))
+    usable(affinity(), &quotas(&|path| fs::read(path).ok()))
 }
 
 /// The CPUs of the affinity, or the smallest quota if that is fewer. A fraction of a CPU counts as one.
@@ -48,93 +35,30 @@ fn affinity() -> u32 {
 }
 
 /// The quotas of the cgroups of this process and of their parents. The quota of a parent limits its children.
-fn quotas(read: &dyn Fn(&Path) -> Option<String>) -> Vec<Quota> {
+fn quotas(read: &dyn Fn(&Path) -> Option<Vec<u8>>) -> Vec<Quota> {
     let cgroup = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let mountinfo = read(Path::new("/proc/self/mountinfo")).unwrap_or_default();
     let mut quotas = Vec::new();
-    for place in places(&cgroup, &mountinfo) {
+    for place in cgroup_mounts::places(&cgroup, &mountinfo, Some("cpu")) {
         let upwards = place.dir.ancestors().take_while(|dir| dir.starts_with(&place.mount));
         quotas.extend(upwards.filter_map(|dir| quota(place.version, dir, read)));
     }
     quotas
 }
 
-fn quota(version: Version, dir: &Path, read: &dyn Fn(&Path) -> Option<String>) -> Option<Quota> {
+fn quota(version: Version, dir: &Path, read: &dyn Fn(&Path) -> Option<Vec<u8>>) -> Option<Quota> {
+    let read = |name| String::from_utf8(read(&dir.join(name))?).ok();
     let (time, period) = match version {
         Version::V2 => {
-            let max = read(&dir.join("cpu.max"))?;
+            let max = read("cpu.max")?;
             let (time, period) = max.trim().split_once(' ')?;
             (time.parse(), period.parse())
         }
-        Version::V1 => (
-            read(&dir.join("cpu.cfs_quota_us"))?.trim().parse(),
-            read(&dir.join("cpu.cfs_period_us"))?.trim().parse(),
-        ),
+        Version::V1 => (read("cpu.cfs_quota_us")?.trim().parse(), read("cpu.cfs_period_us")?.trim().parse()),
     };
     // Without a limit the time is `max` in v2 and `-1` in v1, which do not parse: no quota.
     let quota = Quota { time: time.ok()?, period: period.ok()? };
     (quota.period > 0).then_some(quota)
-}
-
-/// The cgroup of this process in each hierarchy that can limit CPU time and is mounted with that cgroup in it.
-fn places(cgroup: &str, mountinfo: &str) -> Vec<Place> {
-    let mounts = || mountinfo.lines().filter_map(mount);
-    let memberships = cgroup.lines().filter_map(membership);
-    memberships
-        .flat_map(|(version, path)| {
-            mounts().filter(move |mount| mount.version == version).filter_map(move |mount| mount.place(path))
-        })
-        .collect()
-}
-
-/// A line of /proc/self/cgroup: `id:controllers:path`. v2 has no controllers there.
-fn membership(line: &str) -> Option<(Version, &str)> {
-    let mut fields = line.splitn(3, ':').skip(1);
-    match (fields.next()?, fields.next()?) {
-        ("", path) => Some((Version::V2, path)),
-        (controllers, path) if has_cpu(controllers) => Some((Version::V1, path)),
-        _ => None,
-    }
-}
-
-/// A mounted hierarchy: its cgroup `root` is at the mount point `point`.
-struct Mount {
-    version: Version,
-    root: String,
-    point: String,
-}
-
-impl Mount {
-    /// The directory of the cgroup of this path, if the mount contains it.
-    fn place(&self, path: &str) -> Option<Place> {
-        let below = Path::new(path).strip_prefix(&self.root).ok()?;
-        let mount = PathBuf::from(&self.point);
-        Some(Place { version: self.version, dir: mount.join(below), mount })
-    }
-}
-
-/// A line of /proc/self/mountinfo, proc_pid_mountinfo(5). The fourth field is the root, the fifth the mount point. Type,
-/// source and options of the file system follow a lone `-`.
-fn mount(line: &str) -> Option<Mount> {
-    let (about_mount, about_type) = line.split_once(" - ")?;
-    let mut mount_fields = about_mount.split(' ').skip(3);
-    let (root, point) = (mount_fields.next()?, mount_fields.next()?);
-    let mut type_fields = about_type.split(' ');
-    let version = match (type_fields.next()?, type_fields.nth(1)?) {
-        ("cgroup2", _) => Version::V2,
-        ("cgroup", options) if has_cpu(options) => Version::V1,
-        _ => return None,
-    };
-    Some(Mount { version, root: unescaped(root), point: unescaped(point) })
-}
-
-fn has_cpu(list: &str) -> bool {
-    list.split(',').any(|item| item == "cpu")
-}
-
-/// Undoes the octal escapes of the kernel for white space.
-fn unescaped(field: &str) -> String {
-    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
 #[cfg(test)]
@@ -146,7 +70,10 @@ mod tests {
     /// The quotas on a host with these files.
     fn on_host(files: &[(&str, &str)]) -> Vec<Quota> {
         quotas(&|path| {
-            files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, content)| (*content).to_owned())
+            files
+                .iter()
+                .find(|(name, _)| Path::new(name) == path)
+                .map(|(_, content)| content.as_bytes().to_vec())
         })
     }
 
@@ -207,17 +134,6 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_without_our_cgroup_is_ignored() {
-        let files = [
-            ("/proc/self/cgroup", "0::/mine\n"),
-            ("/proc/self/mountinfo", "30 23 0:26 /other /mnt/other rw - cgroup2 cgroup2 rw\n"),
-            ("/mnt/other/cpu.max", "100000 100000"),
-            ("/mnt/other/mine/cpu.max", "100000 100000"),
-        ];
-        assert_eq!(on_host(&files), []);
-    }
-
-    #[test]
     fn no_limit_is_no_quota() {
         let v1 = [
             ("/proc/self/cgroup", "4:cpu:/\n0::/\n"),
@@ -233,8 +149,8 @@ mod tests {
     fn garbage_is_no_quota() {
         for garbage in ["", "max", "100000", "100000 0", "-1 100000", "x y", "1 2 3", "100000  100000"] {
             let files = [
-                ("/proc/self/cgroup", "0::/\n:\n\nx:y\n7:cpu"),
-                ("/proc/self/mountinfo", &format!("x - y\n - \n{V2_MOUNT}")),
+                ("/proc/self/cgroup", "0::/\n"),
+                ("/proc/self/mountinfo", V2_MOUNT),
                 ("/sys/fs/cgroup/cpu.max", garbage),
             ];
             assert_eq!(on_host(&files), [], "{garbage:?}");

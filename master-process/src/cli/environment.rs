@@ -1,6 +1,6 @@
 //! Variables: one of each option's, read as its flag, and those of the log.
 //!
-//! An empty variable is unset. clap's own `env` knows one variable for an option and takes an empty one as a value.
+//! An empty variable is unset. clap's own `env` supports one variable for an option and takes an empty one as a value.
 
 use std::ffi::OsString;
 

@@ -1,7 +1,7 @@
 //! From the command line and the environment to [`Config`].
 //!
 //! The table of options holds the parser and the default of each value, and clap applies them. Everything that needs an
-//! answer of the host, such as the id of a user, is looked up here, once: nothing after start-up parses text.
+//! answer of the host, such as the id of a user, is resolved here, once: nothing after start-up parses text.
 
 mod addresses;
 mod arguments;
@@ -24,7 +24,7 @@ use host::{Host, ThisHost};
 pub use readme::option_table;
 pub use usage_error::UsageError;
 
-/// What the command line asks for.
+/// The request of the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Run the supervisor.

@@ -43,7 +43,7 @@ pub(super) enum Kind {
     Version,
 }
 
-/// Makes the parser of a value. Some parsers look names up on the host.
+/// Makes the parser of a value. Some parsers resolve names on the host.
 pub(super) type Parser = fn(&'static dyn Host) -> ValueParser;
 
 /// What applies without a flag and without a variable.
@@ -52,7 +52,7 @@ pub(super) enum Unset {
     /// This value.
     Default(&'static str),
     /// This value, as a limit that is less strict than one that the user sets.
-    GivesWay(&'static str),
+    Adaptive(&'static str),
     /// No value. The text documents what that means, and may be empty.
     Nothing(&'static str),
 }
@@ -151,7 +151,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("SIG", |_| typed(values::stop_signal)),
         variables: &[],
         unset: Unset::Default("TERM"),
-        meaning: "What asks a worker to drain and leave: a name with or without SIG, or a number",
+        meaning: "The signal that stops a worker: a name with or without SIG, or a number",
     },
     Opt {
         long: "stop-group",
@@ -161,8 +161,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         }),
         variables: &[],
         unset: Unset::Default("leader"),
-        meaning: "Who gets the stop signal first: a worker's first process, and the others of its tree when that has left \
-                  before them, or every process of its tree at once",
+        meaning: "Which processes get the stop signal first: a worker's first process, and the others of its tree when it has ended before them, or every process of its tree at once",
     },
     Opt {
         long: "ready",
@@ -197,7 +196,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("N", |_| typed(values::count)),
         variables: &[],
         unset: Unset::Default("3"),
-        meaning: "A slot whose new worker failed this often gives the reload up: what is old stays and serves",
+        meaning: "After this many failed new workers in a slot the reload fails, and the old workers keep serving",
     },
     Opt {
         long: "listen",
@@ -205,7 +204,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Repeated("ADDR", |host| typed(move |text| addresses::listen(text, host))),
         variables: &[],
         unset: Unset::Nothing("none"),
-        meaning: "A socket that the supervisor opens and hands to every worker as `LISTEN_FDS` from fd 3 on: `3000`, \
+        meaning: "A socket that the supervisor opens and passes to every worker as `LISTEN_FDS` from fd 3 on: `3000`, \
                   `HOST:PORT`, `[::]:PORT`, `unix:/path`, or `NAME=ADDR` to name it. Repeat it for more; the variable \
                   separates by commas",
     },
@@ -222,8 +221,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         }),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "Workers that bind the same address share it without knowing. `slots`: each has a queue of its own, which a \
-                  reload empties before the worker goes; `shared`: one queue for all; `off`: every worker binds for itself; \
+        meaning: "Workers that bind the same address share it. `slots`: each has a queue of its own, which a reload empties before the worker stops; `shared`: one queue for all; `off`: every worker binds for itself; \
                   `auto` is `slots`",
     },
     Opt {
@@ -259,8 +257,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("kill|keep", |_| choice(&[("kill", Orphans::Kill), ("keep", Orphans::Keep)])),
         variables: &[],
         unset: Unset::Default("kill"),
-        meaning: "What becomes of the workers when the supervisor itself is killed: the kernel kills them, or they \
-                  keep serving without a supervisor",
+        meaning: "What happens to the workers when the supervisor itself is killed: the kernel kills them, or they keep serving without a supervisor",
     },
     Opt {
         long: "takeover",
@@ -293,7 +290,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         short: None,
         kind: Kind::Value("SIZE|off", |_| typed(values::size)),
         variables: &["MAX_MEMORY_ALLOWED_MB"],
-        unset: Unset::GivesWay("1200MiB"),
+        unset: Unset::Adaptive("1200MiB"),
         meaning: "Resident memory of one worker; before it is replaced its PSS decides. The default never replaces the workers \
                   of a program that is above it from the first. The variable of the Node.js module counts MiB where it has no unit",
     },
@@ -303,16 +300,16 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("N", |_| typed(values::count)),
         variables: &["MEM_MONITOR_FAILURES"],
         unset: Unset::Default("10"),
-        meaning: "So many samples in a row over it, and the worker is replaced: its successor starts first",
+        meaning: "The worker is replaced after this many samples in a row over the limit; its successor starts first",
     },
     Opt {
         long: "max-cpu",
         short: None,
         kind: Kind::Value("PERCENT|off", |_| typed(values::percent)),
         variables: &["MAX_CPU_ALLOWED"],
-        unset: Unset::GivesWay("95"),
+        unset: Unset::Adaptive("95"),
         meaning: "CPU time of one worker, in percent of one CPU as `top` counts. The default replaces only a worker that uses it \
-                  in a single thread and hardly any elsewhere: an event loop that is stuck",
+                  in a single thread and hardly any elsewhere: a stuck event loop",
     },
     Opt {
         long: "cpu-failures",
@@ -335,7 +332,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         }),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "What measures the workers. `auto`: eBPF where it loads, else procfs, and one line says which and why",
+        meaning: "What measures the workers. `auto`: eBPF where it loads, else procfs, and one log line names the source and the reason",
     },
     Opt {
         long: "monitor-interval",
@@ -375,7 +372,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Value("USER", |host| typed(move |text| users::account(text, host))),
         variables: &[],
         unset: Unset::Nothing("unchanged"),
-        meaning: "Who the workers run as, a name or an id, with the user's own groups and its `USER`, `LOGNAME`, `HOME` and `SHELL`",
+        meaning: "The user of the workers, a name or an id, with the user's own groups and its `USER`, `LOGNAME`, `HOME` and `SHELL`",
     },
     Opt {
         long: "group",
@@ -442,7 +439,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         }),
         variables: &[],
         unset: Unset::Default("auto"),
-        meaning: "How the supervisor writes its log; `auto` goes by what standard error is",
+        meaning: "How the supervisor writes its log; `auto` depends on what standard error is",
     },
     Opt {
         long: "verbose",
@@ -450,7 +447,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Switch,
         variables: &["RUST_LOG", "DEBUG"],
         unset: Unset::Nothing(""),
-        meaning: "Say more. So does `DEBUG=master-process` (or `*`); `RUST_LOG` takes `target=level` directives",
+        meaning: "Log more. So does `DEBUG=master-process` (or `*`); `RUST_LOG` takes `target=level` directives",
     },
     Opt {
         long: "quiet",
@@ -458,7 +455,7 @@ pub(super) const OPTIONS: &[Opt] = &[
         kind: Kind::Switch,
         variables: &[],
         unset: Unset::Nothing(""),
-        meaning: "Say only warnings and errors",
+        meaning: "Log only warnings and errors",
     },
     Opt {
         long: "help",

@@ -42,7 +42,7 @@ fn code_list(names: &[String]) -> String {
 fn default(opt: &Opt) -> String {
     match opt.unset {
         Unset::Default(text) => format!("`{text}`"),
-        Unset::GivesWay(text) => format!("`{text}`, gives way"),
+        Unset::Adaptive(text) => format!("`{text}`, adaptive"),
         Unset::Nothing(text) => text.to_owned(),
     }
 }

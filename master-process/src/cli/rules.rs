@@ -103,10 +103,10 @@ fn first_free(listen: &[Listen]) -> i32 {
 fn limits(arguments: &Arguments) -> Limits {
     Limits {
         max_cpu: arguments.one("max-cpu"),
-        cpu_gives_way: !arguments.is_explicit("max-cpu"),
+        cpu_is_default: !arguments.is_explicit("max-cpu"),
         cpu_failures: arguments.one("cpu-failures"),
         max_memory: arguments.one("max-memory"),
-        memory_gives_way: !arguments.is_explicit("max-memory"),
+        memory_is_default: !arguments.is_explicit("max-memory"),
         memory_failures: arguments.one("memory-failures"),
         interval: arguments.one("monitor-interval"),
         delay: arguments.one("monitor-delay"),

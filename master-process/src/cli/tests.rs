@@ -63,10 +63,10 @@ fn the_defaults() {
             reload_attempts: 3,
             limits: Limits {
                 max_cpu: Some(950_000_000),
-                cpu_gives_way: true,
+                cpu_is_default: true,
                 cpu_failures: 10,
                 max_memory: Some(1200 << 20),
-                memory_gives_way: true,
+                memory_is_default: true,
                 memory_failures: 10,
                 interval: Duration::from_secs(2),
                 delay: Duration::from_secs(30),
@@ -176,10 +176,10 @@ fn every_flag_reaches_the_configuration() {
     );
     let limits = Limits {
         max_cpu: None,
-        cpu_gives_way: false,
+        cpu_is_default: false,
         cpu_failures: 4,
         max_memory: Some(1536 << 20),
-        memory_gives_way: false,
+        memory_is_default: false,
         memory_failures: 3,
         interval: Duration::from_millis(500),
         delay: Duration::ZERO,
@@ -548,21 +548,21 @@ fn a_size_without_a_unit_is_mib_in_the_older_variable_alone() {
 }
 
 #[test]
-fn only_a_default_limit_gives_way() {
-    let gives_way = |vars: &[(&str, &str)], args: &[&str]| {
+fn only_a_limit_that_is_not_set_is_adaptive() {
+    let is_default = |vars: &[(&str, &str)], args: &[&str]| {
         let limits = config(vars, args).limits;
-        (limits.cpu_gives_way, limits.memory_gives_way)
+        (limits.cpu_is_default, limits.memory_is_default)
     };
-    assert_eq!(gives_way(&[], &[]), (true, true));
-    assert_eq!(gives_way(&[], &["--max-cpu", "95"]), (false, true));
-    assert_eq!(gives_way(&[], &["--max-memory", "1200MiB"]), (true, false));
+    assert_eq!(is_default(&[], &[]), (true, true));
+    assert_eq!(is_default(&[], &["--max-cpu", "95"]), (false, true));
+    assert_eq!(is_default(&[], &["--max-memory", "1200MiB"]), (true, false));
     for (cpu, memory) in [
         ("MASTER_PROCESS_MAX_CPU", "MASTER_PROCESS_MAX_MEMORY"),
         ("MAX_CPU_ALLOWED", "MAX_MEMORY_ALLOWED_MB"),
     ] {
-        assert_eq!(gives_way(&[(cpu, "95")], &[]), (false, true), "{cpu}");
-        assert_eq!(gives_way(&[(memory, "1200MiB")], &[]), (true, false), "{memory}");
-        assert_eq!(gives_way(&[(cpu, ""), (memory, "")], &[]), (true, true), "an empty variable is unset");
+        assert_eq!(is_default(&[(cpu, "95")], &[]), (false, true), "{cpu}");
+        assert_eq!(is_default(&[(memory, "1200MiB")], &[]), (true, false), "{memory}");
+        assert_eq!(is_default(&[(cpu, ""), (memory, "")], &[]), (true, true), "an empty variable is unset");
     }
 }
 

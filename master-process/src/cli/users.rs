@@ -3,10 +3,11 @@
 use std::io;
 
 use super::arguments::Arguments;
-use super::host::{Host, User, UserKey};
+use super::host::Host;
 use super::usage_error::{Parsed, Reason, UsageError};
 use super::values::{is_digits, within};
 use crate::config::{Capabilities, Identity, Login, Owner};
+use crate::sys::user_database::{SCOPE, User, UserKey};
 
 /// chown(2) and setresuid(2) take the last number for "unchanged".
 const LAST_ID: u32 = u32::MAX - 1;
@@ -36,7 +37,7 @@ pub(super) struct Account {
 pub(super) fn account(text: &str, host: &dyn Host) -> Parsed<Account> {
     if !is_digits(text) {
         let entry = looked_up(host.user(UserKey::Name(text)))?;
-        let entry = entry.ok_or("no such user on this host; expected the name or the id of a user")?;
+        let entry = entry.ok_or(format!("no such user {SCOPE}; expected the name or the id of a user"))?;
         return Ok(Account { uid: entry.uid, entry: Some(entry) });
     }
     let uid = id(text)?;
@@ -54,7 +55,7 @@ pub(super) fn group_id(text: &str, host: &dyn Host) -> Parsed<u32> {
         return id(text);
     }
     looked_up(host.group(text))?
-        .ok_or("no such group on this host; expected the name or the id of a group".into())
+        .ok_or_else(|| format!("no such group {SCOPE}; expected the name or the id of a group").into())
 }
 
 /// The user and the groups of the workers, and the login variables of the user. `None`: those of the supervisor.
@@ -80,7 +81,9 @@ fn identity(user: Option<&Account>, group: Option<u32>, host: &dyn Host) -> Pars
             (gid, looked_up(host.groups_of(&entry.name, gid))?)
         }
         (None, Some(gid)) => (gid, vec![gid]),
-        (None, None) => return Err("no entry on this host names its group; expected --group as well".into()),
+        (None, None) => {
+            return Err(format!("no entry {SCOPE} names its group; expected --group as well").into());
+        }
     };
     Ok(Some(Identity { uid: Some(*uid), gid, groups }))
 }
@@ -166,7 +169,7 @@ mod tests {
         let identity = Identity { uid: Some(4242), gid: 33, groups: vec![33] };
         assert_eq!(as_user("4242", Some(33)), Ok(Some(identity)));
         let error = as_user("4242", None).expect_err("no group is known");
-        assert_eq!(error, "no entry on this host names its group; expected --group as well");
+        assert_eq!(error, *format!("no entry {SCOPE} names its group; expected --group as well"));
     }
 
     #[test]
@@ -260,7 +263,7 @@ mod tests {
         let reason = owner("deploy:nope").expect_err("no such group");
         assert_eq!(
             reason,
-            r#"group "nope": no such group on this host; expected the name or the id of a group"#
+            *format!(r#"group "nope": no such group {SCOPE}; expected the name or the id of a group"#)
         );
         let reason = owner("nope:www-data").expect_err("no such user");
         assert!(reason.starts_with(r#"user "nope": no such user"#), "{reason}");

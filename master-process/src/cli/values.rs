@@ -57,7 +57,7 @@ pub(super) fn count(text: &str) -> Parsed<u32> {
     within(text, &(1..=MAX_COUNT)).ok_or_else(|| format!("expected a number from 1 to {MAX_COUNT}").into())
 }
 
-/// `--workers N|max|auto`. `cpus` is asked only if the answer depends on it.
+/// `--workers N|max|auto`. `cpus` is called only if the result depends on it.
 pub(super) fn workers(text: &str, cpus: impl Fn() -> u32) -> Parsed<u32> {
     if text.eq_ignore_ascii_case("max") {
         return Ok(cpus().clamp(1, MAX_WORKERS));

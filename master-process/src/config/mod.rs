@@ -28,7 +28,7 @@ pub struct Config {
     pub kill_timeout: Duration,
     /// How long a worker that is out of rotation, its queue empty, still serves before the stop signal.
     pub drain: Duration,
-    /// The signal that asks a worker to stop.
+    /// The signal that stops a worker.
     pub stop_signal: Signal,
     /// The processes that get the stop signal first.
     pub stop_group: StopGroup,
@@ -93,14 +93,14 @@ pub const MAX_WORKERS: u32 = 100_000;
 pub struct Limits {
     /// CPU time in a second, in nanoseconds: 95 % are 950,000,000. `None`: no limit.
     pub max_cpu: Option<u64>,
-    /// `max_cpu` is the default, which applies only to a single loop that is stuck.
-    pub cpu_gives_way: bool,
+    /// `max_cpu` is the default, which applies only to a single stuck loop.
+    pub cpu_is_default: bool,
     /// The consecutive samples above `max_cpu` after which the worker is replaced; at least 1.
     pub cpu_failures: u32,
     /// Resident memory, in bytes. `None`: no limit.
     pub max_memory: Option<u64>,
     /// `max_memory` is the default, which is off for a program that exceeds it in the first sample.
-    pub memory_gives_way: bool,
+    pub memory_is_default: bool,
     /// The consecutive samples above `max_memory` after which the worker is replaced; at least 1.
     pub memory_failures: u32,
     /// The time between two samples.

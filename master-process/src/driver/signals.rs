@@ -58,8 +58,7 @@ const TABLE: [Row; 8] = [
     Row {
         numbers: &[libc::SIGHUP],
         action: SignalAction::ReloadOrHangUp,
-        effect: "reload: new workers start, and each old one leaves rotation when its own successor is ready, and is sent \
-                 the stop signal when the successor has outlived the throttle; when the controlling terminal is gone: stop, unless HUP \
+        effect: "reload: new workers start, and each old one leaves rotation when its own successor is ready, and is stopped when the successor has outlived the throttle; when the controlling terminal is gone: stop, unless HUP \
                  was ignored at the start (nohup)",
     },
     Row {

@@ -30,14 +30,14 @@ pub enum Pss {
     Bytes(u64),
     /// It is unknown.
     Unknown(NoPss),
-    /// The queue of looks is full; it may be requested again.
+    /// The queue of inspections is full; it may be requested again.
     Deferred,
 }
 
 /// Why a worker's proportional set size is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoPss {
-    /// The supervisor may not look at one of its processes.
+    /// The supervisor may not inspect one of its processes.
     Denied,
     /// This kernel does not report it.
     Unsupported,
@@ -49,10 +49,10 @@ pub enum NoPss {
     Failed,
 }
 
-/// The busiest thread of a worker's processes between two looks.
+/// The busiest thread of a worker's processes between two inspections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Busiest {
-    /// The time between the looks, in nanoseconds.
+    /// The time between the inspections, in nanoseconds.
     pub span_ns: u64,
     /// The CPU time of the thread in that time, in nanoseconds.
     pub cpu_ns: u64,
@@ -84,7 +84,7 @@ pub enum Event {
     Sampled(WorkerId, Usage),
     /// The result of an [`Action::MeasurePss`].
     Pss(WorkerId, Pss),
-    /// The result of an [`Action::LookAtThreads`]. `None`: there was no earlier look, there are too many threads for
+    /// The result of an [`Action::LookAtThreads`]. `None`: there was no earlier inspection, there are too many threads for
     /// a single one to be stuck, or they cannot be read.
     Threads(WorkerId, Option<Busiest>),
     /// A worker pauses (`true`) or resumes its own limits.
@@ -138,7 +138,7 @@ pub enum ReadySignal {
 
 /// An action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "an action that nobody carries out is a worker that never starts or never stops"]
+#[must_use = "an action that is not carried out is a worker that never starts or never stops"]
 pub enum Action {
     /// Start this worker; answered by `Launched` or `LaunchFailed`.
     Launch {
@@ -186,7 +186,7 @@ pub enum Report {
         /// The worker of an earlier generation that it replaces.
         replaces: Option<WorkerId>,
     },
-    /// A worker ended that was not asked to stop.
+    /// A worker ended that was not being stopped.
     Died {
         /// Which one.
         worker: WorkerId,
@@ -195,7 +195,7 @@ pub enum Report {
         /// What happens next.
         next: Next,
     },
-    /// A worker that was asked to stop has ended.
+    /// A worker that was being stopped has ended.
     Left {
         /// Which one.
         worker: WorkerId,

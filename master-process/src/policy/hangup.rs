@@ -20,7 +20,7 @@ const ABOUT_THE_TERMINAL: Duration = Duration::from_secs(10);
 /// ignored with it.
 const ABOUT_THE_TERMINAL_NOHUP: Duration = Duration::from_secs(2);
 
-/// What a SIGHUP asks for.
+/// What a SIGHUP requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hangup {
     /// A reload.
@@ -41,7 +41,7 @@ enum Terminal {
     Gone { since: Time },
 }
 
-/// Tells the two meanings of SIGHUP apart.
+/// Distinguishes the two meanings of SIGHUP.
 #[derive(Debug)]
 pub struct Hangups {
     terminal: Terminal,

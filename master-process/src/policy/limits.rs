@@ -20,8 +20,8 @@ pub enum Limit {
 /// value, a timer thread would count as work; with a higher one, the limit would end programs that work.
 const OTHERS: u64 = 100_000_000;
 
-/// The first pause after the PSS of a worker was within its limit, and the longest one: each such look doubles the
-/// pause. A look walks the page tables of all processes of the worker, which takes seconds of CPU time for a hundred
+/// The first pause after the PSS of a worker was within its limit, and the longest one: each such inspection doubles the
+/// pause. An inspection walks the page tables of all processes of the worker, which takes seconds of CPU time for a hundred
 /// processes that share many gigabytes. At the longest pause that is below a percent. Processes that stop sharing
 /// memory, so that their resident memory does not grow, are noticed that much later.
 const PSS_PAUSE: Duration = Duration::from_secs(30);
@@ -116,10 +116,10 @@ const NS_PER_SECOND: u128 = 1_000_000_000;
 #[derive(Debug, Clone, Copy, Default)]
 struct PssLooks {
     /// The PSS is being measured.
-    asked: bool,
-    /// The number of looks that found it within the limit.
+    requested: bool,
+    /// The number of inspections that found it within the limit.
     within: u32,
-    /// The earliest time of the next look, unless the worker has grown.
+    /// The earliest time of the next inspection, unless the worker has grown.
     not_before: Option<Time>,
     /// The resident memory at which the worker has grown by what it was below the limit.
     grown: u64,
@@ -127,7 +127,7 @@ struct PssLooks {
 
 impl PssLooks {
     fn may_ask(&self, now: Time, resident: u64) -> bool {
-        !self.asked && (self.not_before.is_none_or(|at| at <= now) || resident >= self.grown)
+        !self.requested && (self.not_before.is_none_or(|at| at <= now) || resident >= self.grown)
     }
 
     fn found_within(&mut self, now: Time, resident: u64, room: u64) {
@@ -158,7 +158,7 @@ pub(super) struct UsageTracker {
     /// examined.
     cpu_stands: bool,
     /// Its threads are being examined.
-    looking: bool,
+    inspecting: bool,
     memory: Violations,
     pss: PssLooks,
     /// It was above 80 % of its memory limit at the last sample.
@@ -205,8 +205,8 @@ impl UsageTracker {
 
     /// Discards the rows: the next samples do not continue them.
     pub(super) fn forget(&mut self) {
-        let UsageTracker { paused, changes, judged, looking, pss, high, .. } = *self;
-        *self = UsageTracker { paused, changes, judged, looking, pss, high, ..UsageTracker::default() };
+        let UsageTracker { paused, changes, judged, inspecting, pss, high, .. } = *self;
+        *self = UsageTracker { paused, changes, judged, inspecting, pss, high, ..UsageTracker::default() };
     }
 
     /// Whether no sample counts against the worker.
@@ -227,7 +227,7 @@ impl UsageTracker {
         }
         let is_first = !std::mem::replace(&mut self.judged, true);
         let is_above = limits.max_memory.is_some_and(|most| usage.memory > most);
-        let exceeds_default = is_above && is_first && limits.memory_gives_way;
+        let exceeds_default = is_above && is_first && limits.memory_is_default;
         self.resident = usage.memory;
         self.memory.count(now, is_above && !exceeds_default);
         // A second sample at the same time does not count.
@@ -239,8 +239,8 @@ impl UsageTracker {
         let used = share.map_or(0, Share::per_second);
         Verdict {
             memory: self.exceeded(Limit::Memory, ready_at, limits, usage.memory),
-            cpu: self.exceeded(Limit::Cpu, ready_at, limits, used).filter(|_| !limits.cpu_gives_way),
-            wants_threads: limits.cpu_gives_way && is_busy && is_row && !self.looking,
+            cpu: self.exceeded(Limit::Cpu, ready_at, limits, used).filter(|_| !limits.cpu_is_default),
+            wants_threads: limits.cpu_is_default && is_busy && is_row && !self.inspecting,
             exceeds_default,
             passed_high,
         }
@@ -251,7 +251,7 @@ impl UsageTracker {
         if self.cpu.count == 1 {
             self.row_cpu = cpu_ns;
         }
-        self.cpu_stands = is_busy && (self.cpu_stands || !limits.cpu_gives_way);
+        self.cpu_stands = is_busy && (self.cpu_stands || !limits.cpu_is_default);
         if self.cpu_stands && self.cpu.count >= limits.cpu_failures {
             self.cpu.confirm();
         }
@@ -280,11 +280,11 @@ impl UsageTracker {
 
     /// The examination of its threads begins.
     pub(super) fn look_at_threads(&mut self) {
-        self.looking = true;
+        self.inspecting = true;
     }
 
     /// Handles the result of examining the threads. If a single thread has exceeded the limit since the row began,
-    /// returns that. If not, or if it is unknown, the row is discarded. The look at the first sample of a row is the
+    /// returns that. If not, or if it is unknown, the row is discarded. The inspection at the first sample of a row is the
     /// one to compare with.
     pub(super) fn threads_seen(
         &mut self,
@@ -292,7 +292,7 @@ impl UsageTracker {
         ready_at: Time,
         limits: &Limits,
     ) -> Option<LimitExceeded> {
-        self.looking = false;
+        self.inspecting = false;
         if self.paused || self.cpu.count < limits.cpu_failures {
             return None;
         }
@@ -308,16 +308,16 @@ impl UsageTracker {
         self.exceeded(Limit::Cpu, ready_at, limits, all.per_second())
     }
 
-    /// Whether its PSS has to be measured now; if so, the look begins.
+    /// Whether its PSS has to be measured now; if so, the inspection begins.
     pub(super) fn look_at_pss(&mut self, now: Time) -> bool {
         let may_ask = self.pss.may_ask(now, self.resident);
-        self.pss.asked |= may_ask;
+        self.pss.requested |= may_ask;
         may_ask
     }
 
-    /// The look has ended. Returns the limit that it was made for, if the worker still exceeds it.
+    /// The inspection has ended. Returns the limit that it was made for, if the worker still exceeds it.
     pub(super) fn pss_seen(&mut self, ready_at: Time, limits: &Limits) -> Option<LimitExceeded> {
-        self.pss.asked = false;
+        self.pss.requested = false;
         self.exceeded(Limit::Memory, ready_at, limits, self.resident).filter(|_| !self.paused)
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::limits::UsageTracker;
-use super::slot::{Readiness, Said, Serving, Slot, StartPhase, Starting};
+use super::slot::{Logged, Readiness, Serving, Slot, StartPhase, Starting};
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, FailedStart, ReadyBy, Report, Time, WorkerId};
 
@@ -73,28 +73,28 @@ impl Supervisor {
             slot.starting = None;
             return self.cancel_start(now, starting.worker, starting.phase);
         }
-        let StartPhase::Waiting { since, ready_at, said } = starting.phase else {
+        let StartPhase::Waiting { since, ready_at, logged } = starting.phase else {
             return;
         };
         let allowed = self.start_times.allowed(self.settings.ready_timeout);
         if !self.program_signals_ready && ready_at.is_some_and(|at| at <= now) {
             self.become_ready(id, now, ReadyBy::Age);
         } else if since.after(allowed) <= now {
-            self.late(id, now, starting, (since, said));
-        } else if slot.has_ready() && !said.long && since.after(self.start_times.unusual()) <= now {
-            set_said(slot, Said { long: true, ..said });
+            self.late(id, now, starting, (since, logged));
+        } else if slot.has_ready() && !logged.long && since.after(self.start_times.unusual()) <= now {
+            set_logged(slot, Logged { long: true, ..logged });
             self.push(Report::Waits { worker: starting.worker, after: now.since(since) });
         }
     }
 
     /// A start exceeds its time. If another worker serves the slot, that one stays and this one is stopped. If none
     /// does, the start goes on: a slow program would never serve if it were started anew.
-    fn late(&mut self, id: u32, now: Time, starting: Starting, (since, said): (Time, Said)) {
+    fn late(&mut self, id: u32, now: Time, starting: Starting, (since, logged): (Time, Logged)) {
         let (worker, after) = (starting.worker, now.since(since));
         let slot = &mut self.slots[index(id)];
         if !slot.has_ready() {
-            set_said(slot, Said { late: true, ..said });
-            if !said.late {
+            set_logged(slot, Logged { late: true, ..logged });
+            if !logged.late {
                 self.push(Report::Slow { worker, after });
             }
             return;
@@ -207,9 +207,10 @@ impl Supervisor {
     }
 }
 
-fn set_said(slot: &mut Slot, now_said: Said) {
-    if let Some(StartPhase::Waiting { said, .. }) = slot.starting.as_mut().map(|starting| &mut starting.phase)
+fn set_logged(slot: &mut Slot, now_logged: Logged) {
+    if let Some(StartPhase::Waiting { logged, .. }) =
+        slot.starting.as_mut().map(|starting| &mut starting.phase)
     {
-        *said = now_said;
+        *logged = now_logged;
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Backoff {
     pause: Duration,
     until: Option<Time>,
     /// Whether the delay was reported.
-    told: bool,
+    reported: bool,
 }
 
 /// What to do about a worker that exceeds its limit.
@@ -44,7 +44,7 @@ pub(super) enum Decision {
         /// The time until then.
         wait: Duration,
         /// The delay was reported before.
-        told: bool,
+        reported: bool,
     },
 }
 
@@ -63,18 +63,18 @@ impl Backoff {
     ) -> Decision {
         let again = self.is_again(limit, time_within_limit);
         if let Some(wait) = self.wait(now).filter(|_| again) {
-            return Decision::Later { wait, told: std::mem::replace(&mut self.told, true) };
+            return Decision::Later { wait, reported: std::mem::replace(&mut self.reported, true) };
         }
         let before = if again { self.pause } else { shortest };
         self.pause = before.saturating_mul(2).min(LONGEST);
         self.until = Some(now.after(self.pause));
-        self.told = false;
+        self.reported = false;
         Decision::Now { again }
     }
 
     /// Whether the replacement is delayed, and that was reported.
     pub(super) fn is_told_to_wait(&self, now: Time, limit: Limit, time_within_limit: Duration) -> bool {
-        self.told && self.is_again(limit, time_within_limit) && self.wait(now).is_some()
+        self.reported && self.is_again(limit, time_within_limit) && self.wait(now).is_some()
     }
 
     /// Whether the limit seems not to fit the program.
@@ -314,8 +314,8 @@ impl Supervisor {
             shortest,
         ) {
             Decision::Now { again } => (None, again),
-            Decision::Later { told: true, .. } => return,
-            Decision::Later { wait, told: false } => (Some(wait), true),
+            Decision::Later { reported: true, .. } => return,
+            Decision::Later { wait, reported: false } => (Some(wait), true),
         };
         if wait.is_none() {
             slot.set_over_limit(true);
@@ -439,10 +439,10 @@ mod tests {
         );
         for wait in [100, 200, 400, 800, 1600, 3200, 3600, 3600] {
             let early = Duration::from_secs(wait - 50);
-            let later = Decision::Later { wait: early, told: false };
+            let later = Decision::Later { wait: early, reported: false };
             assert_eq!(backoff.check(at(now + 50), Limit::Memory, Duration::ZERO, SHORTEST), later);
             let again = backoff.check(at(now + 52), Limit::Memory, Duration::ZERO, SHORTEST);
-            assert!(matches!(again, Decision::Later { told: true, .. }), "{again:?}");
+            assert!(matches!(again, Decision::Later { reported: true, .. }), "{again:?}");
             now += wait;
             assert_eq!(
                 backoff.check(at(now), Limit::Memory, Duration::ZERO, SHORTEST),

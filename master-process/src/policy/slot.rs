@@ -47,12 +47,12 @@ pub(super) enum StartPhase {
     /// The driver has not answered yet.
     Launching,
     /// It runs, and counts as ready by its age from `ready_at` on.
-    Waiting { since: Time, ready_at: Option<Time>, said: Said },
+    Waiting { since: Time, ready_at: Option<Time>, logged: Logged },
 }
 
 /// What was reported about a starting worker.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Said {
+pub(super) struct Logged {
     /// It takes longer than usual.
     pub(super) long: bool,
     /// It is late.
@@ -101,7 +101,7 @@ pub(super) enum StopPhase {
     /// It got SIGKILL, and its end is awaited.
     Killed { since: Time },
     /// Its first process has ended and others are left. They got the stop signal, and get SIGKILL at `kill_at`;
-    /// `None` if they got it. `crashed`: the first process was not asked to stop.
+    /// `None` if they got it. `crashed`: the first process was not stopping.
     Remains { signalled_at: Time, kill_at: Option<Time>, crashed: bool },
 }
 
@@ -220,9 +220,9 @@ impl Slot {
         let has_ready = self.has_ready();
         let starting = self.starting.iter().filter_map(|starting| match starting.phase {
             StartPhase::Launching => None,
-            StartPhase::Waiting { since, ready_at, said } => {
-                let long = (has_ready && !said.long).then(|| since.after(unusual));
-                let late = (has_ready || !said.late).then(|| since.after(allowed));
+            StartPhase::Waiting { since, ready_at, logged } => {
+                let long = (has_ready && !logged.long).then(|| since.after(unusual));
+                let late = (has_ready || !logged.late).then(|| since.after(allowed));
                 [long, late, by_age(ready_at)].into_iter().flatten().min()
             }
         });

@@ -75,7 +75,7 @@ mod tests {
         let mut times = StartTimes::default();
         times.took(8 * 3600 * SECOND, false);
         assert_eq!(times.allowed(60 * SECOND), LONGEST);
-        assert_eq!(times.allowed(2 * LONGEST), 2 * LONGEST, "who asks for more gets it");
+        assert_eq!(times.allowed(2 * LONGEST), 2 * LONGEST, "a longer setting counts");
     }
 
     #[test]

@@ -76,19 +76,19 @@ impl Supervisor {
 
     pub(super) fn check_draining(&mut self, id: u32, now: Time) {
         let all_stop = self.mode != Mode::Running;
-        let mut asked = Vec::new();
+        let mut signalled = Vec::new();
         for stopping in &mut self.slots[index(id)].stopping {
             let StopPhase::Draining { since, look_at, .. } = &mut stopping.phase else {
                 continue;
             };
             if all_stop {
-                asked.push((stopping.worker, *since));
+                signalled.push((stopping.worker, *since));
             } else if look_at.is_some_and(|at| at <= now) {
                 *look_at = None;
                 self.actions.push_back(Action::CheckQueue(stopping.worker));
             }
         }
-        for (worker, since) in asked {
+        for (worker, since) in signalled {
             self.slots[index(id)].take_stopping(worker);
             self.request_stop(now, worker, since);
         }

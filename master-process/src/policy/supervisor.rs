@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::reload::Rollout;
 use super::replacements::Backoffs;
 use super::replacements::ReplacementQueue;
-use super::slot::{Said, Slot, StartPhase, Starting, StopPhase};
+use super::slot::{Logged, Slot, StartPhase, Starting, StopPhase};
 use super::start_times::StartTimes;
 use super::throttle::RestartLimiter;
 use super::time::Timers;
@@ -39,11 +39,11 @@ pub enum Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Running,
-    /// `asked` is the time of the first stop signal; `None` if the supervisor stops for another reason.
+    /// `requested_at` is the time of the first stop signal; `None` if the supervisor stops for another reason.
     Stopping {
         outcome: Outcome,
         kill: bool,
-        asked: Option<Time>,
+        requested_at: Option<Time>,
     },
 }
 
@@ -212,7 +212,7 @@ impl Supervisor {
                 | ReadyMode::Notify
                 | ReadyMode::NotifyFd(_) => None,
             };
-            starting.phase = StartPhase::Waiting { since: now, ready_at, said: Said::default() };
+            starting.phase = StartPhase::Waiting { since: now, ready_at, logged: Logged::default() };
             if self.settings.ready == ReadyMode::None {
                 self.become_ready(worker.slot, now, ReadyBy::Launch);
             }
@@ -358,11 +358,12 @@ impl Supervisor {
         match &mut self.mode {
             Mode::Running => {
                 self.hang_up(now);
-                self.mode = Mode::Stopping { outcome: Outcome::Stopped, kill: false, asked: Some(now) };
+                self.mode =
+                    Mode::Stopping { outcome: Outcome::Stopped, kill: false, requested_at: Some(now) };
             }
-            Mode::Stopping { asked: asked @ None, .. } => *asked = Some(now),
-            Mode::Stopping { kill, asked: Some(asked), .. } => {
-                if !*kill && now.since(*asked) > SAME_STOP {
+            Mode::Stopping { requested_at: requested_at @ None, .. } => *requested_at = Some(now),
+            Mode::Stopping { kill, requested_at: Some(requested_at), .. } => {
+                if !*kill && now.since(*requested_at) > SAME_STOP {
                     *kill = true;
                     let workers = self.slots.iter().map(Slot::workers).sum();
                     self.push(Report::Killing { workers });
@@ -381,7 +382,7 @@ impl Supervisor {
     }
 
     pub(super) fn shut_down(&mut self, now: Time, outcome: Outcome) {
-        self.mode = Mode::Stopping { outcome, kill: false, asked: None };
+        self.mode = Mode::Stopping { outcome, kill: false, requested_at: None };
         self.set_rollout(None);
         self.reconcile_all(now);
     }

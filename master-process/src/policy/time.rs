@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-/// A point in time, relative to an epoch that only the driver knows.
+/// A point in time, relative to an epoch of the driver.
 ///
 /// Stored as nanoseconds plus one, so that `Option<Time>` has the same size: each slot has a dozen of these, mostly
 /// unset, and each sample reads all slots.

@@ -1,4 +1,4 @@
-//! How a worker ended, as far as it is known.
+//! How a worker ended.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::metrics::{ExitDetails, Killer};
 use crate::sys::pidfd::{Death, Exit};
 use crate::sys::signal_names;
 
-/// What is known of a worker's end.
+/// The details of a worker's end, as far as they are available.
 #[derive(Debug, Clone, Default)]
 pub struct ExitReport {
     exit: Option<Exit>,
@@ -23,7 +23,7 @@ pub struct ExitReport {
 }
 
 impl ExitReport {
-    /// Combines what waitid(2) and the source of the samples say. The supervisor's own signals have messages of their
+    /// Combines the data of waitid(2) and of the source of the samples. The supervisor's own signals have messages of their
     /// own, so it is not named as the sender.
     pub fn new(death: Option<Death>, details: ExitDetails) -> ExitReport {
         let ours = i32::try_from(std::process::id()).ok();
@@ -119,7 +119,7 @@ impl fmt::Display for Cause<'_> {
     }
 }
 
-/// The resources that the worker used, in parentheses; empty if none is known.
+/// The resources that the worker used, in parentheses; empty if none is available.
 pub(super) struct Used<'a>(pub(super) &'a ExitReport);
 
 impl fmt::Display for Used<'_> {

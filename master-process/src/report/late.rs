@@ -86,7 +86,7 @@ pub fn reload_failed(failed: FailedReload, missing: Option<&Missing>) {
         (FailedStart::NotLaunched, _) => "failed to start".to_owned(),
     };
     let old = if kept == 1 { "1 old worker keeps".to_owned() } else { format!("{kept} old workers keep") };
-    // Only the user knows whether the address is late, or was removed on purpose.
+    // Whether the address is late or was removed on purpose cannot be determined.
     let how = match missing.map(|missing| missing.because) {
         Some(Because::Served | Because::Left) => {
             "; if the new release no longer serves it, send READY=1 (--ready auto or notify) or use \

@@ -76,7 +76,7 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
         }
         Report::Died { worker, uptime, next } => died(named(worker), uptime, exit, next),
         Report::Left { worker, uptime } => left(named(worker), uptime, exit),
-        // The driver logs these: it knows the error, or the missing addresses.
+        // The driver logs these: it has the error, or the missing addresses.
         Report::LaunchFailed { .. }
         | Report::Slow { .. }
         | Report::Waits { .. }
@@ -121,7 +121,7 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
         Report::Scaled { from, to } => {
             info!(from, to, "scaled from {from} to {}", Workers(usize::try_from(to).unwrap_or(usize::MAX)))
         }
-        // The driver knows the cause.
+        // The driver has the cause.
         Report::Stopping { workers } => stopping(workers, ""),
         Report::Killing { workers } => {
             warn!(workers, "second stop signal: killing {}", Workers(workers))
@@ -240,7 +240,7 @@ fn cpu_percent(ns_per_second: u64) -> f64 {
     ns_per_second as f64 / 10_000_000.0
 }
 
-/// Logs an end: all that is known of it as fields, then further fields, then the message.
+/// Logs an end: all its details as fields, then further fields, then the message.
 macro_rules! end {
     ($level:ident, $worker:expr, $end:expr, $uptime:expr, $($rest:tt)+) => {{
         let killer = $end.killer();

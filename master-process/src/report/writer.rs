@@ -76,7 +76,7 @@ impl Stderr {
         if rest.is_empty() {
             return Ok(());
         }
-        // Only a second write tells why the first one was short.
+        // Only a second write returns the reason why the first one was short.
         match self.put_some(rest) {
             Ok(more) if more == rest.len() => Ok(()),
             result => {
@@ -199,7 +199,7 @@ mod tests {
         write(&mut log, "<6>first\n");
         write(&mut log, "<6>second\n");
         assert_eq!(told_afterwards(&log), "<4>dropped 2 log lines: the disk of stderr was full\n<6>next\n");
-        assert_eq!(told_afterwards(&log), "<6>next\n", "it is told once");
+        assert_eq!(told_afterwards(&log), "<6>next\n", "it is logged once");
     }
 
     #[test]

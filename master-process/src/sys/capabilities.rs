@@ -1,7 +1,7 @@
 //! The capabilities of this process, and the ones that a worker starts with: capabilities(7).
 //!
 //! The permitted set of a program after `execve` follows from its user, its file, and the inheritable and ambient sets of
-//! its caller. A start empties the last two or sets them to what was asked for, so a worker does not get what a service
+//! its caller. A start empties the last two or sets them to what was requested, so a worker does not get what a service
 //! manager gave to the supervisor.
 
 use std::io;

@@ -9,12 +9,14 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, mkdirat, openat, unlinkat};
 use rustix::process::Pid;
+
+use super::cgroup_mounts::{self, Place, Version};
 
 /// The prefix of the names of the supervisor's cgroups. The pid follows.
 const PREFIX: &str = "master-process-";
@@ -40,7 +42,7 @@ const KILL_TAKES: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Supervisors {
     parent: OwnedFd,
-    /// Locked while this supervisor runs. Another supervisor that finds it unlocked knows that its owner has ended.
+    /// Locked while this supervisor runs. If another supervisor finds it unlocked, its owner has ended.
     own: OwnedFd,
     name: String,
 }
@@ -402,16 +404,12 @@ fn is_populated(folder: &OwnedFd) -> io::Result<bool> {
 
 /// The directory of the supervisor's own cgroup, if the supervisor may divide it.
 fn delegated() -> Option<PathBuf> {
-    let membership = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let below = own_path(&membership)?;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let (root, mount) = mount_of(&mounts)?;
-    let path = mount.join(Path::new(below).strip_prefix(root).ok()?);
+    let Place { path: below, dir: path, .. } = place()?;
     // The root of the whole hierarchy has no type, and only the init system may divide it.
     if !path.join("cgroup.type").exists() {
         return None;
     }
-    let said = ["trusted.delegate", "user.delegate"].iter().any(|name| {
+    let marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
         let mut value = [0u8; 8];
         rustix::fs::getxattr(&path, *name, &mut value[..]).is_ok_and(|length| value[..length] == *b"1")
     });
@@ -421,7 +419,7 @@ fn delegated() -> Option<PathBuf> {
         use std::os::unix::fs::MetadataExt;
         metadata.uid() != 0 && metadata.uid() == rustix::process::geteuid().as_raw()
     });
-    (said || own_namespace || is_ours).then_some(path)
+    (marked || own_namespace || is_ours).then_some(path)
 }
 
 /// Whether the supervisor is in the first cgroup namespace, which has this inode number: `PROC_CGROUP_INIT_INO` of the
@@ -432,46 +430,18 @@ fn is_first_namespace() -> bool {
     std::fs::metadata("/proc/self/ns/cgroup").is_ok_and(|metadata| metadata.ino() == FIRST)
 }
 
-/// The supervisor's path in the hierarchy of version 2, from `/proc/self/cgroup`.
-fn own_path(membership: &str) -> Option<&str> {
-    membership.lines().find_map(|line| line.strip_prefix("0::"))
-}
-
-/// The part of the hierarchy of version 2 that is mounted, and its mount point, from `/proc/self/mountinfo`.
-fn mount_of(mounts: &str) -> Option<(&str, &Path)> {
-    mounts.lines().find_map(|line| {
-        let (before, after) = line.split_once(" - ")?;
-        if !after.starts_with("cgroup2 ") {
-            return None;
-        }
-        let mut fields = before.split(' ').skip(3);
-        Some((fields.next()?, Path::new(fields.next()?)))
-    })
+/// The supervisor's cgroup in the hierarchy of version 2.
+fn place() -> Option<Place> {
+    cgroup_mounts::of_this_process(None).into_iter().find(|place| place.version == Version::V2)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_hierarchy_of_version_2_is_found_among_others() {
-        let mounts = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
-                      32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
-                      41 31 0:38 /a /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(mount_of(mounts), Some(("/a", Path::new("/sys/fs/cgroup/unified"))));
-        assert_eq!(mount_of("31 23 0:28 / /sys rw - sysfs sysfs rw"), None);
-        assert_eq!(
-            own_path("9:name=systemd:/x\n0::/system.slice/a.service\n"),
-            Some("/system.slice/a.service")
-        );
-        assert_eq!(own_path("9:name=systemd:/x\n"), None);
-    }
-
     /// A supervisor's cgroup below a cgroup of the test. `None`: there is no such hierarchy, or it is not writable.
     fn supervisors(name: &str) -> Option<(Supervisors, Folder)> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-        let (_, mount) = mount_of(&mounts)?;
-        let parent = rustix::fs::open(mount, DIRECTORY, Mode::empty()).ok()?;
+        let parent = rustix::fs::open(place()?.mount, DIRECTORY, Mode::empty()).ok()?;
         let name = format!("master-process-unit-{}-{name}", std::process::id());
         mkdirat(&parent, &name, Mode::from(0o755)).ok()?;
         let place = openat(&parent, &name, DIRECTORY, Mode::empty()).expect("it is there");

@@ -28,7 +28,7 @@ pub struct Entry {
 /// process, so the loop must not call it.
 ///
 /// # Errors
-/// EACCES if we may not look; E2BIG if there are too many descriptors.
+/// EACCES if we may not inspect it; E2BIG if there are too many descriptors.
 pub fn find(peer: &Peer, fd: RawFd) -> io::Result<Vec<Entry>> {
     let mut found = Vec::new();
     for epoll in peer.epolls(MAX_DESCRIPTORS)? {
@@ -51,7 +51,7 @@ fn parse(line: &str, epoll: RawFd, fd: RawFd) -> Option<Entry> {
     Some(Entry { epoll, events, data })
 }
 
-/// Registers `socket` as `entries` say, under the number `fd` that it has in the other process. That process can change
+/// Registers `socket` as in `entries`, under the number `fd` that it has in the other process. That process can change
 /// and remove the registrations as if they were its own.
 ///
 /// # Errors

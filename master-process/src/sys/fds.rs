@@ -75,7 +75,7 @@ fn wrong_count(count: RawFd, why: &str) -> io::Error {
 
 /// The reason why a descriptor is not a socket that our parent passed.
 fn check_socket(number: RawFd) -> Result<(), &'static str> {
-    // SAFETY: the call only asks whether the number is open.
+    // SAFETY: the call only checks whether the number is open.
     if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
         return Err("is not open");
     }

@@ -69,7 +69,7 @@ fn assume(identity: &FsIdentity) {
     // The other identity may lack the capabilities that the change needs, so they are raised first and limited last.
     limit_to(may_all);
     let groups = &identity.groups;
-    // SAFETY: the kernel reads as many numbers as the first argument says; the calls change numbers of this thread and
+    // SAFETY: the kernel reads as many numbers as the first argument counts; the calls change numbers of this thread and
     // touch no other memory. The groups come first, because another user may not change them.
     unsafe {
         libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());

@@ -53,7 +53,7 @@ pub fn unaccepted(address: SocketAddr) -> io::Result<HashSet<u64>> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let request = request(family, libc::IPPROTO_TCP, ESTABLISHED_OR_HALF_CLOSED, address.port());
     let mut found = HashSet::new();
-    ask(&request, |message| {
+    query(&request, |message| {
         if found.len() < MAX_CONNECTIONS && is_to(message, address.ip()) {
             found.extend(fingerprint(message));
         }
@@ -72,7 +72,7 @@ fn is_to(message: &[u8], ip: IpAddr) -> bool {
 }
 
 /// Sends a request and calls `each` with the body of each message of the answer.
-fn ask(request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+fn query(request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let kind = SocketType::DGRAM;
     let socket = socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
     sendto(&socket, request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
@@ -117,7 +117,7 @@ pub fn bound(datagram: bool, port: u16) -> io::Result<Vec<Bound>> {
         if datagram { (libc::IPPROTO_UDP, UNCONNECTED) } else { (libc::IPPROTO_TCP, LISTENING) };
     let mut found = Vec::new();
     for family in [AddressFamily::INET, AddressFamily::INET6] {
-        ask(&request(family, protocol, 1 << state, port), |message| {
+        query(&request(family, protocol, 1 << state, port), |message| {
             if found.len() < MAX_BOUND {
                 found.extend(read_bound(message));
             }
@@ -160,7 +160,7 @@ pub fn listeners_at_file(device: u64, file: u64) -> io::Result<Vec<u64>> {
     let device = rustix::fs::major(device) << 20 | rustix::fs::minor(device);
     let wanted = [u32::try_from(file & u64::from(u32::MAX)).unwrap_or(0), device];
     let mut found = Vec::new();
-    ask(&message(&body), |message| {
+    query(&message(&body), |message| {
         let number = |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
         let place = attribute(message, UNIX_HEADER, UNIX_VFS);
         let is_there = place.and_then(|place| Some([number(place, 0)?, number(place, 4)?])) == Some(wanted);
@@ -254,7 +254,7 @@ mod tests {
     fn connections_to_another_address_of_the_port_are_not_listed() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let address = listener.local_addr().expect("it has one");
-        // Only this process knows the port, and no other test binds this address.
+        // The kernel gave the port to this process alone, and no other test binds this address.
         let neighbour = SocketAddr::from(([127, 0, 0, 2], address.port()));
         let _other = TcpListener::bind(neighbour).expect("bound");
         let _clients = [TcpStream::connect(neighbour), TcpStream::connect(neighbour)];

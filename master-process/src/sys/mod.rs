@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod capabilities;
 pub mod cgroup;
+pub mod cgroup_mounts;
 pub mod children;
 pub mod deferred_close;
 pub mod epoll_entries;
@@ -29,3 +30,4 @@ pub mod socket_options;
 pub mod sockets;
 pub mod spawn;
 pub mod terminal;
+pub mod user_database;

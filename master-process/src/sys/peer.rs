@@ -1,10 +1,7 @@
 //! Another process as `/proc` shows it: what the arguments of an intercepted call mean.
 //!
-//! The parsers of `status`, `fdinfo` and `net/unix` are our own and not those of the procfs crate. Its parsers reject a
-//! file that is not UTF-8, and the worker decides that: a thread name is cut after 15 bytes, also inside a character,
-//! and a socket path can have any bytes. They also read a file whatever its length, and the crate's `Process` gives no
-//! access to the directory handle that `statat` and `readlinkat` need here. procfs-core's `Status` takes 94 µs where
-//! this takes 37 µs, and adds 59 kB to the binary.
+//! The parsers of `status`, `fdinfo` and `net/unix` are our own and not those of the procfs crate, which reject what is not
+//! UTF-8 and read without a bound: the worker decides about both. See docs/decisions/proc.md.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -123,7 +120,7 @@ impl Peer {
     /// The inode number of the file of a descriptor; for a socket, the socket's.
     ///
     /// # Errors
-    /// ENOENT if the descriptor is not open, EACCES if we may not look.
+    /// ENOENT if the descriptor is not open, EACCES if we may not inspect it.
     pub fn inode(&self, fd: RawFd) -> io::Result<u64> {
         Ok(self.stat(&format!("fd/{fd}"))?.st_ino)
     }
@@ -255,7 +252,7 @@ impl Peer {
     /// Reads `length` bytes of its memory.
     ///
     /// # Errors
-    /// EIO if the address is not mapped, EACCES if we may not look (a process that is not dumpable), ETIMEDOUT if the
+    /// EIO if the address is not mapped, EACCES if we may not inspect it (a process that is not dumpable), ETIMEDOUT if the
     /// memory belongs to a file that cannot be read in time.
     pub fn memory(&self, at: u64, length: usize) -> io::Result<Vec<u8>> {
         let memory = self.file("mem")?;
@@ -279,7 +276,7 @@ impl Peer {
     /// The variables that it was started with, at most 64 KiB of them.
     ///
     /// # Errors
-    /// EACCES if we may not look, ETIMEDOUT if it is in a file whose file system does not answer.
+    /// EACCES if we may not inspect it, ETIMEDOUT if it is in a file whose file system does not answer.
     pub fn environment(&self) -> io::Result<Environment> {
         self.environment_by(&CALLS)
     }
@@ -302,7 +299,7 @@ impl Peer {
     /// Whether it is in our network namespace.
     ///
     /// # Errors
-    /// EACCES if we may not look.
+    /// EACCES if we may not inspect it.
     pub fn shares_network(&self) -> io::Result<bool> {
         static OURS: OnceLock<Option<(u64, u64)>> = OnceLock::new();
         self.shares("ns/net", &OURS)
@@ -312,16 +309,16 @@ impl Peer {
     /// user_namespaces(7).
     ///
     /// # Errors
-    /// EACCES if we may not look.
+    /// EACCES if we may not inspect it.
     pub fn shares_users(&self) -> io::Result<bool> {
         static OURS: OnceLock<Option<(u64, u64)>> = OnceLock::new();
         self.shares("ns/user", &OURS)
     }
 
-    /// Whether it is in our PID namespace, so its own pid is the one that we know.
+    /// Whether it is in our PID namespace, so its own pid is the one that we have.
     ///
     /// # Errors
-    /// EACCES if we may not look.
+    /// EACCES if we may not inspect it.
     pub fn shares_pids(&self) -> io::Result<bool> {
         static OURS: OnceLock<Option<(u64, u64)>> = OnceLock::new();
         self.shares("ns/pid", &OURS)
@@ -365,7 +362,7 @@ impl Peer {
     /// A handle that shows whether the thread is still in its current call.
     ///
     /// # Errors
-    /// EACCES if we may not look, ENOENT if the kernel does not have the file.
+    /// EACCES if we may not inspect it, ENOENT if the kernel does not have the file.
     pub fn watch_call(&self) -> io::Result<CallWatch> {
         self.file("syscall").map(CallWatch)
     }
@@ -373,7 +370,7 @@ impl Peer {
     /// Its root directory, and whether it has our root and our mount namespace.
     ///
     /// # Errors
-    /// EACCES if we may not look.
+    /// EACCES if we may not inspect it.
     pub fn root(&self) -> io::Result<(OwnedFd, bool)> {
         let root = self.directory("root")?;
         let same = |what: &str| -> io::Result<bool> {
@@ -395,7 +392,7 @@ impl Peer {
     /// `AT_FDCWD`.
     ///
     /// # Errors
-    /// EACCES if we may not look; ENOENT and ENOTDIR if `dir` is not a directory.
+    /// EACCES if we may not inspect it; ENOENT and ENOTDIR if `dir` is not a directory.
     pub fn base(&self, dir: RawFd) -> io::Result<OwnedFd> {
         self.directory(&base(dir))
     }
@@ -403,7 +400,7 @@ impl Peer {
     /// The identity that the kernel checks its file-system calls against.
     ///
     /// # Errors
-    /// EACCES if we may not look.
+    /// EACCES if we may not inspect it.
     pub fn fs_identity(&self) -> io::Result<FsIdentity> {
         let status = self.text("status")?;
         // Each line has four ids: real, effective, saved, file system; proc_pid_status(5).
@@ -540,7 +537,7 @@ mod tests {
         let new =
             |kind| socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).expect("a socket");
         let (stream, datagram) = (new(SocketType::STREAM), new(SocketType::DGRAM));
-        let kind = |fd: &OwnedFd| me.protocol(fd.as_raw_fd()).expect("our own can be looked at");
+        let kind = |fd: &OwnedFd| me.protocol(fd.as_raw_fd()).expect("our own can be inspected");
         assert_eq!((kind(&stream).as_str(), kind(&datagram).as_str()), ("UNIX-STREAM", "UNIX"));
         // The fallback for kernels that have one name for all Unix sockets.
         let listed =

@@ -29,7 +29,7 @@ pub struct Calls {
 impl Calls {
     /// The lowest and the highest number of the calls that can be reported.
     fn range(self) -> (u32, u32) {
-        let asked = [
+        let wanted = [
             (self.bind, libc::SYS_bind),
             (self.options, libc::SYS_setsockopt),
             (self.listen, libc::SYS_listen),
@@ -43,7 +43,7 @@ impl Calls {
             (self.paths, libc::SYS_renameat),
             (self.paths, libc::SYS_renameat2),
         ];
-        let numbers = asked.into_iter().filter(|(asked, _)| *asked).map(|(_, call)| number(call));
+        let numbers = wanted.into_iter().filter(|(wanted, _)| *wanted).map(|(_, call)| number(call));
         numbers.fold((u32::MAX - 1, 0), |(first, last), call| (first.min(call), last.max(call)))
     }
 }
@@ -422,7 +422,7 @@ pub fn answer(listener: BorrowedFd<'_>, notification: &Notification, answer: Ans
 
 /// Makes a request, and repeats it after EINTR. Each request takes the filter's lock with `mutex_lock_interruptible`
 /// (kernel/seccomp.c), and task work for this thread interrupts the wait before anything was done. An interrupted
-/// request must not look like a caller that is gone.
+/// request must not be taken for a caller that is gone.
 fn ioctl<T>(listener: BorrowedFd<'_>, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
     loop {
         // SAFETY: each request above is passed with the structure that seccomp_unotify(2) names for it. The kernel

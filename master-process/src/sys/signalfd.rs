@@ -1,4 +1,4 @@
-//! The supervisor's signals, read from a descriptor: signalfd(2). The first instruction of the program blocks them.
+//! The supervisor's signals, blocked and read from a descriptor: signalfd(2).
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,45 +10,6 @@ use rustix::process::Pid;
 const LEFT_ALONE: [i32; 7] =
     [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP];
 
-// The program's entry, which runs before the C runtime's. It blocks all signals that can be blocked, so none is lost
-// before the loop reads it. Then it continues at the C runtime's entry; besides the stack, it preserves the register
-// that the C runtime reads.
-#[cfg(target_arch = "x86_64")]
-std::arch::global_asm!(
-    ".globl master_process_entry",
-    "master_process_entry:",
-    "push rdx",
-    "mov eax, {rt_sigprocmask}",
-    "mov edi, {setmask}",
-    "lea rsi, [rip + {mask}]",
-    "xor edx, edx",
-    "mov r10d, 8",
-    "syscall",
-    "pop rdx",
-    "jmp _start",
-    rt_sigprocmask = const libc::SYS_rt_sigprocmask,
-    setmask = const libc::SIG_SETMASK,
-    mask = sym MASK,
-);
-#[cfg(target_arch = "aarch64")]
-std::arch::global_asm!(
-    ".globl master_process_entry",
-    "master_process_entry:",
-    "mov x19, x0",
-    "mov x8, {rt_sigprocmask}",
-    "mov x0, {setmask}",
-    "adrp x1, {mask}",
-    "add x1, x1, :lo12:{mask}",
-    "mov x2, xzr",
-    "mov x3, 8",
-    "svc #0",
-    "mov x0, x19",
-    "b _start",
-    rt_sigprocmask = const libc::SYS_rt_sigprocmask,
-    setmask = const libc::SIG_SETMASK,
-    mask = sym MASK,
-);
-
 /// The kernel's signal set with all signals except those of [`LEFT_ALONE`].
 static MASK: u64 = {
     let (mut mask, mut at) = (u64::MAX, 0);
@@ -59,8 +20,11 @@ static MASK: u64 = {
     mask
 };
 
-/// Does what the entry does, for test programs, which start at the C runtime's entry.
-fn block() {
+/// Blocks all signals except those that a fault of the supervisor itself raises, so none is lost before the loop reads it.
+///
+/// This is the first statement of `main`: until then, each signal has its default action. It makes the system call
+/// itself, because the C library leaves two signals that it reserves unblocked.
+pub fn block() {
     // SAFETY: the kernel reads the eight bytes of its signal set and writes nothing.
     unsafe {
         let old = std::ptr::null_mut::<u64>();
@@ -99,15 +63,14 @@ pub enum Sender {
 }
 
 impl SignalFd {
-    /// Blocks the signals, resets every inherited "ignore" disposition to the default, and opens the descriptor for the
-    /// signals with these numbers.
+    /// Resets every inherited "ignore" disposition to the default, and opens the descriptor for the signals with these
+    /// numbers. The caller has blocked them ([`block`]).
     ///
     /// With SIGCHLD ignored, the kernel would reap the workers itself, and workers would inherit every ignored signal.
     ///
     /// # Errors
     /// Those of signalfd(2): EMFILE, ENFILE, ENOMEM.
     pub fn new(numbers: impl Iterator<Item = i32>) -> io::Result<SignalFd> {
-        block();
         let mut hup_was_ignored = false;
         for number in 1..=64 {
             hup_was_ignored |= undo_ignore(number) && number == libc::SIGHUP;

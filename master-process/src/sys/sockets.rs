@@ -99,7 +99,7 @@ pub enum Answers {
     /// No process listens at the file, or there is no file.
     No,
     /// A process listens, or may listen: a socket file may be removed only if it is certain that none does. The pid is
-    /// that of the process that called `listen`, if it is known and in our PID namespace. That process may be gone.
+    /// that of the process that called `listen`, if it is in our PID namespace. That process may be gone.
     Yes(Option<Pid>),
 }
 
@@ -223,7 +223,7 @@ pub enum Kind {
     Tcp {
         /// Over IPv6.
         v6: bool,
-        /// The program asked for MPTCP.
+        /// The program requested MPTCP.
         multipath: bool,
     },
     /// UDP.
@@ -291,7 +291,7 @@ pub fn bind_to(fd: BorrowedFd<'_>, address: SocketAddr) -> io::Result<()> {
 
 /// The index of the interface that a socket is bound to; 0 if none.
 pub fn interface(fd: BorrowedFd<'_>) -> u32 {
-    /// Linux 5.7. Before, the name of the device tells only that there is one.
+    /// Linux 5.7. Before, the name of the device shows only that there is one.
     const SO_BINDTOIFINDEX: libc::c_int = 62;
     let number = option(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX);
     let number = number.and_then(|bytes| bytes.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)));

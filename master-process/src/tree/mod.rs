@@ -2,8 +2,8 @@
 //! session or parent is now.
 //!
 //! A process whose parent ends becomes a child of the supervisor, which is a subreaper. The supervisor then determines
-//! the worker by what the process still has of it (`ownership.rs`). This takes a walk over `/proc`, whose length
-//! depends on the workers, so a helper thread makes it (`walker.rs`). The loop asks questions and receives answers.
+//! the worker by the traces of it that the process still has (`ownership.rs`). This takes a walk over `/proc`, whose length
+//! depends on the workers, so a helper thread makes it (`walker.rs`). The loop sends requests and receives answers.
 //!
 //! If a cgroup is delegated to the supervisor, each worker has its own cgroup below it, and the kernel lists the
 //! processes. The other evidence serves hosts without delegation, and processes that a worker moved into another
@@ -103,7 +103,7 @@ struct Request {
     listeners: Vec<u64>,
 }
 
-/// The process trees of all workers, as the loop knows them.
+/// The process trees of all workers, as the loop sees them.
 #[derive(Debug)]
 pub struct Trees {
     trees: BTreeMap<u64, TreeFacts>,
@@ -127,7 +127,7 @@ pub struct Trees {
     requests: BTreeMap<u64, Request>,
     /// The number of questions so far.
     questions: u64,
-    /// Whether the next walk determines the owners of adopted processes, whatever workers it is asked about.
+    /// Whether the next walk determines the owners of adopted processes, whatever workers it was requested for.
     surveys: bool,
     /// Whether a walk is in progress.
     walks: bool,
@@ -311,7 +311,7 @@ impl Trees {
         self.owners.get(&pid).map(|(_, serial)| *serial)
     }
 
-    /// Asks for the workers of the adopted processes.
+    /// Requests the workers of the adopted processes.
     pub fn survey(&mut self) {
         self.surveys = true;
         self.walk();
@@ -330,8 +330,8 @@ impl Trees {
         })
     }
 
-    /// Asks for the living processes of a worker. `hints` are processes that are known to belong to it; `sockets` are
-    /// those that no other worker has. The answer also tells which of the processes have one of the `listeners` open.
+    /// Requests the living processes of a worker. `hints` are processes that belong to it; `sockets` are
+    /// those that no other worker has. The answer also contains which of the processes have one of the `listeners` open.
     /// Returns the number of the question, which distinguishes its answer from those of walks that began before it.
     pub fn look(&mut self, serial: u64, hints: Vec<Pid>, sockets: Vec<u64>, listeners: Vec<u64>) -> u64 {
         if let Some(request) = self.request(serial) {

@@ -69,7 +69,7 @@ pub(super) struct Evidence {
 /// The start time of an adopted process and the serial of its worker, by pid.
 pub(super) type Owners = HashMap<Pid, (u64, u64)>;
 
-/// The worker of a process according to the kernel. `None`: the kernel's data do not tell. `started_of` returns the
+/// The worker of a process according to the kernel. `None`: the kernel's data do not determine it. `started_of` returns the
 /// start time of the process that has a number now, if any.
 pub(super) fn proven_owner(
     pid: Pid,

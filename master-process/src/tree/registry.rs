@@ -1,4 +1,4 @@
-//! Tells which children of the supervisor are workers. The helper thread can ask at any time, also while a child is
+//! Records which children of the supervisor are workers. The helper thread can read it at any time, also while a child is
 //! being made.
 
 use std::collections::HashSet;

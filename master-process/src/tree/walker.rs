@@ -37,7 +37,7 @@ const DESCRIPTORS_OF_TREE: usize = 100_000;
 /// repeats; a later walk makes further rounds.
 const ROUNDS: usize = 8;
 
-/// The number of looks without a result before a tree counts as empty.
+/// The number of passes without a result before a tree counts as empty.
 const LOOKS_BEFORE_EMPTY: usize = 3;
 
 /// The supervisor and the kernel read different clocks for the start of a process. They may differ by this number of
@@ -68,7 +68,7 @@ pub(super) struct Walk {
     pub(super) environments: Environments,
     pub(super) inherited: HashSet<Pid>,
     pub(super) workers: Arc<Registry>,
-    /// The number of starts when the walk was asked for.
+    /// The number of starts when the walk was requested.
     pub(super) starts: u64,
     pub(super) asked_at: u64,
     /// The value of the workers' `NOTIFY_SOCKET`.
@@ -200,8 +200,7 @@ impl Walk {
                 group: stat.group,
                 session: stat.session,
                 accounted: if known { None } else { accounted(pid, tasks, &in_cgroups) },
-                // The process may belong to a worker that was started since the walk was asked for, which this walk
-                // does not know.
+                // The process may belong to a worker that was started since the walk was requested, which is not part of this walk.
                 is_unsure: stat.started >= self.asked_at && self.workers.starts() != self.starts,
                 may_be_unrelated: getpid().as_raw_pid() == 1 || !self.inherited.is_empty(),
             };

@@ -119,21 +119,38 @@ fn may_run(user: u32, program: &str) -> bool {
     Command::new("setpriv").args(words).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-#[test]
-fn a_worker_that_setpriv_has_started_is_taken_over() {
-    const NAME: &str = "a_worker_that_setpriv_has_started_is_taken_over";
-    if !process::is_root() || !may_run(65534, &fixtures::python()) {
-        skip!(NAME, "needs root, setpriv, and a python that other users may run");
+/// A worker that a program makes another user before it becomes the server.
+fn is_named_and_taken_over_as_another_user(name: &str, program: &[&str]) {
+    let is_there = || Command::new(program[0]).arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !process::is_root() || !is_there() || !may_run(65534, &fixtures::python()) {
+        skip!(name, format!("needs root, {}, and a python that other users may run", program[0]));
     }
     let address = address::tcp();
-    let command = ["setpriv", "--reuid", "65534", "--clear-groups"].map(str::to_owned).to_vec();
-    let left = left([command, script(PLAIN, address)].concat());
-    is_taken_over(&left, address, PLAIN, "with sigterm");
+    let program = program.iter().map(|word| (*word).to_owned()).collect();
+    let left = left([program, script(PLAIN, address)].concat());
+    assert_eq!(process::status(left.pid, "Uid").as_deref(), Some("65534\t65534\t65534\t65534"));
+    is_named_and_taken_over(&left, address, PLAIN);
 }
 
 #[test]
-fn a_worker_with_file_capabilities_is_taken_over() {
-    const NAME: &str = "a_worker_with_file_capabilities_is_taken_over";
+fn a_worker_that_setpriv_has_started_is_named_and_taken_over() {
+    is_named_and_taken_over_as_another_user(
+        "a_worker_that_setpriv_has_started_is_named_and_taken_over",
+        &["setpriv", "--reuid", "65534", "--clear-groups"],
+    );
+}
+
+#[test]
+fn a_worker_that_gosu_has_started_is_named_and_taken_over() {
+    is_named_and_taken_over_as_another_user(
+        "a_worker_that_gosu_has_started_is_named_and_taken_over",
+        &["gosu", "65534"],
+    );
+}
+
+#[test]
+fn a_worker_with_file_capabilities_is_named_and_taken_over() {
+    const NAME: &str = "a_worker_with_file_capabilities_is_named_and_taken_over";
     if !process::is_root() || !may_run(65534, &fixtures::python()) {
         skip!(NAME, "needs root, setpriv, and a python that other users may run");
     }
@@ -152,7 +169,7 @@ fn a_worker_with_file_capabilities_is_taken_over() {
     command[0] = program;
     let left = kill(Supervisor::start(&["--user", "65534"], command));
     assert!(process::alive(left.pid), "it outlives its supervisor");
-    is_taken_over(&left, address, PLAIN, "with sigterm");
+    is_named_and_taken_over(&left, address, PLAIN);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Programs that are made once, under cargo's target folder: compiled C++, a python environment, and yarn.
+//! Programs that are made once, under cargo's target folder: compiled C and C++, a python environment, and yarn.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -41,16 +41,25 @@ fn succeeds(command: &mut Command) -> Result<(), String> {
 
 /// A C++ program of the fixtures, and the libraries that it is linked with.
 pub(crate) fn cpp(name: &str, libraries: &[&str]) -> String {
-    let source = fixtures::folder().join(format!("{name}.cpp"));
+    compiled(name, "cpp", &["g++", "-std=c++17", "-pthread"], libraries)
+}
+
+/// A C program of the fixtures.
+pub(crate) fn c(name: &str) -> String {
+    compiled(name, "c", &["cc", "-pthread"], &[])
+}
+
+fn compiled(name: &str, language: &str, compiler: &[&str], libraries: &[&str]) -> String {
+    let source = fixtures::folder().join(format!("{name}.{language}"));
     let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     let built = once(
         name,
         |made| modified(made) >= modified(&source),
         |made| {
             let new = made.with_extension("new");
-            let mut compiler = Command::new("g++");
-            compiler.args(["-std=c++17", "-pthread", "-o"]).arg(&new).arg(&source).args(libraries);
-            succeeds(&mut compiler)?;
+            let mut command = Command::new(compiler[0]);
+            command.args(&compiler[1..]).arg("-o").arg(&new).arg(&source).args(libraries);
+            succeeds(&mut command)?;
             fs::rename(&new, made).map_err(|error| error.to_string())
         },
     );

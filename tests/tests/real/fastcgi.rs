@@ -1,6 +1,7 @@
 //! A FastCGI client for one request on one connection.
 
 use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -33,10 +34,21 @@ fn parameter(name: &str, value: &str) -> Vec<u8> {
     bytes
 }
 
-fn exchange(socket: &Path, script: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(socket)?;
+fn by_path(socket: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(scaled(TIMEOUT)))?;
     stream.set_write_timeout(Some(scaled(TIMEOUT)))?;
+    Ok(stream)
+}
+
+fn by_port(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, scaled(TIMEOUT))?;
+    stream.set_read_timeout(Some(scaled(TIMEOUT)))?;
+    stream.set_write_timeout(Some(scaled(TIMEOUT)))?;
+    Ok(stream)
+}
+
+fn exchange(mut stream: impl Read + Write, script: &str) -> io::Result<String> {
     let parameters = [
         parameter("SCRIPT_FILENAME", script),
         parameter("SCRIPT_NAME", "/"),
@@ -70,7 +82,16 @@ fn exchange(socket: &Path, script: &str) -> io::Result<String> {
 
 /// Has `script` run by the server at `socket`, and gives what it printed.
 pub(crate) fn get(socket: &Path, script: &str) -> Outcome {
-    match exchange(socket, script) {
+    outcome(by_path(socket).and_then(|stream| exchange(stream, script)))
+}
+
+/// Has `script` run by the server at a TCP address, and gives what it printed.
+pub(crate) fn get_by_port(address: SocketAddr, script: &str) -> Outcome {
+    outcome(by_port(address).and_then(|stream| exchange(stream, script)))
+}
+
+fn outcome(result: io::Result<String>) -> Outcome {
+    match result {
         Ok(body) => Outcome::Ok(body),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Outcome::Truncated,
         Err(error) => Outcome::of(&error),

@@ -6,6 +6,7 @@
 
 mod built;
 mod network;
+mod one_worker;
 mod run;
 
 mod fastcgi;
@@ -16,6 +17,7 @@ mod erlang;
 mod ftp;
 mod haproxy;
 mod httplib;
+mod main_thread;
 mod memcached;
 mod node;
 mod php_fpm;

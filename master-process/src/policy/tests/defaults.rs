@@ -9,7 +9,7 @@ use crate::policy::{Busiest, Event, LaunchFailure, Limit, Measured, Report, Sett
 
 fn defaults(workers: u32) -> Settings {
     let mut settings = settings(workers);
-    (settings.limits.cpu_gives_way, settings.limits.memory_gives_way) = (true, true);
+    (settings.limits.cpu_is_default, settings.limits.memory_is_default) = (true, true);
     settings
 }
 
@@ -48,7 +48,7 @@ fn a_program_above_the_default_memory_limit_from_the_first_is_never_replaced_and
 #[test]
 fn a_memory_limit_that_was_given_holds_for_a_program_that_is_above_it_from_the_first_too() {
     let mut settings = defaults(1);
-    settings.limits.memory_gives_way = false;
+    settings.limits.memory_is_default = false;
     let mut sim = judged(settings);
     let worker = sim.alive()[0];
     memory(&mut sim, worker, &[5000; 10]);
@@ -159,7 +159,7 @@ fn busy(sim: &mut Sim, worker: WorkerId, samples: u64, percent: u64, busiest: u6
         sim.pass(INTERVAL);
         used += 20_000_000 * percent;
         sim.sample(worker, used, 0);
-        let first = sim.thread_looks.len() == 1 && starting(sim) == 0 && used <= 3 * 20_000_000 * percent;
+        let first = sim.thread_requests.len() == 1 && starting(sim) == 0 && used <= 3 * 20_000_000 * percent;
         sim.answer_threads(if first { None } else { thread(busiest) });
     }
 }
@@ -201,7 +201,7 @@ fn a_cpu_limit_that_was_given_asks_for_no_threads() {
     let mut sim = judged(settings(1));
     let worker = sim.alive()[0];
     cpu(&mut sim, worker, 0, &[200; 12]);
-    assert_eq!((starting(&sim), sim.thread_looks.len()), (1, 0));
+    assert_eq!((starting(&sim), sim.thread_requests.len()), (1, 0));
     sim.finish();
 }
 
@@ -214,7 +214,7 @@ fn threads_are_looked_at_when_a_row_begins_and_when_it_is_complete_and_no_more_o
         sim.pass(INTERVAL);
         used += 4_000_000_000;
         sim.sample(worker, used, 0);
-        if !sim.thread_looks.is_empty() {
+        if !sim.thread_requests.is_empty() {
             looks.push(sample);
         }
         sim.answer_threads(thread(100));
@@ -245,7 +245,7 @@ fn a_loop_that_moves_on_before_its_threads_are_seen_is_left_alone() {
     let used = cpu(&mut sim, worker, 0, &[100; 2]);
     sim.answer_threads(None);
     let used = cpu(&mut sim, worker, used, &[100; 9]);
-    assert_eq!(sim.thread_looks, [worker]);
+    assert_eq!(sim.thread_requests, [worker]);
     let used = cpu(&mut sim, worker, used, &[10]);
     sim.answer_threads(thread(100));
     assert_eq!(starting(&sim), 0);
@@ -253,7 +253,7 @@ fn a_loop_that_moves_on_before_its_threads_are_seen_is_left_alone() {
     let used = cpu(&mut sim, worker, used, &[100]);
     sim.answer_threads(None);
     cpu(&mut sim, worker, used, &[100; 9]);
-    assert_eq!(sim.thread_looks, [worker]);
+    assert_eq!(sim.thread_requests, [worker]);
     sim.event(Event::ToggleMonitoring);
     sim.answer_threads(thread(100));
     assert_eq!((starting(&sim), overs(&sim)), (0, vec![]));

@@ -91,8 +91,8 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::DieOldest => to(sim, running.first().copied(), Sim::die),
         Step::DieNewest => to(sim, several(&running), Sim::die),
         Step::Leave => to(sim, stopping.first().copied(), Sim::die),
-        Step::QueueEmpty => looks(sim, Queue::Empty),
-        Step::QueueWaits => looks(sim, Queue::Waiting),
+        Step::QueueEmpty => answer_queue(sim, Queue::Empty),
+        Step::QueueWaits => answer_queue(sim, Queue::Waiting),
         Step::Reload => happens(sim, Event::Reload),
         Step::Stop => happens(sim, Event::Stop),
         Step::Hangup => happens(sim, Event::Hangup),
@@ -114,9 +114,9 @@ fn samples(sim: &mut Sim, running: &[WorkerId], memory: u64) -> bool {
 }
 
 fn finds(sim: &mut Sim, pss: u64) -> bool {
-    let asked = !sim.pss_looks.is_empty();
+    let requested = !sim.pss_requests.is_empty();
     sim.answer_pss(Pss::Bytes(pss));
-    asked
+    requested
 }
 
 fn happens(sim: &mut Sim, event: Event) -> bool {
@@ -124,10 +124,10 @@ fn happens(sim: &mut Sim, event: Event) -> bool {
     true
 }
 
-fn looks(sim: &mut Sim, queue: Queue) -> bool {
-    let asked = !sim.looks.is_empty();
-    sim.answer_looks(queue);
-    asked
+fn answer_queue(sim: &mut Sim, queue: Queue) -> bool {
+    let requested = !sim.queue_requests.is_empty();
+    sim.answer_queue_requests(queue);
+    requested
 }
 
 fn passes(sim: &mut Sim, span: Duration) -> bool {

@@ -314,7 +314,7 @@ fn the_first_stop_after_giving_up_kills_nobody() {
     sim.die(sim.alive()[0]);
     sim.pass(SECOND);
     sim.event(Event::Stop);
-    assert!(sim.find(|process| process.killed).is_empty(), "the user asks for the first time");
+    assert!(sim.find(|process| process.killed).is_empty(), "this is the first stop signal");
     sim.pass(SECOND);
     sim.event(Event::Stop);
     assert_eq!(sim.find(|process| process.killed).len(), 1);
@@ -330,7 +330,7 @@ fn the_terminals_end_stops_and_never_kills() {
     sim.event(Event::Hangup);
     assert_eq!(sim.find(|process| process.stopped && !process.killed).len(), 2);
     sim.event(Event::Stop);
-    assert!(sim.find(|process| process.killed).is_empty(), "the user asks for the first time");
+    assert!(sim.find(|process| process.killed).is_empty(), "this is the first stop signal");
     assert_eq!(sim.finish(), Outcome::Stopped);
 }
 
@@ -365,6 +365,6 @@ fn a_slot_that_comes_back_does_not_wait_for_who_leaves_it() {
     sim.launch_all();
     sim.sign_all();
     assert_eq!(sim.alive().len(), 2);
-    assert_eq!(sim.find(|process| process.retired).len(), 1, "the old one takes its time");
+    assert_eq!(sim.find(|process| process.out_of_rotation).len(), 1, "the old one takes its time");
     sim.finish();
 }

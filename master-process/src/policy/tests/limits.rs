@@ -51,10 +51,13 @@ fn ten_samples_in_a_row_over_the_memory_limit_replace_a_worker_and_the_successor
     assert_eq!(starting(&sim), 0, "nine are not enough");
     memory(&mut sim, old, &[1001]);
     assert_eq!(starting(&sim), 1);
-    assert!(!sim.processes[&old].stopped && !sim.processes[&old].retired, "it serves until there is another");
+    assert!(
+        !sim.processes[&old].stopped && !sim.processes[&old].out_of_rotation,
+        "it serves until there is another"
+    );
     sim.launch_all();
     sim.sign_all();
-    assert!(sim.processes[&old].retired);
+    assert!(sim.processes[&old].out_of_rotation);
     sim.run_smoothly();
     assert!(!sim.processes.contains_key(&old));
     assert_eq!(sim.alive().len(), 1);
@@ -253,7 +256,7 @@ fn a_successor_that_never_becomes_ready_leaves_the_old_one_serving_and_judged() 
     sim.launch_all();
     sim.pass(61 * SECOND);
     assert!(sim.notes.iter().any(|note| matches!(note, Report::Late { .. })));
-    assert!(!sim.processes[&old].stopped && !sim.processes[&old].retired);
+    assert!(!sim.processes[&old].stopped && !sim.processes[&old].out_of_rotation);
     sim.leave_all();
     assert_eq!(starting(&sim), 1, "the next one is tried");
     let next = sim.find(|process| !process.running)[0];
@@ -275,10 +278,10 @@ fn a_successor_that_dies_early_gives_its_place_back() {
     memory(&mut sim, old, &[2000; 10]);
     sim.launch_all();
     sim.sign_all();
-    assert!(sim.processes[&old].retired);
-    let successor = sim.find(|process| process.ready && !process.retired)[0];
+    assert!(sim.processes[&old].out_of_rotation);
+    let successor = sim.find(|process| process.ready && !process.out_of_rotation)[0];
     sim.die(successor);
-    assert!(!sim.processes[&old].retired, "it serves again");
+    assert!(!sim.processes[&old].out_of_rotation, "it serves again");
     assert!(
         matches!(sim.notes.last(), Some(Report::Died { next: Next::Restart(_), .. })),
         "{:?}",

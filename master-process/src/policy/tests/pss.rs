@@ -49,10 +49,10 @@ fn nobody_is_replaced_before_the_look_is_answered_and_it_is_asked_for_once() {
     sim.answers_later = true;
     let worker = sim.alive()[0];
     memory(&mut sim, worker, &[5000; 9]);
-    assert_eq!(sim.pss_looks, []);
+    assert_eq!(sim.pss_requests, []);
     // The simulation rejects a second request before the answer.
     memory(&mut sim, worker, &[5000; 20]);
-    assert_eq!((sim.pss_looks.len(), starting(&sim)), (1, 0));
+    assert_eq!((sim.pss_requests.len(), starting(&sim)), (1, 0));
     sim.answer_pss(Pss::Bytes(5000));
     assert_eq!(starting(&sim), 1);
     sim.finish();
@@ -98,7 +98,7 @@ fn until_asked(sim: &mut Sim, resident: u64) -> u64 {
     let (worker, since) = (sim.alive()[0], sim.now);
     for _ in 0..1000 {
         sim.sample(worker, 0, resident);
-        if !sim.pss_looks.is_empty() {
+        if !sim.pss_requests.is_empty() {
             sim.answer_pss(Pss::Bytes(800));
             return sim.now.since(since).as_secs();
         }

@@ -27,11 +27,11 @@ fn an_old_worker_is_asked_to_leave_only_when_its_own_successor_is_ready() {
     sim.launch_all();
     let new = sim.find(|process| process.generation == 1);
     assert_eq!(new.len(), 2, "all start at once");
-    assert!(!sim.processes[&old[0]].retired && !sim.processes[&old[1]].retired);
+    assert!(!sim.processes[&old[0]].out_of_rotation && !sim.processes[&old[1]].out_of_rotation);
     sim.sign(new[1]);
-    sim.answer_looks(Queue::None);
-    assert!(!sim.processes[&old[0]].retired, "the other slot's");
-    assert!(sim.processes[&old[1]].stopped, "its own, at once where nobody can wait for it");
+    sim.answer_queue_requests(Queue::None);
+    assert!(!sim.processes[&old[0]].out_of_rotation, "the other slot's");
+    assert!(sim.processes[&old[1]].stopped, "its own, at once, since no connection can wait for it");
     sim.finish();
 }
 
@@ -243,7 +243,7 @@ fn a_worker_that_may_be_serving_stays_until_its_successor_is_ready() {
     sim.pass(SECOND);
     let replaces = |note: &Report| matches!(note, Report::Ready { worker, replaces: Some(other), .. } if *worker == new && *other == old);
     assert!(sim.notes.iter().any(replaces), "{:?}", sim.notes);
-    sim.answer_looks(Queue::None);
+    sim.answer_queue_requests(Queue::None);
     assert!(sim.processes[&old].stopped);
     sim.run_smoothly();
     assert_eq!(generations(&sim), [1]);
@@ -255,7 +255,7 @@ fn a_worker_that_may_be_serving_is_replaced_by_one_that_is_ready_first() {
     let mut sim = reloaded_while_starting(settings(1));
     let (old, new) = (sim.alive()[0], sim.alive()[1]);
     sim.sign(new);
-    assert!(sim.processes[&old].retired && !sim.processes[&old].stopped, "it stands by");
+    assert!(sim.processes[&old].out_of_rotation && !sim.processes[&old].stopped, "it is on standby");
     sim.die(new);
     assert!(!sim.processes[&old].stopped, "and is all that the slot has, again");
     sim.pass(SECOND * 30);
@@ -335,7 +335,7 @@ fn a_new_worker_that_listens_on_a_part_is_waited_for_until_it_is_late() {
         } else {
             sim.pass(SECOND);
         }
-        sim.answer_looks(Queue::None);
+        sim.answer_queue_requests(Queue::None);
         assert_eq!(generations(&sim), [u32::from(complete)]);
         sim.finish();
     }
@@ -407,14 +407,14 @@ fn an_old_worker_drains_until_its_queue_has_been_empty_for_the_drain_time() {
     sim.event(Event::Reload);
     sim.launch_all();
     sim.sign_all();
-    assert!(sim.processes[&old].retired && !sim.processes[&old].stopped, "out of rotation first");
-    sim.answer_looks(Queue::Waiting);
+    assert!(sim.processes[&old].out_of_rotation && !sim.processes[&old].stopped, "out of rotation first");
+    sim.answer_queue_requests(Queue::Waiting);
     sim.pass(MS * 10);
-    sim.answer_looks(Queue::Empty);
+    sim.answer_queue_requests(Queue::Empty);
     sim.pass(MS * 199);
-    assert!(sim.looks.is_empty() && !sim.processes[&old].stopped);
+    assert!(sim.queue_requests.is_empty() && !sim.processes[&old].stopped);
     sim.pass(MS);
-    sim.answer_looks(Queue::Empty);
+    sim.answer_queue_requests(Queue::Empty);
     assert!(sim.processes[&old].stopped);
     sim.finish();
 }
@@ -427,14 +427,14 @@ fn a_connection_that_comes_late_to_a_draining_worker_starts_the_drain_time_anew(
     sim.event(Event::Reload);
     sim.launch_all();
     sim.sign_all();
-    sim.answer_looks(Queue::Empty);
+    sim.answer_queue_requests(Queue::Empty);
     sim.pass(MS * 200);
-    sim.answer_looks(Queue::Waiting);
+    sim.answer_queue_requests(Queue::Waiting);
     sim.pass(MS * 10);
-    sim.answer_looks(Queue::Empty);
+    sim.answer_queue_requests(Queue::Empty);
     assert!(!sim.processes[&old].stopped);
     sim.pass(MS * 200);
-    sim.answer_looks(Queue::Empty);
+    sim.answer_queue_requests(Queue::Empty);
     assert!(sim.processes[&old].stopped);
     sim.finish();
 }
@@ -448,7 +448,7 @@ fn a_hung_worker_that_never_empties_its_queue_is_asked_to_leave_in_the_end() {
     sim.launch_all();
     sim.sign_all();
     for _ in 0..501 {
-        sim.answer_looks(Queue::Waiting);
+        sim.answer_queue_requests(Queue::Waiting);
         sim.pass(MS * 10);
     }
     assert!(sim.processes[&old].stopped);
@@ -462,7 +462,7 @@ fn a_stop_ends_a_drain() {
     sim.event(Event::Reload);
     sim.launch_all();
     sim.sign_all();
-    sim.answer_looks(Queue::Empty);
+    sim.answer_queue_requests(Queue::Empty);
     sim.event(Event::Stop);
     assert_eq!(sim.find(|process| process.stopped).len(), 2);
     sim.finish();
@@ -496,10 +496,13 @@ fn a_new_worker_that_is_ready_and_dies_early_gives_its_place_back() {
     for _ in 0..2 {
         sim.launch_all();
         sim.sign_all();
-        assert!(sim.processes[&old[0]].retired && !sim.processes[&old[0]].stopped, "it stands by");
-        let new = sim.find(|process| process.generation == 1 && process.ready && !process.retired);
+        assert!(
+            sim.processes[&old[0]].out_of_rotation && !sim.processes[&old[0]].stopped,
+            "it is on standby"
+        );
+        let new = sim.find(|process| process.generation == 1 && process.ready && !process.out_of_rotation);
         sim.die(new.into_iter().find(|worker| worker.slot == 0).expect("slot 0 has a new worker"));
-        assert!(!sim.processes[&old[0]].retired, "it serves again");
+        assert!(!sim.processes[&old[0]].out_of_rotation, "it serves again");
         sim.pass(SECOND * 3);
     }
     assert!(sim.notes.contains(&Report::ReloadFailed {
@@ -509,7 +512,7 @@ fn a_new_worker_that_is_ready_and_dies_early_gives_its_place_back() {
         cause: FailedStart::Died,
         kept: 1
     }));
-    sim.answer_looks(Queue::None);
+    sim.answer_queue_requests(Queue::None);
     sim.leave_all();
     let mut left = generations(&sim);
     left.sort_unstable();
@@ -531,7 +534,7 @@ fn a_new_worker_that_outlives_the_throttle_lets_its_predecessor_go() {
             && !sim.notes.iter().any(|note| matches!(note, Report::ReloadDone { .. }))
     );
     sim.pass(MS);
-    sim.answer_looks(Queue::None);
+    sim.answer_queue_requests(Queue::None);
     assert!(sim.processes[&old].stopped);
     assert!(sim.notes.iter().any(|note| matches!(note, Report::ReloadDone { .. })));
     sim.finish();
@@ -545,7 +548,7 @@ fn a_reload_while_a_worker_stands_by_needs_it_no_more_when_the_next_is_ready() {
         sim.event(Event::Reload);
         sim.launch_all();
         sim.sign_all();
-        sim.answer_looks(Queue::None);
+        sim.answer_queue_requests(Queue::None);
     }
     assert_eq!(sim.find(|process| !process.stopped).len(), 2, "one serves, one stands by");
     sim.run_smoothly();

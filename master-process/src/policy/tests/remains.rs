@@ -76,7 +76,7 @@ fn what_a_crashed_worker_leaves_behind_has_a_second_where_its_replacement_dies_e
     assert!(!remains(&sim, crashed).1, "it may write a file");
     sim.pass(MS);
     assert!(remains(&sim, crashed).1);
-    assert!(!remains(&sim, other).1, "it is in nobody's way");
+    assert!(!remains(&sim, other).1, "it blocks no start");
     sim.end_remains(crashed);
     sim.end_remains(other);
     sim.run_smoothly();
@@ -93,7 +93,7 @@ fn what_a_worker_that_was_asked_to_leave_leaves_behind_has_its_time_whoever_dies
     sim.launch_all();
     sim.sign_all();
     sim.pass(2 * SECOND);
-    sim.answer_looks(crate::policy::Queue::None);
+    sim.answer_queue_requests(crate::policy::Queue::None);
     assert!(sim.processes[&old].stopped);
     sim.die_with_remains(old);
     for _ in 0..2 {
@@ -126,7 +126,7 @@ fn what_a_worker_that_left_as_asked_leaves_behind_has_the_rest_of_the_kill_timeo
     assert!(remains(&sim, worker).1);
     assert!(sim.notes.contains(&Report::Overdue { worker, after: 5 * SECOND }));
     sim.leave_all();
-    assert_eq!(sim.policy.outcome(), None, "somebody is left");
+    assert_eq!(sim.policy.outcome(), None, "a process is left");
     sim.end_remains(worker);
     assert_eq!(sim.policy.outcome(), Some(Outcome::Stopped));
 }
@@ -154,7 +154,7 @@ fn a_reload_is_complete_while_something_remains_of_an_old_worker() {
     sim.launch_all();
     sim.sign_all();
     sim.pass(2 * SECOND);
-    sim.answer_looks(crate::policy::Queue::None);
+    sim.answer_queue_requests(crate::policy::Queue::None);
     assert!(sim.processes[&old].stopped);
     sim.die_with_remains(old);
     sim.run_smoothly();
@@ -168,7 +168,7 @@ fn a_slot_that_was_scaled_away_is_kept_for_what_remains_in_it() {
     let mut sim = Sim::new(settings(2));
     sim.run_smoothly();
     sim.event(Event::ScaleDown);
-    sim.answer_looks(crate::policy::Queue::None);
+    sim.answer_queue_requests(crate::policy::Queue::None);
     let worker = sim.find(|process| process.stopped)[0];
     sim.die_with_remains(worker);
     sim.pass(5 * SECOND);

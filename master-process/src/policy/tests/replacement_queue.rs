@@ -44,7 +44,7 @@ fn one_slot_at_a_time_is_replaced_where_a_reload_replaces_one() {
         sim.launch_all();
         assert_eq!(replaced(&sim), [slot], "its turn");
         memory(&mut sim, &old[slot as usize + 1..], &[2000]);
-        assert_eq!(replaced(&sim), [slot], "nobody else's");
+        assert_eq!(replaced(&sim), [slot], "only its own");
         sim.sign_all();
         // It is ready, and can still exit early.
         if sim.policy.deadline().is_some_and(|at| at > sim.now) {
@@ -135,7 +135,7 @@ fn a_slot_whose_starts_all_fail_lets_the_others_have_their_turns() {
             }
         }
         sim.leave_all();
-        sim.answer_looks(crate::policy::Queue::None);
+        sim.answer_queue_requests(crate::policy::Queue::None);
         assert!(replaced(&sim).len() <= 1, "{:?}", replaced(&sim));
         memory(&mut sim, &old, &[2000]);
     }
@@ -150,7 +150,7 @@ fn a_worker_that_dies_while_another_slot_has_its_turn_is_replaced_at_once() {
     let old = sim.alive();
     memory(&mut sim, &old, &[2000; 10]);
     sim.die(old[1]);
-    assert_eq!(replaced(&sim), [0, 1], "nobody serves there");
+    assert_eq!(replaced(&sim), [0, 1], "no worker serves there");
     sim.run_smoothly();
     sim.finish();
 }
@@ -162,7 +162,7 @@ fn a_reload_and_the_limits_together_replace_no_more_slots_at_a_time() {
     sim.event(Event::Reload);
     memory(&mut sim, &old, &[2000; 20]);
     assert_eq!(replaced(&sim), [0], "the reload's");
-    assert_eq!(overs(&sim), [], "who waits for the reload is replaced by it");
+    assert_eq!(overs(&sim), [], "a slot that waits for the reload is replaced by it");
     sim.run_smoothly();
     sim.pass(5 * SECOND);
     sim.run_smoothly();

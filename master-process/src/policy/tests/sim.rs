@@ -33,10 +33,10 @@ pub(super) fn settings(workers: u32) -> Settings {
         reload_attempts: 3,
         limits: Limits {
             max_cpu: Some(950_000_000),
-            cpu_gives_way: false,
+            cpu_is_default: false,
             cpu_failures: 10,
             max_memory: Some(1000),
-            memory_gives_way: false,
+            memory_is_default: false,
             memory_failures: 10,
             interval: INTERVAL,
             delay: Duration::from_secs(30),
@@ -52,7 +52,7 @@ pub(super) struct Process {
     pub(super) running: bool,
     pub(super) ready: bool,
     /// Out of rotation.
-    pub(super) retired: bool,
+    pub(super) out_of_rotation: bool,
     pub(super) stopped: bool,
     pub(super) killed: bool,
 }
@@ -70,14 +70,14 @@ pub(super) struct Sim {
     /// The workers that got the signal about high memory use.
     pub(super) warned: Vec<WorkerId>,
     /// The workers whose proportional set size, or whose threads, the policy has requested.
-    pub(super) pss_looks: Vec<WorkerId>,
-    pub(super) thread_looks: Vec<WorkerId>,
+    pub(super) pss_requests: Vec<WorkerId>,
+    pub(super) thread_requests: Vec<WorkerId>,
     /// The result with which [`Self::sample`] answers a look; `None`: no memory is shared.
     pub(super) pss: Option<Pss>,
     /// Whether [`Self::sample`] leaves the answers to the test.
     pub(super) answers_later: bool,
     /// The workers whose queue the policy has requested.
-    pub(super) looks: Vec<WorkerId>,
+    pub(super) queue_requests: Vec<WorkerId>,
     /// The delay of the last reported restart.
     pub(super) last_wait: Option<Duration>,
     /// The slots from this one on were removed: their workers may be stopped without a successor.
@@ -100,11 +100,11 @@ impl Sim {
             remains: BTreeMap::new(),
             notes: Vec::new(),
             warned: Vec::new(),
-            pss_looks: Vec::new(),
-            thread_looks: Vec::new(),
+            pss_requests: Vec::new(),
+            thread_requests: Vec::new(),
             pss: None,
             answers_later: false,
-            looks: Vec::new(),
+            queue_requests: Vec::new(),
             last_wait: None,
             wanted,
             target: None,
@@ -170,7 +170,7 @@ impl Sim {
                         generation,
                         running: false,
                         ready: false,
-                        retired: false,
+                        out_of_rotation: false,
                         stopped: false,
                         killed: false,
                     };
@@ -180,15 +180,18 @@ impl Sim {
                 Action::AddToRotation(worker) => {
                     let process = self.processes.get_mut(&worker).expect("only a process can serve");
                     assert!(process.ready && !process.stopped, "{worker:?} is to serve and cannot");
-                    process.retired = false;
+                    process.out_of_rotation = false;
                 }
                 Action::RemoveFromRotation(worker) => {
                     self.check_not_missed(worker);
-                    self.processes.get_mut(&worker).expect("only a process can be retired").retired = true;
+                    self.processes
+                        .get_mut(&worker)
+                        .expect("only a process can be out_of_rotation")
+                        .out_of_rotation = true;
                 }
                 Action::CheckQueue(worker) => {
-                    assert!(!self.looks.contains(&worker), "{worker:?} looked at twice");
-                    self.looks.push(worker);
+                    assert!(!self.queue_requests.contains(&worker), "{worker:?} requested twice");
+                    self.queue_requests.push(worker);
                 }
                 Action::Stop(worker) => {
                     self.check_not_missed(worker);
@@ -212,15 +215,15 @@ impl Sim {
                     process.killed = true;
                 }
                 Action::MeasurePss(worker) => {
-                    assert!(!self.pss_looks.contains(&worker), "{worker:?}: its PSS is asked for twice");
-                    self.pss_looks.push(worker);
+                    assert!(!self.pss_requests.contains(&worker), "{worker:?}: its PSS is asked for twice");
+                    self.pss_requests.push(worker);
                 }
                 Action::LookAtThreads(worker) => {
                     assert!(
-                        !self.thread_looks.contains(&worker),
-                        "{worker:?}: its threads are looked at twice"
+                        !self.thread_requests.contains(&worker),
+                        "{worker:?}: its threads are requested twice"
                     );
-                    self.thread_looks.push(worker);
+                    self.thread_requests.push(worker);
                 }
                 Action::SignalHigh(worker) => {
                     assert!(self.processes[&worker].ready, "{worker:?} is warned before it is ready");
@@ -255,23 +258,23 @@ impl Sim {
     fn check_not_missed(&self, worker: WorkerId) {
         let process = self.processes[&worker];
         let never_wanted = !process.ready && self.just_launched == Some(worker);
-        if self.stopping || worker.slot >= self.wanted || process.retired || never_wanted {
+        if self.stopping || worker.slot >= self.wanted || process.out_of_rotation || never_wanted {
             return;
         }
-        let relieved = self.processes.iter().any(|(other, by)| {
+        let has_successor = self.processes.iter().any(|(other, by)| {
             *other != worker
                 && other.slot == worker.slot
                 && (by.ready || !process.ready)
-                && !by.retired
+                && !by.out_of_rotation
                 && !by.stopped
         });
-        assert!(relieved, "{worker:?} may serve and is stopped with nobody in its place");
+        assert!(has_successor, "{worker:?} may serve and is stopped without a successor");
     }
 
     fn check_slots(&self) {
         let mut counts = BTreeMap::<u32, (u32, BTreeSet<u32>, u32)>::new();
         for (worker, process) in
-            self.processes.iter().filter(|(_, process)| !process.stopped && !process.retired)
+            self.processes.iter().filter(|(_, process)| !process.stopped && !process.out_of_rotation)
         {
             let (serving, generations, starting) = counts.entry(worker.slot).or_default();
             if process.ready {
@@ -309,12 +312,12 @@ impl Sim {
 
     /// The processes that run and did not get the stop signal.
     pub(super) fn alive(&self) -> Vec<WorkerId> {
-        self.find(|process| process.running && !process.stopped && !process.retired)
+        self.find(|process| process.running && !process.stopped && !process.out_of_rotation)
     }
 
     /// Answers the requested checks of queues.
-    pub(super) fn answer_looks(&mut self, queue: Queue) {
-        for worker in std::mem::take(&mut self.looks) {
+    pub(super) fn answer_queue_requests(&mut self, queue: Queue) {
+        for worker in std::mem::take(&mut self.queue_requests) {
             self.event(Event::Queue(worker, queue));
         }
     }
@@ -358,21 +361,21 @@ impl Sim {
 
     /// Answers the requested measurements of proportional set sizes with this.
     pub(super) fn answer_pss(&mut self, pss: Pss) {
-        for worker in std::mem::take(&mut self.pss_looks) {
+        for worker in std::mem::take(&mut self.pss_requests) {
             self.event(Event::Pss(worker, pss));
         }
     }
 
     /// Answers the requested examinations of threads with this.
     pub(super) fn answer_threads(&mut self, busiest: Option<Busiest>) {
-        for worker in std::mem::take(&mut self.thread_looks) {
+        for worker in std::mem::take(&mut self.thread_requests) {
             self.event(Event::Threads(worker, busiest));
         }
     }
 
     pub(super) fn die(&mut self, worker: WorkerId) {
-        for looks in [&mut self.looks, &mut self.pss_looks, &mut self.thread_looks] {
-            looks.retain(|looked| *looked != worker);
+        for requests in [&mut self.queue_requests, &mut self.pss_requests, &mut self.thread_requests] {
+            requests.retain(|requested| *requested != worker);
         }
         self.processes.remove(&worker).expect("only a process can die");
         self.event(Event::Died(worker));
@@ -380,7 +383,7 @@ impl Sim {
 
     /// The first process of the worker ends, and others are left.
     pub(super) fn die_with_remains(&mut self, worker: WorkerId) {
-        self.looks.retain(|looked| *looked != worker);
+        self.queue_requests.retain(|requested| *requested != worker);
         self.processes.remove(&worker).expect("only a process can die");
         self.remains.insert(worker, (false, false));
         self.event(Event::DiedWithRemains(worker));
@@ -405,7 +408,7 @@ impl Sim {
             let before = self.processes.clone();
             self.launch_all();
             self.sign_all();
-            self.answer_looks(Queue::None);
+            self.answer_queue_requests(Queue::None);
             self.leave_all();
             if self.processes == before
                 && self.policy.deadline().is_none_or(|at| at.since(self.now) > TIMEOUT)

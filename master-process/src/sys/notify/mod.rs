@@ -69,10 +69,10 @@ pub struct Message {
 }
 
 impl Message {
-    /// Whether the sender's pid may belong to another process by now: the sender was gone when the kernel looked for
+    /// Whether the sender's pid may belong to another process by now: the sender was gone when the kernel searched for
     /// its pidfd, or has been reaped since.
     ///
-    /// Call this after looking the pid up. Before Linux 6.5 this is unknown, and the result is false.
+    /// Call this after resolving the pid. Before Linux 6.5 this is unknown, and the result is false.
     pub fn is_sender_gone(&self) -> bool {
         let errno = |fd: &OwnedFd| pidfd::signal(fd.as_fd(), 0).err().and_then(|error| error.raw_os_error());
         self.pidfd.as_ref().is_some_and(|fd| errno(fd) == Some(libc::ESRCH))

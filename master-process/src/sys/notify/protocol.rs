@@ -3,7 +3,7 @@
 /// Longer statuses are cut: they would not fit into a line of the log.
 const MAX_STATUS: usize = 256;
 
-/// The assignments of one message that the supervisor knows.
+/// The assignments of one message that the supervisor supports.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ParsedMessage {
     /// `READY=1` was sent.

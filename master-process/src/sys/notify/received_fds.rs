@@ -177,7 +177,7 @@ mod tests {
         assert!(!received.is_full());
         assert!(rustix::io::read(&received.shared.drained, &mut [0u8; 8]).is_err(), "one is left");
         received.shared.remove_one();
-        assert_eq!(rustix::io::read(&received.shared.drained, &mut [0u8; 8]), Ok(8), "it says so");
+        assert_eq!(rustix::io::read(&received.shared.drained, &mut [0u8; 8]), Ok(8), "the end is signalled");
         assert!(!received.shared.state().refusing);
     }
 

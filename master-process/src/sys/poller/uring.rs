@@ -94,7 +94,7 @@ impl Ring {
                 Some(_) | None => return Err(error),
             },
         }
-        // The result of the call does not tell whether the timeout or an event ended the wait; the queue does.
+        // The result of the call does not show whether the timeout or an event ended the wait; the queue does.
         let cancelled = -libc::ECANCELED;
         ready.extend(
             self.ring

@@ -26,7 +26,7 @@ use Operand::{K, R};
 /// The largest capacity. The selection then has 256 KiB, and one address never has that many sockets.
 pub const MAX_CAPACITY: u32 = 1 << 16;
 
-/// The number of targets that the program tries before it leaves the choice to the kernel. It is unlikely that eight
+/// The number of targets that the program tries before the kernel chooses. It is unlikely that eight
 /// adjacent targets crash between two changes of the selection. Each attempt costs one lookup.
 const MAX_TRIES: usize = 8;
 

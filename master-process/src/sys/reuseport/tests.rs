@@ -372,7 +372,7 @@ fn the_address_is_free_once_the_last_listener_is_closed_whatever_is_half_open() 
 
     let alone = sockets::bind_tcp(address, Tcp::default()).expect("free");
     rustix::net::listen(&alone, DEFAULT_BACKLOG).expect("free");
-    client.write_all(b"word").expect("does not know yet");
+    client.write_all(b"word").expect("the client has no reset yet");
     let error = client.read(&mut [0]).expect_err("its listener is gone");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     assert_eq!(waiting(alone.as_fd()), 0, "the new listener is not in its group");

@@ -22,7 +22,7 @@ pub(super) struct Shared {
     pub(super) inside: AtomicU32,
 }
 
-/// The result that the child leaves behind.
+/// The result of the child, which its parent reads.
 pub(super) struct Report {
     pub(super) step: c_int,
     pub(super) errno: c_int,
@@ -71,7 +71,7 @@ pub(super) struct Prepared {
     envp: Vec<*const c_char>,
     /// The index of `PWD` in `envp`.
     pwd: Option<usize>,
-    /// `LISTEN_PID=` and room for the pid, which only the child knows.
+    /// `LISTEN_PID=` and room for the pid, which only the child can add.
     listen_pid: [u8; 32],
     fprog: Option<libc::sock_fprog>,
     extra: Option<(RawFd, RawFd)>,

@@ -333,8 +333,7 @@ impl Spawner {
         let listener = match receiver {
             Some(receiver) => receive(receiver.as_fd()),
             None => (number >= 0)
-                // SAFETY: the kernel has put this descriptor into our table for the child's filter. Nothing else knows
-                // it, and the report is read once.
+                // SAFETY: the kernel has put this descriptor into our table for the child's filter. No other code has it, and the report is read once.
                 .then(|| unsafe { OwnedFd::from_raw_fd(number) }),
         };
         let failure = report.filter(|report| report.errno != 0).map(|report| {

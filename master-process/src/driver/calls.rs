@@ -1,8 +1,7 @@
-//! What workers tell the supervisor: the calls of their seccomp filters, which wait for an answer, and notifications. The
-//! results that become known later, from helper threads and from queues, are handled here as well.
+//! What workers tell the supervisor: the calls of their seccomp filters, which wait for an answer, and notifications.
+//! The results that become known later, from helper threads and from queues, are handled here as well.
 
-use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,11 +28,11 @@ const SWEEP_AFTER: Duration = Duration::from_secs(2);
 
 /// How soon the result of a `bind` that the kernel executes is checked: the kernel needs microseconds. Each further
 /// check waits twice as long.
-const UNSETTLED_AFTER: Duration = Duration::from_millis(1);
+const PENDING_CHECK_AFTER: Duration = Duration::from_millis(1);
 
 /// The number of checks. A program that binds in order to connect does so within a few seconds. A program that listens
 /// late must not wake the supervisor forever.
-const UNSETTLED_CHECKS: u32 = 13;
+const PENDING_CHECKS: u32 = 13;
 
 /// The number of messages that are read in one round of the loop. A worker that floods the socket must not block the
 /// loop.
@@ -42,47 +41,10 @@ const MAX_MESSAGES: usize = 64;
 /// The number of ancestors of a sender that are searched for a worker.
 const MAX_ANCESTORS: usize = 16;
 
-/// The descriptors on which notifications arrive. A descriptor stays open after its worker has ended, until the last
-/// descendant has ended: without it, `bind` in the descendants would fail with ENOSYS.
-#[derive(Debug, Default)]
-pub(super) struct CallListeners {
-    open: HashMap<u64, (WorkerId, OwnedFd)>,
-    /// Workers whose process trees are empty according to the kernel, and whose ends are not handled yet.
-    hung_up: HashSet<u64>,
-}
-
-impl CallListeners {
-    /// Whether a process of the worker's tree may still make a call.
-    pub(super) fn has(&self, serial: u64) -> bool {
-        self.open.contains_key(&serial)
-    }
-
-    /// Whether the worker's process tree is empty according to the kernel.
-    pub(super) fn has_hung_up(&self, serial: u64) -> bool {
-        self.hung_up.contains(&serial)
-    }
-
-    /// Forgets a worker whose end is handled.
-    pub(super) fn forget(&mut self, serial: u64) {
-        self.hung_up.remove(&serial);
-    }
-
-    pub(super) fn get(&self, serial: u64) -> Option<BorrowedFd<'_>> {
-        self.open.get(&serial).map(|(_, listener)| listener.as_fd())
-    }
-
-    pub(super) fn insert(&mut self, worker: WorkerId, listener: OwnedFd) {
-        self.open.insert(worker.serial, (worker, listener));
-    }
-}
-
 /// Answers one call for each readiness event. The watch is then set again, and reports at once if there is another
 /// call.
 pub(super) fn answer_call(cx: &mut Context, exits: &mut Exits, serial: u64) {
-    let Some((worker, listener)) = cx.call_listeners.open.get(&serial) else {
-        return;
-    };
-    let (worker, listener) = (*worker, listener.as_fd());
+    let Some((worker, listener)) = cx.call_listeners.get(serial) else { return };
     let mut state = [PollFd::new(&listener, PollFlags::IN)];
     let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
     let state = state[0].revents();
@@ -91,10 +53,7 @@ pub(super) fn answer_call(cx: &mut Context, exits: &mut Exits, serial: u64) {
         // not evaluated.
         if state.intersects(PollFlags::HUP | PollFlags::NVAL) {
             // No process of the worker's tree is left.
-            cx.call_listeners.open.remove(&serial);
-            if cx.trees.has(serial) {
-                cx.call_listeners.hung_up.insert(serial);
-            }
+            cx.call_listeners.close(serial, !cx.trees.has(serial));
             exits.tree_is_empty(cx, serial);
             if !cx.trees.has(serial) {
                 cx.broker.forget(serial);
@@ -104,8 +63,8 @@ pub(super) fn answer_call(cx: &mut Context, exits: &mut Exits, serial: u64) {
     } else if let Ok(call) = seccomp::receive(listener) {
         reply_to(cx, serial, &call);
     }
-    if let Some((_, listener)) = cx.call_listeners.open.get(&serial)
-        && let Err(error) = cx.poller.watch(listener.as_fd(), Token::Calls(serial).encode())
+    if let Some((_, listener)) = cx.call_listeners.get(serial)
+        && let Err(error) = cx.poller.watch(listener, Token::Calls(serial).encode())
     {
         warn!("cannot watch the system calls of {}: {error}; they are not answered", cx.workers.name(worker));
     }
@@ -115,8 +74,7 @@ pub(super) fn answer_call(cx: &mut Context, exits: &mut Exits, serial: u64) {
 /// unanswered, the worker would get an address of its own, which the other workers then could not bind.
 pub(super) fn reply_to(cx: &mut Context, serial: u64, call: &Notification) {
     let now = cx.now();
-    let Some((worker, listener)) = cx.call_listeners.open.get(&serial) else { return };
-    let (worker, listener) = (*worker, listener.as_fd());
+    let Some((worker, listener)) = cx.call_listeners.get(serial) else { return };
     let reply = match cx.broker.reply(now, listener, call, worker) {
         Decision::Reply(reply) => reply,
         Decision::Wait(wait) => return cx.schedule(wait, Deferred::Call(serial, *call)),
@@ -153,7 +111,7 @@ pub(super) fn read_scans(cx: &mut Context) {
     for (serial, call) in cx.broker.take_scans(cx.now()) {
         reply_to(cx, serial, &call);
     }
-    if cx.broker.has_met_orphan() {
+    if cx.broker.take_found_unowned() {
         cx.trees.survey();
     }
     watch_scans(cx);
@@ -174,7 +132,7 @@ pub(super) fn read_queues(cx: &mut Context) {
 }
 
 pub(super) fn watch_queues(cx: &mut Context) {
-    if let Err(error) = cx.poller.watch(cx.broker.queues(), Token::Queues.encode()) {
+    if let Err(error) = cx.poller.watch(cx.broker.queue_events(), Token::Queues.encode()) {
         warn!("cannot watch the queues: {error}; a worker that stops accepting may go unnoticed");
     }
 }
@@ -189,12 +147,12 @@ pub(super) fn check_queue(cx: &mut Context, inode: u64) {
 }
 
 /// Checks whether a socket is bound or listens.
-pub(super) fn check_unsettled(cx: &mut Context, inode: u64, checks: u32) {
-    let is_last = checks == UNSETTLED_CHECKS;
-    if cx.broker.check_unsettled(cx.now(), inode, is_last) == Watch::Soon {
+pub(super) fn check_pending(cx: &mut Context, inode: u64, checks: u32) {
+    let is_last = checks == PENDING_CHECKS;
+    if cx.broker.check_pending(cx.now(), inode, is_last) == Watch::Soon {
         let checks = checks + 1;
-        let wait = UNSETTLED_AFTER * 2u32.saturating_pow(checks.min(UNSETTLED_CHECKS));
-        cx.schedule(wait, Deferred::Unsettled(inode, checks));
+        let wait = PENDING_CHECK_AFTER * 2u32.saturating_pow(checks.min(PENDING_CHECKS));
+        cx.schedule(wait, Deferred::Pending(inode, checks));
     }
 }
 
@@ -230,8 +188,8 @@ impl Calls {
         cx.broker.reconcile(now);
         let policy = &cx.policy;
         cx.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_probation(slot));
-        for inode in cx.broker.take_unsettled() {
-            cx.schedule(UNSETTLED_AFTER, Deferred::Unsettled(inode, 0));
+        for inode in cx.broker.take_pending() {
+            cx.schedule(PENDING_CHECK_AFTER, Deferred::Pending(inode, 0));
         }
         if !self.check_scheduled && cx.broker.wants_check(now) {
             self.check_scheduled = true;

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::calls::CallListeners;
-use super::workers::Workers;
+use super::workers::{CallListeners, Workers};
 use crate::metrics::{Inspector, Meter};
 use crate::policy::{Event, Settings, Supervisor, Time, WorkerId};
 use crate::report::ExitReport;
@@ -96,7 +95,7 @@ pub(super) enum Deferred {
     Queue(u64),
     /// Check whether the socket with this inode number is bound or listens. The second value is the number of earlier
     /// checks.
-    Unsettled(u64, u32),
+    Pending(u64, u32),
     /// Check whether workers still have their listeners open.
     CheckListeners,
     /// Compare the registered sockets of the worker with this serial with its open descriptors.

@@ -54,8 +54,8 @@ impl Daemons {
         self.checking.remove(&serial);
     }
 
-    /// Makes a daemon the process of the worker, in place of the process that started it. Returns false if the daemon has
-    /// ended meanwhile.
+    /// Makes a daemon the process of the worker, in place of the process that started it. Returns false if the daemon
+    /// has ended meanwhile.
     pub(super) fn replace_first(
         &self,
         cx: &mut Context,

@@ -284,8 +284,8 @@ impl Exits {
         self.worker_gone(cx, serial, death);
     }
 
-    /// Makes a daemon the process of the worker. If it has ended meanwhile, the helper thread looks again for the remaining
-    /// processes.
+    /// Makes a daemon the process of the worker. If it has ended meanwhile, the helper thread looks again for the
+    /// remaining processes.
     fn becomes_daemon(&mut self, cx: &mut Context, worker: WorkerId, main: &Member, holds: Holds) {
         let serial = worker.serial;
         if self.daemons.replace_first(cx, worker, main, holds) {
@@ -475,7 +475,7 @@ impl Exits {
 /// its filter, which the kernel keeps while a process has it, whatever cgroup that process is in.
 fn may_have_remains(cx: &Context, serial: u64) -> bool {
     let populated = cx.trees.is_populated(serial);
-    let Some(listener) = cx.call_listeners.get(serial) else {
+    let Some((_, listener)) = cx.call_listeners.get(serial) else {
         return populated.unwrap_or(!cx.call_listeners.has_hung_up(serial));
     };
     let mut state = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];

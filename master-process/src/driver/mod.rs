@@ -156,7 +156,7 @@ impl Driver {
             Token::Inspected => samples::read_inspection(cx),
             Token::Queues => calls::read_queues(cx),
             Token::Terminal => self.signals.tty.check(cx),
-            Token::Signals => self.signals.read(cx, &mut self.exits, &mut self.starts),
+            Token::Signals => self.signals.read(cx),
             Token::Exit(serial) => {
                 self.exits.worker_ended(cx, &mut self.starts, &self.signals.tty, serial);
             }
@@ -170,7 +170,7 @@ impl Driver {
             let (cx, tty) = (&mut self.cx, &mut self.signals.tty);
             match deferred {
                 Deferred::Queue(inode) => calls::check_queue(cx, inode),
-                Deferred::Unsettled(inode, checks) => calls::check_unsettled(cx, inode, checks),
+                Deferred::Pending(inode, checks) => calls::check_pending(cx, inode, checks),
                 Deferred::CheckListeners => self.calls.check_listeners(cx),
                 Deferred::Sweep(serial) => calls::sweep(cx, serial),
                 Deferred::Call(serial, call) => calls::reply_to(cx, serial, &call),
@@ -257,7 +257,7 @@ impl Driver {
                 return;
             }
             if ready.contains(&Token::Signals.encode()) {
-                self.signals.read(cx, &mut self.exits, &mut self.starts);
+                self.signals.read(cx);
             }
         }
         warn!("processes of workers are still there {} after SIGKILL: exiting without them", Span(LAST_WAIT));
@@ -328,9 +328,9 @@ fn report_not_ready(cx: &Context, event: &Report) -> bool {
 }
 
 /// io_uring, or epoll if io_uring is unavailable or the user chose epoll.
-fn choose_poller(wish: Option<&str>) -> anyhow::Result<Poller> {
+fn choose_poller(choice: Option<&str>) -> anyhow::Result<Poller> {
     use anyhow::Context;
-    match wish {
+    match choice {
         Some("epoll") => return Poller::epoll().context("epoll_create1"),
         Some("io_uring") => return Poller::uring().context("MASTER_PROCESS_LOOP=io_uring: io_uring_setup"),
         None | Some("") => {}

@@ -35,8 +35,8 @@ impl Sampling {
         }
     }
 
-    /// Measures all workers and passes the samples to the policy. The terminal and the listeners are checked at the same
-    /// time, so that they need no timer of their own.
+    /// Measures all workers and passes the samples to the policy. The terminal and the listeners are checked at the
+    /// same time, so that they need no timer of their own.
     pub(super) fn sample(&mut self, cx: &mut Context, tty: &mut Tty) {
         let mut taken = std::mem::take(&mut self.taken);
         let alive = cx.workers.alive().map(|entry| (entry.id, entry.pid));

@@ -1,4 +1,5 @@
-//! The signals that the supervisor reads, what each of them does, and the controlling terminal, which sends some of them.
+//! The signals that the supervisor reads, what each of them does, and the controlling terminal, which sends some of
+//! them.
 //!
 //! A shell starts, stops and continues the process group of the supervisor. Workers are in process groups of their own,
 //! which the terminal treats as background jobs.
@@ -10,8 +11,6 @@ use rustix::process::{Pid, Signal};
 use tracing::{debug, info, warn};
 
 use super::context::{Context, Deferred, Token};
-use super::exits::Exits;
-use super::starts::Starts;
 use super::workers::Workers;
 use crate::config::{Config, Stdin};
 use crate::policy::{Event, Hangup, Hangups, Time, WorkerId};
@@ -124,11 +123,11 @@ impl Signals {
     }
 
     /// Handles the signals that have arrived.
-    pub(super) fn read(&mut self, cx: &mut Context, exits: &mut Exits, starts: &mut Starts) {
+    pub(super) fn read(&mut self, cx: &mut Context) {
         while let Some(received) = self.fd.next() {
             let row = TABLE.iter().find(|row| row.numbers.contains(&received.number));
             if let Some(row) = row {
-                self.handle(cx, exits, starts, (row.action, received));
+                self.handle(cx, row.action, received);
             }
         }
         if let Err(error) = cx.poller.watch(self.fd.as_fd(), Token::Signals.encode()) {
@@ -136,13 +135,7 @@ impl Signals {
         }
     }
 
-    fn handle(
-        &mut self,
-        cx: &mut Context,
-        exits: &mut Exits,
-        starts: &mut Starts,
-        (action, received): (SignalAction, Received),
-    ) {
+    fn handle(&mut self, cx: &mut Context, action: SignalAction, received: Received) {
         match action {
             SignalAction::ReloadOrHangUp => self.tty.hang_up(cx, received.sender),
             SignalAction::Stop => cx.stop(Event::Stop, cause(received)),
@@ -158,7 +151,8 @@ impl Signals {
             SignalAction::ScaleDown => cx.event(Event::ScaleDown),
             SignalAction::Suspend => self.tty.suspend(cx, received.number),
             SignalAction::Reap => {
-                exits.reap(cx, starts, &self.tty);
+                // In this round of the loop, after the other events.
+                cx.schedule(Duration::ZERO, Deferred::Reap);
                 self.tty.handle_stops(cx);
             }
             SignalAction::PassOn => pass_on_usr2(cx),

@@ -58,7 +58,8 @@ struct Begun {
     started_at: u64,
 }
 
-/// The starts of workers: those that are late or abandoned, by the worker's serial, and the errors of those that failed.
+/// The starts of workers: those that are late or abandoned, by the worker's serial, and the errors of those that
+/// failed.
 pub(super) struct Starts {
     launcher: Launcher,
     late: HashMap<u64, Start>,

@@ -1,8 +1,9 @@
-//! The processes of the policy's workers: their names in the log, and the signals to them.
+//! The processes of the policy's workers: their names in the log, the signals to them, and the descriptors on which
+//! their intercepted calls arrive.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::process::{Pid, Signal};
 use tracing::warn;
@@ -148,5 +149,48 @@ impl Workers {
         if error.raw_os_error() != Some(libc::ESRCH) {
             warn!("cannot signal {}: pidfd_send_signal: {error}", self.name(worker));
         }
+    }
+}
+
+/// The descriptors on which the calls of the workers' filters arrive. A descriptor stays open after its worker has
+/// ended, until the last descendant has ended: without it, `bind` in the descendants would fail with ENOSYS.
+#[derive(Debug, Default)]
+pub(super) struct CallListeners {
+    open: HashMap<u64, (WorkerId, OwnedFd)>,
+    /// Workers whose process trees are empty according to the kernel, and whose ends are not handled yet.
+    hung_up: HashSet<u64>,
+}
+
+impl CallListeners {
+    /// Whether a process of the worker's tree may still make a call.
+    pub(super) fn has(&self, serial: u64) -> bool {
+        self.open.contains_key(&serial)
+    }
+
+    /// Whether the worker's process tree is empty according to the kernel.
+    pub(super) fn has_hung_up(&self, serial: u64) -> bool {
+        self.hung_up.contains(&serial)
+    }
+
+    /// Forgets a worker whose end is handled.
+    pub(super) fn forget(&mut self, serial: u64) {
+        self.hung_up.remove(&serial);
+    }
+
+    /// The worker, and its descriptor.
+    pub(super) fn get(&self, serial: u64) -> Option<(WorkerId, BorrowedFd<'_>)> {
+        self.open.get(&serial).map(|(worker, listener)| (*worker, listener.as_fd()))
+    }
+
+    /// Closes the descriptor of a worker without processes. `is_handled`: its end is handled already.
+    pub(super) fn close(&mut self, serial: u64, is_handled: bool) {
+        self.open.remove(&serial);
+        if !is_handled {
+            self.hung_up.insert(serial);
+        }
+    }
+
+    pub(super) fn insert(&mut self, worker: WorkerId, listener: OwnedFd) {
+        self.open.insert(worker.serial, (worker, listener));
     }
 }

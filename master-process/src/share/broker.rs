@@ -1,145 +1,51 @@
-//! The broker: it answers the workers' calls, asks the core for decisions, and carries them out in the kernel.
+//! The broker: it answers the workers' calls, follows the workers' lives, and lets the parts below do the rest.
 
-use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Duration;
 
 use rustix::process::Pid;
 
-use super::address::{Address, Key};
-use super::copies::Copies;
-use super::core::{Core, Socket, SocketId};
+use super::address::Key;
+use super::bind;
+use super::call::{Call, Decision, Settings, answer, is_for_all};
+use super::caller_socket::is_shortage;
+use super::callers::Callers;
+use super::core::{Socket, SocketId};
 use super::listen_fds::InheritedListeners;
-use super::looks::{Looks, Owners};
+use super::listening;
 use super::occupants::{Occupants, Takeover};
-use super::readiness::Expected;
-use super::removals::Removals;
+use super::path_use::Paths;
+use super::paths;
+use super::readiness::{Expected, Missing};
 use super::report::Report;
-use super::selection::Selection;
+use super::scans::{Found, Owners, Question, Scans, WaitingCall};
+use super::sockets::{Sockets, Watch};
 use super::unix::Access;
-use crate::config::{Share, ShareRules};
-use crate::policy::{Time, WorkerId};
-use crate::sys::epoll_entries::Entry;
+use crate::config::{ReadyMode, Share, ShareRules};
+use crate::policy::{Queue, Time, WorkerId};
 use crate::sys::holders::Holder;
-use crate::sys::peer;
-use crate::sys::queue_watch::QueueWatch;
-use crate::sys::seccomp::{Answer, Calls, Notification};
+use crate::sys::peer::{self, Peer};
+use crate::sys::seccomp::{self, Answer, Calls, Notification, SocketOption};
+
+/// The delay before a call is tried again that failed for lack of descriptors or memory.
+const SHORTAGE_RETRY: Duration = Duration::from_millis(100);
+
+/// The errors of a program's own mistakes, such as a bad descriptor or address. The kernel reports them to it.
+const MISTAKES: [i32; 6] =
+    [libc::ENOENT, libc::EBADF, libc::EIO, libc::ENOTSOCK, libc::EOPNOTSUPP, libc::ESTALE];
 
 /// Holds the workers' listeners, and answers the workers' calls.
 #[derive(Debug)]
 pub struct Broker {
-    pub(super) share: Share,
-    pub(super) rules: ShareRules,
-    pub(super) access: Access,
-    pub(super) core: Core,
-    pub(super) copies: Copies,
-    pub(super) selection: Selection,
-    /// The sockets that were opened before the first worker started.
-    pub(super) permanent: Vec<Permanent>,
-    pub(super) processes: HashMap<u64, Process>,
-    pub(super) queues: QueueWatch,
-    pub(super) looks: Looks,
-    pub(super) occupants: Occupants,
-    /// The results of scans, for calls that still wait.
-    pub(super) found: Vec<(u64, Notification, SocketId, Holder)>,
-    /// The registrations with epoll of sockets that waiting calls will replace.
-    pub(super) registered: Vec<(u64, Notification, Vec<Entry>)>,
-    pub(super) reports: Vec<Report>,
-    /// UDP sockets that are about to be bound, and stand-in sockets that do not listen yet; each with whether its
-    /// check is scheduled.
-    pub(super) unsettled: Vec<(SocketId, bool)>,
-    pub(super) paths: PathUse,
-    pub(super) removals: Removals,
-    /// The `NOTIFY_SOCKET` of our workers. The workers of a nested supervisor have a different one.
-    pub(super) notify_address: Vec<u8>,
-    /// Whether workers' sockets can be copied, and so inspected.
-    pub(super) can_copy: bool,
-    /// The time of the last event of a listener.
-    pub(super) active_at: Option<Time>,
-    /// The position at which the next round of checks starts.
-    pub(super) checked: usize,
-    pub(super) owners: Arc<Owners>,
-    /// Whether a scan has found a socket in an adopted process whose worker is unknown.
-    pub(super) met_orphan: bool,
+    pub(super) settings: Settings,
     /// The addresses on which a worker must listen to be ready.
     pub(super) expected: Expected,
-}
-
-/// A socket that was opened before the first worker started.
-#[derive(Debug, Clone)]
-pub(super) struct Permanent {
-    pub(super) id: SocketId,
-    pub(super) key: Key,
-    /// Whether each worker that binds its address can have a shard of its own: true for `--listen` with TCP.
-    pub(super) can_be_joined: bool,
-}
-
-/// The state of a worker's process.
-#[derive(Debug, Default)]
-pub(super) struct Process {
-    pub(super) pid: Option<Pid>,
-    /// Whether it has ended; descendants of it may be left.
-    pub(super) ended: bool,
-    /// Whether its first process has ended while others of its process tree live.
-    pub(super) remains: bool,
-    /// The socket with which its last call replaced its own.
-    pub(super) given: Option<(SocketId, Address)>,
-    /// The sockets given by calls that were interrupted before they returned.
-    undelivered: Vec<(SocketId, Address)>,
-    /// Pairs of a socket of its own and the socket that replaces it when the worker listens.
-    pub(super) substitutes: Vec<(SocketId, SocketId)>,
-    /// `IPV6_V6ONLY` and `SO_REUSEPORT` as it set them, where its sockets cannot be inspected.
-    pub(super) options: super::options::NotedOptions,
-    /// Its listeners that are not shared, and need no report.
-    pub(super) alone: super::options::Recent,
-    /// Whether a read of its memory timed out: its memory is not read again, and its addresses are not shared.
-    pub(super) is_unreadable: bool,
-    /// Whether the log says that further sockets of it are not kept.
-    pub(super) is_full: bool,
-    /// The indexes of the `--ready` addresses on which it listens by sockets that are not kept.
-    pub(super) named: Vec<usize>,
-}
-
-/// Whether the program listens on a Unix path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PathUse {
-    /// No worker has become ready yet, nor bound a path.
-    Unknown,
-    /// It listens on a path.
-    Used,
-    /// A worker became ready without a path.
-    Unused,
-}
-
-/// The answer to a call.
-#[derive(Debug)]
-pub enum Decision {
-    /// The answer for the kernel, and what else follows.
-    Reply(Reply),
-    /// Try again after this time.
-    Wait(Duration),
-    /// Try again when [`Broker::take_scans`] names the call.
-    AwaitScan,
-}
-
-/// The answer to a call, and what else follows from it.
-#[derive(Debug)]
-pub struct Reply {
-    /// The answer for the kernel.
-    pub answer: Answer,
-    /// The worker listens on a stream socket.
-    pub listens: Option<Listens>,
-}
-
-/// Whether a worker listens on all addresses that are expected of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Listens {
-    /// On all of them.
-    All,
-    /// At least one is missing.
-    Some,
+    pub(super) sockets: Sockets,
+    pub(super) scans: Scans,
+    pub(super) callers: Callers,
+    pub(super) paths: Paths,
+    pub(super) occupants: Occupants,
 }
 
 impl Broker {
@@ -154,46 +60,17 @@ impl Broker {
         access: Access,
         inherited: &mut InheritedListeners,
     ) -> io::Result<Broker> {
-        let looks = Looks::new()?;
-        let occupants = Occupants::new(looks.wake().clone());
-        let mut broker = Broker {
-            share,
-            rules,
-            access,
-            core: Core::new(super::core::Migration::Resets),
-            copies: Copies::default(),
-            selection: Selection::default(),
-            permanent: Vec::new(),
-            processes: HashMap::new(),
-            queues: QueueWatch::new()?,
-            looks,
-            occupants,
-            found: Vec::new(),
-            registered: Vec::new(),
-            reports: inherited.take_reports(),
-            unsettled: Vec::new(),
-            paths: PathUse::Unknown,
-            removals: Removals::default(),
-            notify_address: Vec::new(),
-            can_copy: peer::can_copy(),
-            active_at: None,
-            checked: 0,
-            owners: Arc::default(),
-            met_orphan: false,
-            expected: Expected::default(),
-        };
-        for opened in inherited.take_opened() {
-            let id = opened.id;
-            broker.core.add_permanent(id, opened.key.clone(), opened.can_be_joined);
-            broker.copies.insert(id, opened.fd).backlog = opened.backlog;
-            if let Some(file) = opened.file {
-                broker.copies.set_file(id, file);
-                broker.paths = PathUse::Used;
-            }
-            let can_be_joined = opened.can_be_joined;
-            broker.permanent.push(Permanent { id, key: opened.key, can_be_joined });
+        let scans = Scans::new()?;
+        let occupants = Occupants::new(scans.wake().clone());
+        let sockets = Sockets::new(inherited)?;
+        let mut paths = Paths::default();
+        if sockets.copies.files().next().is_some() {
+            paths.set_used();
         }
-        Ok(broker)
+        let settings =
+            Settings { share, rules, access, notify_address: Vec::new(), can_copy: peer::can_copy() };
+        let (expected, callers) = (Expected::default(), Callers::default());
+        Ok(Broker { settings, expected, sockets, scans, callers, paths, occupants })
     }
 
     /// Sets how processes are ended that an earlier supervisor has left and that hold an address; `None`: they are
@@ -204,166 +81,403 @@ impl Broker {
 
     /// Sets the `NOTIFY_SOCKET` of our workers.
     pub fn set_notify_address(&mut self, address: &[u8]) {
-        self.notify_address = address.to_owned();
+        self.settings.notify_address = address.to_owned();
+    }
+
+    /// Sets what makes a worker ready; `false`: its listeners on the named addresses cannot be observed.
+    #[must_use]
+    pub fn set_ready_mode(&mut self, mode: &ReadyMode) -> bool {
+        self.expected = Expected::of(mode);
+        // A socket that is not shared is inspected through a copy.
+        let named = matches!(self.expected, Expected::Named(_));
+        !named || self.settings.can_copy || self.settings.share != Share::Off
     }
 
     /// The calls that a worker's filter sends to the supervisor. Each call costs the worker about ten microseconds.
     pub fn calls(&self) -> Calls {
-        let shares = self.share != Share::Off;
-        let paths = shares && self.rules.may_share_paths();
-        let uses_path = paths && self.paths == PathUse::Used;
+        let Settings { share, rules, can_copy, .. } = &self.settings;
+        let shares = *share != Share::Off;
+        let paths = shares && rules.may_share_paths();
+        let uses_path = paths && self.paths.are_used();
         Calls {
             bind: shares,
-            options: shares && !self.can_copy,
+            options: shares && !can_copy,
             listen: true,
             // `shutdown` of a shard concerns only its own worker.
-            shutdown: uses_path || self.share == Share::Shared || (shares && !self.permanent.is_empty()),
-            paths: paths && self.paths != PathUse::Unused,
+            shutdown: uses_path || *share == Share::Shared || (shares && self.sockets.has_permanent()),
+            paths: paths && self.paths.may_be_used(),
             connect: uses_path,
         }
     }
 
-    /// Whether each worker, or each generation, has its own sockets.
-    pub(super) fn has_shards(&self) -> bool {
-        matches!(self.share, Share::Auto | Share::Slots)
-    }
-
-    /// A worker is about to start.
-    pub fn enter(&mut self, worker: WorkerId, generation: u32) {
-        self.core.started(worker, generation);
-        self.processes.insert(worker.serial, Process::default());
-    }
-
-    /// A worker's process has started.
-    pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
-        if let Some(process) = self.processes.get_mut(&worker.serial) {
-            (process.pid, process.remains) = (Some(pid), false);
-        }
-    }
-
-    /// The first process of a worker has ended, and others of its process tree live: they get no new connections.
-    /// `asked` as in [`leave`](Self::leave).
-    pub fn first_ended(&mut self, now: Time, serial: u64, asked: bool) {
-        self.core.first_ended(now, serial, asked);
-        if let Some(process) = self.processes.get_mut(&serial) {
-            (process.pid, process.remains) = (None, true);
-        }
-        // They are asked to stop, and close their listeners.
-        self.note_activity(now);
-        self.reconcile(now);
-    }
-
-    /// The inode numbers of the sockets that a worker serves: a process of its tree that has one of them open
-    /// continues the worker. A socket may be closed already, since a close is noticed late.
-    pub fn listeners(&self, serial: u64) -> Vec<u64> {
-        let alone = self.processes.get(&serial).into_iter().flat_map(|process| process.alone.iter());
-        self.core.served_by(serial).into_iter().chain(alone).collect()
-    }
-
-    /// The inode numbers of the listeners that only this worker has.
-    pub fn listeners_of_worker(&self, serial: u64) -> Vec<u64> {
-        let of_worker = |socket: &&Socket| socket.active && socket.users == [serial];
-        self.core.sockets().iter().filter(of_worker).map(|socket| socket.id).collect()
-    }
-
-    /// A worker has ended, or did not start; a descendant of it may be left. `asked`: it was asked to stop, so its
-    /// queue is not kept for the slot's next worker.
-    pub fn leave(&mut self, now: Time, serial: u64, asked: bool) {
-        self.choose_migration();
-        self.note_queues(serial);
-        self.core.died(serial, asked);
-        self.copies.forget_worker(serial);
-        self.removals.forget_worker(serial);
-        self.found.retain(|(of, ..)| *of != serial);
-        self.registered.retain(|(of, ..)| *of != serial);
-        if let Some(process) = self.processes.get_mut(&serial) {
-            process.ended = true;
-        }
-        self.reconcile(now);
-    }
-
-    /// A worker's whole process tree has ended.
-    pub fn forget(&mut self, serial: u64) {
-        if self.processes.get(&serial).is_some_and(|process| process.ended) {
-            self.processes.remove(&serial);
-        }
-    }
-
-    /// Adds a worker to the rotation for new connections, or removes it.
-    pub fn set_in_rotation(&mut self, now: Time, serial: u64, in_rotation: bool) {
-        self.core.set_in_rotation(now, serial, in_rotation);
-        self.note_path_use(in_rotation);
-        self.note_activity(now);
-        self.reconcile(now);
-    }
-
-    /// A worker was asked to stop: it accepts no new connections, or soon will not.
-    pub fn set_stopping(&mut self, now: Time, serial: u64) {
-        self.core.stopping(serial);
-        self.reconcile(now);
-    }
-
-    /// Sets the generation to which the reload in progress leads; `None`: there is no reload.
-    pub fn set_target(&mut self, now: Time, target: Option<u32>) {
-        self.core.set_target(target);
-        self.reconcile(now);
+    /// Decides a worker's call, and does what must be done before the answer.
+    pub fn reply(
+        &mut self,
+        now: Time,
+        listener: BorrowedFd<'_>,
+        call: &Notification,
+        worker: WorkerId,
+    ) -> Decision {
+        reply(self, now, listener, call, worker)
     }
 
     /// The answer to the call that [`reply`](Self::reply) decided last did not reach the worker. If the worker was
     /// killed, nothing depends on it. Before Linux 5.19 any signal interrupts the call. The kernel, or a program that
     /// gets EINTR, then makes it again, and its effects are already in place.
     pub fn undelivered(&mut self, worker: WorkerId, answer: Answer) {
-        let Some(process) = self.processes.get_mut(&worker.serial) else { return };
         if answer == Answer::Done
-            && let Some(given) = process.given.take()
-            && !process.undelivered.contains(&given)
+            && let Some(caller) = self.callers.get_mut(worker.serial)
         {
-            process.undelivered.push(given);
+            caller.interrupted();
         }
     }
 
-    /// The reports since the last call.
-    pub fn take_reports(&mut self) -> Vec<Report> {
-        std::mem::take(&mut self.reports)
+    /// A worker is about to start.
+    pub fn enter(&mut self, worker: WorkerId, generation: u32) {
+        self.sockets.core.started(worker, generation);
+        self.scans.enter(worker.serial);
+        self.callers.enter(worker.serial);
     }
 
-    /// Readable when [`take_scans`](Self::take_scans) has answers.
-    pub fn scans(&self) -> BorrowedFd<'_> {
-        self.looks.wake().fd()
+    /// A worker's process has started.
+    pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
+        self.scans.launched(worker.serial, pid);
     }
 
-    /// Readable when [`take_queue_events`](Self::take_queue_events) has events.
-    pub fn queues(&self) -> BorrowedFd<'_> {
-        self.queues.as_fd()
+    /// Sets the known workers of adopted processes.
+    pub fn set_owners(&mut self, owners: Owners) {
+        self.scans.set_owners(owners);
+    }
+
+    /// Adds a worker to the rotation for new connections, or removes it.
+    pub fn set_in_rotation(&mut self, now: Time, serial: u64, in_rotation: bool) {
+        self.sockets.core.set_in_rotation(now, serial, in_rotation);
+        if in_rotation && !self.sockets.has_path() {
+            self.paths.set_unused();
+        }
+        self.sockets.note_activity(now);
+        self.sockets.reconcile(now);
+    }
+
+    /// Sets the generation to which the reload in progress leads; `None`: there is no reload.
+    pub fn set_target(&mut self, now: Time, target: Option<u32>) {
+        self.sockets.core.set_target(target);
+        self.sockets.reconcile(now);
+    }
+
+    /// A worker was sent the stop signal: it accepts no new connections, or soon will not.
+    pub fn set_stopping(&mut self, now: Time, serial: u64) {
+        self.sockets.core.stopping(serial);
+        self.sockets.reconcile(now);
+    }
+
+    /// The first process of a worker has ended, and others of its process tree live: they get no new connections.
+    /// `expected` as in [`leave`](Self::leave).
+    pub fn first_ended(&mut self, now: Time, serial: u64, expected: bool) {
+        self.sockets.core.first_ended(now, serial, expected);
+        self.scans.first_ended(serial);
+        // They are sent the stop signal, and close their listeners.
+        self.sockets.note_activity(now);
+        self.sockets.reconcile(now);
+    }
+
+    /// A worker has ended, or did not start; a descendant of it may be left. `expected`: it was sent the stop signal,
+    /// so its queue is not kept for the slot's next worker.
+    pub fn leave(&mut self, now: Time, serial: u64, expected: bool) {
+        self.paths.forget_worker(serial);
+        self.scans.worker_ended(serial);
+        self.sockets.worker_ended(now, serial, expected);
+    }
+
+    /// A worker's whole process tree has ended.
+    pub fn forget(&mut self, serial: u64) {
+        if self.scans.forget(serial) {
+            self.callers.forget(serial);
+        }
+    }
+
+    /// Releases the sockets that wait for slots without a next worker. `is_needed` tells whether a slot gets a
+    /// worker, or may need again what its last one served.
+    pub fn abandon_slots(&mut self, now: Time, is_needed: impl Fn(u32) -> bool) {
+        let core = &mut self.sockets.core;
+        for slot in core.awaited_slots() {
+            let may_take =
+                core.workers().iter().any(|worker| worker.id.slot == slot && worker.may_take_over());
+            if !is_needed(slot) && !may_take {
+                core.abandon(slot, |_| false);
+            }
+        }
+        self.sockets.reconcile(now);
+    }
+
+    /// A worker has served for a moment. Releases what earlier workers of its slot had and it has not, and requests a
+    /// scan for listeners that bypass its filter.
+    pub fn sweep(&mut self, now: Time, serial: u64) {
+        let core = &mut self.sockets.core;
+        let Some(worker) = core.workers().get(serial).filter(|worker| worker.in_rotation) else {
+            return;
+        };
+        let slot = worker.id.slot;
+        let listens: Vec<Key> = core.listening(serial).map(|socket| socket.key.clone()).collect();
+        core.abandon(slot, |key: &Key| listens.iter().any(|listened| listened.matches(key)));
+        core.swept(serial);
+        if self.settings.share != Share::Off && self.settings.can_copy {
+            self.scans.request(serial, Question::Listeners, None);
+        }
+        self.sockets.reconcile(now);
+    }
+
+    /// The inode numbers of the sockets that a worker serves: a process of its tree that has one of them open
+    /// continues the worker. A socket may be closed already, since a close is noticed late.
+    pub fn listeners(&self, serial: u64) -> Vec<u64> {
+        let unshared = self.callers.get(serial).into_iter().flat_map(|caller| caller.unshared());
+        self.sockets.core.served_by(serial).into_iter().chain(unshared).collect()
+    }
+
+    /// The inode numbers of the listeners that only this worker has.
+    pub fn listeners_of_worker(&self, serial: u64) -> Vec<u64> {
+        let of_worker = |socket: &&Socket| socket.active && socket.users == [serial];
+        self.sockets.core.sockets().iter().filter(of_worker).map(|socket| socket.id).collect()
+    }
+
+    /// The expected addresses on which a worker does not listen yet; `None`: it is complete.
+    pub fn missing(&self, serial: u64) -> Option<Missing> {
+        self.expected.missing(&self.sockets, &self.callers, serial)
+    }
+
+    /// Workers that have become complete since the last call without a `listen` of their own: one has moved its
+    /// socket to its path, or its predecessor has closed a listener.
+    pub fn take_complete(&mut self) -> Vec<WorkerId> {
+        let mut complete = self.sockets.core.take_changed();
+        complete.retain(|worker| self.missing(worker.serial).is_none());
+        complete.iter().for_each(|worker| self.sockets.core.set_incomplete(worker.serial, false));
+        complete
+    }
+
+    /// Compares the sockets with what they should be, and removes the difference.
+    pub fn reconcile(&mut self, now: Time) {
+        self.paths.forget_old(now);
+        self.sockets.reconcile(now);
     }
 
     /// The time at which [`reconcile`](Self::reconcile) must be called even without another event.
     pub fn deadline(&self) -> Option<Time> {
-        self.core.deadline()
+        self.sockets.core.deadline()
+    }
+
+    /// The reports since the last call.
+    pub fn take_reports(&mut self) -> Vec<Report> {
+        self.sockets.take_reports()
+    }
+
+    /// Readable when [`take_scans`](Self::take_scans) has results.
+    pub fn scans(&self) -> BorrowedFd<'_> {
+        self.scans.fd()
+    }
+
+    /// Takes the results of the helper threads. Returns the waiting calls that must be tried again.
+    pub fn take_scans(&mut self, now: Time) -> Vec<WaitingCall> {
+        let (mut calls, answers) = self.scans.take();
+        for answer in answers {
+            let serial = answer.scan.serial;
+            match answer.found {
+                Found::Holder(id, Holder::NoProcess) => {
+                    self.sockets.closed(now, serial, id, self.scans.has_remains(serial));
+                }
+                Found::Holder(id, Holder::Found(thread, fd)) => {
+                    self.sockets.copies.locate(serial, id, thread, fd);
+                }
+                Found::Holder(_, Holder::Unowned | Holder::Unknown) | Found::Epoll(_) => {}
+                Found::Unaccepted(id, waiting) => self.sockets.confirm_stall(now, id, waiting),
+                Found::Listeners(listeners) => self.report_bypasses(serial, &listeners),
+            }
+        }
+        let (reports, waiting) = self.occupants.take();
+        reports.into_iter().for_each(|report| self.sockets.report(report));
+        calls.extend(waiting);
+        calls
+    }
+
+    /// Whether, since the last call, a scan found a socket in an adopted process whose worker is unknown. Until the
+    /// worker is known, the socket counts as open.
+    pub fn take_found_unowned(&mut self) -> bool {
+        self.scans.take_found_unowned()
+    }
+
+    /// Reports listeners of a worker or of a descendant that were opened without a call that the filter sees. Each is
+    /// reported once.
+    fn report_bypasses(&mut self, serial: u64, listeners: &[(SocketId, std::net::SocketAddr)]) {
+        let Some(worker) = self.sockets.core.workers().get(serial).map(|worker| worker.id) else { return };
+        for (id, address) in listeners {
+            let is_ours = self.sockets.core.socket(*id).is_some() || self.sockets.permanent(*id).is_some();
+            let Some(caller) = self.callers.get_mut(serial).filter(|_| !is_ours) else { continue };
+            if caller.add_unshared(*id) {
+                self.sockets.report(Report::Bypassed { worker, address: address.to_string() });
+            }
+        }
+    }
+
+    /// Whether to check soon if workers still have their listeners open. A worker that does not run closes nothing.
+    /// So checks follow its visible activity, and an idle host is not disturbed.
+    pub fn wants_check(&self, now: Time) -> bool {
+        self.sockets.wants_check(now)
+    }
+
+    /// Checks whether workers still have their listeners at the known descriptors. If not, a scan of their
+    /// descriptors is requested.
+    pub fn check_listeners(&mut self) {
+        for (serial, id) in self.sockets.moved_listeners() {
+            self.scans.request_holder(serial, id);
+        }
+    }
+
+    /// The sockets to check a moment later: those about to be bound, or not listening yet.
+    pub fn take_pending(&mut self) -> Vec<u64> {
+        self.sockets.take_pending()
+    }
+
+    /// Checks a UDP socket that is about to be bound, or a stand-in socket that does not listen yet. `last`: this is
+    /// the last check; a socket that is not in use by then is released.
+    pub fn check_pending(&mut self, now: Time, id: u64, last: bool) -> Watch {
+        self.sockets.check_pending(now, id, last)
+    }
+
+    /// Readable when [`take_queue_events`](Self::take_queue_events) has events.
+    pub fn queue_events(&self) -> BorrowedFd<'_> {
+        self.sockets.queue_events()
+    }
+
+    /// The sockets that got a connection or were shut down; each is to be checked after a moment.
+    pub fn take_queue_events(&mut self, now: Time) -> Vec<u64> {
+        self.sockets.take_queue_events(&mut self.scans, now)
+    }
+
+    /// Watches a socket for the next connection.
+    pub fn watch_queue(&mut self, id: u64) {
+        self.sockets.watch_queue(id);
+    }
+
+    /// Whether connections wait for a worker that is out of rotation.
+    pub fn queue(&self, serial: u64) -> Queue {
+        self.sockets.queue(serial)
+    }
+
+    /// Checks a queue that got a connection a moment ago: does its worker accept?
+    pub fn check_queue(&mut self, now: Time, id: u64) -> Watch {
+        self.sockets.check_queue(&mut self.scans, now, id)
     }
 }
 
-impl Process {
-    /// Whether an interrupted call gave it this socket for this address. The entry is removed: if this answer does
-    /// not arrive either, it is added again.
-    pub(super) fn take_undelivered(&mut self, id: SocketId, address: &Address) -> bool {
-        let known = self.undelivered.iter().position(|(at, named)| (*at, named) == (id, address));
-        known.map(|at| self.undelivered.swap_remove(at)).is_some()
+/// Decides a worker's call, and does what must be done before the answer.
+pub(super) fn reply(
+    broker: &mut Broker,
+    now: Time,
+    listener: BorrowedFd<'_>,
+    notification: &Notification,
+    worker: WorkerId,
+) -> Decision {
+    if let Some(caller) = broker.callers.get_mut(worker.serial) {
+        caller.begin_call();
+    }
+    broker.paths.next_call(notification.thread);
+    let result = dispatch(broker, now, listener, notification, worker);
+    let waits = matches!(result, Ok(Decision::AwaitScan | Decision::Wait(_)));
+    if !waits {
+        broker.scans.forget_call(notification);
+    }
+    let error = match result {
+        Ok(decision) => return decision,
+        Err(error) if is_shortage(&error) => return Decision::Wait(SHORTAGE_RETRY),
+        Err(error) => error,
+    };
+    let is_mistake = error.raw_os_error().is_some_and(|errno| MISTAKES.contains(&errno));
+    if !is_mistake && seccomp::is_waiting(listener, notification) {
+        broker.sockets.report(Report::Unseen { worker, call: name(&notification.call), error });
+    }
+    answer(Answer::Continue)
+}
+
+fn dispatch(
+    broker: &mut Broker,
+    now: Time,
+    listener: BorrowedFd<'_>,
+    notification: &Notification,
+    worker: WorkerId,
+) -> io::Result<Decision> {
+    let Broker { settings, expected, sockets, scans, callers, paths, occupants } = broker;
+    let is_unlink = matches!(notification.call, seccomp::Call::Unlink { .. });
+    let about_path = is_unlink
+        || matches!(notification.call, seccomp::Call::Rename { .. } | seccomp::Call::Connect { .. });
+    let clears = || is_unlink && paths::may_remove_before_bind(sockets, now, worker.serial);
+    if about_path && sockets.copies.files().next().is_none() && !clears() {
+        return Ok(answer(Answer::Continue));
+    }
+    let peer = Peer::open(notification.thread)?;
+    let mut call = Call {
+        settings,
+        expected,
+        sockets,
+        scans,
+        callers,
+        paths,
+        occupants,
+        listener,
+        notification,
+        peer,
+        worker,
+        now,
+    };
+    // The call still waits, so the pinned process is the caller. Otherwise its pid may have been reused.
+    if !call.is_waiting() {
+        return Ok(answer(Answer::Continue));
+    }
+    match notification.call {
+        seccomp::Call::Bind { fd, address, length } => bind::bind(&mut call, fd, address, length),
+        seccomp::Call::Listen { fd, backlog } => listening::listen(&mut call, fd, backlog),
+        seccomp::Call::SetOption { fd, option, value } => set_option(&mut call, fd, option, value),
+        seccomp::Call::Shutdown { fd } => shutdown(&call, fd),
+        seccomp::Call::Connect { address, length } => paths::connect(&mut call, address, length),
+        seccomp::Call::Unlink { dir, path } => paths::unlink(&mut call, dir, path),
+        seccomp::Call::Rename { from_dir, from, to_dir, to, flags } => {
+            paths::rename(&mut call, (from_dir, from), (to_dir, to), flags)
+        }
+        seccomp::Call::Other => Ok(answer(Answer::Continue)),
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bind_that_was_interrupted_is_recognised_once_by_its_socket_and_address() {
-        let address = |name: &[u8]| Address::Abstract(name.to_vec());
-        let mut process = Process::default();
-        process.undelivered.push((7, address(b"a")));
-        assert!(!process.take_undelivered(8, &address(b"a")));
-        assert!(!process.take_undelivered(7, &address(b"b")));
-        assert!(process.take_undelivered(7, &address(b"a")));
-        assert!(!process.take_undelivered(7, &address(b"a")));
+/// The call as messages name it.
+fn name(call: &seccomp::Call) -> &'static str {
+    match call {
+        seccomp::Call::Bind { .. } => "bind",
+        seccomp::Call::Listen { .. } => "listen",
+        seccomp::Call::SetOption { .. } => "setsockopt",
+        seccomp::Call::Shutdown { .. } => "shutdown",
+        seccomp::Call::Connect { .. } => "connect",
+        seccomp::Call::Unlink { .. } => "unlink",
+        seccomp::Call::Rename { .. } => "rename",
+        seccomp::Call::Other => "call",
     }
+}
+
+/// `shutdown` on a listener affects every process that has it. A listener that other workers use stays open; the
+/// caller gets success as the result, and does not use the listener any further.
+fn shutdown(call: &Call<'_>, fd: RawFd) -> io::Result<Decision> {
+    let id = call.peer.inode(fd)?;
+    let others = |socket: &Socket| {
+        let is_other = |user: &u64| *user != call.worker.serial;
+        let has_others = socket.users.iter().any(is_other) || !socket.awaited_by.is_empty();
+        socket.permanent || (is_for_all(socket.scope) && has_others)
+    };
+    let has_others = call.sockets.core.socket(id).is_some_and(others);
+    Ok(answer(if has_others { Answer::Done } else { Answer::Continue }))
+}
+
+/// Records an option that belongs to the identity of an address, where sockets cannot be inspected.
+fn set_option(call: &mut Call<'_>, fd: RawFd, option: SocketOption, value: u64) -> io::Result<Decision> {
+    let on = call.peer.memory(value, size_of::<i32>())?.iter().any(|byte| *byte != 0);
+    let inode = call.peer.inode(fd)?;
+    if let Some(caller) = call.callers.get_mut(call.worker.serial) {
+        caller.set_option(inode, option, on);
+    }
+    Ok(answer(Answer::Continue))
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::address::Key;
-use super::caller::bound_key;
+use super::caller_socket::bound_key;
 use super::core::SocketId;
 use super::occupants::{self, Takeover, Wanted};
 use super::report::Report;
@@ -103,22 +103,22 @@ impl InheritedListeners {
         access: Access,
         takeover: Option<Takeover>,
     ) -> Result<(), OpenError> {
-        for wish in listen {
-            let failed = |why| OpenError { address: wish.text.clone(), why, found: Vec::new() };
+        for socket in listen {
+            let failed = |why| OpenError { address: socket.text.clone(), why, found: Vec::new() };
             let kernel = |call| move |error| Refused::Kernel(call, error);
-            let v6only = leaves_ipv4_alone(&wish.addr, listen);
-            let mut opened = match open_one(&wish.addr, v6only, access) {
+            let v6only = leaves_ipv4_alone(&socket.addr, listen);
+            let mut opened = match open_one(&socket.addr, v6only, access) {
                 Ok(opened) => opened,
                 Err(why) => {
-                    let found = occupants_of(&wish.addr, v6only, &why, takeover);
+                    let found = occupants_of(&socket.addr, v6only, &why, takeover);
                     let is_ended = found.iter().any(|report| matches!(report, Report::TakenOver { .. }));
-                    let again = if is_ended { open_one(&wish.addr, v6only, access) } else { Err(why) };
+                    let again = if is_ended { open_one(&socket.addr, v6only, access) } else { Err(why) };
                     match again {
                         Ok(opened) => {
                             self.reports.extend(found);
                             opened
                         }
-                        Err(why) => return Err(OpenError { address: wish.text.clone(), why, found }),
+                        Err(why) => return Err(OpenError { address: socket.text.clone(), why, found }),
                     }
                 }
             };
@@ -134,7 +134,7 @@ impl InheritedListeners {
             opened.backlog = Some(sockets::DEFAULT_BACKLOG);
             let copy = fds::copy_from(opened.fd.as_fd(), 3).map_err(kernel("fcntl")).map_err(failed)?;
             self.sockets.push(copy);
-            self.names.push(wish.name.clone().unwrap_or_else(|| NAMELESS.to_owned()));
+            self.names.push(socket.name.clone().unwrap_or_else(|| NAMELESS.to_owned()));
             self.opened.push(opened);
         }
         Ok(())
@@ -209,7 +209,7 @@ fn occupants_of(
         }
         _other => None,
     };
-    wanted.map(|wanted| occupants::look(&wanted, takeover).reports(&wanted.key)).unwrap_or_default()
+    wanted.map(|wanted| occupants::find(&wanted, takeover).reports(&wanted.key)).unwrap_or_default()
 }
 
 /// Whether an IPv6 address takes no IPv4 connections. As in the kernel, it takes them, unless the user names an IPv4

@@ -1,19 +1,12 @@
 //! Whether a worker listens on all addresses that are expected of it before it counts as ready.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
-use std::path::Path;
 
 use super::address::Key;
-use super::broker::{Broker, Decision, Listens, Reply};
-use super::caller::bound_key;
-use super::calls::Request;
-use super::core::{Socket, SocketId};
-use crate::config::{AddressPattern, ReadyMode, Share};
-use crate::policy::WorkerId;
-use crate::sys::proc_stat;
-use crate::sys::seccomp::Answer;
-use crate::sys::sockets;
+use super::callers::Callers;
+use super::core::Socket;
+use super::sockets::Sockets;
+use crate::config::{AddressPattern, ReadyMode};
 
 /// The number of addresses that one line names.
 const MAX_NAMED: usize = 4;
@@ -65,118 +58,56 @@ impl fmt::Display for Missing {
     }
 }
 
-impl Broker {
-    /// Sets what makes a worker ready; `false`: its listeners on the named addresses cannot be observed.
-    #[must_use]
-    pub fn set_ready_mode(&mut self, mode: &ReadyMode) -> bool {
-        self.expected = match mode {
+impl Expected {
+    /// What a worker must listen on in this mode.
+    pub(super) fn of(mode: &ReadyMode) -> Expected {
+        match mode {
             ReadyMode::Auto | ReadyMode::Listen => Expected::Served,
             ReadyMode::ListenOn(addresses) => Expected::Named(addresses.clone()),
             ReadyMode::Notify | ReadyMode::NotifyFd(_) | ReadyMode::Alive(_) | ReadyMode::None => {
                 Expected::Nothing
             }
-        };
-        // A socket that is not shared is inspected through a copy.
-        let named = matches!(self.expected, Expected::Named(_));
-        !named || self.can_copy || self.share != Share::Off
-    }
-
-    /// A worker has called `listen`, on a known socket or on one of its own. The decision says whether it listens on
-    /// all expected addresses now.
-    pub(super) fn ready(
-        &mut self,
-        request: &Request<'_>,
-        answer: Answer,
-        known: Option<SocketId>,
-    ) -> Decision {
-        let serial = request.worker.serial;
-        if let Some(id) = known {
-            let by_daemon = self.is_daemon(request);
-            self.core.listens(request.now, serial, id, by_daemon);
         }
-        let complete = self.missing(serial).is_none();
-        self.core.set_incomplete(serial, !complete);
-        let listens = if complete { Listens::All } else { Listens::Some };
-        Decision::Reply(Reply { answer, listens: Some(listens) })
-    }
-
-    /// Whether the caller has left the session of its worker's first process.
-    fn is_daemon(&self, request: &Request<'_>) -> bool {
-        let root = self.processes.get(&request.worker.serial).and_then(|process| process.pid);
-        // For a session outside of our PID namespace the kernel reports 0, as getsid(2) does.
-        let session = |pid| proc_stat::of(pid).ok().map(|stat| stat.session);
-        match (session(request.call.thread), root.and_then(session)) {
-            (Some(caller), Some(root)) => caller != root,
-            (None, _) | (_, None) => false,
-        }
-    }
-
-    /// Workers that have become complete since the last call without a `listen` of their own: one has moved its
-    /// socket to its path, or its predecessor has closed a listener.
-    pub fn take_complete(&mut self) -> Vec<WorkerId> {
-        let mut complete = self.core.take_changed();
-        complete.retain(|worker| self.missing(worker.serial).is_none());
-        complete.iter().for_each(|worker| self.core.set_incomplete(worker.serial, false));
-        complete
     }
 
     /// The expected addresses on which a worker does not listen yet; `None`: it is complete.
-    pub fn missing(&self, serial: u64) -> Option<Missing> {
-        let (addresses, because) = match &self.expected {
+    pub(super) fn missing(&self, sockets: &Sockets, callers: &Callers, serial: u64) -> Option<Missing> {
+        let (addresses, because) = match self {
             Expected::Nothing => return None,
-            Expected::Named(patterns) => (self.missing_of(serial, patterns), Because::Named),
+            Expected::Named(patterns) => (missing_of(sockets, callers, serial, patterns), Because::Named),
             Expected::Served => {
-                let keys = self.core.missing(serial);
-                let because = if self.core.is_slot_served(serial) { Because::Served } else { Because::Left };
+                let keys = sockets.core.missing(serial);
+                let because =
+                    if sockets.core.is_slot_served(serial) { Because::Served } else { Because::Left };
                 (keys.iter().map(Key::to_string).collect(), because)
             }
         };
         (!addresses.is_empty()).then_some(Missing { addresses, because })
     }
+}
 
-    fn missing_of(&self, serial: u64, patterns: &[AddressPattern]) -> Vec<String> {
-        let alone = self.processes.get(&serial).map(|process| process.named.as_slice()).unwrap_or_default();
-        let listens = |at: usize, pattern: &AddressPattern| {
-            alone.contains(&at) || self.core.listening(serial).any(|socket| self.is_named(pattern, socket))
-        };
-        let missing = patterns.iter().enumerate().filter(|(at, pattern)| !listens(*at, pattern));
-        missing.map(|(_, pattern)| pattern.to_string()).collect()
-    }
+fn missing_of(sockets: &Sockets, callers: &Callers, serial: u64, patterns: &[AddressPattern]) -> Vec<String> {
+    let caller = callers.get(serial);
+    let listens = |at: usize, pattern: &AddressPattern| {
+        caller.is_some_and(|caller| caller.has_named(at))
+            || sockets.core.listening(serial).any(|socket| is_named(sockets, pattern, socket))
+    };
+    let missing = patterns.iter().enumerate().filter(|(at, pattern)| !listens(*at, pattern));
+    missing.map(|(_, pattern)| pattern.to_string()).collect()
+}
 
-    fn is_named(&self, pattern: &AddressPattern, socket: &Socket) -> bool {
-        if let Key::Unix { shown, .. } = &socket.key
-            && !shown.is_absolute()
-        {
-            let path = self.copies.file(socket.id).map(|file| file.place().absolute());
-            return path.is_some_and(|path| pattern.matches_path(&path));
-        }
-        is_at(pattern, &socket.key)
+fn is_named(sockets: &Sockets, pattern: &AddressPattern, socket: &Socket) -> bool {
+    if let Key::Unix { shown, .. } = &socket.key
+        && !shown.is_absolute()
+    {
+        let path = sockets.copies.file(socket.id).map(|file| file.place().absolute());
+        return path.is_some_and(|path| pattern.matches_path(&path));
     }
-
-    /// Records that a worker listens on a socket that is not kept; `copy` is a copy of it.
-    pub(super) fn note_alone(&mut self, request: &Request<'_>, copy: BorrowedFd<'_>) {
-        let Expected::Named(patterns) = &self.expected else { return };
-        let path = sockets::unix_path(copy).map(|path| {
-            // The path as the worker sees it, also if the worker has a root directory of its own.
-            let base = request.peer.base_below_root(libc::AT_FDCWD).unwrap_or_default();
-            Path::new("/").join(base).join(path)
-        });
-        let (key, name) = (bound_key(copy), sockets::abstract_name(copy));
-        let is_here = |pattern: &AddressPattern| {
-            key.as_ref().is_some_and(|key| is_at(pattern, key))
-                || path.as_ref().is_some_and(|path| pattern.matches_path(path))
-                || name.as_ref().is_some_and(|name| pattern.matches_abstract(name))
-        };
-        let here = patterns.iter().enumerate().filter(|(_, pattern)| is_here(pattern)).map(|(at, _)| at);
-        if let Some(process) = self.processes.get_mut(&request.worker.serial) {
-            let new = here.filter(|at| !process.named.contains(at)).collect::<Vec<_>>();
-            process.named.extend(new);
-        }
-    }
+    is_at(pattern, &socket.key)
 }
 
 /// Whether a listener at an address matches a pattern. A wildcard address matches an `IP:PORT` pattern too.
-fn is_at(pattern: &AddressPattern, key: &Key) -> bool {
+pub(super) fn is_at(pattern: &AddressPattern, key: &Key) -> bool {
     match key {
         Key::Inet { address, .. } => {
             let is_covered = match pattern {

@@ -14,7 +14,7 @@ const SUSPECT_AFTER: u32 = 4;
 #[derive(Debug, Default)]
 pub(super) struct StallDetector {
     last: u32,
-    looks: u32,
+    observations: u32,
     stalled: bool,
     /// The connections that waited at the last comparison.
     waiting: Option<HashSet<u64>>,
@@ -45,12 +45,12 @@ impl StallDetector {
         if !still {
             return self.reset(Change::None);
         }
-        self.looks += 1;
-        if self.looks > SUSPECT_AFTER { Change::Suspected } else { Change::None }
+        self.observations += 1;
+        if self.observations > SUSPECT_AFTER { Change::Suspected } else { Change::None }
     }
 
     fn reset(&mut self, change: Change) -> Change {
-        self.looks = 0;
+        self.observations = 0;
         self.waiting = None;
         change
     }

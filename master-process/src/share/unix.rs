@@ -190,7 +190,7 @@ impl Place {
         Ok(file)
     }
 
-    /// The path that the user knows, if it leads to the same folder for us as for the worker.
+    /// The path as the user wrote it, if it leads to the same folder for us as for the worker.
     fn shown_as(&self, name: &OsStr) -> Option<PathBuf> {
         let folder = self.shown.is_absolute().then(|| self.shown.parent()).flatten()?;
         let (same, _) = path_lookup::own_folder_of(&folder.join(name)).ok()?;
@@ -285,7 +285,7 @@ impl SocketFile {
     }
 
     /// Whether the file is still where it was created or moved to.
-    fn is_in_place(&self) -> bool {
+    fn file_unchanged(&self) -> bool {
         self.id.is_some() && file_id(&self.place.folder, &self.now) == self.id
     }
 
@@ -300,18 +300,18 @@ impl SocketFile {
     }
 
     /// The worker that created the file has closed its socket and lives, so the file is left to the worker.
-    pub(super) fn disown(&mut self) {
+    pub(super) fn leave_to_worker(&mut self) {
         self.ours = false;
     }
 
     /// Whether it was created and is no longer there.
     pub(super) fn is_lost(&self) -> bool {
-        self.id.is_some() && !self.is_in_place()
+        self.id.is_some() && !self.file_unchanged()
     }
 
     /// Whether clients reach it at its path.
     pub(super) fn is_at_path(&self) -> bool {
-        self.now == self.place.name && self.is_in_place()
+        self.now == self.place.name && self.file_unchanged()
     }
 
     /// Moves the file to its place. The file that is there now gets this one's name, so that it can move back. The
@@ -353,7 +353,7 @@ impl SocketFile {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // Another file may be there by now; that one stays.
-        if self.ours && self.is_in_place() {
+        if self.ours && self.file_unchanged() {
             let _gone = rustix::fs::unlinkat(&self.place.folder, &self.now, AtFlags::empty());
         }
     }

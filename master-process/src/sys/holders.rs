@@ -19,9 +19,9 @@ pub enum Holder {
     /// This thread has the socket open under this descriptor.
     Found(Pid, RawFd),
     /// An adopted process has it open, and the worker of that process is unknown.
-    Orphan,
+    Unowned,
     /// No process of the tree has it open.
-    Nobody,
+    NoProcess,
     /// Unknown: a descriptor table is not readable, or the tree is too large.
     Unknown,
 }
@@ -30,7 +30,7 @@ pub enum Holder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Whose {
     /// It belongs to the worker of the search.
-    Asked,
+    Scanned,
     /// It is another worker, or belongs to one.
     Another,
     /// It is an adopted process, and its worker is unknown.
@@ -50,21 +50,21 @@ const MAX_THREADS: usize = 4096;
 /// the children of the supervisor that, according to `whose`, do not belong to another worker.
 pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Holder {
     let mut walk = Walk::new(&[inode], MAX_DESCRIPTORS);
-    let (mut own, mut orphans) = (Vec::from_iter(root), Vec::new());
+    let (mut own, mut unowned) = (Vec::from_iter(root), Vec::new());
     for child in children::ours() {
         match whose(child) {
-            Whose::Asked => own.push(child),
+            Whose::Scanned => own.push(child),
             Whose::Another => {}
-            Whose::Unknown => orphans.push(child),
+            Whose::Unknown => unowned.push(child),
         }
     }
     if let Some((thread, fd)) = walk.trees(own) {
         return Holder::Found(thread, fd);
     }
-    match walk.trees(orphans) {
-        Some(_) => Holder::Orphan,
+    match walk.trees(unowned) {
+        Some(_) => Holder::Unowned,
         None if walk.unknown => Holder::Unknown,
-        None => Holder::Nobody,
+        None => Holder::NoProcess,
     }
 }
 
@@ -265,7 +265,7 @@ mod tests {
             matches!(find(inode, Some(me), |_| Whose::Unknown), Holder::Found(_, fd) if fd == listener.as_raw_fd())
         );
         drop(listener);
-        assert_eq!(find(inode, Some(me), |_| Whose::Unknown), Holder::Nobody);
+        assert_eq!(find(inode, Some(me), |_| Whose::Unknown), Holder::NoProcess);
     }
 
     #[test]
@@ -281,11 +281,11 @@ mod tests {
         let (root, pid) = (Pid::from_child(&worker), Pid::from_child(&holder));
         let find =
             |whose: Whose| find(inode, Some(root), |child| if child == pid { whose } else { Whose::Another });
-        let found = [Whose::Asked, Whose::Another, Whose::Unknown].map(find);
+        let found = [Whose::Scanned, Whose::Another, Whose::Unknown].map(find);
         for child in [&mut worker, &mut holder] {
             child.kill().and_then(|()| child.wait()).expect("it is ours");
         }
-        assert_eq!(found, [Holder::Found(pid, 0), Holder::Nobody, Holder::Orphan]);
+        assert_eq!(found, [Holder::Found(pid, 0), Holder::NoProcess, Holder::Unowned]);
     }
 
     #[test]

@@ -24,17 +24,17 @@ const LOOKED_AT: usize = 8;
 
 /// A `bind` to an address whose sockets are shards.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::share) struct Asked<'a> {
+pub(in crate::share) struct BindRequest<'a> {
     /// The worker's serial.
     pub(in crate::share) serial: u64,
     /// The socket.
     pub(in crate::share) id: SocketId,
     /// The address.
     pub(in crate::share) key: &'a Key,
-    /// The worker of a nested supervisor that asks; 0: none.
+    /// The worker of a nested supervisor that makes the call; 0: none.
     pub(in crate::share) inner: u64,
     /// Whether the program itself has set `SO_REUSEPORT`.
-    pub(in crate::share) asked_reuseport: bool,
+    pub(in crate::share) requested_reuseport: bool,
     /// Whether the check of [`Bind::Check`] was made.
     pub(in crate::share) checked: bool,
 }
@@ -57,17 +57,17 @@ pub(in crate::share) enum Bind {
     /// The call fails with this errno.
     Refuse(i32),
     /// First check whether the worker still has these sockets open. Report those that it has closed with
-    /// [`released`](Core::released), and ask again with `checked`.
+    /// [`released`](Core::released), and call again with `checked`.
     Check(Vec<SocketId>),
 }
 
 impl Core {
     /// A worker binds a socket without an address to an address whose sockets are shards.
-    pub(in crate::share) fn bind(&mut self, now: Time, asked: Asked<'_>) -> Bind {
-        let Asked { serial, id, key, inner, asked_reuseport, checked } = asked;
-        let own_ids = self.own_overlapping(&asked);
+    pub(in crate::share) fn bind(&mut self, now: Time, request: BindRequest<'_>) -> Bind {
+        let BindRequest { serial, id, key, inner, requested_reuseport, checked } = request;
+        let own_ids = self.own_overlapping(&request);
         if !checked && !own_ids.is_empty() {
-            return Bind::Check(self.worth_checking(&asked, own_ids));
+            return Bind::Check(self.worth_checking(&request, own_ids));
         }
         // Only after the check: sockets that the worker has closed must not prevent its bind, whether it is shared or
         // not.
@@ -77,8 +77,8 @@ impl Core {
         let own = || self.sockets.iter().filter(|socket| own_ids.contains(&socket.id));
         // A worker must get the same result as without siblings whose sockets can be joined.
         let has_own = own().next().is_some();
-        let may_join_own = asked_reuseport && own().all(|socket| socket.asked_reuseport);
-        if asked_reuseport && own().any(|socket| socket.reuseport && !socket.asked_reuseport) {
+        let may_join_own = requested_reuseport && own().all(|socket| socket.requested_reuseport);
+        if requested_reuseport && own().any(|socket| socket.reuseport && !socket.requested_reuseport) {
             return Bind::Refuse(libc_errno::EADDRINUSE);
         }
         let is_other =
@@ -95,9 +95,9 @@ impl Core {
             Socket {
                 users: vec![serial],
                 inner,
-                asked_at: Some(now),
-                asked_reuseport,
-                reuseport: joins || asked_reuseport,
+                bound_at: Some(now),
+                requested_reuseport,
+                reuseport: joins || requested_reuseport,
                 ..Socket::new(id, key.clone(), Scope::Shard)
             },
         );
@@ -105,22 +105,22 @@ impl Core {
     }
 
     /// The worker's own sockets that prevent its `bind` in the kernel if they are still open.
-    fn own_overlapping(&self, asked: &Asked<'_>) -> Vec<SocketId> {
+    fn own_overlapping(&self, request: &BindRequest<'_>) -> Vec<SocketId> {
         let is_own = |socket: &&Socket| {
-            socket.id != asked.id
-                && socket.users.contains(&asked.serial)
-                && socket.inner == asked.inner
-                && socket.key.overlaps(asked.key)
+            socket.id != request.id
+                && socket.users.contains(&request.serial)
+                && socket.inner == request.inner
+                && socket.key.overlaps(request.key)
         };
         self.sockets.iter().filter(is_own).map(|socket| socket.id).collect()
     }
 
     /// Which of a worker's own sockets must be checked. Of many UDP sockets that no sibling has joined only the
     /// latest are: the kernel alone decides about the next bind, and closed sockets need only be forgotten in time.
-    fn worth_checking(&self, asked: &Asked<'_>, mut own: Vec<SocketId>) -> Vec<SocketId> {
+    fn worth_checking(&self, request: &BindRequest<'_>, mut own: Vec<SocketId>) -> Vec<SocketId> {
         let is_private = |socket: &Socket| own.contains(&socket.id) && !socket.active && !socket.reuseport;
-        let mut overlapping = self.sockets.iter().filter(|socket| socket.key.overlaps(asked.key));
-        if asked.key.is_datagram() && !asked.asked_reuseport && overlapping.all(is_private) {
+        let mut overlapping = self.sockets.iter().filter(|socket| socket.key.overlaps(request.key));
+        if request.key.is_datagram() && !request.requested_reuseport && overlapping.all(is_private) {
             own.drain(..own.len().saturating_sub(LOOKED_AT));
         }
         own
@@ -141,7 +141,7 @@ impl Core {
                 && socket.scope == Scope::Shard
                 && socket.users.contains(&serial)
                 && socket.inner == own.inner
-                && !(socket.asked_reuseport && own.asked_reuseport)
+                && !(socket.requested_reuseport && own.requested_reuseport)
                 && socket.key.overlaps(key)
         };
         self.sockets.iter().filter(in_the_way).map(|socket| socket.id).collect()
@@ -165,7 +165,7 @@ impl Core {
         }
         let Some((there, has)) = there else {
             let socket = Socket::new(id, key.clone(), Scope::Shared);
-            self.track(serial, Socket { users: vec![serial], asked_at: Some(now), ..socket });
+            self.track(serial, Socket { users: vec![serial], bound_at: Some(now), ..socket });
             return Bind::Own { reuseport: false, enable: Vec::new() };
         };
         if has { Bind::Refuse(libc_errno::EADDRINUSE) } else { Bind::Give(there) }
@@ -228,7 +228,7 @@ impl Core {
                     serial,
                     Socket {
                         users: vec![serial],
-                        asked_at: Some(now),
+                        bound_at: Some(now),
                         ..Socket::new(id, key.clone(), Scope::Generation(generation))
                     },
                 );
@@ -275,7 +275,7 @@ impl Core {
     }
 
     /// A worker gets a socket that other workers have, or that its slot's last worker had.
-    pub(in crate::share) fn give(&mut self, serial: u64, id: SocketId, asked_reuseport: bool) {
+    pub(in crate::share) fn give(&mut self, serial: u64, id: SocketId, requested_reuseport: bool) {
         let slot = self.workers.slot_of(serial);
         let Some(socket) = self.socket_mut(id) else { return };
         if !socket.users.contains(&serial) {
@@ -285,7 +285,7 @@ impl Core {
         socket.closed = None;
         socket.released = false;
         socket.stalled = false;
-        socket.asked_reuseport = asked_reuseport;
+        socket.requested_reuseport = requested_reuseport;
         let key = socket.key.clone();
         self.touch(&key);
     }
@@ -294,7 +294,7 @@ impl Core {
     /// starting, the bind is a search for a free port, and must not lead to a sibling's.
     pub(in crate::share) fn is_shareable(&mut self, now: Time, serial: u64, key: &Key) -> bool {
         let Some(worker) = self.workers.get(serial) else { return false };
-        if self.is_known(key) || !self.is_settled(worker, now) {
+        if self.is_known(key) || !self.is_past_startup(worker, now) {
             return true;
         }
         if !std::mem::replace(&mut self.unshared_reported, true) {
@@ -328,9 +328,9 @@ impl Core {
         id: SocketId,
         may_be_in_bind: impl FnOnce() -> bool,
     ) -> bool {
-        let asked_at = self.socket(id).and_then(|socket| socket.asked_at);
-        asked_at.is_some_and(|asked_at| {
-            let age = now.since(asked_at);
+        let bound_at = self.socket(id).and_then(|socket| socket.bound_at);
+        bound_at.is_some_and(|bound_at| {
+            let age = now.since(bound_at);
             age < BIND_TAKES || (age < BIND_TAKES_AT_MOST && may_be_in_bind())
         })
     }

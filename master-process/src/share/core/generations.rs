@@ -13,23 +13,27 @@
 //! connections. It moves away only when no worker serves there. After a reload that failed half-way, workers of
 //! several sockets are left. Then the path leads to the socket with most workers, once no worker drains there.
 
+use super::{Core, Scope, Socket, SocketId};
+use crate::share::address::Key;
+
 /// A socket of one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::share) struct SocketState {
-    pub(in crate::share) inode: u64,
-    pub(in crate::share) generation: u32,
+pub(super) struct SocketState {
+    inode: u64,
+    generation: u32,
     /// Whether clients reach it at the path.
-    pub(in crate::share) at_path: bool,
-    pub(in crate::share) listening: bool,
+    at_path: bool,
+    listening: bool,
     /// The number of workers that have it and serve.
-    pub(in crate::share) serving: usize,
-    /// The number of workers that have it, do not serve and were not asked to stop: they start, stand by or drain.
-    pub(in crate::share) staying: usize,
+    serving: usize,
+    /// The number of workers that have it, do not serve and were not sent the stop signal: they start, stand by or
+    /// drain.
+    staying: usize,
 }
 
 /// Which socket a worker gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::share) enum SocketChoice {
+pub(super) enum SocketChoice {
     /// Its generation's; the worker creates it if there is none.
     Own,
     /// That of another generation, which stays that generation's.
@@ -40,7 +44,7 @@ pub(in crate::share) enum SocketChoice {
 
 /// Which of a path's sockets a worker of generation `own` gets. `target` is the generation to which the reload in
 /// progress leads.
-pub(in crate::share) fn choose(own: u32, target: Option<u32>, sockets: &[SocketState]) -> SocketChoice {
+pub(super) fn choose(own: u32, target: Option<u32>, sockets: &[SocketState]) -> SocketChoice {
     let Some(found) = sockets.iter().find(|socket| socket.at_path) else {
         return SocketChoice::Own;
     };
@@ -60,7 +64,7 @@ pub(in crate::share) fn choose(own: u32, target: Option<u32>, sockets: &[SocketS
 }
 
 /// Which of a path's sockets must be at the path; `None`: the one that is there.
-pub(in crate::share) fn wanted(target: Option<u32>, sockets: &[SocketState]) -> Option<u64> {
+fn wanted(target: Option<u32>, sockets: &[SocketState]) -> Option<u64> {
     let served = || sockets.iter().filter(|socket| socket.listening && socket.serving > 0);
     let most = |from: &mut dyn Iterator<Item = &SocketState>| {
         from.max_by_key(|socket| (socket.serving, socket.at_path, socket.generation))
@@ -73,6 +77,59 @@ pub(in crate::share) fn wanted(target: Option<u32>, sockets: &[SocketState]) -> 
         (None, Some(current), Some(_)) => Some(current.inode),
         (None, Some(_), None) => most(&mut served().filter(|socket| socket.at_path || socket.staying == 0)),
         (None, None, _) => most(&mut served()),
+    }
+}
+
+impl Core {
+    /// The states of a path's sockets, for the rules about generations.
+    pub(super) fn states_at(&self, key: &Key, at_path: Option<SocketId>) -> Vec<SocketState> {
+        let state = |socket: &Socket| {
+            let Scope::Generation(generation) = socket.scope else { return None };
+            let users = || socket.users.iter().filter_map(|serial| self.workers.get(*serial));
+            Some(SocketState {
+                inode: socket.id,
+                generation,
+                at_path: at_path == Some(socket.id),
+                listening: socket.active,
+                serving: users().filter(|worker| worker.in_rotation).count(),
+                staying: users().filter(|worker| !worker.in_rotation && !worker.stopping).count(),
+            })
+        };
+        self.sockets
+            .iter()
+            .filter(|socket| socket.key.matches(key) && !socket.unlinked)
+            .filter_map(state)
+            .collect()
+    }
+
+    /// Which socket must be at a path; `None`: the one that is there.
+    pub(in crate::share) fn wanted_at(&self, key: &Key, at_path: Option<SocketId>) -> Option<SocketId> {
+        wanted(self.target, &self.states_at(key, at_path))
+    }
+
+    /// Sets the generation to which the reload in progress leads; `None`: there is no reload.
+    pub(in crate::share) fn set_target(&mut self, target: Option<u32>) {
+        if std::mem::replace(&mut self.target, target) != target {
+            let of_path = |socket: &&Socket| matches!(socket.scope, Scope::Generation(_));
+            let keys: Vec<Key> =
+                self.sockets.iter().filter(of_path).map(|socket| socket.key.clone()).collect();
+            keys.iter().for_each(|key| self.touch(key));
+        }
+    }
+
+    /// The file of a socket is no longer at its path. The next bind there creates another socket.
+    pub(in crate::share) fn unlinked(&mut self, id: SocketId) {
+        self.note_change(id);
+        if let Some(socket) = self.socket_mut(id) {
+            socket.unlinked = true;
+        }
+    }
+
+    /// A worker has removed its path. The file stays, because other workers need it. The worker may bind there again.
+    pub(in crate::share) fn leaves_path(&mut self, serial: u64, id: SocketId) {
+        if let Some(socket) = self.socket_mut(id) {
+            socket.users.retain(|user| *user != serial);
+        }
     }
 }
 

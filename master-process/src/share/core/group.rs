@@ -54,7 +54,7 @@ enum Rank {
     Closing,
     /// It has no worker; the next worker of its slot gets its queue.
     Awaited,
-    /// Its worker was asked to stop, and may still accept.
+    /// Its worker was sent the stop signal, and may still accept.
     Stopping,
     /// Its worker is not ready yet, or is on standby: better than a socket without a worker.
     Present,

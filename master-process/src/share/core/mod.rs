@@ -9,9 +9,8 @@
 //! cannot be in a group are *shared*: all workers have the same socket ([`Scope::Shared`], [`Scope::Generation`]).
 
 mod binding;
-pub(super) mod generations;
+mod generations;
 mod group;
-mod paths;
 mod readiness;
 mod workers;
 
@@ -25,7 +24,7 @@ use std::time::Duration;
 use super::address::Key;
 use crate::policy::{Time, WorkerId};
 
-pub(super) use binding::{Asked, Bind};
+pub(super) use binding::{Bind, BindRequest};
 use group::Group;
 use readiness::Names;
 use workers::Workers;
@@ -46,10 +45,11 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 pub const CLOSE_CHECK: Duration = Duration::from_millis(900);
 
 /// How long after it became ready a worker still counts as starting: a program with several listeners is ready at its
-/// first one, and opens its own port once it has loaded what it serves: as long as a program that never listens may take to
-/// count as ready. A later bind to a new address is a search for a free port. With less, an application whose metrics are
-/// served 6 s before itself would be reloaded before it serves; with more, programs that search would share more often.
-pub(super) const SETTLING: Duration = Duration::from_secs(10);
+/// first one, and opens its own port once it has loaded what it serves: as long as a program that never listens may take
+/// to count as ready. A later bind to a new address is a search for a free port. With less, an application whose metrics
+/// are served 6 s before itself would be reloaded before it serves; with more, programs that search would share more
+/// often.
+pub(super) const STARTUP: Duration = Duration::from_secs(10);
 
 /// The number of addresses to remember as the program's own.
 const MAX_KNOWN: usize = 1024;
@@ -83,13 +83,13 @@ pub(super) struct Socket {
     pub(super) scope: Scope,
     /// The living workers that have it; at most one for a shard.
     pub(super) users: Vec<u64>,
-    /// Slots whose worker ended while it had this socket, without being asked to stop. The next worker of the slot
+    /// Slots whose worker ended while it had this socket, without a stop signal. The next worker of the slot
     /// gets the socket or its queue.
     pub(super) awaited_by: Vec<u32>,
     /// Whether it is in the kernel's group: a TCP or Unix socket that listens, a UDP socket that is shared.
     pub(super) active: bool,
-    /// Whether the program itself asked for `SO_REUSEPORT`.
-    pub(super) asked_reuseport: bool,
+    /// Whether the program itself has set `SO_REUSEPORT`.
+    pub(super) requested_reuseport: bool,
     /// Whether it has `SO_REUSEPORT`, set by the program or by us.
     pub(super) reuseport: bool,
     /// The time at which its living worker was found to have closed it.
@@ -105,7 +105,7 @@ pub(super) struct Socket {
     /// The worker of a nested supervisor that has bound it; 0: none.
     pub(super) inner: u64,
     /// The time of its worker's `bind`.
-    pub(super) asked_at: Option<Time>,
+    pub(super) bound_at: Option<Time>,
     /// Whether the supervisor opened it; then it stays open.
     pub(super) permanent: bool,
     /// Whether its path no longer leads to it.
@@ -121,7 +121,7 @@ impl Socket {
             users: Vec::new(),
             awaited_by: Vec::new(),
             active: false,
-            asked_reuseport: false,
+            requested_reuseport: false,
             reuseport: false,
             closed: None,
             released: false,
@@ -129,15 +129,15 @@ impl Socket {
             waiting: false,
             stalled: false,
             inner: 0,
-            asked_at: None,
+            bound_at: None,
             permanent: false,
             unlinked: false,
         }
     }
 
-    /// A worker of this slot no longer has this socket. Unless it was asked to stop, the socket waits for the slot's
-    /// next worker.
-    fn loses(&mut self, serial: u64, slot: u32, asked: bool) {
+    /// A worker of this slot no longer has this socket. Unless it was sent the stop signal, the socket waits for the
+    /// slot's next worker.
+    fn remove_user(&mut self, serial: u64, slot: u32, expected: bool) {
         let had = self.users.len();
         self.users.retain(|user| *user != serial);
         if self.users.len() == had {
@@ -145,7 +145,7 @@ impl Socket {
         }
         // It may have been found closed only because its worker was dying.
         self.closed = None;
-        if !asked && !self.awaited_by.contains(&slot) && !self.key.is_datagram() {
+        if !expected && !self.awaited_by.contains(&slot) && !self.key.is_datagram() {
             self.awaited_by.push(slot);
         }
     }
@@ -168,7 +168,7 @@ pub(super) enum Effect {
     Close(SocketId),
     /// The address has no socket left.
     Released(Key),
-    /// A settled worker binds an address that no worker had before: it is not shared.
+    /// A worker that is past its startup binds an address that no worker had before: it is not shared.
     Unshared(WorkerId, Key),
 }
 
@@ -251,14 +251,14 @@ impl Core {
     /// Whether a bind of a worker to a new address is a search for a free port: the worker has been ready for a
     /// while, and addresses of the program are known. A worker that became ready by its age alone, and then binds its
     /// first address, is only slow.
-    fn is_settled(&self, worker: &workers::Worker, now: Time) -> bool {
-        worker.is_settled(now) && !self.known.is_empty()
+    fn is_past_startup(&self, worker: &workers::Worker, now: Time) -> bool {
+        worker.is_past_startup(now) && !self.known.is_empty()
     }
 
     /// A worker listens on a socket, or its UDP socket is shared from now on. `key` is the address to which the
     /// kernel has bound it. Returns `false` if the worker does not have this socket.
     pub(super) fn activated(&mut self, now: Time, serial: u64, id: SocketId, key: &Key) -> bool {
-        let settled = self.workers.get(serial).is_none_or(|worker| self.is_settled(worker, now));
+        let past_startup = self.workers.get(serial).is_none_or(|worker| self.is_past_startup(worker, now));
         let Some(socket) = self.socket_mut(id).filter(|socket| socket.users.contains(&serial)) else {
             return false;
         };
@@ -280,7 +280,7 @@ impl Core {
                 }
             }
         }
-        if !settled {
+        if !past_startup {
             self.remember(&key);
         }
         self.touch(&key);
@@ -311,34 +311,34 @@ impl Core {
         self.touch_all_of(serial);
     }
 
-    /// A worker was asked to stop.
+    /// A worker was sent the stop signal.
     pub(super) fn stopping(&mut self, serial: u64) {
         self.workers.set_stopping(serial);
         self.touch_all_of(serial);
     }
 
     /// The first process of a worker has ended, and others of its process tree live: they get no new connections. The
-    /// slot's next worker, which starts meanwhile, gets the queue. `asked` as in [`died`](Self::died).
-    pub(super) fn first_ended(&mut self, now: Time, serial: u64, asked: bool) {
+    /// slot's next worker, which starts meanwhile, gets the queue. `expected` as in [`died`](Self::died).
+    pub(super) fn first_ended(&mut self, now: Time, serial: u64, expected: bool) {
         let stopping = self.workers.get(serial).is_some_and(|worker| worker.stopping);
-        if !asked && !stopping {
+        if !expected && !stopping {
             self.leave_addresses(serial);
         }
         self.set_in_rotation(now, serial, false);
     }
 
-    /// A worker has ended. `asked`: it was asked to stop, so its queue is not kept for a successor.
-    pub(super) fn died(&mut self, serial: u64, asked: bool) {
+    /// A worker has ended. `expected`: it was sent the stop signal, so its queue is not kept for a successor.
+    pub(super) fn died(&mut self, serial: u64, expected: bool) {
         let Some(worker) = self.workers.get(serial) else { return };
-        let (slot, asked) = (worker.id.slot, asked || worker.stopping);
+        let (slot, expected) = (worker.id.slot, expected || worker.stopping);
         self.touch_all_of(serial);
-        if !asked {
+        if !expected {
             self.leave_addresses(serial);
         }
         self.workers.remove(serial);
         self.drop_inactive(|socket| socket.users == [serial]);
         for socket in &mut self.sockets {
-            socket.loses(serial, slot, asked);
+            socket.remove_user(serial, slot, expected);
         }
     }
 
@@ -346,9 +346,9 @@ impl Core {
     /// this socket the worker has ended.
     pub(super) fn left(&mut self, serial: u64, id: SocketId) {
         let Some(worker) = self.workers.get(serial) else { return };
-        let (slot, asked) = (worker.id.slot, worker.stopping);
+        let (slot, expected) = (worker.id.slot, worker.stopping);
         let Some(socket) = self.socket_mut(id) else { return };
-        socket.loses(serial, slot, asked);
+        socket.remove_user(serial, slot, expected);
         let key = socket.key.clone();
         self.touch(&key);
     }

@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 
+use super::workers::Listening;
 use super::{Core, Socket, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
@@ -22,16 +23,6 @@ use crate::share::address::Key;
 /// The number of names of Unix sockets to remember, of either kind. Generated names displace each other; the
 /// program's next worker listens on its real names again.
 const MAX_NAMES: usize = 1024;
-
-/// A socket on which a worker has called `listen`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Listening {
-    id: SocketId,
-    /// Whether the worker opened it while it started.
-    at_start: bool,
-    /// Whether a process in a session of its own called `listen`: a daemon that the worker has started.
-    by_daemon: bool,
-}
 
 /// Which names of Unix sockets are fixed in the program, and which may be generated.
 #[derive(Debug, Clone, Default)]
@@ -88,7 +79,7 @@ impl Core {
         // Sockets that it has closed no longer count, so the list is never longer than the worker's kept sockets.
         listens.retain(|other| self.is_of(serial, other.id));
         if self.is_of(serial, id) {
-            let at_start = self.workers.get(serial).is_some_and(|worker| !worker.is_settled(now));
+            let at_start = self.workers.get(serial).is_some_and(|worker| !worker.is_past_startup(now));
             listens.push(Listening { id, at_start, by_daemon });
         }
         self.workers.set_listens(serial, listens);
@@ -169,7 +160,7 @@ impl Core {
         missing
     }
 
-    /// A worker that served has ended without being asked to: its successor must listen on its addresses. One of its
+    /// A worker that served has ended without a stop signal: its successor must listen on its addresses. One of its
     /// sockets may have been found closed only because it was dying.
     pub(super) fn leave_addresses(&mut self, serial: u64) {
         let Some(worker) = self.workers.get(serial).filter(|worker| worker.in_rotation) else { return };
@@ -210,8 +201,8 @@ fn is_covered(key: &Key, by: &[&Key]) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use super::super::simulation::asked;
-    use super::super::{Bind, Migration, SETTLING};
+    use super::super::simulation::request;
+    use super::super::{Bind, Migration, STARTUP};
     use super::*;
 
     fn at(seconds: u64) -> Time {
@@ -240,7 +231,7 @@ mod tests {
 
         /// A worker listens on a socket of its own.
         fn listen(&mut self, now: Time, serial: u64, id: SocketId, key: &Key) {
-            let bound = self.0.bind(now, asked(serial, id, key, false, true));
+            let bound = self.0.bind(now, request(serial, id, key, false, true));
             assert!(matches!(bound, Bind::Own { .. }), "{bound:?}");
             assert!(self.0.activated(now, serial, id, key));
             self.0.listens(now, serial, id, false);
@@ -297,7 +288,7 @@ mod tests {
 
         let (mut slot, ..) = side_and_own(2);
         slot.0.first_ended(at(20), 1, true);
-        assert_eq!(slot.missing(2), [], "it was asked to stop");
+        assert_eq!(slot.missing(2), [], "it was sent the stop signal");
         let (mut slot, ..) = side_and_own(2);
         slot.0.stopping(1);
         slot.0.first_ended(at(20), 1, false);
@@ -310,7 +301,7 @@ mod tests {
         let late = tcp("127.0.0.1:30000");
         // As if an earlier worker had listened there; otherwise it would not be shared.
         slot.0.know(&late);
-        slot.listen(at(1).after(SETTLING), 1, 12, &late);
+        slot.listen(at(1).after(STARTUP), 1, 12, &late);
         assert_eq!(slot.missing(2), [side, own]);
     }
 
@@ -324,7 +315,7 @@ mod tests {
         slot.0.closed(at(21), 1, 10);
         assert_eq!(slot.missing(2), []);
         let second = WorkerId { slot: 0, serial: 2 };
-        assert_eq!(slot.0.take_changed(), [second], "it is to be looked at again");
+        assert_eq!(slot.0.take_changed(), [second], "it is to be checked again");
         assert_eq!(slot.0.take_changed(), [], "once");
 
         let (mut slot, _, own) = side_and_own(2);
@@ -459,7 +450,7 @@ mod tests {
     fn listeners_of_a_daemon_are_expected_only_without_others() {
         let (daemon, own) = (tcp("0.0.0.0:4369"), tcp("127.0.0.1:80"));
         let mut slot = Slot::new(2);
-        let _own = slot.0.bind(at(1), asked(1, 10, &daemon, false, true));
+        let _own = slot.0.bind(at(1), request(1, 10, &daemon, false, true));
         assert!(slot.0.activated(at(1), 1, 10, &daemon));
         slot.0.listens(at(1), 1, 10, true);
         slot.0.set_in_rotation(at(1), 1, true);
@@ -473,7 +464,7 @@ mod tests {
         let (daemon, own) = (tcp("0.0.0.0:4369"), tcp("127.0.0.1:80"));
         let mut slot = Slot::new(1);
         assert!(slot.0.served_by(1).is_empty());
-        let _own = slot.0.bind(at(1), asked(1, 10, &daemon, false, true));
+        let _own = slot.0.bind(at(1), request(1, 10, &daemon, false, true));
         assert!(slot.0.activated(at(1), 1, 10, &daemon));
         slot.0.listens(at(1), 1, 10, true);
         assert_eq!(slot.0.served_by(1), [10], "it is all that the worker has");

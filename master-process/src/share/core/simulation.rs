@@ -4,13 +4,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Asked, Bind, Core, Effect, Migration, SocketId};
+use super::{Bind, BindRequest, Core, Effect, Migration, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
 
 /// A `bind` of a worker.
-pub(super) fn asked(serial: u64, id: SocketId, key: &Key, asked_reuseport: bool, checked: bool) -> Asked<'_> {
-    Asked { serial, id, key, inner: 0, asked_reuseport, checked }
+pub(super) fn request(
+    serial: u64,
+    id: SocketId,
+    key: &Key,
+    requested_reuseport: bool,
+    checked: bool,
+) -> BindRequest<'_> {
+    BindRequest { serial, id, key, inner: 0, requested_reuseport, checked }
 }
 
 /// An action of a worker, the policy or the clock.
@@ -19,8 +25,8 @@ pub(super) enum Step {
     /// A worker of this slot starts, binds and listens.
     Listen(u32),
     /// The slot's newest worker enters the rotation, and the others leave it.
-    Serve(u32),
-    /// The slot's oldest worker is asked to stop.
+    EnterRotation(u32),
+    /// The slot's oldest worker is sent the stop signal.
     Stop(u32),
     /// The slot's oldest worker dies.
     Die(u32),
@@ -105,7 +111,7 @@ impl Simulation {
                 }
                 self.listen(slot);
             }
-            Step::Serve(slot) => {
+            Step::EnterRotation(slot) => {
                 let Some(newest) =
                     self.of_slot(slot).next_back().filter(|worker| !worker.stopping && !worker.in_rotation)
                 else {
@@ -167,7 +173,7 @@ impl Simulation {
             }
             Step::Pass => self.now = self.now.after(Duration::from_secs(2)),
         }
-        self.settle();
+        self.reconcile();
         true
     }
 
@@ -191,7 +197,7 @@ impl Simulation {
         self.core.started(id, 0);
         self.workers.push(SimWorker { id, in_rotation: false, stopping: false });
         self.note_queues();
-        let bind = self.core.bind(self.now, asked(serial, own, &self.key.clone(), false, false));
+        let bind = self.core.bind(self.now, request(serial, own, &self.key.clone(), false, false));
         let listener = match bind {
             Bind::Own { reuseport, .. } => {
                 assert_eq!(reuseport, !self.group.is_empty(), "it joins an existing group");
@@ -211,7 +217,7 @@ impl Simulation {
             Bind::Private | Bind::Refuse(_) | Bind::Check(_) => panic!("{bind:?}"),
         };
         assert!(self.core.activated(self.now, serial, listener, &self.key.clone()));
-        self.settle();
+        self.reconcile();
     }
 
     fn die(&mut self, serial: u64) {
@@ -271,13 +277,13 @@ impl Simulation {
         true
     }
 
-    fn settle(&mut self) {
+    fn reconcile(&mut self) {
         // The effects of a round may cause another round.
         for _ in 0..4 {
             self.note_queues();
             let effects = self.core.reconcile(self.now);
             if effects.is_empty() {
-                self.check_settled();
+                self.check_reconciled();
                 return;
             }
             for effect in effects {
@@ -323,7 +329,7 @@ impl Simulation {
     }
 
     /// No connection goes to a socket without a serving worker while another has one.
-    fn check_settled(&self) {
+    fn check_reconciled(&self) {
         if !self.group.iter().any(|id| self.is_served(*id)) {
             return;
         }
@@ -351,10 +357,10 @@ impl Simulation {
         for slot in 0..4 {
             while self.step(Step::Die(slot)) {}
             self.core.abandon(slot, |_| false);
-            self.settle();
+            self.reconcile();
         }
         self.step(Step::Pass);
-        self.settle();
+        self.reconcile();
         assert!(self.sockets.values().all(|socket| !socket.listening), "{self:#?}");
         assert!(self.core.sockets().is_empty(), "{self:#?}");
         assert_eq!(self.core.deadline(), None, "no timer is left");

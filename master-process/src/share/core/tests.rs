@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::binding::MAX_BOUND;
-use super::simulation::{Simulation, Step, asked};
-use super::{Asked, Bind, Core, Effect, Migration, SETTLING};
+use super::simulation::{Simulation, Step, request};
+use super::{Bind, BindRequest, Core, Effect, Migration, STARTUP};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::{Key, Protocol};
 
@@ -13,8 +13,8 @@ const BOTH: [Migration; 2] = [Migration::Moves, Migration::Resets];
 const STEPS: [Step; 15] = [
     Step::Listen(0),
     Step::Listen(1),
-    Step::Serve(0),
-    Step::Serve(1),
+    Step::EnterRotation(0),
+    Step::EnterRotation(1),
     Step::Stop(0),
     Step::Die(0),
     Step::Die(1),
@@ -77,8 +77,8 @@ fn run(migration: Migration, steps: &[Step]) -> Simulation {
 
 #[test]
 fn connections_of_a_crashed_worker_go_to_its_siblings_where_the_kernel_moves_queues() {
-    use Step::{Accept, Connect, Die, Listen, Serve};
-    let steps = [Listen(0), Listen(1), Serve(0), Connect, Serve(1), Die(0)];
+    use Step::{Accept, Connect, Die, EnterRotation, Listen};
+    let steps = [Listen(0), Listen(1), EnterRotation(0), Connect, EnterRotation(1), Die(0)];
     let simulation = run(Migration::Moves, &steps);
     assert_eq!((simulation.members(), simulation.waiting(), simulation.lost), (1, 1, 0));
     let simulation = run(Migration::Moves, &[&steps[..], &[Accept]].concat());
@@ -87,18 +87,39 @@ fn connections_of_a_crashed_worker_go_to_its_siblings_where_the_kernel_moves_que
 
 #[test]
 fn connections_of_a_crashed_worker_wait_for_its_successor_where_the_kernel_moves_no_queues() {
-    use Step::{Accept, Connect, Die, Listen, Pass, Serve};
-    let steps =
-        [Listen(0), Listen(1), Serve(0), Connect, Serve(1), Die(0), Pass, Listen(0), Serve(0), Accept];
+    use Step::{Accept, Connect, Die, EnterRotation, Listen, Pass};
+    let steps = [
+        Listen(0),
+        Listen(1),
+        EnterRotation(0),
+        Connect,
+        EnterRotation(1),
+        Die(0),
+        Pass,
+        Listen(0),
+        EnterRotation(0),
+        Accept,
+    ];
     let simulation = run(Migration::Resets, &steps);
     assert_eq!((simulation.members(), simulation.waiting(), simulation.lost), (2, 0, 0));
 }
 
 #[test]
 fn connections_that_arrive_without_a_worker_wait_for_the_next_one() {
-    use Step::{Accept, Connect, Die, Listen, Pass, Serve};
+    use Step::{Accept, Connect, Die, EnterRotation, Listen, Pass};
     for migration in BOTH {
-        let steps = [Listen(0), Serve(0), Connect, Die(0), Connect, Pass, Listen(0), Serve(0), Accept, Pass];
+        let steps = [
+            Listen(0),
+            EnterRotation(0),
+            Connect,
+            Die(0),
+            Connect,
+            Pass,
+            Listen(0),
+            EnterRotation(0),
+            Accept,
+            Pass,
+        ];
         let simulation = run(migration, &steps);
         assert_eq!((simulation.members(), simulation.waiting(), simulation.lost), (1, 0, 0), "{migration:?}");
     }
@@ -106,11 +127,11 @@ fn connections_that_arrive_without_a_worker_wait_for_the_next_one() {
 
 #[test]
 fn a_closed_listener_is_dropped_at_once_with_siblings_and_after_a_grace_without() {
-    use Step::{Close, Listen, Pass, Serve};
+    use Step::{Close, EnterRotation, Listen, Pass};
     for migration in BOTH {
-        let two = run(migration, &[Listen(0), Listen(1), Serve(0), Serve(1), Close(0)]);
+        let two = run(migration, &[Listen(0), Listen(1), EnterRotation(0), EnterRotation(1), Close(0)]);
         assert_eq!(two.members(), 1);
-        let mut one = run(migration, &[Listen(0), Serve(0), Close(0)]);
+        let mut one = run(migration, &[Listen(0), EnterRotation(0), Close(0)]);
         assert_eq!(one.members(), 1, "its worker may be about to end");
         one.step(Pass);
         assert_eq!(one.members(), 0);
@@ -145,26 +166,26 @@ fn own(reuseport: bool) -> Bind {
 fn a_second_socket_of_one_worker_gets_what_it_would_get_alone() {
     let mut core = core_with(1);
     let port = tcp("127.0.0.1:80");
-    assert_eq!(core.bind(at(1), asked(1, 10, &port, false, false)), own(false));
-    assert_eq!(core.bind(at(1), asked(1, 11, &port, false, false)), Bind::Check(vec![10]));
+    assert_eq!(core.bind(at(1), request(1, 10, &port, false, false)), own(false));
+    assert_eq!(core.bind(at(1), request(1, 11, &port, false, false)), Bind::Check(vec![10]));
     // It is still open: the kernel decides as without a supervisor.
-    assert_eq!(core.bind(at(1), asked(1, 11, &port, false, true)), own(false));
+    assert_eq!(core.bind(at(1), request(1, 11, &port, false, true)), own(false));
     core.released(1, 11);
     core.released(1, 10);
-    assert_eq!(core.bind(at(1), asked(1, 12, &port, false, false)), own(false), "it was closed");
+    assert_eq!(core.bind(at(1), request(1, 12, &port, false, false)), own(false), "it was closed");
 }
 
 #[test]
 fn sockets_of_one_worker_join_only_if_the_program_wants_it_of_all() {
     let mut core = core_with(2);
     let port = tcp("127.0.0.1:80");
-    assert_eq!(core.bind(at(1), asked(2, 20, &port, false, false)), own(false));
+    assert_eq!(core.bind(at(1), request(2, 20, &port, false, false)), own(false));
     assert!(core.activated(at(1), 2, 20, &port));
-    assert_eq!(core.bind(at(1), asked(1, 10, &port, true, false)), own(true));
-    assert_eq!(core.bind(at(1), asked(1, 11, &port, true, true)), own(true));
-    assert_eq!(core.bind(at(1), asked(1, 12, &port, false, true)), own(false));
+    assert_eq!(core.bind(at(1), request(1, 10, &port, true, false)), own(true));
+    assert_eq!(core.bind(at(1), request(1, 11, &port, true, true)), own(true));
+    assert_eq!(core.bind(at(1), request(1, 12, &port, false, true)), own(false));
     assert_eq!(
-        core.bind(at(1), asked(2, 21, &port, true, true)),
+        core.bind(at(1), request(2, 21, &port, true, true)),
         Bind::Refuse(98),
         "its first is not for sharing"
     );
@@ -175,26 +196,26 @@ fn of_many_udp_sockets_of_one_worker_only_the_latest_are_looked_at_before_its_ne
     let mut core = core_with(2);
     let port = key("127.0.0.1:53", Protocol::Udp);
     for id in 100..200 {
-        assert_eq!(core.bind(at(1), asked(1, id, &port, false, true)), own(false));
+        assert_eq!(core.bind(at(1), request(1, id, &port, false, true)), own(false));
     }
     let latest: Vec<u64> = (192..200).collect();
-    assert_eq!(core.bind(at(1), asked(1, 200, &port, false, false)), Bind::Check(latest));
+    assert_eq!(core.bind(at(1), request(1, 200, &port, false, false)), Bind::Check(latest));
     // If the program itself sets `SO_REUSEPORT`, the decision depends on each of them.
     let all: Vec<u64> = (100..200).collect();
-    assert_eq!(core.bind(at(1), asked(1, 200, &port, true, false)), Bind::Check(all.clone()));
+    assert_eq!(core.bind(at(1), request(1, 200, &port, true, false)), Bind::Check(all.clone()));
     // With a sibling, whether the next one joins depends on each of them.
-    let Bind::Own { reuseport: true, enable } = core.bind(at(1), asked(2, 300, &port, false, false)) else {
+    let Bind::Own { reuseport: true, enable } = core.bind(at(1), request(2, 300, &port, false, false)) else {
         panic!("a sibling joins")
     };
     assert_eq!(enable, all);
-    assert_eq!(core.bind(at(1), asked(1, 200, &port, false, false)), Bind::Check(all));
+    assert_eq!(core.bind(at(1), request(1, 200, &port, false, false)), Bind::Check(all));
 }
 
 #[test]
 fn workers_of_a_supervisor_that_is_a_worker_share_with_one_another() {
     let mut core = core_with(1);
     let port = tcp("127.0.0.1:80");
-    let inner = |id, inner, checked| Asked { inner, ..asked(1, id, &port, false, checked) };
+    let inner = |id, inner, checked| BindRequest { inner, ..request(1, id, &port, false, checked) };
     assert_eq!(core.bind(at(1), inner(10, 7, false)), own(false));
     let joins = Bind::Own { reuseport: true, enable: vec![10] };
     assert_eq!(core.bind(at(1), inner(20, 8, false)), joins);
@@ -206,7 +227,7 @@ fn two_sockets_of_one_worker_that_are_bound_before_either_listens_do_not_both_li
     let mut core = core_with(1);
     let port = tcp("127.0.0.1:80");
     for id in [10, 11] {
-        assert_eq!(core.bind(at(1), asked(1, id, &port, false, true)), own(false));
+        assert_eq!(core.bind(at(1), request(1, id, &port, false, true)), own(false));
     }
     assert!(core.listeners_in_the_way(1, 10, &port).is_empty());
     assert!(core.activated(at(1), 1, 10, &port));
@@ -222,7 +243,7 @@ fn an_address_that_its_worker_binds_with_another_socket_is_free_at_once() {
         core.set_migration(migration);
         let port = tcp("127.0.0.1:80");
         for (serial, id) in [(1, 10), (2, 20)] {
-            let _own = core.bind(at(1), asked(serial, id, &port, false, false));
+            let _own = core.bind(at(1), request(serial, id, &port, false, false));
             assert!(core.activated(at(1), serial, id, &port));
             core.set_in_rotation(at(1), serial, true);
         }
@@ -234,7 +255,7 @@ fn an_address_that_its_worker_binds_with_another_socket_is_free_at_once() {
     }
     let mut core = core_with(1);
     let port = tcp("127.0.0.1:80");
-    let _own = core.bind(at(1), asked(1, 10, &port, false, false));
+    let _own = core.bind(at(1), request(1, 10, &port, false, false));
     assert!(core.activated(at(1), 1, 10, &port));
     core.closed(at(1), 1, 10);
     assert_eq!(core.reconcile(at(1)), [], "alone it is kept for a moment");
@@ -245,43 +266,46 @@ fn an_address_that_its_worker_binds_with_another_socket_is_free_at_once() {
 #[test]
 fn siblings_of_an_overlapping_address_are_joined() {
     let mut core = core_with(2);
-    assert_eq!(core.bind(at(1), asked(1, 10, &tcp("0.0.0.0:80"), false, false)), own(false));
+    assert_eq!(core.bind(at(1), request(1, 10, &tcp("0.0.0.0:80"), false, false)), own(false));
     let joins = Bind::Own { reuseport: true, enable: vec![10] };
-    assert_eq!(core.bind(at(1), asked(2, 20, &tcp("127.0.0.1:80"), false, false)), joins);
-    assert_eq!(core.bind(at(1), asked(2, 21, &key("127.0.0.1:80", Protocol::Udp), false, false)), own(false));
+    assert_eq!(core.bind(at(1), request(2, 20, &tcp("127.0.0.1:80"), false, false)), joins);
+    assert_eq!(
+        core.bind(at(1), request(2, 21, &key("127.0.0.1:80", Protocol::Udp), false, false)),
+        own(false)
+    );
 }
 
 #[test]
 fn a_new_address_of_a_settled_worker_is_not_shared() {
     let mut core = core_with(2);
     let (known, late) = (tcp("127.0.0.1:80"), tcp("127.0.0.1:30000"));
-    assert_eq!(core.bind(at(1), asked(1, 10, &known, false, false)), own(false));
+    assert_eq!(core.bind(at(1), request(1, 10, &known, false, false)), own(false));
     assert!(core.activated(at(1), 1, 10, &known));
     core.set_in_rotation(at(1), 1, true);
-    assert_eq!(core.bind(at(2), asked(1, 11, &late, false, false)), own(false), "it may still be starting");
+    assert_eq!(core.bind(at(2), request(1, 11, &late, false, false)), own(false), "it may still be starting");
     core.released(1, 11);
-    let settled = at(1).after(SETTLING);
-    assert_eq!(core.bind(settled, asked(1, 11, &late, false, false)), Bind::Private);
-    assert_eq!(core.bind(settled, asked(1, 12, &late, false, false)), Bind::Private);
-    let mut effects = core.reconcile(settled);
+    let past_startup = at(1).after(STARTUP);
+    assert_eq!(core.bind(past_startup, request(1, 11, &late, false, false)), Bind::Private);
+    assert_eq!(core.bind(past_startup, request(1, 12, &late, false, false)), Bind::Private);
+    let mut effects = core.reconcile(past_startup);
     effects.retain(|effect| !matches!(effect, Effect::Close(_)));
     assert_eq!(effects, [Effect::Unshared(WorkerId { slot: 1, serial: 1 }, late.clone())], "once");
     assert_eq!(
-        core.bind(settled, asked(2, 20, &late, false, false)),
+        core.bind(past_startup, request(2, 20, &late, false, false)),
         own(false),
         "one that starts may share it"
     );
     let wildcard = tcp("0.0.0.0:80");
-    let over = asked(1, 14, &wildcard, false, false);
+    let over = request(1, 14, &wildcard, false, false);
     assert_eq!(
-        core.bind(settled, over),
+        core.bind(past_startup, over),
         Bind::Check(vec![10]),
         "sockets that it may have closed are checked first"
     );
     core.released(1, 10);
-    let _closed = core.reconcile(settled);
+    let _closed = core.reconcile(past_startup);
     assert_eq!(
-        core.bind(settled, asked(1, 13, &known, false, false)),
+        core.bind(past_startup, request(1, 13, &known, false, false)),
         own(false),
         "and what is known is shared"
     );
@@ -294,7 +318,7 @@ fn a_socket_closed_by_the_rest_of_a_worker_is_dropped_only_where_its_queue_moves
         let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
         for (slot, serial, id) in [(0, 1, 10), (1, 2, 20)] {
             core.started(WorkerId { slot, serial }, 0);
-            assert!(matches!(core.bind(at(1), asked(serial, id, &key, false, false)), Bind::Own { .. }));
+            assert!(matches!(core.bind(at(1), request(serial, id, &key, false, false)), Bind::Own { .. }));
             assert!(core.activated(at(1), serial, id, &key));
             core.set_in_rotation(at(1), serial, true);
         }
@@ -316,7 +340,7 @@ fn a_worker_that_binds_forever_uses_bounded_memory() {
     let mut core = core_with(1);
     for port in 1..10_000u16 {
         let key = Key::tcp(([127, 0, 0, 1], port).into(), false);
-        assert_eq!(core.bind(at(1), asked(1, port.into(), &key, false, false)), own(false));
+        assert_eq!(core.bind(at(1), request(1, port.into(), &key, false, false)), own(false));
     }
     assert_eq!(core.sockets().len(), MAX_BOUND);
     let forgotten = core.reconcile(at(1));
@@ -331,7 +355,7 @@ fn a_continued_bind_is_waited_for_up_to_a_limit_while_its_thread_may_be_in_it() 
     let start = Time::new(Duration::from_secs(100));
     let key = Key::tcp("127.0.0.1:80".parse().expect("an address"), false);
     core.started(WorkerId { slot: 0, serial: 1 }, 0);
-    assert!(matches!(core.bind(start, asked(1, 7, &key, false, false)), Bind::Own { .. }));
+    assert!(matches!(core.bind(start, request(1, 7, &key, false, false)), Bind::Own { .. }));
     let fresh =
         |after: u64, in_bind: bool| core.is_fresh(start.after(Duration::from_millis(after)), 7, || in_bind);
     assert!(fresh(49, false), "the kernel may not have come to it");
@@ -339,7 +363,7 @@ fn a_continued_bind_is_waited_for_up_to_a_limit_while_its_thread_may_be_in_it() 
     assert!(fresh(50, true), "its thread waits for a CPU");
     assert!(fresh(4999, true));
     assert!(!fresh(5000, true), "it is stopped");
-    assert!(!core.is_fresh(start, 8, || true), "no worker asked to bind it");
+    assert!(!core.is_fresh(start, 8, || true), "no worker has bound it");
 }
 
 #[test]
@@ -350,17 +374,17 @@ fn the_first_address_of_a_slow_program_is_shared() {
         core.started(WorkerId { slot, serial }, 0);
         core.set_in_rotation(start, serial, true);
     }
-    let late = start.after(SETTLING * 2);
+    let late = start.after(STARTUP * 2);
     let (first, other) = (
         Key::tcp("127.0.0.1:80".parse().expect("an address"), false),
         Key::tcp("127.0.0.1:81".parse().expect("an address"), false),
     );
-    assert!(matches!(core.bind(late, asked(1, 7, &first, false, false)), Bind::Own { .. }));
+    assert!(matches!(core.bind(late, request(1, 7, &first, false, false)), Bind::Own { .. }));
     assert!(core.activated(late, 1, 7, &first));
     // Its sibling shares that address. Any bind beyond it is a search for a free port.
     assert_eq!(
-        core.bind(late, asked(2, 8, &first, false, false)),
+        core.bind(late, request(2, 8, &first, false, false)),
         Bind::Own { reuseport: true, enable: Vec::new() }
     );
-    assert_eq!(core.bind(late, asked(1, 9, &other, false, false)), Bind::Private);
+    assert_eq!(core.bind(late, request(1, 9, &other, false, false)), Bind::Private);
 }

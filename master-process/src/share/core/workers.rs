@@ -2,10 +2,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::SETTLING;
-use super::readiness::Listening;
+use super::{STARTUP, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
+
+/// A socket on which a worker has called `listen`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Listening {
+    pub(super) id: SocketId,
+    /// Whether the worker opened it while it started.
+    pub(super) at_start: bool,
+    /// Whether a process in a session of its own called `listen`: a daemon that the worker has started.
+    pub(super) by_daemon: bool,
+}
 
 /// A living worker.
 #[derive(Debug, Clone)]
@@ -14,7 +23,7 @@ pub(in crate::share) struct Worker {
     pub(in crate::share) generation: u32,
     /// Whether it is in rotation for new connections.
     pub(in crate::share) in_rotation: bool,
-    /// Whether it was asked to stop.
+    /// Whether it was sent the stop signal.
     pub(in crate::share) stopping: bool,
     /// The time at which it became ready.
     ready_at: Option<Time>,
@@ -26,8 +35,8 @@ pub(in crate::share) struct Worker {
 
 impl Worker {
     /// Whether it has been ready for long enough to have bound all its addresses.
-    pub(in crate::share) fn is_settled(&self, now: Time) -> bool {
-        self.ready_at.is_some_and(|since| now.since(since) >= SETTLING)
+    pub(in crate::share) fn is_past_startup(&self, now: Time) -> bool {
+        self.ready_at.is_some_and(|since| now.since(since) >= STARTUP)
     }
 
     /// Whether it may still listen on an address that an earlier worker of its slot has left.

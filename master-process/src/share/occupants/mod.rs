@@ -12,8 +12,8 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use super::address::Key;
-use super::looks::Caller;
 use super::report::Report;
+use super::scans::WaitingCall;
 use crate::config::Config;
 use crate::policy::Time;
 use crate::sys::helper::{Helper, Wake};
@@ -90,8 +90,8 @@ impl Outcome {
 
 /// Searches for the holders of an address, and ends those that may be ended. This blocks, so the supervisor's loop
 /// must not call it.
-pub(super) fn look(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
-    search::look(wanted, takeover)
+pub(super) fn find(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
+    search::run(wanted, takeover)
 }
 
 /// What a call to a held address does next.
@@ -108,14 +108,14 @@ pub(super) enum Seeking {
 #[derive(Debug)]
 struct Task {
     wanted: Wanted,
-    call: Option<Caller>,
+    call: Option<WaitingCall>,
     takeover: Option<Takeover>,
 }
 
 #[derive(Debug)]
 struct Answer {
     key: Key,
-    call: Option<Caller>,
+    call: Option<WaitingCall>,
     outcome: Outcome,
 }
 
@@ -146,7 +146,7 @@ impl Occupants {
     }
 
     /// Starts a search for the holders of an address, unless a recent result exists.
-    pub(super) fn seek(&mut self, now: Time, wanted: Wanted, call: Caller) -> Seeking {
+    pub(super) fn seek(&mut self, now: Time, wanted: Wanted, call: WaitingCall) -> Seeking {
         let takeover = self.takeover;
         self.searches.retain(|search| now.since(search.begun) < AGAIN_AFTER);
         if let Some(search) = self.searches.iter().find(|search| search.key.matches(&wanted.key)) {
@@ -167,7 +167,7 @@ impl Occupants {
     }
 
     /// The results since the last call, and the calls that waited for them.
-    pub(super) fn take(&mut self) -> (Vec<Report>, Vec<Caller>) {
+    pub(super) fn take(&mut self) -> (Vec<Report>, Vec<WaitingCall>) {
         let (mut reports, mut calls) = (Vec::new(), Vec::new());
         for answer in self.helper.take() {
             let search = self.searches.iter_mut().find(|search| search.key.matches(&answer.key));
@@ -180,6 +180,6 @@ impl Occupants {
 }
 
 fn answer(Task { wanted, call, takeover }: Task) -> Answer {
-    let outcome = look(&wanted, takeover);
+    let outcome = find(&wanted, takeover);
     Answer { key: wanted.key, call, outcome }
 }

@@ -69,7 +69,7 @@ struct Ended {
     error: Option<io::Error>,
 }
 
-pub(super) fn look(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
+pub(super) fn run(wanted: &Wanted, takeover: Option<Takeover>) -> Outcome {
     let mut found = find(wanted);
     let mut ended = Vec::new();
     if let Some(takeover) = takeover {

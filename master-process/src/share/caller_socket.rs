@@ -1,10 +1,12 @@
-//! The socket of a waiting call.
+//! The socket of a waiting call, and the stand-in that replaces it where the supervisor gets no copy of it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use super::address::{Key, Protocol};
+use super::core::SocketId;
 use crate::sys::peer::Peer;
+use crate::sys::socket_options;
 use crate::sys::sockets::{self, Kind};
 
 /// A worker's socket.
@@ -28,7 +30,7 @@ pub(super) struct CallerSocket {
 
 impl CallerSocket {
     /// Inspects the socket behind descriptor `fd` of a worker.
-    pub(super) fn look(peer: &Peer, fd: RawFd) -> io::Result<CallerSocket> {
+    pub(super) fn inspect(peer: &Peer, fd: RawFd) -> io::Result<CallerSocket> {
         match peer.copy(fd) {
             Ok(copy) => CallerSocket::from_copy(copy),
             Err(error) if is_shortage(&error) => Err(error),
@@ -91,6 +93,69 @@ impl Drop for CallerSocket {
     fn drop(&mut self) {
         if let Some(copy) = self.copy.take() {
             sockets::close_copy(copy);
+        }
+    }
+}
+
+/// The socket to bind: the worker's own, or a stand-in. A stand-in is needed where the kernel gives no copy of the
+/// worker's socket, where that is an MPTCP socket, which cannot be selected in a group, and for the addresses of
+/// `--listen`.
+pub(super) struct OwnSocket {
+    caller: CallerSocket,
+    stand_in: Option<(OwnedFd, SocketId)>,
+    is_stand_in: bool,
+}
+
+impl OwnSocket {
+    /// The socket to bind to an address. `is_ours`: the worker got its socket from the supervisor.
+    pub(super) fn of(
+        caller: CallerSocket,
+        key: &Key,
+        joins_permanent: bool,
+        v6only: bool,
+        is_ours: bool,
+    ) -> io::Result<OwnSocket> {
+        let Kind::Tcp { v6, multipath } = caller.kind else {
+            return Ok(OwnSocket { caller, stand_in: None, is_stand_in: false });
+        };
+        let needs = (caller.copy().is_none() || multipath || joins_permanent) && !is_ours;
+        if !needs || key.is_datagram() {
+            return Ok(OwnSocket { caller, stand_in: None, is_stand_in: false });
+        }
+        let socket = sockets::new_tcp(v6)?;
+        match caller.copy() {
+            Some(model) => socket_options::copy_options(model, socket.as_fd()),
+            // A restart must not fail because of connections of the last run. The options that the program set are
+            // unknown.
+            None => socket_options::set_reuseaddr(socket.as_fd())?,
+        }
+        if v6 {
+            socket_options::set_v6only(socket.as_fd(), v6only)?;
+        }
+        let id = sockets::inode(socket.as_fd())?;
+        Ok(OwnSocket { caller, stand_in: Some((socket, id)), is_stand_in: true })
+    }
+
+    pub(super) fn id(&self) -> SocketId {
+        self.stand_in.as_ref().map_or(self.caller.inode, |(_, id)| *id)
+    }
+
+    pub(super) fn is_stand_in(&self) -> bool {
+        self.is_stand_in
+    }
+
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.stand_in.as_ref().map(|(socket, _)| socket.as_fd()).or_else(|| self.caller.copy())
+    }
+
+    /// Takes the descriptor.
+    pub(super) fn take(&mut self) -> Option<OwnedFd> {
+        match self.stand_in.take() {
+            Some((socket, id)) => {
+                self.caller.inode = id;
+                Some(socket)
+            }
+            None => self.caller.take_copy(),
         }
     }
 }

@@ -342,6 +342,25 @@ impl Supervisor {
         status.code().unwrap_or_else(|| panic!("the supervisor was ended by a signal: {status}"))
     }
 
+    /// TERM until it has ended, and the exit code. The supervisor takes signals within half a second for one; the first
+    /// one after that is the second stop signal, which kills the workers.
+    ///
+    /// # Panics
+    /// When it does not end.
+    #[must_use]
+    pub fn stop_twice(&self) -> Option<i32> {
+        let pid = self.pid();
+        let status = await_some(TIMEOUT, "the supervisor ends by the second stop signal", || {
+            // Until its status is taken it keeps its pid.
+            let status = self.exited();
+            if status.is_none() {
+                process::signal(pid, Signal::TERM);
+            }
+            status
+        });
+        status.code()
+    }
+
     /// Everything about a supervisor that has ended.
     fn finished(&self, status: ExitStatus) -> Finished {
         Finished { code: status.code(), signal: status.signal(), stderr: self.log(), stdout: self.output() }
@@ -485,6 +504,14 @@ impl Supervisor {
         });
         self.await_rest();
         found
+    }
+
+    /// Waits until `count` workers have said that they are ready, and gives their pids.
+    ///
+    /// # Panics
+    /// When they do not.
+    pub fn await_ready(&self, count: usize) -> BTreeSet<i32> {
+        self.await_events(count, "ready").iter().map(|event| event.pid).collect()
     }
 
     /// Waits until the supervisor sleeps, or has ended. What a worker did before it said so has woken the supervisor

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::Supervisor;
-use crate::load::{self, Load, Target};
+use crate::load::{self, Connections, Load, Target};
 
 /// Waits until so many more requests are served.
 ///
@@ -36,4 +36,25 @@ pub fn all_answer(supervisor: &Supervisor, target: impl Into<Target>, expected: 
         seen.is_superset(expected)
     });
     assert_eq!(&seen, expected, "nobody else answers");
+}
+
+/// Reloads again and again while clients send requests, of which none may be lost. Gives the last workers.
+///
+/// # Panics
+/// When a request is lost, or a reload does not come to an end.
+pub fn reload_under_load(
+    supervisor: &Supervisor,
+    target: impl Into<Target>,
+    workers: usize,
+    reloads: usize,
+) -> BTreeSet<i32> {
+    let clients = Load::start(target.into(), 4, Connections::Fresh);
+    let mut new = BTreeSet::new();
+    for _ in 0..reloads {
+        pass(supervisor, &clients, 50);
+        new = supervisor.reload(workers);
+    }
+    pass(supervisor, &clients, 50);
+    nothing_is_lost(clients);
+    new
 }

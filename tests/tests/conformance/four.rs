@@ -28,7 +28,7 @@ enum At {
 
 fn all_four_serve(name: &str, at: &At) {
     if let Err(reason) = network::enter_own() {
-        skip!(name, reason);
+        skip!(reason);
     }
     let cwd = tempfile::tempdir().expect("a temporary folder");
     let supervisor = four(name, &cwd);
@@ -116,7 +116,7 @@ servers! {
 #[test]
 fn udp() {
     if let Err(reason) = network::enter_own() {
-        skip!("udp", reason);
+        skip!(reason);
     }
     let cwd = tempfile::tempdir().expect("a temporary folder");
     let supervisor = four("udp", &cwd);

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use master_process_tests::clients::{answers, waiting_clients};
+use master_process_tests::gate::Gate;
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, script, started};
 use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{
-    Supervisor, TIMEOUT, address, always, eventually, network, process, profile, scaled, skip,
+    Supervisor, TIMEOUT, address, always, eventually, needs_root, network, process, profile, scaled, skip,
 };
 use rustix::process::Signal;
 
@@ -27,35 +27,6 @@ const STAYS: Duration = Duration::from_secs(5);
 
 /// How long after the last thing that happened to a listener the supervisor checks it by itself.
 const CHECKED_FOR: Duration = Duration::from_secs(10);
-
-/// A file that tells a worker to go on.
-struct Gate {
-    _folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Gate {
-    fn new() -> Gate {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
-        Gate { path: folder.path().join("gate"), _folder: folder }
-    }
-
-    fn open(&self) {
-        fs::write(&self.path, "").expect("ours");
-    }
-
-    /// The command line of a python program that can `wait()` for it.
-    fn script(&self, text: &str, address: SocketAddr) -> Vec<String> {
-        let wait = "
-def wait():
-    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
-";
-        let mut command = script(&format!("{wait}{text}"), address);
-        command.push(self.path.to_str().expect("UTF-8").to_owned());
-        command
-    }
-}
 
 /// A daemon, as programs become one: a child in a session of its own, whose child is nobody's child and serves.
 const DAEMON: &str = "
@@ -172,12 +143,9 @@ fn is_alone_and_keeps_its_listener(text: &str) {
 
 #[test]
 fn who_waits_for_a_worker_that_closes_its_listener_and_lives_on_is_answered_by_its_sibling() {
-    let name = "who_waits_for_a_worker_that_closes_its_listener_and_lives_on_is_answered_by_its_sibling";
-    if !process::is_root() {
-        skip!(name, "only with eBPF the kernel moves connections from one queue to another");
-    }
+    needs_root!();
     if !network::kernel_moves_queues() {
-        skip!(name, "this kernel moves nothing from a queue that closes to another one");
+        skip!("this kernel moves nothing from a queue that closes to another one");
     }
     let (address, gate) = (address::tcp(), Gate::new());
     let text = "

@@ -6,13 +6,15 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use master_process_tests::gate::Gate;
 use master_process_tests::load::{self, Connections, Kept, Load, Outcome, Target};
 use master_process_tests::profile::{self, CONTAINER};
-use master_process_tests::script::{TWO_FAMILIES, said, script};
+use master_process_tests::script::{TWO_FAMILIES, said, script, script_with};
 use master_process_tests::supervisor::Builder;
 use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
-use master_process_tests::{Supervisor, address, process, scaled, skip};
+use master_process_tests::{Supervisor, address, needs_root, process, scaled};
 use rustix::process::Signal;
 
 const TCP: &str = "
@@ -103,8 +105,7 @@ fn a_unix_path_is_shared_and_reloaded(place: Place) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("ours");
     let path = folder.path().join("app.sock");
-    let mut command = script(UNIX, address::tcp());
-    command.push(path.to_str().expect("UTF-8").to_owned());
+    let command = script_with(UNIX, address::tcp(), [&path]);
     let options = ["-w", "3", "--throttle", "100ms", "--socket-mode", "664"];
     let supervisor = place.builder().args(options).command(command).spawn();
     said(&supervisor, 3);
@@ -129,11 +130,8 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
     address = os.environ['NOTIFY_SOCKET']
     notify.sendto(b'READY=1', '\\0' + address[1:] if address.startswith('@') else address)
 while True: signal.pause()";
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
-    let gate = folder.path().join("gate");
-    let mut command = script(text, address::tcp());
-    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let gate = Gate::new();
+    let command = gate.script(text, address::tcp());
     let options = ["-w", "2", "--ready", "notify", "--throttle", "10ms"];
     let supervisor = place.builder().args(options).command(command).spawn();
     supervisor.eventually("both are ready", || supervisor.logged(&[": notified"]).len() == 2);
@@ -141,7 +139,7 @@ while True: signal.pause()";
     supervisor.signal(Signal::HUP);
     said(&supervisor, 4);
     assert!(old.is_subset(&supervisor.workers()), "the old ones serve until the new ones are ready");
-    fs::write(&gate, "").expect("ours");
+    gate.open();
     supervisor.eventually("the old ones are gone", || {
         let workers = supervisor.workers();
         workers.len() == 2 && workers.is_disjoint(&old)
@@ -248,12 +246,14 @@ fn with_epoll_an_idle_supervisor_does_not_run() {
         let of = |name: &str| process::status(supervisor.pid(), name).expect("it runs");
         (of("voluntary_ctxt_switches"), of("nonvoluntary_ctxt_switches"))
     };
-    // The queues that somebody came to are looked at a second later, and then not any more.
-    let mut last = switches();
-    supervisor.eventually("three seconds pass without a look", || {
-        std::thread::sleep(std::time::Duration::from_secs(3));
+    // A queue that got a connection is checked a second later, and then not any more.
+    let mut last = (Instant::now(), switches());
+    supervisor.eventually("three seconds pass without a context switch", || {
         let now = switches();
-        std::mem::replace(&mut last, now.clone()) == now
+        if now != last.1 {
+            last = (Instant::now(), now);
+        }
+        last.0.elapsed() > Duration::from_secs(3)
     });
 }
 
@@ -291,9 +291,7 @@ fn where_seccomp_is_denied_one_line_says_so_and_listen_fds_works() {
 
 #[test]
 fn where_seccomp_is_denied_to_root_one_line_says_so_and_listen_fds_works() {
-    if !process::is_root() {
-        skip!("where_seccomp_is_denied_to_root_one_line_says_so_and_listen_fds_works", "this is not root");
-    }
+    needs_root!();
     without_seccomp("1", None);
 }
 

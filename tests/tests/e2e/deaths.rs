@@ -89,7 +89,7 @@ fn a_kill_time_out_is_said_before_the_end_that_it_leads_to() {
 #[test]
 fn who_killed_a_worker_is_named_where_the_kernel_tells() {
     if !process::is_root() {
-        master_process_tests::skip!("who_killed_a_worker_is_named_where_the_kernel_tells", "not root");
+        master_process_tests::skip!("not root");
     }
     let supervisor = started(&["--monitor", "ebpf", "--ready", "none"], &fixtures::idle());
     let worker = *supervisor.await_workers(1).first().expect("one");
@@ -132,7 +132,7 @@ fn a_worker_that_the_kernel_kills_for_want_of_memory_says_so() {
 #[test]
 fn a_killers_name_makes_no_line_of_its_own() {
     if !process::is_root() {
-        master_process_tests::skip!("a_killers_name_makes_no_line_of_its_own", "not root");
+        master_process_tests::skip!("not root");
     }
     let text = "
 import ctypes, os, time

@@ -89,9 +89,8 @@ fn fault_06_a_working_directory_removed_by_a_deploy_does_no_harm() {
     let app = scratch.path().join("app");
     fs::create_dir(&app).expect("the folder is new");
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let options = ["--chdir", app.to_str().expect("UTF-8"), "--throttle", "50ms", "--throttle-max", "50ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&options, fixtures::listening(address, &[]));
     let old = supervisor.await_events(1, "ready")[0].pid;
     fs::remove_dir(&app).expect("it is empty");
     supervisor.signal(Signal::HUP);
@@ -122,8 +121,7 @@ fn fault_06_the_supervisors_own_working_directory_may_go() {
 fn fault_07_int_leaves_no_socket_file_behind() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
-    let listen = format!("listen={}", path.display());
-    let supervisor = Supervisor::start(&[], fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&[], fixtures::listening(path.display(), &[]));
     supervisor.await_events(1, "ready");
     supervisor.signal(Signal::INT);
     assert_eq!(supervisor.wait_exit(Duration::from_secs(20)).code(), Some(0));
@@ -146,9 +144,8 @@ fn fault_09_only_a_dead_socket_is_removed_from_the_path() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
     fs::write(&path, "precious").expect("the folder is ours");
-    let listen = format!("listen={}", path.display());
     let options = ["--throttle", "200ms", "--throttle-max", "200ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&options, fixtures::listening(path.display(), &[]));
     supervisor.await_events(2, "started");
     supervisor.eventually("the log names the file", || {
         supervisor.log().iter().any(|line| line.contains("app.sock"))
@@ -168,7 +165,7 @@ fn fault_12_a_program_changed_on_disk_cuts_nobody_off() {
     let command =
         [fixtures::python(), program.to_str().expect("UTF-8").to_owned(), listen, "term=clean:0.3:0".into()];
     let supervisor = Supervisor::start(&["-w", "2", "--throttle", "50ms"], command);
-    let before: Vec<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    let before: Vec<i32> = supervisor.await_ready(2).into_iter().collect();
     fs::write(scratch.path().join("package.json"), r#"{"version": "2.0.0"}"#).expect("the folder is ours");
     let text = fs::read_to_string(&program).expect("it is there");
     fs::write(&program, text + "# version 2\n").expect("the folder is ours");

@@ -4,7 +4,8 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use master_process_tests::script::{lines, said, script, started};
+use master_process_tests::gate::Gate;
+use master_process_tests::script::{lines, said, script_with, started};
 use master_process_tests::{Supervisor, TIMEOUT, address, eventually, load, process, scaled};
 use rustix::process::Signal;
 
@@ -60,7 +61,7 @@ fn ten_thousand_binds_and_two_thousand_listeners_that_are_closed_again_leave_no_
     let text = format!(
         "{NOTIFY}{SERVE}
 begin = time.monotonic()
-while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+wait()
 for port in range(10000, 20000):
     one = socket.socket(); one.bind((HOST, port)); one.close()
 binds = time.monotonic()
@@ -70,15 +71,13 @@ say('done', time.monotonic() - binds, binds - begin)
 notify(b'READY=1')
 while True: signal.pause()"
     );
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let gate = folder.path().join("gate");
-    let mut command = script(&text, address::tcp());
-    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let gate = Gate::new();
+    let command = gate.script(&text, address::tcp());
     let supervisor = Supervisor::start(&["--ready", "notify"], command);
     supervisor.eventually("it serves", || !served(&supervisor, 0).is_empty());
     supervisor.await_rest();
     let before = process::descriptors(supervisor.pid());
-    std::fs::write(&gate, "").expect("ours");
+    gate.open();
     let mut most = 0;
     supervisor.eventually("it has bound and closed all", || {
         most = most.max(process::descriptors(supervisor.pid()).len());
@@ -228,8 +227,7 @@ say('lost', INDEX, lost)
 while True: signal.pause()"
     );
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut command = script(&text, address::tcp());
-    command.push(folder.path().join("gate").to_str().expect("UTF-8").to_owned());
+    let command = script_with(&text, address::tcp(), [&folder.path().join("gate")]);
     let supervisor = Supervisor::start(&["-w", "2", "--ready", "none"], command);
     assert_eq!(said(&supervisor, 2), lines(&["lost 0 0", "lost 1 0"]));
 }

@@ -55,7 +55,7 @@ fn the_client_reads_the_pid_from_nginx() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let address = address::tcp();
     let Some(nginx) = fixtures::nginx(scratch.path(), &address.to_string()) else {
-        master_process_tests::skip!("the_client_reads_the_pid_from_nginx", "nginx is not installed");
+        master_process_tests::skip!("nginx is not installed");
     };
     let alone = Alone::start(&nginx, &address.to_string());
     eventually(TIMEOUT, "nginx answers", || load::who(address).is_some());

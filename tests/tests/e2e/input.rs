@@ -290,7 +290,7 @@ fn a_live_server_at_a_listen_path_is_fatal_and_left_alone() {
 #[test]
 fn an_ordinary_user_cannot_run_workers_as_another() {
     if !master_process_tests::process::is_root() {
-        skip!("an_ordinary_user_cannot_run_workers_as_another", "to become an ordinary user takes root");
+        skip!("to become an ordinary user takes root");
     }
     let ordinary = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let finished = Supervisor::builder().wrap(ordinary).args(["--user", "root"]).command(STARTED).run();

@@ -11,7 +11,7 @@ use std::time::Duration;
 use master_process_tests::load;
 use master_process_tests::supervisor::await_gone;
 use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
-use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, process, scaled, skip};
+use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, needs_root, process, scaled};
 use rustix::process::Signal;
 
 /// Workers that count as ready at once and never do anything.
@@ -228,9 +228,7 @@ fn orphans_handed_to_the_supervisor_are_reaped() {
 
 #[test]
 fn user_group_umask_and_folder_are_the_workers() {
-    if !process::is_root() {
-        skip!("user_group_umask_and_folder_are_the_workers", "to become another user takes root");
-    }
+    needs_root!();
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let path = folder.path().to_str().expect("UTF-8");
@@ -253,9 +251,7 @@ fn user_group_umask_and_folder_are_the_workers() {
 
 #[test]
 fn a_user_alone_brings_its_own_group() {
-    if !process::is_root() {
-        skip!("a_user_alone_brings_its_own_group", "to become another user takes root");
-    }
+    needs_root!();
     let supervisor = idle(&["--user", "nobody"]);
     let worker = await_idle(&supervisor);
     let gid = process::status(worker, "Gid").expect("it runs");
@@ -264,12 +260,7 @@ fn a_user_alone_brings_its_own_group() {
 
 #[test]
 fn workers_as_an_ordinary_user_get_a_privileged_port_by_listen_and_by_nothing_else() {
-    if !process::is_root() {
-        skip!(
-            "workers_as_an_ordinary_user_get_a_privileged_port_by_listen_and_by_nothing_else",
-            "to become another user takes root"
-        );
-    }
+    needs_root!();
     let mut address = master_process_tests::address::tcp();
     address.set_port(80);
     let listen = format!("listen={address}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use master_process_tests::load::{Connections, Load};
 use master_process_tests::profile::{launcher, ordinary_user};
-use master_process_tests::script::script;
+use master_process_tests::script::{script, script_with};
 use master_process_tests::{Supervisor, address, always, eventually, fixtures, process, scaled};
 use rustix::process::Signal;
 
@@ -262,8 +262,7 @@ rest()
 ";
         let folder = tempfile::tempdir().expect("a temporary folder");
         let marker = folder.path().join("resume");
-        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
-        command.push(marker.display().to_string());
+        let command = script_with(&format!("{TOOLS}{text}"), address::tcp(), [&marker]);
         let supervisor = fast(source, &["--max-memory", "60MiB"], command);
         await_log(&supervisor, &["paused its resource limits"]);
         supervisor.eventually("it has grown", || supervisor.output().contains(&"grown".to_owned()));
@@ -395,8 +394,7 @@ rest()
 ";
         let folder = tempfile::tempdir().expect("a temporary folder");
         let marker = folder.path().join("leak");
-        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
-        command.push(marker.display().to_string());
+        let command = script_with(&format!("{TOOLS}{text}"), address::tcp(), [&marker]);
         let supervisor = fast(source, &["--max-memory", "200MiB"], command);
         await_log(&supervisor, &[": notified"]);
         let worker = supervisor.workers();
@@ -428,8 +426,7 @@ rest()
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("shared");
         std::fs::write(&file, vec![1u8; 120 << 20]).expect("the folder is ours");
-        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
-        command.push(file.display().to_string());
+        let command = script_with(&format!("{TOOLS}{text}"), address::tcp(), [&file]);
         let options = ["-w", "4", "--max-memory", "90MiB", "--account", "worker"];
         let supervisor = fast(source, &options, command);
         supervisor.eventually("all are ready", || supervisor.logged(&[": notified"]).len() == 4);
@@ -486,8 +483,8 @@ notify('READY=1')
 rest()
 ";
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
-        command.push(folder.path().join("started").display().to_string());
+        let command =
+            script_with(&format!("{TOOLS}{text}"), address::tcp(), [&folder.path().join("started")]);
         let options = ["-w", "3", "--max-memory", "60MiB", "--reload-batch", "1", "--throttle", "300ms"];
         let supervisor = fast(source, &options, command);
         supervisor.eventually("all are replaced", || replacements(&supervisor) == 3);

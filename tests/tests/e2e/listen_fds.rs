@@ -133,7 +133,7 @@ fn activated(names: &str, addresses: &str, words: &[&str]) -> Supervisor {
 fn sockets_from_the_service_manager_are_passed_on() {
     let address = address::tcp();
     let supervisor = activated("front", &address.to_string(), &["env", "accept=3", "notify"]);
-    let ready: BTreeSet<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    let ready: BTreeSet<i32> = supervisor.await_ready(2);
     let environment = supervisor.await_environment(|_| true);
     assert_eq!(environment["LISTEN_FDS"], "1");
     assert_eq!(environment["LISTEN_FDNAMES"], "front");

@@ -3,10 +3,9 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use master_process_tests::supervisor::{Builder, binary};
-use master_process_tests::{Supervisor, TIMEOUT, eventually, fixtures, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, eventually, fixtures, needs_root, process, skip};
 use rustix::process::Signal;
 
 /// A short life with a death, a reload and a clean end; gives what was logged.
@@ -97,11 +96,22 @@ fn logged_to_a_slow_reader(format: &str) -> Vec<String> {
         .expect("it was built");
     eventually(TIMEOUT, "the program has run", || ran.exists());
     fs::remove_file(&program).expect("ours");
-    // Many times what a pipe holds.
-    std::thread::sleep(Duration::from_secs(1));
-    let mut reader = BufReader::new(supervisor.stderr.take().expect("a pipe"));
-    let mut lines = Vec::new();
     let pid = i32::try_from(supervisor.id()).expect("pids are small");
+    let stderr = supervisor.stderr.take().expect("a pipe");
+    let wakes = || {
+        let text = process::status(pid, "voluntary_ctxt_switches").expect("it runs");
+        text.trim().parse::<u64>().expect("a number")
+    };
+    let mut held = (0, wakes());
+    eventually(TIMEOUT, "the pipe is full, and the supervisor goes on", || {
+        let now = rustix::io::ioctl_fionread(&stderr).expect("a pipe");
+        if now != held.0 {
+            held = (now, wakes());
+        }
+        now > 0 && wakes() > held.1 + 50
+    });
+    let mut reader = BufReader::new(stderr);
+    let mut lines = Vec::new();
     let mut next = |lines: &mut Vec<String>| {
         let mut line = String::new();
         let length = reader.read_line(&mut line).expect("UTF-8");
@@ -141,10 +151,7 @@ fn long_lines_are_shortened_and_whole_for_a_slow_reader_too() {
 
 #[test]
 fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
-    let name = "lines_that_a_full_disk_did_not_take_are_counted_with_the_reason";
-    if !process::is_root() {
-        skip!(name, "to make a small disk takes root");
-    }
+    needs_root!();
     let disk = tempfile::tempdir().expect("a temporary folder");
     let folder = disk.path().to_str().expect("UTF-8").to_owned();
     // A disk of a few pages, which goes with the supervisor's mount namespace, with the log on it.
@@ -154,7 +161,7 @@ fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
         Supervisor::builder().wrap(wrapper).args(["--ready", "none"]).command(fixtures::idle()).spawn();
     let inside = std::path::PathBuf::from(format!("/proc/{}/root{folder}", supervisor.pid()));
     if !inside.join("log").exists() {
-        skip!(name, "no mount namespaces");
+        skip!("no mount namespaces");
     }
     supervisor.await_workers(1);
     let lines = || fs::read_to_string(inside.join("log")).expect("UTF-8");

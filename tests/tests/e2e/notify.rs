@@ -5,9 +5,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use master_process_tests::script::{said, script};
+use master_process_tests::script::{said, script, script_with};
 use master_process_tests::supervisor::{Builder, await_gone};
-use master_process_tests::{Supervisor, TIMEOUT, address, always, eventually, fixtures, process, skip};
+use master_process_tests::{
+    Supervisor, TIMEOUT, address, always, eventually, fixtures, needs_root, process, skip,
+};
 use rustix::process::Signal;
 
 /// A user that no test runs a supervisor or worker as.
@@ -92,10 +94,7 @@ except OSError as error:
 
 #[test]
 fn an_ordinary_user_cannot_send_to_the_notify_socket_of_another() {
-    let name = "an_ordinary_user_cannot_send_to_the_notify_socket_of_another";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     for options in [&["--ready", "none"] as &[&str], &["--ready", "none", "--user", "nobody"]] {
         let supervisor = Supervisor::start(options, fixtures::idle());
         let address = notify_address(&supervisor);
@@ -110,9 +109,7 @@ fn an_ordinary_user_cannot_send_to_the_notify_socket_of_another() {
 
 #[test]
 fn a_worker_of_another_user_is_heard() {
-    if !process::is_root() {
-        skip!("a_worker_of_another_user_is_heard", "to become another user takes root");
-    }
+    needs_root!();
     let supervisor =
         Supervisor::start(&["--user", "nobody", "--ready", "notify"], fixtures::worker(&["notify"]));
     supervisor.reload(1);
@@ -122,7 +119,7 @@ fn a_worker_of_another_user_is_heard() {
 #[test]
 fn systemd_notify_of_a_shell_script_is_heard_and_its_barrier_ends() {
     if Command::new("systemd-notify").arg("--version").output().is_err() {
-        skip!("systemd_notify_of_a_shell_script_is_heard_and_its_barrier_ends", "it is not installed");
+        skip!("it is not installed");
     }
     // By itself it waits until the supervisor has closed the pipe of its BARRIER=1, and fails if that takes 5 s.
     let text = "systemd-notify --ready --status=up && echo heard; exec sleep 1000";
@@ -169,8 +166,7 @@ fn a_flood_harms_nobody(builder: Builder, user: &str, is_abstract: bool) {
     let gate = tempfile::tempdir_in("/var/tmp").expect("a temporary folder");
     fs::set_permissions(gate.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let gate = gate.path().join("gate");
-    let mut command = script(NOTIFIES_WHEN_TOLD, address::tcp());
-    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let command = script_with(NOTIFIES_WHEN_TOLD, address::tcp(), [&gate]);
     let supervisor = builder.args(["--ready", "notify"]).command(command).spawn();
     let address = notify_address(&supervisor);
     let pid = supervisor.pid();
@@ -193,19 +189,13 @@ fn a_flood_harms_nobody(builder: Builder, user: &str, is_abstract: bool) {
 
 #[test]
 fn a_flood_by_a_process_of_the_workers_user_costs_neither_descriptors_nor_readiness() {
-    let name = "a_flood_by_a_process_of_the_workers_user_costs_neither_descriptors_nor_readiness";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     a_flood_harms_nobody(Supervisor::builder().args(["--user", "nobody"]), "65534", false);
 }
 
 #[test]
 fn where_no_directory_can_be_had_a_flood_by_a_stranger_costs_no_more() {
-    let name = "where_no_directory_can_be_had_a_flood_by_a_stranger_costs_no_more";
-    if !process::is_root() {
-        skip!(name, "a mount namespace of its own takes root");
-    }
+    needs_root!();
     let text =
         "mount -t tmpfs -o ro none /tmp && exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
     let wrapper = ["unshare", "--mount", "sh", "-c", text, "sh"];
@@ -254,7 +244,6 @@ while True: signal.pause()",
 
 #[test]
 fn descriptors_are_refused_while_a_close_does_not_end_and_readiness_is_heard() {
-    let name = "descriptors_are_refused_while_a_close_does_not_end_and_readiness_is_heard";
     let peer = address::tcp();
     let _never_accepts = std::net::TcpListener::bind(peer).expect("the address is this test's own");
     // The lingering socket is in the queue of another one, where it cannot be told not to linger.
@@ -291,7 +280,7 @@ while True: signal.pause()",
     );
     let supervisor = Supervisor::start(&["--ready", "notify"], script(&text, address::tcp()));
     match said(&supervisor, 1).pop_first().as_deref() {
-        Some("unknown") => skip!(name, "this kernel has no SO_PASSRIGHTS"),
+        Some("unknown") => skip!("this kernel has no SO_PASSRIGHTS"),
         outcome => assert_eq!(outcome, Some("EPERM")),
     }
     supervisor.eventually("it is heard", || supervisor.logged(&[": notified"]).len() == 1);

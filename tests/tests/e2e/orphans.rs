@@ -83,7 +83,7 @@ fn python_http_servers_that_are_kept_serve_on_without_a_loss() {
 #[test]
 fn static_go_servers_that_are_kept_serve_on_without_a_loss() {
     let Some(command) = fixtures::go_server() else {
-        skip!("static_go_servers_that_are_kept_serve_on_without_a_loss", "go is not installed");
+        skip!("go is not installed");
     };
     workers_serve_on(command, 0);
 }
@@ -92,7 +92,7 @@ fn static_go_servers_that_are_kept_serve_on_without_a_loss() {
 #[test]
 fn workers_that_are_kept_serve_on_without_a_loss_after_reloads() {
     let Some(command) = fixtures::go_server() else {
-        skip!("workers_that_are_kept_serve_on_without_a_loss_after_reloads", "go is not installed");
+        skip!("go is not installed");
     };
     workers_serve_on(command, 1);
 }
@@ -110,8 +110,7 @@ fn workers_are_kept_or_killed_as_flag_and_variable_say() {
     for (builder, kept) in builders {
         let what = format!("{builder:?}");
         let address = address::tcp();
-        let listen = format!("listen={address}");
-        let command = fixtures::worker(&[&listen, "term=ignore"]);
+        let command = fixtures::listening(address, &["term=ignore"]);
         let supervisor = builder.args(["-w", "2"]).command(command).spawn();
         supervisor.await_events(2, "ready");
         let workers = look(&supervisor.await_workers(2));

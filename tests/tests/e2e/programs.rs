@@ -62,7 +62,7 @@ fn four_python_http_servers_answer_on_one_address() {
 #[test]
 fn four_static_go_servers_answer_on_one_address() {
     let Some(command) = fixtures::go_server() else {
-        skip!("four_static_go_servers_answer_on_one_address", "go is not installed");
+        skip!("go is not installed");
     };
     let address = address::tcp();
     let supervisor = four(command, &address.to_string());
@@ -88,7 +88,7 @@ fn four_nginx_answer_on_one_address() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let address = address::tcp();
     let Some(supervisor) = nginx_four("four_nginx", scratch.path(), address) else {
-        skip!("four_nginx_answer_on_one_address", "nginx is not installed, or this is not root");
+        skip!("nginx is not installed, or this is not root");
     };
     // nginx answers from a child of the process that is supervised.
     let answered = everyone_answers(&supervisor, address, 4);
@@ -104,7 +104,7 @@ fn the_child_of_a_killed_nginx_goes_with_it() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let address = address::tcp();
     let Some(supervisor) = nginx_four("killed_nginx", scratch.path(), address) else {
-        skip!("the_child_of_a_killed_nginx_goes_with_it", "nginx is not installed, or this is not root");
+        skip!("nginx is not installed, or this is not root");
     };
     let answered = everyone_answers(&supervisor, address, 4);
     let child = *answered.first().expect("four answered");

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use master_process_tests::load::{self, Connections, Load, Tally, Target};
+use master_process_tests::messages::await_failed_reload;
 use master_process_tests::traffic::pass;
-use master_process_tests::{Supervisor, address, fixtures, process, skip};
+use master_process_tests::{Supervisor, address, fixtures, needs_root, offset, process, skip};
 use rustix::process::Signal;
 
 const CLIENTS: usize = 8;
@@ -97,7 +98,7 @@ fn four_reloads_of_python_lose_no_request() {
 #[test]
 fn four_reloads_of_static_go_lose_no_request() {
     let Some(command) = fixtures::go_server() else {
-        skip!("four_reloads_of_static_go_lose_no_request", "go is not installed");
+        skip!("go is not installed");
     };
     nothing_is_lost(&reloaded_under_load(command, address::tcp(), Connections::Fresh));
 }
@@ -106,13 +107,10 @@ fn four_reloads_of_static_go_lose_no_request() {
 fn four_reloads_of_nginx_lose_no_request() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let address = address::tcp();
-    let name = "four_reloads_of_nginx_lose_no_request";
     let Some(command) = fixtures::nginx(scratch.path(), &address.to_string()) else {
-        skip!(name, "nginx is not installed");
+        skip!("nginx is not installed");
     };
-    if !process::is_root() {
-        skip!(name, "the configuration of nginx is for root");
-    }
+    needs_root!();
     nothing_is_lost(&reloaded_under_load(command, address, Connections::Fresh));
 }
 
@@ -158,7 +156,7 @@ fn connections_wait_while_no_worker_is_alive(target: impl Into<Target>, listen: 
     let listen = format!("listen={listen}");
     let options = ["-w", "2", "--throttle", "3s", "--throttle-max", "3s"];
     let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    let old: Vec<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    let old = supervisor.await_ready(2);
     for pid in &old {
         process::signal(*pid, Signal::KILL);
     }
@@ -230,7 +228,7 @@ impl Release {
         let options = ["-w", "2", "--reload-attempts", "2", "--drain", "50ms"];
         let builder = Supervisor::builder().args(options).args(more);
         let supervisor = builder.command(fixtures::worker(&[&listen, &bad])).spawn();
-        let old = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+        let old = supervisor.await_ready(2);
         let clients = Load::start(address, CLIENTS, Connections::Fresh);
         pass(&supervisor, &clients, 100);
         fs::write(&broken, "").expect("the folder is ours");
@@ -310,7 +308,7 @@ fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
     let old = supervisor.await_events(2, "ready");
     let clients = Load::start(address, CLIENTS, Connections::Fresh);
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || !supervisor.logged(&["reload", "failed: "]).is_empty());
+    await_failed_reload(&supervisor);
     let unlucky = old.iter().find(|event| event.index == 1).expect("two slots").pid;
     assert!(process::alive(unlucky), "the old worker of the slot stood by");
     supervisor.eventually("two workers, it among them", || {
@@ -333,8 +331,7 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
         let options = ["-w", "2", "--throttle", "200ms", "--drain", "200ms"];
         let words = [listen.as_str(), "from=1:delay=0.2", "term=default"];
         let supervisor = Supervisor::start(&options, fixtures::worker(&words));
-        let mut seen: BTreeSet<i32> =
-            supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+        let mut seen: BTreeSet<i32> = supervisor.await_ready(2);
         let clients = Load::start(address, CLIENTS, Connections::Fresh);
         pass(&supervisor, &clients, 50);
         for reload in 1..=3 {
@@ -342,7 +339,7 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
             // Signals that come together are one.
             let begins = format!("reload {reload}: replacing");
             supervisor.eventually("it begins", || !supervisor.logged(&[&begins]).is_empty());
-            std::thread::sleep(Duration::from_millis(pause));
+            offset(Duration::from_millis(pause));
         }
         supervisor.eventually("the last generation is alone", || {
             let workers = supervisor.workers();
@@ -363,13 +360,14 @@ fn a_term_in_the_middle_of_a_reload_stops_everything_once() {
     for pause in [0, 50, 150, 300, 500] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("app.sock");
-        let listen = format!("listen={}", path.display());
         let options = ["-w", "3", "--throttle", "200ms", "--drain", "200ms"];
-        let supervisor =
-            Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=0.1", "term=clean:0.1:0"]));
+        let supervisor = Supervisor::start(
+            &options,
+            fixtures::listening(path.display(), &["from=1:delay=0.1", "term=clean:0.1:0"]),
+        );
         supervisor.await_events(3, "ready");
         supervisor.signal(Signal::HUP);
-        std::thread::sleep(Duration::from_millis(pause));
+        offset(Duration::from_millis(pause));
         assert_eq!(supervisor.stop(), 0);
         let ready: BTreeSet<i32> = supervisor.events_named("ready").iter().map(|event| event.pid).collect();
         let cleaned: BTreeSet<i32> =
@@ -384,11 +382,8 @@ fn a_term_in_the_middle_of_a_reload_stops_everything_once() {
 
 #[test]
 fn a_crash_of_an_old_worker_in_the_middle_of_a_reload_leaves_somebody_to_serve() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "100ms", "--throttle-max", "100ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=0.5"]));
-    let old = supervisor.await_events(2, "ready");
+    let options = ["--throttle", "100ms", "--throttle-max", "100ms"];
+    let (supervisor, address, old) = fixtures::listening_workers(2, &options, &["from=1:delay=0.5"]);
     let clients = Load::start(address, CLIENTS, Connections::Fresh);
     pass(&supervisor, &clients, 50);
     supervisor.signal(Signal::HUP);

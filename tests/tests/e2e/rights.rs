@@ -8,8 +8,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use master_process_tests::script::{lines, said, script};
-use master_process_tests::{Supervisor, address, process, profile, skip};
+use master_process_tests::script::{lines, said, script, script_with};
+use master_process_tests::{Supervisor, address, needs_root, process, profile, skip};
 
 /// A port below `net.ipv4.ip_unprivileged_port_start` where that has its default.
 const LOW: u16 = 81;
@@ -146,40 +146,29 @@ fn gets_what_it_gets_alone(text: &str, user: Option<&str>) -> bool {
 
 #[test]
 fn a_worker_of_root_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone() {
-    let name = "a_worker_of_root_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone";
-    if !process::is_root() {
-        skip!(name, "not root");
-    }
+    needs_root!();
     if !gets_what_it_gets_alone(ENTER_USER_NAMESPACE, None) {
-        skip!(name, "no user namespaces");
+        skip!("no user namespaces");
     }
 }
 
 #[test]
 fn a_worker_of_nobody_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone() {
-    let name = "a_worker_of_nobody_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     if !gets_what_it_gets_alone(ENTER_USER_NAMESPACE, Some("nobody")) {
-        skip!(name, "no user namespaces for ordinary users");
+        skip!("no user namespaces for ordinary users");
     }
 }
 
 #[test]
 fn a_worker_of_another_user_binds_no_path_and_removes_no_file_of_root() {
-    if !process::is_root() {
-        skip!("a_worker_of_another_user_binds_no_path_and_removes_no_file_of_root", "not root");
-    }
+    needs_root!();
     assert!(gets_what_it_gets_alone("", Some("nobody")));
 }
 
 #[test]
 fn a_worker_that_is_another_user_for_files_only_binds_no_path_and_removes_no_file_of_root() {
-    let name = "a_worker_that_is_another_user_for_files_only_binds_no_path_and_removes_no_file_of_root";
-    if !process::is_root() {
-        skip!(name, "not root");
-    }
+    needs_root!();
     assert!(gets_what_it_gets_alone(SET_FS_USER, None));
 }
 
@@ -199,8 +188,7 @@ say(RELOAD, attempt(lambda: made.bind(sys.argv[2]) or made.listen(8)))
 while True: signal.pause()",
         text.trim().replace('\n', "\n    ")
     );
-    let mut command = script(&text, address::tcp());
-    command.push(path.to_str().expect("UTF-8").to_owned());
+    let command = script_with(&text, address::tcp(), [&path]);
     let supervisor = Supervisor::start(&["--ready", "none", "--drain", "1ms"], command);
     assert_eq!(said(&supervisor, 1), lines(&["0 ok"]));
     supervisor.reload(1);
@@ -216,16 +204,13 @@ while True: signal.pause()",
 
 #[test]
 fn a_new_worker_with_fewer_rights_does_not_take_over_the_path_of_the_old_one() {
-    let name = "a_new_worker_with_fewer_rights_does_not_take_over_the_path_of_the_old_one";
-    if !process::is_root() {
-        skip!(name, "not root");
-    }
+    needs_root!();
     for text in [SET_FS_USER, BECOME_NOBODY] {
         assert!(does_not_take_over_the_path_of_an_old_worker(text).is_some());
     }
     let in_namespace = format!("{BECOME_NOBODY}libc.prctl(4, 1, 0, 0, 0)\n{ENTER_USER_NAMESPACE}");
     if does_not_take_over_the_path_of_an_old_worker(&in_namespace).is_none() {
-        skip!(name, "no user namespaces for ordinary users");
+        skip!("no user namespaces for ordinary users");
     }
 }
 
@@ -252,9 +237,8 @@ while True: signal.pause()";
 
 #[test]
 fn workers_of_an_ordinary_user_get_no_privileged_port_in_a_first_start_or_a_reload() {
-    let name = "workers_of_an_ordinary_user_get_no_privileged_port_in_a_first_start_or_a_reload";
     if !process::is_root() || !low_ports_are_privileged() {
-        skip!(name, "not root, or every user may bind low ports here");
+        skip!("not root, or every user may bind low ports here");
     }
     let options = ["-w", "2", "--user", "nobody", "--ready", "none", "--drain", "1ms"];
     let supervisor = Supervisor::start(&options, script(TRY_PORT, low_address()));
@@ -301,19 +285,15 @@ while True: signal.pause()",
 
 #[test]
 fn a_worker_without_the_right_does_not_join_its_siblings_on_a_privileged_port() {
-    let name = "a_worker_without_the_right_does_not_join_its_siblings_on_a_privileged_port";
     if !process::is_root() || !low_ports_are_privileged() {
-        skip!(name, "not root, or every user may bind low ports here");
+        skip!("not root, or every user may bind low ports here");
     }
     assert!(does_not_join(BECOME_NOBODY, low_address()).is_some());
 }
 
 #[test]
 fn a_stranger_cannot_make_the_bind_of_a_new_generation_fail() {
-    let name = "a_stranger_cannot_make_the_bind_of_a_new_generation_fail";
-    if !process::is_root() {
-        skip!(name, "not root");
-    }
+    needs_root!();
     let outer = tempfile::tempdir().expect("a temporary folder");
     set_mode(outer.path(), 0o1777);
     let path = outer.path().join("app.sock");
@@ -321,8 +301,7 @@ fn a_stranger_cannot_make_the_bind_of_a_new_generation_fail() {
 made = socket.socket(socket.AF_UNIX)
 say(RELOAD, attempt(lambda: made.bind(sys.argv[2]) or made.listen(8)))
 while True: signal.pause()";
-    let mut command = script(text, address::tcp());
-    command.push(path.to_str().expect("UTF-8").to_owned());
+    let command = script_with(text, address::tcp(), [&path]);
     let supervisor = Supervisor::start(&["--ready", "none", "--drain", "1ms"], command);
     assert_eq!(said(&supervisor, 1), lines(&["0 ok"]));
     let folder = fs::metadata(outer.path()).expect("ours").ino() & 0xfff;
@@ -349,9 +328,8 @@ assert rules >= 0 and libc.syscall(446, rules, 0) == 0, failed()
 
 #[test]
 fn a_worker_confined_by_landlock_does_not_join_its_siblings_on_a_forbidden_port() {
-    let name = "a_worker_confined_by_landlock_does_not_join_its_siblings_on_a_forbidden_port";
     if does_not_join(FORBID_TCP, address::tcp()).is_none() {
-        skip!(name, "no Landlock with rules for TCP (ABI 4)");
+        skip!("no Landlock with rules for TCP (ABI 4)");
     }
 }
 
@@ -396,10 +374,7 @@ serve(made)";
 
 #[test]
 fn a_bind_with_a_workers_rights_does_not_change_who_may_look_into_the_supervisor() {
-    let name = "a_bind_with_a_workers_rights_does_not_change_who_may_look_into_the_supervisor";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     can_be_looked_into_as_before(Vec::new(), &["--user", "nobody"], 0);
     // An ordinary user with capabilities: what `/proc` shows is root's while it cannot be looked into.
     let user = profile::ordinary_user();
@@ -414,10 +389,7 @@ fn a_bind_with_a_workers_rights_does_not_change_who_may_look_into_the_supervisor
 
 #[test]
 fn an_ordinary_users_supervisor_can_be_looked_into_by_its_user_after_its_workers_have_bound() {
-    let name = "an_ordinary_users_supervisor_can_be_looked_into_by_its_user_after_its_workers_have_bound";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     let user = profile::ordinary_user();
     can_be_looked_into_as_before(profile::launcher(Some(user), &[]), &[], user);
 }

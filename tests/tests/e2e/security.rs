@@ -6,15 +6,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use master_process_tests::script::{said, script};
-use master_process_tests::{Supervisor, address, process, scaled, skip};
+use master_process_tests::{Supervisor, address, needs_root, process, scaled, skip};
 use rustix::process::Signal;
 
 #[test]
 fn a_link_that_a_worker_races_over_its_path_leads_mode_and_owner_nowhere() {
-    let name = "a_link_that_a_worker_races_over_its_path_leads_mode_and_owner_nowhere";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     let outer = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let folder = outer.path().join("of-the-worker");
@@ -137,9 +134,7 @@ fn capabilities_of_a_worker(wrapper: &[String], options: &[&str]) -> String {
 
 #[test]
 fn ambient_capabilities_of_the_supervisor_reach_no_worker() {
-    if !process::is_root() {
-        skip!("ambient_capabilities_of_the_supervisor_reach_no_worker", "not root");
-    }
+    needs_root!();
     let service = as_service_with("+bpf,+perfmon,+net_bind_service,+kill");
     for options in [&[] as &[&str], &["--share", "off", "--ready", "none"]] {
         assert_eq!(capabilities_of_a_worker(&service, options), "0 0 0 0", "{options:?}");
@@ -148,18 +143,14 @@ fn ambient_capabilities_of_the_supervisor_reach_no_worker() {
 
 #[test]
 fn inheritable_capabilities_of_root_reach_no_worker_of_another_user() {
-    if !process::is_root() {
-        skip!("inheritable_capabilities_of_root_reach_no_worker_of_another_user", "not root");
-    }
+    needs_root!();
     let root = ["setpriv", "--inh-caps=+chown,+kill"].map(str::to_owned);
     assert_eq!(capabilities_of_a_worker(&root, &["--user", "nobody"]), "0 0 0 0");
 }
 
 #[test]
 fn ambient_gives_a_worker_exactly_what_it_names() {
-    if !process::is_root() {
-        skip!("ambient_gives_a_worker_exactly_what_it_names", "not root");
-    }
+    needs_root!();
     let expected = format!("{BIND} {BIND} {BIND} {BIND}");
     let by_root = ["--user", "nobody", "--ambient", "net_bind_service"];
     assert_eq!(capabilities_of_a_worker(&[], &by_root), expected);
@@ -171,9 +162,7 @@ fn ambient_gives_a_worker_exactly_what_it_names() {
 
 #[test]
 fn a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing() {
-    if !process::is_root() {
-        skip!("a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing", "not root");
-    }
+    needs_root!();
     let root = ["setpriv", "--inh-caps=+chown,+kill"].map(str::to_owned);
     let line = capabilities_of_a_worker(&root, &[]);
     let sets: Vec<u64> = line.split(' ').filter_map(|set| set.parse().ok()).collect();
@@ -184,9 +173,7 @@ fn a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing() {
 
 #[test]
 fn a_capability_that_the_supervisor_lacks_is_an_error_at_start() {
-    if !process::is_root() {
-        skip!("a_capability_that_the_supervisor_lacks_is_an_error_at_start", "not root");
-    }
+    needs_root!();
     let wrappers = [
         as_service_with("+kill"),
         ["setpriv", "--bounding-set=-net_bind_service"].map(str::to_owned).to_vec(),
@@ -204,11 +191,10 @@ fn a_capability_that_the_supervisor_lacks_is_an_error_at_start() {
 
 #[test]
 fn an_ordinary_user_binds_a_low_port_only_with_the_capability() {
-    let name = "an_ordinary_user_binds_a_low_port_only_with_the_capability";
     const LOW: u16 = 81;
     let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     if !process::is_root() || first_free.trim().parse().is_ok_and(|first: u16| first <= LOW) {
-        skip!(name, "not root, or every user may bind low ports here");
+        skip!("not root, or every user may bind low ports here");
     }
     let text = "
 made = None
@@ -235,10 +221,7 @@ while True: signal.pause()";
 
 #[test]
 fn with_no_new_privs_a_set_user_id_program_gains_nothing() {
-    let name = "with_no_new_privs_a_set_user_id_program_gains_nothing";
-    if !process::is_root() {
-        skip!(name, "to make a program of root takes root");
-    }
+    needs_root!();
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let program = folder.path().join("id");
@@ -253,7 +236,7 @@ fn with_no_new_privs_a_set_user_id_program_gains_nothing() {
         line
     };
     if user(&[]) != "0" {
-        skip!(name, "set-user-ID programs have no effect in the temporary folder anyway");
+        skip!("set-user-ID programs have no effect in the temporary folder anyway");
     }
     assert_eq!(user(&["--no-new-privs"]), "65534");
     assert_eq!(user(&["--no-new-privs", "--share", "off"]), "65534", "without a filter, too");

@@ -7,7 +7,9 @@ use std::time::Duration;
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, started};
 use master_process_tests::traffic::{nothing_is_lost, pass};
-use master_process_tests::{Supervisor, TIMEOUT, address, always, await_some, eventually, fixtures, process};
+use master_process_tests::{
+    Supervisor, TIMEOUT, address, always, await_some, eventually, fixtures, offset, process,
+};
 use rustix::process::Signal;
 
 #[test]
@@ -226,9 +228,8 @@ fn a_program_behind_a_shell_shares_as_well() {
 #[test]
 fn the_address_is_free_the_moment_the_supervisor_has_ended() {
     let address = address::tcp();
-    let listen = format!("listen={address}");
     // Behind a shell, and deaf to TERM: who holds the socket is a grandchild that only the last kill reaches.
-    let worker = fixtures::worker(&[&listen, "term=ignore"]).join(" ");
+    let worker = fixtures::listening(address, &["term=ignore"]).join(" ");
     for _ in 0..8 {
         let line = fixtures::shell(&format!("{worker}; echo ended"));
         let supervisor = Supervisor::start(&["-w", "4"], line);
@@ -316,15 +317,12 @@ fn a_supervisor_in_a_supervisor_serves() {
 
 #[test]
 fn a_worker_killed_at_any_moment_of_its_start_does_no_harm() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "1ms", "--throttle-max", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(2, "ready");
+    let options = ["--throttle", "1ms", "--throttle-max", "1ms"];
+    let (supervisor, address, _) = fixtures::listening_workers(2, &options, &[]);
     for round in 0..60_u64 {
         let victim = supervisor.until("a worker to kill", || supervisor.workers().last().copied());
         // Up to and past the moment at which it binds and listens.
-        std::thread::sleep(Duration::from_micros(round * 700 % 40_000));
+        offset(Duration::from_micros(round * 700 % 40_000));
         process::signal(victim, Signal::KILL);
     }
     supervisor.await_workers(2);
@@ -335,8 +333,7 @@ fn a_worker_killed_at_any_moment_of_its_start_does_no_harm() {
 #[test]
 fn a_stopped_worker_does_not_stop_the_others() {
     let address = address::tcp();
-    let listen = format!("listen={address}");
-    let supervisor = Supervisor::start(&["-w", "2", "--share", "shared"], fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&["-w", "2", "--share", "shared"], fixtures::listening(address, &[]));
     let ready = supervisor.await_events(2, "ready");
     process::freeze(ready[0].pid);
     for _ in 0..50 {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use master_process_tests::supervisor::binary;
-use master_process_tests::{Supervisor, TIMEOUT, always, await_some, fixtures, process, scaled};
+use master_process_tests::{Supervisor, TIMEOUT, always, await_some, fixtures, offset, process, scaled};
 use rustix::process::Signal;
 
 fn idle(workers: &str) -> Supervisor {
@@ -155,7 +155,7 @@ fn a_hup_at_any_early_moment_does_not_kill() {
     for attempt in 0..25_u32 {
         let supervisor = idle("2");
         let pid = await_first_moment(&supervisor, Signal::HUP);
-        std::thread::sleep(Duration::from_micros(u64::from(attempt) * 800));
+        offset(Duration::from_micros(u64::from(attempt) * 800));
         process::signal(pid, Signal::HUP);
         supervisor.await_workers(2);
         assert_eq!(supervisor.stop(), 0, "attempt {attempt}");
@@ -167,7 +167,7 @@ fn a_term_at_any_early_moment_is_a_clean_end() {
     for attempt in 0..25_u32 {
         let supervisor = idle("2");
         let pid = await_first_moment(&supervisor, Signal::TERM);
-        std::thread::sleep(Duration::from_micros(u64::from(attempt) * 800));
+        offset(Duration::from_micros(u64::from(attempt) * 800));
         process::signal(pid, Signal::TERM);
         assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "attempt {attempt}");
         assert!(supervisor.survivors().is_empty(), "attempt {attempt}");
@@ -190,7 +190,7 @@ fn a_storm_of_signals_leaves_the_right_number_of_workers() {
             process::signal(*victim, Signal::KILL);
         }
         // Uneven steps, so that signals meet every stage of a start.
-        std::thread::sleep(Duration::from_millis(round * 7 % 40));
+        offset(Duration::from_millis(round * 7 % 40));
     }
     // Quiet: three workers, all of one generation, and they stay.
     let settled = await_some(TIMEOUT, "three workers of one generation", || {

@@ -5,12 +5,15 @@ use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use master_process_tests::clients::{answers, waiting_clients};
+use master_process_tests::gate::Gate;
 use master_process_tests::load::{self, Connections, Load, Outcome};
+use master_process_tests::messages::{await_failed_reload, await_listening, await_reload_complete};
 use master_process_tests::script::{script, started};
 use master_process_tests::supervisor::Builder;
 use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{
-    Supervisor, TIMEOUT, address, always, eventually, fixtures, network, process, profile, scaled, skip,
+    Supervisor, TIMEOUT, address, always, eventually, fixtures, needs_root, network, process, profile,
+    scaled, skip,
 };
 use rustix::process::Signal;
 
@@ -19,11 +22,6 @@ const BETWEEN_BEING_AND_SAYING: f64 = 0.1;
 
 /// Why a test of moved queues cannot run.
 const NO_QUEUE_MOVES: &str = "this kernel moves nothing from a queue that closes to another one";
-
-fn await_listening(supervisor: &Supervisor, count: usize) {
-    supervisor
-        .eventually("the workers listen", || supervisor.logged(&["worker", ": listening"]).len() >= count);
-}
 
 fn version_4(address: SocketAddr) -> SocketAddrV4 {
     match address {
@@ -59,11 +57,8 @@ fn four_hundred_kept_connections_are_spread_evenly_over_four_workers() {
 
 #[test]
 fn the_spread_is_even_after_reloads_as_well() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "4", "--throttle", "10ms", "--drain", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(4, "ready");
+    let options = ["--throttle", "10ms", "--drain", "1ms"];
+    let (supervisor, address, _) = fixtures::listening_workers(4, &options, &[]);
     for _ in 0..3 {
         supervisor.reload(4);
     }
@@ -73,9 +68,8 @@ fn the_spread_is_even_after_reloads_as_well() {
 /// Stops one of two workers, lets clients come, kills it: who answered them, and who lives then.
 fn served_after_a_crash(builder: Builder) -> (BTreeSet<i32>, BTreeSet<i32>) {
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let options = ["-w", "2", "--throttle", "1s", "--throttle-max", "1s"];
-    let supervisor = builder.args(options).command(fixtures::worker(&[&listen])).spawn();
+    let supervisor = builder.args(options).command(fixtures::listening(address, &[])).spawn();
     let ready = supervisor.await_events(2, "ready");
     let victim = ready[0].pid;
     // What comes to it from now on waits in its queue.
@@ -90,17 +84,9 @@ fn served_after_a_crash(builder: Builder) -> (BTreeSet<i32>, BTreeSet<i32>) {
 
 #[test]
 fn the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it() {
-    if !process::is_root() {
-        skip!(
-            "the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it",
-            "eBPF takes root"
-        );
-    }
+    needs_root!();
     if !network::kernel_moves_queues() {
-        skip!(
-            "the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it",
-            NO_QUEUE_MOVES
-        );
+        skip!(NO_QUEUE_MOVES);
     }
     let (answered, alive) = served_after_a_crash(Supervisor::builder());
     assert!(answered.is_subset(&alive), "{answered:?} of {alive:?}");
@@ -117,10 +103,7 @@ fn the_queue_of_a_crashed_worker_is_served_by_its_replacement_where_the_kernel_m
 
 #[test]
 fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_back() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let supervisor = Supervisor::start(&["-w", "2"], fixtures::worker(&[&listen]));
-    let ready = supervisor.await_events(2, "ready");
+    let (supervisor, address, ready) = fixtures::listening_workers(2, &[], &[]);
     let (hung, other) = (ready[0].pid, ready[1].pid);
     process::freeze(hung);
     let waiting = waiting_clients(address, 40);
@@ -248,11 +231,8 @@ fn asked_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
 #[test]
 fn an_old_worker_serves_for_the_drain_time_before_it_is_asked_to_leave() {
     for load in [false, true] {
-        let address = address::tcp();
-        let listen = format!("listen={address}");
-        let options = ["-w", "2", "--drain", "1500ms", "--throttle", "1ms"];
-        let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-        supervisor.await_events(2, "ready");
+        let options = ["--drain", "1500ms", "--throttle", "1ms"];
+        let (supervisor, address, _) = fixtures::listening_workers(2, &options, &[]);
         let clients = load.then(|| Load::start(address, 4, Connections::Fresh));
         let asked = asked_after(&supervisor, 2);
         assert!(
@@ -267,11 +247,8 @@ fn an_old_worker_serves_for_the_drain_time_before_it_is_asked_to_leave() {
 
 #[test]
 fn an_old_worker_stands_by_until_its_successor_has_outlived_the_throttle() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--drain", "1ms", "--throttle", "2s"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(2, "ready");
+    let options = ["--drain", "1ms", "--throttle", "2s"];
+    let (supervisor, _, _) = fixtures::listening_workers(2, &options, &[]);
     // The throttle counts from the start, which is a moment before it says so: a longer one on a slow machine.
     let moment = scaled(Duration::from_secs_f64(BETWEEN_BEING_AND_SAYING)).as_secs_f64();
     let asked = asked_after(&supervisor, 2);
@@ -313,11 +290,8 @@ fn ttou_and_ttin_under_load_lose_nothing() {
 #[test]
 fn a_hundred_reloads_leave_two_sockets_for_each_slot() {
     const SLOTS: usize = 2;
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "1ms", "--drain", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(SLOTS, "ready");
+    let options = ["--throttle", "1ms", "--drain", "1ms"];
+    let (supervisor, address, _) = fixtures::listening_workers(SLOTS, &options, &[]);
     let pid = supervisor.pid();
     for _ in 0..2 {
         supervisor.reload(SLOTS);
@@ -338,11 +312,8 @@ fn a_hundred_reloads_leave_two_sockets_for_each_slot() {
 #[test]
 fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
     const SLOTS: usize = 2;
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "1ms", "--throttle-max", "1ms", "--drain", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(SLOTS, "ready");
+    let options = ["--throttle", "1ms", "--throttle-max", "1ms", "--drain", "1ms"];
+    let (supervisor, address, _) = fixtures::listening_workers(SLOTS, &options, &[]);
     for round in 1..=10 {
         let victims = supervisor.await_workers(SLOTS);
         supervisor.signal(Signal::HUP);
@@ -355,9 +326,7 @@ fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
             event.name == "ready" && event.reload == i32::try_from(round).expect("few")
         });
     }
-    supervisor.eventually("the last reload is complete", || {
-        !supervisor.logged(&["reload 10 complete after"]).is_empty()
-    });
+    await_reload_complete(&supervisor, 10);
     let answered: BTreeSet<i32> = answers(waiting_clients(address, 40)).into_iter().collect();
     assert_eq!(answered, supervisor.await_workers(SLOTS), "each queue has somebody who serves it");
     let listening = process::listening(version_4(address));
@@ -381,9 +350,8 @@ fn shared_is_one_socket_and_slots_are_one_for_each_worker() {
 #[test]
 fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_successor() {
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let options = ["--throttle", "50ms", "--throttle-max", "50ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=1"]));
+    let supervisor = Supervisor::start(&options, fixtures::listening(address, &["from=1:delay=1"]));
     let old = supervisor.await_events(1, "ready")[0].pid;
     process::freeze(old);
     let mut waiting = waiting_clients(address, 5);
@@ -399,25 +367,20 @@ fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_success
 
 #[test]
 fn who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one_where_the_kernel_moves_it() {
-    if !process::is_root() {
-        skip!("who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one", "eBPF takes root");
-    }
+    needs_root!();
     if !network::kernel_moves_queues() {
-        skip!("who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one", NO_QUEUE_MOVES);
+        skip!(NO_QUEUE_MOVES);
     }
     // The new release listens, accepts nobody, and dies within the throttle.
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 say('ready', RELOAD)
 if RELOAD:
-    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+    wait()
     sys.exit(1)
 serve(made)";
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let gate = folder.path().join("gate");
-    let address = address::tcp();
-    let mut command = script(text, address);
-    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let (address, gate) = (address::tcp(), Gate::new());
+    let command = gate.script(text, address);
     let options = ["--throttle", "5s", "--throttle-max", "5s", "--reload-attempts", "1"];
     let supervisor = Supervisor::start(&options, command);
     await_listening(&supervisor, 1);
@@ -426,8 +389,8 @@ serve(made)";
     await_listening(&supervisor, 2);
     supervisor.await_rest();
     let waiting = waiting_clients(address, 5);
-    std::fs::write(&gate, "").expect("the folder is ours");
-    supervisor.eventually("it is given up", || !supervisor.logged(&["reload", "failed: "]).is_empty());
+    gate.open();
+    await_failed_reload(&supervisor);
     assert_eq!(supervisor.await_workers(1), old);
     let answered: BTreeSet<i32> =
         answers(waiting).into_iter().chain(answers(waiting_clients(address, 5))).collect();
@@ -436,11 +399,8 @@ serve(made)";
 
 #[test]
 fn who_waits_for_a_worker_whose_slot_is_given_up_is_told_and_the_others_serve() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "20s", "--throttle-max", "20s"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    let ready = supervisor.await_events(2, "ready");
+    let options = ["--throttle", "20s", "--throttle-max", "20s"];
+    let (supervisor, address, ready) = fixtures::listening_workers(2, &options, &[]);
     let last = ready.iter().find(|event| event.index == 1).expect("two slots").pid;
     process::freeze(last);
     let waiting = waiting_clients(address, 20);

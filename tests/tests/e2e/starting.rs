@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use master_process_tests::cgroup::Place;
 use master_process_tests::supervisor::Builder;
-use master_process_tests::{Supervisor, always, fixtures, process, profile, skip};
+use master_process_tests::{Supervisor, always, fixtures, needs_root, process, profile, skip};
 use rustix::process::Signal;
 
 /// The variables of a login, as a supervisor of another user has them.
@@ -42,10 +42,7 @@ fn entry(user: &str, field: usize) -> String {
 
 #[test]
 fn a_user_brings_its_home_name_and_shell() {
-    let name = "a_user_brings_its_home_name_and_shell";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     let text = |text: &str| Some(text.to_owned());
     let root = [text("root"), text("root"), text(&entry("root", 5)), text(&entry("root", 6))];
     assert_eq!(login_of(as_somebody_else().args(["--user", "root"])), root);
@@ -57,10 +54,7 @@ fn a_user_brings_its_home_name_and_shell() {
 
 #[test]
 fn an_id_without_an_entry_has_nobodys_home() {
-    let name = "an_id_without_an_entry_has_nobodys_home";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     let id = profile::ordinary_user().to_string();
     let login = login_of(as_somebody_else().args(["--user", &id, "--group", &id]));
     assert_eq!(login, [None, None, None, None]);
@@ -357,12 +351,11 @@ fn late(supervisor: &Supervisor) -> usize {
 
 #[test]
 fn a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds() {
-    let name = "a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds";
     let folder = sleeper();
     let supervisor = started_at(folder.path(), "3");
     let workers: Vec<i32> = supervisor.await_workers(3).into_iter().collect();
     let Some(held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let before = late(&supervisor);
     process::signal(workers[0], Signal::KILL);
@@ -394,15 +387,14 @@ fn a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds() {
 
 #[test]
 fn the_cgroup_of_a_start_that_was_given_up_is_removed() {
-    let name = "the_cgroup_of_a_start_that_was_given_up_is_removed";
     let folder = sleeper();
-    let Some(place) = Place::make(true) else { skip!(name, "no cgroup can be made") };
+    let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let app = folder.path().join("app");
     let options = ["-v", "-w", "1", "--ready", "none", "--throttle", "50ms", "--throttle-max", "50ms"];
     let supervisor = place.start(&options, vec![app.display().to_string()]);
     let worker = *supervisor.await_workers(1).first().expect("one");
     let Some(held) = Held::new(&app) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let before = place.workers();
     let on_time = late(&supervisor);
@@ -430,10 +422,9 @@ fn the_cgroup_of_a_start_that_was_given_up_is_removed() {
 
 #[test]
 fn the_very_first_start_may_hang_and_be_tried_again() {
-    let name = "the_very_first_start_may_hang_and_be_tried_again";
     let folder = sleeper();
     let Some(held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let supervisor = started_at(folder.path(), "2");
     supervisor.eventually("a start has failed", || {
@@ -446,12 +437,11 @@ fn the_very_first_start_may_hang_and_be_tried_again() {
 
 #[test]
 fn a_supervisor_whose_start_hangs_stops_at_once() {
-    let name = "a_supervisor_whose_start_hangs_stops_at_once";
     let folder = sleeper();
     let supervisor = started_at(folder.path(), "2");
     let victim = *supervisor.await_workers(2).first().expect("two");
     let Some(_held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let before = late(&supervisor);
     process::signal(victim, Signal::KILL);
@@ -462,12 +452,11 @@ fn a_supervisor_whose_start_hangs_stops_at_once() {
 
 #[test]
 fn a_start_that_is_only_slow_is_a_start() {
-    let name = "a_start_that_is_only_slow_is_a_start";
     let folder = sleeper();
     let supervisor = started_at(folder.path(), "2");
     let before = supervisor.await_workers(2);
     let Some(held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let on_time = late(&supervisor);
     supervisor.signal(Signal::HUP);
@@ -483,9 +472,8 @@ fn a_start_that_is_only_slow_is_a_start() {
 
 #[test]
 fn a_slow_start_is_known_before_its_program_speaks() {
-    let name = "a_slow_start_is_known_before_its_program_speaks";
     if !Path::new("/usr/bin/perl").exists() {
-        skip!(name, "no perl");
+        skip!("no perl");
     }
     // Within a few milliseconds, so that it mostly has spoken before the start is looked after again.
     let says_ready = "#!/usr/bin/perl
@@ -498,7 +486,7 @@ sleep 1000;
     supervisor.eventually("all are ready", || supervisor.logged(&["ready after"]).len() == 6);
     let before = supervisor.await_workers(6);
     let Some(held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let on_time = late(&supervisor);
     supervisor.signal(Signal::HUP);

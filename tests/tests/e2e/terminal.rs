@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use master_process_tests::pty::{INTERRUPT, ITS_TERMINAL, Pty, QUIT, SUSPEND};
 use master_process_tests::supervisor::{Builder, await_gone};
-use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, offset, process, skip};
 use rustix::process::Signal;
 
 /// A supervisor that leads the terminal's session.
@@ -54,7 +54,7 @@ fn closing_the_terminal_at_any_early_moment_is_a_clean_end() {
         let pty = Pty::open();
         let supervisor = idle(in_terminal(&pty), "2");
         super::signals::await_first_moment(&supervisor, Signal::HUP);
-        std::thread::sleep(Duration::from_micros(u64::from(attempt) * 500));
+        offset(Duration::from_micros(u64::from(attempt) * 500));
         drop(pty);
         assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "attempt {attempt}");
         assert!(supervisor.survivors().is_empty(), "attempt {attempt}");
@@ -127,7 +127,7 @@ fn nohup_outlives_the_terminal_and_is_reloaded_later() {
 fn sudo_passes_the_end_of_the_terminal_on() {
     let sudo = || Command::new("sudo").args(["-n", "true"]).status().is_ok_and(|status| status.success());
     if !process::is_root() || !sudo() {
-        skip!("sudo_passes_the_end_of_the_terminal_on", "it takes root and sudo");
+        skip!("it takes root and sudo");
     }
     let pty = Pty::open();
     let builder = in_terminal(&pty).wrap(["sudo", "-n", "-E"]).args(["-w", "2", "--kill-timeout", "20s"]);

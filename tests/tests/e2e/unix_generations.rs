@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use master_process_tests::load::{self, Connections, Load};
-use master_process_tests::script::{lines, said, script};
+use master_process_tests::messages::await_failed_reload;
+use master_process_tests::script::{lines, said, script_with};
 use master_process_tests::traffic::{nothing_is_lost, pass};
-use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, process, profile, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, needs_root, profile};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::Signal;
 
@@ -34,9 +35,7 @@ fn open_to_all(folder: &Path) {
 }
 
 fn server(text: &str, path: &Path) -> Vec<String> {
-    let mut command = script(text, address::tcp());
-    command.push(path.to_str().expect("UTF-8").to_owned());
-    command
+    script_with(text, address::tcp(), [path])
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {
@@ -115,7 +114,7 @@ serve(made)";
     let clients = Load::start(path.as_path(), 4, Connections::Fresh);
     fs::write(&flag, "").expect("ours");
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || supervisor.logged(&["reload", "failed: "]).len() == 1);
+    await_failed_reload(&supervisor);
     supervisor.eventually("the old ones are alone", || supervisor.workers() == old);
     let expected: BTreeSet<String> = ["app.sock", "broken"].map(str::to_owned).into();
     supervisor.eventually("no temporary file is left", || names(folder.path()) == expected);
@@ -129,14 +128,13 @@ serve(made)";
 #[test]
 fn a_new_release_that_serves_and_dies_gives_the_path_back() {
     let (_folder, path) = address::unix();
-    let listen = format!("listen={}", path.display());
     // Long enough for it to be on trial still when it dies, however slow its start is.
     let options = ["-w", "2", "--throttle", "5s", "--throttle-max", "5s", "--reload-attempts", "1"];
-    let command = fixtures::worker(&[&listen, "from=1:die=0.3"]);
+    let command = fixtures::listening(path.display(), &["from=1:die=0.3"]);
     let supervisor = Supervisor::start(&options, command);
-    let old: BTreeSet<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    let old: BTreeSet<i32> = supervisor.await_ready(2);
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || supervisor.logged(&["reload", "failed: "]).len() == 1);
+    await_failed_reload(&supervisor);
     // A worker that nobody has reaped yet is no worker any more, and still has the path.
     supervisor.eventually("both are buried", || supervisor.logged(&["exited with code 1"]).len() == 2);
     supervisor.await_rest();
@@ -158,9 +156,7 @@ fn credentials(path: &Path) -> Option<(i32, u32)> {
 
 #[test]
 fn a_client_sees_the_credentials_of_a_worker() {
-    if !process::is_root() {
-        skip!("a_client_sees_the_credentials_of_a_worker", "to become another user takes root");
-    }
+    needs_root!();
     let nobody = 65534;
     let (folder, path) = address::unix();
     open_to_all(folder.path());
@@ -217,9 +213,7 @@ fn the_mode_is_right_at_every_moment_at_which_a_client_can_connect() {
 
 #[test]
 fn the_owner_is_as_told_when_the_workers_are_somebody_else() {
-    if !process::is_root() {
-        skip!("the_owner_is_as_told_when_the_workers_are_somebody_else", "to give a file away takes root");
-    }
+    needs_root!();
     let (folder, path) = address::unix();
     open_to_all(folder.path());
     let options = [&QUICK[..], &["--user", "nobody", "--socket-owner", "12345:54321"]].concat();
@@ -259,9 +253,7 @@ while True: signal.pause()";
 
 #[test]
 fn a_worker_binds_where_one_of_its_groups_may_and_nowhere_else() {
-    if !process::is_root() {
-        skip!("a_worker_binds_where_one_of_its_groups_may_and_nowhere_else", "to become others takes root");
-    }
+    needs_root!();
     bound_with("--groups=54321", "ok", &only("app.sock"));
     bound_with("--groups=54320", "EACCES", &BTreeSet::new());
     bound_with("--clear-groups", "EACCES", &BTreeSet::new());
@@ -269,10 +261,7 @@ fn a_worker_binds_where_one_of_its_groups_may_and_nowhere_else() {
 
 #[test]
 fn a_worker_binds_nothing_below_a_folder_that_it_may_not_search() {
-    let name = "a_worker_binds_nothing_below_a_folder_that_it_may_not_search";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     let (outer, _) = address::unix();
     open_to_all(outer.path());
     // The last folder is everybody's, the one above it root's alone.
@@ -292,10 +281,7 @@ while True: signal.pause()";
 
 #[test]
 fn a_worker_without_a_capability_does_not_borrow_the_supervisors() {
-    let name = "a_worker_without_a_capability_does_not_borrow_the_supervisors";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     let (folder, path) = address::unix();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     // Root without CAP_DAC_OVERRIDE is an ordinary user to a folder that is another one's.
@@ -315,9 +301,7 @@ while True: signal.pause()";
 
 #[test]
 fn in_a_chroot_an_absolute_link_stays_in_it() {
-    if !process::is_root() {
-        skip!("in_a_chroot_an_absolute_link_stays_in_it", "chroot takes root");
-    }
+    needs_root!();
     let (root, _) = address::unix();
     let (outside, _) = address::unix();
     // The link's target is there on both sides.
@@ -347,9 +331,7 @@ serve(made)";
 
 #[test]
 fn in_a_chroot_dots_do_not_lead_out() {
-    if !process::is_root() {
-        skip!("in_a_chroot_dots_do_not_lead_out", "chroot takes root");
-    }
+    needs_root!();
     let (root, _) = address::unix();
     let jail = root.path().join("jail");
     fs::create_dir(&jail).expect("ours");
@@ -429,11 +411,7 @@ fn a_deep_working_directory_is_no_obstacle_to_a_relative_path() {
 
 #[test]
 fn mode_and_owner_that_the_program_gives_its_path_after_bind_hold_for_the_next_generations_as_well() {
-    let name =
-        "mode_and_owner_that_the_program_gives_its_path_after_bind_hold_for_the_next_generations_as_well";
-    if !process::is_root() {
-        skip!(name, "to give a file away takes root");
-    }
+    needs_root!();
     // Only the first generation does it, before it listens or after.
     let before = "
 made = socket.socket(socket.AF_UNIX)

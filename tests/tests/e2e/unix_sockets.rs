@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use master_process_tests::load::{self, Connections, Load};
-use master_process_tests::{Supervisor, TIMEOUT, address, fixtures, process, scaled, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, fixtures, needs_root, process, scaled};
 use rustix::process::Signal;
 
 fn listening_worker(path: &Path, more: &[&str]) -> Vec<String> {
@@ -66,9 +66,7 @@ fn the_mode_is_right_at_the_first_connection() {
 
 #[test]
 fn mode_and_owner_are_as_told() {
-    if !process::is_root() {
-        skip!("mode_and_owner_are_as_told", "to give a file away takes root");
-    }
+    needs_root!();
     let options = ["--socket-mode", "600", "--socket-owner", "nobody:daemon"];
     let looks_right = |path: &Path| {
         let metadata = path.metadata().expect("it is there");
@@ -201,10 +199,7 @@ fn the_path_is_removed_at_every_orderly_end() {
     supervisor.await_events(1, "ready");
     supervisor.signal(Signal::TERM);
     supervisor.await_events(1, "term");
-    // Two that come within half a second are one.
-    std::thread::sleep(std::time::Duration::from_millis(700));
-    supervisor.signal(Signal::TERM);
-    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
+    assert_eq!(supervisor.stop_twice(), Some(0));
     assert!(!path.exists(), "after the second signal");
     // QUIT, with a socket that was handed over.
     let (_folder, path) = address::unix();

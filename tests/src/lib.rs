@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `MASTER_PROCESS_BIN` | the binary under test; without it the one that was built last beside the tests |
 //! | `MASTER_PROCESS_NO_SKIP` | a test that cannot run here fails instead of saying so |
-//! | `MASTER_PROCESS_SLOW` | so many times longer may everything take that has a deadline: for emulated machines |
+//! | `MASTER_PROCESS_SLOW` | a factor for every deadline: for emulated machines |
 
 pub mod address;
 pub mod cgroup;

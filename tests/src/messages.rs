@@ -8,7 +8,7 @@ pub fn ready(supervisor: &Supervisor) -> Vec<String> {
     supervisor.logged(&["worker", ") ready after"])
 }
 
-/// Waits until so many workers have become ready by listening.
+/// Waits until this many workers have become ready by listening.
 ///
 /// # Panics
 /// When they do not.

@@ -65,7 +65,7 @@ pub fn launcher(user: Option<u32>, denied: &[&str]) -> Vec<String> {
     words
 }
 
-/// A user that nobody else is.
+/// A user that no other test uses.
 #[must_use]
 pub fn ordinary_user() -> u32 {
     50_000 + std::process::id() % 10_000

@@ -87,7 +87,7 @@ pub fn started(options: &[&str], text: &str, address: SocketAddr) -> Supervisor 
     Supervisor::start(options, script(text, address))
 }
 
-/// Waits until the workers have said so many lines, and gives them in no particular order.
+/// Waits until the workers have printed this many lines, and gives them in no particular order.
 ///
 /// # Panics
 /// When they do not.
@@ -99,7 +99,7 @@ pub fn said(supervisor: &Supervisor, count: usize) -> BTreeSet<String> {
     })
 }
 
-/// The pids that workers have printed after `ready`, when all workers together have said so many lines.
+/// The pids that workers have printed after `ready`, when all workers together have printed this many lines.
 ///
 /// # Panics
 /// When they do not.

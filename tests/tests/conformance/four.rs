@@ -55,7 +55,7 @@ fn all_four_serve(name: &str, at: &At) {
         let tally = clients.stop();
         assert_eq!(tally.lost() + tally.inexcusable(), 0, "{target:?}: {tally}");
         let answered: BTreeSet<i32> = tally.pids().into_iter().collect();
-        assert_eq!(answered, workers, "those who answer at {target:?} are those who are supervised");
+        assert_eq!(answered, workers, "the workers answer at {target:?}");
     }
     assert_eq!(supervisor.stop(), 0);
 }

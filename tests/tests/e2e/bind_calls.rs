@@ -15,7 +15,7 @@ use master_process_tests::{
 use rustix::process::Signal;
 
 #[test]
-fn threads_that_bind_at_once_get_what_they_ask_for() {
+fn concurrent_binds_of_threads_succeed() {
     let text = "
 import threading
 gate = threading.Barrier(16)
@@ -40,7 +40,7 @@ serve(next(one for one in made[8:] if one and one.getsockopt(socket.SOL_SOCKET, 
 }
 
 #[test]
-fn a_length_of_a_whole_sockaddr_storage_is_understood() {
+fn bind_with_a_sockaddr_storage_length_works() {
     let text = "
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -63,7 +63,7 @@ serve(made)";
 const BIND: &str = if cfg!(target_arch = "x86_64") { "49" } else { "200" };
 
 #[test]
-fn a_worker_killed_while_its_bind_waits_for_an_answer_does_no_harm() {
+fn worker_killed_during_bind_does_no_harm() {
     let gate = Gate::new();
     let text = "
 wait()
@@ -96,7 +96,7 @@ serve(made)";
 }
 
 #[test]
-fn signals_that_arrive_during_bind_and_listen_do_no_harm() {
+fn signals_during_bind_and_listen_do_no_harm() {
     // Where the kernel lets any signal break a call off that we answer (before Linux 5.19), it is made again, and a
     // signal for each time that an answer takes would keep it from ever being made: there they come less often.
     let rare = scaled(Duration::from_millis(4)).as_secs_f64();
@@ -135,7 +135,7 @@ say('ready')
 serve(made)";
 
 #[test]
-fn workers_that_cannot_be_dumped_share_under_root() {
+fn undumpable_workers_share_under_root() {
     needs_root!();
     let address = address::tcp();
     let supervisor = started(&["-w", "2", "--user", "nobody"], NOT_DUMPABLE, address);
@@ -145,7 +145,7 @@ fn workers_that_cannot_be_dumped_share_under_root() {
 }
 
 #[test]
-fn a_worker_that_cannot_be_dumped_binds_alone_without_root_and_one_line_says_so() {
+fn undumpable_worker_without_root_is_unshared_and_logged() {
     needs_root!();
     let user = profile::ordinary_user();
     let wrapper =
@@ -164,7 +164,7 @@ fn a_worker_that_cannot_be_dumped_binds_alone_without_root_and_one_line_says_so(
 }
 
 #[test]
-fn a_supervisor_in_a_supervisor_shares_through_the_outer_one_and_says_so() {
+fn nested_supervisor_shares_through_the_outer_one() {
     let address = address::tcp();
     let inner = master_process_tests::supervisor::binary();
     let mut command = vec![inner.to_str().expect("UTF-8").to_owned(), "-w".into(), "2".into(), "--".into()];
@@ -192,7 +192,7 @@ fn a_supervisor_in_a_supervisor_shares_through_the_outer_one_and_says_so() {
 }
 
 #[test]
-fn a_bound_socket_is_not_bound_again() {
+fn second_bind_of_a_socket_fails() {
     let text = "
 made = bound(HOST, PORT)
 other = attempt(lambda: made.bind((HOST, PORT + 100)))
@@ -209,7 +209,7 @@ serve(made)";
 }
 
 #[test]
-fn a_unix_socket_that_is_bound_is_not_bound_again() {
+fn second_bind_of_a_unix_socket_fails() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
     let text = "
@@ -226,7 +226,7 @@ serve(made)";
 }
 
 #[test]
-fn a_listen_that_fails_is_not_ready() {
+fn failed_listen_is_not_ready() {
     let peer = address::tcp();
     let _listener = TcpListener::bind(peer).expect("the address is this test's own");
     let text = format!(
@@ -247,7 +247,9 @@ serve(made)",
     let supervisor = started(&["--ready", "listen"], &text, address);
     let expected = ["connected EINVAL", "unnamed EINVAL", "datagram ENOTSUP"];
     assert_eq!(said(&supervisor, 3), lines(&expected));
-    always(Duration::from_millis(500), "nobody is ready", || supervisor.logged(&[": listening"]).is_empty());
+    always(Duration::from_millis(500), "no worker is ready", || {
+        supervisor.logged(&[": listening"]).is_empty()
+    });
     supervisor.eventually("now it is", || supervisor.logged(&[": listening"]).len() == 1);
     assert!(load::who(address).is_some());
 }

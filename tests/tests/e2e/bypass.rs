@@ -83,14 +83,14 @@ fn is_named_once_and_serves_on(text: &str, around: &[&str], options: &[&str]) ->
 }
 
 #[test]
-fn a_worker_that_listens_by_io_uring_is_named_once_and_serves_on() {
+fn io_uring_listener_is_logged_once_and_keeps_serving() {
     if is_named_once_and_serves_on(BY_URING, &[], &["--ready", "none"]).is_none() {
         skip!("this kernel's io_uring cannot bind");
     }
 }
 
 #[test]
-fn a_worker_that_listens_by_calls_of_another_architecture_is_named_once_and_serves_on() {
+fn listener_by_32_bit_calls_is_logged_once_and_keeps_serving() {
     if !cfg!(target_arch = "x86_64") {
         skip!("this architecture has one set of calls");
     }
@@ -100,7 +100,7 @@ fn a_worker_that_listens_by_calls_of_another_architecture_is_named_once_and_serv
 }
 
 #[test]
-fn a_child_of_a_worker_that_listens_by_io_uring_is_named_as_well() {
+fn io_uring_listener_of_a_child_is_logged() {
     // What starts a program by a script looks like this.
     let around = ["sh", "-c", "\"$@\"; exit $?", "sh"];
     if is_named_once_and_serves_on(BY_URING, &around, &["--ready", "none"]).is_none() {

@@ -25,7 +25,7 @@ serve(made)";
 const QUICK: [&str; 6] = ["-w", "2", "--kill-timeout", "500ms", "--throttle", "100ms"];
 
 #[test]
-fn whoever_forks_without_end_in_sessions_of_its_own_is_ended_with_its_worker() {
+fn fork_bomb_in_own_sessions_is_killed_with_its_worker() {
     let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let supervisor = place.start(&QUICK, script(HIDING, address::tcp()));
     said(&supervisor, 2);
@@ -82,17 +82,17 @@ fn a_divided_cgroup_is_removed(lifted_at: i32, made: usize) {
 }
 
 #[test]
-fn a_worker_cannot_divide_its_cgroup_without_end() {
+fn depth_of_a_worker_cgroup_is_limited() {
     a_divided_cgroup_is_removed(-1, 32);
 }
 
 #[test]
-fn the_cgroup_of_a_worker_that_has_taken_the_limits_away_is_removed_however_deep_it_is_divided() {
+fn deep_cgroup_tree_without_limits_is_removed() {
     a_divided_cgroup_is_removed(0, 600);
 }
 
 #[test]
-fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
+fn processes_of_a_killed_supervisor_are_killed_by_the_next_one() {
     let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let first = place.start(&QUICK, script(HIDING, address::tcp()));
     said(&first, 2);
@@ -103,8 +103,9 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
     let hidden: Vec<i32> = left.iter().filter(sleeping).copied().collect();
     assert_eq!(hidden.len(), 2, "they live on");
     let second = place.start(&QUICK, script("time.sleep(1000)", address::tcp()));
-    second
-        .eventually("it says so", || !second.logged(&["of an earlier master-process", "killed"]).is_empty());
+    second.eventually("it is logged", || {
+        !second.logged(&["of an earlier master-process", "killed"]).is_empty()
+    });
     hidden.into_iter().for_each(await_gone);
     assert_eq!(second.stop(), 0);
     assert!(place.is_empty(), "{:?}", place.workers());
@@ -119,7 +120,7 @@ say('ready', PID)
 serve(socket.socket(fileno=3))";
 
 #[test]
-fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_opens_its_addresses() {
+fn processes_of_a_killed_supervisor_are_killed_before_addresses_are_opened() {
     let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let address = address::tcp();
     let listen = ["--listen", &address.to_string(), "--kill-timeout", "500ms"];
@@ -144,7 +145,7 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_
 }
 
 #[test]
-fn a_cgroup_that_is_not_delegated_is_left_as_it_is() {
+fn undelegated_cgroup_is_not_changed() {
     let Some(place) = Place::make(false) else { skip!("no cgroup can be made") };
     let supervisor = place.start(&["-w", "2"], script("say('ready'); time.sleep(1000)", address::tcp()));
     said(&supervisor, 1);

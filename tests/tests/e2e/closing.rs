@@ -90,20 +90,20 @@ fn two_keep_their_listeners(text: &str) {
 }
 
 #[test]
-fn the_grandchild_of_a_daemon_that_forks_twice_keeps_its_listener() {
+fn listener_of_a_double_forked_daemon_stays_open() {
     two_keep_their_listeners(DAEMON);
     is_alone_and_keeps_its_listener(DAEMON);
 }
 
 #[test]
-fn a_program_whose_main_thread_has_ended_keeps_its_listener() {
+fn listener_stays_open_after_the_main_thread_ended() {
     two_keep_their_listeners(WITHOUT_MAIN_THREAD);
     is_alone_and_keeps_its_listener(WITHOUT_MAIN_THREAD);
 }
 
 /// Both have one socket. The daemon of one keeps it, which is none of the other's business.
 #[test]
-fn a_worker_that_has_closed_its_listener_can_bind_it_again_though_a_daemon_of_another_one_has_it_open() {
+fn closed_listener_can_be_bound_again_while_another_workers_daemon_has_it_open() {
     let text = "
 def listen():
     global made
@@ -142,7 +142,7 @@ fn is_alone_and_keeps_its_listener(text: &str) {
 }
 
 #[test]
-fn who_waits_for_a_worker_that_closes_its_listener_and_lives_on_is_answered_by_its_sibling() {
+fn queue_of_a_closed_listener_is_served_by_a_sibling() {
     needs_root!();
     if !network::kernel_moves_queues() {
         skip!("this kernel moves nothing from a queue that closes to another one");
@@ -207,14 +207,14 @@ while True: signal.pause()";
 }
 
 #[test]
-fn the_address_of_a_worker_that_closes_its_listener_and_lives_on_is_free_within_two_seconds() {
+fn address_is_free_two_seconds_after_its_listener_closes() {
     let (free, refused) = free_after(Duration::ZERO, &[]);
     println!("free after {free:?}, refused after {refused:?}");
     assert!(free < CLOSED_WITHIN + scaled(Duration::from_millis(500)), "free after {free:?}");
 }
 
 #[test]
-fn the_address_of_a_worker_that_was_idle_before_it_closes_its_listener_is_free_after_the_next_sample() {
+fn address_of_an_idle_worker_is_free_one_sample_after_its_listener_closes() {
     let idle = CHECKED_FOR + Duration::from_secs(2);
     let (free, refused) = free_after(idle, &["--monitor-interval", "1s"]);
     println!("after {idle:?} without anything: free after {free:?}, refused after {refused:?}");
@@ -223,13 +223,13 @@ fn the_address_of_a_worker_that_was_idle_before_it_closes_its_listener_is_free_a
 }
 
 #[test]
-fn the_address_of_a_worker_with_one_queue_for_all_is_free_within_two_seconds_of_its_close() {
+fn shared_queue_address_is_free_two_seconds_after_its_listener_closes() {
     let (free, _) = free_after(Duration::ZERO, &["--share", "shared"]);
     assert!(free < CLOSED_WITHIN + scaled(Duration::from_millis(500)), "free after {free:?}");
 }
 
 #[test]
-fn who_connects_to_a_listener_that_was_closed_in_an_idle_worker_is_told_and_the_next_one_is_refused() {
+fn connection_to_a_closed_listener_of_an_idle_worker_is_reset_and_the_next_one_refused() {
     let (address, gate) = (address::tcp(), Gate::new());
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -257,7 +257,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn who_waits_for_a_worker_that_closes_its_listener_and_ends_is_answered_by_its_successor() {
+fn queue_of_a_worker_that_closes_and_exits_is_served_by_its_replacement() {
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 say('serves', INDEX, PID, PID)
@@ -294,7 +294,7 @@ if INDEX == '0':
 serve(made)";
 
 #[test]
-fn a_worker_that_has_its_path_alone_removes_it_at_once() {
+fn path_of_the_only_worker_is_unlinked_at_once() {
     let ((_folder, path), gate) = (address::unix(), Gate::new());
     let mut command = gate.script(UNLINKS, address::tcp());
     command.push(path.to_str().expect("UTF-8").to_owned());
@@ -309,7 +309,7 @@ fn a_worker_that_has_its_path_alone_removes_it_at_once() {
 }
 
 #[test]
-fn a_path_that_a_sibling_needs_stays_when_one_worker_removes_it() {
+fn path_in_use_by_a_sibling_is_not_unlinked() {
     let ((_folder, path), gate) = (address::unix(), Gate::new());
     let mut command = gate.script(UNLINKS, address::tcp());
     command.push(path.to_str().expect("UTF-8").to_owned());
@@ -332,7 +332,7 @@ fn a_path_that_a_sibling_needs_stays_when_one_worker_removes_it() {
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Asks whether somebody answers at its path, as servers do that must not take another one's, and binds if not.
+/// Asks whether another instance answers at its path, as servers do that must not take another one's, and binds if not.
 const PROBES: &str = "
 probe = socket.socket(socket.AF_UNIX)
 outcome = attempt(lambda: probe.connect(sys.argv[2]))
@@ -376,7 +376,7 @@ fn is_not_answered_by_the_queue_of_its_predecessor(user: Option<u32>, unlinks: b
 }
 
 #[test]
-fn a_program_that_asks_whether_its_path_is_served_is_not_answered_by_the_queue_of_its_predecessor() {
+fn probe_of_a_path_is_refused_while_only_a_crashed_workers_queue_is_there() {
     for unlinks in [false, true] {
         is_not_answered_by_the_queue_of_its_predecessor(None, unlinks);
         if process::is_root() {
@@ -386,7 +386,7 @@ fn a_program_that_asks_whether_its_path_is_served_is_not_answered_by_the_queue_o
 }
 
 #[test]
-fn an_ordinary_users_workers_lose_nothing_in_reloads_and_crashes_without_ebpf() {
+fn reloads_and_crashes_without_privileges_lose_no_request() {
     let address = address::tcp();
     let text = "
 made = bound(HOST, PORT); made.listen(64)

@@ -92,7 +92,7 @@ fn a_crash_is_replaced_and_loses_nothing_that_waits(place: Place) {
     clients.extend((0..20).map(|_| ask()));
     for mut client in clients {
         let outcome = client.answer();
-        assert!(matches!(outcome, Outcome::Ok(_)), "one who waited was not served: {outcome:?}");
+        assert!(matches!(outcome, Outcome::Ok(_)), "a queued client was not served: {outcome:?}");
     }
     supervisor.eventually("all are replaced", || {
         let workers = supervisor.workers();
@@ -161,7 +161,7 @@ fn a_hundred_workers_come_and_go(place: Place) {
 }
 
 #[test]
-fn in_a_container_four_workers_share_and_reloads_lose_nothing() {
+fn in_a_container_reloads_lose_no_request() {
     let (supervisor, address) = four_share(Place::Container);
     reloads_lose_nothing(&supervisor, address, 4);
     let privileges = supervisor.workers().into_iter().map(|pid| process::status(pid, "NoNewPrivs"));
@@ -170,7 +170,7 @@ fn in_a_container_four_workers_share_and_reloads_lose_nothing() {
 }
 
 #[test]
-fn in_a_container_a_crash_loses_nothing_that_waits() {
+fn in_a_container_a_crash_loses_no_queued_connection() {
     a_crash_is_replaced_and_loses_nothing_that_waits(Place::Container);
 }
 
@@ -180,12 +180,12 @@ fn in_a_container_a_unix_path_is_shared_and_reloaded() {
 }
 
 #[test]
-fn in_a_container_a_worker_that_notifies_is_ready_then_and_not_before() {
+fn in_a_container_a_worker_is_ready_when_it_notifies() {
     a_worker_that_notifies_is_ready_then_and_not_before(Place::Container);
 }
 
 #[test]
-fn in_a_container_one_line_tells_that_it_waits_with_epoll_and_nothing_else_is_complained_of() {
+fn in_a_container_only_the_epoll_fallback_is_logged() {
     let (supervisor, _) = four_share(Place::Container);
     assert_eq!(supervisor.logged(&["epoll"]).len(), 1, "{:?}", supervisor.log());
     assert_eq!(supervisor.logged(&[" warn "]), Vec::<String>::new());
@@ -193,7 +193,7 @@ fn in_a_container_one_line_tells_that_it_waits_with_epoll_and_nothing_else_is_co
 }
 
 #[test]
-fn in_a_container_the_families_of_a_port_stay_apart_without_a_look_at_the_sockets() {
+fn in_a_container_ipv4_and_ipv6_listeners_of_a_port_are_separate() {
     // Options that were set before bind are seen only because the filter tells of them.
     let port = address::wildcard_port();
     let four = SocketAddr::from(([127, 0, 0, 1], port));
@@ -211,7 +211,7 @@ fn in_a_container_the_families_of_a_port_stay_apart_without_a_look_at_the_socket
 }
 
 #[test]
-fn with_epoll_four_workers_share_and_reloads_lose_nothing() {
+fn with_epoll_reloads_lose_no_request() {
     let (supervisor, address) = four_share(Place::Epoll);
     reloads_lose_nothing(&supervisor, address, 4);
     let ring = |path: &Path| path.to_string_lossy().contains("io_uring");
@@ -220,7 +220,7 @@ fn with_epoll_four_workers_share_and_reloads_lose_nothing() {
 }
 
 #[test]
-fn with_epoll_a_crash_loses_nothing_that_waits() {
+fn with_epoll_a_crash_loses_no_queued_connection() {
     a_crash_is_replaced_and_loses_nothing_that_waits(Place::Epoll);
 }
 
@@ -230,17 +230,17 @@ fn with_epoll_a_unix_path_is_shared_and_reloaded() {
 }
 
 #[test]
-fn with_epoll_a_worker_that_notifies_is_ready_then_and_not_before() {
+fn with_epoll_a_worker_is_ready_when_it_notifies() {
     a_worker_that_notifies_is_ready_then_and_not_before(Place::Epoll);
 }
 
 #[test]
-fn with_epoll_a_hundred_workers_come_and_go() {
+fn with_epoll_a_hundred_workers_start_and_stop() {
     a_hundred_workers_come_and_go(Place::Epoll);
 }
 
 #[test]
-fn with_epoll_an_idle_supervisor_does_not_run() {
+fn with_epoll_an_idle_supervisor_does_not_wake() {
     let (supervisor, _) = four_share(Place::Epoll);
     let switches = || {
         let of = |name: &str| process::status(supervisor.pid(), name).expect("it runs");
@@ -282,7 +282,7 @@ serve(made)";
 }
 
 #[test]
-fn where_seccomp_is_denied_one_line_says_so_and_listen_fds_works() {
+fn denied_seccomp_is_logged_and_listen_sockets_work() {
     let user = process::is_root().then(profile::ordinary_user);
     for errno in ["1", "38"] {
         without_seccomp(errno, user);
@@ -290,13 +290,13 @@ fn where_seccomp_is_denied_one_line_says_so_and_listen_fds_works() {
 }
 
 #[test]
-fn where_seccomp_is_denied_to_root_one_line_says_so_and_listen_fds_works() {
+fn denied_seccomp_of_root_is_logged_and_listen_sockets_work() {
     needs_root!();
     without_seccomp("1", None);
 }
 
 #[test]
-fn where_only_io_uring_is_denied_everything_else_is_as_ever() {
+fn denied_io_uring_changes_nothing_else() {
     for errno in ["1", "38"] {
         let address = address::tcp();
         let denied = format!("io_uring_setup={errno}");
@@ -311,7 +311,7 @@ fn where_only_io_uring_is_denied_everything_else_is_as_ever() {
 }
 
 #[test]
-fn where_clone3_is_not_to_be_had_workers_start_all_the_same() {
+fn workers_start_without_clone3() {
     // What the engines' profile answers, so that C libraries fall back to clone(2), whose flags a filter can see.
     let address = address::tcp();
     let builder = Supervisor::builder().wrap(profile::launcher(None, &["clone3=38"]));
@@ -322,7 +322,7 @@ fn where_clone3_is_not_to_be_had_workers_start_all_the_same() {
 }
 
 #[test]
-fn a_profile_that_does_not_know_close_range_costs_no_start() {
+fn workers_start_without_close_range() {
     let user = process::is_root().then(profile::ordinary_user);
     // Older engines deny what their profile does not know, by one error or the other, and deny unshare(2) as well.
     for denial in ["close_range=38", "close_range=1"] {

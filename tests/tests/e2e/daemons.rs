@@ -20,7 +20,7 @@ PID = os.getpid()
 ";
 
 #[test]
-fn a_daemon_is_the_worker_from_its_first_process_exit_to_its_own_end() {
+fn daemon_is_the_worker_until_it_ends() {
     let text = format!(
         "{DAEMON}
 time.sleep(0.3)
@@ -52,14 +52,14 @@ serve(made)"
 }
 
 #[test]
-fn a_daemon_stays_the_worker_when_the_time_to_find_out_who_is_left_is_over() {
+fn daemon_stays_the_worker_after_the_search_timeout() {
     let text = format!("{DAEMON}\nmade = bound(HOST, PORT); made.listen(64)\nsay('ready', PID)\nserve(made)");
     let address = address::tcp();
     let supervisor = Supervisor::start(&[], script(&text, address));
     let daemon = ready_pids(&supervisor, 1)[0];
     supervisor.eventually("it is the worker", || !supervisor.logged(&["is now the worker"]).is_empty());
     // Twice the two seconds within which the answer has to come.
-    always(Duration::from_secs(4), "it lives, and nobody is taken to be left behind", || {
+    always(Duration::from_secs(4), "it lives, and no remaining process is logged", || {
         process::alive(daemon) && supervisor.logged(&["behind"]).is_empty()
     });
     assert_eq!(load::who(address), Some(daemon));
@@ -69,7 +69,7 @@ fn a_daemon_stays_the_worker_when_the_time_to_find_out_who_is_left_is_over() {
 }
 
 #[test]
-fn what_goes_into_the_background_and_never_listens_does_not_pile_up() {
+fn background_programs_that_never_listen_do_not_accumulate() {
     let text = format!("{DAEMON}\nsay('ready', PID)\ntime.sleep(1000)");
     let options = ["--throttle", "50ms", "--throttle-max", "50ms", "--ready-timeout", "300ms"];
     let supervisor = Supervisor::start(&options, script(&text, address::tcp()));
@@ -112,7 +112,7 @@ const OWN: &str = "made = bound(HOST, PORT); made.listen(64)";
 
 /// The pids that a worker has named first in a line that begins with this word.
 fn named(supervisor: &Supervisor, word: &str) -> Vec<i32> {
-    supervisor.until("a worker says so", || {
+    supervisor.until("a worker has printed it", || {
         let rest = supervisor.output().iter().find_map(|line| Some(line.strip_prefix(word)?.to_owned()))?;
         rest.split_whitespace().map(|pid| pid.parse().ok()).collect()
     })
@@ -142,7 +142,7 @@ fn a_helper_is_no_daemon(options: &[&str], text: &str, address: impl Into<load::
 }
 
 #[test]
-fn a_helper_that_does_not_listen_is_no_daemon() {
+fn helper_without_a_listener_is_not_the_worker() {
     for options in [&[][..], &["--share", "off"], &["--share", "shared", "-w", "2"], &["--monitor", "off"]] {
         let address = address::tcp();
         let made = format!("HOST, PORT = '{}', {}\n{OWN}", address.ip(), address.port());
@@ -151,7 +151,7 @@ fn a_helper_that_does_not_listen_is_no_daemon() {
 }
 
 #[test]
-fn a_helper_of_a_worker_at_a_path_that_its_sibling_serves_as_well_is_no_daemon() {
+fn helper_beside_a_shared_path_is_not_the_worker() {
     let (_folder, path) = address::unix();
     let made =
         format!("made = socket.socket(socket.AF_UNIX); made.bind('{}'); made.listen(64)", path.display());
@@ -159,7 +159,7 @@ fn a_helper_of_a_worker_at_a_path_that_its_sibling_serves_as_well_is_no_daemon()
 }
 
 #[test]
-fn a_helper_that_listens_elsewhere_in_a_session_of_its_own_is_no_daemon() {
+fn helper_with_another_listener_is_not_the_worker() {
     let address = address::tcp();
     let made = format!("HOST, PORT = '{}', {}\n{OWN}", address.ip(), address.port());
     let helps = "other = bound(HOST, PORT + 50); other.listen(64)";
@@ -167,7 +167,7 @@ fn a_helper_that_listens_elsewhere_in_a_session_of_its_own_is_no_daemon() {
 }
 
 #[test]
-fn a_daemon_that_has_the_listener_of_a_worker_that_served_is_kept() {
+fn daemon_with_the_workers_listener_becomes_the_worker() {
     let leaves = "
     if os.fork() == 0:
         os.setsid()
@@ -184,7 +184,7 @@ fn a_daemon_that_has_the_listener_of_a_worker_that_served_is_kept() {
         !supervisor.logged(&["went into the background", "is now the worker"]).is_empty()
     });
     always(Duration::from_millis(2500), "it serves", || load::who(address) == Some(daemon));
-    assert_eq!(ready_pids(&supervisor, 3), [server], "nobody was started in its place");
+    assert_eq!(ready_pids(&supervisor, 3), [server], "it was not replaced");
     process::signal(daemon, Signal::KILL);
     supervisor.eventually("its end is the worker's end", || ready_pids(&supervisor, 3).len() == 2);
     assert_eq!(supervisor.stop(), 0);
@@ -192,7 +192,7 @@ fn a_daemon_that_has_the_listener_of_a_worker_that_served_is_kept() {
 }
 
 #[test]
-fn a_daemon_whose_descriptors_may_not_be_looked_at_is_kept() {
+fn daemon_with_unreadable_descriptors_becomes_the_worker() {
     // PR_SET_DUMPABLE(2const): what it has open is root's to see.
     let text = "
 import ctypes
@@ -217,12 +217,12 @@ serve(made)";
         !supervisor.logged(&line).is_empty()
     });
     always(Duration::from_millis(2500), "it serves", || load::who(address) == Some(daemon));
-    assert_eq!(ready_pids(&supervisor, 2), [server], "nobody was started in its place");
+    assert_eq!(ready_pids(&supervisor, 2), [server], "it was not replaced");
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn a_daemon_that_has_said_that_it_is_ready_before_its_first_process_exits_is_kept() {
+fn daemon_that_notified_early_becomes_the_worker() {
     let text = "
 there, here = os.pipe()
 if os.fork():
@@ -241,13 +241,13 @@ time.sleep(1000)";
         let line = [&format!("(pid {daemon})"), "is now the worker"];
         !supervisor.logged(&line).is_empty()
     });
-    always(Duration::from_millis(1500), "it is left in peace", || process::alive(daemon));
+    always(Duration::from_millis(1500), "it is not stopped", || process::alive(daemon));
     assert_eq!(ready_pids(&supervisor, 1), [daemon]);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn what_a_worker_that_was_not_ready_leaves_behind_and_does_not_listen_is_ended_after_the_ready_timeout() {
+fn remains_of_an_unready_worker_are_killed_after_ready_timeout() {
     // The helper may still say that it is ready: it has the time-out for that.
     let text =
         format!("{}\nos.kill(PID, signal.SIGUSR1)", helped(OWN, "pass", "pass").replace("\nserve(made)", ""));
@@ -257,13 +257,13 @@ fn what_a_worker_that_was_not_ready_leaves_behind_and_does_not_listen_is_ended_a
     let helper = named(&supervisor, "helper")[0];
     await_gone(helper);
     let line = [&format!("(pid {helper})"), "is not listening: stopping it"];
-    supervisor.eventually("it is told of", || !supervisor.logged(&line).is_empty());
+    supervisor.eventually("it is logged", || !supervisor.logged(&line).is_empty());
     supervisor.eventually("another worker is started", || ready_pids(&supervisor, 4).len() > 1);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn a_daemon_that_says_it_is_ready_is_heard() {
+fn notification_of_a_daemon_is_accepted() {
     let text = format!(
         "{DAEMON}
 where = os.environ['NOTIFY_SOCKET']

@@ -78,7 +78,7 @@ fn free_mib() -> u64 {
 }
 
 #[test]
-fn a_node_loop_that_is_stuck_is_replaced_by_the_default() {
+fn stuck_node_loop_is_replaced_by_the_default_cpu_limit() {
     let _alone = alone();
     for source in SOURCES {
         let command = vec!["node".into(), "-e".into(), "console.log('stuck'); while (true);".into()];
@@ -93,7 +93,7 @@ fn a_node_loop_that_is_stuck_is_replaced_by_the_default() {
 }
 
 #[test]
-fn a_go_program_that_uses_several_cpus_is_not_replaced_by_the_default_but_by_the_same_limit_given() {
+fn multi_threaded_go_program_is_replaced_by_a_given_cpu_limit_only() {
     let Some(command) = fixtures::go("busy") else { skip!("go is not installed") };
     let _alone = alone();
     for source in SOURCES {
@@ -117,7 +117,7 @@ fn a_go_program_that_uses_several_cpus_is_not_replaced_by_the_default_but_by_the
 }
 
 #[test]
-fn a_loop_in_each_of_two_processes_is_no_single_loop() {
+fn loops_in_two_processes_are_not_a_single_stuck_loop() {
     let _alone = alone();
     for source in SOURCES {
         let text = "os.fork(); say('busy')\nwhile True: pass";
@@ -136,7 +136,7 @@ fn a_loop_in_each_of_two_processes_is_no_single_loop() {
     }
 }
 
-/// A worker with memory above the default limit, from the first or once it is told to grow.
+/// A worker with memory above the default limit, from the first or once the test makes it grow.
 fn large(source: &str, options: &[&str], text: &str) -> Supervisor {
     let text = format!(
         "
@@ -158,7 +158,7 @@ while True:
 }
 
 #[test]
-fn a_program_above_the_default_memory_limit_from_the_first_is_left_alone_and_one_line_says_why() {
+fn default_memory_limit_is_disabled_for_a_program_above_it_at_its_first_sample() {
     for source in SOURCES {
         if free_mib() < FREE_MIB {
             skip!("there is not enough memory free");
@@ -177,7 +177,7 @@ fn a_program_above_the_default_memory_limit_from_the_first_is_left_alone_and_one
 }
 
 #[test]
-fn a_program_that_grows_over_the_default_memory_limit_is_replaced() {
+fn program_that_grows_over_the_default_memory_limit_is_replaced() {
     for source in SOURCES {
         if free_mib() < FREE_MIB {
             skip!("there is not enough memory free");

@@ -38,7 +38,7 @@ serve(made)";
     }
     process::signal(worker, Signal::KILL);
     await_gone(child);
-    supervisor.eventually("it is told of", || {
+    supervisor.eventually("it is logged", || {
         !supervisor.logged(&["left 1 process behind", &format!("(pid {child})")]).is_empty()
     });
     assert_eq!(supervisor.stop(), 0);
@@ -46,28 +46,28 @@ serve(made)";
 }
 
 #[test]
-fn a_detached_child_without_an_environment_is_the_only_workers() {
+fn detached_child_belongs_to_the_only_worker() {
     a_detached_child_is_its_workers(&["--monitor", "off"], None);
 }
 
 #[test]
-fn a_detached_child_without_an_environment_is_the_only_workers_for_an_ordinary_user() {
+fn detached_child_belongs_to_the_only_worker_of_an_ordinary_user() {
     a_detached_child_is_its_workers(&["--monitor", "off"], Some(ordinary_user()));
 }
 
 #[test]
-fn a_detached_child_without_an_environment_is_its_workers_where_procfs_has_seen_it() {
+fn detached_child_is_found_by_an_earlier_procfs_sample() {
     a_detached_child_is_its_workers(&["-w", "2", "--monitor", "procfs", "--monitor-interval", "100ms"], None);
 }
 
 #[test]
-fn a_detached_child_without_an_environment_is_its_workers_where_its_birth_was_seen_in_the_kernel() {
+fn detached_child_is_found_by_ebpf() {
     needs_root!();
     a_detached_child_is_its_workers(&["-w", "2", "--monitor", "ebpf"], None);
 }
 
 #[test]
-fn what_a_daemon_beside_its_worker_uses_is_its_workers_where_procfs_measures() {
+fn memory_of_a_daemon_counts_for_its_worker_with_procfs() {
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 say('ready', PID)
@@ -135,28 +135,28 @@ fn a_child_of_another_user_is_its_workers(options: &[&str], launcher: Vec<String
     process::signal(worker, Signal::KILL);
     await_gone(child);
     let (left, who) = (format!("worker {slot} left 1 process behind"), format!("(pid {child})"));
-    supervisor.eventually("it is told of", || !supervisor.logged(&[&left, &who]).is_empty());
+    supervisor.eventually("it is logged", || !supervisor.logged(&[&left, &who]).is_empty());
     supervisor.eventually("the replacement has one", || children().len() == 3);
     assert_eq!(supervisor.stop(), 0);
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());
 }
 
 #[test]
-fn a_child_that_became_another_user_is_its_workers_where_its_birth_was_seen_in_the_kernel() {
+fn child_of_another_user_is_found_by_ebpf() {
     needs_root!();
     a_child_of_another_user_is_its_workers(&["--monitor", "ebpf"], Vec::new());
 }
 
 /// As in a container: root may not look into the processes of other users.
 #[test]
-fn a_child_that_became_another_user_is_its_workers_where_its_environment_cannot_be_read() {
+fn child_of_another_user_is_found_without_its_environment() {
     needs_root!();
     let launcher = ["setpriv", "--bounding-set", "-sys_ptrace"].map(str::to_owned).to_vec();
     a_child_of_another_user_is_its_workers(&["--monitor", "procfs"], launcher);
 }
 
 #[test]
-fn a_child_that_became_another_user_is_its_workers_in_a_cgroup() {
+fn child_of_another_user_is_found_by_its_cgroup() {
     let Some(place) = Place::make(true).filter(|_| process::is_root()) else {
         skip!("it takes root and a cgroup");
     };

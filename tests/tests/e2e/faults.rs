@@ -10,7 +10,7 @@ use master_process_tests::{Supervisor, address, always, fixtures, process};
 use rustix::process::Signal;
 
 #[test]
-fn fault_01_a_worker_that_fails_on_term_does_not_cut_the_others_short() {
+fn fault_01_failure_on_term_does_not_shorten_the_stop_of_others() {
     let words = ["index=0:term=exit:3", "index=1:term=clean:0.8:0", "index=2:term=clean:0.8:0"];
     let supervisor = Supervisor::start(&["-w", "3", "--kill-timeout", "20s"], fixtures::worker(&words));
     supervisor.await_events(3, "ready");
@@ -94,7 +94,7 @@ fn fault_06_a_working_directory_removed_by_a_deploy_does_no_harm() {
     let old = supervisor.await_events(1, "ready")[0].pid;
     fs::remove_dir(&app).expect("it is empty");
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("the failure is told", || {
+    supervisor.eventually("the failure is logged", || {
         supervisor.log().iter().any(|line| line.contains(app.to_str().expect("UTF-8")))
     });
     assert_eq!(load::who(address), Some(old), "the old one serves on");
@@ -106,7 +106,7 @@ fn fault_06_a_working_directory_removed_by_a_deploy_does_no_harm() {
 }
 
 #[test]
-fn fault_06_the_supervisors_own_working_directory_may_go() {
+fn fault_06_removed_working_directory_of_the_supervisor_does_no_harm() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let app = scratch.path().join("app");
     fs::create_dir(&app).expect("the folder is new");
@@ -156,7 +156,7 @@ fn fault_09_only_a_dead_socket_is_removed_from_the_path() {
 }
 
 #[test]
-fn fault_12_a_program_changed_on_disk_cuts_nobody_off() {
+fn fault_12_program_changed_on_disk_loses_no_request() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let program = scratch.path().join("app.py");
     fs::copy(fixtures::folder().join("worker.py"), &program).expect("the folder is ours");
@@ -185,7 +185,7 @@ fn fault_12_a_program_changed_on_disk_cuts_nobody_off() {
 /// For programs that finish what they have accepted. What one that does not may lose while all share one socket is
 /// bounded in `reload.rs`.
 #[test]
-fn fault_13_without_downtime_also_while_old_and_new_overlap() {
+fn fault_13_no_downtime_while_old_and_new_overlap() {
     let address = address::tcp();
     let listen = format!("listen={address}");
     let words = [listen.as_str(), "from=1:delay=0.3", "term=clean:0.5:0"];

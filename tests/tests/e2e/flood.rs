@@ -56,7 +56,7 @@ fn is_replaced_in_time(supervisor: &Supervisor, slot: u32) {
 }
 
 #[test]
-fn ten_thousand_binds_and_two_thousand_listeners_that_are_closed_again_leave_no_descriptor() {
+fn closed_binds_and_listeners_leave_no_descriptor() {
     // Not ready until all is done: each of these addresses is one that would be shared.
     let text = format!(
         "{NOTIFY}{SERVE}
@@ -95,7 +95,7 @@ while True: signal.pause()"
 }
 
 #[test]
-fn of_four_hundred_listeners_of_one_worker_256_are_kept_and_the_others_work_unshared() {
+fn at_most_256_listeners_of_a_worker_are_shared() {
     const OPENED: u16 = 400;
     let text = format!(
         "{SERVE}
@@ -135,7 +135,7 @@ while True: signal.pause()"
 }
 
 #[test]
-fn a_worker_that_binds_listens_and_closes_in_eight_threads_does_not_delay_its_sibling() {
+fn bind_loop_in_eight_threads_does_not_delay_a_sibling() {
     // Each thread has addresses of its own, new ones at first and later the same again.
     let text = format!(
         "{NOTIFY}{SERVE}
@@ -171,7 +171,7 @@ while True: signal.pause()"
 }
 
 #[test]
-fn a_worker_with_18_000_descriptors_that_binds_in_a_loop_does_not_delay_its_sibling() {
+fn bind_loop_with_18_000_descriptors_does_not_delay_a_sibling() {
     let text = format!(
         "{NOTIFY}{SERVE}
 import resource
@@ -233,17 +233,17 @@ while True: signal.pause()"
 }
 
 #[test]
-fn a_program_with_a_hundred_udp_ports_shares_them_all() {
+fn hundred_udp_ports_are_shared() {
     a_hundred_ports_are_shared("SOCK_DGRAM");
 }
 
 #[test]
-fn a_program_that_binds_a_hundred_tcp_ports_before_it_listens_shares_them_all() {
+fn hundred_tcp_ports_bound_before_listen_are_shared() {
     a_hundred_ports_are_shared("SOCK_STREAM");
 }
 
 #[test]
-fn udp_sockets_of_one_worker_are_kept_up_to_the_same_bound() {
+fn at_most_256_udp_sockets_of_a_worker_are_kept() {
     // Both take one port after the other, so that each of them is shared.
     let text = "
 import resource

@@ -146,7 +146,7 @@ fn sockets_from_the_service_manager_are_passed_on() {
 }
 
 #[test]
-fn a_unix_socket_of_the_service_manager_stays_when_the_supervisor_leaves() {
+fn unix_socket_of_the_service_manager_stays_after_the_end() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("activated.sock");
     let tcp = address::tcp();
@@ -161,7 +161,7 @@ fn a_unix_socket_of_the_service_manager_stays_when_the_supervisor_leaves() {
 }
 
 #[test]
-fn sockets_that_were_meant_for_another_process_are_not_taken() {
+fn listen_fds_for_another_pid_are_ignored() {
     // LISTEN_PID of somebody else: descriptor 3 is whatever it is, and no socket of ours.
     let wrapper = ["sh", "-c", "exec 3</etc/passwd; LISTEN_PID=1 LISTEN_FDS=1 exec \"$@\"", "sh"];
     let supervisor = Supervisor::builder().wrap(wrapper).command(fixtures::worker(&["env"])).spawn();
@@ -189,7 +189,7 @@ os.execv(command[0], command)
 }
 
 #[test]
-fn a_count_of_sockets_that_were_not_passed_is_an_error_that_names_the_descriptor() {
+fn wrong_listen_fds_count_is_an_error_that_names_the_descriptor() {
     let cases = [
         // With one too many it was the descriptor that signals are read from.
         ("2", None, "descriptor 4, which is not open"),

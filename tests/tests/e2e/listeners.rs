@@ -19,7 +19,7 @@ fn next_to(address: SocketAddr, offset: u16) -> SocketAddr {
 }
 
 #[test]
-fn clients_of_a_port_that_was_only_probed_are_refused_and_not_left_hanging() {
+fn connections_to_a_probed_port_are_refused() {
     // How a program looks for a free port, or whether it may have one: bind, listen, close.
     let text = "
 probe = bound(HOST, PORT); probe.listen(); probe.close()
@@ -53,7 +53,7 @@ serve(made)";
 }
 
 #[test]
-fn an_address_that_a_reload_gives_up_is_closed_and_can_be_had_again() {
+fn address_dropped_by_a_reload_is_closed_and_can_be_bound_again() {
     // It says that it is ready: else it would be waited for at the old address.
     let text = "
 made = bound(HOST, PORT + 100 * (RELOAD % 2)); made.listen(64)
@@ -62,19 +62,19 @@ serve(made)";
     let first = address::tcp();
     let second = next_to(first, 100);
     let supervisor = started(&["-w", "2", "--throttle", "10ms"], text, first);
-    supervisor.eventually("somebody answers", || load::who(first).is_some());
+    supervisor.eventually("a worker answers", || load::who(first).is_some());
     for (now, before) in [(second, first), (first, second), (second, first)] {
         let new = supervisor.reload(2);
         all_answer(&supervisor, now, &new);
-        eventually(SOON, "nobody is at the old address", || {
+        eventually(SOON, "the old address is closed", || {
             TcpStream::connect(before).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
         });
     }
-    drop(TcpListener::bind(first).expect("nobody holds the old address"));
+    drop(TcpListener::bind(first).expect("the old address is free"));
 }
 
 #[test]
-fn a_worker_with_several_listeners_is_ready_at_its_last() {
+fn worker_is_ready_when_its_last_listener_is_open() {
     let text = "
 signal.signal(signal.SIGTERM, lambda *_: (say('term', RELOAD, time.monotonic()), os._exit(0)))
 import threading
@@ -106,12 +106,12 @@ while True: time.sleep(1)";
     assert_eq!((listened.len(), asked.len()), (2, 2), "{:?}", supervisor.output());
     let earliest = listened.iter().copied().fold(f64::MAX, f64::min);
     let first_asked = asked.iter().copied().fold(f64::MAX, f64::min);
-    assert!(first_asked > earliest - 0.05, "asked to leave {} s before", earliest - first_asked);
+    assert!(first_asked > earliest - 0.05, "stopped {} s before", earliest - first_asked);
 }
 
 #[test]
-fn a_worker_that_shuts_its_listener_down_takes_nobody_with_it_under_load() {
-    // In a reload and in life: what a graceful program does first when it is asked to leave.
+fn shutdown_of_a_listener_under_load_loses_no_request() {
+    // In a reload and in life: what a graceful program does first at the stop signal.
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 def leave(*_):
@@ -123,7 +123,7 @@ serve(made)";
     for mode in ["slots", "shared"] {
         let options = ["-w", "3", "--share", mode, "--throttle", "50ms"];
         let supervisor = started(&options, text, address);
-        supervisor.eventually("somebody answers", || load::who(address).is_some());
+        supervisor.eventually("a worker answers", || load::who(address).is_some());
         let clients = Load::start(address, 6, Connections::Fresh);
         pass(&supervisor, &clients, 100);
         let new = supervisor.reload(3);
@@ -138,7 +138,7 @@ serve(made)";
 }
 
 #[test]
-fn a_program_that_unlinks_its_path_before_it_binds_is_reachable_all_the_time() {
+fn unlink_before_bind_keeps_the_path_reachable() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
     // What uvicorn and many others do.
@@ -176,7 +176,7 @@ serve(made)";
 }
 
 #[test]
-fn the_two_families_of_a_port_stay_apart_through_reloads() {
+fn ipv4_and_ipv6_listeners_of_a_port_stay_separate_in_reloads() {
     let port = address::wildcard_port();
     let four = SocketAddr::from(([127, 0, 0, 1], port));
     let six = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
@@ -191,7 +191,7 @@ fn the_two_families_of_a_port_stay_apart_through_reloads() {
 }
 
 #[test]
-fn a_dual_stack_listener_serves_both_families() {
+fn dual_stack_listener_serves_both_families() {
     let text = "
 made = socket.socket(socket.AF_INET6)
 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -215,7 +215,7 @@ serve(made)";
 }
 
 #[test]
-fn a_multipath_socket_is_shared() {
+fn mptcp_listener_is_shared() {
     const IPPROTO_MPTCP: i32 = 262;
     let probe = rustix::net::socket(
         rustix::net::AddressFamily::INET,
@@ -247,7 +247,7 @@ serve(made)";
 }
 
 #[test]
-fn a_release_that_waits_otherwise_does_not_change_how_the_old_one_waits() {
+fn nonblocking_listener_of_a_new_release_does_not_affect_the_old_one() {
     // O_NONBLOCK is of the open file: on a socket that both have, the old release's accept(2) would fail.
     let text = "
 import select
@@ -281,7 +281,7 @@ while True:
 }
 
 #[test]
-fn sockets_of_one_worker_that_ask_for_reuseport_all_bind() {
+fn four_reuseport_sockets_of_one_worker_all_bind() {
     let text = "
 import threading
 made = []
@@ -306,7 +306,7 @@ while True: time.sleep(1)";
 }
 
 #[test]
-fn the_children_of_a_worker_that_forks_serve_with_it_and_do_not_outlive_it() {
+fn prefork_children_serve_and_end_with_their_worker() {
     // Like gunicorn: the parent binds and waits, its children accept.
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -331,7 +331,7 @@ while True: signal.pause()";
     let second = supervisor.reload(2);
     pass(&supervisor, &clients, 50);
     nothing_is_lost(clients);
-    eventually(SOON, "nothing of the old family is left", || old.iter().all(|pid| !process::alive(*pid)));
+    eventually(SOON, "no process of the old workers is left", || old.iter().all(|pid| !process::alive(*pid)));
     // A parent that is killed takes its children with it.
     let victim = *second.first().expect("two");
     let lost = family(&BTreeSet::from([victim]));
@@ -346,7 +346,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_client_socket_of_a_fixed_port_connects_again_and_again_and_its_peers_see_its_end() {
+fn client_socket_of_a_fixed_port_can_connect_repeatedly() {
     let text = "
 for peer in range(6):
     out = bound(HOST, PORT)

@@ -1,4 +1,4 @@
-//! What the supervisor says, and how.
+//! The log: its formats, levels and limits.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -23,12 +23,12 @@ fn logged(builder: Builder) -> Vec<String> {
     let log = supervisor.log();
     let told =
         log.iter().filter(|line| line.contains(&victim.to_string()) && line.contains("SIGKILL")).count();
-    assert_eq!(told, 1, "the death is told in one line: {log:?}");
+    assert_eq!(told, 1, "the death is one line: {log:?}");
     log
 }
 
 #[test]
-fn where_no_terminal_is_there_are_no_colours() {
+fn no_colours_without_a_terminal() {
     let log = logged(Supervisor::builder().args(["--log-format", "pretty"]));
     assert!(log.iter().all(|line| !line.contains('\x1b')), "{log:?}");
 }
@@ -50,7 +50,7 @@ fn journald_lines_begin_with_their_priority() {
 }
 
 #[test]
-fn quiet_says_less_and_verbose_says_more() {
+fn quiet_logs_less_and_verbose_logs_more() {
     let normal = logged(Supervisor::builder()).len();
     assert!(logged(Supervisor::builder().args(["-q"])).len() < normal, "-q");
     assert!(logged(Supervisor::builder().args(["-v"])).len() > normal, "-v");
@@ -68,7 +68,7 @@ fn quiet_says_less_and_verbose_says_more() {
 const ONE_PIECE: usize = 4096;
 
 /// The lines of a supervisor whose program vanishes after its first start, each with a path of nearly the longest that
-/// there is, while nobody reads them for a while.
+/// there is, while they are not read for a while.
 fn logged_to_a_slow_reader(format: &str) -> Vec<String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (program, ran) = (folder.path().join("program"), folder.path().join("ran"));
@@ -127,7 +127,7 @@ fn logged_to_a_slow_reader(format: &str) -> Vec<String> {
 }
 
 #[test]
-fn long_lines_are_shortened_and_whole_for_a_slow_reader_too() {
+fn long_lines_are_shortened_and_complete_for_a_slow_reader() {
     for format in ["json", "journald", "pretty"] {
         let lines = logged_to_a_slow_reader(format);
         assert!(
@@ -150,7 +150,7 @@ fn long_lines_are_shortened_and_whole_for_a_slow_reader_too() {
 }
 
 #[test]
-fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
+fn lines_lost_on_a_full_disk_are_counted_with_the_reason() {
     needs_root!();
     let disk = tempfile::tempdir().expect("a temporary folder");
     let folder = disk.path().to_str().expect("UTF-8").to_owned();

@@ -1,4 +1,4 @@
-//! The notify socket: who can send to it, what a flood costs, what is left of it.
+//! The notify socket: permissions, floods, and what remains after the end.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -13,7 +13,7 @@ use master_process_tests::{
 use rustix::process::Signal;
 
 /// A user that no test runs a supervisor or worker as.
-const STRANGER: &str = "12345";
+const OTHER_USER: &str = "12345";
 
 /// A worker that says it is ready when the file of its second argument appears.
 const NOTIFIES_WHEN_TOLD: &str = "
@@ -42,15 +42,15 @@ while True:
         print('floods', flush=True)";
 
 /// A python program of another user, killed when the test is over.
-struct Stranger(std::process::Child);
+struct OtherUser(std::process::Child);
 
-impl Stranger {
-    fn start(user: &str, text: &str, argument: &str) -> Stranger {
+impl OtherUser {
+    fn start(user: &str, text: &str, argument: &str) -> OtherUser {
         let python = fixtures::python();
         let mut command = Command::new("setpriv");
         command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
         command.args([&python, "-c", text, argument]).stdout(Stdio::piped());
-        Stranger(command.spawn().expect("setpriv is on this machine"))
+        OtherUser(command.spawn().expect("setpriv is on this machine"))
     }
 
     /// Waits for a line of it.
@@ -62,7 +62,7 @@ impl Stranger {
     }
 }
 
-impl Drop for Stranger {
+impl Drop for OtherUser {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -79,7 +79,7 @@ fn notify_address(supervisor: &Supervisor) -> String {
     supervisor.until("a worker has a notify socket", || supervisor.workers().into_iter().find_map(of_process))
 }
 
-/// What sending one message to the address gives, as the stranger.
+/// What sending one message to the address gives, as another user.
 fn outcome_for_a_stranger(address: &str) -> String {
     let text = "
 import errno, socket, sys
@@ -89,7 +89,7 @@ try:
     print('sent')
 except OSError as error:
     print(errno.errorcode[error.errno])";
-    Stranger::start(STRANGER, text, address).line()
+    OtherUser::start(OTHER_USER, text, address).line()
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn an_ordinary_user_cannot_send_to_the_notify_socket_of_another() {
 }
 
 #[test]
-fn a_worker_of_another_user_is_heard() {
+fn notification_of_a_worker_of_another_user_is_accepted() {
     needs_root!();
     let supervisor =
         Supervisor::start(&["--user", "nobody", "--ready", "notify"], fixtures::worker(&["notify"]));
@@ -117,7 +117,7 @@ fn a_worker_of_another_user_is_heard() {
 }
 
 #[test]
-fn systemd_notify_of_a_shell_script_is_heard_and_its_barrier_ends() {
+fn systemd_notify_works_with_its_barrier() {
     if Command::new("systemd-notify").arg("--version").output().is_err() {
         skip!("it is not installed");
     }
@@ -130,7 +130,7 @@ fn systemd_notify_of_a_shell_script_is_heard_and_its_barrier_ends() {
 }
 
 #[test]
-fn what_a_killed_supervisor_left_is_removed_by_the_next() {
+fn directory_of_a_killed_supervisor_is_removed_by_the_next_one() {
     let base = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let entries = || fs::read_dir(base.path()).expect("there").count();
@@ -154,7 +154,7 @@ fn what_a_killed_supervisor_left_is_removed_by_the_next() {
 }
 
 #[test]
-fn a_start_that_fails_leaves_no_directory() {
+fn failed_start_leaves_no_directory() {
     let base = tempfile::tempdir().expect("a temporary folder");
     let builder = Supervisor::builder().env("RUNTIME_DIRECTORY", base.path());
     assert_eq!(builder.command(["/nonexistent/program"]).run().code, Some(127));
@@ -162,7 +162,7 @@ fn a_start_that_fails_leaves_no_directory() {
 }
 
 /// Floods the notify socket as `user` and lets a worker become ready meanwhile.
-fn a_flood_harms_nobody(builder: Builder, user: &str, is_abstract: bool) {
+fn a_flood_does_no_harm(builder: Builder, user: &str, is_abstract: bool) {
     let gate = tempfile::tempdir_in("/var/tmp").expect("a temporary folder");
     fs::set_permissions(gate.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let gate = gate.path().join("gate");
@@ -172,39 +172,39 @@ fn a_flood_harms_nobody(builder: Builder, user: &str, is_abstract: bool) {
     let pid = supervisor.pid();
     let before = process::descriptors(pid).len();
     assert_eq!(address.starts_with('@'), is_abstract, "{address}");
-    let mut strangers: Vec<Stranger> = (0..3).map(|_| Stranger::start(user, FLOOD, &address)).collect();
-    for stranger in &mut strangers {
-        assert_eq!(stranger.line(), "floods");
+    let mut senders: Vec<OtherUser> = (0..3).map(|_| OtherUser::start(user, FLOOD, &address)).collect();
+    for sender in &mut senders {
+        assert_eq!(sender.line(), "floods");
     }
     let bounded = || process::descriptors(pid).len() < before + 5000;
     always(std::time::Duration::from_millis(700), "its descriptors are bounded", bounded);
-    assert!(supervisor.logged(&[": notified"]).is_empty(), "nobody else can say that");
+    assert!(supervisor.logged(&[": notified"]).is_empty(), "only workers can");
     fs::write(&gate, "").expect("ours");
     supervisor.eventually("the worker is heard", || supervisor.logged(&[": notified"]).len() == 1);
     assert!(bounded());
-    drop(strangers);
+    drop(senders);
     eventually(TIMEOUT, "nothing of it stays", || process::descriptors(pid).len() <= before + 1);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn a_flood_by_a_process_of_the_workers_user_costs_neither_descriptors_nor_readiness() {
+fn flood_by_the_workers_user_uses_no_descriptors_and_delays_no_readiness() {
     needs_root!();
-    a_flood_harms_nobody(Supervisor::builder().args(["--user", "nobody"]), "65534", false);
+    a_flood_does_no_harm(Supervisor::builder().args(["--user", "nobody"]), "65534", false);
 }
 
 #[test]
-fn where_no_directory_can_be_had_a_flood_by_a_stranger_costs_no_more() {
+fn flood_on_an_abstract_address_uses_no_descriptors() {
     needs_root!();
     let text =
         "mount -t tmpfs -o ro none /tmp && exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
     let wrapper = ["unshare", "--mount", "sh", "-c", text, "sh"];
     let builder = Supervisor::builder().wrap(wrapper).env("XDG_RUNTIME_DIR", "").env("RUNTIME_DIRECTORY", "");
-    a_flood_harms_nobody(builder, STRANGER, true);
+    a_flood_does_no_harm(builder, OTHER_USER, true);
 }
 
 #[test]
-fn sockets_that_linger_hold_no_notification_up() {
+fn lingering_sockets_delay_no_notification() {
     // A connection with unsent data and SO_LINGER: who closes it last waits for the peer, for ten minutes.
     let peer = address::tcp();
     let _never_accepts = std::net::TcpListener::bind(peer).expect("the address is this test's own");
@@ -243,7 +243,7 @@ while True: signal.pause()",
 }
 
 #[test]
-fn descriptors_are_refused_while_a_close_does_not_end_and_readiness_is_heard() {
+fn descriptors_are_refused_while_a_close_hangs() {
     let peer = address::tcp();
     let _never_accepts = std::net::TcpListener::bind(peer).expect("the address is this test's own");
     // The lingering socket is in the queue of another one, where it cannot be told not to linger.

@@ -27,7 +27,7 @@ fn look(workers: &BTreeSet<i32>) -> Vec<Stat> {
     workers.iter().map(|pid| process::stat(*pid).expect("it runs")).collect()
 }
 
-/// Waits until each of the workers has answered so many times more.
+/// Waits until each of the workers has answered this many times more.
 fn each_answers(clients: &Load, workers: &[Stat]) {
     let count = |tally: &Tally, worker: &Stat| tally.ok.get(&worker.pid.to_string()).copied().unwrap_or(0);
     let before = clients.tally();
@@ -43,7 +43,7 @@ fn kill(supervisor: &Supervisor) {
     eventually(TIMEOUT, "the supervisor is gone", || supervisor.exited().is_some());
 }
 
-/// Kills the supervisor of four workers under load, once they have gone through so many reloads.
+/// Kills the supervisor of four workers under load, after this many reloads.
 fn workers_serve_on(command: Vec<String>, reloads: usize) {
     let address = address::tcp();
     let builder = Supervisor::builder().args(["-w", "4", "--orphans", "keep"]).command(command);
@@ -71,17 +71,17 @@ fn workers_serve_on(command: Vec<String>, reloads: usize) {
 }
 
 #[test]
-fn node_servers_that_are_kept_serve_on_without_a_loss() {
+fn kept_node_servers_lose_no_request() {
     workers_serve_on(fixtures::node("plain.js"), 0);
 }
 
 #[test]
-fn python_http_servers_that_are_kept_serve_on_without_a_loss() {
+fn kept_python_servers_lose_no_request() {
     workers_serve_on(fixtures::python_http(), 0);
 }
 
 #[test]
-fn static_go_servers_that_are_kept_serve_on_without_a_loss() {
+fn kept_go_servers_lose_no_request() {
     let Some(command) = fixtures::go_server() else {
         skip!("go is not installed");
     };
@@ -90,7 +90,7 @@ fn static_go_servers_that_are_kept_serve_on_without_a_loss() {
 
 /// What an earlier generation listened on is not there any more: with it gone, the kernel counts the sockets anew.
 #[test]
-fn workers_that_are_kept_serve_on_without_a_loss_after_reloads() {
+fn kept_workers_lose_no_request_after_reloads() {
     let Some(command) = fixtures::go_server() else {
         skip!("go is not installed");
     };
@@ -98,7 +98,7 @@ fn workers_that_are_kept_serve_on_without_a_loss_after_reloads() {
 }
 
 #[test]
-fn workers_are_kept_or_killed_as_flag_and_variable_say() {
+fn flag_and_variable_decide_whether_workers_are_kept() {
     const VARIABLE: &str = "MASTER_PROCESS_ORPHANS";
     let builders = [
         (Supervisor::builder(), false),

@@ -22,7 +22,7 @@ fn is_pid_one(supervisor: &Supervisor) -> bool {
 #[test]
 fn as_pid_1_it_serves_replaces_and_stops_on_term() {
     let Some(builder) = contained() else {
-        skip!("no PID namespace is to be had");
+        skip!("no PID namespaces");
     };
     let address = address::tcp();
     let options = ["-w", "2", "--throttle", "20ms", "--throttle-max", "20ms"];
@@ -41,9 +41,9 @@ fn as_pid_1_it_serves_replaces_and_stops_on_term() {
 
 /// The session that it was started in is outside of the namespace, where it has no number.
 #[test]
-fn as_pid_1_it_tells_a_daemon_from_its_worker() {
+fn as_pid_1_a_daemon_is_not_its_worker() {
     let Some(builder) = contained() else {
-        skip!("no PID namespace is to be had");
+        skip!("no PID namespaces");
     };
     let command = script(STARTS_A_DAEMON, address::tcp());
     let supervisor = builder.args(["--throttle", "100ms"]).command(command).spawn();
@@ -55,9 +55,9 @@ fn as_pid_1_it_tells_a_daemon_from_its_worker() {
 }
 
 #[test]
-fn as_pid_1_it_reaps_orphans() {
+fn as_pid_1_adopted_processes_are_reaped() {
     let Some(builder) = contained() else {
-        skip!("no PID namespace is to be had");
+        skip!("no PID namespaces");
     };
     let supervisor = builder.command(fixtures::worker(&["orphan=0.3"])).spawn();
     supervisor.await_event("there is an orphan", |event| event.name == "orphan");
@@ -70,9 +70,9 @@ fn as_pid_1_it_reaps_orphans() {
 }
 
 #[test]
-fn as_pid_1_it_ends_with_70_when_it_gives_up() {
+fn as_pid_1_give_up_exits_with_70() {
     let Some(builder) = contained() else {
-        skip!("no PID namespace is to be had");
+        skip!("no PID namespaces");
     };
     let options = ["--give-up", "2/20s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let finished = builder.args(options).command(["false"]).run();

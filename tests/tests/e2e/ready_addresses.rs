@@ -35,7 +35,7 @@ fn said_of(supervisor: &Supervisor, port: &str) -> usize {
 const LATER: &str = "2";
 
 #[test]
-fn a_side_port_that_opens_first_does_not_make_a_new_worker_ready() {
+fn early_side_port_does_not_make_a_worker_ready() {
     let address = address::tcp();
     let text = side_port_first(LATER, "pass");
     // The load itself must not hold an old worker for longer: it drains until its queue is empty, or for this time.
@@ -72,7 +72,7 @@ fn the_debugger_of_node_does_not_make_a_new_worker_ready() {
 }
 
 #[test]
-fn a_crash_of_a_worker_with_a_side_port_refuses_nobody() {
+fn crash_of_a_worker_with_a_side_port_refuses_no_connection() {
     let address = address::tcp();
     let text = side_port_first(LATER, "pass");
     let supervisor = started(&["--throttle", "100ms"], &text, address);
@@ -101,7 +101,7 @@ fn listened_after(supervisor: &Supervisor) -> Vec<f64> {
 }
 
 #[test]
-fn the_successor_of_a_worker_that_left_a_child_behind_is_ready_when_it_listens_wherever_that_did() {
+fn successor_of_a_worker_with_a_remaining_child_waits_for_every_address() {
     let address = address::tcp();
     let child = "
 if os.fork() == 0:
@@ -122,7 +122,7 @@ if os.fork() == 0:
 }
 
 #[test]
-fn a_release_that_never_opens_its_port_fails_and_the_missing_address_is_named() {
+fn reload_without_a_needed_address_fails_and_names_it() {
     let address = address::tcp();
     let text = side_port_first("0", "signal.pause()");
     let timeout = format!("{}ms", scaled(Duration::from_secs(2)).as_millis());
@@ -153,7 +153,7 @@ fn a_release_that_never_opens_its_port_fails_and_the_missing_address_is_named() 
 }
 
 #[test]
-fn a_reload_that_waits_for_an_address_says_so() {
+fn reload_that_waits_for_an_address_logs_it() {
     let address = address::tcp();
     let text = side_port_first("0", "time.sleep(11)");
     let supervisor = started(&["--throttle", "100ms"], &text, address);
@@ -168,7 +168,7 @@ fn a_reload_that_waits_for_an_address_says_so() {
 }
 
 #[test]
-fn a_release_that_has_dropped_an_address_says_so_itself() {
+fn notification_makes_a_release_without_an_old_address_ready() {
     let address = address::tcp();
     let text = side_port_first("0", "notify(); signal.pause()");
     let supervisor = started(&["--throttle", "100ms"], &text, address);
@@ -182,7 +182,7 @@ fn a_release_that_has_dropped_an_address_says_so_itself() {
 }
 
 #[test]
-fn what_a_release_has_dropped_waits_for_the_end_of_its_trial_though_the_old_worker_crashes() {
+fn dropped_address_stays_open_during_probation_after_the_old_worker_crashes() {
     let address = address::tcp();
     let text = side_port_first("0", "notify(); signal.pause()");
     let supervisor = started(&["--throttle", "5s", "--throttle-max", "5s"], &text, address);
@@ -207,7 +207,7 @@ fn what_a_release_has_dropped_waits_for_the_end_of_its_trial_though_the_old_work
 }
 
 #[test]
-fn a_port_that_the_old_worker_has_closed_is_not_waited_for() {
+fn address_closed_by_the_old_worker_is_not_required() {
     let address = address::tcp();
     let text = "
 if RELOAD == 0:
@@ -226,7 +226,7 @@ serve(own)";
 }
 
 #[test]
-fn a_socket_whose_name_has_the_pid_in_it_is_not_waited_for_by_name() {
+fn unix_path_with_a_pid_is_not_required() {
     let address = address::tcp();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let text = "
@@ -272,7 +272,7 @@ say('own', INDEX, PID)
 serve(own)";
 
 #[test]
-fn a_daemon_that_only_the_first_worker_starts_is_not_waited_for() {
+fn address_of_a_daemon_is_not_required() {
     let address = address::tcp();
     let supervisor = started(&["--throttle", "100ms"], STARTS_A_DAEMON, address);
     supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
@@ -281,7 +281,7 @@ fn a_daemon_that_only_the_first_worker_starts_is_not_waited_for() {
     supervisor.signal(Signal::HUP);
     await_reload_complete(&supervisor, 1);
     nothing_is_lost(clients);
-    assert_eq!(said_of(&supervisor, "daemon"), 1, "the second one found it");
+    assert_eq!(said_of(&supervisor, "daemon"), 1, "the second worker found it");
     supervisor.eventually("it ends with the worker that started it", || {
         supervisor.logged(&["worker 0 left 1 process behind", "python3"]).len() == 1
     });
@@ -361,7 +361,7 @@ fn in_mode_listen_a_worker_is_ready_at_the_named_address_without_sharing_too() {
 }
 
 #[test]
-fn in_mode_listen_a_release_may_drop_what_is_not_named() {
+fn in_mode_listen_a_release_may_drop_other_addresses() {
     let address = address::tcp();
     let text = "
 if RELOAD == 0:

@@ -1,4 +1,4 @@
-//! Crashes and reloads while clients ask, with every outcome counted.
+//! Crashes and reloads under load, with every outcome counted.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,7 +33,7 @@ fn reloaded_under_load(command: Vec<String>, target: impl Into<Target>, connecti
         Target::Unix(path) => path.to_str().expect("UTF-8").to_owned(),
     };
     let supervisor = four(command, &listen);
-    supervisor.eventually("somebody answers", || load::who(target.clone()).is_some());
+    supervisor.eventually("a worker answers", || load::who(target.clone()).is_some());
     supervisor.await_workers(4);
     let clients = Load::start(target, CLIENTS, connections);
     pass(&supervisor, &clients, 100);
@@ -70,7 +70,7 @@ fn four_reloads_of_a_graceful_node_lose_no_keep_alive_request_in_flight() {
 }
 
 /// A program without a handler dies with what it has accepted: so its queue is empty, and it had time to answer,
-/// before it is asked to leave.
+/// before its stop signal.
 fn nothing_is_lost(tally: &Tally) {
     assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
 }
@@ -117,7 +117,7 @@ fn four_reloads_of_nginx_lose_no_request() {
 fn kill_one_under_load(command: Vec<String>, target: impl Into<Target>, listen: &str) {
     let target = target.into();
     let supervisor = four(command, listen);
-    supervisor.eventually("somebody answers", || load::who(target.clone()).is_some());
+    supervisor.eventually("a worker answers", || load::who(target.clone()).is_some());
     supervisor.await_workers(4);
     let clients = Load::start(target, CLIENTS, Connections::Fresh);
     for kills in 1..=3_u64 {
@@ -167,7 +167,7 @@ fn connections_wait_while_no_worker_is_alive(target: impl Into<Target>, listen: 
             std::thread::spawn(move || load::who(target))
         })
         .collect();
-    // Proof that nobody was there to take them: the first start after the deaths comes only now.
+    // Proof that no worker was there to accept them: the first start after the deaths comes only now.
     assert_eq!(supervisor.events_named("started").len(), 2, "the throttle keeps both slots empty");
     for client in waiting {
         let answered = client.join().expect("clients do not panic").expect("served after the wait");
@@ -177,13 +177,13 @@ fn connections_wait_while_no_worker_is_alive(target: impl Into<Target>, listen: 
 }
 
 #[test]
-fn with_all_workers_dead_connections_wait_and_are_served() {
+fn connections_are_queued_while_all_workers_are_dead() {
     let address = address::tcp();
     connections_wait_while_no_worker_is_alive(address, &address.to_string());
 }
 
 #[test]
-fn with_all_workers_dead_connections_to_a_unix_socket_wait_and_are_served() {
+fn unix_connections_are_queued_while_all_workers_are_dead() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
     connections_wait_while_no_worker_is_alive(path.as_path(), path.to_str().expect("UTF-8"));
@@ -235,17 +235,17 @@ impl Release {
         Release { _folder: folder, broken, supervisor, old, clients, address }
     }
 
-    fn given_up(&self) -> Vec<String> {
+    fn failures(&self) -> Vec<String> {
         self.supervisor.logged(&["reload", "failed: "])
     }
 
     /// The reload fails, and everything is as it was before it.
-    fn is_given_up(&self, why: &[&str]) {
-        self.supervisor.eventually("the reload is given up", || !self.given_up().is_empty());
+    fn fails(&self, why: &[&str]) {
+        self.supervisor.eventually("the reload fails", || !self.failures().is_empty());
         self.supervisor.eventually("the old ones are alone", || self.supervisor.workers() == self.old);
         pass(&self.supervisor, &self.clients, 100);
-        assert_eq!(self.given_up().len(), 1, "told once");
-        assert!(!self.supervisor.logged(why).is_empty(), "the reason {why:?} is told");
+        assert_eq!(self.failures().len(), 1, "logged once");
+        assert!(!self.supervisor.logged(why).is_empty(), "the reason {why:?} is logged");
         assert!(self.supervisor.events_named("term").iter().all(|event| !self.old.contains(&event.pid)));
         for _ in 0..10 {
             let answered = load::who(self.address);
@@ -259,7 +259,7 @@ impl Release {
         let new = self.supervisor.reload(2);
         pass(&self.supervisor, &self.clients, 100);
         assert!(load::who(self.address).is_some_and(|pid| new.contains(&pid)));
-        assert_eq!(self.given_up().len(), 1);
+        assert_eq!(self.failures().len(), 1);
         let tally = self.clients.stop();
         println!("{tally}");
         assert_eq!(tally.inexcusable(), 0, "{tally}");
@@ -269,28 +269,28 @@ impl Release {
 }
 
 #[test]
-fn a_release_that_crashes_at_its_start_costs_no_request() {
+fn release_that_crashes_at_start_loses_no_request() {
     let release = Release::start("exit=3", &["--throttle", "50ms", "--throttle-max", "50ms"]);
     release.supervisor.signal(Signal::HUP);
-    release.is_given_up(&["exited with code 3"]);
+    release.fails(&["exited with code 3"]);
     nothing_is_lost(&release.then_a_fixed_one_works());
 }
 
 #[test]
-fn a_release_that_never_gets_ready_costs_no_request() {
+fn release_that_never_becomes_ready_loses_no_request() {
     let options = ["--throttle", "50ms", "--throttle-max", "50ms", "--ready-timeout", "700ms"];
     let release = Release::start("delay=3600", &options);
     release.supervisor.signal(Signal::HUP);
-    release.is_given_up(&["was not ready within"]);
+    release.fails(&["was not ready within"]);
     nothing_is_lost(&release.then_a_fixed_one_works());
 }
 
 #[test]
-fn a_release_that_gets_ready_and_dies_within_the_throttle_costs_what_it_had_accepted() {
+fn release_that_dies_in_probation_loses_only_accepted_requests() {
     let options = ["--throttle", "1200ms", "--throttle-max", "1200ms"];
     let release = Release::start("die=0.2", &options);
     release.supervisor.signal(Signal::HUP);
-    release.is_given_up(&["exited with code 1"]);
+    release.fails(&["exited with code 1"]);
     let deaths = release.supervisor.events_named("ready").iter().filter(|event| event.reload == 1).count();
     assert!((2..=4).contains(&deaths), "{deaths} new workers were ready and died");
     let tally = release.then_a_fixed_one_works();
@@ -299,7 +299,7 @@ fn a_release_that_gets_ready_and_dies_within_the_throttle_costs_what_it_had_acce
 }
 
 #[test]
-fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
+fn failed_slot_of_a_release_keeps_its_old_worker() {
     let address = address::tcp();
     let listen = format!("listen={address}");
     let options = ["-w", "2", "--reload-attempts", "2", "--throttle", "1s", "--throttle-max", "1s"];
@@ -323,7 +323,7 @@ fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
 }
 
 #[test]
-fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
+fn hup_during_a_reload_loses_no_request() {
     // In each stage: while the new ones start, just after they are ready, and while the old ones drain.
     for pause in [0, 100, 250, 400, 700] {
         let address = address::tcp();
@@ -356,7 +356,7 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
 }
 
 #[test]
-fn a_term_in_the_middle_of_a_reload_stops_everything_once() {
+fn term_during_a_reload_stops_each_worker_once() {
     for pause in [0, 50, 150, 300, 500] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("app.sock");
@@ -372,16 +372,16 @@ fn a_term_in_the_middle_of_a_reload_stops_everything_once() {
         let ready: BTreeSet<i32> = supervisor.events_named("ready").iter().map(|event| event.pid).collect();
         let cleaned: BTreeSet<i32> =
             supervisor.events_named("clean_up").iter().map(|event| event.pid).collect();
-        assert!(ready.is_subset(&cleaned), "who was ready was cut short: {ready:?}, {cleaned:?}");
+        assert!(ready.is_subset(&cleaned), "a ready worker was cut short: {ready:?}, {cleaned:?}");
         let asked = supervisor.events_named("term");
         let each: BTreeSet<i32> = asked.iter().map(|event| event.pid).collect();
-        assert_eq!(asked.len(), each.len(), "nobody is asked twice");
+        assert_eq!(asked.len(), each.len(), "each gets the signal once");
         assert_eq!(fs::read_dir(folder.path()).expect("there").count(), 0, "nothing is left in the folder");
     }
 }
 
 #[test]
-fn a_crash_of_an_old_worker_in_the_middle_of_a_reload_leaves_somebody_to_serve() {
+fn crash_of_an_old_worker_during_a_reload_refuses_no_connection() {
     let options = ["--throttle", "100ms", "--throttle-max", "100ms"];
     let (supervisor, address, old) = fixtures::listening_workers(2, &options, &["from=1:delay=0.5"]);
     let clients = Load::start(address, CLIENTS, Connections::Fresh);
@@ -394,7 +394,7 @@ fn a_crash_of_an_old_worker_in_the_middle_of_a_reload_leaves_somebody_to_serve()
     });
     pass(&supervisor, &clients, 50);
     let tally = clients.stop();
-    assert_eq!(tally.inexcusable(), 0, "who waited in the queues was served: {tally}");
+    assert_eq!(tally.inexcusable(), 0, "the queued clients were served: {tally}");
     assert!(tally.lost() <= u64::try_from(CLIENTS).expect("few"), "{tally}");
     assert_eq!(supervisor.stop(), 0);
 }

@@ -9,7 +9,7 @@ use master_process_tests::{Supervisor, address, always, fixtures, load, scaled};
 use rustix::process::Signal;
 
 /// A reload to bad code, then one to good code.
-fn a_bad_reload_is_given_up_and_a_good_one_works(bad: &str, extra: &[&str]) {
+fn bad_reload_fails_and_a_good_one_works(bad: &str, extra: &[&str]) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let flag = folder.path().join("broken");
     fs::write(&flag, "").expect("the folder is ours");
@@ -44,24 +44,24 @@ fn a_bad_reload_is_given_up_and_a_good_one_works(bad: &str, extra: &[&str]) {
 }
 
 #[test]
-fn a_reload_whose_workers_never_get_ready_is_given_up() {
+fn reload_fails_when_new_workers_never_become_ready() {
     // Long enough for a worker to say that it was started.
     let ready_timeout = format!("{}ms", scaled(Duration::from_millis(900)).as_millis());
-    a_bad_reload_is_given_up_and_a_good_one_works("delay=3600", &["--ready-timeout", &ready_timeout]);
+    bad_reload_fails_and_a_good_one_works("delay=3600", &["--ready-timeout", &ready_timeout]);
 }
 
 #[test]
-fn a_reload_whose_workers_crash_is_given_up() {
-    a_bad_reload_is_given_up_and_a_good_one_works("exit=1", &[]);
+fn reload_fails_when_new_workers_crash() {
+    bad_reload_fails_and_a_good_one_works("exit=1", &[]);
 }
 
 #[test]
-fn a_reload_whose_workers_leave_with_0_is_given_up() {
-    a_bad_reload_is_given_up_and_a_good_one_works("exit=0", &[]);
+fn reload_fails_when_new_workers_exit_with_0() {
+    bad_reload_fails_and_a_good_one_works("exit=0", &[]);
 }
 
 #[test]
-fn a_reload_one_at_a_time_is_given_up_before_the_next_slot() {
+fn reload_of_one_slot_at_a_time_fails_before_the_next_slot() {
     let options = [
         "-w",
         "3",
@@ -89,7 +89,7 @@ fn a_reload_one_at_a_time_is_given_up_before_the_next_slot() {
 }
 
 #[test]
-fn a_slot_that_fails_leaves_its_old_worker_beside_the_new_ones() {
+fn failed_slot_keeps_its_old_worker_beside_new_ones() {
     let options = ["-w", "2", "--reload-attempts", "2", "--throttle", "20ms", "--throttle-max", "20ms"];
     let supervisor =
         Supervisor::start(&options, fixtures::listening(address::tcp(), &["from=1:index=1:exit=1"]));

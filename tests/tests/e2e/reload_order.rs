@@ -22,7 +22,7 @@ fn handover(mode: &str, words: &[&str]) -> (Event, Event) {
 const BETWEEN_BEING_AND_SAYING: f64 = 0.2;
 
 #[test]
-fn an_old_worker_is_stopped_only_when_its_successor_is_ready() {
+fn old_worker_is_stopped_after_its_successor_is_ready() {
     let listen = format!("listen={}", address::tcp());
     for (mode, word) in [
         ("listen", listen.as_str()),
@@ -50,7 +50,7 @@ fn most_starting_at_once(supervisor: &Supervisor) -> usize {
 }
 
 #[test]
-fn a_reload_replaces_as_many_at_a_time_as_it_is_told() {
+fn reload_batch_limits_concurrent_starts() {
     for (batch, workers, expected) in [("1", 3, 1), ("50%", 4, 2), ("all", 3, 3), ("34%", 3, 2)] {
         let count = workers.to_string();
         let options = ["-w", count.as_str(), "--reload-batch", batch];
@@ -64,7 +64,7 @@ fn a_reload_replaces_as_many_at_a_time_as_it_is_told() {
 }
 
 #[test]
-fn a_hup_during_a_reload_stops_those_in_between_at_once() {
+fn hup_during_a_reload_stops_the_intermediate_generation() {
     let (supervisor, _, ready) = fixtures::listening_workers(2, &[], &["from=1:delay=2"]);
     let old: BTreeSet<i32> = ready.iter().map(|event| event.pid).collect();
     supervisor.signal(Signal::HUP);
@@ -90,25 +90,25 @@ fn a_hup_during_a_reload_stops_those_in_between_at_once() {
 
 /// A program that is slow: it listens after three times the time-out.
 #[test]
-fn a_server_that_is_later_than_the_time_out_starts_comes_back_after_a_crash_and_is_reloaded() {
+fn server_slower_than_ready_timeout_starts_recovers_and_reloads() {
     let address = address::tcp();
     let options = ["--ready-timeout", "1s", "--throttle", "100ms", "--reload-attempts", "1"];
     let supervisor = Supervisor::start(&options, fixtures::listening(address, &["delay=3"]));
     let first = supervisor.await_events(1, "ready")[0].pid;
     assert_eq!(late(&supervisor).len(), 1, "{:?}", supervisor.log());
-    assert_eq!(supervisor.events_named("started").len(), 1, "it was left in peace");
+    assert_eq!(supervisor.events_named("started").len(), 1, "it was not stopped");
     assert_eq!(load::who(address), Some(first));
     process::signal(first, Signal::KILL);
     let second = supervisor.await_events(2, "ready")[1].pid;
     assert_eq!(load::who(address), Some(second));
     let third = supervisor.reload(1);
-    assert_eq!(supervisor.events_named("started").len(), 3, "each start was left in peace");
+    assert_eq!(supervisor.events_named("started").len(), 3, "no start was stopped");
     assert!(load::who(address).is_some_and(|pid| third.contains(&pid)));
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn a_worker_that_accepts_without_a_word_is_not_stopped_by_a_reload_in_its_first_second() {
+fn worker_without_readiness_signal_serves_until_its_successor_is_ready() {
     let address = address::tcp();
     let listen = address.to_string();
     let words = ["accept=3", "from=1:delay=2"];

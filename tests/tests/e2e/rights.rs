@@ -145,7 +145,7 @@ fn gets_what_it_gets_alone(text: &str, user: Option<&str>) -> bool {
 }
 
 #[test]
-fn a_worker_of_root_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone() {
+fn root_in_its_own_user_namespace_gains_no_path() {
     needs_root!();
     if !gets_what_it_gets_alone(ENTER_USER_NAMESPACE, None) {
         skip!("no user namespaces");
@@ -153,7 +153,7 @@ fn a_worker_of_root_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_n
 }
 
 #[test]
-fn a_worker_of_nobody_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone() {
+fn ordinary_user_in_its_own_user_namespace_gains_no_path() {
     needs_root!();
     if !gets_what_it_gets_alone(ENTER_USER_NAMESPACE, Some("nobody")) {
         skip!("no user namespaces for ordinary users");
@@ -161,13 +161,13 @@ fn a_worker_of_nobody_in_a_user_namespace_of_its_own_binds_no_path_that_it_could
 }
 
 #[test]
-fn a_worker_of_another_user_binds_no_path_and_removes_no_file_of_root() {
+fn worker_of_another_user_binds_and_removes_no_file_of_root() {
     needs_root!();
     assert!(gets_what_it_gets_alone("", Some("nobody")));
 }
 
 #[test]
-fn a_worker_that_is_another_user_for_files_only_binds_no_path_and_removes_no_file_of_root() {
+fn worker_with_another_fsuid_binds_and_removes_no_file_of_root() {
     needs_root!();
     assert!(gets_what_it_gets_alone(SET_FS_USER, None));
 }
@@ -203,7 +203,7 @@ while True: signal.pause()",
 }
 
 #[test]
-fn a_new_worker_with_fewer_rights_does_not_take_over_the_path_of_the_old_one() {
+fn new_worker_with_fewer_rights_does_not_take_over_the_path() {
     needs_root!();
     for text in [SET_FS_USER, BECOME_NOBODY] {
         assert!(does_not_take_over_the_path_of_an_old_worker(text).is_some());
@@ -236,7 +236,7 @@ say(INDEX, RELOAD, 'udp', attempt(datagram))
 while True: signal.pause()";
 
 #[test]
-fn workers_of_an_ordinary_user_get_no_privileged_port_in_a_first_start_or_a_reload() {
+fn unprivileged_workers_get_no_privileged_port_in_start_or_reload() {
     if !process::is_root() || !low_ports_are_privileged() {
         skip!("not root, or every user may bind low ports here");
     }
@@ -284,7 +284,7 @@ while True: signal.pause()",
 }
 
 #[test]
-fn a_worker_without_the_right_does_not_join_its_siblings_on_a_privileged_port() {
+fn unprivileged_worker_does_not_join_a_privileged_port() {
     if !process::is_root() || !low_ports_are_privileged() {
         skip!("not root, or every user may bind low ports here");
     }
@@ -292,7 +292,7 @@ fn a_worker_without_the_right_does_not_join_its_siblings_on_a_privileged_port() 
 }
 
 #[test]
-fn a_stranger_cannot_make_the_bind_of_a_new_generation_fail() {
+fn other_user_cannot_make_the_bind_of_a_new_generation_fail() {
     needs_root!();
     let outer = tempfile::tempdir().expect("a temporary folder");
     set_mode(outer.path(), 0o1777);
@@ -327,7 +327,7 @@ assert rules >= 0 and libc.syscall(446, rules, 0) == 0, failed()
 ";
 
 #[test]
-fn a_worker_confined_by_landlock_does_not_join_its_siblings_on_a_forbidden_port() {
+fn landlocked_worker_does_not_join_a_forbidden_port() {
     if does_not_join(FORBID_TCP, address::tcp()).is_none() {
         skip!("no Landlock with rules for TCP (ABI 4)");
     }
@@ -344,7 +344,7 @@ fn looks_of(pid: i32, user: u32) -> (Vec<u32>, bool) {
 }
 
 /// The supervisor can be looked into as before after workers with other rights have bound a Unix path.
-fn can_be_looked_into_as_before(wrapper: Vec<String>, options: &[&str], user: u32) {
+fn proc_access_is_unchanged(wrapper: Vec<String>, options: &[&str], user: u32) {
     let outer = tempfile::tempdir().expect("a temporary folder");
     set_mode(outer.path(), 0o777);
     let (path, gate) = (outer.path().join("app.sock"), outer.path().join("gate"));
@@ -373,23 +373,23 @@ serve(made)";
 }
 
 #[test]
-fn a_bind_with_a_workers_rights_does_not_change_who_may_look_into_the_supervisor() {
+fn bind_with_a_workers_rights_keeps_proc_access_to_the_supervisor() {
     needs_root!();
-    can_be_looked_into_as_before(Vec::new(), &["--user", "nobody"], 0);
+    proc_access_is_unchanged(Vec::new(), &["--user", "nobody"], 0);
     // An ordinary user with capabilities: what `/proc` shows is root's while it cannot be looked into.
     let user = profile::ordinary_user();
     let capabilities = "+setuid,+setgid,+chown,+dac_override,+fowner,+kill,+sys_admin,+sys_ptrace";
     let mut service = vec!["setpriv".to_owned(), format!("--reuid={user}"), format!("--regid={user}")];
     service.extend(["--clear-groups".to_owned(), format!("--inh-caps={capabilities}")]);
     service.push(format!("--ambient-caps={capabilities}"));
-    can_be_looked_into_as_before(service.clone(), &["--user", "nobody"], user);
+    proc_access_is_unchanged(service.clone(), &["--user", "nobody"], user);
     // Its workers are of the same user, without the capabilities.
-    can_be_looked_into_as_before(service, &[], user);
+    proc_access_is_unchanged(service, &[], user);
 }
 
 #[test]
-fn an_ordinary_users_supervisor_can_be_looked_into_by_its_user_after_its_workers_have_bound() {
+fn unprivileged_supervisor_stays_inspectable_after_binds() {
     needs_root!();
     let user = profile::ordinary_user();
-    can_be_looked_into_as_before(profile::launcher(Some(user), &[]), &[], user);
+    proc_access_is_unchanged(profile::launcher(Some(user), &[]), &[], user);
 }

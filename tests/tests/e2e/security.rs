@@ -10,7 +10,7 @@ use master_process_tests::{Supervisor, address, needs_root, process, scaled, ski
 use rustix::process::Signal;
 
 #[test]
-fn a_link_that_a_worker_races_over_its_path_leads_mode_and_owner_nowhere() {
+fn symlink_race_on_a_path_changes_no_other_mode_or_owner() {
     needs_root!();
     let outer = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o755)).expect("ours");
@@ -61,7 +61,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_descriptor_whose_close_waits_does_not_hold_the_supervisor_up() {
+fn blocking_close_does_not_delay_the_supervisor() {
     // A connection with unsent data and SO_LINGER: who closes it last waits for the peer, for a minute.
     let peer = address::tcp();
     let _never_accepts = TcpListener::bind(peer).expect("the address is this test's own");
@@ -149,7 +149,7 @@ fn inheritable_capabilities_of_root_reach_no_worker_of_another_user() {
 }
 
 #[test]
-fn ambient_gives_a_worker_exactly_what_it_names() {
+fn ambient_gives_exactly_the_named_capabilities() {
     needs_root!();
     let expected = format!("{BIND} {BIND} {BIND} {BIND}");
     let by_root = ["--user", "nobody", "--ambient", "net_bind_service"];
@@ -161,7 +161,7 @@ fn ambient_gives_a_worker_exactly_what_it_names() {
 }
 
 #[test]
-fn a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing() {
+fn worker_of_root_has_empty_inheritable_and_ambient_sets() {
     needs_root!();
     let root = ["setpriv", "--inh-caps=+chown,+kill"].map(str::to_owned);
     let line = capabilities_of_a_worker(&root, &[]);
@@ -172,7 +172,7 @@ fn a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing() {
 }
 
 #[test]
-fn a_capability_that_the_supervisor_lacks_is_an_error_at_start() {
+fn missing_capability_is_an_error_at_start() {
     needs_root!();
     let wrappers = [
         as_service_with("+kill"),
@@ -220,7 +220,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn with_no_new_privs_a_set_user_id_program_gains_nothing() {
+fn no_new_privs_disables_set_user_id_programs() {
     needs_root!();
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");

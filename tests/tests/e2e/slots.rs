@@ -1,4 +1,4 @@
-//! A queue for each worker: who gets what, and what becomes of a queue whose worker is gone, hangs or leaves.
+//! A queue for each worker: the spread of connections, and the queue of a worker that crashed, stalled or stops.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
@@ -17,7 +17,7 @@ use master_process_tests::{
 };
 use rustix::process::Signal;
 
-/// The fixture says that it is ready just after it was, and that it was asked to leave just after it was.
+/// The fixture says that it is ready just after it was, and that it got the stop signal just after it was.
 const BETWEEN_BEING_AND_SAYING: f64 = 0.1;
 
 /// Why a test of moved queues cannot run.
@@ -41,7 +41,7 @@ fn is_even(supervisor: &Supervisor, answered: impl IntoIterator<Item = i32>) {
 }
 
 #[test]
-fn four_hundred_kept_connections_are_spread_evenly_over_four_workers() {
+fn connections_are_spread_evenly_over_four_workers() {
     let address = address::tcp();
     let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::node("plain.js"));
     let supervisor = builder.env("LISTEN", address.to_string()).spawn();
@@ -56,7 +56,7 @@ fn four_hundred_kept_connections_are_spread_evenly_over_four_workers() {
 }
 
 #[test]
-fn the_spread_is_even_after_reloads_as_well() {
+fn connections_are_spread_evenly_after_reloads() {
     let options = ["--throttle", "10ms", "--drain", "1ms"];
     let (supervisor, address, _) = fixtures::listening_workers(4, &options, &[]);
     for _ in 0..3 {
@@ -83,7 +83,7 @@ fn served_after_a_crash(builder: Builder) -> (BTreeSet<i32>, BTreeSet<i32>) {
 }
 
 #[test]
-fn the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it() {
+fn queue_of_a_crashed_worker_moves_to_siblings_with_ebpf() {
     needs_root!();
     if !network::kernel_moves_queues() {
         skip!(NO_QUEUE_MOVES);
@@ -94,15 +94,15 @@ fn the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_move
 }
 
 #[test]
-fn the_queue_of_a_crashed_worker_is_served_by_its_replacement_where_the_kernel_moves_nothing() {
+fn queue_of_a_crashed_worker_goes_to_its_replacement_without_ebpf() {
     let user = process::is_root().then(profile::ordinary_user);
     let builder = Supervisor::builder().wrap(profile::launcher(user, &[]));
     let (answered, alive) = served_after_a_crash(builder);
-    assert_eq!(answered, alive, "the other and the replacement, nobody else");
+    assert_eq!(answered, alive, "only the other and the replacement");
 }
 
 #[test]
-fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_back() {
+fn stalled_worker_leaves_rotation_and_returns() {
     let (supervisor, address, ready) = fixtures::listening_workers(2, &[], &[]);
     let (hung, other) = (ready[0].pid, ready[1].pid);
     process::freeze(hung);
@@ -121,8 +121,8 @@ fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_b
     });
     process::signal(hung, Signal::CONT);
     let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
-    assert_eq!(answered, BTreeSet::from([hung, other]), "those who waited are served");
-    supervisor.eventually("the log tells that it accepts", || {
+    assert_eq!(answered, BTreeSet::from([hung, other]), "the queued clients are served");
+    supervisor.eventually("the log says that it accepts", || {
         !supervisor.logged(&["is accepting on", "again"]).is_empty()
     });
     supervisor.eventually("it gets its share again", || load::who(address) == Some(hung));
@@ -132,7 +132,7 @@ fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_b
 }
 
 #[test]
-fn a_worker_that_is_busy_for_a_moment_is_not_taken_for_one_that_hangs() {
+fn slow_worker_is_not_stalled() {
     let address = address::tcp();
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -164,12 +164,12 @@ while True:
 }
 
 #[test]
-fn a_saturated_worker_whose_queue_stays_full_is_not_stalled() {
+fn saturated_worker_is_not_stalled() {
     is_saturated_and_not_stalled(address::tcp());
 }
 
 #[test]
-fn a_saturated_worker_is_not_stalled_by_a_queue_at_another_address_of_its_port() {
+fn saturated_worker_is_not_stalled_by_a_queue_at_another_address() {
     // Both addresses have the same port, and are of this test alone.
     let address = address::tcp();
     let neighbour = address::beside(address);
@@ -180,7 +180,7 @@ fn a_saturated_worker_is_not_stalled_by_a_queue_at_another_address_of_its_port()
 
 /// Two reloads under load; not one request may be lost.
 fn reloads_lose_nothing(supervisor: &Supervisor, address: SocketAddr) {
-    supervisor.eventually("somebody answers", || load::who(address).is_some());
+    supervisor.eventually("a worker answers", || load::who(address).is_some());
     supervisor.await_workers(4);
     let clients = Load::start(address, 8, Connections::Fresh);
     pass(supervisor, &clients, 40);
@@ -193,7 +193,7 @@ fn reloads_lose_nothing(supervisor: &Supervisor, address: SocketAddr) {
 }
 
 #[test]
-fn a_worker_that_needs_100_ms_for_a_request_and_has_no_handler_loses_none_in_a_reload() {
+fn reload_of_slow_workers_without_a_handler_loses_no_request() {
     // One request at a time: what waits is in the queue.
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -209,8 +209,8 @@ while True:
     reloads_lose_nothing(&builder.spawn(), address);
 }
 
-/// How long after its successor was ready an old worker was asked to leave, for each slot.
-fn asked_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
+/// How long after its successor was ready an old worker got the stop signal, for each slot.
+fn stopped_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
     supervisor.reload(workers);
     let of = |slot: i32| {
         // What a worker said last may be read after its end is seen.
@@ -229,15 +229,15 @@ fn asked_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
 }
 
 #[test]
-fn an_old_worker_serves_for_the_drain_time_before_it_is_asked_to_leave() {
+fn old_worker_serves_for_the_drain_time_before_the_stop_signal() {
     for load in [false, true] {
         let options = ["--drain", "1500ms", "--throttle", "1ms"];
         let (supervisor, address, _) = fixtures::listening_workers(2, &options, &[]);
         let clients = load.then(|| Load::start(address, 4, Connections::Fresh));
-        let asked = asked_after(&supervisor, 2);
+        let asked = stopped_after(&supervisor, 2);
         assert!(
             asked.iter().all(|after| *after >= 1.5 - BETWEEN_BEING_AND_SAYING),
-            "asked after {asked:?} s, under load: {load}"
+            "stopped after {asked:?} s, under load: {load}"
         );
         if let Some(tally) = clients.map(Load::stop) {
             assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
@@ -246,12 +246,12 @@ fn an_old_worker_serves_for_the_drain_time_before_it_is_asked_to_leave() {
 }
 
 #[test]
-fn an_old_worker_stands_by_until_its_successor_has_outlived_the_throttle() {
+fn old_worker_is_on_standby_until_its_successors_probation_ends() {
     let options = ["--drain", "1ms", "--throttle", "2s"];
     let (supervisor, _, _) = fixtures::listening_workers(2, &options, &[]);
     // The throttle counts from the start, which is a moment before it says so: a longer one on a slow machine.
     let moment = scaled(Duration::from_secs_f64(BETWEEN_BEING_AND_SAYING)).as_secs_f64();
-    let asked = asked_after(&supervisor, 2);
+    let asked = stopped_after(&supervisor, 2);
     let started = supervisor.events_named("started");
     let ready = supervisor.events_named("ready");
     for slot in 0..2 {
@@ -259,12 +259,12 @@ fn an_old_worker_stands_by_until_its_successor_has_outlived_the_throttle() {
             events.iter().find(|event| event.index == slot && event.reload == 1).expect("it was started").at
         };
         let since_start = at(&ready) - at(&started) + asked[usize::try_from(slot).expect("few")];
-        assert!(since_start >= 2.0 - 2.0 * moment, "asked after {since_start} s");
+        assert!(since_start >= 2.0 - 2.0 * moment, "stopped after {since_start} s");
     }
 }
 
 #[test]
-fn ttou_and_ttin_under_load_lose_nothing() {
+fn ttou_and_ttin_under_load_lose_no_request() {
     let address = address::tcp();
     let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::node("plain.js"));
     let supervisor = builder.env("LISTEN", address.to_string()).env("WORK_MS", "1").spawn();
@@ -288,7 +288,7 @@ fn ttou_and_ttin_under_load_lose_nothing() {
 }
 
 #[test]
-fn a_hundred_reloads_leave_two_sockets_for_each_slot() {
+fn hundred_reloads_leave_at_most_two_sockets_a_slot() {
     const SLOTS: usize = 2;
     let options = ["--throttle", "1ms", "--drain", "1ms"];
     let (supervisor, address, _) = fixtures::listening_workers(SLOTS, &options, &[]);
@@ -310,7 +310,7 @@ fn a_hundred_reloads_leave_two_sockets_for_each_slot() {
 }
 
 #[test]
-fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
+fn crashes_in_reloads_leave_at_most_two_sockets_a_slot() {
     const SLOTS: usize = 2;
     let options = ["--throttle", "1ms", "--throttle-max", "1ms", "--drain", "1ms"];
     let (supervisor, address, _) = fixtures::listening_workers(SLOTS, &options, &[]);
@@ -328,13 +328,13 @@ fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
     }
     await_reload_complete(&supervisor, 10);
     let answered: BTreeSet<i32> = answers(waiting_clients(address, 40)).into_iter().collect();
-    assert_eq!(answered, supervisor.await_workers(SLOTS), "each queue has somebody who serves it");
+    assert_eq!(answered, supervisor.await_workers(SLOTS), "each queue is served");
     let listening = process::listening(version_4(address));
     assert!(listening <= 2 * SLOTS, "{listening} sockets listen on {address}");
 }
 
 #[test]
-fn shared_is_one_socket_and_slots_are_one_for_each_worker() {
+fn share_mode_decides_the_number_of_sockets() {
     let address = address::tcp();
     let text = "made = bound(HOST, PORT); made.listen(64); serve(made)";
     let supervisor = Supervisor::start(&["-w", "3", "--share", "shared"], script(text, address));
@@ -348,7 +348,7 @@ fn shared_is_one_socket_and_slots_are_one_for_each_worker() {
 }
 
 #[test]
-fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_successor() {
+fn queue_of_an_old_worker_that_crashes_in_a_reload_goes_to_its_successor() {
     let address = address::tcp();
     let options = ["--throttle", "50ms", "--throttle-max", "50ms"];
     let supervisor = Supervisor::start(&options, fixtures::listening(address, &["from=1:delay=1"]));
@@ -359,19 +359,19 @@ fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_success
     supervisor.eventually("the new one starts", || supervisor.workers().len() == 2);
     process::signal(old, Signal::KILL);
     eventually(TIMEOUT, "the old one is dead", || !process::alive(old));
-    // Nobody is there yet.
+    // No worker accepts yet.
     waiting.extend(waiting_clients(address, 5));
     let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
     assert_eq!(answered, supervisor.workers(), "the successor serves all of them");
 }
 
 #[test]
-fn who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one_where_the_kernel_moves_it() {
+fn queue_of_a_failed_new_worker_moves_to_the_old_one_with_ebpf() {
     needs_root!();
     if !network::kernel_moves_queues() {
         skip!(NO_QUEUE_MOVES);
     }
-    // The new release listens, accepts nobody, and dies within the throttle.
+    // The new release listens, accepts no connection, and dies within the throttle.
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 say('ready', RELOAD)
@@ -398,7 +398,7 @@ serve(made)";
 }
 
 #[test]
-fn who_waits_for_a_worker_whose_slot_is_given_up_is_told_and_the_others_serve() {
+fn queue_of_a_removed_slot_is_reset_and_the_others_serve() {
     let options = ["--throttle", "20s", "--throttle-max", "20s"];
     let (supervisor, address, ready) = fixtures::listening_workers(2, &options, &[]);
     let last = ready.iter().find(|event| event.index == 1).expect("two slots").pid;

@@ -49,7 +49,7 @@ fn graceful(address: SocketAddr, after: f32) -> Vec<String> {
 }
 
 #[test]
-fn a_request_that_a_wrapped_server_is_at_is_answered_in_a_reload_and_nobody_old_answers_after_it() {
+fn wrapped_server_finishes_its_request_in_a_reload() {
     let address = address::tcp();
     let options = ["--drain", "50ms", "--kill-timeout", "20s"];
     let supervisor = Supervisor::start(&options, wrapped(graceful(address, 1.5)));
@@ -70,7 +70,7 @@ fn a_request_that_a_wrapped_server_is_at_is_answered_in_a_reload_and_nobody_old_
 }
 
 #[test]
-fn what_a_killed_wrapper_leaves_behind_is_ended_and_the_replacement_does_not_wait_for_it() {
+fn remains_of_a_killed_wrapper_are_killed_and_delay_no_replacement() {
     let address = address::tcp();
     // Its own time would be over long after the test.
     let options = ["-w", "2", "--throttle", "100ms", "--kill-timeout", "600s"];
@@ -97,8 +97,7 @@ fn what_a_killed_wrapper_leaves_behind_is_ended_and_the_replacement_does_not_wai
 
 /// It closes its listener at SIGTERM, and lives on as if it finished something.
 #[test]
-fn who_waits_for_what_a_killed_wrapper_left_behind_is_answered_by_the_others_as_soon_as_that_has_closed_its_listener()
- {
+fn queue_of_a_remaining_process_moves_to_siblings_when_it_closes_its_listener() {
     needs_root!();
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -132,7 +131,7 @@ except FileExistsError:
 }
 
 #[test]
-fn what_a_killed_wrapper_leaves_behind_is_ended_long_before_its_time_where_the_replacement_needs_its_port() {
+fn remains_of_a_killed_wrapper_are_killed_early_if_the_replacement_needs_their_port() {
     let address = address::tcp();
     let options = ["--share", "off", "--throttle", "100ms", "--kill-timeout", "600s"];
     let supervisor = Supervisor::start(&options, wrapped(script(UNHEEDING, address)));
@@ -143,7 +142,7 @@ fn what_a_killed_wrapper_leaves_behind_is_ended_long_before_its_time_where_the_r
 }
 
 #[test]
-fn with_stop_group_tree_everybody_gets_the_stop_signal_at_once() {
+fn stop_group_tree_signals_every_process_at_once() {
     // The wrapper waits for its child, whatever signal comes.
     let text = "
 child = os.fork()
@@ -164,7 +163,7 @@ sys.exit(0)";
 }
 
 #[test]
-fn of_a_worker_that_is_killed_nobody_is_left_however_deep_its_tree() {
+fn deep_process_tree_is_killed_completely() {
     let text = "
 depth = 0
 while depth < 200 and os.fork() == 0:
@@ -186,7 +185,7 @@ time.sleep(1000)";
 }
 
 #[test]
-fn a_worker_that_forks_without_end_is_ended_and_holds_nobody_up() {
+fn fork_bomb_is_killed_and_delays_no_other_worker() {
     // Of the children of each chain nobody lives for long, and every one is handed to the supervisor.
     let text = "
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -213,10 +212,10 @@ while True: time.sleep(1)";
     supervisor.signal(Signal::USR2);
     supervisor.eventually("it hears", || !supervisor.logged(&["limits of all workers paused"]).is_empty());
     process::signal(bomb, Signal::KILL);
-    supervisor.eventually("its end is told of", || {
+    supervisor.eventually("its end is logged", || {
         !supervisor.logged(&[&format!("(pid {bomb})"), "killed by sigkill"]).is_empty()
     });
-    supervisor.eventually("nobody is left but the other one", || supervisor.survivors().len() == 1);
+    supervisor.eventually("only the other one is left", || supervisor.survivors().len() == 1);
     assert!(load::who(address).is_some());
     assert_eq!(supervisor.stop(), 0);
     assert_eq!(supervisor.survivors(), Vec::<i32>::new());

@@ -123,7 +123,7 @@ fn serves_flows(protocol: Protocol, command: &[String]) {
     pass(&supervisor, &clients, 50);
     for _ in 0..4 {
         let new = supervisor.reload(WORKERS);
-        // Also those that had a worker of before.
+        // Also those that had an old worker.
         let answered: Option<BTreeSet<i32>> = pids(&flows).map(|pids| pids.into_iter().collect());
         let answered = answered.expect("every flow is answered after a reload");
         assert!(answered.is_subset(&new) && answered.len() >= WORKERS - 1, "{answered:?} of {new:?}");

@@ -13,7 +13,7 @@ use master_process_tests::load::{self, Connections, Kept, Load, Outcome, Target}
 use master_process_tests::profile::{self, CONTAINER};
 use master_process_tests::script::{TWO_FAMILIES, said, script, script_with};
 use master_process_tests::supervisor::Builder;
-use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
+use master_process_tests::traffic::{all_answer, reload_under_load};
 use master_process_tests::{Supervisor, address, needs_root, process, scaled};
 use rustix::process::Signal;
 
@@ -52,14 +52,8 @@ impl Place {
 /// Reloads under load; nothing is lost, and each new worker answers.
 fn reloads_lose_nothing(supervisor: &Supervisor, target: impl Into<Target>, workers: usize) {
     let target = target.into();
-    let clients = Load::start(target.clone(), 6, Connections::Fresh);
-    for _ in 0..2 {
-        pass(supervisor, &clients, 100);
-        supervisor.reload(workers);
-    }
-    pass(supervisor, &clients, 100);
-    nothing_is_lost(clients);
-    all_answer(supervisor, target, &supervisor.workers());
+    let new = reload_under_load(supervisor, target.clone(), workers, 2);
+    all_answer(supervisor, target, &new);
 }
 
 fn four_share(place: Place) -> (Supervisor, SocketAddr) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use master_process_tests::load::{self, Connections, Kept, Load, Outcome};
 use master_process_tests::script::{TWO_FAMILIES, said, script_with, started};
-use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
+use master_process_tests::traffic::{all_answer, nothing_is_lost, pass, reload_under_load};
 use master_process_tests::{Supervisor, address, eventually, process, scaled, skip};
 use rustix::process::Signal;
 
@@ -156,14 +156,8 @@ serve(made)";
     let command = script_with(text, address::tcp(), [&path]);
     let supervisor = Supervisor::start(&["-w", "3", "--throttle", "50ms"], command);
     said(&supervisor, 3);
-    let clients = Load::start(path.as_path(), 6, Connections::Fresh);
-    for _ in 0..3 {
-        pass(&supervisor, &clients, 100);
-        supervisor.reload(3);
-    }
+    reload_under_load(&supervisor, path.as_path(), 3, 3);
     // A crash and its replacement, which finds the path in use.
-    pass(&supervisor, &clients, 100);
-    nothing_is_lost(clients);
     let victim = *supervisor.await_workers(3).first().expect("three");
     process::signal(victim, Signal::KILL);
     supervisor.eventually("it is replaced", || {
@@ -239,10 +233,7 @@ serve(made)";
     said(&supervisor, 3);
     let workers = supervisor.await_workers(3);
     all_answer(&supervisor, address, &workers);
-    let clients = Load::start(address, 4, Connections::Fresh);
-    let new = supervisor.reload(3);
-    pass(&supervisor, &clients, 50);
-    nothing_is_lost(clients);
+    let new = reload_under_load(&supervisor, address, 3, 1);
     all_answer(&supervisor, address, &new);
 }
 
@@ -269,12 +260,7 @@ while True:
     let address = address::tcp();
     let supervisor = started(&["-w", "2", "--throttle", "10ms", "--drain", "500ms"], text, address);
     said(&supervisor, 2);
-    let clients = Load::start(address, 4, Connections::Fresh);
-    for _ in 0..4 {
-        pass(&supervisor, &clients, 50);
-        supervisor.reload(2);
-    }
-    nothing_is_lost(clients);
+    reload_under_load(&supervisor, address, 2, 4);
     let wrong: Vec<String> =
         supervisor.output().into_iter().filter(|line| line.starts_with("not blocking")).collect();
     assert_eq!(wrong, Vec::<String>::new());
@@ -297,11 +283,7 @@ while True: time.sleep(1)";
     let address = address::tcp();
     let supervisor = started(&["-w", "2", "--throttle", "10ms"], text, address);
     said(&supervisor, 2);
-    let clients = Load::start(address, 6, Connections::Fresh);
-    pass(&supervisor, &clients, 100);
-    let new = supervisor.reload(2);
-    pass(&supervisor, &clients, 100);
-    nothing_is_lost(clients);
+    let new = reload_under_load(&supervisor, address, 2, 1);
     all_answer(&supervisor, address, &new);
 }
 
@@ -326,11 +308,7 @@ while True: signal.pause()";
     let first = supervisor.await_workers(2);
     all_answer(&supervisor, address, &children(&first));
     let old = family(&first);
-    let clients = Load::start(address, 4, Connections::Fresh);
-    pass(&supervisor, &clients, 50);
-    let second = supervisor.reload(2);
-    pass(&supervisor, &clients, 50);
-    nothing_is_lost(clients);
+    let second = reload_under_load(&supervisor, address, 2, 1);
     eventually(SOON, "no process of the old workers is left", || old.iter().all(|pid| !process::alive(*pid)));
     // A parent that is killed takes its children with it.
     let victim = *second.first().expect("two");

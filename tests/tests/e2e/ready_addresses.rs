@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use master_process_tests::load::{Connections, Kept, Load, Outcome};
 use master_process_tests::messages::{await_failed_reload, await_reload_complete, late, ready};
 use master_process_tests::script::{script, script_with, started};
-use master_process_tests::traffic::{nothing_is_lost, pass};
+use master_process_tests::traffic::{nothing_is_lost, pass, reload_under_load};
 use master_process_tests::{Supervisor, address, always, fixtures, load, process, scaled};
 use rustix::process::Signal;
 
@@ -219,9 +219,7 @@ say('own', INDEX, PID)
 serve(own)";
     let supervisor = started(&["--throttle", "100ms"], text, address);
     supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
-    let clients = Load::start(address, 4, Connections::Fresh);
-    supervisor.reload(1);
-    nothing_is_lost(clients);
+    reload_under_load(&supervisor, address, 1, 1);
     assert_eq!(supervisor.stop(), 0);
 }
 
@@ -372,8 +370,6 @@ serve(own)";
     let mode = format!("listen:{}", address.port());
     let supervisor = started(&["--ready", &mode, "--throttle", "100ms"], text, address);
     supervisor.eventually("it serves", || said_of(&supervisor, "own") == 1);
-    let clients = Load::start(address, 4, Connections::Fresh);
-    supervisor.reload(1);
-    nothing_is_lost(clients);
+    reload_under_load(&supervisor, address, 1, 1);
     assert_eq!(supervisor.stop(), 0);
 }

@@ -10,7 +10,7 @@ use master_process_tests::load::{self, Connections, Load, Outcome};
 use master_process_tests::messages::{await_failed_reload, await_listening, await_reload_complete};
 use master_process_tests::script::{script, started};
 use master_process_tests::supervisor::Builder;
-use master_process_tests::traffic::{nothing_is_lost, pass};
+use master_process_tests::traffic::{nothing_is_lost, pass, reload_under_load};
 use master_process_tests::{
     Supervisor, TIMEOUT, address, always, eventually, fixtures, needs_root, network, process, profile,
     scaled, skip,
@@ -182,13 +182,7 @@ fn saturated_worker_is_not_stalled_by_a_queue_at_another_address() {
 fn reloads_lose_nothing(supervisor: &Supervisor, address: SocketAddr) {
     supervisor.eventually("a worker answers", || load::who(address).is_some());
     supervisor.await_workers(4);
-    let clients = Load::start(address, 8, Connections::Fresh);
-    pass(supervisor, &clients, 40);
-    for _ in 0..2 {
-        supervisor.reload(4);
-        pass(supervisor, &clients, 40);
-    }
-    nothing_is_lost(clients);
+    reload_under_load(supervisor, address, 4, 2);
     assert_eq!(supervisor.stop(), 0);
 }
 

@@ -10,7 +10,7 @@ use crate::{conformance, docs, ebpf, run, tools};
 
 type Work = Box<dyn Fn() -> Result<()>>;
 
-/// Runs every step, also after one that failed: whoever reads the result wants to know all of it.
+/// Runs every step, also after one that failed, so that the result is complete.
 pub(crate) fn run() -> Result<()> {
     let mut done = Vec::new();
     for (name, work) in steps()? {

@@ -12,10 +12,10 @@ use master_process_tests::script::{script, started};
 use master_process_tests::supervisor::Builder;
 use master_process_tests::traffic::{nothing_is_lost, pass, reload_under_load};
 use master_process_tests::{
-    Supervisor, TIMEOUT, address, always, eventually, fixtures, needs_root, network, process, profile,
-    scaled, skip,
+    Supervisor, TIMEOUT, address, always, eventually, fixtures, needs_root, network, process, profile, skip,
 };
 use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
 
 /// The fixture says that it is ready just after it was, and that it got the stop signal just after it was.
 const BETWEEN_BEING_AND_SAYING: f64 = 0.1;
@@ -243,17 +243,16 @@ fn old_worker_serves_for_the_drain_time_before_the_stop_signal() {
 fn old_worker_is_on_standby_until_its_successors_probation_ends() {
     let options = ["--drain", "1ms", "--throttle", "2s"];
     let (supervisor, _, _) = fixtures::listening_workers(2, &options, &[]);
-    // The throttle counts from the start, which is a moment before it says so: a longer one on a slow machine.
-    let moment = scaled(Duration::from_secs_f64(BETWEEN_BEING_AND_SAYING)).as_secs_f64();
-    let asked = stopped_after(&supervisor, 2);
-    let started = supervisor.events_named("started");
-    let ready = supervisor.events_named("ready");
-    for slot in 0..2 {
-        let at = |events: &[master_process_tests::Event]| {
-            events.iter().find(|event| event.index == slot && event.reload == 1).expect("it was started").at
-        };
-        let since_start = at(&ready) - at(&started) + asked[usize::try_from(slot).expect("few")];
-        assert!(since_start >= 2.0 - 2.0 * moment, "stopped after {since_start} s");
+    // Before the successors are started, which is when the throttle begins. Workers print the same clock.
+    let begun = clock_gettime(ClockId::Monotonic);
+    let begun = Duration::new(
+        begun.tv_sec.try_into().expect("since the boot"),
+        begun.tv_nsec.try_into().expect("nanoseconds"),
+    );
+    supervisor.reload(2);
+    for stopped in supervisor.await_events(2, "term") {
+        let after = stopped.at - begun.as_secs_f64();
+        assert!(after >= 2.0, "slot {} stopped {after} s after the reload began", stopped.index);
     }
 }
 

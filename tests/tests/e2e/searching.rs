@@ -6,14 +6,14 @@ use std::time::Duration;
 use master_process_tests::script::{said, started};
 use master_process_tests::{Supervisor, address, always, load};
 
-/// Serves its main address from the start on. Six seconds after it listens there, which is past the time in which a
+/// Serves its main address from the start on. Eleven seconds after it listens there, which is past the time in which a
 /// worker counts as starting, it takes the first port of a range that it can have, and says which.
 const SEARCHER: &str = "
 import threading
 main = bound(HOST, PORT); main.listen(64)
 threading.Thread(target=serve, args=(main,), daemon=True).start()
 say('ready', INDEX, PID)
-time.sleep(6)
+time.sleep(11)
 for port in range(PORT + 100, PORT + 110):
     found = socket.socket()
     if attempt(lambda: found.bind((HOST, port)) or found.listen(64)) == 'ok': break

@@ -46,8 +46,10 @@ pub(super) const LINGER: Duration = Duration::from_secs(1);
 pub const CLOSE_CHECK: Duration = Duration::from_millis(900);
 
 /// How long after it became ready a worker still counts as starting: a program with several listeners is ready at its
-/// first one. A later bind to a new address is a search for a free port.
-pub(super) const SETTLING: Duration = Duration::from_secs(5);
+/// first one, and opens its own port once it has loaded what it serves: as long as a program that never listens may take to
+/// count as ready. A later bind to a new address is a search for a free port. With less, an application whose metrics are
+/// served 6 s before itself would be reloaded before it serves; with more, programs that search would share more often.
+pub(super) const SETTLING: Duration = Duration::from_secs(10);
 
 /// The number of addresses to remember as the program's own.
 const MAX_KNOWN: usize = 1024;

@@ -195,7 +195,7 @@ fn capture(from: impl Read + Send + 'static) -> Lines {
 pub struct Event {
     /// `started`, `ready`, `term`, `clean_up`, …
     pub name: String,
-    /// Who.
+    /// The process.
     pub pid: i32,
     /// Its `WORKER_INDEX`.
     pub index: i32,
@@ -320,7 +320,7 @@ impl Supervisor {
     #[must_use]
     pub fn wait_exit(&self, deadline: Duration) -> ExitStatus {
         let status = await_some(deadline, "the supervisor ends", || self.exited());
-        // What was written is complete when the pipes are closed; one who escaped may hold them, and is not waited for.
+        // What was written is complete when the pipes are closed; a process that escaped may hold them, and is not waited for.
         let start = Instant::now();
         let closed = || *locked(&self.log.closed) && *locked(&self.output.closed);
         while start.elapsed() < scaled(Duration::from_secs(2)) && !closed() {
@@ -369,7 +369,7 @@ impl Supervisor {
     /// Waits until `cond` holds, and fails at once when the supervisor ends meanwhile.
     ///
     /// # Panics
-    /// When the supervisor ends or patience does.
+    /// When the supervisor ends, or the deadline passes.
     pub fn eventually(&self, what: &str, mut cond: impl FnMut() -> bool) {
         self.until(what, || cond().then_some(()));
     }
@@ -377,7 +377,7 @@ impl Supervisor {
     /// Waits until `look` finds something, and fails at once when the supervisor ends meanwhile.
     ///
     /// # Panics
-    /// When the supervisor ends or patience does.
+    /// When the supervisor ends, or the deadline passes.
     pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         await_some(TIMEOUT, what, || {
             let found = look();
@@ -419,7 +419,7 @@ impl Supervisor {
     pub fn reload(&self, count: usize) -> BTreeSet<i32> {
         let old = self.workers();
         self.signal(Signal::HUP);
-        // Who is dying has no program any more, and is a worker with all that it has until it is dead.
+        // A dying process has no program any more, and counts as a worker until it is dead.
         let gone = || old.iter().all(|pid| !process::alive(*pid));
         self.until(&format!("{count} new workers have replaced the old"), || {
             Some(self.workers()).filter(|found| found.len() == count && found.is_disjoint(&old) && gone())

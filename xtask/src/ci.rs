@@ -59,7 +59,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
         ),
         ("format", cargo("fmt --all --check")),
         ("format of the eBPF program", cargo("fmt --check --manifest-path master-process-ebpf/Cargo.toml")),
-        // By this variable, which `cargo run` sets, it would tell that cargo has not started it, and take its own name for a
+        // By this variable, which `cargo run` sets, it would find that cargo has not started it, and take its own name for a
         // folder.
         ("unused dependencies", Box::new(|| run::run(run::cargo(["machete"]).env_remove("CARGO_PKG_NAME")))),
         ("licenses and sources", Box::new(deny)),

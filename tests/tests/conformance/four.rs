@@ -134,9 +134,9 @@ fn udp() {
 }
 
 /// The pid that answers a datagram, if one does in time.
-fn ask(patience: Duration) -> Option<i32> {
+fn ask(timeout: Duration) -> Option<i32> {
     let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    client.set_read_timeout(Some(patience)).expect("not zero");
+    client.set_read_timeout(Some(timeout)).expect("not zero");
     client.send_to(b"who", (Ipv4Addr::LOCALHOST, PORT)).ok()?;
     let mut answer = [0; 16];
     let (length, _) = client.recv_from(&mut answer).ok()?;

@@ -61,7 +61,7 @@ failed = bind(made.fileno(), place) or listen(made.fileno())
 say('unable' if failed else 'listening', failed and errno.errorcode[-failed])
 serve(made)";
 
-/// One line names who listens past the supervisor, once, and nothing is done to it; `None` where the kernel has no
+/// One line names the listener that the filter does not see, once, and nothing is done to it; `None` where the kernel has no
 /// such way.
 fn is_named_once_and_serves_on(text: &str, around: &[&str], options: &[&str]) -> Option<()> {
     let address = address::tcp();

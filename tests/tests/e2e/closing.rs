@@ -28,7 +28,7 @@ const STAYS: Duration = Duration::from_secs(5);
 /// How long after the last thing that happened to a listener the supervisor checks it by itself.
 const CHECKED_FOR: Duration = Duration::from_secs(10);
 
-/// A daemon, as programs become one: a child in a session of its own, whose child is nobody's child and serves.
+/// A daemon, as programs become one: a child in a session of its own, whose child is orphaned and serves.
 const DAEMON: &str = "
 if os.fork() == 0:
     os.setsid()
@@ -283,7 +283,7 @@ sys.exit(0)";
     }
 }
 
-/// Binds the path after the address and the gate, says whether the path is there after it has removed it, and serves.
+/// Binds the path after the address and the gate, prints whether the path is there after it has removed it, and serves.
 const UNLINKS: &str = "
 made = socket.socket(socket.AF_UNIX)
 made.bind(sys.argv[3]); made.listen(64)
@@ -332,7 +332,7 @@ fn path_in_use_by_a_sibling_is_not_unlinked() {
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Asks whether another instance answers at its path, as servers do that must not take another one's, and binds if not.
+/// Checks whether another instance answers at its path, as servers do that must not take another one's, and binds if not.
 const PROBES: &str = "
 probe = socket.socket(socket.AF_UNIX)
 outcome = attempt(lambda: probe.connect(sys.argv[2]))
@@ -404,7 +404,7 @@ serve(made)";
     }
     pass(&supervisor, &clients, 50);
     nothing_is_lost(clients);
-    // Those who wait when all workers are killed are served by the replacements.
+    // Connections queued when all workers are killed are served by the replacements.
     let victims = supervisor.await_workers(2);
     victims.iter().for_each(|pid| process::freeze(*pid));
     let waiting = waiting_clients(address, 20);

@@ -58,7 +58,7 @@ fn reloads_lose_nothing(supervisor: &Supervisor, target: impl Into<Target>, work
 
 fn four_share(place: Place) -> (Supervisor, SocketAddr) {
     let address = address::tcp();
-    // Who looks whether the supervisor runs must not see it measure.
+    // A test that checks whether the supervisor runs must not see it measure.
     let options = ["-w", "4", "--throttle", "100ms", "--monitor-interval", "1h"];
     let builder = place.builder().args(options).command(script(TCP, address));
     let supervisor = builder.spawn();
@@ -71,7 +71,7 @@ fn four_share(place: Place) -> (Supervisor, SocketAddr) {
 fn a_crash_is_replaced_and_loses_nothing_that_waits(place: Place) {
     let (supervisor, address) = four_share(place);
     let victims = supervisor.workers();
-    // Stopped first: what comes now waits in a queue, and was accepted by nobody.
+    // Stopped first: what comes now waits in a queue, and no worker has accepted it.
     victims.iter().for_each(|pid| process::freeze(*pid));
     supervisor.eventually("they are stopped", || {
         victims.iter().all(|pid| process::stat(*pid).is_some_and(|found| found.state == 'T'))
@@ -188,7 +188,7 @@ fn in_a_container_only_the_epoll_fallback_is_logged() {
 
 #[test]
 fn in_a_container_ipv4_and_ipv6_listeners_of_a_port_are_separate() {
-    // Options that were set before bind are seen only because the filter tells of them.
+    // Options that were set before bind are seen only because the filter reports them.
     let port = address::wildcard_port();
     let four = SocketAddr::from(([127, 0, 0, 1], port));
     let six = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
@@ -260,7 +260,7 @@ say('ready', os.environ['LISTEN_FDS'], attempt(lambda: bound(HOST, PORT + 100).l
 serve(made)";
     let denied = format!("seccomp={errno}");
     let listen = address.to_string();
-    // Nobody sees a worker's listen without a filter: the wait for ten seconds of life is not what is tested.
+    // No listen of a worker is reported without a filter: the wait for ten seconds of life is not what is tested.
     let options = ["-w", "3", "--listen", listen.as_str(), "--throttle", "10ms", "--ready", "alive:300ms"];
     let builder = Supervisor::builder().wrap(profile::launcher(user, &[denied.as_str()])).args(options);
     let supervisor = builder.command(script(text, address)).spawn();

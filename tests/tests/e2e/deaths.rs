@@ -93,7 +93,7 @@ fn sender_of_a_fatal_signal_is_logged_with_ebpf() {
     }
     let supervisor = started(&["--monitor", "ebpf", "--ready", "none"], &fixtures::idle());
     let worker = *supervisor.await_workers(1).first().expect("one");
-    // The shell's own kill, and the shell says who it is.
+    // The shell's own kill, and the shell prints its pid.
     let shell = Command::new("sh")
         .args(["-c", &format!("echo $$; kill -9 {worker}")])
         .stdout(Stdio::piped())
@@ -146,7 +146,7 @@ time.sleep(1000)
             .args(["--monitor", "ebpf", "--ready", "none", "--log-format", format])
             .command([fixtures::python(), "-c".to_owned(), text.to_owned()])
             .spawn();
-        let line = supervisor.until("a killer is named", || {
+        let line = supervisor.until("the sender is logged", || {
             supervisor.log().into_iter().find(|line| line.contains("killed by SIGKILL from"))
         });
         assert!(line.contains("from x\\n<3>\\u{1b}[2Jforged (pid "), "{line}");

@@ -9,7 +9,7 @@ use master_process_tests::{Supervisor, address, always, eventually, fixtures, pr
 /// Every source must lead to the same.
 const SOURCES: [&str; 2] = ["procfs", "ebpf"];
 
-/// Samples come fast, and three are too many. Half a second is fifty ticks of CPU time: what is used in it is told to two
+/// Samples come fast, and three are too many. Half a second is fifty ticks of CPU time: what is used in it is precise to two
 /// percent.
 const FAST: [&str; 8] =
     ["--monitor-delay", "0", "--monitor-interval", "500ms", "--cpu-failures", "3", "--memory-failures", "3"];
@@ -55,7 +55,7 @@ fn until_busy(supervisor: &Supervisor, pids: &[i32], percent: u64, time: Duratio
     let mut since = (Instant::now(), ticks(pids));
     let mut checked = Instant::now();
     supervisor.eventually("it was busy for long enough", || {
-        // The kernel counts in hundredths of a second: a shorter time says little.
+        // The kernel counts in hundredths of a second: a shorter time is imprecise.
         if checked.elapsed() < Duration::from_millis(500) {
             return false;
         }

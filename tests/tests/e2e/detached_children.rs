@@ -27,7 +27,7 @@ serve(made)";
     let count = if options.contains(&"-w") { 2 } else { 1 };
     let lines = said(&supervisor, count);
     let child: i32 =
-        lines.iter().find_map(|line| line.strip_prefix("child ")?.parse().ok()).expect("it says");
+        lines.iter().find_map(|line| line.strip_prefix("child ")?.parse().ok()).expect("it is printed");
     let worker = process::stat(child).expect("it lives").ppid;
     supervisor.eventually("it is another program", || process::environment(child).len() <= 1);
     if options.contains(&"procfs") {

@@ -16,7 +16,7 @@ const REPLACED_WITHIN: Duration = Duration::from_secs(5);
 /// Listeners of one worker that the supervisor keeps.
 const KEPT: usize = 256;
 
-/// Serves the address that all workers have, and says so.
+/// Serves the address that all workers have, and prints it.
 const SERVE: &str = "
 import threading
 made = bound(HOST, PORT); made.listen(64)
@@ -24,7 +24,7 @@ threading.Thread(target=serve, args=(made,), daemon=True).start()
 say('serves', INDEX, PID)
 ";
 
-/// Tells the supervisor by the sd_notify protocol: a worker that is not ready is starting, and what it binds is shared.
+/// Notifies the supervisor by the sd_notify protocol: a worker that is not ready is starting, and what it binds is shared.
 const NOTIFY: &str = "
 def notify(text):
     name = os.environ['NOTIFY_SOCKET']
@@ -212,7 +212,7 @@ while True: signal.pause()"
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Binds a hundred ports, one worker after the other, and says how many it could not have.
+/// Binds a hundred ports, one worker after the other, and prints how many failed.
 fn a_hundred_ports_are_shared(kind: &str) {
     let text = format!(
         "

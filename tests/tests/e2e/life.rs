@@ -24,7 +24,7 @@ fn only(workers: &BTreeSet<i32>) -> i32 {
     *workers.first().expect("just counted")
 }
 
-/// The one idle worker; not a tool that the supervisor asks for an account.
+/// The one idle worker; not a tool that resolves an account for the supervisor.
 fn await_idle(supervisor: &Supervisor) -> i32 {
     supervisor.until("the worker runs", || {
         let sleeps = |pid: &i32| process::executable(*pid).is_some_and(|file| file.ends_with("sleep"));
@@ -42,7 +42,7 @@ fn every_worker_leads_a_process_group_of_its_own() {
 
 #[test]
 fn worker_inherits_only_the_standard_descriptors() {
-    // One that somebody left open for the supervisor is not the workers' either.
+    // One that was left open for the supervisor is not the workers' either.
     let leak = ["sh", "-c", "exec 9</etc/passwd; exec \"$@\"", "sh"];
     let builder = Supervisor::builder().wrap(leak).args(["-w", "3", "--ready", "none"]);
     let supervisor = builder.command(fixtures::idle()).spawn();
@@ -243,7 +243,7 @@ fn user_group_umask_and_directory_apply_to_workers() {
     assert!(!groups.split_whitespace().any(|group| group == "0"), "root's groups are kept: {groups}");
     let cwd = fs::read_link(format!("/proc/{worker}/cwd")).expect("it runs");
     assert_eq!(cwd, folder.path().canonicalize().expect("it exists"));
-    assert_eq!(process::status(supervisor.pid(), "Uid"), Some(all("0")), "the supervisor stays who it is");
+    assert_eq!(process::status(supervisor.pid(), "Uid"), Some(all("0")), "the supervisor keeps its user");
     // PDEATHSIG is cleared by a change of user that comes after it.
     supervisor.signal(Signal::KILL);
     await_gone(worker);
@@ -291,7 +291,7 @@ fn unprivileged_workers_get_a_privileged_port_by_listen_only() {
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// A folder per version, each with a program that says its version and waits, and `current` as a link to one of them.
+/// A folder per version, each with a program that prints its version and waits, and `current` as a link to one of them.
 fn deploy(scratch: &Path, version: &str) {
     let folder = scratch.join(version);
     fs::create_dir(&folder).expect("a new version");

@@ -411,7 +411,7 @@ rest()
 #[test]
 fn memory_shared_between_workers_is_divided() {
     for source in SOURCES {
-        // Who is ready before all have mapped it would have it for itself.
+        // A worker that is ready before all have mapped it would have it alone.
         let text = "
 import mmap
 with open(sys.argv[2], 'r+b') as file:
@@ -440,7 +440,7 @@ rest()
 
 #[test]
 fn resident_memory_decides_where_pss_cannot_be_read() {
-    // Nobody without privileges may look into a process that cannot be dumped.
+    // No process without privileges may inspect one that cannot be dumped.
     let text = "
 import ctypes
 PR_SET_DUMPABLE = 4

@@ -98,7 +98,7 @@ fn without_sockets_there_are_no_listen_variables() {
     }
 }
 
-/// Plays the service manager: opens sockets from descriptor 3 on, says so, and becomes the supervisor.
+/// Plays the service manager: opens sockets from descriptor 3 on, announces them, and becomes the supervisor.
 const ACTIVATE: &str = "
 import fcntl, os, socket, sys
 names, addresses, command = sys.argv[1], sys.argv[2].split(','), sys.argv[3:]
@@ -162,14 +162,14 @@ fn unix_socket_of_the_service_manager_stays_after_the_end() {
 
 #[test]
 fn listen_fds_for_another_pid_are_ignored() {
-    // LISTEN_PID of somebody else: descriptor 3 is whatever it is, and no socket of ours.
+    // LISTEN_PID of another process: descriptor 3 is whatever it is, and no socket of ours.
     let wrapper = ["sh", "-c", "exec 3</etc/passwd; LISTEN_PID=1 LISTEN_FDS=1 exec \"$@\"", "sh"];
     let supervisor = Supervisor::builder().wrap(wrapper).command(fixtures::worker(&["env"])).spawn();
     let environment = supervisor.await_environment(|_| true);
     assert!(environment["LISTEN_FDS"].is_null(), "{environment}");
 }
 
-/// Says that there are `count` sockets from descriptor 3 on, has a real one there, and `other` on descriptor 4.
+/// Announces `count` sockets from descriptor 3 on, has a real one there, and `other` on descriptor 4.
 fn activated_wrongly(count: &str, other: Option<&str>) -> Vec<String> {
     let text = "
 import fcntl, os, socket, sys

@@ -29,7 +29,7 @@ serve(made)";
     let probed = address::tcp();
     let supervisor = started(&["-w", "2"], text, probed);
     said(&supervisor, 2);
-    // One who came too early is sent away as well.
+    // A client that connected too early gets an end as well.
     let early = Kept::open(probed).ok();
     eventually(SOON, "clients are refused", || {
         TcpStream::connect(probed).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
@@ -54,7 +54,7 @@ serve(made)";
 
 #[test]
 fn address_dropped_by_a_reload_is_closed_and_can_be_bound_again() {
-    // It says that it is ready: else it would be waited for at the old address.
+    // It notifies: else the old address would be required of it.
     let text = "
 made = bound(HOST, PORT + 100 * (RELOAD % 2)); made.listen(64)
 notify()
@@ -129,7 +129,7 @@ serve(made)";
         let new = supervisor.reload(3);
         pass(&supervisor, &clients, 100);
         let tally = clients.stop();
-        // With one queue for all, one who was just accepted goes with the worker.
+        // With one queue for all, a connection that was just accepted ends with the worker.
         assert_eq!(tally.inexcusable(), 0, "{mode}: {tally}");
         assert!(mode == "shared" || tally.lost() == 0, "{mode}: {tally}");
         all_answer(&supervisor, address, &new);
@@ -343,7 +343,7 @@ while True: signal.pause()";
         assert_eq!(from, address, "from its own port");
         stream.set_read_timeout(Some(scaled(SOON))).expect("an option");
         let mut heard = String::new();
-        // To the end: a copy that somebody holds would keep the connection open.
+        // To the end: a copy in another process would keep the connection open.
         stream.read_to_string(&mut heard).expect("its end comes soon");
         assert_eq!(heard, "hello");
     }

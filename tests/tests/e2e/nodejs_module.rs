@@ -141,7 +141,7 @@ fn a_stale_unix_socket_is_removed_at_the_start() {
 #[test]
 fn a_unix_socket_has_mode_664() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    // The Node.js module set it unasked; here the worker's umask holds where nobody says otherwise.
+    // The Node.js module set it unasked; here the worker's umask holds unless an option changes it.
     let supervisor = server(&unix(folder.path()), &[("MASTER_PROCESS_SOCKET_MODE", "664")]).spawn();
     supervisor.await_events(1, "ready");
     let metadata = folder.path().join("server.sock").metadata().expect("the worker listens");

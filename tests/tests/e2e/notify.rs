@@ -15,7 +15,7 @@ use rustix::process::Signal;
 /// A user that no test runs a supervisor or worker as.
 const OTHER_USER: &str = "12345";
 
-/// A worker that says it is ready when the file of its second argument appears.
+/// A worker that notifies when the file of its second argument appears.
 const NOTIFIES_WHEN_TOLD: &str = "
 gate, name = sys.argv[2], os.environ['NOTIFY_SOCKET']
 while not os.path.exists(gate): time.sleep(0.01)
@@ -69,7 +69,7 @@ impl Drop for OtherUser {
     }
 }
 
-/// What `NOTIFY_SOCKET` says to the workers. A process without it is on its way to be a worker, or was started to look
+/// `NOTIFY_SOCKET` of the workers. A process without it is on its way to be a worker, or was started to look
 /// a user up.
 fn notify_address(supervisor: &Supervisor) -> String {
     let of_process = |pid: i32| {
@@ -205,7 +205,7 @@ fn flood_on_an_abstract_address_uses_no_descriptors() {
 
 #[test]
 fn lingering_sockets_delay_no_notification() {
-    // A connection with unsent data and SO_LINGER: who closes it last waits for the peer, for ten minutes.
+    // A connection with unsent data and SO_LINGER: the last close waits for the peer, for ten minutes.
     let peer = address::tcp();
     let _never_accepts = std::net::TcpListener::bind(peer).expect("the address is this test's own");
     let text = format!(
@@ -246,7 +246,7 @@ while True: signal.pause()",
 fn descriptors_are_refused_while_a_close_hangs() {
     let peer = address::tcp();
     let _never_accepts = std::net::TcpListener::bind(peer).expect("the address is this test's own");
-    // The lingering socket is in the queue of another one, where it cannot be told not to linger.
+    // The lingering socket is in the queue of another one, where its linger option cannot be changed.
     let text = format!(
         "
 import array, struct

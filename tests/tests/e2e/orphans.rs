@@ -37,7 +37,7 @@ fn each_answers(clients: &Load, workers: &[Stat]) {
     });
 }
 
-/// SIGKILL, and what is left is nobody's child of ours.
+/// SIGKILL; what is left is not our child.
 fn kill(supervisor: &Supervisor) {
     supervisor.signal(Signal::KILL);
     eventually(TIMEOUT, "the supervisor is gone", || supervisor.exited().is_some());

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::ready_addresses::STARTS_A_DAEMON;
 
-/// `None` where no namespace is to be had.
+/// `None` where no namespace can be made.
 fn contained() -> Option<Builder> {
     let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let possible = std::process::Command::new(unshare[0]).args(&unshare[1..]).arg("true").output();

@@ -86,7 +86,7 @@ fn crash_of_a_worker_with_a_side_port_refuses_no_connection() {
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// After how many seconds each worker listened, as the log says.
+/// The seconds after which each worker listened, from the log.
 fn listened_after(supervisor: &Supervisor) -> Vec<f64> {
     let seconds = |line: &String| {
         let after = line.split("ready after ").nth(1).and_then(|rest| rest.split(':').next())?;

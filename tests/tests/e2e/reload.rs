@@ -15,7 +15,7 @@ use rustix::process::Signal;
 const CLIENTS: usize = 8;
 const RELOADS: u64 = 4;
 
-/// The fixture says that it is ready just after it was: that much the end of the old one may seem too early.
+/// The fixture prints that it is ready just after it was: the end of the old worker may seem too early by this.
 const BETWEEN_BEING_AND_SAYING: f64 = 0.2;
 
 fn four(command: Vec<String>, listen: &str) -> Supervisor {

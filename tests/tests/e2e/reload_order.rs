@@ -18,7 +18,7 @@ fn handover(mode: &str, words: &[&str]) -> (Event, Event) {
     (ready, term)
 }
 
-/// The fixture says that it is ready just after it was: that much the old one's end may seem too early.
+/// The fixture prints that it is ready just after it was: the end of the old worker may seem too early by this.
 const BETWEEN_BEING_AND_SAYING: f64 = 0.2;
 
 #[test]

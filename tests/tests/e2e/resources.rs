@@ -78,7 +78,7 @@ fn crashes_of_listening_workers_leak_no_descriptor_and_no_memory() {
 }
 
 /// Threads that are started when they are needed first, each with one descriptor: they look for closed listeners, for the
-/// processes of workers, and for who holds an address.
+/// processes of workers, and for the holder of an address.
 const HELPERS: usize = 3;
 
 #[test]

@@ -58,7 +58,7 @@ for path in sys.argv[2:]:
     say(RELOAD, where, attempt(lambda: held[-1].bind(path) or held[-1].listen(8)))
 while 'NOTIFY_SOCKET' in os.environ: signal.pause()";
 
-/// Two folders that a worker must not get into, each with a socket file that nobody answers on.
+/// Two folders that a worker must not get into, each with a dead socket file.
 struct Folders {
     _outer: tempfile::TempDir,
     /// Of another user, with mode 0700.
@@ -101,12 +101,12 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
 }
 
-/// Words that turn into the command that follows them, as nobody.
+/// Words that run the command that follows them as the user nobody.
 fn as_nobody() -> Vec<String> {
     ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(str::to_owned).to_vec()
 }
 
-/// What the program says without a supervisor.
+/// The output of the program without a supervisor.
 fn alone(wrapper: &[String], command: &[String]) -> BTreeSet<String> {
     let words: Vec<&String> = wrapper.iter().chain(command).collect();
     let variables = [("WORKER_INDEX", "0"), ("RELOAD_INDEX", "0")];
@@ -115,7 +115,7 @@ fn alone(wrapper: &[String], command: &[String]) -> BTreeSet<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// A worker that becomes somebody by `text` gets at each path what it gets alone, in its first start and in a reload,
+/// A worker that changes its rights by `text` gets at each path what it gets alone, in its first start and in a reload,
 /// and changes nothing. `false`: the kernel does not let it become that.
 fn gets_what_it_gets_alone(text: &str, user: Option<&str>) -> bool {
     let folders = Folders::new();
@@ -226,7 +226,7 @@ fn low_address() -> SocketAddr {
     low
 }
 
-/// Says what a bind of the port gives, TCP and UDP.
+/// Prints the result of a bind of the port, TCP and UDP.
 const TRY_PORT: &str = "
 def datagram():
     globals()['udp'] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -253,7 +253,7 @@ fn unprivileged_workers_get_no_privileged_port_in_start_or_reload() {
 }
 
 /// One worker has an address; another, which `text` takes the right away from, wants it beside it and in a reload.
-/// Says `no …` where that right cannot be taken away here.
+/// Prints `no …` where that right cannot be taken away here.
 fn does_not_join(text: &str, address: SocketAddr) -> Option<()> {
     let text = format!(
         "{LIBC}
@@ -333,7 +333,7 @@ fn landlocked_worker_does_not_join_a_forbidden_port() {
     }
 }
 
-/// Who owns what `/proc` shows of a process, and whether another process of its user can read its environment: both
+/// The owner of the `/proc` files of a process, and whether another process of its user can read its environment: both
 /// change when it cannot be looked into any more.
 fn looks_of(pid: i32, user: u32) -> (Vec<u32>, bool) {
     let files = ["", "/fd", "/environ", "/maps"];

@@ -62,7 +62,7 @@ while True: signal.pause()";
 
 #[test]
 fn blocking_close_does_not_delay_the_supervisor() {
-    // A connection with unsent data and SO_LINGER: who closes it last waits for the peer, for a minute.
+    // A connection with unsent data and SO_LINGER: the last close waits for the peer, for a minute.
     let peer = address::tcp();
     let _never_accepts = TcpListener::bind(peer).expect("the address is this test's own");
     let text = format!(
@@ -106,7 +106,7 @@ while True: signal.pause()",
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Says the worker's capability sets: inheritable, permitted, effective, ambient.
+/// Prints the worker's capability sets: inheritable, permitted, effective, ambient.
 const SAY_CAPABILITIES: &str = "
 status = dict(line.split(':', 1) for line in open('/proc/self/status'))
 say(*(int(status[name], 16) for name in ['CapInh', 'CapPrm', 'CapEff', 'CapAmb']))

@@ -125,7 +125,7 @@ while True: signal.pause()";
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// One of two workers says something and serves no more.
+/// One of two workers prints a line and serves no more.
 fn the_other_one_serves(options: &[&str], text: &str) {
     let address = address::tcp();
     let supervisor = started(options, text, address);
@@ -228,7 +228,7 @@ fn program_behind_a_shell_shares() {
 #[test]
 fn address_is_free_at_once_after_the_end() {
     let address = address::tcp();
-    // Behind a shell, and deaf to TERM: who holds the socket is a grandchild that only the last kill reaches.
+    // Behind a shell, and deaf to TERM: the socket is held by a grandchild that only the last kill reaches.
     let worker = fixtures::listening(address, &["term=ignore"]).join(" ");
     for _ in 0..8 {
         let line = fixtures::shell(&format!("{worker}; echo ended"));

@@ -17,7 +17,7 @@ use master_process_tests::{
 use rustix::process::Signal;
 use rustix::time::{ClockId, clock_gettime};
 
-/// The fixture says that it is ready just after it was, and that it got the stop signal just after it was.
+/// The fixture prints that it is ready, and that it got the stop signal, just after it was so.
 const BETWEEN_BEING_AND_SAYING: f64 = 0.1;
 
 /// Why a test of moved queues cannot run.
@@ -30,7 +30,7 @@ fn version_4(address: SocketAddr) -> SocketAddrV4 {
     }
 }
 
-/// Asserts that those who answered are the workers, and that each had its share of four hundred.
+/// Asserts that the workers answered, each with its share of four hundred.
 fn is_even(supervisor: &Supervisor, answered: impl IntoIterator<Item = i32>) {
     let mut spread: BTreeMap<i32, u32> = BTreeMap::new();
     for pid in answered {
@@ -65,7 +65,7 @@ fn connections_are_spread_evenly_after_reloads() {
     is_even(&supervisor, answers(waiting_clients(address, 400)));
 }
 
-/// Stops one of two workers, lets clients come, kills it: who answered them, and who lives then.
+/// Freezes one of two workers, connects clients, and kills it. Gives the pids that answered, and those of the workers then.
 fn served_after_a_crash(builder: Builder) -> (BTreeSet<i32>, BTreeSet<i32>) {
     let address = address::tcp();
     let options = ["-w", "2", "--throttle", "1s", "--throttle-max", "1s"];

@@ -47,7 +47,7 @@ fn user_sets_home_logname_and_shell() {
     let root = [text("root"), text("root"), text(&entry("root", 5)), text(&entry("root", 6))];
     assert_eq!(login_of(as_somebody_else().args(["--user", "root"])), root);
     assert_eq!(login_of(as_somebody_else().args(["--user", "0"])), root, "the same user by its id");
-    // Its shell is one that lets nobody in.
+    // Its shell is one that denies logins.
     let nobody = login_of(as_somebody_else().args(["--user", "nobody"]));
     assert_eq!(nobody, [text("nobody"), text("nobody"), text(&entry("nobody", 5)), None]);
 }
@@ -120,7 +120,7 @@ time.sleep(1000)";
     }
 }
 
-/// Waits until this many workers have said which release they are, by which path, and where; gives what the last said.
+/// Waits until this many workers have said which release they are, by which path, and where; gives the last line.
 fn last_of(supervisor: &Supervisor, count: usize) -> String {
     supervisor.until("the workers have said where they are", || {
         Some(supervisor.output()).filter(|lines| lines.len() >= count).and_then(|lines| lines.last().cloned())
@@ -204,7 +204,7 @@ fn program(bytes: &[u8]) -> tempfile::TempDir {
     folder
 }
 
-/// Runs `./app` where it is; what the very first start says in one line, and the exit code.
+/// Runs `./app` where it is; the line that the very first start logs, and the exit code.
 fn refused(folder: &Path) -> (String, Option<i32>) {
     let finished = Supervisor::builder().cwd(folder).command(["./app", "word"]).run();
     assert_eq!(finished.stderr.len(), 1, "{finished:?}");
@@ -330,7 +330,7 @@ impl Drop for Held {
     }
 }
 
-/// A program that nobody has open as long as nobody runs it.
+/// A program that no process has open until it is started.
 fn sleeper() -> tempfile::TempDir {
     program(b"#!/bin/sh\nexec sleep infinity\n")
 }

@@ -273,7 +273,7 @@ fn worker_stopped_by_sigstop_stays_stopped() {
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Reads a line, says it, and waits for the next.
+/// Reads a line, prints it, and waits for the next.
 const READER: &str = "while read -r line; do echo got $line; done; echo end";
 
 #[test]

@@ -186,7 +186,7 @@ time.sleep(1000)";
 
 #[test]
 fn fork_bomb_is_killed_and_delays_no_other_worker() {
-    // Of the children of each chain nobody lives for long, and every one is handed to the supervisor.
+    // Of the children of each chain no process lives for long, and the supervisor adopts each.
     let text = "
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if INDEX == '0':
@@ -206,7 +206,7 @@ while True: time.sleep(1)";
         ["-w", "2", "--kill-timeout", "500ms", "--monitor", "off", "--ready", "none", "--throttle", "60s"];
     let supervisor = Supervisor::start(&options, script(text, address));
     let bomb = said(&supervisor, 2).iter().find_map(|line| line.strip_prefix("bomb ")?.parse().ok());
-    let bomb: i32 = bomb.expect("it says so");
+    let bomb: i32 = bomb.expect("it has printed it");
     supervisor.eventually("the other one answers", || load::who(address).is_some());
     // The loop goes on: it reads signals meanwhile.
     supervisor.signal(Signal::USR2);

@@ -190,7 +190,7 @@ serve(listening())";
     });
     nothing_is_lost(clients);
     site.answer(&kept);
-    // Who comes later joins those who serve, whatever its generation; and so does the one that was replaced.
+    // A later worker joins the serving ones, whatever their generation; and so does the one that was replaced.
     site.tell();
     for crashed in
         [*kept.iter().max().expect("two"), *(&site.supervisor.workers() - &kept).first().expect("one")]

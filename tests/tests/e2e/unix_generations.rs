@@ -135,7 +135,7 @@ fn path_returns_to_the_old_release_when_the_new_one_dies() {
     let old: BTreeSet<i32> = supervisor.await_ready(2);
     supervisor.signal(Signal::HUP);
     await_failed_reload(&supervisor);
-    // A worker that nobody has reaped yet is no worker any more, and still has the path.
+    // A worker that is not reaped yet does not serve any more, and still has the path.
     supervisor.eventually("both are buried", || supervisor.logged(&["exited with code 1"]).len() == 2);
     supervisor.await_rest();
     assert_eq!(supervisor.workers(), old, "the old ones are alone");
@@ -145,7 +145,7 @@ fn path_returns_to_the_old_release_when_the_new_one_dies() {
     }
 }
 
-/// Who the kernel says is at the other end.
+/// The process and user at the other end, from the kernel.
 fn credentials(path: &Path) -> Option<(i32, u32)> {
     let mut stream = UnixStream::connect(path).ok()?;
     let peer = socket_peercred(&stream).ok()?;
@@ -185,7 +185,7 @@ fn mode_is_set_before_a_client_can_connect() {
         std::thread::spawn(move || {
             let (mut looked, mut wrong) = (0, Vec::new());
             while !stop.load(Ordering::Relaxed) {
-                // Whatever name somebody can connect to, the temporary one of the next generation too.
+                // Every name that a client can connect to, the temporary one of the next generation too.
                 for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                     if UnixStream::connect(entry.path()).is_ok()
                         && let Ok(metadata) = entry.path().symlink_metadata()
@@ -229,7 +229,7 @@ fn socket_owner_applies_to_workers_of_another_user() {
     assert_eq!(names(folder.path()), BTreeSet::new());
 }
 
-/// What `bind` says to a worker with these group rights in a folder that only a group may write to.
+/// The result of `bind` in a worker with these group rights in a folder that only a group may write to.
 fn bound_with(groups: &str, expected: &str, made: &BTreeSet<String>) {
     let (outer, _) = address::unix();
     open_to_all(outer.path());

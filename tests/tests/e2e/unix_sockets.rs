@@ -114,7 +114,7 @@ fn live_server_at_a_workers_path_is_kept() {
     });
     assert_eq!(supervisor.stop(), 0);
     assert_eq!(path.metadata().expect("left alone").ino(), inode);
-    // The queue may hold connections that only looked whether another instance answers; ours comes through as well.
+    // The queue may hold connections that only checked for another instance; ours comes through as well.
     UnixStream::connect(&path).expect("it still answers");
     drop(live);
 }
@@ -186,7 +186,7 @@ fn path_exists_while_no_worker_lives() {
 
 #[test]
 fn the_path_is_removed_at_every_orderly_end() {
-    // Given up.
+    // After --give-up.
     let (_folder, path) = address::unix();
     let options = ["--give-up", "2/30s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let supervisor = Supervisor::start(&options, listening_worker(&path, &["die=0"]));

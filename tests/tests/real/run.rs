@@ -130,7 +130,7 @@ pub(crate) fn supervised(options: &[&str], command: &[String]) -> Supervisor {
     Supervisor::builder().args(OPTIONS).args(options).command(command).spawn()
 }
 
-/// What a client is told by the program, by whatever protocol.
+/// The result of a request, by whatever protocol.
 pub(crate) trait Client: Fn() -> Outcome + Clone + Send + 'static {}
 impl<C: Fn() -> Outcome + Clone + Send + 'static> Client for C {}
 

@@ -1,6 +1,6 @@
 'use strict';
 
-// An ordinary HTTP server: it binds a port by itself and knows nothing of the supervisor. Run four of it on one port:
+// An ordinary HTTP server: it binds a port by itself and contains nothing for the supervisor. Run four of it on one port:
 //
 //     cargo run --release -- -w 4 -- node examples/hello.js
 //     curl http://localhost:3000

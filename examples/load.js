@@ -1,6 +1,6 @@
 'use strict';
 
-// Asks a server as fast as it can with 16 clients, each request on a connection of its own, and says how many failed:
+// Sends requests as fast as a server answers, from 16 clients, each on a connection of its own, and prints how many failed:
 //
 //     node examples/load.js http://localhost:3000 5
 //
@@ -12,7 +12,7 @@ const end = Date.now() + Number(seconds) * 1000;
 const answers = new Map();
 let failed = 0;
 
-function ask() {
+function send() {
   return new Promise((resolve) => {
     const fails = () => { failed += 1; resolve(); };
     const request = http.get(url, { agent: false, timeout: 10_000 }, (response) => {
@@ -31,7 +31,7 @@ function ask() {
 }
 
 async function client() {
-  while (Date.now() < end) await ask();
+  while (Date.now() < end) await send();
 }
 
 Promise.all(Array.from({ length: 16 }, client)).then(() => {

@@ -1,6 +1,6 @@
 // The baseline: `baseline N WORKER` runs N workers and replaces each that dies, and that is all.
 //
-// Nobody who starts programs and notices their end can do with less: vfork and exec, a pidfd, poll, wait. There is
+// The least that starts programs and notices their end: vfork and exec, a pidfd, poll, wait. There is
 // no policy, no log, no clean-up (the benchmark ends the workers), no environment of the worker's own.
 
 #define _GNU_SOURCE

@@ -1,6 +1,6 @@
 /* Two processes on one CPU that wake each other through pipes, as `perf bench sched pipe` has it: each message is a
- * context switch. Prints the nanoseconds of a round trip, two switches, of so many; then it ends, or pauses for ever
- * where it is somebody's worker. */
+ * context switch. Prints the nanoseconds of a round trip, two switches, over a number of them; then it ends, or pauses for ever
+ * where it runs as a worker. */
 #define _GNU_SOURCE
 #include <sched.h>
 #include <stdint.h>

@@ -38,7 +38,7 @@ pub(crate) fn measure(subjects: &[Box<dyn Subject>], worker: &Path, workers: u32
                 "memory, {name}: {one} KiB with 1 worker and {many} with {workers}, promised {promised}"
             ));
         }
-        // Below so many the next page decides, and not the worker.
+        // Below this number the next page decides, and not the worker.
         if workers >= 100 && each > PROMISED_KIB_PER_WORKER {
             broken
                 .push(format!("memory, {name}: {each:.2} KiB a worker, promised {PROMISED_KIB_PER_WORKER}"));

@@ -92,7 +92,7 @@ fn prepare(noise: bool) -> Result<(Vec<Box<dyn Subject>>, PathBuf)> {
             program: program.clone(),
             options: &[],
         }));
-        // Once, before the first worker, eBPF is loaded: so many milliseconds that have nothing to do with workers.
+        // Once, before the first worker, eBPF is loaded: which takes milliseconds that have nothing to do with workers.
         let procfs = ["--monitor", "procfs"].as_slice();
         subjects.push(Box::new(Supervisor {
             name: "  --monitor procfs",
@@ -179,7 +179,7 @@ mod tests {
         }
         assert!(running.kill_all()? > 0);
         assert!(running.pss_kib()? > 0);
-        // It succeeds only when nobody holds the workers' output any more.
+        // It succeeds only when no process holds the workers' output.
         running.end()?;
         cleaned(&worker)
     }
@@ -188,7 +188,7 @@ mod tests {
     fn a_subject_that_leaves_its_workers_behind_is_found_out() -> Result<()> {
         let (baseline, worker) = prepared("leaves")?;
         let (running, _) = Running::start(&Claims { baseline, ends_its_workers: true }, 3, &worker)?;
-        let error = running.end().err().context("nobody noticed")?;
+        let error = running.end().err().context("the failure was not noticed")?;
         assert_eq!(error.to_string(), "baseline left 3 workers behind");
         cleaned(&worker)
     }
@@ -197,7 +197,7 @@ mod tests {
     fn a_subject_that_ends_early_is_an_error_and_not_a_hang() -> Result<()> {
         let (_, worker) = prepared("early")?;
         let early = Baseline { name: "early", program: "/bin/true".into() };
-        let error = Running::start(&early, 2, &worker).err().context("nobody noticed")?;
+        let error = Running::start(&early, 2, &worker).err().context("the failure was not noticed")?;
         assert_eq!(error.to_string(), "early ended with 0 of 2 workers started");
         cleaned(&worker)
     }

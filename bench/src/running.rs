@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::subject::Subject;
 
-/// How long a subject may take for what is asked of it. Nothing here takes a tenth of that on a busy machine; it is
+/// The time limit of each step of a subject. Nothing here takes a tenth of that on a busy machine; it is
 /// there so that a subject that does not do it ends the run with a reason.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -63,7 +63,7 @@ impl Running {
         command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::null());
         let spawned_ns = now_ns();
         let child = command.spawn().with_context(|| format!("starting {}", subject.name()))?;
-        // It holds our copy of the writing end, and the end of the file is what says that nobody is left.
+        // It holds our copy of the writing end, and the end of the file shows that no worker is left.
         drop(command);
         let mut running = Self {
             child,
@@ -125,12 +125,12 @@ impl Running {
         Ok(sum)
     }
 
-    /// Asks the subject to end, waits, and sees that nothing of it is left.
+    /// Stops the subject, waits, and checks that no process of it is left.
     pub(crate) fn end(mut self) -> Result<()> {
         self.end_in_place()
     }
 
-    /// Waits for so many more first words, and gives the time of the last.
+    /// Waits for this many more first words, and returns the time of the last.
     fn await_starts(&mut self, count: usize) -> Result<u64> {
         let deadline = Instant::now() + TIMEOUT;
         let (mut seen, mut last) = (0, 0);
@@ -152,7 +152,7 @@ impl Running {
         Ok(last)
     }
 
-    /// The next records; `None` when nobody is left who could write one.
+    /// The next records; `None` when no process is left that could write one.
     fn read(&mut self, deadline: Instant) -> Result<Option<Vec<Record>>> {
         if !wait_readable(&self.records, deadline)? {
             bail!("no worker started within {} s", TIMEOUT.as_secs());
@@ -195,23 +195,23 @@ impl Running {
         Ok(())
     }
 
-    /// Ends the workers that the subject has left, and waits until the pipe says that nobody holds it any more. The
+    /// Ends the workers that the subject has left, and waits until no process holds the pipe. The
     /// number of them is the result.
     fn sweep(&mut self) -> Result<usize> {
         let deadline = Instant::now() + TIMEOUT;
         let mut left = 0;
         loop {
             for pid in std::mem::take(&mut self.alive) {
-                // This process is a subreaper: what is left is its child now, and the number that of nobody else until
+                // This process is a subreaper: what is left is its child now, and the number that of no other process until
                 // it is waited for. Any other number is none of its children.
                 let Some(lives) = child_lives(pid) else { continue };
-                // One that is dead, and was only not waited for, is not a worker that somebody would find.
+                // One that is dead, and was only not waited for, does not count as a worker that is left.
                 left += usize::from(lives);
                 kill_process(pid, Signal::KILL).context("killing a worker that was left")?;
                 waitid(WaitId::Pid(pid), WaitIdOptions::EXITED)
                     .context("waiting for a worker that was left")?;
             }
-            match self.read(deadline).with_context(|| format!("{}: somebody holds its output", self.name))? {
+            match self.read(deadline).with_context(|| format!("{}: a process holds its output", self.name))? {
                 Some(records) => self.alive.extend(records.iter().map(|record| record.pid)),
                 None => return Ok(left),
             }

@@ -12,7 +12,7 @@ pub(crate) trait Subject {
     /// as one dies, without a delay.
     fn command(&self, workers: u32, worker: &Path) -> Command;
 
-    /// Whether it ends its workers when it is asked to end itself.
+    /// Whether it ends its workers when it is stopped itself.
     fn ends_its_workers(&self) -> bool;
 
     /// Whether what this project promises is promised of it.

@@ -10,7 +10,7 @@ use super::running::Running;
 use super::stats::{Summary, ratio, summary};
 use super::subject::Subject;
 
-/// Promised: at most so many times the baseline, for a start and for a replacement.
+/// Promised: at most this many times the baseline, for a start and for a replacement.
 const PROMISED_RATIO: f64 = 1.6;
 
 /// Left between two kills, so that each meets a subject that has finished with the last one, as in life. It is a
@@ -38,7 +38,7 @@ pub(crate) fn measure(
     options: &Options,
 ) -> Result<Vec<String>> {
     let mut timings: Vec<Timings> = subjects.iter().map(|_| Timings::default()).collect();
-    // One round more than asked for: the first finds cold caches, and is not counted.
+    // One round more than requested: the first finds cold caches, and is not counted.
     for round in 0..=options.rounds as usize {
         // Each round begins with another subject, so that none is always the one after a rest.
         for turn in 0..subjects.len() {

@@ -41,7 +41,7 @@ pub fn beside(address: SocketAddr) -> SocketAddr {
     SocketAddr::from(([net, high | 0x80, middle, low], address.port()))
 }
 
-/// A port for a program that binds every address, where tests are told apart by the port alone.
+/// A port for a program that binds every address, where only the port distinguishes tests.
 ///
 /// The kernel chooses a port that nothing uses, and a socket keeps it reserved until this process ends. The socket is
 /// bound and does not listen, and it allows its address to be reused: a server with `SO_REUSEADDR` can bind the port and
@@ -138,6 +138,6 @@ mod tests {
         lines
             .map_while(Result::ok)
             .find_map(|line| Some(line.strip_prefix("ports ")?.split(' ').map(str::to_owned).collect()))
-            .expect("it says its ports")
+            .expect("it prints its ports")
     }
 }

@@ -88,7 +88,7 @@ impl Drop for Place {
     }
 }
 
-/// Removes a cgroup and those below it, as far as nobody is in them.
+/// Removes a cgroup and those below it, as far as they are empty.
 fn remove(cgroup: &Path) {
     let below = fs::read_dir(cgroup).into_iter().flatten().flatten().map(|entry| entry.path());
     below.filter(|path| path.is_dir()).for_each(|path| remove(&path));

@@ -1,8 +1,8 @@
-//! Clients that ask at once and wait for their answers: what is in a queue, and who takes it.
+//! Clients that send a request at once and wait in a queue for the answer.
 
 use crate::load::{Kept, Outcome, Target};
 
-/// Connections that have asked, and wait in some queue if nobody takes them.
+/// Connections with a request, which wait in a queue until a worker accepts them.
 ///
 /// # Panics
 /// When there is no queue.
@@ -17,7 +17,7 @@ pub fn waiting_clients(target: impl Into<Target>, count: usize) -> Vec<Kept> {
     (0..count).map(one).collect()
 }
 
-/// The pids that answer them.
+/// The pids of the processes that answer them.
 ///
 /// # Panics
 /// When one is not answered.
@@ -26,7 +26,7 @@ pub fn answers(clients: Vec<Kept>) -> Vec<i32> {
     let answer = |mut client: Kept| {
         let outcome = client.answer();
         let Outcome::Ok(body) = outcome else {
-            panic!("one who waited in a queue was not answered: {outcome:?}");
+            panic!("a queued client was not answered: {outcome:?}");
         };
         body.trim().parse().expect("a pid")
     };

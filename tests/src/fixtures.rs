@@ -1,9 +1,13 @@
 //! The programs that the tests supervise.
 
+use std::fmt::Display;
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+
+use crate::{Event, Supervisor, address};
 
 /// The folder of the fixtures' sources.
 #[must_use]
@@ -54,6 +58,30 @@ pub fn worker(words: &[&str]) -> Vec<String> {
     let mut command = vec![python(), "-S".into(), "-E".into(), text(&folder().join("worker.py"))];
     command.extend(words.iter().map(|word| (*word).to_owned()));
     command
+}
+
+/// The lifecycle worker that listens at an address or path, with further words.
+#[must_use]
+pub fn listening(at: impl Display, words: &[&str]) -> Vec<String> {
+    worker(&[&[format!("listen={at}").as_str()], words].concat())
+}
+
+/// Supervised workers that listen at one address, when all of them are ready: the supervisor, their address, and what
+/// each said then.
+///
+/// # Panics
+/// When they do not become ready.
+#[must_use]
+pub fn listening_workers(
+    count: usize,
+    options: &[&str],
+    words: &[&str],
+) -> (Supervisor, SocketAddr, Vec<Event>) {
+    let address = address::tcp();
+    let builder = Supervisor::builder().args(["-w", &count.to_string()]).args(options);
+    let supervisor = builder.command(listening(address, words)).spawn();
+    let ready = supervisor.await_events(count, "ready");
+    (supervisor, address, ready)
 }
 
 /// One of the node programs, by file name.

@@ -1,19 +1,21 @@
 //! The harness of the end-to-end tests: a real supervisor, real workers, real clients.
 //!
-//! Everything here waits for conditions with a deadline; nothing sleeps and hopes. A test that fails leaves no process
+//! Everything here waits for conditions with a deadline, never for a fixed time. A test that fails leaves no process
 //! behind and prints what the supervisor logged.
 //!
 //! | variable | meaning |
 //! |---|---|
 //! | `MASTER_PROCESS_BIN` | the binary under test; without it the one that was built last beside the tests |
 //! | `MASTER_PROCESS_NO_SKIP` | a test that cannot run here fails instead of saying so |
-//! | `MASTER_PROCESS_SLOW` | so many times longer may everything take that has a deadline: for emulated machines |
+//! | `MASTER_PROCESS_SLOW` | a factor for every deadline: for emulated machines |
 
 pub mod address;
 pub mod cgroup;
 pub mod clients;
 pub mod fixtures;
+pub mod gate;
 pub mod load;
+pub mod messages;
 pub mod network;
 pub mod process;
 pub mod profile;
@@ -24,12 +26,15 @@ pub mod traffic;
 pub mod wait;
 
 pub use supervisor::{Event, Finished, Supervisor};
-pub use wait::{TIMEOUT, always, await_some, eventually, scaled};
+pub use wait::{TIMEOUT, always, await_some, eventually, offset, scaled};
 
-/// Leaves the test, saying by name that it did not run and why. Where `MASTER_PROCESS_NO_SKIP` is set, as in an
-/// environment that is known to have everything, that is a failure.
+/// Ends the test and prints that it did not run, and why. Where `MASTER_PROCESS_NO_SKIP` is set, as in an environment
+/// that has everything, that is a failure. The test's name is that of its thread, unless it is given.
 #[macro_export]
 macro_rules! skip {
+    ($reason:expr) => {
+        $crate::skip!(std::thread::current().name().unwrap_or("a test"), $reason)
+    };
     ($name:expr, $reason:expr) => {{
         println!("SKIPPED: {}: {}", $name, $reason);
         assert!(
@@ -40,4 +45,14 @@ macro_rules! skip {
         );
         return;
     }};
+}
+
+/// [`skip!`], unless the test runs as root.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !$crate::process::is_root() {
+            $crate::skip!("it needs root");
+        }
+    };
 }

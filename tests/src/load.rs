@@ -45,7 +45,7 @@ impl From<&Path> for Target {
 pub enum Outcome {
     /// Answered in full, with this body.
     Ok(String),
-    /// Nobody listens: the connection was refused, or the socket's path is not there.
+    /// No process listens: the connection was refused, or the socket's path is not there.
     Refused,
     /// The connection was reset.
     Reset,
@@ -221,7 +221,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Connects: from then on it is in somebody's queue.
+    /// Connects: from then on it is in a queue.
     ///
     /// # Errors
     /// Those of connect(2).
@@ -229,7 +229,7 @@ impl Kept {
         Ok(Kept { stream: connect(&target.into())? })
     }
 
-    /// Asks, and does not wait for the answer.
+    /// Sends a request, and does not wait for the answer.
     ///
     /// # Errors
     /// Those of write(2).
@@ -266,7 +266,7 @@ pub fn who(target: impl Into<Target>) -> Option<i32> {
 /// How many requests came to which end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Answered, by the body: the pid of who answered.
+    /// Answered, by the body: the pid of the process that answered.
     pub ok: BTreeMap<String, u64>,
     /// [`Outcome::Refused`].
     pub refused: u64,
@@ -347,7 +347,7 @@ pub enum Connections {
     KeepAlive,
 }
 
-/// Clients that ask again and again, each in a thread, until they are stopped.
+/// Clients that send requests again and again, each in a thread, until they are stopped.
 #[derive(Debug)]
 #[must_use]
 pub struct Load {
@@ -359,7 +359,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts so many HTTP clients.
+    /// Starts this many HTTP clients.
     pub fn start(target: impl Into<Target>, clients: usize, connections: Connections) -> Load {
         let target = target.into();
         Load::repeat(clients, || {
@@ -368,7 +368,7 @@ impl Load {
         })
     }
 
-    /// Starts so many clients of any protocol. Each is made by `client`, and then called again and again.
+    /// Starts this many clients of any protocol. Each is made by `client`, and then called again and again.
     pub fn repeat<C>(clients: usize, client: impl Fn() -> C) -> Load
     where
         C: FnMut() -> Outcome + Send + 'static,

@@ -33,12 +33,12 @@ pub fn enter_own() -> Result<(), String> {
     Ok(())
 }
 
-/// Where a network namespace says that queues move without a program that says where to; ip-sysctl.rst.
+/// The setting of a network namespace by which queues move without a program; ip-sysctl.rst.
 const MIGRATE_REQ: &str = "/proc/sys/net/ipv4/tcp_migrate_req";
 
 /// Whether the kernel can move what waits in the queue of a listener that closes to another one of the same address.
 /// Both ways of telling it to, this setting and an eBPF program, came with Linux 5.14; some kernels before have the
-/// setting without effect. So it is tried, in a network where nobody else is. Where that cannot be tried, as without
+/// setting without effect. So it is tried, in a network of its own. Where that cannot be tried, as without
 /// root, the answer is yes: a test that runs for nothing fails, one that is left out is not noticed.
 ///
 /// # Panics

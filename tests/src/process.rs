@@ -1,4 +1,4 @@
-//! What `/proc` says about processes, and signals to them.
+//! What `/proc` contains about processes, and signals to them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ pub struct Stat {
     pub group: i32,
     /// `R`, `S`, `Z` and so on.
     pub state: char,
-    /// Start time in clock ticks since boot: tells a process from a later one with its id.
+    /// Start time in clock ticks since boot: distinguishes a process from a later one with its id.
     pub started: u64,
 }
 

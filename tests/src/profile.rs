@@ -55,7 +55,7 @@ pub const CONTAINER: [&str; 13] = [
     "unshare=1",
 ];
 
-/// Words to put in front of a command line, so that it runs as `user` (by number; `None`: as who runs the tests) with
+/// Words to put in front of a command line, so that it runs as `user` (by number; `None`: as the user of the tests) with
 /// `NO_NEW_PRIVS`, and each `NAME=ERRNO` of `denied` fails so.
 #[must_use]
 pub fn launcher(user: Option<u32>, denied: &[&str]) -> Vec<String> {
@@ -65,7 +65,7 @@ pub fn launcher(user: Option<u32>, denied: &[&str]) -> Vec<String> {
     words
 }
 
-/// A user that nobody else is.
+/// A user that no other test uses.
 #[must_use]
 pub fn ordinary_user() -> u32 {
     50_000 + std::process::id() % 10_000

@@ -70,11 +70,11 @@ impl Pty {
     #[must_use]
     pub fn read(&self) -> String {
         let mut text = [0; 4096];
-        let length = (&self.master).read(&mut text).expect("somebody has it open");
+        let length = (&self.master).read(&mut text).expect("a process has it open");
         String::from_utf8_lossy(&text[..length]).into_owned()
     }
 
-    /// `stty tostop`: who writes to it from the background is stopped.
+    /// `stty tostop`: a background process that writes to it is stopped.
     ///
     /// # Panics
     /// When it cannot be set.

@@ -1,12 +1,13 @@
 //! Workers that are a few lines of python in the test that they belong to.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 
 use crate::{Supervisor, fixtures};
 
-/// What all of them find: `say` a line, make a bound socket, `attempt` a call, `notify` that they are ready, answer with the
-/// pid for ever.
+/// What all of them find: `say` a line, make a bound socket, `attempt` a call, `notify` that they are ready, `wait` for the
+/// file that is their first further argument, answer with the pid for ever.
 const PRELUDE: &str = "
 import errno, os, signal, socket, sys, time
 PID, INDEX, RELOAD = os.getpid(), os.environ['WORKER_INDEX'], int(os.environ['RELOAD_INDEX'])
@@ -27,6 +28,8 @@ def notify():
     to = os.environ['NOTIFY_SOCKET']
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.sendto(b'READY=1', '\\0' + to[1:] if to[0] == '@' else to)
+def wait():
+    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
 def serve(listener):
     while True:
         connection, _ = listener.accept()
@@ -62,13 +65,29 @@ pub fn script(text: &str, address: SocketAddr) -> Vec<String> {
     vec![fixtures::python(), "-c".into(), format!("{PRELUDE}{text}"), address.to_string()]
 }
 
+/// The same with further arguments, from `sys.argv[2]` on.
+///
+/// # Panics
+/// When one is not UTF-8.
+#[must_use]
+pub fn script_with<A: AsRef<OsStr>>(
+    text: &str,
+    address: SocketAddr,
+    arguments: impl IntoIterator<Item = A>,
+) -> Vec<String> {
+    let mut command = script(text, address);
+    command
+        .extend(arguments.into_iter().map(|argument| argument.as_ref().to_str().expect("UTF-8").to_owned()));
+    command
+}
+
 /// A supervisor of such a program.
 #[must_use]
 pub fn started(options: &[&str], text: &str, address: SocketAddr) -> Supervisor {
     Supervisor::start(options, script(text, address))
 }
 
-/// Waits until the workers have said so many lines, and gives them in no particular order.
+/// Waits until the workers have printed this many lines, and gives them in no particular order.
 ///
 /// # Panics
 /// When they do not.
@@ -78,6 +97,15 @@ pub fn said(supervisor: &Supervisor, count: usize) -> BTreeSet<String> {
             .filter(|lines| lines.len() >= count)
             .map(|lines| lines.into_iter().collect())
     })
+}
+
+/// The pids that workers have printed after `ready`, when all workers together have printed this many lines.
+///
+/// # Panics
+/// When they do not.
+pub fn ready_pids(supervisor: &Supervisor, count: usize) -> Vec<i32> {
+    let lines = said(supervisor, count);
+    lines.iter().filter_map(|line| line.strip_prefix("ready ")?.parse().ok()).collect()
 }
 
 /// Lines as [`said`] gives them.

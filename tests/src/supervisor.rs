@@ -195,7 +195,7 @@ fn capture(from: impl Read + Send + 'static) -> Lines {
 pub struct Event {
     /// `started`, `ready`, `term`, `clean_up`, …
     pub name: String,
-    /// Who.
+    /// The process.
     pub pid: i32,
     /// Its `WORKER_INDEX`.
     pub index: i32,
@@ -320,7 +320,7 @@ impl Supervisor {
     #[must_use]
     pub fn wait_exit(&self, deadline: Duration) -> ExitStatus {
         let status = await_some(deadline, "the supervisor ends", || self.exited());
-        // What was written is complete when the pipes are closed; one who escaped may hold them, and is not waited for.
+        // What was written is complete when the pipes are closed; a process that escaped may hold them, and is not waited for.
         let start = Instant::now();
         let closed = || *locked(&self.log.closed) && *locked(&self.output.closed);
         while start.elapsed() < scaled(Duration::from_secs(2)) && !closed() {
@@ -342,6 +342,25 @@ impl Supervisor {
         status.code().unwrap_or_else(|| panic!("the supervisor was ended by a signal: {status}"))
     }
 
+    /// TERM until it has ended, and the exit code. The supervisor takes signals within half a second for one; the first
+    /// one after that is the second stop signal, which kills the workers.
+    ///
+    /// # Panics
+    /// When it does not end.
+    #[must_use]
+    pub fn stop_twice(&self) -> Option<i32> {
+        let pid = self.pid();
+        let status = await_some(TIMEOUT, "the supervisor ends by the second stop signal", || {
+            // Until its status is taken it keeps its pid.
+            let status = self.exited();
+            if status.is_none() {
+                process::signal(pid, Signal::TERM);
+            }
+            status
+        });
+        status.code()
+    }
+
     /// Everything about a supervisor that has ended.
     fn finished(&self, status: ExitStatus) -> Finished {
         Finished { code: status.code(), signal: status.signal(), stderr: self.log(), stdout: self.output() }
@@ -350,7 +369,7 @@ impl Supervisor {
     /// Waits until `cond` holds, and fails at once when the supervisor ends meanwhile.
     ///
     /// # Panics
-    /// When the supervisor ends or patience does.
+    /// When the supervisor ends, or the deadline passes.
     pub fn eventually(&self, what: &str, mut cond: impl FnMut() -> bool) {
         self.until(what, || cond().then_some(()));
     }
@@ -358,7 +377,7 @@ impl Supervisor {
     /// Waits until `look` finds something, and fails at once when the supervisor ends meanwhile.
     ///
     /// # Panics
-    /// When the supervisor ends or patience does.
+    /// When the supervisor ends, or the deadline passes.
     pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         await_some(TIMEOUT, what, || {
             let found = look();
@@ -400,7 +419,7 @@ impl Supervisor {
     pub fn reload(&self, count: usize) -> BTreeSet<i32> {
         let old = self.workers();
         self.signal(Signal::HUP);
-        // Who is dying has no program any more, and is a worker with all that it has until it is dead.
+        // A dying process has no program any more, and counts as a worker until it is dead.
         let gone = || old.iter().all(|pid| !process::alive(*pid));
         self.until(&format!("{count} new workers have replaced the old"), || {
             Some(self.workers()).filter(|found| found.len() == count && found.is_disjoint(&old) && gone())
@@ -485,6 +504,14 @@ impl Supervisor {
         });
         self.await_rest();
         found
+    }
+
+    /// Waits until `count` workers have said that they are ready, and gives their pids.
+    ///
+    /// # Panics
+    /// When they do not.
+    pub fn await_ready(&self, count: usize) -> BTreeSet<i32> {
+        self.await_events(count, "ready").iter().map(|event| event.pid).collect()
     }
 
     /// Waits until the supervisor sleeps, or has ended. What a worker did before it said so has woken the supervisor

@@ -1,11 +1,11 @@
-//! What tests ask of a load, and of who answers.
+//! Checks of a load, and of the processes that answer.
 
 use std::collections::BTreeSet;
 
 use crate::Supervisor;
-use crate::load::{self, Load, Target};
+use crate::load::{self, Connections, Load, Target};
 
-/// Waits until so many more requests are served.
+/// Waits until this many more requests are served.
 ///
 /// # Panics
 /// When they are not.
@@ -24,10 +24,10 @@ pub fn nothing_is_lost(clients: Load) {
     assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
 }
 
-/// Asks until each of `expected` has answered, and nobody else.
+/// Sends requests until each of `expected` has answered, and no other process.
 ///
 /// # Panics
-/// When one of them never does, or somebody else does.
+/// When one of them never does, or another process does.
 pub fn all_answer(supervisor: &Supervisor, target: impl Into<Target>, expected: &BTreeSet<i32>) {
     let target = target.into();
     let mut seen = BTreeSet::new();
@@ -35,5 +35,26 @@ pub fn all_answer(supervisor: &Supervisor, target: impl Into<Target>, expected: 
         seen.extend(load::who(target.clone()));
         seen.is_superset(expected)
     });
-    assert_eq!(&seen, expected, "nobody else answers");
+    assert_eq!(&seen, expected, "only they answer");
+}
+
+/// Reloads again and again while clients send requests, of which none may be lost. Gives the last workers.
+///
+/// # Panics
+/// When a request is lost, or a reload does not come to an end.
+pub fn reload_under_load(
+    supervisor: &Supervisor,
+    target: impl Into<Target>,
+    workers: usize,
+    reloads: usize,
+) -> BTreeSet<i32> {
+    let clients = Load::start(target.into(), 4, Connections::Fresh);
+    let mut new = BTreeSet::new();
+    for _ in 0..reloads {
+        pass(supervisor, &clients, 50);
+        new = supervisor.reload(workers);
+    }
+    pass(supervisor, &clients, 50);
+    nothing_is_lost(clients);
+    new
 }

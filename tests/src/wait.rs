@@ -57,6 +57,12 @@ pub fn eventually(deadline: Duration, what: &str, mut cond: impl FnMut() -> bool
     await_some(deadline, what, || cond().then_some(()));
 }
 
+/// Lets time pass so that what follows meets another stage of something in progress: for tests that try every moment. It
+/// waits for nothing, so no test may rely on what has happened meanwhile.
+pub fn offset(time: Duration) {
+    sleep(time);
+}
+
 /// Looks again and again for `time`, and fails at the first look at which `cond` does not hold.
 ///
 /// # Panics

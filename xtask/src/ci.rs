@@ -10,7 +10,7 @@ use crate::{conformance, docs, ebpf, run, tools};
 
 type Work = Box<dyn Fn() -> Result<()>>;
 
-/// Runs every step, also after one that failed: whoever reads the result wants to know all of it.
+/// Runs every step, also after one that failed, so that the result is complete.
 pub(crate) fn run() -> Result<()> {
     let mut done = Vec::new();
     for (name, work) in steps()? {
@@ -65,7 +65,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
         ),
         ("format", cargo("fmt --all --check")),
         ("format of the eBPF program", cargo("fmt --check --manifest-path master-process-ebpf/Cargo.toml")),
-        // By this variable, which `cargo run` sets, it would tell that cargo has not started it, and take its own name for a
+        // By this variable, which `cargo run` sets, it would find that cargo has not started it, and take its own name for a
         // folder.
         ("unused dependencies", Box::new(|| run::run(run::cargo(["machete"]).env_remove("CARGO_PKG_NAME")))),
         ("licenses and sources", Box::new(deny)),

@@ -14,7 +14,7 @@ pub fn root() -> &'static Path {
 }
 
 /// The target directory that this very program was built into, whatever decided on it: cargo has more than one way
-/// to be told. To be asked before anything rebuilds this program, which takes its path away.
+/// to be told. Call this before anything rebuilds this program, which takes its path away.
 pub fn target_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("finding this program's own path")?;
     let target = exe.parent().and_then(Path::parent).context("xtask does not lie in a target directory")?;

@@ -14,7 +14,7 @@ pub struct Need {
     how: How,
 }
 
-/// How to tell that it is there.
+/// How to check that it is installed.
 #[derive(Clone, Copy)]
 enum Present {
     Program(&'static str),

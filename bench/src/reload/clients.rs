@@ -12,7 +12,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// What redis answers to a ping.
 const PONG: &[u8] = b"+PONG\r\n";
 
-/// Clients that ask again and again. Dropping them stops them: none outlives a measurement that fails.
+/// Clients that send requests again and again. Dropping them stops them: none outlives a measurement that fails.
 pub(super) struct Clients {
     /// `None` once stopped.
     load: Option<Load>,
@@ -34,7 +34,7 @@ impl Clients {
         self.load.as_ref().map(Load::tally).unwrap_or_default()
     }
 
-    /// How long the longest request took that was served since this was asked last.
+    /// How long the longest request took that was served since the last call of this.
     pub(super) fn take_longest(&self) -> Duration {
         self.load.as_ref().map(Load::take_longest).unwrap_or_default()
     }
@@ -61,9 +61,9 @@ pub(super) fn failed(tally: &Tally) -> u64 {
     tally.lost() + tally.inexcusable()
 }
 
-/// One ping on a connection of its own. The answer does not say who gave it.
+/// One ping on a connection of its own. The answer has no pid.
 fn ping(address: SocketAddr) -> Outcome {
-    match asked(address) {
+    match answer(address) {
         Ok(answer) if answer == PONG => Outcome::Ok(String::new()),
         Ok(answer) if PONG.starts_with(&answer) => Outcome::Truncated,
         Ok(answer) => Outcome::Other(String::from_utf8_lossy(&answer).into_owned()),
@@ -71,7 +71,7 @@ fn ping(address: SocketAddr) -> Outcome {
     }
 }
 
-fn asked(address: SocketAddr) -> io::Result<Vec<u8>> {
+fn answer(address: SocketAddr) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&address, CLIENT_TIMEOUT)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;

@@ -95,7 +95,7 @@ pub(super) fn measure(programs: &Programs) -> Section {
         }
     }
     section.text = format!(
-        "`kill -9` while {CLIENTS} clients ask, {ROUNDS} times. What a worker had accepted dies with it, at most one \
+        "`kill -9` while {CLIENTS} clients send requests, {ROUNDS} times. What a worker had accepted dies with it, at most one \
          request of each client; what waits is served by the others, or by the next worker.\n\n{}",
         table(&rows)
     );

@@ -119,7 +119,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// The harness of the tests takes its binary from here.
 const BINARY: &str = "MASTER_PROCESS_BIN";
 
-/// Sees to it that the harness runs a copy of the binary that nobody builds anew meanwhile: the one that was named, or
+/// Makes the harness run a copy of the binary, which no build replaces meanwhile: the one that was named, or
 /// one built now. The harness reads its environment, which only a new program image can change without `unsafe`, so
 /// at first this function starts this program again and does not return.
 fn settle_binary(target: &Path) -> Result<PathBuf> {

@@ -47,7 +47,7 @@ pub(super) fn measure(programs: &Programs) -> Section {
     }
     section.text = format!(
         "`kill -9` of the supervisor, with `--orphans keep` and {WORKERS} workers that a reload has just started, while \
-         {CLIENTS} clients ask, {ROUNDS} times. Its workers serve on.\n\n{}",
+         {CLIENTS} clients send requests, {ROUNDS} times. Its workers keep serving.\n\n{}",
         table(&rows)
     );
     section

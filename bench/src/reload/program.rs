@@ -1,4 +1,4 @@
-//! The programs, none of which knows of the supervisor.
+//! The programs, none of which is written for a supervisor.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -65,7 +65,7 @@ impl Programs {
         Self { folder, words: words.to_vec(), made: Default::default() }
     }
 
-    /// Whether the command line asks for it.
+    /// Whether the command line selects it.
     pub(super) fn wanted(&self, program: Program) -> bool {
         let name = program.name().to_lowercase();
         self.words.is_empty() || self.words.iter().any(|word| name.contains(&word.to_lowercase()))
@@ -81,7 +81,7 @@ impl Programs {
         match program {
             Program::Nginx => command = fixtures::nginx(scratch, listen).context("it is not installed")?,
             Program::Redis => {
-                let (host, port) = listen.rsplit_once(':').context("redis is asked to listen on no port")?;
+                let (host, port) = listen.rsplit_once(':').context("redis is given no port")?;
                 command.extend(["--bind", host, "--port", port, "--dir"].map(str::to_owned));
                 command.push(text(scratch)?);
             }

@@ -112,7 +112,7 @@ pub(super) fn measure(programs: &Programs, requests: u64) -> Section {
         }
     }
     section.text = format!(
-        "{RELOADS} reloads of {WORKERS} workers while {CLIENTS} clients ask, each request on a connection of its own \
+        "{RELOADS} reloads of {WORKERS} workers while {CLIENTS} clients send requests, each on a connection of its own \
          unless it says otherwise. The last column is the number of processes that answered.\n\n{}",
         table(&rows)
     );
@@ -121,8 +121,8 @@ pub(super) fn measure(programs: &Programs, requests: u64) -> Section {
 
 fn row_of(name: &str, tally: &Tally) -> Vec<String> {
     let other: u64 = tally.other.values().sum();
-    // redis does not say who answers.
-    let who = if tally.pids().is_empty() { "–".to_owned() } else { tally.ok.len().to_string() };
+    // The answers of redis have no pid.
+    let processes = if tally.pids().is_empty() { "–".to_owned() } else { tally.ok.len().to_string() };
     row([
         &name,
         &ended(tally),
@@ -132,7 +132,7 @@ fn row_of(name: &str, tally: &Tally) -> Vec<String> {
         &tally.truncated,
         &other,
         &tally.idle_closed,
-        &who,
+        &processes,
     ])
 }
 

@@ -20,7 +20,7 @@ const CONNECTIONS: usize = 400;
 const FEWEST: usize = 60;
 const MOST: usize = 150;
 
-/// On the loopback network: somebody listens and has room, or not.
+/// On the loopback network: a listener has room, or not.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Measures the default and one queue for all.
@@ -59,7 +59,7 @@ fn held(programs: &Programs, share: &str) -> Result<Vec<usize>> {
     let idle: Vec<(i32, usize)> =
         site.supervisor.await_workers(WORKERS).into_iter().map(|pid| (pid, sockets(pid))).collect();
     let Target::Tcp(address) = site.target else { bail!("this is about TCP") };
-    // Nothing is asked: a worker that has work gets less of a queue that all share, and these are idle.
+    // No request is sent: a worker that has work gets less of a queue that all share, and these are idle.
     let connections: Vec<TcpStream> = (0..CONNECTIONS)
         .map(|_| TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).context("connecting"))
         .collect::<Result<_>>()?;

@@ -110,7 +110,7 @@ impl Supervisor {
         self.actions.push_back(Action::Stop(worker));
     }
 
-    /// The first process of a worker has ended and others are left. If the worker was asked to stop, they get the
+    /// The first process of a worker has ended and others are left. If the worker was stopping, they get the
     /// rest of its time; if not, all of it.
     pub(super) fn died_with_remains(&mut self, now: Time, worker: WorkerId) {
         let Some(slot) = self.slots.get(index(worker.slot)) else { return };

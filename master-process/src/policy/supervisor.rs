@@ -163,7 +163,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether a worker was asked to stop, so that its end loses no connection. A worker on standby was not, although
+    /// Whether a worker was being stopped, so that its end loses no connection. A worker on standby was not, although
     /// a successor serves: addresses that the successor does not serve are kept until it has passed its probation.
     pub fn expects_end(&self, worker: WorkerId) -> bool {
         let slot = self.slots.get(index(worker.slot));

@@ -132,8 +132,8 @@ mod tests {
         });
         let ends: Vec<_> = (0..4).map(|_| std::io::pipe().expect("a pipe")).collect();
         let (readers, writers): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
-        let asked = readers.into_iter().filter_map(|reader| helper.ask(reader).then_some(())).count();
-        assert!((1..=2).contains(&asked), "one at work and one that waits: {asked}");
+        let accepted = readers.into_iter().filter_map(|reader| helper.ask(reader).then_some(())).count();
+        assert!((1..=2).contains(&accepted), "one at work and one that waits: {accepted}");
         drop(writers);
     }
 }

@@ -486,14 +486,14 @@ mod tests {
     fn a_thread_is_seen_in_its_call_until_that_is_over() {
         use std::io::{Read, Write};
         let (mut reader, mut writer) = io::pipe().expect("a pipe");
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            tell.send(rustix::thread::gettid()).expect("the test waits");
+            sender.send(rustix::thread::gettid()).expect("the test waits");
             reader.read_exact(&mut [0]).expect("a byte comes");
             std::thread::park();
         });
         let watch =
-            Peer::open(told.recv().expect("it runs")).and_then(|peer| peer.watch_call()).expect("ours");
+            Peer::open(receiver.recv().expect("it runs")).and_then(|peer| peer.watch_call()).expect("ours");
         let shown = || {
             let mut text = [0; 64];
             let length = watch.0.read_at(&mut text, 0).expect("it lives");

@@ -210,7 +210,7 @@ pub fn may_filter_with_privileges() -> bool {
         .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
 }
 
-/// Asks the kernel to run the supervisor on the caller's CPU and then the caller again (Linux 6.6). Otherwise each call
+/// Makes the kernel run the supervisor on the caller's CPU and then the caller again (Linux 6.6). Otherwise each call
 /// and each answer waits until another CPU wakes up.
 pub fn answer_on_callers_cpu(listener: BorrowedFd<'_>) {
     /// `SECCOMP_IOCTL_NOTIF_SET_FLAGS`, `SECCOMP_IOW(4, __u64)`, `<linux/seccomp.h>`.

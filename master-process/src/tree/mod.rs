@@ -200,8 +200,8 @@ impl Trees {
     }
 
     /// Tries to remove the cgroups. A cgroup with others below it takes longer, and is passed to the helper thread if
-    /// `asks` is set.
-    fn try_cgroups(&mut self, asks: bool) {
+    /// `delegates` is set.
+    fn try_cgroups(&mut self, delegates: bool) {
         let mut divided = Vec::new();
         for _ in 0..self.emptied.len().min(REMOVED_AT_ONCE) {
             let Some(cgroup) = self.emptied.pop_front() else { break };
@@ -212,7 +212,7 @@ impl Trees {
             }
             self.emptied.push_back(cgroup);
         }
-        if asks && !self.removes && !divided.is_empty() {
+        if delegates && !self.removes && !divided.is_empty() {
             self.removes = self.remover.ask(divided);
         }
     }
@@ -364,7 +364,7 @@ impl Trees {
         })
     }
 
-    /// Starts a walk, if none is in progress. One walk answers all questions asked until then.
+    /// Starts a walk, if none is in progress. One walk answers all requests until then.
     fn walk(&mut self) {
         if self.walks || (self.requests.is_empty() && !self.surveys) {
             return;

@@ -313,8 +313,8 @@ mod tests {
         assert_eq!(owner_of(&Evidence::default(), &[]), None);
         let of_a_later_worker = Evidence { is_unsure: true, ..Evidence::default() };
         assert_eq!(owner_named(&of_a_later_worker, Some((0, 0)), &trees[..1]), None);
-        let stranger = Evidence { may_be_unrelated: true, ..Evidence::default() };
-        assert_eq!(owner_of(&stranger, &trees[..1]), None);
+        let unrelated = Evidence { may_be_unrelated: true, ..Evidence::default() };
+        assert_eq!(owner_of(&unrelated, &trees[..1]), None);
         // A worker that is gone owns nothing.
         let gone = Evidence { accounted: Some(9), ..Evidence::default() };
         assert_eq!(owner_of(&gone, &trees), None);
@@ -327,8 +327,8 @@ mod tests {
         assert!(is_environment_wanted(&nothing, &trees));
         assert!(!is_environment_wanted(&nothing, &trees[..1]));
         assert!(!is_environment_wanted(&nothing, &[]));
-        let stranger = Evidence { may_be_unrelated: true, ..Evidence::default() };
-        assert!(is_environment_wanted(&stranger, &trees[..1]));
+        let unrelated = Evidence { may_be_unrelated: true, ..Evidence::default() };
+        assert!(is_environment_wanted(&unrelated, &trees[..1]));
         let unsure = Evidence { is_unsure: true, ..Evidence::default() };
         assert!(!is_environment_wanted(&unsure, &trees));
     }

@@ -28,7 +28,7 @@ enum At {
 
 fn all_four_serve(name: &str, at: &At) {
     if let Err(reason) = network::enter_own() {
-        skip!(name, reason);
+        skip!(reason);
     }
     let cwd = tempfile::tempdir().expect("a temporary folder");
     let supervisor = four(name, &cwd);
@@ -55,7 +55,7 @@ fn all_four_serve(name: &str, at: &At) {
         let tally = clients.stop();
         assert_eq!(tally.lost() + tally.inexcusable(), 0, "{target:?}: {tally}");
         let answered: BTreeSet<i32> = tally.pids().into_iter().collect();
-        assert_eq!(answered, workers, "those who answer at {target:?} are those who are supervised");
+        assert_eq!(answered, workers, "the workers answer at {target:?}");
     }
     assert_eq!(supervisor.stop(), 0);
 }
@@ -116,7 +116,7 @@ servers! {
 #[test]
 fn udp() {
     if let Err(reason) = network::enter_own() {
-        skip!("udp", reason);
+        skip!(reason);
     }
     let cwd = tempfile::tempdir().expect("a temporary folder");
     let supervisor = four("udp", &cwd);
@@ -134,9 +134,9 @@ fn udp() {
 }
 
 /// The pid that answers a datagram, if one does in time.
-fn ask(patience: Duration) -> Option<i32> {
+fn ask(timeout: Duration) -> Option<i32> {
     let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    client.set_read_timeout(Some(patience)).expect("not zero");
+    client.set_read_timeout(Some(timeout)).expect("not zero");
     client.send_to(b"who", (Ipv4Addr::LOCALHOST, PORT)).ok()?;
     let mut answer = [0; 16];
     let (length, _) = client.recv_from(&mut answer).ok()?;

@@ -14,11 +14,11 @@ fn behaves_the_same(name: &str) {
     // The programs use fixed ports, all of them may run at the same time, and what is in TIME_WAIT after the first run
     // must not be in the second one's way: a network for each.
     if let Err(reason) = network::enter_own() {
-        skip!(name, reason);
+        skip!(reason);
     }
     let alone = alone(name);
     if let Some(reason) = alone.iter().find_map(|line| line.strip_prefix(UNSUPPORTED)) {
-        skip!(name, reason.trim());
+        skip!(reason.trim());
     }
     network::enter_own().expect("what was possible a moment ago");
     let worker = as_only_worker(name);

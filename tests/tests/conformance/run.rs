@@ -16,7 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Longer than every run: a program that has ended is not started again while its output is being read.
 const NO_RESTART: &str = "10min";
 
-/// Tells its pid to the file named first, and becomes the program whose two outputs are one.
+/// Writes its pid to the file named first, and becomes the program whose two outputs are one.
 const ANNOUNCE: &str = r#"echo $$ > "$0" && exec "$@" 2>&1"#;
 
 /// The folder of the programs.

@@ -61,7 +61,7 @@ failed = bind(made.fileno(), place) or listen(made.fileno())
 say('unable' if failed else 'listening', failed and errno.errorcode[-failed])
 serve(made)";
 
-/// One line names who listens past the supervisor, once, and nothing is done to it; `None` where the kernel has no
+/// One line names the listener that the filter does not see, once, and nothing is done to it; `None` where the kernel has no
 /// such way.
 fn is_named_once_and_serves_on(text: &str, around: &[&str], options: &[&str]) -> Option<()> {
     let address = address::tcp();
@@ -83,34 +83,27 @@ fn is_named_once_and_serves_on(text: &str, around: &[&str], options: &[&str]) ->
 }
 
 #[test]
-fn a_worker_that_listens_by_io_uring_is_named_once_and_serves_on() {
+fn io_uring_listener_is_logged_once_and_keeps_serving() {
     if is_named_once_and_serves_on(BY_URING, &[], &["--ready", "none"]).is_none() {
-        skip!(
-            "a_worker_that_listens_by_io_uring_is_named_once_and_serves_on",
-            "this kernel's io_uring cannot bind"
-        );
+        skip!("this kernel's io_uring cannot bind");
     }
 }
 
 #[test]
-fn a_worker_that_listens_by_calls_of_another_architecture_is_named_once_and_serves_on() {
-    let name = "a_worker_that_listens_by_calls_of_another_architecture_is_named_once_and_serves_on";
+fn listener_by_32_bit_calls_is_logged_once_and_keeps_serving() {
     if !cfg!(target_arch = "x86_64") {
-        skip!(name, "this architecture has one set of calls");
+        skip!("this architecture has one set of calls");
     }
     if is_named_once_and_serves_on(BY_INT_0X80, &[], &["--ready", "alive:100ms"]).is_none() {
-        skip!(name, "this kernel has no calls of 32 bits");
+        skip!("this kernel has no calls of 32 bits");
     }
 }
 
 #[test]
-fn a_child_of_a_worker_that_listens_by_io_uring_is_named_as_well() {
+fn io_uring_listener_of_a_child_is_logged() {
     // What starts a program by a script looks like this.
     let around = ["sh", "-c", "\"$@\"; exit $?", "sh"];
     if is_named_once_and_serves_on(BY_URING, &around, &["--ready", "none"]).is_none() {
-        skip!(
-            "a_child_of_a_worker_that_listens_by_io_uring_is_named_as_well",
-            "this kernel's io_uring cannot bind"
-        );
+        skip!("this kernel's io_uring cannot bind");
     }
 }

@@ -25,13 +25,8 @@ serve(made)";
 const QUICK: [&str; 6] = ["-w", "2", "--kill-timeout", "500ms", "--throttle", "100ms"];
 
 #[test]
-fn whoever_forks_without_end_in_sessions_of_its_own_is_ended_with_its_worker() {
-    let Some(place) = Place::make(true) else {
-        skip!(
-            "whoever_forks_without_end_in_sessions_of_its_own_is_ended_with_its_worker",
-            "no cgroup can be made"
-        )
-    };
+fn fork_bomb_in_own_sessions_is_killed_with_its_worker() {
+    let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let supervisor = place.start(&QUICK, script(HIDING, address::tcp()));
     said(&supervisor, 2);
     assert_eq!(place.workers().len(), 2, "{:?}", place.workers());
@@ -67,8 +62,8 @@ say('made', made, PID)
 time.sleep(1000)";
 
 /// Kills a worker that divides its cgroup, once it has made this many, and sees that none is left.
-fn a_divided_cgroup_is_removed(name: &str, lifted_at: i32, made: usize) {
-    let Some(place) = Place::make(true) else { skip!(name, "no cgroup can be made") };
+fn a_divided_cgroup_is_removed(lifted_at: i32, made: usize) {
+    let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let root = place.path().parent().expect("a mount").display().to_string();
     let text = format!("ROOT = '{root}'\nLIFTED_AT = {lifted_at}\n{DIVIDING}");
     let options = ["--throttle", "100ms", "--ready", "none"];
@@ -87,24 +82,18 @@ fn a_divided_cgroup_is_removed(name: &str, lifted_at: i32, made: usize) {
 }
 
 #[test]
-fn a_worker_cannot_divide_its_cgroup_without_end() {
-    a_divided_cgroup_is_removed("a_worker_cannot_divide_its_cgroup_without_end", -1, 32);
+fn depth_of_a_worker_cgroup_is_limited() {
+    a_divided_cgroup_is_removed(-1, 32);
 }
 
 #[test]
-fn the_cgroup_of_a_worker_that_has_taken_the_limits_away_is_removed_however_deep_it_is_divided() {
-    let name = "the_cgroup_of_a_worker_that_has_taken_the_limits_away_is_removed_however_deep_it_is_divided";
-    a_divided_cgroup_is_removed(name, 0, 600);
+fn deep_cgroup_tree_without_limits_is_removed() {
+    a_divided_cgroup_is_removed(0, 600);
 }
 
 #[test]
-fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
-    let Some(place) = Place::make(true) else {
-        skip!(
-            "what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one",
-            "no cgroup can be made"
-        )
-    };
+fn processes_of_a_killed_supervisor_are_killed_by_the_next_one() {
+    let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let first = place.start(&QUICK, script(HIDING, address::tcp()));
     said(&first, 2);
     let left: Vec<i32> = first.survivors();
@@ -114,8 +103,9 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_by_the_next_one() {
     let hidden: Vec<i32> = left.iter().filter(sleeping).copied().collect();
     assert_eq!(hidden.len(), 2, "they live on");
     let second = place.start(&QUICK, script("time.sleep(1000)", address::tcp()));
-    second
-        .eventually("it says so", || !second.logged(&["of an earlier master-process", "killed"]).is_empty());
+    second.eventually("it is logged", || {
+        !second.logged(&["of an earlier master-process", "killed"]).is_empty()
+    });
     hidden.into_iter().for_each(await_gone);
     assert_eq!(second.stop(), 0);
     assert!(place.is_empty(), "{:?}", place.workers());
@@ -130,13 +120,8 @@ say('ready', PID)
 serve(socket.socket(fileno=3))";
 
 #[test]
-fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_opens_its_addresses() {
-    let Some(place) = Place::make(true) else {
-        skip!(
-            "what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_opens_its_addresses",
-            "no cgroup can be made"
-        )
-    };
+fn processes_of_a_killed_supervisor_are_killed_before_addresses_are_opened() {
+    let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let address = address::tcp();
     let listen = ["--listen", &address.to_string(), "--kill-timeout", "500ms"];
     let first = place.start(&listen, script(HOLDING, address));
@@ -160,10 +145,8 @@ fn what_a_killed_supervisor_has_left_in_its_cgroup_is_ended_before_the_next_one_
 }
 
 #[test]
-fn a_cgroup_that_is_not_delegated_is_left_as_it_is() {
-    let Some(place) = Place::make(false) else {
-        skip!("a_cgroup_that_is_not_delegated_is_left_as_it_is", "no cgroup can be made")
-    };
+fn undelegated_cgroup_is_not_changed() {
+    let Some(place) = Place::make(false) else { skip!("no cgroup can be made") };
     let supervisor = place.start(&["-w", "2"], script("say('ready'); time.sleep(1000)", address::tcp()));
     said(&supervisor, 1);
     supervisor.await_workers(2);

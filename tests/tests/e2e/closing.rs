@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use master_process_tests::clients::{answers, waiting_clients};
+use master_process_tests::gate::Gate;
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, script, started};
 use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{
-    Supervisor, TIMEOUT, address, always, eventually, network, process, profile, scaled, skip,
+    Supervisor, TIMEOUT, address, always, eventually, needs_root, network, process, profile, scaled, skip,
 };
 use rustix::process::Signal;
 
@@ -28,36 +28,7 @@ const STAYS: Duration = Duration::from_secs(5);
 /// How long after the last thing that happened to a listener the supervisor checks it by itself.
 const CHECKED_FOR: Duration = Duration::from_secs(10);
 
-/// A file that tells a worker to go on.
-struct Gate {
-    _folder: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Gate {
-    fn new() -> Gate {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
-        Gate { path: folder.path().join("gate"), _folder: folder }
-    }
-
-    fn open(&self) {
-        fs::write(&self.path, "").expect("ours");
-    }
-
-    /// The command line of a python program that can `wait()` for it.
-    fn script(&self, text: &str, address: SocketAddr) -> Vec<String> {
-        let wait = "
-def wait():
-    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
-";
-        let mut command = script(&format!("{wait}{text}"), address);
-        command.push(self.path.to_str().expect("UTF-8").to_owned());
-        command
-    }
-}
-
-/// A daemon, as programs become one: a child in a session of its own, whose child is nobody's child and serves.
+/// A daemon, as programs become one: a child in a session of its own, whose child is orphaned and serves.
 const DAEMON: &str = "
 if os.fork() == 0:
     os.setsid()
@@ -119,20 +90,20 @@ fn two_keep_their_listeners(text: &str) {
 }
 
 #[test]
-fn the_grandchild_of_a_daemon_that_forks_twice_keeps_its_listener() {
+fn listener_of_a_double_forked_daemon_stays_open() {
     two_keep_their_listeners(DAEMON);
     is_alone_and_keeps_its_listener(DAEMON);
 }
 
 #[test]
-fn a_program_whose_main_thread_has_ended_keeps_its_listener() {
+fn listener_stays_open_after_the_main_thread_ended() {
     two_keep_their_listeners(WITHOUT_MAIN_THREAD);
     is_alone_and_keeps_its_listener(WITHOUT_MAIN_THREAD);
 }
 
 /// Both have one socket. The daemon of one keeps it, which is none of the other's business.
 #[test]
-fn a_worker_that_has_closed_its_listener_can_bind_it_again_though_a_daemon_of_another_one_has_it_open() {
+fn closed_listener_can_be_bound_again_while_another_workers_daemon_has_it_open() {
     let text = "
 def listen():
     global made
@@ -171,13 +142,10 @@ fn is_alone_and_keeps_its_listener(text: &str) {
 }
 
 #[test]
-fn who_waits_for_a_worker_that_closes_its_listener_and_lives_on_is_answered_by_its_sibling() {
-    let name = "who_waits_for_a_worker_that_closes_its_listener_and_lives_on_is_answered_by_its_sibling";
-    if !process::is_root() {
-        skip!(name, "only with eBPF the kernel moves connections from one queue to another");
-    }
+fn queue_of_a_closed_listener_is_served_by_a_sibling() {
+    needs_root!();
     if !network::kernel_moves_queues() {
-        skip!(name, "this kernel moves nothing from a queue that closes to another one");
+        skip!("this kernel moves nothing from a queue that closes to another one");
     }
     let (address, gate) = (address::tcp(), Gate::new());
     let text = "
@@ -239,14 +207,14 @@ while True: signal.pause()";
 }
 
 #[test]
-fn the_address_of_a_worker_that_closes_its_listener_and_lives_on_is_free_within_two_seconds() {
+fn address_is_free_two_seconds_after_its_listener_closes() {
     let (free, refused) = free_after(Duration::ZERO, &[]);
     println!("free after {free:?}, refused after {refused:?}");
     assert!(free < CLOSED_WITHIN + scaled(Duration::from_millis(500)), "free after {free:?}");
 }
 
 #[test]
-fn the_address_of_a_worker_that_was_idle_before_it_closes_its_listener_is_free_after_the_next_sample() {
+fn address_of_an_idle_worker_is_free_one_sample_after_its_listener_closes() {
     let idle = CHECKED_FOR + Duration::from_secs(2);
     let (free, refused) = free_after(idle, &["--monitor-interval", "1s"]);
     println!("after {idle:?} without anything: free after {free:?}, refused after {refused:?}");
@@ -255,13 +223,13 @@ fn the_address_of_a_worker_that_was_idle_before_it_closes_its_listener_is_free_a
 }
 
 #[test]
-fn the_address_of_a_worker_with_one_queue_for_all_is_free_within_two_seconds_of_its_close() {
+fn shared_queue_address_is_free_two_seconds_after_its_listener_closes() {
     let (free, _) = free_after(Duration::ZERO, &["--share", "shared"]);
     assert!(free < CLOSED_WITHIN + scaled(Duration::from_millis(500)), "free after {free:?}");
 }
 
 #[test]
-fn who_connects_to_a_listener_that_was_closed_in_an_idle_worker_is_told_and_the_next_one_is_refused() {
+fn connection_to_a_closed_listener_of_an_idle_worker_is_reset_and_the_next_one_refused() {
     let (address, gate) = (address::tcp(), Gate::new());
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -289,7 +257,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn who_waits_for_a_worker_that_closes_its_listener_and_ends_is_answered_by_its_successor() {
+fn queue_of_a_worker_that_closes_and_exits_is_served_by_its_replacement() {
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 say('serves', INDEX, PID, PID)
@@ -315,7 +283,7 @@ sys.exit(0)";
     }
 }
 
-/// Binds the path after the address and the gate, says whether the path is there after it has removed it, and serves.
+/// Binds the path after the address and the gate, prints whether the path is there after it has removed it, and serves.
 const UNLINKS: &str = "
 made = socket.socket(socket.AF_UNIX)
 made.bind(sys.argv[3]); made.listen(64)
@@ -326,7 +294,7 @@ if INDEX == '0':
 serve(made)";
 
 #[test]
-fn a_worker_that_has_its_path_alone_removes_it_at_once() {
+fn path_of_the_only_worker_is_unlinked_at_once() {
     let ((_folder, path), gate) = (address::unix(), Gate::new());
     let mut command = gate.script(UNLINKS, address::tcp());
     command.push(path.to_str().expect("UTF-8").to_owned());
@@ -341,7 +309,7 @@ fn a_worker_that_has_its_path_alone_removes_it_at_once() {
 }
 
 #[test]
-fn a_path_that_a_sibling_needs_stays_when_one_worker_removes_it() {
+fn path_in_use_by_a_sibling_is_not_unlinked() {
     let ((_folder, path), gate) = (address::unix(), Gate::new());
     let mut command = gate.script(UNLINKS, address::tcp());
     command.push(path.to_str().expect("UTF-8").to_owned());
@@ -364,7 +332,7 @@ fn a_path_that_a_sibling_needs_stays_when_one_worker_removes_it() {
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Asks whether somebody answers at its path, as servers do that must not take another one's, and binds if not.
+/// Checks whether another instance answers at its path, as servers do that must not take another one's, and binds if not.
 const PROBES: &str = "
 probe = socket.socket(socket.AF_UNIX)
 outcome = attempt(lambda: probe.connect(sys.argv[2]))
@@ -408,7 +376,7 @@ fn is_not_answered_by_the_queue_of_its_predecessor(user: Option<u32>, unlinks: b
 }
 
 #[test]
-fn a_program_that_asks_whether_its_path_is_served_is_not_answered_by_the_queue_of_its_predecessor() {
+fn probe_of_a_path_is_refused_while_only_a_crashed_workers_queue_is_there() {
     for unlinks in [false, true] {
         is_not_answered_by_the_queue_of_its_predecessor(None, unlinks);
         if process::is_root() {
@@ -418,7 +386,7 @@ fn a_program_that_asks_whether_its_path_is_served_is_not_answered_by_the_queue_o
 }
 
 #[test]
-fn an_ordinary_users_workers_lose_nothing_in_reloads_and_crashes_without_ebpf() {
+fn reloads_and_crashes_without_privileges_lose_no_request() {
     let address = address::tcp();
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -436,7 +404,7 @@ serve(made)";
     }
     pass(&supervisor, &clients, 50);
     nothing_is_lost(clients);
-    // Those who wait when all workers are killed are served by the replacements.
+    // Connections queued when all workers are killed are served by the replacements.
     let victims = supervisor.await_workers(2);
     victims.iter().for_each(|pid| process::freeze(*pid));
     let waiting = waiting_clients(address, 20);

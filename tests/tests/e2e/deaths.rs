@@ -1,4 +1,4 @@
-//! What the log says of each end of a worker.
+//! The log lines of exits.
 
 use std::process::{Command, Stdio};
 
@@ -6,7 +6,7 @@ use master_process_tests::{Supervisor, fixtures, process};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// The JSON line that says the end of a worker.
+/// The JSON line of an exit.
 fn exit_line(supervisor: &Supervisor, words: &str) -> Value {
     supervisor.until(&format!("a line says {words:?}"), || {
         let lines = supervisor.log();
@@ -29,7 +29,7 @@ fn field<'a>(line: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn an_exit_says_its_code_what_was_used_and_what_follows() {
+fn exit_line_has_code_usage_and_next_step() {
     for code in [0, 3] {
         // A third of a second of CPU, and 40 MB: more than the supervisor itself ever has.
         let text = format!(
@@ -50,7 +50,7 @@ fn an_exit_says_its_code_what_was_used_and_what_follows() {
 }
 
 #[test]
-fn a_crash_says_its_signal_and_whether_there_is_a_core_dump() {
+fn crash_line_has_signal_and_core_dump() {
     let supervisor = started(&["--ready", "none"], &fixtures::shell("ulimit -c 0; kill -SEGV $$; sleep 1"));
     let line = exit_line(&supervisor, "killed by SIGSEGV");
     assert_eq!(field(&line, "signal"), libc_segv());
@@ -63,7 +63,7 @@ fn libc_segv() -> i32 {
 }
 
 #[test]
-fn a_stop_by_the_supervisor_is_no_death_and_names_no_killer() {
+fn stop_line_names_no_sender() {
     let supervisor = started(&["--ready", "none"], &fixtures::idle());
     let worker = *supervisor.await_workers(1).first().expect("one");
     assert_eq!(supervisor.stop(), 0);
@@ -74,7 +74,7 @@ fn a_stop_by_the_supervisor_is_no_death_and_names_no_killer() {
 }
 
 #[test]
-fn a_kill_time_out_is_said_before_the_end_that_it_leads_to() {
+fn kill_timeout_is_logged_before_the_exit() {
     let supervisor = started(&["--kill-timeout", "200ms"], &fixtures::worker(&["term=ignore", "notify"]));
     supervisor.await_events(1, "ready");
     assert_eq!(supervisor.stop(), 0);
@@ -87,13 +87,13 @@ fn a_kill_time_out_is_said_before_the_end_that_it_leads_to() {
 }
 
 #[test]
-fn who_killed_a_worker_is_named_where_the_kernel_tells() {
+fn sender_of_a_fatal_signal_is_logged_with_ebpf() {
     if !process::is_root() {
-        master_process_tests::skip!("who_killed_a_worker_is_named_where_the_kernel_tells", "not root");
+        master_process_tests::skip!("not root");
     }
     let supervisor = started(&["--monitor", "ebpf", "--ready", "none"], &fixtures::idle());
     let worker = *supervisor.await_workers(1).first().expect("one");
-    // The shell's own kill, and the shell says who it is.
+    // The shell's own kill, and the shell prints its pid.
     let shell = Command::new("sh")
         .args(["-c", &format!("echo $$; kill -9 {worker}")])
         .stdout(Stdio::piped())
@@ -117,7 +117,7 @@ echo 64M > $cgroup/memory.max && echo $$ > $cgroup/cgroup.procs && exec \"$@\"";
 
 #[test]
 #[ignore = "takes root and a cgroup v2 with a memory controller, as a virtual machine has"]
-fn a_worker_that_the_kernel_kills_for_want_of_memory_says_so() {
+fn oom_kill_is_logged() {
     let text = "import time\nx = []\nwhile True:\n    x.append(b'x' * (1 << 20)); time.sleep(0.002)";
     let supervisor = Supervisor::builder()
         .wrap(["sh", "-c", CONFINED, "sh"])
@@ -130,9 +130,9 @@ fn a_worker_that_the_kernel_kills_for_want_of_memory_says_so() {
 }
 
 #[test]
-fn a_killers_name_makes_no_line_of_its_own() {
+fn senders_name_cannot_add_log_lines() {
     if !process::is_root() {
-        master_process_tests::skip!("a_killers_name_makes_no_line_of_its_own", "not root");
+        master_process_tests::skip!("not root");
     }
     let text = "
 import ctypes, os, time
@@ -146,7 +146,7 @@ time.sleep(1000)
             .args(["--monitor", "ebpf", "--ready", "none", "--log-format", format])
             .command([fixtures::python(), "-c".to_owned(), text.to_owned()])
             .spawn();
-        let line = supervisor.until("a killer is named", || {
+        let line = supervisor.until("the sender is logged", || {
             supervisor.log().into_iter().find(|line| line.contains("killed by SIGKILL from"))
         });
         assert!(line.contains("from x\\n<3>\\u{1b}[2Jforged (pid "), "{line}");

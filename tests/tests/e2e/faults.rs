@@ -10,7 +10,7 @@ use master_process_tests::{Supervisor, address, always, fixtures, process};
 use rustix::process::Signal;
 
 #[test]
-fn fault_01_a_worker_that_fails_on_term_does_not_cut_the_others_short() {
+fn fault_01_failure_on_term_does_not_shorten_the_stop_of_others() {
     let words = ["index=0:term=exit:3", "index=1:term=clean:0.8:0", "index=2:term=clean:0.8:0"];
     let supervisor = Supervisor::start(&["-w", "3", "--kill-timeout", "20s"], fixtures::worker(&words));
     supervisor.await_events(3, "ready");
@@ -89,13 +89,12 @@ fn fault_06_a_working_directory_removed_by_a_deploy_does_no_harm() {
     let app = scratch.path().join("app");
     fs::create_dir(&app).expect("the folder is new");
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let options = ["--chdir", app.to_str().expect("UTF-8"), "--throttle", "50ms", "--throttle-max", "50ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&options, fixtures::listening(address, &[]));
     let old = supervisor.await_events(1, "ready")[0].pid;
     fs::remove_dir(&app).expect("it is empty");
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("the failure is told", || {
+    supervisor.eventually("the failure is logged", || {
         supervisor.log().iter().any(|line| line.contains(app.to_str().expect("UTF-8")))
     });
     assert_eq!(load::who(address), Some(old), "the old one serves on");
@@ -107,7 +106,7 @@ fn fault_06_a_working_directory_removed_by_a_deploy_does_no_harm() {
 }
 
 #[test]
-fn fault_06_the_supervisors_own_working_directory_may_go() {
+fn fault_06_removed_working_directory_of_the_supervisor_does_no_harm() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let app = scratch.path().join("app");
     fs::create_dir(&app).expect("the folder is new");
@@ -122,8 +121,7 @@ fn fault_06_the_supervisors_own_working_directory_may_go() {
 fn fault_07_int_leaves_no_socket_file_behind() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
-    let listen = format!("listen={}", path.display());
-    let supervisor = Supervisor::start(&[], fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&[], fixtures::listening(path.display(), &[]));
     supervisor.await_events(1, "ready");
     supervisor.signal(Signal::INT);
     assert_eq!(supervisor.wait_exit(Duration::from_secs(20)).code(), Some(0));
@@ -146,9 +144,8 @@ fn fault_09_only_a_dead_socket_is_removed_from_the_path() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
     fs::write(&path, "precious").expect("the folder is ours");
-    let listen = format!("listen={}", path.display());
     let options = ["--throttle", "200ms", "--throttle-max", "200ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&options, fixtures::listening(path.display(), &[]));
     supervisor.await_events(2, "started");
     supervisor.eventually("the log names the file", || {
         supervisor.log().iter().any(|line| line.contains("app.sock"))
@@ -159,7 +156,7 @@ fn fault_09_only_a_dead_socket_is_removed_from_the_path() {
 }
 
 #[test]
-fn fault_12_a_program_changed_on_disk_cuts_nobody_off() {
+fn fault_12_program_changed_on_disk_loses_no_request() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let program = scratch.path().join("app.py");
     fs::copy(fixtures::folder().join("worker.py"), &program).expect("the folder is ours");
@@ -168,7 +165,7 @@ fn fault_12_a_program_changed_on_disk_cuts_nobody_off() {
     let command =
         [fixtures::python(), program.to_str().expect("UTF-8").to_owned(), listen, "term=clean:0.3:0".into()];
     let supervisor = Supervisor::start(&["-w", "2", "--throttle", "50ms"], command);
-    let before: Vec<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    let before: Vec<i32> = supervisor.await_ready(2).into_iter().collect();
     fs::write(scratch.path().join("package.json"), r#"{"version": "2.0.0"}"#).expect("the folder is ours");
     let text = fs::read_to_string(&program).expect("it is there");
     fs::write(&program, text + "# version 2\n").expect("the folder is ours");
@@ -188,7 +185,7 @@ fn fault_12_a_program_changed_on_disk_cuts_nobody_off() {
 /// For programs that finish what they have accepted. What one that does not may lose while all share one socket is
 /// bounded in `reload.rs`.
 #[test]
-fn fault_13_without_downtime_also_while_old_and_new_overlap() {
+fn fault_13_no_downtime_while_old_and_new_overlap() {
     let address = address::tcp();
     let listen = format!("listen={address}");
     let words = [listen.as_str(), "from=1:delay=0.3", "term=clean:0.5:0"];

@@ -4,7 +4,8 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use master_process_tests::script::{lines, said, script, started};
+use master_process_tests::gate::Gate;
+use master_process_tests::script::{lines, said, script_with, started};
 use master_process_tests::{Supervisor, TIMEOUT, address, eventually, load, process, scaled};
 use rustix::process::Signal;
 
@@ -15,7 +16,7 @@ const REPLACED_WITHIN: Duration = Duration::from_secs(5);
 /// Listeners of one worker that the supervisor keeps.
 const KEPT: usize = 256;
 
-/// Serves the address that all workers have, and says so.
+/// Serves the address that all workers have, and prints it.
 const SERVE: &str = "
 import threading
 made = bound(HOST, PORT); made.listen(64)
@@ -23,7 +24,7 @@ threading.Thread(target=serve, args=(made,), daemon=True).start()
 say('serves', INDEX, PID)
 ";
 
-/// Tells the supervisor by the sd_notify protocol: a worker that is not ready is starting, and what it binds is shared.
+/// Notifies the supervisor by the sd_notify protocol: a worker that is not ready is starting, and what it binds is shared.
 const NOTIFY: &str = "
 def notify(text):
     name = os.environ['NOTIFY_SOCKET']
@@ -55,12 +56,12 @@ fn is_replaced_in_time(supervisor: &Supervisor, slot: u32) {
 }
 
 #[test]
-fn ten_thousand_binds_and_two_thousand_listeners_that_are_closed_again_leave_no_descriptor() {
+fn closed_binds_and_listeners_leave_no_descriptor() {
     // Not ready until all is done: each of these addresses is one that would be shared.
     let text = format!(
         "{NOTIFY}{SERVE}
 begin = time.monotonic()
-while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+wait()
 for port in range(10000, 20000):
     one = socket.socket(); one.bind((HOST, port)); one.close()
 binds = time.monotonic()
@@ -70,15 +71,13 @@ say('done', time.monotonic() - binds, binds - begin)
 notify(b'READY=1')
 while True: signal.pause()"
     );
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let gate = folder.path().join("gate");
-    let mut command = script(&text, address::tcp());
-    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let gate = Gate::new();
+    let command = gate.script(&text, address::tcp());
     let supervisor = Supervisor::start(&["--ready", "notify"], command);
     supervisor.eventually("it serves", || !served(&supervisor, 0).is_empty());
     supervisor.await_rest();
     let before = process::descriptors(supervisor.pid());
-    std::fs::write(&gate, "").expect("ours");
+    gate.open();
     let mut most = 0;
     supervisor.eventually("it has bound and closed all", || {
         most = most.max(process::descriptors(supervisor.pid()).len());
@@ -96,7 +95,7 @@ while True: signal.pause()"
 }
 
 #[test]
-fn of_four_hundred_listeners_of_one_worker_256_are_kept_and_the_others_work_unshared() {
+fn at_most_256_listeners_of_a_worker_are_shared() {
     const OPENED: u16 = 400;
     let text = format!(
         "{SERVE}
@@ -136,7 +135,7 @@ while True: signal.pause()"
 }
 
 #[test]
-fn a_worker_that_binds_listens_and_closes_in_eight_threads_does_not_delay_its_sibling() {
+fn bind_loop_in_eight_threads_does_not_delay_a_sibling() {
     // Each thread has addresses of its own, new ones at first and later the same again.
     let text = format!(
         "{NOTIFY}{SERVE}
@@ -172,7 +171,7 @@ while True: signal.pause()"
 }
 
 #[test]
-fn a_worker_with_18_000_descriptors_that_binds_in_a_loop_does_not_delay_its_sibling() {
+fn bind_loop_with_18_000_descriptors_does_not_delay_a_sibling() {
     let text = format!(
         "{NOTIFY}{SERVE}
 import resource
@@ -213,7 +212,7 @@ while True: signal.pause()"
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Binds a hundred ports, one worker after the other, and says how many it could not have.
+/// Binds a hundred ports, one worker after the other, and prints how many failed.
 fn a_hundred_ports_are_shared(kind: &str) {
     let text = format!(
         "
@@ -228,24 +227,23 @@ say('lost', INDEX, lost)
 while True: signal.pause()"
     );
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut command = script(&text, address::tcp());
-    command.push(folder.path().join("gate").to_str().expect("UTF-8").to_owned());
+    let command = script_with(&text, address::tcp(), [&folder.path().join("gate")]);
     let supervisor = Supervisor::start(&["-w", "2", "--ready", "none"], command);
     assert_eq!(said(&supervisor, 2), lines(&["lost 0 0", "lost 1 0"]));
 }
 
 #[test]
-fn a_program_with_a_hundred_udp_ports_shares_them_all() {
+fn hundred_udp_ports_are_shared() {
     a_hundred_ports_are_shared("SOCK_DGRAM");
 }
 
 #[test]
-fn a_program_that_binds_a_hundred_tcp_ports_before_it_listens_shares_them_all() {
+fn hundred_tcp_ports_bound_before_listen_are_shared() {
     a_hundred_ports_are_shared("SOCK_STREAM");
 }
 
 #[test]
-fn udp_sockets_of_one_worker_are_kept_up_to_the_same_bound() {
+fn at_most_256_udp_sockets_of_a_worker_are_kept() {
     // Both take one port after the other, so that each of them is shared.
     let text = "
 import resource

@@ -1,4 +1,4 @@
-//! The harness itself, against servers that nobody supervises: what it reports must be true.
+//! The harness itself, against servers without a supervisor: what it reports must be true.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -55,7 +55,7 @@ fn the_client_reads_the_pid_from_nginx() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let address = address::tcp();
     let Some(nginx) = fixtures::nginx(scratch.path(), &address.to_string()) else {
-        master_process_tests::skip!("the_client_reads_the_pid_from_nginx", "nginx is not installed");
+        master_process_tests::skip!("nginx is not installed");
     };
     let alone = Alone::start(&nginx, &address.to_string());
     eventually(TIMEOUT, "nginx answers", || load::who(address).is_some());
@@ -76,7 +76,7 @@ fn the_client_speaks_to_unix_sockets() {
 }
 
 #[test]
-fn the_client_tells_the_ways_to_fail_apart() {
+fn the_client_distinguishes_failures() {
     let address = address::tcp();
     assert_eq!(load::get(address, "/"), Outcome::Refused);
 

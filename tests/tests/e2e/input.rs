@@ -133,7 +133,7 @@ fn the_short_flag_is_checked_like_the_long_one() {
 }
 
 #[test]
-fn options_of_capabilities_that_are_not_there_are_unknown() {
+fn options_of_later_versions_are_unknown() {
     for flag in ["--name", "--metrics", "--control", "--on-upgrade", "--bogus"] {
         let finished = Supervisor::builder().args([flag, "1"]).command(STARTED).run();
         is_wrong_usage(&finished, &[flag]);
@@ -150,7 +150,7 @@ fn no_command_is_wrong_usage() {
 }
 
 #[test]
-fn help_and_version_are_answers_not_errors() {
+fn help_and_version_exit_with_0() {
     for flag in ["--help", "--version"] {
         let finished = Supervisor::builder().args([flag]).run();
         assert_eq!(finished.code, Some(0), "{finished:?}");
@@ -174,7 +174,7 @@ fn an_empty_variable_is_unset() {
 }
 
 #[test]
-fn a_flag_goes_before_the_prefixed_variable_and_that_before_that_of_the_nodejs_module() {
+fn precedence_is_flag_then_prefixed_then_older_variable() {
     let workers = |flag: Option<&str>, prefixed: &str, ancestor: &str, expected: usize| {
         let builder =
             Supervisor::builder().args(["--ready", "none"]).args(flag.map(|flag| format!("-w{flag}")));
@@ -204,7 +204,7 @@ fn repeated_values_in_a_variable_are_separated_by_commas() {
 }
 
 #[test]
-fn a_command_that_is_not_there_is_127() {
+fn missing_command_is_exit_code_127() {
     // A search path of folders that may all be read: one that may not makes "not found" uncertain, also to env(1).
     for command in ["no-such-command-anywhere", "/no/such/folder/app", "./no-such-file"] {
         let finished = Supervisor::builder().env("PATH", "/usr/bin:/bin").command([command]).run();
@@ -214,7 +214,7 @@ fn a_command_that_is_not_there_is_127() {
 }
 
 #[test]
-fn a_command_that_cannot_be_executed_is_126() {
+fn command_that_cannot_be_executed_is_exit_code_126() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let plain = folder.path().join("plain");
     fs::write(&plain, "#!/bin/sh\necho started\n").expect("the folder is ours");
@@ -231,7 +231,7 @@ fn a_command_that_cannot_be_executed_is_126() {
 }
 
 #[test]
-fn a_command_that_goes_away_later_ends_nothing() {
+fn command_removed_later_is_retried() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let program = folder.path().join("app");
     let install = || {
@@ -243,7 +243,7 @@ fn a_command_that_goes_away_later_ends_nothing() {
     let first = supervisor.await_workers(1);
     fs::remove_file(&program).expect("it is there");
     first.iter().for_each(|pid| master_process_tests::process::signal(*pid, Signal::KILL));
-    supervisor.eventually("the failure is told", || {
+    supervisor.eventually("the failure is logged", || {
         supervisor.log().iter().filter(|line| line.contains(program.to_str().expect("UTF-8"))).count() >= 2
     });
     install();
@@ -252,7 +252,7 @@ fn a_command_that_goes_away_later_ends_nothing() {
 }
 
 #[test]
-fn a_listen_port_in_use_is_fatal_and_named() {
+fn listen_port_in_use_is_fatal_and_named() {
     let address = address::tcp();
     let _holder = TcpListener::bind(address).expect("the address is this test's own");
     let finished = Supervisor::builder().args(["--listen", &address.to_string()]).command(STARTED).run();
@@ -262,7 +262,7 @@ fn a_listen_port_in_use_is_fatal_and_named() {
 }
 
 #[test]
-fn a_regular_file_at_a_listen_path_is_fatal_and_left_alone() {
+fn regular_file_at_a_listen_path_is_fatal_and_kept() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
     fs::write(&path, "precious").expect("the folder is ours");
@@ -275,7 +275,7 @@ fn a_regular_file_at_a_listen_path_is_fatal_and_left_alone() {
 }
 
 #[test]
-fn a_live_server_at_a_listen_path_is_fatal_and_left_alone() {
+fn live_server_at_a_listen_path_is_fatal_and_kept() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
     let live = UnixListener::bind(&path).expect("the folder is ours");
@@ -290,7 +290,7 @@ fn a_live_server_at_a_listen_path_is_fatal_and_left_alone() {
 #[test]
 fn an_ordinary_user_cannot_run_workers_as_another() {
     if !master_process_tests::process::is_root() {
-        skip!("an_ordinary_user_cannot_run_workers_as_another", "to become an ordinary user takes root");
+        skip!("to become an ordinary user takes root");
     }
     let ordinary = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let finished = Supervisor::builder().wrap(ordinary).args(["--user", "root"]).command(STARTED).run();
@@ -300,7 +300,7 @@ fn an_ordinary_user_cannot_run_workers_as_another() {
 }
 
 #[test]
-fn give_up_ends_with_70() {
+fn give_up_exits_with_70() {
     let options = ["-w", "2", "--give-up", "3/10s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let finished = Supervisor::builder().args(options).command(fixtures::shell("echo started; exit 1")).run();
     assert_eq!(finished.code, Some(70), "{finished:?}");
@@ -309,7 +309,7 @@ fn give_up_ends_with_70() {
 }
 
 #[test]
-fn giving_up_stops_the_workers_that_are_well() {
+fn give_up_stops_the_healthy_workers() {
     let options = ["-w", "2", "--give-up", "3/20s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let words = ["index=0:exit=1", "term=clean:0.3:0"];
     let supervisor = Supervisor::start(&options, fixtures::worker(&words));
@@ -319,7 +319,7 @@ fn giving_up_stops_the_workers_that_are_well() {
 }
 
 #[test]
-fn deaths_far_apart_do_not_give_up() {
+fn early_exits_outside_of_the_window_do_not_give_up() {
     // Three deaths within half a second would; at one each 400 ms there are never more than two.
     let options = ["--give-up", "3/500ms", "--throttle", "400ms", "--throttle-max", "400ms"];
     let supervisor = Supervisor::start(&options, fixtures::shell("echo started; exit 1"));

@@ -11,7 +11,7 @@ use std::time::Duration;
 use master_process_tests::load;
 use master_process_tests::supervisor::await_gone;
 use master_process_tests::traffic::{all_answer, nothing_is_lost, pass};
-use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, process, scaled, skip};
+use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, needs_root, process, scaled};
 use rustix::process::Signal;
 
 /// Workers that count as ready at once and never do anything.
@@ -24,7 +24,7 @@ fn only(workers: &BTreeSet<i32>) -> i32 {
     *workers.first().expect("just counted")
 }
 
-/// The one idle worker; not a tool that the supervisor asks for an account.
+/// The one idle worker; not a tool that resolves an account for the supervisor.
 fn await_idle(supervisor: &Supervisor) -> i32 {
     supervisor.until("the worker runs", || {
         let sleeps = |pid: &i32| process::executable(*pid).is_some_and(|file| file.ends_with("sleep"));
@@ -41,8 +41,8 @@ fn every_worker_leads_a_process_group_of_its_own() {
 }
 
 #[test]
-fn a_worker_has_no_descriptor_but_the_standard_three() {
-    // One that somebody left open for the supervisor is not the workers' either.
+fn worker_inherits_only_the_standard_descriptors() {
+    // One that was left open for the supervisor is not the workers' either.
     let leak = ["sh", "-c", "exec 9</etc/passwd; exec \"$@\"", "sh"];
     let builder = Supervisor::builder().wrap(leak).args(["-w", "3", "--ready", "none"]);
     let supervisor = builder.command(fixtures::idle()).spawn();
@@ -60,7 +60,7 @@ fn a_worker_has_no_descriptor_but_the_standard_three() {
 }
 
 #[test]
-fn stdin_is_dev_null_and_stdout_and_stderr_are_the_supervisors() {
+fn stdin_is_dev_null_and_output_is_the_supervisors() {
     let supervisor = idle(&[]);
     let worker = process::descriptors(only(&supervisor.await_workers(1)));
     let own = process::descriptors(supervisor.pid());
@@ -69,7 +69,7 @@ fn stdin_is_dev_null_and_stdout_and_stderr_are_the_supervisors() {
 }
 
 #[test]
-fn stdin_null_holds_also_when_the_supervisor_has_another() {
+fn stdin_null_ignores_the_supervisors_stdin() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("input");
     fs::write(&file, "words").expect("the folder is ours");
@@ -85,7 +85,7 @@ fn stdin_null_holds_also_when_the_supervisor_has_another() {
 }
 
 #[test]
-fn signals_are_at_their_default_and_unblocked() {
+fn signals_are_default_and_unblocked() {
     // Whoever starts the supervisor may have blocked and ignored what it likes.
     let hostile = "import os, signal, sys\n\
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, signal.SIGCHLD, signal.SIGTERM, signal.SIGRTMIN])\n\
@@ -129,7 +129,7 @@ fn workers_that_listen_die_with_a_supervisor_that_is_killed() {
 }
 
 #[test]
-fn the_limit_of_open_files_is_what_the_supervisor_was_given() {
+fn open_files_limit_is_inherited() {
     let builder = Supervisor::builder().wrap(["prlimit", "--nofile=512:4096"]).args(["--ready", "none"]);
     let supervisor = builder.command(fixtures::idle()).spawn();
     let worker = only(&supervisor.await_workers(1));
@@ -139,7 +139,7 @@ fn the_limit_of_open_files_is_what_the_supervisor_was_given() {
 }
 
 #[test]
-fn the_environment_is_the_supervisors_with_its_three_variables() {
+fn environment_is_inherited_with_three_variables_added() {
     let supervisor = Supervisor::builder()
         .args(["-w", "2"])
         .env("GREETING", "hello, world\nand more")
@@ -154,7 +154,7 @@ fn the_environment_is_the_supervisors_with_its_three_variables() {
 }
 
 #[test]
-fn bytes_that_are_no_text_reach_the_worker_as_they_are() {
+fn arguments_that_are_not_utf8_are_passed_unchanged() {
     let bytes = OsStr::from_bytes(b"\xff\xfe caf\xe9");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let program = folder.path().join(bytes);
@@ -170,7 +170,7 @@ fn bytes_that_are_no_text_reach_the_worker_as_they_are() {
 }
 
 #[test]
-fn what_an_outer_service_manager_said_never_leaks() {
+fn variables_of_the_service_manager_are_not_inherited() {
     let outer = [
         ("NOTIFY_SOCKET", "/outer/notify"),
         ("LISTEN_PID", "1"),
@@ -213,7 +213,7 @@ fn no_grandchild_outlives_a_worker() {
 }
 
 #[test]
-fn orphans_handed_to_the_supervisor_are_reaped() {
+fn adopted_processes_are_reaped() {
     let supervisor = Supervisor::start(&[], fixtures::worker(&["orphan=0.4"]));
     let orphan = supervisor.await_event("there is an orphan", |event| event.name == "orphan").pid;
     supervisor.eventually("it is the supervisor's child", || {
@@ -227,10 +227,8 @@ fn orphans_handed_to_the_supervisor_are_reaped() {
 }
 
 #[test]
-fn user_group_umask_and_folder_are_the_workers() {
-    if !process::is_root() {
-        skip!("user_group_umask_and_folder_are_the_workers", "to become another user takes root");
-    }
+fn user_group_umask_and_directory_apply_to_workers() {
+    needs_root!();
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let path = folder.path().to_str().expect("UTF-8");
@@ -245,17 +243,15 @@ fn user_group_umask_and_folder_are_the_workers() {
     assert!(!groups.split_whitespace().any(|group| group == "0"), "root's groups are kept: {groups}");
     let cwd = fs::read_link(format!("/proc/{worker}/cwd")).expect("it runs");
     assert_eq!(cwd, folder.path().canonicalize().expect("it exists"));
-    assert_eq!(process::status(supervisor.pid(), "Uid"), Some(all("0")), "the supervisor stays who it is");
+    assert_eq!(process::status(supervisor.pid(), "Uid"), Some(all("0")), "the supervisor keeps its user");
     // PDEATHSIG is cleared by a change of user that comes after it.
     supervisor.signal(Signal::KILL);
     await_gone(worker);
 }
 
 #[test]
-fn a_user_alone_brings_its_own_group() {
-    if !process::is_root() {
-        skip!("a_user_alone_brings_its_own_group", "to become another user takes root");
-    }
+fn user_without_group_has_its_own_group() {
+    needs_root!();
     let supervisor = idle(&["--user", "nobody"]);
     let worker = await_idle(&supervisor);
     let gid = process::status(worker, "Gid").expect("it runs");
@@ -263,13 +259,8 @@ fn a_user_alone_brings_its_own_group() {
 }
 
 #[test]
-fn workers_as_an_ordinary_user_get_a_privileged_port_by_listen_and_by_nothing_else() {
-    if !process::is_root() {
-        skip!(
-            "workers_as_an_ordinary_user_get_a_privileged_port_by_listen_and_by_nothing_else",
-            "to become another user takes root"
-        );
-    }
+fn unprivileged_workers_get_a_privileged_port_by_listen_only() {
+    needs_root!();
     let mut address = master_process_tests::address::tcp();
     address.set_port(80);
     let listen = format!("listen={address}");
@@ -300,7 +291,7 @@ fn workers_as_an_ordinary_user_get_a_privileged_port_by_listen_and_by_nothing_el
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// A folder per version, each with a program that says its version and waits, and `current` as a link to one of them.
+/// A folder per version, each with a program that prints its version and waits, and `current` as a link to one of them.
 fn deploy(scratch: &Path, version: &str) {
     let folder = scratch.join(version);
     fs::create_dir(&folder).expect("a new version");
@@ -314,7 +305,7 @@ fn deploy(scratch: &Path, version: &str) {
 }
 
 #[test]
-fn a_current_link_is_followed_at_each_reload() {
+fn chdir_symlink_is_resolved_at_each_reload() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     deploy(scratch.path(), "one");
     let current = scratch.path().join("current");
@@ -367,7 +358,7 @@ fn consecutive_early_deaths_double_the_delay_up_to_the_maximum() {
 }
 
 #[test]
-fn a_death_is_told_in_one_line_with_its_reason() {
+fn exit_is_logged_in_one_line_with_its_reason() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let flag = folder.path().join("die");
     fs::write(&flag, "").expect("the folder is ours");
@@ -378,14 +369,14 @@ fn a_death_is_told_in_one_line_with_its_reason() {
     let told = |pid: i32, reason: &str| {
         !supervisor.logged(&[&format!("pid {pid}"), reason, "restarting"]).is_empty()
     };
-    supervisor.eventually("the exit is told", || told(first, "exited with code 1"));
+    supervisor.eventually("the exit is logged", || told(first, "exited with code 1"));
     let second = supervisor.await_events(2, "started")[1].pid;
     process::signal(second, Signal::KILL);
-    supervisor.eventually("the kill is told", || told(second, "sigkill"));
+    supervisor.eventually("the kill is logged", || told(second, "sigkill"));
 }
 
 #[test]
-fn a_killed_supervisors_own_name_is_not_needed_to_restart() {
+fn two_supervisors_of_one_command_do_not_affect_each_other() {
     // Two supervisors of one command side by side do not know each other.
     let (one, two) = (idle(&["-w", "2"]), idle(&["-w", "2"]));
     let others = two.await_workers(2);

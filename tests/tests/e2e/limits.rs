@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use master_process_tests::load::{Connections, Load};
 use master_process_tests::profile::{launcher, ordinary_user};
-use master_process_tests::script::script;
+use master_process_tests::script::{script, script_with};
 use master_process_tests::{Supervisor, address, always, eventually, fixtures, process, scaled};
 use rustix::process::Signal;
 
@@ -78,7 +78,7 @@ fn a_worker_over_its_cpu_limit_is_replaced_and_its_successor_is_ready_first() {
 }
 
 #[test]
-fn a_limit_that_does_not_fit_is_named_and_its_replacements_become_rare() {
+fn pause_between_replacements_doubles_for_a_limit_that_does_not_fit() {
     for source in SOURCES {
         let supervisor =
             watched(source, &["--max-memory", "60MiB"], "x = memory(80); notify('READY=1'); rest()");
@@ -94,7 +94,7 @@ fn a_limit_that_does_not_fit_is_named_and_its_replacements_become_rare() {
 }
 
 #[test]
-fn a_leak_is_replaced_under_load_and_no_request_is_lost() {
+fn leaking_worker_is_replaced_under_load_without_a_lost_request() {
     for source in SOURCES {
         let text = "
 kept = []
@@ -121,7 +121,7 @@ serve(listener)
 }
 
 #[test]
-fn a_worker_that_grows_and_shrinks_again_is_left_alone() {
+fn worker_that_shrinks_again_is_not_replaced() {
     for source in SOURCES {
         let text = "
 notify('READY=1')
@@ -194,7 +194,7 @@ rest()
 
         let supervisor = watched(source, &["--max-memory", "70MiB", "--account", "worker"], text);
         supervisor.eventually("it has grown", || supervisor.output().contains(&"grown".to_owned()));
-        always(Duration::from_secs(2), "nobody is blamed", || {
+        always(Duration::from_secs(2), "no worker exceeds a limit", || {
             supervisor.logged(&["exceeded --max-memory ("]).is_empty()
         });
         assert_eq!(supervisor.stop(), 0);
@@ -202,7 +202,7 @@ rest()
 }
 
 #[test]
-fn the_first_usr2_pauses_the_limits_and_the_second_lets_them_hold_again() {
+fn usr2_pauses_and_resumes_the_limits() {
     for source in SOURCES {
         let supervisor = watched(
             source,
@@ -223,7 +223,7 @@ fn the_first_usr2_pauses_the_limits_and_the_second_lets_them_hold_again() {
 }
 
 #[test]
-fn usr2_reaches_the_workers_that_handle_it_and_those_that_do_not_are_named() {
+fn usr2_is_passed_to_workers_with_a_handler_only() {
     let text = "
 if INDEX == '0':
     signal.signal(signal.SIGUSR2, lambda *_: say('usr2', INDEX))
@@ -262,8 +262,7 @@ rest()
 ";
         let folder = tempfile::tempdir().expect("a temporary folder");
         let marker = folder.path().join("resume");
-        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
-        command.push(marker.display().to_string());
+        let command = script_with(&format!("{TOOLS}{text}"), address::tcp(), [&marker]);
         let supervisor = fast(source, &["--max-memory", "60MiB"], command);
         await_log(&supervisor, &["paused its resource limits"]);
         supervisor.eventually("it has grown", || supervisor.output().contains(&"grown".to_owned()));
@@ -278,7 +277,7 @@ rest()
 }
 
 #[test]
-fn a_worker_is_warned_once_each_time_it_passes_eighty_percent_of_its_memory_limit() {
+fn warning_signal_is_sent_once_each_time_memory_passes_80_percent() {
     for source in SOURCES {
         let text = "
 signal.signal(signal.SIGUSR1, lambda *_: say('warned'))
@@ -306,7 +305,7 @@ rest()
 }
 
 #[test]
-fn a_warning_ends_no_worker_that_has_no_handler_for_it() {
+fn warning_signal_is_not_sent_without_a_handler() {
     let options = ["--max-memory", "110MiB", "--memory-high-signal", "USR1"];
     let supervisor = watched("procfs", &options, "notify('READY=1'); x = memory(80); rest()");
     let worker = supervisor.await_workers(1);
@@ -316,10 +315,10 @@ fn a_warning_ends_no_worker_that_has_no_handler_for_it() {
 }
 
 #[test]
-fn with_monitoring_off_nobody_is_measured() {
+fn monitor_off_measures_no_worker() {
     let supervisor = watched("off", &["--max-memory", "60MiB"], "x = memory(80); notify('READY=1'); rest()");
     await_log(&supervisor, &[": notified"]);
-    always(Duration::from_secs(2), "nobody is blamed", || {
+    always(Duration::from_secs(2), "no worker exceeds a limit", || {
         supervisor.logged(&["exceeded --max-memory ("]).is_empty()
     });
     assert_eq!(supervisor.logged(&["monitor: "]), Vec::<String>::new());
@@ -327,7 +326,7 @@ fn with_monitoring_off_nobody_is_measured() {
 }
 
 #[test]
-fn a_worker_with_more_descendants_than_files_can_be_open_is_measured_and_keeps_nobody_from_starting() {
+fn more_descendants_than_descriptors_are_measured_and_block_no_start() {
     let text = "
 for i in range(100):
     if os.fork() == 0:
@@ -358,7 +357,7 @@ rest()
 }
 
 #[test]
-fn usr2_names_a_few_of_many_workers_that_do_not_handle_it() {
+fn usr2_warning_lists_a_few_of_many_workers() {
     let supervisor = fast("off", &["-w", "10", "--ready", "none"], fixtures::idle());
     supervisor.await_workers(10);
     supervisor.signal(Signal::USR2);
@@ -380,7 +379,7 @@ fn resident_mib(root: i32) -> u64 {
 }
 
 #[test]
-fn memory_that_a_workers_processes_share_counts_once_and_a_leak_of_one_of_them_counts() {
+fn shared_memory_within_a_worker_counts_once() {
     for source in SOURCES {
         let text = "
 x = memory(40)
@@ -395,8 +394,7 @@ rest()
 ";
         let folder = tempfile::tempdir().expect("a temporary folder");
         let marker = folder.path().join("leak");
-        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
-        command.push(marker.display().to_string());
+        let command = script_with(&format!("{TOOLS}{text}"), address::tcp(), [&marker]);
         let supervisor = fast(source, &["--max-memory", "200MiB"], command);
         await_log(&supervisor, &[": notified"]);
         let worker = supervisor.workers();
@@ -411,9 +409,9 @@ rest()
 }
 
 #[test]
-fn memory_that_workers_share_with_each_other_is_not_that_of_each() {
+fn memory_shared_between_workers_is_divided() {
     for source in SOURCES {
-        // Who is ready before all have mapped it would have it for itself.
+        // A worker that is ready before all have mapped it would have it alone.
         let text = "
 import mmap
 with open(sys.argv[2], 'r+b') as file:
@@ -428,8 +426,7 @@ rest()
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("shared");
         std::fs::write(&file, vec![1u8; 120 << 20]).expect("the folder is ours");
-        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
-        command.push(file.display().to_string());
+        let command = script_with(&format!("{TOOLS}{text}"), address::tcp(), [&file]);
         let options = ["-w", "4", "--max-memory", "90MiB", "--account", "worker"];
         let supervisor = fast(source, &options, command);
         supervisor.eventually("all are ready", || supervisor.logged(&[": notified"]).len() == 4);
@@ -442,8 +439,8 @@ rest()
 }
 
 #[test]
-fn where_the_pss_may_not_be_read_what_is_resident_decides_and_the_line_says_so() {
-    // Nobody without privileges may look into a process that cannot be dumped.
+fn resident_memory_decides_where_pss_cannot_be_read() {
+    // No process without privileges may inspect one that cannot be dumped.
     let text = "
 import ctypes
 PR_SET_DUMPABLE = 4
@@ -466,7 +463,7 @@ rest()
 }
 
 #[test]
-fn as_many_workers_at_a_time_are_replaced_for_a_limit_as_in_a_reload() {
+fn replacements_for_limits_are_bounded_by_reload_batch() {
     for source in SOURCES {
         // The first worker of each slot is too large.
         let text = "
@@ -486,8 +483,8 @@ notify('READY=1')
 rest()
 ";
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut command = script(&format!("{TOOLS}{text}"), address::tcp());
-        command.push(folder.path().join("started").display().to_string());
+        let command =
+            script_with(&format!("{TOOLS}{text}"), address::tcp(), [&folder.path().join("started")]);
         let options = ["-w", "3", "--max-memory", "60MiB", "--reload-batch", "1", "--throttle", "300ms"];
         let supervisor = fast(source, &options, command);
         supervisor.eventually("all are replaced", || replacements(&supervisor) == 3);

@@ -98,7 +98,7 @@ fn without_sockets_there_are_no_listen_variables() {
     }
 }
 
-/// Plays the service manager: opens sockets from descriptor 3 on, says so, and becomes the supervisor.
+/// Plays the service manager: opens sockets from descriptor 3 on, announces them, and becomes the supervisor.
 const ACTIVATE: &str = "
 import fcntl, os, socket, sys
 names, addresses, command = sys.argv[1], sys.argv[2].split(','), sys.argv[3:]
@@ -133,7 +133,7 @@ fn activated(names: &str, addresses: &str, words: &[&str]) -> Supervisor {
 fn sockets_from_the_service_manager_are_passed_on() {
     let address = address::tcp();
     let supervisor = activated("front", &address.to_string(), &["env", "accept=3", "notify"]);
-    let ready: BTreeSet<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    let ready: BTreeSet<i32> = supervisor.await_ready(2);
     let environment = supervisor.await_environment(|_| true);
     assert_eq!(environment["LISTEN_FDS"], "1");
     assert_eq!(environment["LISTEN_FDNAMES"], "front");
@@ -146,7 +146,7 @@ fn sockets_from_the_service_manager_are_passed_on() {
 }
 
 #[test]
-fn a_unix_socket_of_the_service_manager_stays_when_the_supervisor_leaves() {
+fn unix_socket_of_the_service_manager_stays_after_the_end() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("activated.sock");
     let tcp = address::tcp();
@@ -161,15 +161,15 @@ fn a_unix_socket_of_the_service_manager_stays_when_the_supervisor_leaves() {
 }
 
 #[test]
-fn sockets_that_were_meant_for_another_process_are_not_taken() {
-    // LISTEN_PID of somebody else: descriptor 3 is whatever it is, and no socket of ours.
+fn listen_fds_for_another_pid_are_ignored() {
+    // LISTEN_PID of another process: descriptor 3 is whatever it is, and no socket of ours.
     let wrapper = ["sh", "-c", "exec 3</etc/passwd; LISTEN_PID=1 LISTEN_FDS=1 exec \"$@\"", "sh"];
     let supervisor = Supervisor::builder().wrap(wrapper).command(fixtures::worker(&["env"])).spawn();
     let environment = supervisor.await_environment(|_| true);
     assert!(environment["LISTEN_FDS"].is_null(), "{environment}");
 }
 
-/// Says that there are `count` sockets from descriptor 3 on, has a real one there, and `other` on descriptor 4.
+/// Announces `count` sockets from descriptor 3 on, has a real one there, and `other` on descriptor 4.
 fn activated_wrongly(count: &str, other: Option<&str>) -> Vec<String> {
     let text = "
 import fcntl, os, socket, sys
@@ -189,7 +189,7 @@ os.execv(command[0], command)
 }
 
 #[test]
-fn a_count_of_sockets_that_were_not_passed_is_an_error_that_names_the_descriptor() {
+fn wrong_listen_fds_count_is_an_error_that_names_the_descriptor() {
     let cases = [
         // With one too many it was the descriptor that signals are read from.
         ("2", None, "descriptor 4, which is not open"),

@@ -1,12 +1,11 @@
-//! What the supervisor says, and how.
+//! The log: its formats, levels and limits.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use master_process_tests::supervisor::{Builder, binary};
-use master_process_tests::{Supervisor, TIMEOUT, eventually, fixtures, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, eventually, fixtures, needs_root, process, skip};
 use rustix::process::Signal;
 
 /// A short life with a death, a reload and a clean end; gives what was logged.
@@ -24,12 +23,12 @@ fn logged(builder: Builder) -> Vec<String> {
     let log = supervisor.log();
     let told =
         log.iter().filter(|line| line.contains(&victim.to_string()) && line.contains("SIGKILL")).count();
-    assert_eq!(told, 1, "the death is told in one line: {log:?}");
+    assert_eq!(told, 1, "the death is one line: {log:?}");
     log
 }
 
 #[test]
-fn where_no_terminal_is_there_are_no_colours() {
+fn no_colours_without_a_terminal() {
     let log = logged(Supervisor::builder().args(["--log-format", "pretty"]));
     assert!(log.iter().all(|line| !line.contains('\x1b')), "{log:?}");
 }
@@ -51,7 +50,7 @@ fn journald_lines_begin_with_their_priority() {
 }
 
 #[test]
-fn quiet_says_less_and_verbose_says_more() {
+fn quiet_logs_less_and_verbose_logs_more() {
     let normal = logged(Supervisor::builder()).len();
     assert!(logged(Supervisor::builder().args(["-q"])).len() < normal, "-q");
     assert!(logged(Supervisor::builder().args(["-v"])).len() > normal, "-v");
@@ -69,7 +68,7 @@ fn quiet_says_less_and_verbose_says_more() {
 const ONE_PIECE: usize = 4096;
 
 /// The lines of a supervisor whose program vanishes after its first start, each with a path of nearly the longest that
-/// there is, while nobody reads them for a while.
+/// there is, while they are not read for a while.
 fn logged_to_a_slow_reader(format: &str) -> Vec<String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (program, ran) = (folder.path().join("program"), folder.path().join("ran"));
@@ -97,11 +96,22 @@ fn logged_to_a_slow_reader(format: &str) -> Vec<String> {
         .expect("it was built");
     eventually(TIMEOUT, "the program has run", || ran.exists());
     fs::remove_file(&program).expect("ours");
-    // Many times what a pipe holds.
-    std::thread::sleep(Duration::from_secs(1));
-    let mut reader = BufReader::new(supervisor.stderr.take().expect("a pipe"));
-    let mut lines = Vec::new();
     let pid = i32::try_from(supervisor.id()).expect("pids are small");
+    let stderr = supervisor.stderr.take().expect("a pipe");
+    let wakes = || {
+        let text = process::status(pid, "voluntary_ctxt_switches").expect("it runs");
+        text.trim().parse::<u64>().expect("a number")
+    };
+    let mut held = (0, wakes());
+    eventually(TIMEOUT, "the pipe is full, and the supervisor goes on", || {
+        let now = rustix::io::ioctl_fionread(&stderr).expect("a pipe");
+        if now != held.0 {
+            held = (now, wakes());
+        }
+        now > 0 && wakes() > held.1 + 50
+    });
+    let mut reader = BufReader::new(stderr);
+    let mut lines = Vec::new();
     let mut next = |lines: &mut Vec<String>| {
         let mut line = String::new();
         let length = reader.read_line(&mut line).expect("UTF-8");
@@ -117,7 +127,7 @@ fn logged_to_a_slow_reader(format: &str) -> Vec<String> {
 }
 
 #[test]
-fn long_lines_are_shortened_and_whole_for_a_slow_reader_too() {
+fn long_lines_are_shortened_and_complete_for_a_slow_reader() {
     for format in ["json", "journald", "pretty"] {
         let lines = logged_to_a_slow_reader(format);
         assert!(
@@ -140,11 +150,8 @@ fn long_lines_are_shortened_and_whole_for_a_slow_reader_too() {
 }
 
 #[test]
-fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
-    let name = "lines_that_a_full_disk_did_not_take_are_counted_with_the_reason";
-    if !process::is_root() {
-        skip!(name, "to make a small disk takes root");
-    }
+fn lines_lost_on_a_full_disk_are_counted_with_the_reason() {
+    needs_root!();
     let disk = tempfile::tempdir().expect("a temporary folder");
     let folder = disk.path().to_str().expect("UTF-8").to_owned();
     // A disk of a few pages, which goes with the supervisor's mount namespace, with the log on it.
@@ -154,7 +161,7 @@ fn lines_that_a_full_disk_did_not_take_are_counted_with_the_reason() {
         Supervisor::builder().wrap(wrapper).args(["--ready", "none"]).command(fixtures::idle()).spawn();
     let inside = std::path::PathBuf::from(format!("/proc/{}/root{folder}", supervisor.pid()));
     if !inside.join("log").exists() {
-        skip!(name, "no mount namespaces");
+        skip!("no mount namespaces");
     }
     supervisor.await_workers(1);
     let lines = || fs::read_to_string(inside.join("log")).expect("UTF-8");

@@ -1,11 +1,14 @@
 //! End-to-end tests: the real binary, the real kernel, real programs. The name of a test is the requirement.
 
+mod bind_calls;
 mod bypass;
 mod cgroups;
 mod closing;
 mod containers;
+mod daemons;
 mod deaths;
 mod default_limits;
+mod detached_children;
 mod faults;
 mod flood;
 mod harness;
@@ -13,16 +16,19 @@ mod input;
 mod life;
 mod limits;
 mod listen_fds;
+mod listeners;
 mod log;
 mod measuring;
 mod nodejs_module;
 mod notify;
 mod orphans;
 mod pid_one;
-mod pitfalls;
 mod programs;
 mod ready;
+mod ready_addresses;
 mod reload;
+mod reload_failures;
+mod reload_order;
 mod resources;
 mod rights;
 mod searching;

@@ -52,7 +52,7 @@ fn a_worker_cleans_up_before_it_would_be_killed() {
 }
 
 #[test]
-fn a_worker_that_refuses_to_exit_is_killed_after_the_timeout_and_the_end_is_clean() {
+fn worker_that_ignores_term_is_killed_after_the_timeout() {
     let supervisor = server(&tcp(), &[("WORKER_EXIT_DELAY", "never"), ("MAX_KILL_TIMEOUT", "700")]).spawn();
     supervisor.await_events(1, "ready");
     let start = Instant::now();
@@ -141,7 +141,7 @@ fn a_stale_unix_socket_is_removed_at_the_start() {
 #[test]
 fn a_unix_socket_has_mode_664() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    // The Node.js module set it unasked; here the worker's umask holds where nobody says otherwise.
+    // The Node.js module set it unasked; here the worker's umask holds unless an option changes it.
     let supervisor = server(&unix(folder.path()), &[("MASTER_PROCESS_SOCKET_MODE", "664")]).spawn();
     supervisor.await_events(1, "ready");
     let metadata = folder.path().join("server.sock").metadata().expect("the worker listens");
@@ -283,7 +283,7 @@ fn term_waits_for_the_clean_up_of_every_worker() {
 }
 
 #[test]
-fn a_worker_that_refuses_to_exit_is_replaced_on_hup_all_the_same() {
+fn worker_that_ignores_term_is_replaced_on_hup() {
     let supervisor = server(&tcp(), &[("WORKER_EXIT_DELAY", "never"), ("MAX_KILL_TIMEOUT", "500")]).spawn();
     let old = supervisor.await_events(1, "ready")[0].pid;
     let start = Instant::now();

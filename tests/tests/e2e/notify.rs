@@ -1,19 +1,21 @@
-//! The notify socket: who can send to it, what a flood costs, what is left of it.
+//! The notify socket: permissions, floods, and what remains after the end.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use master_process_tests::script::{said, script};
+use master_process_tests::script::{said, script, script_with};
 use master_process_tests::supervisor::{Builder, await_gone};
-use master_process_tests::{Supervisor, TIMEOUT, address, always, eventually, fixtures, process, skip};
+use master_process_tests::{
+    Supervisor, TIMEOUT, address, always, eventually, fixtures, needs_root, process, skip,
+};
 use rustix::process::Signal;
 
 /// A user that no test runs a supervisor or worker as.
-const STRANGER: &str = "12345";
+const OTHER_USER: &str = "12345";
 
-/// A worker that says it is ready when the file of its second argument appears.
+/// A worker that notifies when the file of its second argument appears.
 const NOTIFIES_WHEN_TOLD: &str = "
 gate, name = sys.argv[2], os.environ['NOTIFY_SOCKET']
 while not os.path.exists(gate): time.sleep(0.01)
@@ -40,15 +42,15 @@ while True:
         print('floods', flush=True)";
 
 /// A python program of another user, killed when the test is over.
-struct Stranger(std::process::Child);
+struct OtherUser(std::process::Child);
 
-impl Stranger {
-    fn start(user: &str, text: &str, argument: &str) -> Stranger {
+impl OtherUser {
+    fn start(user: &str, text: &str, argument: &str) -> OtherUser {
         let python = fixtures::python();
         let mut command = Command::new("setpriv");
         command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
         command.args([&python, "-c", text, argument]).stdout(Stdio::piped());
-        Stranger(command.spawn().expect("setpriv is on this machine"))
+        OtherUser(command.spawn().expect("setpriv is on this machine"))
     }
 
     /// Waits for a line of it.
@@ -60,14 +62,14 @@ impl Stranger {
     }
 }
 
-impl Drop for Stranger {
+impl Drop for OtherUser {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What `NOTIFY_SOCKET` says to the workers. A process without it is on its way to be a worker, or was started to look
+/// `NOTIFY_SOCKET` of the workers. A process without it is on its way to be a worker, or was started to look
 /// a user up.
 fn notify_address(supervisor: &Supervisor) -> String {
     let of_process = |pid: i32| {
@@ -77,7 +79,7 @@ fn notify_address(supervisor: &Supervisor) -> String {
     supervisor.until("a worker has a notify socket", || supervisor.workers().into_iter().find_map(of_process))
 }
 
-/// What sending one message to the address gives, as the stranger.
+/// What sending one message to the address gives, as another user.
 fn outcome_for_a_stranger(address: &str) -> String {
     let text = "
 import errno, socket, sys
@@ -87,15 +89,12 @@ try:
     print('sent')
 except OSError as error:
     print(errno.errorcode[error.errno])";
-    Stranger::start(STRANGER, text, address).line()
+    OtherUser::start(OTHER_USER, text, address).line()
 }
 
 #[test]
 fn an_ordinary_user_cannot_send_to_the_notify_socket_of_another() {
-    let name = "an_ordinary_user_cannot_send_to_the_notify_socket_of_another";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+    needs_root!();
     for options in [&["--ready", "none"] as &[&str], &["--ready", "none", "--user", "nobody"]] {
         let supervisor = Supervisor::start(options, fixtures::idle());
         let address = notify_address(&supervisor);
@@ -109,10 +108,8 @@ fn an_ordinary_user_cannot_send_to_the_notify_socket_of_another() {
 }
 
 #[test]
-fn a_worker_of_another_user_is_heard() {
-    if !process::is_root() {
-        skip!("a_worker_of_another_user_is_heard", "to become another user takes root");
-    }
+fn notification_of_a_worker_of_another_user_is_accepted() {
+    needs_root!();
     let supervisor =
         Supervisor::start(&["--user", "nobody", "--ready", "notify"], fixtures::worker(&["notify"]));
     supervisor.reload(1);
@@ -120,9 +117,9 @@ fn a_worker_of_another_user_is_heard() {
 }
 
 #[test]
-fn systemd_notify_of_a_shell_script_is_heard_and_its_barrier_ends() {
+fn systemd_notify_works_with_its_barrier() {
     if Command::new("systemd-notify").arg("--version").output().is_err() {
-        skip!("systemd_notify_of_a_shell_script_is_heard_and_its_barrier_ends", "it is not installed");
+        skip!("it is not installed");
     }
     // By itself it waits until the supervisor has closed the pipe of its BARRIER=1, and fails if that takes 5 s.
     let text = "systemd-notify --ready --status=up && echo heard; exec sleep 1000";
@@ -133,7 +130,7 @@ fn systemd_notify_of_a_shell_script_is_heard_and_its_barrier_ends() {
 }
 
 #[test]
-fn what_a_killed_supervisor_left_is_removed_by_the_next() {
+fn directory_of_a_killed_supervisor_is_removed_by_the_next_one() {
     let base = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let entries = || fs::read_dir(base.path()).expect("there").count();
@@ -157,7 +154,7 @@ fn what_a_killed_supervisor_left_is_removed_by_the_next() {
 }
 
 #[test]
-fn a_start_that_fails_leaves_no_directory() {
+fn failed_start_leaves_no_directory() {
     let base = tempfile::tempdir().expect("a temporary folder");
     let builder = Supervisor::builder().env("RUNTIME_DIRECTORY", base.path());
     assert_eq!(builder.command(["/nonexistent/program"]).run().code, Some(127));
@@ -165,57 +162,50 @@ fn a_start_that_fails_leaves_no_directory() {
 }
 
 /// Floods the notify socket as `user` and lets a worker become ready meanwhile.
-fn a_flood_harms_nobody(builder: Builder, user: &str, is_abstract: bool) {
+fn a_flood_does_no_harm(builder: Builder, user: &str, is_abstract: bool) {
     let gate = tempfile::tempdir_in("/var/tmp").expect("a temporary folder");
     fs::set_permissions(gate.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let gate = gate.path().join("gate");
-    let mut command = script(NOTIFIES_WHEN_TOLD, address::tcp());
-    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let command = script_with(NOTIFIES_WHEN_TOLD, address::tcp(), [&gate]);
     let supervisor = builder.args(["--ready", "notify"]).command(command).spawn();
     let address = notify_address(&supervisor);
     let pid = supervisor.pid();
     let before = process::descriptors(pid).len();
     assert_eq!(address.starts_with('@'), is_abstract, "{address}");
-    let mut strangers: Vec<Stranger> = (0..3).map(|_| Stranger::start(user, FLOOD, &address)).collect();
-    for stranger in &mut strangers {
-        assert_eq!(stranger.line(), "floods");
+    let mut senders: Vec<OtherUser> = (0..3).map(|_| OtherUser::start(user, FLOOD, &address)).collect();
+    for sender in &mut senders {
+        assert_eq!(sender.line(), "floods");
     }
     let bounded = || process::descriptors(pid).len() < before + 5000;
     always(std::time::Duration::from_millis(700), "its descriptors are bounded", bounded);
-    assert!(supervisor.logged(&[": notified"]).is_empty(), "nobody else can say that");
+    assert!(supervisor.logged(&[": notified"]).is_empty(), "only workers can");
     fs::write(&gate, "").expect("ours");
     supervisor.eventually("the worker is heard", || supervisor.logged(&[": notified"]).len() == 1);
     assert!(bounded());
-    drop(strangers);
+    drop(senders);
     eventually(TIMEOUT, "nothing of it stays", || process::descriptors(pid).len() <= before + 1);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn a_flood_by_a_process_of_the_workers_user_costs_neither_descriptors_nor_readiness() {
-    let name = "a_flood_by_a_process_of_the_workers_user_costs_neither_descriptors_nor_readiness";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
-    a_flood_harms_nobody(Supervisor::builder().args(["--user", "nobody"]), "65534", false);
+fn flood_by_the_workers_user_uses_no_descriptors_and_delays_no_readiness() {
+    needs_root!();
+    a_flood_does_no_harm(Supervisor::builder().args(["--user", "nobody"]), "65534", false);
 }
 
 #[test]
-fn where_no_directory_can_be_had_a_flood_by_a_stranger_costs_no_more() {
-    let name = "where_no_directory_can_be_had_a_flood_by_a_stranger_costs_no_more";
-    if !process::is_root() {
-        skip!(name, "a mount namespace of its own takes root");
-    }
+fn flood_on_an_abstract_address_uses_no_descriptors() {
+    needs_root!();
     let text =
         "mount -t tmpfs -o ro none /tmp && exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
     let wrapper = ["unshare", "--mount", "sh", "-c", text, "sh"];
     let builder = Supervisor::builder().wrap(wrapper).env("XDG_RUNTIME_DIR", "").env("RUNTIME_DIRECTORY", "");
-    a_flood_harms_nobody(builder, STRANGER, true);
+    a_flood_does_no_harm(builder, OTHER_USER, true);
 }
 
 #[test]
-fn sockets_that_linger_hold_no_notification_up() {
-    // A connection with unsent data and SO_LINGER: who closes it last waits for the peer, for ten minutes.
+fn lingering_sockets_delay_no_notification() {
+    // A connection with unsent data and SO_LINGER: the last close waits for the peer, for ten minutes.
     let peer = address::tcp();
     let _never_accepts = std::net::TcpListener::bind(peer).expect("the address is this test's own");
     let text = format!(
@@ -253,11 +243,10 @@ while True: signal.pause()",
 }
 
 #[test]
-fn descriptors_are_refused_while_a_close_does_not_end_and_readiness_is_heard() {
-    let name = "descriptors_are_refused_while_a_close_does_not_end_and_readiness_is_heard";
+fn descriptors_are_refused_while_a_close_hangs() {
     let peer = address::tcp();
     let _never_accepts = std::net::TcpListener::bind(peer).expect("the address is this test's own");
-    // The lingering socket is in the queue of another one, where it cannot be told not to linger.
+    // The lingering socket is in the queue of another one, where its linger option cannot be changed.
     let text = format!(
         "
 import array, struct
@@ -291,7 +280,7 @@ while True: signal.pause()",
     );
     let supervisor = Supervisor::start(&["--ready", "notify"], script(&text, address::tcp()));
     match said(&supervisor, 1).pop_first().as_deref() {
-        Some("unknown") => skip!(name, "this kernel has no SO_PASSRIGHTS"),
+        Some("unknown") => skip!("this kernel has no SO_PASSRIGHTS"),
         outcome => assert_eq!(outcome, Some("EPERM")),
     }
     supervisor.eventually("it is heard", || supervisor.logged(&[": notified"]).len() == 1);

@@ -27,7 +27,7 @@ fn look(workers: &BTreeSet<i32>) -> Vec<Stat> {
     workers.iter().map(|pid| process::stat(*pid).expect("it runs")).collect()
 }
 
-/// Waits until each of the workers has answered so many times more.
+/// Waits until each of the workers has answered this many times more.
 fn each_answers(clients: &Load, workers: &[Stat]) {
     let count = |tally: &Tally, worker: &Stat| tally.ok.get(&worker.pid.to_string()).copied().unwrap_or(0);
     let before = clients.tally();
@@ -37,13 +37,13 @@ fn each_answers(clients: &Load, workers: &[Stat]) {
     });
 }
 
-/// SIGKILL, and what is left is nobody's child of ours.
+/// SIGKILL; what is left is not our child.
 fn kill(supervisor: &Supervisor) {
     supervisor.signal(Signal::KILL);
     eventually(TIMEOUT, "the supervisor is gone", || supervisor.exited().is_some());
 }
 
-/// Kills the supervisor of four workers under load, once they have gone through so many reloads.
+/// Kills the supervisor of four workers under load, after this many reloads.
 fn workers_serve_on(command: Vec<String>, reloads: usize) {
     let address = address::tcp();
     let builder = Supervisor::builder().args(["-w", "4", "--orphans", "keep"]).command(command);
@@ -71,34 +71,34 @@ fn workers_serve_on(command: Vec<String>, reloads: usize) {
 }
 
 #[test]
-fn node_servers_that_are_kept_serve_on_without_a_loss() {
+fn kept_node_servers_lose_no_request() {
     workers_serve_on(fixtures::node("plain.js"), 0);
 }
 
 #[test]
-fn python_http_servers_that_are_kept_serve_on_without_a_loss() {
+fn kept_python_servers_lose_no_request() {
     workers_serve_on(fixtures::python_http(), 0);
 }
 
 #[test]
-fn static_go_servers_that_are_kept_serve_on_without_a_loss() {
+fn kept_go_servers_lose_no_request() {
     let Some(command) = fixtures::go_server() else {
-        skip!("static_go_servers_that_are_kept_serve_on_without_a_loss", "go is not installed");
+        skip!("go is not installed");
     };
     workers_serve_on(command, 0);
 }
 
 /// What an earlier generation listened on is not there any more: with it gone, the kernel counts the sockets anew.
 #[test]
-fn workers_that_are_kept_serve_on_without_a_loss_after_reloads() {
+fn kept_workers_lose_no_request_after_reloads() {
     let Some(command) = fixtures::go_server() else {
-        skip!("workers_that_are_kept_serve_on_without_a_loss_after_reloads", "go is not installed");
+        skip!("go is not installed");
     };
     workers_serve_on(command, 1);
 }
 
 #[test]
-fn workers_are_kept_or_killed_as_flag_and_variable_say() {
+fn flag_and_variable_decide_whether_workers_are_kept() {
     const VARIABLE: &str = "MASTER_PROCESS_ORPHANS";
     let builders = [
         (Supervisor::builder(), false),
@@ -110,8 +110,7 @@ fn workers_are_kept_or_killed_as_flag_and_variable_say() {
     for (builder, kept) in builders {
         let what = format!("{builder:?}");
         let address = address::tcp();
-        let listen = format!("listen={address}");
-        let command = fixtures::worker(&[&listen, "term=ignore"]);
+        let command = fixtures::listening(address, &["term=ignore"]);
         let supervisor = builder.args(["-w", "2"]).command(command).spawn();
         supervisor.await_events(2, "ready");
         let workers = look(&supervisor.await_workers(2));

@@ -1,13 +1,14 @@
 //! As the first process of a PID namespace, which is what it is in a container.
 
+use master_process_tests::messages::await_reload_complete;
 use master_process_tests::script::script;
 use master_process_tests::supervisor::Builder;
 use master_process_tests::{Supervisor, address, fixtures, load, process, skip};
 use rustix::process::Signal;
 
-use crate::ready::STARTS_A_DAEMON;
+use crate::ready_addresses::STARTS_A_DAEMON;
 
-/// `None` where no namespace is to be had.
+/// `None` where no namespace can be made.
 fn contained() -> Option<Builder> {
     let unshare = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let possible = std::process::Command::new(unshare[0]).args(&unshare[1..]).arg("true").output();
@@ -21,12 +22,11 @@ fn is_pid_one(supervisor: &Supervisor) -> bool {
 #[test]
 fn as_pid_1_it_serves_replaces_and_stops_on_term() {
     let Some(builder) = contained() else {
-        skip!("as_pid_1_it_serves_replaces_and_stops_on_term", "no PID namespace is to be had");
+        skip!("no PID namespaces");
     };
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let options = ["-w", "2", "--throttle", "20ms", "--throttle-max", "20ms"];
-    let supervisor = builder.args(options).command(fixtures::worker(&[&listen])).spawn();
+    let supervisor = builder.args(options).command(fixtures::listening(address, &[])).spawn();
     supervisor.await_events(2, "ready");
     assert!(is_pid_one(&supervisor));
     assert_eq!(supervisor.events_named("started")[0].field("ppid"), Some("1"));
@@ -41,23 +41,23 @@ fn as_pid_1_it_serves_replaces_and_stops_on_term() {
 
 /// The session that it was started in is outside of the namespace, where it has no number.
 #[test]
-fn as_pid_1_it_tells_a_daemon_from_its_worker() {
+fn as_pid_1_a_daemon_is_not_its_worker() {
     let Some(builder) = contained() else {
-        skip!("as_pid_1_it_tells_a_daemon_from_its_worker", "no PID namespace is to be had");
+        skip!("no PID namespaces");
     };
     let command = script(STARTS_A_DAEMON, address::tcp());
     let supervisor = builder.args(["--throttle", "100ms"]).command(command).spawn();
     supervisor.eventually("it serves", || supervisor.output().iter().any(|line| line.starts_with("own")));
     assert!(is_pid_one(&supervisor));
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("the reload is complete", || supervisor.logged(&["complete after"]).len() == 1);
+    await_reload_complete(&supervisor, 1);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn as_pid_1_it_reaps_orphans() {
+fn as_pid_1_adopted_processes_are_reaped() {
     let Some(builder) = contained() else {
-        skip!("as_pid_1_it_reaps_orphans", "no PID namespace is to be had");
+        skip!("no PID namespaces");
     };
     let supervisor = builder.command(fixtures::worker(&["orphan=0.3"])).spawn();
     supervisor.await_event("there is an orphan", |event| event.name == "orphan");
@@ -70,9 +70,9 @@ fn as_pid_1_it_reaps_orphans() {
 }
 
 #[test]
-fn as_pid_1_it_ends_with_70_when_it_gives_up() {
+fn as_pid_1_give_up_exits_with_70() {
     let Some(builder) = contained() else {
-        skip!("as_pid_1_it_ends_with_70_when_it_gives_up", "no PID namespace is to be had");
+        skip!("no PID namespaces");
     };
     let options = ["--give-up", "2/20s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let finished = builder.args(options).command(["false"]).run();

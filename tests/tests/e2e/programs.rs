@@ -20,14 +20,14 @@ fn four(command: Vec<String>, listen: &str) -> Supervisor {
     builder.env("LISTEN", listen).env("WORK_MS", WORK_MS).spawn()
 }
 
-/// Asks until each of `expected` has answered, and gives everyone who did.
+/// Sends requests until each of `expected` has answered, and gives all that did.
 fn everyone_answers(
     supervisor: &Supervisor,
     target: impl Into<load::Target>,
     expected: usize,
 ) -> BTreeSet<i32> {
     let target = target.into();
-    supervisor.eventually("somebody answers", || load::who(target.clone()).is_some());
+    supervisor.eventually("a worker answers", || load::who(target.clone()).is_some());
     let clients = Load::start(target, CLIENTS, Connections::Fresh);
     supervisor.eventually(&format!("all {expected} workers answer"), || clients.tally().ok.len() >= expected);
     let tally = clients.stop();
@@ -39,9 +39,9 @@ fn four_workers_answer_on_one_address(command: Vec<String>) {
     let address = address::tcp();
     let supervisor = four(command, &address.to_string());
     let answered = everyone_answers(&supervisor, address, 4);
-    assert_eq!(answered, supervisor.workers(), "those who answer are those who are supervised");
+    assert_eq!(answered, supervisor.workers(), "the workers answer");
     assert_eq!(supervisor.stop(), 0);
-    assert_eq!(load::get(address, "/"), Outcome::Refused, "nobody holds the address after the end");
+    assert_eq!(load::get(address, "/"), Outcome::Refused, "the address is free");
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn four_python_http_servers_answer_on_one_address() {
 #[test]
 fn four_static_go_servers_answer_on_one_address() {
     let Some(command) = fixtures::go_server() else {
-        skip!("four_static_go_servers_answer_on_one_address", "go is not installed");
+        skip!("go is not installed");
     };
     let address = address::tcp();
     let supervisor = four(command, &address.to_string());
@@ -88,7 +88,7 @@ fn four_nginx_answer_on_one_address() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let address = address::tcp();
     let Some(supervisor) = nginx_four("four_nginx", scratch.path(), address) else {
-        skip!("four_nginx_answer_on_one_address", "nginx is not installed, or this is not root");
+        skip!("nginx is not installed, or this is not root");
     };
     // nginx answers from a child of the process that is supervised.
     let answered = everyone_answers(&supervisor, address, 4);
@@ -100,11 +100,11 @@ fn four_nginx_answer_on_one_address() {
 }
 
 #[test]
-fn the_child_of_a_killed_nginx_goes_with_it() {
+fn child_of_a_killed_nginx_ends_with_it() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let address = address::tcp();
     let Some(supervisor) = nginx_four("killed_nginx", scratch.path(), address) else {
-        skip!("the_child_of_a_killed_nginx_goes_with_it", "nginx is not installed, or this is not root");
+        skip!("nginx is not installed, or this is not root");
     };
     let answered = everyone_answers(&supervisor, address, 4);
     let child = *answered.first().expect("four answered");

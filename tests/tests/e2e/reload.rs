@@ -1,4 +1,4 @@
-//! Crashes and reloads while clients ask, with every outcome counted.
+//! Crashes and reloads under load, with every outcome counted.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use master_process_tests::load::{self, Connections, Load, Tally, Target};
+use master_process_tests::messages::await_failed_reload;
 use master_process_tests::traffic::pass;
-use master_process_tests::{Supervisor, address, fixtures, process, skip};
+use master_process_tests::{Supervisor, address, fixtures, needs_root, offset, process, skip};
 use rustix::process::Signal;
 
 const CLIENTS: usize = 8;
 const RELOADS: u64 = 4;
 
-/// The fixture says that it is ready just after it was: that much the end of the old one may seem too early.
+/// The fixture prints that it is ready just after it was: the end of the old worker may seem too early by this.
 const BETWEEN_BEING_AND_SAYING: f64 = 0.2;
 
 fn four(command: Vec<String>, listen: &str) -> Supervisor {
@@ -32,7 +33,7 @@ fn reloaded_under_load(command: Vec<String>, target: impl Into<Target>, connecti
         Target::Unix(path) => path.to_str().expect("UTF-8").to_owned(),
     };
     let supervisor = four(command, &listen);
-    supervisor.eventually("somebody answers", || load::who(target.clone()).is_some());
+    supervisor.eventually("a worker answers", || load::who(target.clone()).is_some());
     supervisor.await_workers(4);
     let clients = Load::start(target, CLIENTS, connections);
     pass(&supervisor, &clients, 100);
@@ -69,7 +70,7 @@ fn four_reloads_of_a_graceful_node_lose_no_keep_alive_request_in_flight() {
 }
 
 /// A program without a handler dies with what it has accepted: so its queue is empty, and it had time to answer,
-/// before it is asked to leave.
+/// before its stop signal.
 fn nothing_is_lost(tally: &Tally) {
     assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
 }
@@ -97,7 +98,7 @@ fn four_reloads_of_python_lose_no_request() {
 #[test]
 fn four_reloads_of_static_go_lose_no_request() {
     let Some(command) = fixtures::go_server() else {
-        skip!("four_reloads_of_static_go_lose_no_request", "go is not installed");
+        skip!("go is not installed");
     };
     nothing_is_lost(&reloaded_under_load(command, address::tcp(), Connections::Fresh));
 }
@@ -106,20 +107,17 @@ fn four_reloads_of_static_go_lose_no_request() {
 fn four_reloads_of_nginx_lose_no_request() {
     let scratch = tempfile::tempdir().expect("a temporary folder");
     let address = address::tcp();
-    let name = "four_reloads_of_nginx_lose_no_request";
     let Some(command) = fixtures::nginx(scratch.path(), &address.to_string()) else {
-        skip!(name, "nginx is not installed");
+        skip!("nginx is not installed");
     };
-    if !process::is_root() {
-        skip!(name, "the configuration of nginx is for root");
-    }
+    needs_root!();
     nothing_is_lost(&reloaded_under_load(command, address, Connections::Fresh));
 }
 
 fn kill_one_under_load(command: Vec<String>, target: impl Into<Target>, listen: &str) {
     let target = target.into();
     let supervisor = four(command, listen);
-    supervisor.eventually("somebody answers", || load::who(target.clone()).is_some());
+    supervisor.eventually("a worker answers", || load::who(target.clone()).is_some());
     supervisor.await_workers(4);
     let clients = Load::start(target, CLIENTS, Connections::Fresh);
     for kills in 1..=3_u64 {
@@ -158,7 +156,7 @@ fn connections_wait_while_no_worker_is_alive(target: impl Into<Target>, listen: 
     let listen = format!("listen={listen}");
     let options = ["-w", "2", "--throttle", "3s", "--throttle-max", "3s"];
     let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    let old: Vec<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    let old = supervisor.await_ready(2);
     for pid in &old {
         process::signal(*pid, Signal::KILL);
     }
@@ -169,7 +167,7 @@ fn connections_wait_while_no_worker_is_alive(target: impl Into<Target>, listen: 
             std::thread::spawn(move || load::who(target))
         })
         .collect();
-    // Proof that nobody was there to take them: the first start after the deaths comes only now.
+    // Proof that no worker was there to accept them: the first start after the deaths comes only now.
     assert_eq!(supervisor.events_named("started").len(), 2, "the throttle keeps both slots empty");
     for client in waiting {
         let answered = client.join().expect("clients do not panic").expect("served after the wait");
@@ -179,13 +177,13 @@ fn connections_wait_while_no_worker_is_alive(target: impl Into<Target>, listen: 
 }
 
 #[test]
-fn with_all_workers_dead_connections_wait_and_are_served() {
+fn connections_are_queued_while_all_workers_are_dead() {
     let address = address::tcp();
     connections_wait_while_no_worker_is_alive(address, &address.to_string());
 }
 
 #[test]
-fn with_all_workers_dead_connections_to_a_unix_socket_wait_and_are_served() {
+fn unix_connections_are_queued_while_all_workers_are_dead() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("app.sock");
     connections_wait_while_no_worker_is_alive(path.as_path(), path.to_str().expect("UTF-8"));
@@ -230,24 +228,24 @@ impl Release {
         let options = ["-w", "2", "--reload-attempts", "2", "--drain", "50ms"];
         let builder = Supervisor::builder().args(options).args(more);
         let supervisor = builder.command(fixtures::worker(&[&listen, &bad])).spawn();
-        let old = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+        let old = supervisor.await_ready(2);
         let clients = Load::start(address, CLIENTS, Connections::Fresh);
         pass(&supervisor, &clients, 100);
         fs::write(&broken, "").expect("the folder is ours");
         Release { _folder: folder, broken, supervisor, old, clients, address }
     }
 
-    fn given_up(&self) -> Vec<String> {
+    fn failures(&self) -> Vec<String> {
         self.supervisor.logged(&["reload", "failed: "])
     }
 
     /// The reload fails, and everything is as it was before it.
-    fn is_given_up(&self, why: &[&str]) {
-        self.supervisor.eventually("the reload is given up", || !self.given_up().is_empty());
+    fn fails(&self, why: &[&str]) {
+        self.supervisor.eventually("the reload fails", || !self.failures().is_empty());
         self.supervisor.eventually("the old ones are alone", || self.supervisor.workers() == self.old);
         pass(&self.supervisor, &self.clients, 100);
-        assert_eq!(self.given_up().len(), 1, "told once");
-        assert!(!self.supervisor.logged(why).is_empty(), "the reason {why:?} is told");
+        assert_eq!(self.failures().len(), 1, "logged once");
+        assert!(!self.supervisor.logged(why).is_empty(), "the reason {why:?} is logged");
         assert!(self.supervisor.events_named("term").iter().all(|event| !self.old.contains(&event.pid)));
         for _ in 0..10 {
             let answered = load::who(self.address);
@@ -261,7 +259,7 @@ impl Release {
         let new = self.supervisor.reload(2);
         pass(&self.supervisor, &self.clients, 100);
         assert!(load::who(self.address).is_some_and(|pid| new.contains(&pid)));
-        assert_eq!(self.given_up().len(), 1);
+        assert_eq!(self.failures().len(), 1);
         let tally = self.clients.stop();
         println!("{tally}");
         assert_eq!(tally.inexcusable(), 0, "{tally}");
@@ -271,28 +269,28 @@ impl Release {
 }
 
 #[test]
-fn a_release_that_crashes_at_its_start_costs_no_request() {
+fn release_that_crashes_at_start_loses_no_request() {
     let release = Release::start("exit=3", &["--throttle", "50ms", "--throttle-max", "50ms"]);
     release.supervisor.signal(Signal::HUP);
-    release.is_given_up(&["exited with code 3"]);
+    release.fails(&["exited with code 3"]);
     nothing_is_lost(&release.then_a_fixed_one_works());
 }
 
 #[test]
-fn a_release_that_never_gets_ready_costs_no_request() {
+fn release_that_never_becomes_ready_loses_no_request() {
     let options = ["--throttle", "50ms", "--throttle-max", "50ms", "--ready-timeout", "700ms"];
     let release = Release::start("delay=3600", &options);
     release.supervisor.signal(Signal::HUP);
-    release.is_given_up(&["was not ready within"]);
+    release.fails(&["was not ready within"]);
     nothing_is_lost(&release.then_a_fixed_one_works());
 }
 
 #[test]
-fn a_release_that_gets_ready_and_dies_within_the_throttle_costs_what_it_had_accepted() {
+fn release_that_dies_in_probation_loses_only_accepted_requests() {
     let options = ["--throttle", "1200ms", "--throttle-max", "1200ms"];
     let release = Release::start("die=0.2", &options);
     release.supervisor.signal(Signal::HUP);
-    release.is_given_up(&["exited with code 1"]);
+    release.fails(&["exited with code 1"]);
     let deaths = release.supervisor.events_named("ready").iter().filter(|event| event.reload == 1).count();
     assert!((2..=4).contains(&deaths), "{deaths} new workers were ready and died");
     let tally = release.then_a_fixed_one_works();
@@ -301,7 +299,7 @@ fn a_release_that_gets_ready_and_dies_within_the_throttle_costs_what_it_had_acce
 }
 
 #[test]
-fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
+fn failed_slot_of_a_release_keeps_its_old_worker() {
     let address = address::tcp();
     let listen = format!("listen={address}");
     let options = ["-w", "2", "--reload-attempts", "2", "--throttle", "1s", "--throttle-max", "1s"];
@@ -310,7 +308,7 @@ fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
     let old = supervisor.await_events(2, "ready");
     let clients = Load::start(address, CLIENTS, Connections::Fresh);
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || !supervisor.logged(&["reload", "failed: "]).is_empty());
+    await_failed_reload(&supervisor);
     let unlucky = old.iter().find(|event| event.index == 1).expect("two slots").pid;
     assert!(process::alive(unlucky), "the old worker of the slot stood by");
     supervisor.eventually("two workers, it among them", || {
@@ -325,7 +323,7 @@ fn a_release_of_which_one_slot_dies_keeps_the_old_worker_of_that_slot() {
 }
 
 #[test]
-fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
+fn hup_during_a_reload_loses_no_request() {
     // In each stage: while the new ones start, just after they are ready, and while the old ones drain.
     for pause in [0, 100, 250, 400, 700] {
         let address = address::tcp();
@@ -333,8 +331,7 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
         let options = ["-w", "2", "--throttle", "200ms", "--drain", "200ms"];
         let words = [listen.as_str(), "from=1:delay=0.2", "term=default"];
         let supervisor = Supervisor::start(&options, fixtures::worker(&words));
-        let mut seen: BTreeSet<i32> =
-            supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+        let mut seen: BTreeSet<i32> = supervisor.await_ready(2);
         let clients = Load::start(address, CLIENTS, Connections::Fresh);
         pass(&supervisor, &clients, 50);
         for reload in 1..=3 {
@@ -342,7 +339,7 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
             // Signals that come together are one.
             let begins = format!("reload {reload}: replacing");
             supervisor.eventually("it begins", || !supervisor.logged(&[&begins]).is_empty());
-            std::thread::sleep(Duration::from_millis(pause));
+            offset(Duration::from_millis(pause));
         }
         supervisor.eventually("the last generation is alone", || {
             let workers = supervisor.workers();
@@ -359,36 +356,34 @@ fn a_hup_in_the_middle_of_a_reload_loses_no_request() {
 }
 
 #[test]
-fn a_term_in_the_middle_of_a_reload_stops_everything_once() {
+fn term_during_a_reload_stops_each_worker_once() {
     for pause in [0, 50, 150, 300, 500] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("app.sock");
-        let listen = format!("listen={}", path.display());
         let options = ["-w", "3", "--throttle", "200ms", "--drain", "200ms"];
-        let supervisor =
-            Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=0.1", "term=clean:0.1:0"]));
+        let supervisor = Supervisor::start(
+            &options,
+            fixtures::listening(path.display(), &["from=1:delay=0.1", "term=clean:0.1:0"]),
+        );
         supervisor.await_events(3, "ready");
         supervisor.signal(Signal::HUP);
-        std::thread::sleep(Duration::from_millis(pause));
+        offset(Duration::from_millis(pause));
         assert_eq!(supervisor.stop(), 0);
         let ready: BTreeSet<i32> = supervisor.events_named("ready").iter().map(|event| event.pid).collect();
         let cleaned: BTreeSet<i32> =
             supervisor.events_named("clean_up").iter().map(|event| event.pid).collect();
-        assert!(ready.is_subset(&cleaned), "who was ready was cut short: {ready:?}, {cleaned:?}");
+        assert!(ready.is_subset(&cleaned), "a ready worker was cut short: {ready:?}, {cleaned:?}");
         let asked = supervisor.events_named("term");
         let each: BTreeSet<i32> = asked.iter().map(|event| event.pid).collect();
-        assert_eq!(asked.len(), each.len(), "nobody is asked twice");
+        assert_eq!(asked.len(), each.len(), "each gets the signal once");
         assert_eq!(fs::read_dir(folder.path()).expect("there").count(), 0, "nothing is left in the folder");
     }
 }
 
 #[test]
-fn a_crash_of_an_old_worker_in_the_middle_of_a_reload_leaves_somebody_to_serve() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "100ms", "--throttle-max", "100ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=0.5"]));
-    let old = supervisor.await_events(2, "ready");
+fn crash_of_an_old_worker_during_a_reload_refuses_no_connection() {
+    let options = ["--throttle", "100ms", "--throttle-max", "100ms"];
+    let (supervisor, address, old) = fixtures::listening_workers(2, &options, &["from=1:delay=0.5"]);
     let clients = Load::start(address, CLIENTS, Connections::Fresh);
     pass(&supervisor, &clients, 50);
     supervisor.signal(Signal::HUP);
@@ -399,7 +394,7 @@ fn a_crash_of_an_old_worker_in_the_middle_of_a_reload_leaves_somebody_to_serve()
     });
     pass(&supervisor, &clients, 50);
     let tally = clients.stop();
-    assert_eq!(tally.inexcusable(), 0, "who waited in the queues was served: {tally}");
+    assert_eq!(tally.inexcusable(), 0, "the queued clients were served: {tally}");
     assert!(tally.lost() <= u64::try_from(CLIENTS).expect("few"), "{tally}");
     assert_eq!(supervisor.stop(), 0);
 }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use master_process_tests::{Supervisor, TIMEOUT, address, always, eventually, fixtures, load, process, skip};
+use master_process_tests::{
+    Supervisor, TIMEOUT, address, always, eventually, fixtures, load, needs_root, process, skip,
+};
 use rustix::process::Signal;
 
 /// Resident memory in KiB.
@@ -53,14 +55,14 @@ fn crashes_leave_nothing(supervisor: &Supervisor, settle: impl Fn()) {
 const CONSTANT_SHORT_THROTTLE: [&str; 6] = ["-w", "4", "--throttle", "1ms", "--throttle-max", "1ms"];
 
 #[test]
-fn two_hundred_crashes_leave_descriptors_and_memory_as_they_were() {
+fn crashes_leak_no_descriptor_and_no_memory() {
     let builder = Supervisor::builder().args(CONSTANT_SHORT_THROTTLE).args(["--ready", "none"]);
     let supervisor = builder.command(fixtures::idle()).spawn();
     crashes_leave_nothing(&supervisor, || drop(supervisor.await_workers(4)));
 }
 
 #[test]
-fn two_hundred_crashes_of_workers_that_listen_leave_descriptors_and_memory_as_they_were() {
+fn crashes_of_listening_workers_leak_no_descriptor_and_no_memory() {
     let address = address::tcp();
     let listen = format!("listen={address}");
     let supervisor = Supervisor::start(&CONSTANT_SHORT_THROTTLE, fixtures::worker(&[&listen]));
@@ -76,15 +78,12 @@ fn two_hundred_crashes_of_workers_that_listen_leave_descriptors_and_memory_as_th
 }
 
 /// Threads that are started when they are needed first, each with one descriptor: they look for closed listeners, for the
-/// processes of workers, and for who holds an address.
+/// processes of workers, and for the holder of an address.
 const HELPERS: usize = 3;
 
 #[test]
-fn reloads_leave_descriptors_and_memory_as_they_were() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let supervisor = Supervisor::start(&["-w", "4"], fixtures::worker(&[&listen]));
-    supervisor.await_events(4, "ready");
+fn reloads_leak_no_descriptor_and_no_memory() {
+    let (supervisor, _, _) = fixtures::listening_workers(4, &[], &[]);
     let pid = supervisor.pid();
     for _ in 0..3 {
         supervisor.reload(4);
@@ -116,14 +115,9 @@ fn limit(supervisor: &Supervisor, user: &[String], resource: &str, value: u32) {
 }
 
 #[test]
-fn without_a_process_left_a_start_waits_and_the_supervisor_lives() {
-    if !process::is_root() {
-        skip!(
-            "without_a_process_left_a_start_waits_and_the_supervisor_lives",
-            "to become another user takes root"
-        );
-    }
-    // A user that nobody else is: the limit counts all processes of the user, and is not root's.
+fn start_is_retried_at_the_process_limit() {
+    needs_root!();
+    // A user that no other test uses: the limit counts all processes of the user, and is not root's.
     let user = 50_000 + std::process::id() % 10_000;
     let user = [
         "setpriv".to_owned(),
@@ -138,7 +132,7 @@ fn without_a_process_left_a_start_waits_and_the_supervisor_lives() {
     always(Duration::from_secs(2), "it lives, with the one worker that there is room for", || {
         supervisor.exited().is_none() && supervisor.workers().len() == 1
     });
-    supervisor.eventually("the failure is told", || {
+    supervisor.eventually("the failure is logged", || {
         supervisor.log().iter().any(|line| line.contains("temporarily unavailable"))
     });
     assert!(supervisor.log().len() < 200, "it does not fill the disk with its complaint");
@@ -148,13 +142,14 @@ fn without_a_process_left_a_start_waits_and_the_supervisor_lives() {
 }
 
 #[test]
-fn without_room_for_all_descriptors_at_the_start_some_workers_serve() {
+fn some_workers_serve_at_the_descriptor_limit() {
     const WORKERS: usize = 60;
     // Room for the supervisor itself and some workers, each of which holds at least one.
     let builder = Supervisor::builder().wrap(["prlimit", "--nofile=40:40"]).args(["--ready", "none"]);
     let supervisor = builder.args(["-w", &WORKERS.to_string()]).command(fixtures::idle()).spawn();
     supervisor.eventually("some workers run", || supervisor.workers().len() >= 3);
-    supervisor.eventually("the failure is told", || !supervisor.logged(&["too many open files"]).is_empty());
+    supervisor
+        .eventually("the failure is logged", || !supervisor.logged(&["too many open files"]).is_empty());
     always(Duration::from_secs(2), "it lives", || {
         let workers = supervisor.workers().len();
         supervisor.exited().is_none() && (3..WORKERS).contains(&workers)
@@ -164,7 +159,7 @@ fn without_room_for_all_descriptors_at_the_start_some_workers_serve() {
 }
 
 #[test]
-fn a_worker_that_dies_without_a_descriptor_left_is_replaced_later() {
+fn crashed_worker_is_replaced_after_the_descriptor_limit() {
     let options = ["-w", "2", "--throttle", "20ms", "--throttle-max", "20ms", "--ready", "none"];
     let supervisor = Supervisor::start(&options, fixtures::idle());
     let victim = *supervisor.await_workers(2).first().expect("two");
@@ -181,11 +176,10 @@ fn a_worker_that_dies_without_a_descriptor_left_is_replaced_later() {
 }
 
 #[test]
-fn workers_that_listen_without_a_descriptor_left_are_served_later() {
+fn listening_workers_recover_from_the_descriptor_limit() {
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let options = ["--throttle", "20ms", "--throttle-max", "20ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&options, fixtures::listening(address, &[]));
     supervisor.await_events(1, "ready");
     let pid = supervisor.pid();
     let before = process::descriptors(pid);
@@ -209,7 +203,7 @@ fn workers_that_listen_without_a_descriptor_left_are_served_later() {
 }
 
 #[test]
-fn nothing_that_a_worker_writes_to_the_notify_socket_stays_or_harms() {
+fn malformed_notifications_do_no_harm_and_leak_nothing() {
     // Descriptors that come along with a message belong to whoever receives it, and it must close them.
     let text = "
 import os, socket
@@ -250,7 +244,7 @@ fn three_hundred_workers_start_are_reloaded_and_stop() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_ends_nothing() {
+fn unread_log_does_not_stop_the_supervisor() {
     // A full disk, and a pipe whose reader is gone.
     let gone = "import os, sys; r, w = os.pipe(); os.dup2(w, 2); os.close(r); os.close(w); os.execv(sys.argv[1], sys.argv[1:])";
     let python = fixtures::python();
@@ -263,7 +257,7 @@ fn a_log_that_nobody_reads_ends_nothing() {
     }
 }
 
-/// What tells that a thread has run: its context switches, and its time on a CPU in nanoseconds.
+/// What shows that a thread has run: its context switches, and its time on a CPU in nanoseconds.
 fn activity(pid: i32) -> BTreeMap<String, String> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("the supervisor runs");
     threads
@@ -284,12 +278,12 @@ fn activity(pid: i32) -> BTreeMap<String, String> {
 fn activity_at_rest(supervisor: &Supervisor) -> BTreeMap<String, String> {
     let pid = supervisor.pid();
     let mut last = activity(pid);
-    let mut since = std::time::Instant::now();
+    let mut since = Instant::now();
     supervisor.eventually("it has come to rest", || {
         let now = activity(pid);
         if now != last {
             last = now;
-            since = std::time::Instant::now();
+            since = Instant::now();
         }
         since.elapsed() > Duration::from_secs(3)
     });
@@ -297,7 +291,7 @@ fn activity_at_rest(supervisor: &Supervisor) -> BTreeMap<String, String> {
 }
 
 #[test]
-fn idle_with_50_workers_it_does_not_run_at_all() {
+fn idle_supervisor_of_50_workers_does_not_run() {
     let supervisor =
         Supervisor::start(&["-w", "50", "--ready", "none", "--monitor", "off"], fixtures::idle());
     supervisor.await_workers(50);
@@ -308,17 +302,16 @@ fn idle_with_50_workers_it_does_not_run_at_all() {
         "{last:?}"
     );
     // A thread that has not run for a nanosecond has made no system call.
-    std::thread::sleep(Duration::from_secs(5));
-    assert_eq!(activity(pid), last, "context switches or CPU time in 5 s of idling");
+    always(Duration::from_secs(5), "no context switch and no CPU time while idle", || activity(pid) == last);
     assert_eq!(supervisor.workers().len(), 50);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn idle_and_measuring_it_wakes_once_a_sample() {
+fn idle_supervisor_wakes_once_a_sample() {
     for source in ["procfs", "ebpf"] {
         if source == "ebpf" && !process::is_root() {
-            skip!("idle_and_measuring_it_wakes_once_a_sample", "eBPF takes root");
+            skip!("eBPF takes root");
         }
         let options = ["-w", "50", "--ready", "none", "--monitor", source, "--monitor-interval", "1s"];
         let supervisor = Supervisor::start(&options, fixtures::idle());
@@ -329,11 +322,13 @@ fn idle_and_measuring_it_wakes_once_a_sample() {
             text.trim().parse::<u64>().expect("a number")
         };
         // In each ten seconds; the start's last looks may fall into the first.
-        let mut last = wakes();
+        let mut last = (Instant::now(), wakes());
         supervisor.eventually("ten seconds pass with a wake for each sample and no more", || {
-            std::thread::sleep(Duration::from_secs(10));
+            if last.0.elapsed() < Duration::from_secs(10) {
+                return false;
+            }
             let now = wakes();
-            let woken = now - std::mem::replace(&mut last, now);
+            let woken = now - std::mem::replace(&mut last, (Instant::now(), now)).1;
             assert!(woken >= 5, "{source}: it measures: {woken}");
             woken <= 12
         });
@@ -342,12 +337,11 @@ fn idle_and_measuring_it_wakes_once_a_sample() {
 }
 
 #[test]
-fn idle_with_workers_that_share_one_queue_and_serve_it_does_not_run_at_all() {
+fn idle_supervisor_of_a_shared_queue_does_not_run() {
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let supervisor = Supervisor::start(
         &["-w", "4", "--share", "shared", "--monitor", "off"],
-        fixtures::worker(&[&listen]),
+        fixtures::listening(address, &[]),
     );
     supervisor.await_events(4, "ready");
     let pid = supervisor.pid();

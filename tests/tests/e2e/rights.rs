@@ -8,8 +8,8 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use master_process_tests::script::{lines, said, script};
-use master_process_tests::{Supervisor, address, process, profile, skip};
+use master_process_tests::script::{lines, said, script, script_with};
+use master_process_tests::{Supervisor, address, needs_root, process, profile, skip};
 
 /// A port below `net.ipv4.ip_unprivileged_port_start` where that has its default.
 const LOW: u16 = 81;
@@ -58,7 +58,7 @@ for path in sys.argv[2:]:
     say(RELOAD, where, attempt(lambda: held[-1].bind(path) or held[-1].listen(8)))
 while 'NOTIFY_SOCKET' in os.environ: signal.pause()";
 
-/// Two folders that a worker must not get into, each with a socket file that nobody answers on.
+/// Two folders that a worker must not get into, each with a dead socket file.
 struct Folders {
     _outer: tempfile::TempDir,
     /// Of another user, with mode 0700.
@@ -101,12 +101,12 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("ours");
 }
 
-/// Words that turn into the command that follows them, as nobody.
+/// Words that run the command that follows them as the user nobody.
 fn as_nobody() -> Vec<String> {
     ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"].map(str::to_owned).to_vec()
 }
 
-/// What the program says without a supervisor.
+/// The output of the program without a supervisor.
 fn alone(wrapper: &[String], command: &[String]) -> BTreeSet<String> {
     let words: Vec<&String> = wrapper.iter().chain(command).collect();
     let variables = [("WORKER_INDEX", "0"), ("RELOAD_INDEX", "0")];
@@ -115,7 +115,7 @@ fn alone(wrapper: &[String], command: &[String]) -> BTreeSet<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// A worker that becomes somebody by `text` gets at each path what it gets alone, in its first start and in a reload,
+/// A worker that changes its rights by `text` gets at each path what it gets alone, in its first start and in a reload,
 /// and changes nothing. `false`: the kernel does not let it become that.
 fn gets_what_it_gets_alone(text: &str, user: Option<&str>) -> bool {
     let folders = Folders::new();
@@ -145,41 +145,30 @@ fn gets_what_it_gets_alone(text: &str, user: Option<&str>) -> bool {
 }
 
 #[test]
-fn a_worker_of_root_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone() {
-    let name = "a_worker_of_root_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone";
-    if !process::is_root() {
-        skip!(name, "not root");
-    }
+fn root_in_its_own_user_namespace_gains_no_path() {
+    needs_root!();
     if !gets_what_it_gets_alone(ENTER_USER_NAMESPACE, None) {
-        skip!(name, "no user namespaces");
+        skip!("no user namespaces");
     }
 }
 
 #[test]
-fn a_worker_of_nobody_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone() {
-    let name = "a_worker_of_nobody_in_a_user_namespace_of_its_own_binds_no_path_that_it_could_not_bind_alone";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+fn ordinary_user_in_its_own_user_namespace_gains_no_path() {
+    needs_root!();
     if !gets_what_it_gets_alone(ENTER_USER_NAMESPACE, Some("nobody")) {
-        skip!(name, "no user namespaces for ordinary users");
+        skip!("no user namespaces for ordinary users");
     }
 }
 
 #[test]
-fn a_worker_of_another_user_binds_no_path_and_removes_no_file_of_root() {
-    if !process::is_root() {
-        skip!("a_worker_of_another_user_binds_no_path_and_removes_no_file_of_root", "not root");
-    }
+fn worker_of_another_user_binds_and_removes_no_file_of_root() {
+    needs_root!();
     assert!(gets_what_it_gets_alone("", Some("nobody")));
 }
 
 #[test]
-fn a_worker_that_is_another_user_for_files_only_binds_no_path_and_removes_no_file_of_root() {
-    let name = "a_worker_that_is_another_user_for_files_only_binds_no_path_and_removes_no_file_of_root";
-    if !process::is_root() {
-        skip!(name, "not root");
-    }
+fn worker_with_another_fsuid_binds_and_removes_no_file_of_root() {
+    needs_root!();
     assert!(gets_what_it_gets_alone(SET_FS_USER, None));
 }
 
@@ -199,8 +188,7 @@ say(RELOAD, attempt(lambda: made.bind(sys.argv[2]) or made.listen(8)))
 while True: signal.pause()",
         text.trim().replace('\n', "\n    ")
     );
-    let mut command = script(&text, address::tcp());
-    command.push(path.to_str().expect("UTF-8").to_owned());
+    let command = script_with(&text, address::tcp(), [&path]);
     let supervisor = Supervisor::start(&["--ready", "none", "--drain", "1ms"], command);
     assert_eq!(said(&supervisor, 1), lines(&["0 ok"]));
     supervisor.reload(1);
@@ -215,17 +203,14 @@ while True: signal.pause()",
 }
 
 #[test]
-fn a_new_worker_with_fewer_rights_does_not_take_over_the_path_of_the_old_one() {
-    let name = "a_new_worker_with_fewer_rights_does_not_take_over_the_path_of_the_old_one";
-    if !process::is_root() {
-        skip!(name, "not root");
-    }
+fn new_worker_with_fewer_rights_does_not_take_over_the_path() {
+    needs_root!();
     for text in [SET_FS_USER, BECOME_NOBODY] {
         assert!(does_not_take_over_the_path_of_an_old_worker(text).is_some());
     }
     let in_namespace = format!("{BECOME_NOBODY}libc.prctl(4, 1, 0, 0, 0)\n{ENTER_USER_NAMESPACE}");
     if does_not_take_over_the_path_of_an_old_worker(&in_namespace).is_none() {
-        skip!(name, "no user namespaces for ordinary users");
+        skip!("no user namespaces for ordinary users");
     }
 }
 
@@ -241,7 +226,7 @@ fn low_address() -> SocketAddr {
     low
 }
 
-/// Says what a bind of the port gives, TCP and UDP.
+/// Prints the result of a bind of the port, TCP and UDP.
 const TRY_PORT: &str = "
 def datagram():
     globals()['udp'] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -251,10 +236,9 @@ say(INDEX, RELOAD, 'udp', attempt(datagram))
 while True: signal.pause()";
 
 #[test]
-fn workers_of_an_ordinary_user_get_no_privileged_port_in_a_first_start_or_a_reload() {
-    let name = "workers_of_an_ordinary_user_get_no_privileged_port_in_a_first_start_or_a_reload";
+fn unprivileged_workers_get_no_privileged_port_in_start_or_reload() {
     if !process::is_root() || !low_ports_are_privileged() {
-        skip!(name, "not root, or every user may bind low ports here");
+        skip!("not root, or every user may bind low ports here");
     }
     let options = ["-w", "2", "--user", "nobody", "--ready", "none", "--drain", "1ms"];
     let supervisor = Supervisor::start(&options, script(TRY_PORT, low_address()));
@@ -269,7 +253,7 @@ fn workers_of_an_ordinary_user_get_no_privileged_port_in_a_first_start_or_a_relo
 }
 
 /// One worker has an address; another, which `text` takes the right away from, wants it beside it and in a reload.
-/// Says `no …` where that right cannot be taken away here.
+/// Prints `no …` where that right cannot be taken away here.
 fn does_not_join(text: &str, address: SocketAddr) -> Option<()> {
     let text = format!(
         "{LIBC}
@@ -300,20 +284,16 @@ while True: signal.pause()",
 }
 
 #[test]
-fn a_worker_without_the_right_does_not_join_its_siblings_on_a_privileged_port() {
-    let name = "a_worker_without_the_right_does_not_join_its_siblings_on_a_privileged_port";
+fn unprivileged_worker_does_not_join_a_privileged_port() {
     if !process::is_root() || !low_ports_are_privileged() {
-        skip!(name, "not root, or every user may bind low ports here");
+        skip!("not root, or every user may bind low ports here");
     }
     assert!(does_not_join(BECOME_NOBODY, low_address()).is_some());
 }
 
 #[test]
-fn a_stranger_cannot_make_the_bind_of_a_new_generation_fail() {
-    let name = "a_stranger_cannot_make_the_bind_of_a_new_generation_fail";
-    if !process::is_root() {
-        skip!(name, "not root");
-    }
+fn other_user_cannot_make_the_bind_of_a_new_generation_fail() {
+    needs_root!();
     let outer = tempfile::tempdir().expect("a temporary folder");
     set_mode(outer.path(), 0o1777);
     let path = outer.path().join("app.sock");
@@ -321,8 +301,7 @@ fn a_stranger_cannot_make_the_bind_of_a_new_generation_fail() {
 made = socket.socket(socket.AF_UNIX)
 say(RELOAD, attempt(lambda: made.bind(sys.argv[2]) or made.listen(8)))
 while True: signal.pause()";
-    let mut command = script(text, address::tcp());
-    command.push(path.to_str().expect("UTF-8").to_owned());
+    let command = script_with(text, address::tcp(), [&path]);
     let supervisor = Supervisor::start(&["--ready", "none", "--drain", "1ms"], command);
     assert_eq!(said(&supervisor, 1), lines(&["0 ok"]));
     let folder = fs::metadata(outer.path()).expect("ours").ino() & 0xfff;
@@ -348,14 +327,13 @@ assert rules >= 0 and libc.syscall(446, rules, 0) == 0, failed()
 ";
 
 #[test]
-fn a_worker_confined_by_landlock_does_not_join_its_siblings_on_a_forbidden_port() {
-    let name = "a_worker_confined_by_landlock_does_not_join_its_siblings_on_a_forbidden_port";
+fn landlocked_worker_does_not_join_a_forbidden_port() {
     if does_not_join(FORBID_TCP, address::tcp()).is_none() {
-        skip!(name, "no Landlock with rules for TCP (ABI 4)");
+        skip!("no Landlock with rules for TCP (ABI 4)");
     }
 }
 
-/// Who owns what `/proc` shows of a process, and whether another process of its user can read its environment: both
+/// The owner of the `/proc` files of a process, and whether another process of its user can read its environment: both
 /// change when it cannot be looked into any more.
 fn looks_of(pid: i32, user: u32) -> (Vec<u32>, bool) {
     let files = ["", "/fd", "/environ", "/maps"];
@@ -366,7 +344,7 @@ fn looks_of(pid: i32, user: u32) -> (Vec<u32>, bool) {
 }
 
 /// The supervisor can be looked into as before after workers with other rights have bound a Unix path.
-fn can_be_looked_into_as_before(wrapper: Vec<String>, options: &[&str], user: u32) {
+fn proc_access_is_unchanged(wrapper: Vec<String>, options: &[&str], user: u32) {
     let outer = tempfile::tempdir().expect("a temporary folder");
     set_mode(outer.path(), 0o777);
     let (path, gate) = (outer.path().join("app.sock"), outer.path().join("gate"));
@@ -395,29 +373,23 @@ serve(made)";
 }
 
 #[test]
-fn a_bind_with_a_workers_rights_does_not_change_who_may_look_into_the_supervisor() {
-    let name = "a_bind_with_a_workers_rights_does_not_change_who_may_look_into_the_supervisor";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
-    can_be_looked_into_as_before(Vec::new(), &["--user", "nobody"], 0);
+fn bind_with_a_workers_rights_keeps_proc_access_to_the_supervisor() {
+    needs_root!();
+    proc_access_is_unchanged(Vec::new(), &["--user", "nobody"], 0);
     // An ordinary user with capabilities: what `/proc` shows is root's while it cannot be looked into.
     let user = profile::ordinary_user();
     let capabilities = "+setuid,+setgid,+chown,+dac_override,+fowner,+kill,+sys_admin,+sys_ptrace";
     let mut service = vec!["setpriv".to_owned(), format!("--reuid={user}"), format!("--regid={user}")];
     service.extend(["--clear-groups".to_owned(), format!("--inh-caps={capabilities}")]);
     service.push(format!("--ambient-caps={capabilities}"));
-    can_be_looked_into_as_before(service.clone(), &["--user", "nobody"], user);
+    proc_access_is_unchanged(service.clone(), &["--user", "nobody"], user);
     // Its workers are of the same user, without the capabilities.
-    can_be_looked_into_as_before(service, &[], user);
+    proc_access_is_unchanged(service, &[], user);
 }
 
 #[test]
-fn an_ordinary_users_supervisor_can_be_looked_into_by_its_user_after_its_workers_have_bound() {
-    let name = "an_ordinary_users_supervisor_can_be_looked_into_by_its_user_after_its_workers_have_bound";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+fn unprivileged_supervisor_stays_inspectable_after_binds() {
+    needs_root!();
     let user = profile::ordinary_user();
-    can_be_looked_into_as_before(profile::launcher(Some(user), &[]), &[], user);
+    proc_access_is_unchanged(profile::launcher(Some(user), &[]), &[], user);
 }

@@ -7,7 +7,7 @@ use master_process_tests::script::{said, started};
 use master_process_tests::{Supervisor, address, always, load};
 
 /// Serves its main address from the start on. Eleven seconds after it listens there, which is past the time in which a
-/// worker counts as starting, it takes the first port of a range that it can have, and says which.
+/// worker counts as starting, it takes the first free port of a range, and prints it.
 const SEARCHER: &str = "
 import threading
 main = bound(HOST, PORT); main.listen(64)
@@ -37,7 +37,7 @@ fn told(supervisor: &Supervisor) -> usize {
 }
 
 #[test]
-fn two_workers_that_search_for_a_free_port_get_different_ones_and_one_line_tells() {
+fn workers_that_search_for_a_free_port_get_different_ones() {
     let address = address::tcp();
     let supervisor = started(&["-w", "2"], SEARCHER, address);
     let ports = found(&supervisor);
@@ -50,12 +50,12 @@ fn two_workers_that_search_for_a_free_port_get_different_ones_and_one_line_tells
     served.sort_unstable();
     served.dedup();
     assert_eq!(served.len(), 2, "each port is one worker's");
-    always(Duration::from_secs(1), "it is told once", || told(&supervisor) == 1);
+    always(Duration::from_secs(1), "it is logged once", || told(&supervisor) == 1);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn a_main_port_that_is_not_to_be_shared_is_in_use_for_the_second_worker() {
+fn unshared_main_port_is_in_use_for_the_second_worker() {
     let address = address::tcp();
     let port = address.port().to_string();
     let text = "
@@ -72,7 +72,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_range_that_is_named_to_be_shared_is_shared_however_late() {
+fn share_only_range_is_shared_when_bound_late() {
     let address = address::tcp();
     let range = format!("{},{}-{}", address.port(), address.port() + 100, address.port() + 110);
     let supervisor = started(&["-w", "2", "--share-only", &range], SEARCHER, address);

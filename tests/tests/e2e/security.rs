@@ -6,15 +6,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
 use master_process_tests::script::{said, script};
-use master_process_tests::{Supervisor, address, process, scaled, skip};
+use master_process_tests::{Supervisor, address, needs_root, process, scaled, skip};
 use rustix::process::Signal;
 
 #[test]
-fn a_link_that_a_worker_races_over_its_path_leads_mode_and_owner_nowhere() {
-    let name = "a_link_that_a_worker_races_over_its_path_leads_mode_and_owner_nowhere";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+fn symlink_race_on_a_path_changes_no_other_mode_or_owner() {
+    needs_root!();
     let outer = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(outer.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let folder = outer.path().join("of-the-worker");
@@ -64,8 +61,8 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_descriptor_whose_close_waits_does_not_hold_the_supervisor_up() {
-    // A connection with unsent data and SO_LINGER: who closes it last waits for the peer, for a minute.
+fn blocking_close_does_not_delay_the_supervisor() {
+    // A connection with unsent data and SO_LINGER: the last close waits for the peer, for a minute.
     let peer = address::tcp();
     let _never_accepts = TcpListener::bind(peer).expect("the address is this test's own");
     let text = format!(
@@ -109,7 +106,7 @@ while True: signal.pause()",
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Says the worker's capability sets: inheritable, permitted, effective, ambient.
+/// Prints the worker's capability sets: inheritable, permitted, effective, ambient.
 const SAY_CAPABILITIES: &str = "
 status = dict(line.split(':', 1) for line in open('/proc/self/status'))
 say(*(int(status[name], 16) for name in ['CapInh', 'CapPrm', 'CapEff', 'CapAmb']))
@@ -137,9 +134,7 @@ fn capabilities_of_a_worker(wrapper: &[String], options: &[&str]) -> String {
 
 #[test]
 fn ambient_capabilities_of_the_supervisor_reach_no_worker() {
-    if !process::is_root() {
-        skip!("ambient_capabilities_of_the_supervisor_reach_no_worker", "not root");
-    }
+    needs_root!();
     let service = as_service_with("+bpf,+perfmon,+net_bind_service,+kill");
     for options in [&[] as &[&str], &["--share", "off", "--ready", "none"]] {
         assert_eq!(capabilities_of_a_worker(&service, options), "0 0 0 0", "{options:?}");
@@ -148,18 +143,14 @@ fn ambient_capabilities_of_the_supervisor_reach_no_worker() {
 
 #[test]
 fn inheritable_capabilities_of_root_reach_no_worker_of_another_user() {
-    if !process::is_root() {
-        skip!("inheritable_capabilities_of_root_reach_no_worker_of_another_user", "not root");
-    }
+    needs_root!();
     let root = ["setpriv", "--inh-caps=+chown,+kill"].map(str::to_owned);
     assert_eq!(capabilities_of_a_worker(&root, &["--user", "nobody"]), "0 0 0 0");
 }
 
 #[test]
-fn ambient_gives_a_worker_exactly_what_it_names() {
-    if !process::is_root() {
-        skip!("ambient_gives_a_worker_exactly_what_it_names", "not root");
-    }
+fn ambient_gives_exactly_the_named_capabilities() {
+    needs_root!();
     let expected = format!("{BIND} {BIND} {BIND} {BIND}");
     let by_root = ["--user", "nobody", "--ambient", "net_bind_service"];
     assert_eq!(capabilities_of_a_worker(&[], &by_root), expected);
@@ -170,10 +161,8 @@ fn ambient_gives_a_worker_exactly_what_it_names() {
 }
 
 #[test]
-fn a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing() {
-    if !process::is_root() {
-        skip!("a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing", "not root");
-    }
+fn worker_of_root_has_empty_inheritable_and_ambient_sets() {
+    needs_root!();
     let root = ["setpriv", "--inh-caps=+chown,+kill"].map(str::to_owned);
     let line = capabilities_of_a_worker(&root, &[]);
     let sets: Vec<u64> = line.split(' ').filter_map(|set| set.parse().ok()).collect();
@@ -183,10 +172,8 @@ fn a_worker_of_root_keeps_the_rights_of_root_and_inherits_nothing() {
 }
 
 #[test]
-fn a_capability_that_the_supervisor_lacks_is_an_error_at_start() {
-    if !process::is_root() {
-        skip!("a_capability_that_the_supervisor_lacks_is_an_error_at_start", "not root");
-    }
+fn missing_capability_is_an_error_at_start() {
+    needs_root!();
     let wrappers = [
         as_service_with("+kill"),
         ["setpriv", "--bounding-set=-net_bind_service"].map(str::to_owned).to_vec(),
@@ -204,11 +191,10 @@ fn a_capability_that_the_supervisor_lacks_is_an_error_at_start() {
 
 #[test]
 fn an_ordinary_user_binds_a_low_port_only_with_the_capability() {
-    let name = "an_ordinary_user_binds_a_low_port_only_with_the_capability";
     const LOW: u16 = 81;
     let first_free = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     if !process::is_root() || first_free.trim().parse().is_ok_and(|first: u16| first <= LOW) {
-        skip!(name, "not root, or every user may bind low ports here");
+        skip!("not root, or every user may bind low ports here");
     }
     let text = "
 made = None
@@ -234,11 +220,8 @@ while True: signal.pause()";
 }
 
 #[test]
-fn with_no_new_privs_a_set_user_id_program_gains_nothing() {
-    let name = "with_no_new_privs_a_set_user_id_program_gains_nothing";
-    if !process::is_root() {
-        skip!(name, "to make a program of root takes root");
-    }
+fn no_new_privs_disables_set_user_id_programs() {
+    needs_root!();
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     let program = folder.path().join("id");
@@ -253,7 +236,7 @@ fn with_no_new_privs_a_set_user_id_program_gains_nothing() {
         line
     };
     if user(&[]) != "0" {
-        skip!(name, "set-user-ID programs have no effect in the temporary folder anyway");
+        skip!("set-user-ID programs have no effect in the temporary folder anyway");
     }
     assert_eq!(user(&["--no-new-privs"]), "65534");
     assert_eq!(user(&["--no-new-privs", "--share", "off"]), "65534", "without a filter, too");

@@ -7,11 +7,13 @@ use std::time::Duration;
 use master_process_tests::load::{self, Connections, Load};
 use master_process_tests::script::{lines, said, started};
 use master_process_tests::traffic::{nothing_is_lost, pass};
-use master_process_tests::{Supervisor, TIMEOUT, address, always, await_some, eventually, fixtures, process};
+use master_process_tests::{
+    Supervisor, TIMEOUT, address, always, await_some, eventually, fixtures, offset, process,
+};
 use rustix::process::Signal;
 
 #[test]
-fn binding_one_address_twice_in_one_worker_fails_as_ever() {
+fn second_bind_of_an_address_in_one_worker_fails() {
     // The search of a program for a free port relies on it.
     let text = "
 one = bound(HOST, PORT); one.listen()
@@ -23,7 +25,7 @@ serve(one)";
 }
 
 #[test]
-fn port_0_is_every_workers_own() {
+fn port_0_is_not_shared() {
     let text = "
 own = bound(HOST, 0); own.listen()
 say(own.getsockname()[1])
@@ -35,7 +37,7 @@ serve(own)";
 }
 
 #[test]
-fn a_datagram_socket_of_a_fixed_port_is_shared_and_each_workers_second_one_is_refused() {
+fn udp_port_is_shared_once_for_each_worker() {
     let text = "
 def datagram():
     made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -71,7 +73,7 @@ while True: signal.pause()",
 }
 
 #[test]
-fn an_address_that_is_not_of_this_host_is_refused_as_ever() {
+fn address_of_another_host_is_refused() {
     let text = "
 say(attempt(lambda: bound('203.0.113.1', PORT)))
 while True: signal.pause()";
@@ -80,7 +82,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn an_address_of_a_foreign_program_is_refused_until_that_leaves() {
+fn address_of_another_program_is_refused_until_it_ends() {
     let address = address::tcp();
     let foreign = TcpListener::bind(address).expect("the address is this test's own");
     let text = "
@@ -94,7 +96,7 @@ serve(made)";
 }
 
 #[test]
-fn nonsense_given_to_bind_is_the_workers_own_error() {
+fn invalid_bind_arguments_fail_in_the_worker() {
     let text = "
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -123,7 +125,7 @@ while True: signal.pause()";
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// One of two workers says something and serves no more.
+/// One of two workers prints a line and serves no more.
 fn the_other_one_serves(options: &[&str], text: &str) {
     let address = address::tcp();
     let supervisor = started(options, text, address);
@@ -135,7 +137,7 @@ fn the_other_one_serves(options: &[&str], text: &str) {
 }
 
 #[test]
-fn one_workers_shutdown_of_the_listener_leaves_the_others_serving() {
+fn shutdown_of_one_listener_keeps_the_others_serving() {
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 if INDEX == '0':
@@ -147,7 +149,7 @@ serve(made)";
 }
 
 #[test]
-fn one_worker_that_closes_its_listener_leaves_the_others_serving() {
+fn close_of_one_listener_keeps_the_others_serving() {
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 if INDEX == '0':
@@ -180,7 +182,7 @@ serve(six)";
 }
 
 #[test]
-fn the_flags_and_the_name_of_the_socket_are_what_the_program_made() {
+fn socket_flags_and_name_are_unchanged() {
     let text = "
 import fcntl
 for kind in (0, socket.SOCK_NONBLOCK):
@@ -204,14 +206,14 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_program_behind_a_shell_shares_as_well() {
+fn program_behind_a_shell_shares() {
     let address = address::tcp();
     let plain = fixtures::node("plain.js").join(" ");
     // Not `exec`: the server is the shell's child.
     let line = fixtures::shell(&format!("{plain}; echo ended"));
     let builder = Supervisor::builder().args(["-w", "2"]).command(line).env("LISTEN", address.to_string());
     let supervisor = builder.env("WORK_MS", "2").spawn();
-    supervisor.eventually("somebody answers", || load::who(address).is_some());
+    supervisor.eventually("a worker answers", || load::who(address).is_some());
     let clients = Load::start(address, 8, Connections::Fresh);
     supervisor.eventually("both answer", || clients.tally().ok.len() == 2);
     let tally = clients.stop();
@@ -224,11 +226,10 @@ fn a_program_behind_a_shell_shares_as_well() {
 }
 
 #[test]
-fn the_address_is_free_the_moment_the_supervisor_has_ended() {
+fn address_is_free_at_once_after_the_end() {
     let address = address::tcp();
-    let listen = format!("listen={address}");
-    // Behind a shell, and deaf to TERM: who holds the socket is a grandchild that only the last kill reaches.
-    let worker = fixtures::worker(&[&listen, "term=ignore"]).join(" ");
+    // Behind a shell, and deaf to TERM: the socket is held by a grandchild that only the last kill reaches.
+    let worker = fixtures::listening(address, &["term=ignore"]).join(" ");
     for _ in 0..8 {
         let line = fixtures::shell(&format!("{worker}; echo ended"));
         let supervisor = Supervisor::start(&["-w", "4"], line);
@@ -237,12 +238,12 @@ fn the_address_is_free_the_moment_the_supervisor_has_ended() {
         let status = await_some(TIMEOUT, "it ends", || supervisor.exited());
         assert_eq!(status.code(), Some(0));
         // What a service manager's restart does next.
-        drop(TcpListener::bind(address).expect("nobody holds the address"));
+        drop(TcpListener::bind(address).expect("the address is free"));
     }
 }
 
 #[test]
-fn a_program_that_binds_in_a_thread_shares_as_well() {
+fn program_that_binds_in_a_thread_shares() {
     let address = address::tcp();
     let text = "
 import threading
@@ -251,7 +252,7 @@ def run():
 threading.Thread(target=run, daemon=True).start()
 while True: signal.pause()";
     let supervisor = started(&["-w", "2"], text, address);
-    supervisor.eventually("somebody answers", || load::who(address).is_some());
+    supervisor.eventually("a worker answers", || load::who(address).is_some());
     supervisor.reload(2);
     supervisor.eventually("somebody new answers", || load::who(address).is_some());
 }
@@ -272,7 +273,7 @@ while True: signal.pause()"
 }
 
 #[test]
-fn a_relative_path_is_the_workers() {
+fn relative_path_is_resolved_in_the_worker() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let text = "
 made = socket.socket(socket.AF_UNIX)
@@ -281,7 +282,7 @@ serve(made)";
     let options = ["-w", "2", "--chdir", folder.path().to_str().expect("UTF-8")];
     let supervisor = started(&options, text, address::tcp());
     let path = folder.path().join("run.sock");
-    supervisor.eventually("somebody answers", || load::who(path.as_path()).is_some());
+    supervisor.eventually("a worker answers", || load::who(path.as_path()).is_some());
     supervisor.reload(2);
     assert!(load::who(path.as_path()).is_some());
     assert_eq!(supervisor.stop(), 0);
@@ -302,7 +303,7 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_supervisor_in_a_supervisor_serves() {
+fn nested_supervisor_serves() {
     let address = address::tcp();
     let inner = master_process_tests::supervisor::binary();
     let inner = inner.to_str().expect("UTF-8");
@@ -315,28 +316,24 @@ fn a_supervisor_in_a_supervisor_serves() {
 }
 
 #[test]
-fn a_worker_killed_at_any_moment_of_its_start_does_no_harm() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "1ms", "--throttle-max", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(2, "ready");
+fn worker_killed_at_any_moment_of_its_start_does_no_harm() {
+    let options = ["--throttle", "1ms", "--throttle-max", "1ms"];
+    let (supervisor, address, _) = fixtures::listening_workers(2, &options, &[]);
     for round in 0..60_u64 {
         let victim = supervisor.until("a worker to kill", || supervisor.workers().last().copied());
         // Up to and past the moment at which it binds and listens.
-        std::thread::sleep(Duration::from_micros(round * 700 % 40_000));
+        offset(Duration::from_micros(round * 700 % 40_000));
         process::signal(victim, Signal::KILL);
     }
     supervisor.await_workers(2);
-    supervisor.eventually("somebody answers", || load::who(address).is_some());
+    supervisor.eventually("a worker answers", || load::who(address).is_some());
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn a_stopped_worker_does_not_stop_the_others() {
+fn frozen_worker_does_not_block_the_others() {
     let address = address::tcp();
-    let listen = format!("listen={address}");
-    let supervisor = Supervisor::start(&["-w", "2", "--share", "shared"], fixtures::worker(&[&listen]));
+    let supervisor = Supervisor::start(&["-w", "2", "--share", "shared"], fixtures::listening(address, &[]));
     let ready = supervisor.await_events(2, "ready");
     process::freeze(ready[0].pid);
     for _ in 0..50 {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use master_process_tests::supervisor::binary;
-use master_process_tests::{Supervisor, TIMEOUT, always, await_some, fixtures, process, scaled};
+use master_process_tests::{Supervisor, TIMEOUT, always, await_some, fixtures, offset, process, scaled};
 use rustix::process::Signal;
 
 fn idle(workers: &str) -> Supervisor {
@@ -26,7 +26,7 @@ fn ttin_and_ttou_change_the_number_of_workers() {
 }
 
 #[test]
-fn ttou_never_leaves_less_than_one() {
+fn ttou_keeps_at_least_one_worker() {
     let supervisor = idle("1");
     let only = supervisor.await_workers(1);
     for _ in 0..3 {
@@ -36,7 +36,7 @@ fn ttou_never_leaves_less_than_one() {
 }
 
 #[test]
-fn what_ttin_started_is_reloaded_and_replaced_like_the_rest() {
+fn worker_added_by_ttin_is_reloaded_and_replaced() {
     let options = ["--throttle", "20ms", "--throttle-max", "20ms", "--ready", "notify"];
     let supervisor = Supervisor::start(&options, fixtures::worker(&["notify"]));
     supervisor.await_events(1, "ready");
@@ -72,7 +72,9 @@ fn the_second_stop_signal_kills_at_once() {
         supervisor.signal(Signal::TERM);
         supervisor.await_events(2, "term");
         // Two within half a second are one.
-        always(Duration::from_millis(600), "the first only asks", || supervisor.exited().is_none());
+        always(Duration::from_millis(600), "the first signal kills no worker", || {
+            supervisor.exited().is_none()
+        });
         supervisor.signal(second);
         // Far less than the kill timeout, whatever the machine is busy with.
         assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "{second:?}");
@@ -90,7 +92,7 @@ fn two_stop_signals_at_once_are_one() {
         supervisor.signal(signal);
     }
     assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
-    assert_eq!(supervisor.events_named("clean_up").len(), 2, "nobody was killed");
+    assert_eq!(supervisor.events_named("clean_up").len(), 2, "no worker was killed");
     assert!(supervisor.survivors().is_empty());
 }
 
@@ -121,7 +123,7 @@ fn a_hup_during_a_stop_starts_nothing() {
 }
 
 #[test]
-fn usr1_and_usr2_kill_nobody() {
+fn usr1_and_usr2_kill_no_worker() {
     let supervisor = idle("2");
     let workers = supervisor.await_workers(2);
     let pid = supervisor.pid();
@@ -151,11 +153,11 @@ pub(super) fn await_first_moment(supervisor: &Supervisor, signal: Signal) -> i32
 }
 
 #[test]
-fn a_hup_at_any_early_moment_does_not_kill() {
+fn hup_at_any_early_moment_does_not_kill() {
     for attempt in 0..25_u32 {
         let supervisor = idle("2");
         let pid = await_first_moment(&supervisor, Signal::HUP);
-        std::thread::sleep(Duration::from_micros(u64::from(attempt) * 800));
+        offset(Duration::from_micros(u64::from(attempt) * 800));
         process::signal(pid, Signal::HUP);
         supervisor.await_workers(2);
         assert_eq!(supervisor.stop(), 0, "attempt {attempt}");
@@ -163,11 +165,11 @@ fn a_hup_at_any_early_moment_does_not_kill() {
 }
 
 #[test]
-fn a_term_at_any_early_moment_is_a_clean_end() {
+fn term_at_any_early_moment_is_a_clean_end() {
     for attempt in 0..25_u32 {
         let supervisor = idle("2");
         let pid = await_first_moment(&supervisor, Signal::TERM);
-        std::thread::sleep(Duration::from_micros(u64::from(attempt) * 800));
+        offset(Duration::from_micros(u64::from(attempt) * 800));
         process::signal(pid, Signal::TERM);
         assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "attempt {attempt}");
         assert!(supervisor.survivors().is_empty(), "attempt {attempt}");
@@ -175,7 +177,7 @@ fn a_term_at_any_early_moment_is_a_clean_end() {
 }
 
 #[test]
-fn a_storm_of_signals_leaves_the_right_number_of_workers() {
+fn number_of_workers_is_right_after_many_signals() {
     let supervisor = Supervisor::start(
         &["-w", "3", "--ready", "notify", "--throttle", "20ms", "--throttle-max", "20ms"],
         fixtures::worker(&["notify"]),
@@ -190,7 +192,7 @@ fn a_storm_of_signals_leaves_the_right_number_of_workers() {
             process::signal(*victim, Signal::KILL);
         }
         // Uneven steps, so that signals meet every stage of a start.
-        std::thread::sleep(Duration::from_millis(round * 7 % 40));
+        offset(Duration::from_millis(round * 7 % 40));
     }
     // Quiet: three workers, all of one generation, and they stay.
     let settled = await_some(TIMEOUT, "three workers of one generation", || {

@@ -1,29 +1,27 @@
-//! A queue for each worker: who gets what, and what becomes of a queue whose worker is gone, hangs or leaves.
+//! A queue for each worker: the spread of connections, and the queue of a worker that crashed, stalled or stops.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use master_process_tests::clients::{answers, waiting_clients};
+use master_process_tests::gate::Gate;
 use master_process_tests::load::{self, Connections, Load, Outcome};
+use master_process_tests::messages::{await_failed_reload, await_listening, await_reload_complete};
 use master_process_tests::script::{script, started};
 use master_process_tests::supervisor::Builder;
-use master_process_tests::traffic::{nothing_is_lost, pass};
+use master_process_tests::traffic::{nothing_is_lost, pass, reload_under_load};
 use master_process_tests::{
-    Supervisor, TIMEOUT, address, always, eventually, fixtures, network, process, profile, scaled, skip,
+    Supervisor, TIMEOUT, address, always, eventually, fixtures, needs_root, network, process, profile, skip,
 };
 use rustix::process::Signal;
+use rustix::time::{ClockId, clock_gettime};
 
-/// The fixture says that it is ready just after it was, and that it was asked to leave just after it was.
+/// The fixture prints that it is ready, and that it got the stop signal, just after it was so.
 const BETWEEN_BEING_AND_SAYING: f64 = 0.1;
 
 /// Why a test of moved queues cannot run.
 const NO_QUEUE_MOVES: &str = "this kernel moves nothing from a queue that closes to another one";
-
-fn await_listening(supervisor: &Supervisor, count: usize) {
-    supervisor
-        .eventually("the workers listen", || supervisor.logged(&["worker", ": listening"]).len() >= count);
-}
 
 fn version_4(address: SocketAddr) -> SocketAddrV4 {
     match address {
@@ -32,7 +30,7 @@ fn version_4(address: SocketAddr) -> SocketAddrV4 {
     }
 }
 
-/// Asserts that those who answered are the workers, and that each had its share of four hundred.
+/// Asserts that the workers answered, each with its share of four hundred.
 fn is_even(supervisor: &Supervisor, answered: impl IntoIterator<Item = i32>) {
     let mut spread: BTreeMap<i32, u32> = BTreeMap::new();
     for pid in answered {
@@ -43,7 +41,7 @@ fn is_even(supervisor: &Supervisor, answered: impl IntoIterator<Item = i32>) {
 }
 
 #[test]
-fn four_hundred_kept_connections_are_spread_evenly_over_four_workers() {
+fn connections_are_spread_evenly_over_four_workers() {
     let address = address::tcp();
     let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::node("plain.js"));
     let supervisor = builder.env("LISTEN", address.to_string()).spawn();
@@ -58,24 +56,20 @@ fn four_hundred_kept_connections_are_spread_evenly_over_four_workers() {
 }
 
 #[test]
-fn the_spread_is_even_after_reloads_as_well() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "4", "--throttle", "10ms", "--drain", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(4, "ready");
+fn connections_are_spread_evenly_after_reloads() {
+    let options = ["--throttle", "10ms", "--drain", "1ms"];
+    let (supervisor, address, _) = fixtures::listening_workers(4, &options, &[]);
     for _ in 0..3 {
         supervisor.reload(4);
     }
     is_even(&supervisor, answers(waiting_clients(address, 400)));
 }
 
-/// Stops one of two workers, lets clients come, kills it: who answered them, and who lives then.
+/// Freezes one of two workers, connects clients, and kills it. Gives the pids that answered, and those of the workers then.
 fn served_after_a_crash(builder: Builder) -> (BTreeSet<i32>, BTreeSet<i32>) {
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let options = ["-w", "2", "--throttle", "1s", "--throttle-max", "1s"];
-    let supervisor = builder.args(options).command(fixtures::worker(&[&listen])).spawn();
+    let supervisor = builder.args(options).command(fixtures::listening(address, &[])).spawn();
     let ready = supervisor.await_events(2, "ready");
     let victim = ready[0].pid;
     // What comes to it from now on waits in its queue.
@@ -89,18 +83,10 @@ fn served_after_a_crash(builder: Builder) -> (BTreeSet<i32>, BTreeSet<i32>) {
 }
 
 #[test]
-fn the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it() {
-    if !process::is_root() {
-        skip!(
-            "the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it",
-            "eBPF takes root"
-        );
-    }
+fn queue_of_a_crashed_worker_moves_to_siblings_with_ebpf() {
+    needs_root!();
     if !network::kernel_moves_queues() {
-        skip!(
-            "the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_moves_it",
-            NO_QUEUE_MOVES
-        );
+        skip!(NO_QUEUE_MOVES);
     }
     let (answered, alive) = served_after_a_crash(Supervisor::builder());
     assert!(answered.is_subset(&alive), "{answered:?} of {alive:?}");
@@ -108,19 +94,16 @@ fn the_queue_of_a_crashed_worker_is_served_by_its_siblings_where_the_kernel_move
 }
 
 #[test]
-fn the_queue_of_a_crashed_worker_is_served_by_its_replacement_where_the_kernel_moves_nothing() {
+fn queue_of_a_crashed_worker_goes_to_its_replacement_without_ebpf() {
     let user = process::is_root().then(profile::ordinary_user);
     let builder = Supervisor::builder().wrap(profile::launcher(user, &[]));
     let (answered, alive) = served_after_a_crash(builder);
-    assert_eq!(answered, alive, "the other and the replacement, nobody else");
+    assert_eq!(answered, alive, "only the other and the replacement");
 }
 
 #[test]
-fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_back() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let supervisor = Supervisor::start(&["-w", "2"], fixtures::worker(&[&listen]));
-    let ready = supervisor.await_events(2, "ready");
+fn stalled_worker_leaves_rotation_and_returns() {
+    let (supervisor, address, ready) = fixtures::listening_workers(2, &[], &[]);
     let (hung, other) = (ready[0].pid, ready[1].pid);
     process::freeze(hung);
     let waiting = waiting_clients(address, 40);
@@ -138,8 +121,8 @@ fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_b
     });
     process::signal(hung, Signal::CONT);
     let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
-    assert_eq!(answered, BTreeSet::from([hung, other]), "those who waited are served");
-    supervisor.eventually("the log tells that it accepts", || {
+    assert_eq!(answered, BTreeSet::from([hung, other]), "the queued clients are served");
+    supervisor.eventually("the log says that it accepts", || {
         !supervisor.logged(&["is accepting on", "again"]).is_empty()
     });
     supervisor.eventually("it gets its share again", || load::who(address) == Some(hung));
@@ -149,7 +132,7 @@ fn a_worker_that_does_not_accept_is_taken_out_of_rotation_named_once_and_comes_b
 }
 
 #[test]
-fn a_worker_that_is_busy_for_a_moment_is_not_taken_for_one_that_hangs() {
+fn slow_worker_is_not_stalled() {
     let address = address::tcp();
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -181,12 +164,12 @@ while True:
 }
 
 #[test]
-fn a_saturated_worker_whose_queue_stays_full_is_not_stalled() {
+fn saturated_worker_is_not_stalled() {
     is_saturated_and_not_stalled(address::tcp());
 }
 
 #[test]
-fn a_saturated_worker_is_not_stalled_by_a_queue_at_another_address_of_its_port() {
+fn saturated_worker_is_not_stalled_by_a_queue_at_another_address() {
     // Both addresses have the same port, and are of this test alone.
     let address = address::tcp();
     let neighbour = address::beside(address);
@@ -197,20 +180,14 @@ fn a_saturated_worker_is_not_stalled_by_a_queue_at_another_address_of_its_port()
 
 /// Two reloads under load; not one request may be lost.
 fn reloads_lose_nothing(supervisor: &Supervisor, address: SocketAddr) {
-    supervisor.eventually("somebody answers", || load::who(address).is_some());
+    supervisor.eventually("a worker answers", || load::who(address).is_some());
     supervisor.await_workers(4);
-    let clients = Load::start(address, 8, Connections::Fresh);
-    pass(supervisor, &clients, 40);
-    for _ in 0..2 {
-        supervisor.reload(4);
-        pass(supervisor, &clients, 40);
-    }
-    nothing_is_lost(clients);
+    reload_under_load(supervisor, address, 4, 2);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn a_worker_that_needs_100_ms_for_a_request_and_has_no_handler_loses_none_in_a_reload() {
+fn reload_of_slow_workers_without_a_handler_loses_no_request() {
     // One request at a time: what waits is in the queue.
     let text = "
 made = bound(HOST, PORT); made.listen(64)
@@ -226,8 +203,8 @@ while True:
     reloads_lose_nothing(&builder.spawn(), address);
 }
 
-/// How long after its successor was ready an old worker was asked to leave, for each slot.
-fn asked_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
+/// How long after its successor was ready an old worker got the stop signal, for each slot.
+fn stopped_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
     supervisor.reload(workers);
     let of = |slot: i32| {
         // What a worker said last may be read after its end is seen.
@@ -246,18 +223,15 @@ fn asked_after(supervisor: &Supervisor, workers: usize) -> Vec<f64> {
 }
 
 #[test]
-fn an_old_worker_serves_for_the_drain_time_before_it_is_asked_to_leave() {
+fn old_worker_serves_for_the_drain_time_before_the_stop_signal() {
     for load in [false, true] {
-        let address = address::tcp();
-        let listen = format!("listen={address}");
-        let options = ["-w", "2", "--drain", "1500ms", "--throttle", "1ms"];
-        let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-        supervisor.await_events(2, "ready");
+        let options = ["--drain", "1500ms", "--throttle", "1ms"];
+        let (supervisor, address, _) = fixtures::listening_workers(2, &options, &[]);
         let clients = load.then(|| Load::start(address, 4, Connections::Fresh));
-        let asked = asked_after(&supervisor, 2);
+        let asked = stopped_after(&supervisor, 2);
         assert!(
             asked.iter().all(|after| *after >= 1.5 - BETWEEN_BEING_AND_SAYING),
-            "asked after {asked:?} s, under load: {load}"
+            "stopped after {asked:?} s, under load: {load}"
         );
         if let Some(tally) = clients.map(Load::stop) {
             assert_eq!(tally.lost() + tally.inexcusable(), 0, "{tally}");
@@ -266,28 +240,24 @@ fn an_old_worker_serves_for_the_drain_time_before_it_is_asked_to_leave() {
 }
 
 #[test]
-fn an_old_worker_stands_by_until_its_successor_has_outlived_the_throttle() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--drain", "1ms", "--throttle", "2s"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(2, "ready");
-    // The throttle counts from the start, which is a moment before it says so: a longer one on a slow machine.
-    let moment = scaled(Duration::from_secs_f64(BETWEEN_BEING_AND_SAYING)).as_secs_f64();
-    let asked = asked_after(&supervisor, 2);
-    let started = supervisor.events_named("started");
-    let ready = supervisor.events_named("ready");
-    for slot in 0..2 {
-        let at = |events: &[master_process_tests::Event]| {
-            events.iter().find(|event| event.index == slot && event.reload == 1).expect("it was started").at
-        };
-        let since_start = at(&ready) - at(&started) + asked[usize::try_from(slot).expect("few")];
-        assert!(since_start >= 2.0 - 2.0 * moment, "asked after {since_start} s");
+fn old_worker_is_on_standby_until_its_successors_probation_ends() {
+    let options = ["--drain", "1ms", "--throttle", "2s"];
+    let (supervisor, _, _) = fixtures::listening_workers(2, &options, &[]);
+    // Before the successors are started, which is when the throttle begins. Workers print the same clock.
+    let begun = clock_gettime(ClockId::Monotonic);
+    let begun = Duration::new(
+        begun.tv_sec.try_into().expect("since the boot"),
+        begun.tv_nsec.try_into().expect("nanoseconds"),
+    );
+    supervisor.reload(2);
+    for stopped in supervisor.await_events(2, "term") {
+        let after = stopped.at - begun.as_secs_f64();
+        assert!(after >= 2.0, "slot {} stopped {after} s after the reload began", stopped.index);
     }
 }
 
 #[test]
-fn ttou_and_ttin_under_load_lose_nothing() {
+fn ttou_and_ttin_under_load_lose_no_request() {
     let address = address::tcp();
     let builder = Supervisor::builder().args(["-w", "4"]).command(fixtures::node("plain.js"));
     let supervisor = builder.env("LISTEN", address.to_string()).env("WORK_MS", "1").spawn();
@@ -311,13 +281,10 @@ fn ttou_and_ttin_under_load_lose_nothing() {
 }
 
 #[test]
-fn a_hundred_reloads_leave_two_sockets_for_each_slot() {
+fn hundred_reloads_leave_at_most_two_sockets_a_slot() {
     const SLOTS: usize = 2;
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "1ms", "--drain", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(SLOTS, "ready");
+    let options = ["--throttle", "1ms", "--drain", "1ms"];
+    let (supervisor, address, _) = fixtures::listening_workers(SLOTS, &options, &[]);
     let pid = supervisor.pid();
     for _ in 0..2 {
         supervisor.reload(SLOTS);
@@ -336,13 +303,10 @@ fn a_hundred_reloads_leave_two_sockets_for_each_slot() {
 }
 
 #[test]
-fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
+fn crashes_in_reloads_leave_at_most_two_sockets_a_slot() {
     const SLOTS: usize = 2;
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "1ms", "--throttle-max", "1ms", "--drain", "1ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    supervisor.await_events(SLOTS, "ready");
+    let options = ["--throttle", "1ms", "--throttle-max", "1ms", "--drain", "1ms"];
+    let (supervisor, address, _) = fixtures::listening_workers(SLOTS, &options, &[]);
     for round in 1..=10 {
         let victims = supervisor.await_workers(SLOTS);
         supervisor.signal(Signal::HUP);
@@ -355,17 +319,15 @@ fn crashes_in_reloads_leave_two_sockets_for_each_slot() {
             event.name == "ready" && event.reload == i32::try_from(round).expect("few")
         });
     }
-    supervisor.eventually("the last reload is complete", || {
-        !supervisor.logged(&["reload 10 complete after"]).is_empty()
-    });
+    await_reload_complete(&supervisor, 10);
     let answered: BTreeSet<i32> = answers(waiting_clients(address, 40)).into_iter().collect();
-    assert_eq!(answered, supervisor.await_workers(SLOTS), "each queue has somebody who serves it");
+    assert_eq!(answered, supervisor.await_workers(SLOTS), "each queue is served");
     let listening = process::listening(version_4(address));
     assert!(listening <= 2 * SLOTS, "{listening} sockets listen on {address}");
 }
 
 #[test]
-fn shared_is_one_socket_and_slots_are_one_for_each_worker() {
+fn share_mode_decides_the_number_of_sockets() {
     let address = address::tcp();
     let text = "made = bound(HOST, PORT); made.listen(64); serve(made)";
     let supervisor = Supervisor::start(&["-w", "3", "--share", "shared"], script(text, address));
@@ -379,11 +341,10 @@ fn shared_is_one_socket_and_slots_are_one_for_each_worker() {
 }
 
 #[test]
-fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_successor() {
+fn queue_of_an_old_worker_that_crashes_in_a_reload_goes_to_its_successor() {
     let address = address::tcp();
-    let listen = format!("listen={address}");
     let options = ["--throttle", "50ms", "--throttle-max", "50ms"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen, "from=1:delay=1"]));
+    let supervisor = Supervisor::start(&options, fixtures::listening(address, &["from=1:delay=1"]));
     let old = supervisor.await_events(1, "ready")[0].pid;
     process::freeze(old);
     let mut waiting = waiting_clients(address, 5);
@@ -391,33 +352,28 @@ fn who_waits_for_an_old_worker_that_crashes_in_a_reload_is_served_by_its_success
     supervisor.eventually("the new one starts", || supervisor.workers().len() == 2);
     process::signal(old, Signal::KILL);
     eventually(TIMEOUT, "the old one is dead", || !process::alive(old));
-    // Nobody is there yet.
+    // No worker accepts yet.
     waiting.extend(waiting_clients(address, 5));
     let answered: BTreeSet<i32> = answers(waiting).into_iter().collect();
     assert_eq!(answered, supervisor.workers(), "the successor serves all of them");
 }
 
 #[test]
-fn who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one_where_the_kernel_moves_it() {
-    if !process::is_root() {
-        skip!("who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one", "eBPF takes root");
-    }
+fn queue_of_a_failed_new_worker_moves_to_the_old_one_with_ebpf() {
+    needs_root!();
     if !network::kernel_moves_queues() {
-        skip!("who_waits_for_a_new_worker_that_dies_is_served_by_the_old_one", NO_QUEUE_MOVES);
+        skip!(NO_QUEUE_MOVES);
     }
-    // The new release listens, accepts nobody, and dies within the throttle.
+    // The new release listens, accepts no connection, and dies within the throttle.
     let text = "
 made = bound(HOST, PORT); made.listen(64)
 say('ready', RELOAD)
 if RELOAD:
-    while not os.path.exists(sys.argv[2]): time.sleep(0.01)
+    wait()
     sys.exit(1)
 serve(made)";
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let gate = folder.path().join("gate");
-    let address = address::tcp();
-    let mut command = script(text, address);
-    command.push(gate.to_str().expect("UTF-8").to_owned());
+    let (address, gate) = (address::tcp(), Gate::new());
+    let command = gate.script(text, address);
     let options = ["--throttle", "5s", "--throttle-max", "5s", "--reload-attempts", "1"];
     let supervisor = Supervisor::start(&options, command);
     await_listening(&supervisor, 1);
@@ -426,8 +382,8 @@ serve(made)";
     await_listening(&supervisor, 2);
     supervisor.await_rest();
     let waiting = waiting_clients(address, 5);
-    std::fs::write(&gate, "").expect("the folder is ours");
-    supervisor.eventually("it is given up", || !supervisor.logged(&["reload", "failed: "]).is_empty());
+    gate.open();
+    await_failed_reload(&supervisor);
     assert_eq!(supervisor.await_workers(1), old);
     let answered: BTreeSet<i32> =
         answers(waiting).into_iter().chain(answers(waiting_clients(address, 5))).collect();
@@ -435,12 +391,9 @@ serve(made)";
 }
 
 #[test]
-fn who_waits_for_a_worker_whose_slot_is_given_up_is_told_and_the_others_serve() {
-    let address = address::tcp();
-    let listen = format!("listen={address}");
-    let options = ["-w", "2", "--throttle", "20s", "--throttle-max", "20s"];
-    let supervisor = Supervisor::start(&options, fixtures::worker(&[&listen]));
-    let ready = supervisor.await_events(2, "ready");
+fn queue_of_a_removed_slot_is_reset_and_the_others_serve() {
+    let options = ["--throttle", "20s", "--throttle-max", "20s"];
+    let (supervisor, address, ready) = fixtures::listening_workers(2, &options, &[]);
     let last = ready.iter().find(|event| event.index == 1).expect("two slots").pid;
     process::freeze(last);
     let waiting = waiting_clients(address, 20);

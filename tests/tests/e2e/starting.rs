@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use master_process_tests::cgroup::Place;
 use master_process_tests::supervisor::Builder;
-use master_process_tests::{Supervisor, always, fixtures, process, profile, skip};
+use master_process_tests::{Supervisor, always, fixtures, needs_root, process, profile, skip};
 use rustix::process::Signal;
 
 /// The variables of a login, as a supervisor of another user has them.
@@ -41,33 +41,27 @@ fn entry(user: &str, field: usize) -> String {
 }
 
 #[test]
-fn a_user_brings_its_home_name_and_shell() {
-    let name = "a_user_brings_its_home_name_and_shell";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+fn user_sets_home_logname_and_shell() {
+    needs_root!();
     let text = |text: &str| Some(text.to_owned());
     let root = [text("root"), text("root"), text(&entry("root", 5)), text(&entry("root", 6))];
     assert_eq!(login_of(as_somebody_else().args(["--user", "root"])), root);
     assert_eq!(login_of(as_somebody_else().args(["--user", "0"])), root, "the same user by its id");
-    // Its shell is one that lets nobody in.
+    // Its shell is one that denies logins.
     let nobody = login_of(as_somebody_else().args(["--user", "nobody"]));
     assert_eq!(nobody, [text("nobody"), text("nobody"), text(&entry("nobody", 5)), None]);
 }
 
 #[test]
-fn an_id_without_an_entry_has_nobodys_home() {
-    let name = "an_id_without_an_entry_has_nobodys_home";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+fn uid_without_an_entry_sets_no_home() {
+    needs_root!();
     let id = profile::ordinary_user().to_string();
     let login = login_of(as_somebody_else().args(["--user", &id, "--group", &id]));
     assert_eq!(login, [None, None, None, None]);
 }
 
 #[test]
-fn without_a_user_the_variables_stay() {
+fn login_variables_stay_without_user() {
     let text = |text: &str| Some(text.to_owned());
     let expected = [
         text("supervisor"),
@@ -126,7 +120,7 @@ time.sleep(1000)";
     }
 }
 
-/// Waits until so many workers have said which release they are, by which path, and where; gives what the last said.
+/// Waits until this many workers have said which release they are, by which path, and where; gives the last line.
 fn last_of(supervisor: &Supervisor, count: usize) -> String {
     supervisor.until("the workers have said where they are", || {
         Some(supervisor.output()).filter(|lines| lines.len() >= count).and_then(|lines| lines.last().cloned())
@@ -138,7 +132,7 @@ fn line(release: u32, pwd: &Path, directory: &Path) -> String {
 }
 
 #[test]
-fn a_reload_follows_the_symlink_that_the_supervisor_was_started_in() {
+fn reload_follows_the_symlink_of_the_start_directory() {
     let deployment = Deployment::new();
     let current = deployment.current();
     let supervisor = deployment.started_in(&current, &current).spawn();
@@ -155,7 +149,7 @@ fn a_reload_follows_the_symlink_that_the_supervisor_was_started_in() {
 }
 
 #[test]
-fn a_relative_chdir_follows_the_symlink_too() {
+fn relative_chdir_follows_the_symlink() {
     let deployment = Deployment::new();
     let current = deployment.current();
     for release in 1..=2 {
@@ -173,7 +167,7 @@ fn a_relative_chdir_follows_the_symlink_too() {
 }
 
 #[test]
-fn a_pwd_that_names_another_directory_is_not_believed() {
+fn wrong_pwd_is_ignored() {
     let deployment = Deployment::new();
     let (first, second) = (deployment.release(1), deployment.release(2));
     for wrong in [second.as_path(), Path::new("/"), Path::new("."), Path::new("/no/such/directory")] {
@@ -187,7 +181,7 @@ fn a_pwd_that_names_another_directory_is_not_believed() {
 }
 
 #[test]
-fn a_worker_that_cannot_be_where_it_should_finds_no_pwd() {
+fn removed_start_symlink_unsets_pwd() {
     let deployment = Deployment::new();
     let (current, gone) = (deployment.current(), deployment.folder.path().join("gone"));
     let program = deployment.release(1).join("app.py");
@@ -210,7 +204,7 @@ fn program(bytes: &[u8]) -> tempfile::TempDir {
     folder
 }
 
-/// Runs `./app` where it is; what the very first start says in one line, and the exit code.
+/// Runs `./app` where it is; the line that the very first start logs, and the exit code.
 fn refused(folder: &Path) -> (String, Option<i32>) {
     let finished = Supervisor::builder().cwd(folder).command(["./app", "word"]).run();
     assert_eq!(finished.stderr.len(), 1, "{finished:?}");
@@ -219,7 +213,7 @@ fn refused(folder: &Path) -> (String, Option<i32>) {
 }
 
 #[test]
-fn a_script_that_names_no_interpreter_is_the_shells() {
+fn script_without_interpreter_is_run_by_the_shell() {
     let folder = program(b"echo \"$0 $# $1 $2\"\nexec sleep infinity\n");
     let path = folder.path().join("app");
     for (command, name) in [("./app", "./app".to_owned()), ("app", path.display().to_string())] {
@@ -234,7 +228,7 @@ fn a_script_that_names_no_interpreter_is_the_shells() {
 }
 
 #[test]
-fn a_file_that_is_neither_program_nor_text_is_not_given_to_the_shell() {
+fn binary_garbage_is_not_run_by_the_shell() {
     let folder = program(b"echo\0started\n");
     let (line, code) = refused(folder.path());
     assert!(line.contains("./app") && line.contains("Exec format error"), "{line}");
@@ -242,7 +236,7 @@ fn a_file_that_is_neither_program_nor_text_is_not_given_to_the_shell() {
 }
 
 #[test]
-fn an_interpreter_that_is_not_there_is_named() {
+fn missing_interpreter_is_named() {
     for (first_line, name) in [
         ("#!/no/such/interpreter\n", "/no/such/interpreter"),
         ("#! /no/such/interpreter -x\n", "/no/such/interpreter"),
@@ -259,7 +253,7 @@ fn an_interpreter_that_is_not_there_is_named() {
 }
 
 #[test]
-fn an_interpreter_that_cannot_be_executed_is_named() {
+fn interpreter_that_cannot_be_executed_is_named() {
     let folder = program(b"#!/etc/passwd\n");
     let (line, code) = refused(folder.path());
     assert!(
@@ -270,7 +264,7 @@ fn an_interpreter_that_cannot_be_executed_is_named() {
 }
 
 #[test]
-fn a_dynamic_loader_that_is_not_there_is_named() {
+fn missing_dynamic_loader_is_named() {
     // A copy of a program whose loader's name is changed: as with one of another distribution.
     let mut bytes = fs::read("/bin/sleep").expect("every host has it");
     let at = bytes.windows(6).position(|window| window == b"/lib64" || window == b"/lib/l");
@@ -285,7 +279,7 @@ fn a_dynamic_loader_that_is_not_there_is_named() {
 }
 
 #[test]
-fn an_interpreter_that_goes_away_later_is_named_in_the_log() {
+fn interpreter_removed_later_is_logged() {
     let folder = program(b"#!./sh\nexec sleep infinity\n");
     let shell = folder.path().join("sh");
     symlink("/bin/sh", &shell).expect("ours");
@@ -294,7 +288,7 @@ fn an_interpreter_that_goes_away_later_is_named_in_the_log() {
     let first = *supervisor.await_workers(1).first().expect("one");
     fs::remove_file(&shell).expect("ours");
     process::signal(first, Signal::KILL);
-    supervisor.eventually("the failure is told", || {
+    supervisor.eventually("the failure is logged", || {
         !supervisor.logged(&["failed to start: interpreter ./sh of ./app not found; retrying"]).is_empty()
     });
     symlink("/bin/sh", &shell).expect("ours");
@@ -336,7 +330,7 @@ impl Drop for Held {
     }
 }
 
-/// A program that nobody has open as long as nobody runs it.
+/// A program that no process has open until it is started.
 fn sleeper() -> tempfile::TempDir {
     program(b"#!/bin/sh\nexec sleep infinity\n")
 }
@@ -356,20 +350,19 @@ fn late(supervisor: &Supervisor) -> usize {
 }
 
 #[test]
-fn a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds() {
-    let name = "a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds";
+fn hanging_start_delays_nothing_and_fails_after_five_seconds() {
     let folder = sleeper();
     let supervisor = started_at(folder.path(), "3");
     let workers: Vec<i32> = supervisor.await_workers(3).into_iter().collect();
     let Some(held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let before = late(&supervisor);
     process::signal(workers[0], Signal::KILL);
     supervisor.eventually("its replacement is late", || late(&supervisor) > before);
     // Deaths, signals and other starts are dealt with meanwhile.
     process::signal(workers[1], Signal::KILL);
-    supervisor.eventually("another death is told", || {
+    supervisor.eventually("another exit is logged", || {
         !supervisor.logged(&[&format!("(pid {})", workers[1]), "sigkill"]).is_empty()
     });
     supervisor.signal(Signal::USR2);
@@ -393,16 +386,15 @@ fn a_start_that_hangs_holds_nothing_up_and_fails_after_five_seconds() {
 }
 
 #[test]
-fn the_cgroup_of_a_start_that_was_given_up_is_removed() {
-    let name = "the_cgroup_of_a_start_that_was_given_up_is_removed";
+fn cgroup_of_an_abandoned_start_is_removed() {
     let folder = sleeper();
-    let Some(place) = Place::make(true) else { skip!(name, "no cgroup can be made") };
+    let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
     let app = folder.path().join("app");
     let options = ["-v", "-w", "1", "--ready", "none", "--throttle", "50ms", "--throttle-max", "50ms"];
     let supervisor = place.start(&options, vec![app.display().to_string()]);
     let worker = *supervisor.await_workers(1).first().expect("one");
     let Some(held) = Held::new(&app) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let before = place.workers();
     let on_time = late(&supervisor);
@@ -410,18 +402,18 @@ fn the_cgroup_of_a_start_that_was_given_up_is_removed() {
     supervisor.eventually("its replacement is late", || {
         late(&supervisor) > on_time && place.workers().len() == 1 && place.workers() != before
     });
-    // Its cgroup is in use when it is given up.
+    // Its cgroup is in use when the start is abandoned.
     let mut inside = Command::new("sleep").arg("1000").spawn().expect("a process");
-    let given_up = place.workers().remove(0);
-    place.put(inside.id(), &given_up);
-    supervisor.eventually("its replacement is given up", || {
+    let abandoned = place.workers().remove(0);
+    place.put(inside.id(), &abandoned);
+    supervisor.eventually("its replacement is abandoned", || {
         !supervisor.logged(&["failed to start: execve", "did not return within 5.0s"]).is_empty()
     });
     drop(held);
     supervisor.await_workers(1);
     supervisor.eventually("the one worker's cgroup alone is left", || {
         let now = place.workers();
-        now.len() == 1 && now[0] != given_up
+        now.len() == 1 && now[0] != abandoned
     });
     inside.wait().expect("it was killed with its cgroup");
     assert_eq!(supervisor.stop(), 0);
@@ -429,11 +421,10 @@ fn the_cgroup_of_a_start_that_was_given_up_is_removed() {
 }
 
 #[test]
-fn the_very_first_start_may_hang_and_be_tried_again() {
-    let name = "the_very_first_start_may_hang_and_be_tried_again";
+fn hanging_first_start_is_retried() {
     let folder = sleeper();
     let Some(held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let supervisor = started_at(folder.path(), "2");
     supervisor.eventually("a start has failed", || {
@@ -445,13 +436,12 @@ fn the_very_first_start_may_hang_and_be_tried_again() {
 }
 
 #[test]
-fn a_supervisor_whose_start_hangs_stops_at_once() {
-    let name = "a_supervisor_whose_start_hangs_stops_at_once";
+fn supervisor_with_a_hanging_start_stops_at_once() {
     let folder = sleeper();
     let supervisor = started_at(folder.path(), "2");
     let victim = *supervisor.await_workers(2).first().expect("two");
     let Some(_held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let before = late(&supervisor);
     process::signal(victim, Signal::KILL);
@@ -461,13 +451,12 @@ fn a_supervisor_whose_start_hangs_stops_at_once() {
 }
 
 #[test]
-fn a_start_that_is_only_slow_is_a_start() {
-    let name = "a_start_that_is_only_slow_is_a_start";
+fn slow_start_succeeds() {
     let folder = sleeper();
     let supervisor = started_at(folder.path(), "2");
     let before = supervisor.await_workers(2);
     let Some(held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let on_time = late(&supervisor);
     supervisor.signal(Signal::HUP);
@@ -482,10 +471,9 @@ fn a_start_that_is_only_slow_is_a_start() {
 }
 
 #[test]
-fn a_slow_start_is_known_before_its_program_speaks() {
-    let name = "a_slow_start_is_known_before_its_program_speaks";
+fn slow_start_is_complete_before_its_first_notification() {
     if !Path::new("/usr/bin/perl").exists() {
-        skip!(name, "no perl");
+        skip!("no perl");
     }
     // Within a few milliseconds, so that it mostly has spoken before the start is looked after again.
     let says_ready = "#!/usr/bin/perl
@@ -498,7 +486,7 @@ sleep 1000;
     supervisor.eventually("all are ready", || supervisor.logged(&["ready after"]).len() == 6);
     let before = supervisor.await_workers(6);
     let Some(held) = Held::new(&folder.path().join("app")) else {
-        skip!(name, "no leases on this file system");
+        skip!("no leases on this file system");
     };
     let on_time = late(&supervisor);
     supervisor.signal(Signal::HUP);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use master_process_tests::pty::{INTERRUPT, ITS_TERMINAL, Pty, QUIT, SUSPEND};
 use master_process_tests::supervisor::{Builder, await_gone};
-use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, process, skip};
+use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, offset, process, skip};
 use rustix::process::Signal;
 
 /// A supervisor that leads the terminal's session.
@@ -54,7 +54,7 @@ fn closing_the_terminal_at_any_early_moment_is_a_clean_end() {
         let pty = Pty::open();
         let supervisor = idle(in_terminal(&pty), "2");
         super::signals::await_first_moment(&supervisor, Signal::HUP);
-        std::thread::sleep(Duration::from_micros(u64::from(attempt) * 500));
+        offset(Duration::from_micros(u64::from(attempt) * 500));
         drop(pty);
         assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0), "attempt {attempt}");
         assert!(supervisor.survivors().is_empty(), "attempt {attempt}");
@@ -75,7 +75,7 @@ fn closing_the_terminal_ends_a_job_in_the_background() {
 }
 
 #[test]
-fn a_terminal_that_goes_a_moment_after_the_signal_is_a_clean_end() {
+fn terminal_closed_just_after_sighup_is_a_clean_end() {
     let pty = Pty::open();
     let supervisor = in_terminal(&pty).args(["-w", "2", "--kill-timeout", "20s"]).command(clean()).spawn();
     supervisor.await_events(2, "ready");
@@ -87,7 +87,7 @@ fn a_terminal_that_goes_a_moment_after_the_signal_is_a_clean_end() {
 }
 
 #[test]
-fn a_hup_reloads_while_the_terminal_is_there() {
+fn hup_reloads_while_the_terminal_exists() {
     let pty = Pty::open();
     let supervisor = idle(in_terminal(&pty), "2");
     supervisor.await_workers(2);
@@ -103,7 +103,7 @@ fn a_hup_reloads_while_the_terminal_is_there() {
 }
 
 #[test]
-fn a_hup_reloads_where_there_never_was_a_terminal() {
+fn hup_reloads_without_a_terminal() {
     let supervisor = idle(Supervisor::builder().wrap(["setsid"]), "2");
     supervisor.await_workers(2);
     supervisor.reload(2);
@@ -111,23 +111,23 @@ fn a_hup_reloads_where_there_never_was_a_terminal() {
 }
 
 #[test]
-fn nohup_outlives_the_terminal_and_is_reloaded_later() {
+fn nohup_survives_the_terminal_and_reloads_later() {
     let pty = Pty::open();
     let supervisor = idle(in_terminal(&pty).wrap(["nohup"]), "2");
     let workers = supervisor.await_workers(2);
     supervisor.await_rest();
     drop(pty);
-    supervisor.eventually("it says so", || !supervisor.logged(&["sighup", "terminal is gone"]).is_empty());
-    always(Duration::from_millis(2500), "nobody is replaced", || supervisor.workers() == workers);
+    supervisor.eventually("it is logged", || !supervisor.logged(&["sighup", "terminal is gone"]).is_empty());
+    always(Duration::from_millis(2500), "no worker is replaced", || supervisor.workers() == workers);
     supervisor.reload(2);
     assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]
-fn sudo_passes_the_end_of_the_terminal_on() {
+fn closing_the_terminal_of_sudo_is_a_clean_end() {
     let sudo = || Command::new("sudo").args(["-n", "true"]).status().is_ok_and(|status| status.success());
     if !process::is_root() || !sudo() {
-        skip!("sudo_passes_the_end_of_the_terminal_on", "it takes root and sudo");
+        skip!("it takes root and sudo");
     }
     let pty = Pty::open();
     let builder = in_terminal(&pty).wrap(["sudo", "-n", "-E"]).args(["-w", "2", "--kill-timeout", "20s"]);
@@ -141,7 +141,7 @@ fn sudo_passes_the_end_of_the_terminal_on() {
 }
 
 #[test]
-fn the_keys_of_the_terminal_stop() {
+fn terminal_keys_stop_the_supervisor() {
     for key in [INTERRUPT, QUIT] {
         let pty = Pty::open();
         let supervisor =
@@ -153,7 +153,7 @@ fn the_keys_of_the_terminal_stop() {
 }
 
 #[test]
-fn timeout_sends_its_signal_twice_and_nobody_is_killed() {
+fn double_signal_of_timeout_kills_no_worker() {
     let builder = Supervisor::builder().wrap(["timeout", "1000"]).args(["-w", "2", "--kill-timeout", "20s"]);
     let supervisor = builder.command(clean()).spawn();
     supervisor.await_events(2, "ready");
@@ -162,7 +162,7 @@ fn timeout_sends_its_signal_twice_and_nobody_is_killed() {
     ends_clean(&supervisor, 2);
 }
 
-/// Workers that count, so that one that runs is told from one that is stopped.
+/// Workers that count, so that one that runs can be distinguished from one that is stopped.
 fn counters() -> Vec<String> {
     fixtures::shell("while :; do echo tick $$; sleep 0.05; done")
 }
@@ -187,7 +187,7 @@ fn suspend_stops_supervisor_and_workers_and_fg_continues_them() {
     assert!(is_stopped(pid));
     supervisor.eventually("so are its workers", || workers.iter().all(|worker| is_stopped(*worker)));
     let before = ticks(&supervisor);
-    always(Duration::from_secs(2), "nobody runs", || ticks(&supervisor) <= before + 2);
+    always(Duration::from_secs(2), "no worker runs", || ticks(&supervisor) <= before + 2);
     let before = ticks(&supervisor);
     pty.press("go\n");
     supervisor.eventually("they run again", || ticks(&supervisor) > before + 4);
@@ -199,7 +199,7 @@ fn suspend_stops_supervisor_and_workers_and_fg_continues_them() {
 }
 
 #[test]
-fn suspend_does_nothing_where_nobody_could_continue() {
+fn suspend_is_ignored_in_an_orphaned_process_group() {
     let pty = Pty::open();
     let supervisor = in_terminal(&pty).args(["-w", "2", "--ready", "none"]).command(counters()).spawn();
     supervisor.await_workers(2);
@@ -214,7 +214,7 @@ fn suspend_does_nothing_where_nobody_could_continue() {
 }
 
 #[test]
-fn a_reader_of_the_log_that_leaves_ends_nothing() {
+fn closed_log_pipe_does_not_stop_the_supervisor() {
     let line = "\"$@\" 2>&1 | head -1 >/dev/null";
     let builder = Supervisor::builder().wrap(["sh", "-c", line, "sh"]);
     let supervisor = idle(builder, "2");
@@ -225,7 +225,7 @@ fn a_reader_of_the_log_that_leaves_ends_nothing() {
 }
 
 #[test]
-fn a_worker_that_tostop_stops_is_named_and_goes_on() {
+fn worker_stopped_by_tostop_is_logged_and_continued() {
     let pty = Pty::open();
     pty.set_tostop();
     let line = "for i in 1 2 3; do echo line $i > /dev/tty; done; echo written; exec sleep infinity";
@@ -244,7 +244,7 @@ fn a_worker_that_tostop_stops_is_named_and_goes_on() {
 }
 
 #[test]
-fn a_worker_that_reads_the_terminal_from_the_background_is_named() {
+fn worker_that_reads_the_terminal_in_the_background_is_logged() {
     let pty = Pty::open();
     let line = "trap 'echo goes on' CONT; read -r line < /dev/tty; echo got $line; exec sleep infinity";
     let supervisor =
@@ -256,7 +256,7 @@ fn a_worker_that_reads_the_terminal_from_the_background_is_named() {
 }
 
 #[test]
-fn a_worker_that_an_operator_has_stopped_stays_stopped() {
+fn worker_stopped_by_sigstop_stays_stopped() {
     let pty = Pty::open();
     let supervisor =
         as_a_job(&pty, "fg >/dev/null").args(["-w", "2", "--ready", "none"]).command(counters()).spawn();
@@ -273,11 +273,11 @@ fn a_worker_that_an_operator_has_stopped_stays_stopped() {
     assert_eq!(supervisor.stop(), 0);
 }
 
-/// Reads a line, says it, and waits for the next.
+/// Reads a line, prints it, and waits for the next.
 const READER: &str = "while read -r line; do echo got $line; done; echo end";
 
 #[test]
-fn the_one_worker_reads_the_terminal() {
+fn single_worker_reads_the_terminal() {
     let pty = Pty::open();
     let builder = in_terminal(&pty).args(["--stdin", "inherit", "--ready", "none"]);
     let supervisor = builder.command(fixtures::shell(READER)).spawn();
@@ -309,7 +309,7 @@ fn the_one_worker_reads_the_terminal() {
 }
 
 #[test]
-fn ctrl_c_ends_the_worker_that_reads_the_terminal_and_the_supervisor() {
+fn ctrl_c_stops_the_foreground_worker_and_the_supervisor() {
     for line in ["exec cat", "trap 'exit 130' INT; while :; do read -r line; done"] {
         let pty = Pty::open();
         let builder = in_terminal(&pty).args(["--stdin", "inherit", "--ready", "none"]);
@@ -332,7 +332,7 @@ fn foreground(pid: i32) -> Option<i32> {
 }
 
 #[test]
-fn suspend_and_fg_work_for_the_worker_that_reads_the_terminal() {
+fn suspend_and_fg_work_for_a_foreground_worker() {
     let pty = Pty::open();
     let builder = as_a_job(&pty, "echo stopped; read -r go; fg >/dev/null; echo back");
     let builder = builder.args(["--stdin", "inherit", "--ready", "none"]);
@@ -356,7 +356,7 @@ fn suspend_and_fg_work_for_the_worker_that_reads_the_terminal() {
 }
 
 #[test]
-fn a_job_in_the_background_that_wants_to_read_stops_until_fg() {
+fn background_job_that_reads_the_terminal_stops_until_fg() {
     let pty = Pty::open();
     let line = "\"$@\" & until jobs -s | grep -q .; do sleep 0.02; done; echo stopped; fg >/dev/null";
     let builder = in_terminal(&pty).wrap(["bash", "--norc", "-i", "-c", line, "bash"]);
@@ -372,7 +372,7 @@ fn a_job_in_the_background_that_wants_to_read_stops_until_fg() {
 }
 
 #[test]
-fn a_hup_long_after_the_terminal_is_a_reload() {
+fn hup_long_after_the_terminal_closed_is_a_reload() {
     let pty = Pty::open();
     // The shell lets the job go, and its own end takes the terminal.
     let builder =

@@ -58,7 +58,7 @@ impl Site {
             seen.extend(answers(waiting_clients(self.path().as_path(), expected.len())));
             seen.is_superset(expected)
         });
-        assert_eq!(&seen, expected, "and nobody else");
+        assert_eq!(&seen, expected, "only they answer");
     }
 
     fn leaves_one_file(&self) {
@@ -70,7 +70,7 @@ impl Site {
 }
 
 #[test]
-fn a_reload_before_the_first_start_is_complete_leaves_nobody_aside() {
+fn reload_before_the_first_start_is_complete_reaches_every_worker() {
     // Of the first generation only worker 0 gets ready; of the next it is the last.
     let text = "
 if not RELOAD and INDEX != '0': time.sleep(1000)
@@ -92,8 +92,8 @@ serve(listening())";
 }
 
 #[test]
-fn a_worker_that_clears_the_path_before_it_binds_leaves_the_socket_that_a_sibling_is_about_to_listen_on() {
-    // As php-fpm does it: look whether somebody answers, remove the file, bind.
+fn unlink_before_bind_keeps_a_siblings_bound_socket() {
+    // As php-fpm does it: check whether another instance answers, remove the file, bind.
     let text = "
 made = socket.socket(socket.AF_UNIX)
 if INDEX == '0':
@@ -115,7 +115,7 @@ serve(made)";
 }
 
 #[test]
-fn workers_that_clear_the_path_and_bind_at_the_same_time_are_all_found_there() {
+fn concurrent_unlink_and_bind_reaches_every_worker() {
     // Whatever comes first: no unlink comes to the kernel after a sibling's bind.
     let text = "
 wait()
@@ -141,7 +141,7 @@ serve(made)";
 }
 
 #[test]
-fn who_replaces_a_crashed_worker_in_a_reload_is_found_after_it() {
+fn replacement_of_a_crash_during_a_reload_is_reachable_after_it() {
     let text = "
 if RELOAD and INDEX == '0': wait()
 serve(listening())";
@@ -167,7 +167,7 @@ serve(listening())";
 }
 
 #[test]
-fn a_reload_that_is_given_up_half_way_leaves_the_path_to_the_majority() {
+fn half_failed_reload_keeps_the_path_of_the_majority() {
     // Worker 0 is replaced, worker 1 cannot be.
     let text = "
 if RELOAD and INDEX == '1' and not told(): sys.exit(1)
@@ -180,7 +180,7 @@ serve(listening())";
     let clients = Load::start(site.path().as_path(), 4, Connections::Fresh);
     site.supervisor.signal(Signal::HUP);
     site.supervisor
-        .eventually("it is given up", || site.supervisor.logged(&["reload", "failed: "]).len() == 1);
+        .eventually("the reload fails", || site.supervisor.logged(&["reload", "failed: "]).len() == 1);
     let kept = site.supervisor.until("two old ones are left", || {
         let both = &site.supervisor.workers() & &old;
         Some(both).filter(|both| both.len() == 2 && site.supervisor.workers().len() == 3)
@@ -190,7 +190,7 @@ serve(listening())";
     });
     nothing_is_lost(clients);
     site.answer(&kept);
-    // Who comes later joins those who serve, whatever its generation; and so does the one that was replaced.
+    // A later worker joins the serving ones, whatever their generation; and so does the one that was replaced.
     site.tell();
     for crashed in
         [*kept.iter().max().expect("two"), *(&site.supervisor.workers() - &kept).first().expect("one")]
@@ -206,7 +206,7 @@ serve(listening())";
 }
 
 #[test]
-fn who_waits_while_no_worker_lives_is_served_by_the_next_release() {
+fn queued_connections_are_served_by_the_next_release() {
     let site = Site::start(&["-w", "2", "--throttle", "20s"], "serve(listening())");
     said(&site.supervisor, 2);
     let old = site.supervisor.await_workers(2);
@@ -221,8 +221,8 @@ fn who_waits_while_no_worker_lives_is_served_by_the_next_release() {
 }
 
 #[test]
-fn who_waits_for_a_new_release_that_dies_is_served_by_its_next_attempt() {
-    // The first attempt does not accept; the second one is there once the test has told the first to die.
+fn queue_of_a_failed_attempt_is_served_by_the_next_one() {
+    // The first attempt does not accept; the second one is there once the test has let the first one exit.
     let text = "
 if RELOAD and not told():
     made = listening()

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use master_process_tests::load::{self, Connections, Load};
-use master_process_tests::script::{lines, said, script};
+use master_process_tests::messages::await_failed_reload;
+use master_process_tests::script::{lines, said, script_with};
 use master_process_tests::traffic::{nothing_is_lost, pass};
-use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, process, profile, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, needs_root, profile};
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::Signal;
 
@@ -34,9 +35,7 @@ fn open_to_all(folder: &Path) {
 }
 
 fn server(text: &str, path: &Path) -> Vec<String> {
-    let mut command = script(text, address::tcp());
-    command.push(path.to_str().expect("UTF-8").to_owned());
-    command
+    script_with(text, address::tcp(), [path])
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {
@@ -49,7 +48,7 @@ fn only(name: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn workers_whose_name_is_cut_inside_a_character_share_a_path_and_are_reloaded() {
+fn process_name_cut_inside_a_character_does_no_harm() {
     // The kernel cuts a name after 15 bytes, so `/proc/PID/status` is not UTF-8.
     let name = "import ctypes\nctypes.CDLL(None).prctl(15, b'\\xc3\\xa9' * 9, 0, 0, 0)\n";
     let text = format!("{name}{}", SERVER.replace("say('ready', RELOAD)", "say('ready', INDEX, RELOAD)"));
@@ -69,12 +68,12 @@ fn workers_whose_name_is_cut_inside_a_character_share_a_path_and_are_reloaded() 
 }
 
 #[test]
-fn reloads_of_node_and_python_on_a_unix_path_lose_nothing_and_leave_no_other_file() {
+fn reloads_on_a_unix_path_lose_no_request_and_leave_no_file() {
     for command in [fixtures::node("plain.js"), server(SERVER, Path::new("app.sock"))] {
         let (folder, path) = address::unix();
         let builder = Supervisor::builder().args(["-w", "4", "--throttle", "100ms"]).command(command);
         let supervisor = builder.env("LISTEN", &path).env("WORK_MS", "1").cwd(folder.path()).spawn();
-        supervisor.eventually("somebody answers", || load::who(path.as_path()).is_some());
+        supervisor.eventually("a worker answers", || load::who(path.as_path()).is_some());
         supervisor.await_workers(4);
         let clients = Load::start(path.as_path(), 8, Connections::Fresh);
         for _ in 0..4 {
@@ -94,7 +93,7 @@ fn reloads_of_node_and_python_on_a_unix_path_lose_nothing_and_leave_no_other_fil
 }
 
 #[test]
-fn a_reload_that_fails_leaves_no_file_beside_the_path() {
+fn failed_reload_leaves_no_file_beside_the_path() {
     let (folder, path) = address::unix();
     let flag = folder.path().join("broken");
     // It binds, which makes its generation's socket, and dies before it listens.
@@ -115,7 +114,7 @@ serve(made)";
     let clients = Load::start(path.as_path(), 4, Connections::Fresh);
     fs::write(&flag, "").expect("ours");
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || supervisor.logged(&["reload", "failed: "]).len() == 1);
+    await_failed_reload(&supervisor);
     supervisor.eventually("the old ones are alone", || supervisor.workers() == old);
     let expected: BTreeSet<String> = ["app.sock", "broken"].map(str::to_owned).into();
     supervisor.eventually("no temporary file is left", || names(folder.path()) == expected);
@@ -127,17 +126,16 @@ serve(made)";
 }
 
 #[test]
-fn a_new_release_that_serves_and_dies_gives_the_path_back() {
+fn path_returns_to_the_old_release_when_the_new_one_dies() {
     let (_folder, path) = address::unix();
-    let listen = format!("listen={}", path.display());
-    // Long enough for it to be on trial still when it dies, however slow its start is.
+    // Long enough for it to be in its probation when it dies, however slow its start is.
     let options = ["-w", "2", "--throttle", "5s", "--throttle-max", "5s", "--reload-attempts", "1"];
-    let command = fixtures::worker(&[&listen, "from=1:die=0.3"]);
+    let command = fixtures::listening(path.display(), &["from=1:die=0.3"]);
     let supervisor = Supervisor::start(&options, command);
-    let old: BTreeSet<i32> = supervisor.await_events(2, "ready").iter().map(|event| event.pid).collect();
+    let old: BTreeSet<i32> = supervisor.await_ready(2);
     supervisor.signal(Signal::HUP);
-    supervisor.eventually("it is given up", || supervisor.logged(&["reload", "failed: "]).len() == 1);
-    // A worker that nobody has reaped yet is no worker any more, and still has the path.
+    await_failed_reload(&supervisor);
+    // A worker that is not reaped yet does not serve any more, and still has the path.
     supervisor.eventually("both are buried", || supervisor.logged(&["exited with code 1"]).len() == 2);
     supervisor.await_rest();
     assert_eq!(supervisor.workers(), old, "the old ones are alone");
@@ -147,7 +145,7 @@ fn a_new_release_that_serves_and_dies_gives_the_path_back() {
     }
 }
 
-/// Who the kernel says is at the other end.
+/// The process and user at the other end, from the kernel.
 fn credentials(path: &Path) -> Option<(i32, u32)> {
     let mut stream = UnixStream::connect(path).ok()?;
     let peer = socket_peercred(&stream).ok()?;
@@ -158,9 +156,7 @@ fn credentials(path: &Path) -> Option<(i32, u32)> {
 
 #[test]
 fn a_client_sees_the_credentials_of_a_worker() {
-    if !process::is_root() {
-        skip!("a_client_sees_the_credentials_of_a_worker", "to become another user takes root");
-    }
+    needs_root!();
     let nobody = 65534;
     let (folder, path) = address::unix();
     open_to_all(folder.path());
@@ -169,7 +165,7 @@ fn a_client_sees_the_credentials_of_a_worker() {
     said(&supervisor, 2);
     let mut workers = supervisor.await_workers(2);
     for _ in 0..3 {
-        let (pid, uid) = credentials(&path).expect("somebody answers");
+        let (pid, uid) = credentials(&path).expect("a worker answers");
         assert_eq!(uid, nobody);
         assert!(workers.contains(&pid), "{pid} is none of {workers:?}");
         assert_eq!(path.metadata().expect("it is there").uid(), nobody, "the file is the worker's");
@@ -178,7 +174,7 @@ fn a_client_sees_the_credentials_of_a_worker() {
 }
 
 #[test]
-fn the_mode_is_right_at_every_moment_at_which_a_client_can_connect() {
+fn mode_is_set_before_a_client_can_connect() {
     let (folder, path) = address::unix();
     let wrapper = ["sh", "-c", "umask 077; exec \"$@\"", "sh"].map(str::to_owned);
     let builder = Supervisor::builder().wrap(&wrapper).args(QUICK).args(["--socket-mode", "622"]);
@@ -189,7 +185,7 @@ fn the_mode_is_right_at_every_moment_at_which_a_client_can_connect() {
         std::thread::spawn(move || {
             let (mut looked, mut wrong) = (0, Vec::new());
             while !stop.load(Ordering::Relaxed) {
-                // Whatever name somebody can connect to, the temporary one of the next generation too.
+                // Every name that a client can connect to, the temporary one of the next generation too.
                 for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
                     if UnixStream::connect(entry.path()).is_ok()
                         && let Ok(metadata) = entry.path().symlink_metadata()
@@ -216,10 +212,8 @@ fn the_mode_is_right_at_every_moment_at_which_a_client_can_connect() {
 }
 
 #[test]
-fn the_owner_is_as_told_when_the_workers_are_somebody_else() {
-    if !process::is_root() {
-        skip!("the_owner_is_as_told_when_the_workers_are_somebody_else", "to give a file away takes root");
-    }
+fn socket_owner_applies_to_workers_of_another_user() {
+    needs_root!();
     let (folder, path) = address::unix();
     open_to_all(folder.path());
     let options = [&QUICK[..], &["--user", "nobody", "--socket-owner", "12345:54321"]].concat();
@@ -235,7 +229,7 @@ fn the_owner_is_as_told_when_the_workers_are_somebody_else() {
     assert_eq!(names(folder.path()), BTreeSet::new());
 }
 
-/// What `bind` says to a worker with these group rights in a folder that only a group may write to.
+/// The result of `bind` in a worker with these group rights in a folder that only a group may write to.
 fn bound_with(groups: &str, expected: &str, made: &BTreeSet<String>) {
     let (outer, _) = address::unix();
     open_to_all(outer.path());
@@ -258,21 +252,16 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_worker_binds_where_one_of_its_groups_may_and_nowhere_else() {
-    if !process::is_root() {
-        skip!("a_worker_binds_where_one_of_its_groups_may_and_nowhere_else", "to become others takes root");
-    }
+fn groups_of_a_worker_decide_where_it_binds() {
+    needs_root!();
     bound_with("--groups=54321", "ok", &only("app.sock"));
     bound_with("--groups=54320", "EACCES", &BTreeSet::new());
     bound_with("--clear-groups", "EACCES", &BTreeSet::new());
 }
 
 #[test]
-fn a_worker_binds_nothing_below_a_folder_that_it_may_not_search() {
-    let name = "a_worker_binds_nothing_below_a_folder_that_it_may_not_search";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+fn worker_binds_nothing_below_an_unsearchable_directory() {
+    needs_root!();
     let (outer, _) = address::unix();
     open_to_all(outer.path());
     // The last folder is everybody's, the one above it root's alone.
@@ -291,11 +280,8 @@ while True: signal.pause()";
 }
 
 #[test]
-fn a_worker_without_a_capability_does_not_borrow_the_supervisors() {
-    let name = "a_worker_without_a_capability_does_not_borrow_the_supervisors";
-    if !process::is_root() {
-        skip!(name, "to become another user takes root");
-    }
+fn worker_does_not_use_the_supervisors_capabilities() {
+    needs_root!();
     let (folder, path) = address::unix();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("ours");
     // Root without CAP_DAC_OVERRIDE is an ordinary user to a folder that is another one's.
@@ -315,9 +301,7 @@ while True: signal.pause()";
 
 #[test]
 fn in_a_chroot_an_absolute_link_stays_in_it() {
-    if !process::is_root() {
-        skip!("in_a_chroot_an_absolute_link_stays_in_it", "chroot takes root");
-    }
+    needs_root!();
     let (root, _) = address::unix();
     let (outside, _) = address::unix();
     // The link's target is there on both sides.
@@ -347,9 +331,7 @@ serve(made)";
 
 #[test]
 fn in_a_chroot_dots_do_not_lead_out() {
-    if !process::is_root() {
-        skip!("in_a_chroot_dots_do_not_lead_out", "chroot takes root");
-    }
+    needs_root!();
     let (root, _) = address::unix();
     let jail = root.path().join("jail");
     fs::create_dir(&jail).expect("ours");
@@ -393,7 +375,7 @@ fn serves_at(cwd: &Path, given: &Path, found: &Path) {
 }
 
 #[test]
-fn relative_paths_lead_where_they_lead_the_worker() {
+fn relative_paths_are_resolved_in_the_worker() {
     let (folder, path) = address::unix();
     let below = folder.path().join("below");
     fs::create_dir(&below).expect("ours");
@@ -406,7 +388,7 @@ fn relative_paths_lead_where_they_lead_the_worker() {
 }
 
 #[test]
-fn a_path_as_long_as_a_path_can_be_is_shared_and_reloaded() {
+fn path_of_maximum_length_is_shared_and_reloaded() {
     let (folder, _) = address::unix();
     let room = LONGEST_PATH - folder.path().as_os_str().len() - 1;
     // The name takes it all: there is no room for a longer one beside it.
@@ -420,7 +402,7 @@ fn a_path_as_long_as_a_path_can_be_is_shared_and_reloaded() {
 }
 
 #[test]
-fn a_deep_working_directory_is_no_obstacle_to_a_relative_path() {
+fn relative_path_works_in_a_deep_directory() {
     let (folder, _) = address::unix();
     let deep = folder.path().join(["a-long-name-of-a-folder-for-the-application"; 8].join("/"));
     fs::create_dir_all(&deep).expect("ours");
@@ -428,12 +410,8 @@ fn a_deep_working_directory_is_no_obstacle_to_a_relative_path() {
 }
 
 #[test]
-fn mode_and_owner_that_the_program_gives_its_path_after_bind_hold_for_the_next_generations_as_well() {
-    let name =
-        "mode_and_owner_that_the_program_gives_its_path_after_bind_hold_for_the_next_generations_as_well";
-    if !process::is_root() {
-        skip!(name, "to give a file away takes root");
-    }
+fn mode_and_owner_changed_by_the_program_apply_to_later_generations() {
+    needs_root!();
     // Only the first generation does it, before it listens or after.
     let before = "
 made = socket.socket(socket.AF_UNIX)

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use master_process_tests::load::{self, Connections, Load};
-use master_process_tests::{Supervisor, TIMEOUT, address, fixtures, process, scaled, skip};
+use master_process_tests::{Supervisor, TIMEOUT, address, fixtures, needs_root, process, scaled};
 use rustix::process::Signal;
 
 fn listening_worker(path: &Path, more: &[&str]) -> Vec<String> {
@@ -39,7 +39,7 @@ fn mode_at_first_connection(path: &Path) -> u32 {
 }
 
 #[test]
-fn the_mode_is_right_at_the_first_connection() {
+fn mode_is_set_before_the_first_connection() {
     for (umask, left) in [("0", 0o777), ("077", 0o700)] {
         let wrapper = ["sh", "-c", &format!("umask {umask}; exec \"$@\""), "sh"].map(str::to_owned);
         for _ in 0..10 {
@@ -59,16 +59,14 @@ fn the_mode_is_right_at_the_first_connection() {
             let (_folder, path) = address::unix();
             let builder = Supervisor::builder().wrap(&wrapper).args(["--socket-mode", "664"]);
             let _supervisor = builder.command(listening_worker(&path, &[])).spawn();
-            assert_eq!(mode_at_first_connection(&path), 0o664, "as told, umask {umask}");
+            assert_eq!(mode_at_first_connection(&path), 0o664, "as given, umask {umask}");
         }
     }
 }
 
 #[test]
-fn mode_and_owner_are_as_told() {
-    if !process::is_root() {
-        skip!("mode_and_owner_are_as_told", "to give a file away takes root");
-    }
+fn socket_mode_and_owner_apply() {
+    needs_root!();
     let options = ["--socket-mode", "600", "--socket-owner", "nobody:daemon"];
     let looks_right = |path: &Path| {
         let metadata = path.metadata().expect("it is there");
@@ -104,7 +102,7 @@ fn a_stale_socket_at_a_listen_path_is_removed_at_the_start() {
 }
 
 #[test]
-fn a_live_server_at_a_workers_path_is_left_alone() {
+fn live_server_at_a_workers_path_is_kept() {
     let (_folder, path) = address::unix();
     let live = UnixListener::bind(&path).expect("nothing is there yet");
     let inode = path.metadata().expect("just made").ino();
@@ -116,13 +114,13 @@ fn a_live_server_at_a_workers_path_is_left_alone() {
     });
     assert_eq!(supervisor.stop(), 0);
     assert_eq!(path.metadata().expect("left alone").ino(), inode);
-    // The queue may hold connections that only looked whether somebody answers; ours comes through as well.
+    // The queue may hold connections that only checked for another instance; ours comes through as well.
     UnixStream::connect(&path).expect("it still answers");
     drop(live);
 }
 
 #[test]
-fn a_symbolic_link_at_a_listen_path_is_left_alone() {
+fn symbolic_link_at_a_listen_path_is_kept() {
     let (folder, path) = address::unix();
     let target = folder.path().join("target");
     fs::write(&target, "precious").expect("ours");
@@ -135,7 +133,7 @@ fn a_symbolic_link_at_a_listen_path_is_left_alone() {
 }
 
 #[test]
-fn a_listen_path_in_a_folder_that_is_not_there_is_fatal_and_named() {
+fn listen_path_in_a_missing_directory_is_fatal_and_named() {
     let (folder, _) = address::unix();
     let listen = format!("unix:{}", folder.path().join("missing/app.sock").display());
     let finished = Supervisor::builder().args(["--listen", &listen]).command(["true"]).run();
@@ -144,13 +142,13 @@ fn a_listen_path_in_a_folder_that_is_not_there_is_fatal_and_named() {
 }
 
 #[test]
-fn a_worker_that_unlinks_the_path_does_not_take_it_away() {
+fn unlink_by_a_worker_keeps_the_listen_path() {
     let (_folder, path) = address::unix();
     // node unlinks the path when its server closes.
     let options = ["-w", "2", "--socket-mode", "664"];
     let builder = Supervisor::builder().args(options).command(fixtures::node("graceful.js"));
     let supervisor = builder.env("LISTEN", &path).spawn();
-    supervisor.eventually("somebody answers", || load::who(path.as_path()).is_some());
+    supervisor.eventually("a worker answers", || load::who(path.as_path()).is_some());
     supervisor.await_workers(2);
     let clients = Load::start(path.as_path(), 4, Connections::Fresh);
     for _ in 0..2 {
@@ -170,7 +168,7 @@ fn a_worker_that_unlinks_the_path_does_not_take_it_away() {
 }
 
 #[test]
-fn the_path_is_there_with_no_worker_alive() {
+fn path_exists_while_no_worker_lives() {
     let (_folder, path) = address::unix();
     let options = ["--throttle", "1500ms", "--throttle-max", "1500ms", "--socket-mode", "664"];
     let supervisor = Supervisor::start(&options, listening_worker(&path, &["term=default"]));
@@ -188,7 +186,7 @@ fn the_path_is_there_with_no_worker_alive() {
 
 #[test]
 fn the_path_is_removed_at_every_orderly_end() {
-    // Given up.
+    // After --give-up.
     let (_folder, path) = address::unix();
     let options = ["--give-up", "2/30s", "--throttle", "700ms", "--throttle-max", "700ms"];
     let supervisor = Supervisor::start(&options, listening_worker(&path, &["die=0"]));
@@ -201,10 +199,7 @@ fn the_path_is_removed_at_every_orderly_end() {
     supervisor.await_events(1, "ready");
     supervisor.signal(Signal::TERM);
     supervisor.await_events(1, "term");
-    // Two that come within half a second are one.
-    std::thread::sleep(std::time::Duration::from_millis(700));
-    supervisor.signal(Signal::TERM);
-    assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));
+    assert_eq!(supervisor.stop_twice(), Some(0));
     assert!(!path.exists(), "after the second signal");
     // QUIT, with a socket that was handed over.
     let (_folder, path) = address::unix();
@@ -232,7 +227,7 @@ fn the_next_supervisor_takes_over_the_path_of_one_that_was_killed() {
         .events_named("ready")
         .iter()
         .for_each(|event| master_process_tests::supervisor::await_gone(event.pid));
-    assert!(path.exists(), "nobody could remove it");
+    assert!(path.exists(), "it could not be removed");
     let next = Supervisor::start(&[], listening_worker(&path, &[]));
     let worker = next.await_events(1, "ready")[0].pid;
     assert_eq!(load::who(path.as_path()), Some(worker));

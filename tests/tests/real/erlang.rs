@@ -1,4 +1,4 @@
-//! Erlang's distribution: each node takes the first free port of a range, tells a name server, and the nodes connect.
+//! Erlang's distribution: each node takes the first free port of a range, registers with a name server, and the nodes connect.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::run::{Alone, Running, supervised};
 const NODES: usize = 3;
 const PORTS: (u16, u16) = (9100, 9109);
 
-/// Pings all nodes, itself included, until they all answer, and says who it is and how many others it is connected to.
+/// Pings all nodes, itself included, until they all answer, and prints its name and how many others it is connected to.
 const PING: &str = "Ping = fun Again() -> \
      Nodes = [list_to_atom(\"n\" ++ integer_to_list(I) ++ \"@localhost\") || I <- lists:seq(0, 2)], \
      case lists:all(fun(Node) -> net_adm:ping(Node) =:= pong end, Nodes) of \
@@ -29,7 +29,7 @@ fn node() -> Vec<String> {
     command
 }
 
-/// The ports that the name server knows, by node.
+/// The ports of the nodes, from the name server.
 fn ports() -> BTreeSet<u16> {
     let output = Command::new(path_of("epmd")).arg("-names").output().expect("epmd can be run");
     let names = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -54,7 +54,7 @@ fn pyftpdlib_lists_a_folder_and_loses_no_session_in_four_reloads() {
 /// [`SESSIONS`]. Many enough for vsftpd, which tries ten of them at random, to find a free one: all but one in 100,000.
 const PASSIVE_PORTS: (u16, u16) = (9200, 9259);
 
-/// So many files, and so many sessions at a time.
+/// The number of files, and of sessions at a time.
 const SESSIONS: usize = 15;
 
 /// More than the buffers hold of a connection whose client does not read: no transfer ends before all have begun.

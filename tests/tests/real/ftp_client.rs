@@ -10,7 +10,7 @@ use master_process_tests::scaled;
 /// How long a client waits for anything: longer than a session of any of these servers may take on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Who connects for the data.
+/// Which side opens the data connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// The server, from its data port to one of the client's.
@@ -151,7 +151,7 @@ impl Session {
         Ok(bytes)
     }
 
-    /// Says good-bye, as a client does that is not to be counted as lost.
+    /// Sends QUIT, as a client does that is not to be counted as lost.
     pub(crate) fn quit(mut self) -> io::Result<()> {
         self.command("QUIT", "221").map(drop)
     }

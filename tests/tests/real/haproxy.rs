@@ -18,7 +18,7 @@ fn command(folder: &Path, bind: &str) -> Vec<String> {
 }
 
 /// haproxy renames its socket into place before it calls listen(2). Alone, the path refuses connections for the few
-/// microseconds between the two; while a worker of before listens there, it must not refuse any for longer than that.
+/// microseconds between the two; while an old worker listens there, it must not refuse any for longer than that.
 fn on_a_unix_path(workers: usize) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("haproxy.sock");

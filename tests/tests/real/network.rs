@@ -18,7 +18,7 @@ pub(crate) fn path_of(program: &str) -> String {
     find(program).unwrap_or_else(|| panic!("{program} was there a moment ago"))
 }
 
-/// Says what is missing for a test: a program or file that it needs, or the right to have a network of its own.
+/// Returns what is missing for a test: a program or file that it needs, or the right to have a network of its own.
 pub(crate) fn missing(needs: &[&str]) -> Option<String> {
     // In a thread that is good for nothing else: this one may have to go on where it is.
     if let Err(error) = std::thread::spawn(unshare).join().expect("it does not panic") {

@@ -1,4 +1,4 @@
-//! php-fpm on a Unix path. Before it binds, it connects to the path, and gives up when somebody answers.
+//! php-fpm on a Unix path. Before it binds, it connects to the path, and gives up when another instance answers.
 
 use std::path::Path;
 

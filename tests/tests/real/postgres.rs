@@ -1,4 +1,4 @@
-//! Two PostgreSQL servers on one port in one worker: the second is to be told that it is taken.
+//! Two PostgreSQL servers on one port in one worker: the second finds it taken.
 
 use std::fs;
 use std::path::{Path, PathBuf};

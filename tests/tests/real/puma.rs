@@ -1,4 +1,4 @@
-//! puma on a Unix path. Before it binds, it connects to the path, and gives up when somebody answers.
+//! puma on a Unix path. Before it binds, it connects to the path, and gives up when another instance answers.
 
 use master_process_tests::load;
 

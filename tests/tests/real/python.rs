@@ -14,7 +14,7 @@ fn two_uvicorn_on_one_unix_path_lose_no_request_in_six_reloads() {
     needs!(name, "python3");
     let python = match built::python("python") {
         Ok(python) => python,
-        Err(reason) => skip!(name, reason),
+        Err(reason) => skip!(reason),
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("uvicorn.sock");
@@ -41,7 +41,7 @@ fn a_granian_of_two_processes_loses_no_request_in_twelve_reloads() {
     needs!(name, "python3");
     let granian = match built::python("granian") {
         Ok(granian) => granian,
-        Err(reason) => skip!(name, reason),
+        Err(reason) => skip!(reason),
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
     write(folder.path(), "app.py", APP);

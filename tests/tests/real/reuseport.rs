@@ -1,4 +1,4 @@
-//! A server that asks for `SO_REUSEPORT` by itself, and dies with connections that the kernel has not forgotten.
+//! A server that sets `SO_REUSEPORT` by itself, and dies with connections that the kernel has not forgotten.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -83,7 +83,7 @@ fn comes_back(workers: usize) {
         let victim = *supervisor.await_workers(workers).first().expect("it was awaited");
         process::signal(victim, Signal::KILL);
         let killed = Instant::now();
-        // Whoever comes now waits for the replacement, if there is nobody else.
+        // A new connection waits for the replacement, if there is no other worker.
         let outcome = load::get(address, "/");
         assert!(matches!(outcome, Outcome::Ok(_) | Outcome::Reset | Outcome::Truncated), "{outcome:?}");
         listening(workers + kills);

@@ -61,7 +61,7 @@ impl Running for Supervisor {
     }
 }
 
-/// A program that nobody supervises. Dropped, it and its descendants are killed.
+/// A program without a supervisor. Dropped, it and its descendants are killed.
 pub(crate) struct Alone {
     child: Child,
     output: PathBuf,
@@ -130,7 +130,7 @@ pub(crate) fn supervised(options: &[&str], command: &[String]) -> Supervisor {
     Supervisor::builder().args(OPTIONS).args(options).command(command).spawn()
 }
 
-/// What a client is told by the program, by whatever protocol.
+/// The result of a request, by whatever protocol.
 pub(crate) trait Client: Fn() -> Outcome + Clone + Send + 'static {}
 impl<C: Fn() -> Outcome + Clone + Send + 'static> Client for C {}
 
@@ -150,7 +150,7 @@ pub(crate) fn answers(program: &impl Running, client: &impl Client) {
     });
 }
 
-/// So many clients that ask all the time, but leave something of the machine to others.
+/// Clients that send requests all the time, at a pace that leaves CPU time to others.
 pub(crate) fn load(clients: usize, client: &impl Client) -> Load {
     Load::repeat(clients, || {
         let client = client.clone();
@@ -178,7 +178,7 @@ pub(crate) fn alone_serves(command: &[String], clients: usize, client: &impl Cli
     alone.stop();
 }
 
-/// Reloads so many times under load. No request fails, and each generation has its share.
+/// Reloads this many times under load. No request fails, and each generation has its share.
 pub(crate) fn reloads(
     supervisor: &Supervisor,
     workers: usize,
@@ -199,7 +199,7 @@ pub(crate) fn reloads(
     assert!(tally.ok.len() > count, "every generation has answered: {tally}");
 }
 
-/// A program that is asked for its pid: alone, as so many workers, and in so many reloads.
+/// A program that answers with its pid: alone, as several workers, and in several reloads.
 pub(crate) fn serves_and_reloads(workers: usize, count: usize, command: &[String], client: &impl Client) {
     const CLIENTS: usize = 6;
     alone_serves(command, CLIENTS, client);

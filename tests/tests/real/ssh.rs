@@ -1,4 +1,4 @@
-//! OpenSSH's server, whose sessions are processes that bind the ports that their clients ask for.
+//! OpenSSH's server, whose sessions are processes that bind the ports that their clients request.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -14,7 +14,7 @@ use crate::run::{Alone, Running, supervised, text_of, words, write};
 
 const PORT: u16 = 2222;
 
-/// The port that both sessions ask for.
+/// The port that both sessions request.
 const FORWARDED: u16 = 9000;
 
 fn address(port: u16) -> SocketAddr {
@@ -38,12 +38,12 @@ fn server(folder: &Path) -> Vec<String> {
         path("user.pub")
     );
     let options = write(folder, "sshd_config", &options);
-    // The package's service makes it, and without that nobody does.
+    // The package's service makes it, and nothing else does.
     fs::create_dir_all("/run/sshd").expect("this is root");
     vec![path_of("sshd"), "-D".into(), "-e".into(), "-f".into(), options]
 }
 
-/// A client that asks for the port and forwards it to `to`; it ends where it is refused.
+/// A client that requests the port and forwards it to `to`; it ends where it is refused.
 fn client(folder: &Path, to: u16) -> Vec<String> {
     let options = format!(
         "-F none -N -p {PORT} -i {}/user -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \

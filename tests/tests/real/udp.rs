@@ -12,7 +12,7 @@ use master_process_tests::{Supervisor, TIMEOUT, await_some, fixtures, scaled};
 use crate::network::{self, needs, path_of};
 use crate::run::{Alone, PACE, Running, supervised, text_of, words};
 
-/// What is asked, and where the answer says who answers.
+/// The request, and where its answer has the pid.
 #[derive(Clone, Copy)]
 pub(crate) struct Protocol {
     pub(crate) port: u16,
@@ -20,10 +20,10 @@ pub(crate) struct Protocol {
     pub(crate) pid: fn(&[u8]) -> Option<i32>,
 }
 
-/// How long a client waits for an answer before it asks again: as a resolver does.
+/// How long a client waits for an answer before it repeats the request, as a resolver does.
 const TRY: Duration = Duration::from_secs(1);
 
-/// Datagrams may be lost: a client asks once more before it counts a request as failed.
+/// Datagrams may be lost: a client repeats a request once before it counts a request as failed.
 const TRIES: usize = 2;
 
 /// A client's socket.
@@ -80,7 +80,7 @@ const FLOWS: usize = 64;
 
 const WORKERS: usize = 4;
 
-/// Asks until the workers are all there: each flow has the same answer three times in a row.
+/// Sends requests until all workers answer: each flow has the same answer three times in a row.
 fn settled(supervisor: &Supervisor, flows: &[Flow]) -> Vec<i32> {
     supervisor.until("each flow has a worker of its own", || {
         let first = pids(flows)?;
@@ -123,7 +123,7 @@ fn serves_flows(protocol: Protocol, command: &[String]) {
     pass(&supervisor, &clients, 50);
     for _ in 0..4 {
         let new = supervisor.reload(WORKERS);
-        // Also those that had a worker of before.
+        // Also those that had an old worker.
         let answered: Option<BTreeSet<i32>> = pids(&flows).map(|pids| pids.into_iter().collect());
         let answered = answered.expect("every flow is answered after a reload");
         assert!(answered.is_subset(&new) && answered.len() >= WORKERS - 1, "{answered:?} of {new:?}");

@@ -55,7 +55,7 @@ const NEVER: &str = "5h";
 /// The command with its output in the file `$1`; at the end, its exit status in the file `$0`.
 const RECORD: &str = r#"status=$0 output=$1; shift; "$@" > "$output" 2>&1; echo $? > "$status""#;
 
-/// The first process of a process namespace: it reaps what is handed to it, whichever way the job is run.
+/// The first process of a process namespace: it reaps the processes that it adopts, whichever way the job is run.
 const INIT: &str = r#""$@"; exit"#;
 
 /// Between two looks for the end. Jobs take seconds to minutes.

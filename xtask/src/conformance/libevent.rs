@@ -17,7 +17,7 @@ pub(super) struct Libevent;
 const SOURCE: Source =
     Source { package: "libevent", release: "bookworm", archive: "libevent_", members: &[] };
 
-/// What stands behind the name of a test that only runs when it is asked for.
+/// What stands behind the name of a test that only runs when it is selected.
 const OFF: &str = "Off by default";
 
 /// The slowest test takes 20 s.

@@ -73,7 +73,7 @@ pub(crate) fn run<S: AsRef<str>>(named: &[S], built: Option<&Path>) -> Result<()
     Ok(())
 }
 
-/// A copy of the binary that is tested: nobody builds it anew between two runs.
+/// A copy of the binary that is tested, which no build replaces between two runs.
 fn binary(folder: &Path, built: Option<&Path>) -> Result<PathBuf> {
     let named = std::env::var_os("MASTER_PROCESS_BIN").filter(|path| !path.is_empty()).map(PathBuf::from);
     let built = match built.map(Path::to_owned).or(named) {

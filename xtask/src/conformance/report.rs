@@ -26,7 +26,7 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn of(suite: &'static str, rounds: &Rounds, first: Duration, all: Duration) -> Report {
-        let told = |names: BTreeSet<String>| {
+        let listed = |names: BTreeSet<String>| {
             names.into_iter().map(|name| (name.clone(), rounds.history(&name))).collect()
         };
         let gone = KNOWN.iter().filter(|known| known.suite == suite).map(|known| known.test);
@@ -36,8 +36,8 @@ impl Report {
             tests: rounds.len(),
             failed_alone: rounds.failed(Way::Alone),
             failed_as_worker: rounds.failed(Way::Worker),
-            different: told(rounds.with(Verdict::Different)),
-            flaky: told(&rounds.with(Verdict::Flaky) | &rounds.with(Verdict::Open)),
+            different: listed(rounds.with(Verdict::Different)),
+            flaky: listed(&rounds.with(Verdict::Flaky) | &rounds.with(Verdict::Open)),
             times: (first, all),
             gone: gone.filter(|test| rounds.verdict(test) == Verdict::Same).collect(),
         }

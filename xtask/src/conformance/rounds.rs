@@ -8,7 +8,7 @@ use super::suite::{Outcome, Results};
 /// The first run and three re-runs, each in both ways.
 pub(super) const MAX_ROUNDS: usize = 4;
 
-/// So many rounds must differ before a difference counts.
+/// The number of rounds that must differ before a difference counts.
 const CONFIRMED: usize = 2;
 
 /// What became of one test in one round: alone, and as a worker.
@@ -23,7 +23,7 @@ pub(super) enum Verdict {
     Different,
     /// It differed too seldom to count, or is not steady alone.
     Flaky,
-    /// Only another round can tell.
+    /// Only another round can decide.
     Open,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Rounds {
 }
 
 impl Rounds {
-    /// Adds a round. In a re-run of some tests, those that were not asked for count when both ways have them: they may
+    /// Adds a round. In a re-run of some tests, those that were not selected count when both ways have them: they may
     /// have been run along.
     pub(super) fn add(&mut self, alone: &Results, worker: &Results) {
         let names: BTreeSet<&String> = alone.keys().chain(worker.keys()).collect();

@@ -119,7 +119,7 @@ fn files(folder: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The programs that cargo tells of in its messages, one in a line.
+/// The programs that cargo names in its messages, one in a line.
 fn executables(messages: &str) -> Vec<PathBuf> {
     let programs = messages.lines().filter_map(|line| {
         let (_, rest) = line.split_once(r#""executable":""#)?;

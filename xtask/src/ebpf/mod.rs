@@ -1,7 +1,7 @@
 //! Building the eBPF programs, and seeing that the object in the repository is what its source says.
 //!
 //! They are no member of the workspace: their target needs a compiler that may use unstable features, the sources of the
-//! core library and a linker of its own, none of which somebody who only builds the supervisor has. So the object is in
+//! core library and a linker of its own, none of which a build of the supervisor needs. So the object is in
 //! the repository, in the package that carries it, with a note of what it was made from and with.
 
 mod provenance;
@@ -32,7 +32,7 @@ pub(crate) fn update() -> Result<()> {
 }
 
 /// Builds the object, and fails where the one in the repository was not made from this source. The same tools must make
-/// the same bytes; of other tools that cannot be asked.
+/// the same bytes; with other tools that cannot be checked.
 pub(crate) fn check() -> Result<()> {
     let fresh = build()?;
     let text = std::fs::read_to_string(note()).with_context(|| format!("reading {}", note().display()))?;
@@ -109,7 +109,7 @@ fn inspect(object: &Path) -> Result<()> {
             bail!("{} has no section {section}", object.display());
         }
     }
-    // Whose machine it was built on is nobody's business, and would make it another object on another machine.
+    // The paths of the building machine would make it another object on another machine.
     let root = run::root().as_os_str().as_encoded_bytes();
     if bytes.windows(root.len()).any(|window| window == root) {
         bail!("{} contains a path of this machine", object.display());

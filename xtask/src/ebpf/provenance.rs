@@ -17,7 +17,7 @@ const SOURCES: [&str; 5] = [
 /// As it stands beside the object.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Provenance {
-    /// A hash of the source. It tells a forgotten build, not a forged one: with the same tools, the bytes are compared.
+    /// A hash of the source. It detects a forgotten build, not a forged one: with the same tools, the bytes are compared.
     pub(super) source: String,
     /// The compiler and the linker.
     pub(super) tools: String,

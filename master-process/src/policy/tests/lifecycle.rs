@@ -127,7 +127,7 @@ fn a_program_that_needs_longer_than_the_time_out_comes_back_after_each_crash() {
         sim.launch_all();
         let worker = sim.alive()[0];
         sim.pass(75 * SECOND);
-        assert_eq!(sim.alive(), [worker], "it is left in peace");
+        assert_eq!(sim.alive(), [worker], "it is not stopped");
         sim.sign(worker);
         sim.pass(10 * SECOND);
         sim.die(worker);

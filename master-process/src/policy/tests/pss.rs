@@ -75,7 +75,7 @@ fn an_answer_that_comes_after_the_worker_has_shrunk_says_nothing() {
     assert_eq!((starting(&sim), overs(&sim)), (0, vec![]));
     memory(&mut sim, worker, &[5000; 10]);
     sim.answer_pss(Pss::Bytes(5000));
-    assert_eq!(starting(&sim), 1, "it is asked again");
+    assert_eq!(starting(&sim), 1, "it is requested again");
     sim.finish();
 }
 
@@ -104,7 +104,7 @@ fn until_asked(sim: &mut Sim, resident: u64) -> u64 {
         }
         sim.pass(INTERVAL);
     }
-    panic!("never asked");
+    panic!("never requested");
 }
 
 #[test]

@@ -110,13 +110,13 @@ fn a_start_of_a_reload_that_takes_longer_than_usual_is_told_of_once() {
     sim.event(Event::Reload);
     sim.launch_all();
     let new = sim.find(|process| process.generation == 1)[0];
-    let told = |sim: &Sim| sim.notes.iter().filter(|note| matches!(note, Report::Waits { .. })).count();
+    let logged = |sim: &Sim| sim.notes.iter().filter(|note| matches!(note, Report::Waits { .. })).count();
     sim.pass(10 * SECOND - MS);
-    assert_eq!(told(&sim), 0);
+    assert_eq!(logged(&sim), 0);
     sim.pass(MS);
     assert_eq!(sim.notes.last(), Some(&Report::Waits { worker: new, after: 10 * SECOND }));
     sim.pass(40 * SECOND);
-    assert_eq!(told(&sim), 1);
+    assert_eq!(logged(&sim), 1);
     sim.sign(new);
     sim.leave_all();
     // The next one took fifty seconds: twice that is unusual then, and is the time-out as well.
@@ -124,7 +124,7 @@ fn a_start_of_a_reload_that_takes_longer_than_usual_is_told_of_once() {
     sim.event(Event::Reload);
     sim.launch_all();
     sim.pass(99 * SECOND);
-    assert_eq!(told(&sim), 1);
+    assert_eq!(logged(&sim), 1);
     sim.finish();
 }
 

@@ -200,13 +200,14 @@ impl Sim {
                     process.stopped = true;
                 }
                 Action::StopRemains(worker) => {
-                    let (asked, killed) = self.remains.get_mut(&worker).expect("only what remains is asked");
-                    assert!(!*asked && !*killed, "what remains of {worker:?} is asked twice");
-                    *asked = true;
+                    let (signalled, killed) =
+                        self.remains.get_mut(&worker).expect("only remaining processes are signalled");
+                    assert!(!*signalled && !*killed, "what remains of {worker:?} is signalled twice");
+                    *signalled = true;
                 }
                 Action::Kill(worker) if self.remains.contains_key(&worker) => {
-                    let (asked, killed) = self.remains.get_mut(&worker).expect("it is there");
-                    assert!(*asked && !*killed, "what remains of {worker:?} is killed in vain");
+                    let (signalled, killed) = self.remains.get_mut(&worker).expect("it is there");
+                    assert!(*signalled && !*killed, "what remains of {worker:?} is killed in vain");
                     *killed = true;
                 }
                 Action::Kill(worker) => {
@@ -215,7 +216,7 @@ impl Sim {
                     process.killed = true;
                 }
                 Action::MeasurePss(worker) => {
-                    assert!(!self.pss_requests.contains(&worker), "{worker:?}: its PSS is asked for twice");
+                    assert!(!self.pss_requests.contains(&worker), "{worker:?}: its PSS is requested twice");
                     self.pss_requests.push(worker);
                 }
                 Action::LookAtThreads(worker) => {
@@ -323,7 +324,7 @@ impl Sim {
     }
 
     pub(super) fn launch(&mut self, worker: WorkerId) {
-        self.processes.get_mut(&worker).expect("a launch was asked for").running = true;
+        self.processes.get_mut(&worker).expect("a launch was requested").running = true;
         self.just_launched = Some(worker);
         self.event(Event::Launched(worker));
         self.just_launched = None;

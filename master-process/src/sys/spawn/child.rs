@@ -509,12 +509,12 @@ fn read(file: usize, offset: u64, into: &mut [u8]) -> Option<usize> {
 /// by now.
 fn access(path: &CStr) -> c_int {
     let here = libc::AT_FDCWD as usize;
-    let asked = call(
+    let refused = call(
         SpawnStep::Exec,
         libc::SYS_faccessat,
         [here, address(path.as_ptr()), word(libc::X_OK.cast_unsigned())],
     );
-    asked.map_or_else(|(_, errno)| errno, |_| 0)
+    refused.map_or_else(|(_, errno)| errno, |_| 0)
 }
 
 /// Copies as many bytes as there is room for and returns their number.

@@ -8,6 +8,7 @@ mod deaths;
 mod default_limits;
 mod faults;
 mod flood;
+mod fork_bomb;
 mod harness;
 mod input;
 mod life;

@@ -17,7 +17,7 @@ const PHP_FPM: &str = "php-fpm8.2";
 
 /// A test for each surroundings of each program: `cargo test --test real wrappers -- --include-ignored` runs all of them. Those
 /// that always run have every program with and without a cgroup, and each other column with several programs. A gunicorn
-/// without threads takes minutes: its fast requests wait for the slow ones.
+/// without threads takes twice as long as the others: its fast requests wait for the slow ones.
 macro_rules! matrix {
     ($($name:ident, $program:ident, [$($need:expr),*]: $ra:ident $rb:ident $ua:ident $ub:ident | $cra:ident $crb:ident $cua:ident $cub:ident;)*) => {
         $(mod $name {

@@ -11,6 +11,7 @@ mod default_limits;
 mod detached_children;
 mod faults;
 mod flood;
+mod fork_bomb;
 mod harness;
 mod input;
 mod life;

@@ -11,7 +11,7 @@ use master_process_tests::cgroup::Place;
 use master_process_tests::load::{self, Load, Outcome};
 use master_process_tests::supervisor::await_gone;
 use master_process_tests::traffic::pass;
-use master_process_tests::{Supervisor, TIMEOUT, eventually, process, profile};
+use master_process_tests::{Supervisor, TIMEOUT, await_some, eventually, process, profile};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -192,7 +192,7 @@ pub(crate) fn show(around: Surroundings, make: fn(&Path) -> Program) -> Result<(
     under.is_reloaded();
     under.are_there(processes);
     let alone = alone.join().expect("it serves alone");
-    under.loses_its_first(alone.by_kill);
+    under.loses_its_first(alone.by_kill, around.user == User::Root);
     under.are_there(processes);
     under.is_stopped(alone.by_stop);
     if let Some(place) = &place {
@@ -272,19 +272,29 @@ fn accepted(port: u16) -> Vec<u64> {
 struct Slow(Vec<JoinHandle<(Outcome, Duration)>>);
 
 impl Slow {
+    /// Returns once processes have accepted all of them, and answered none.
     fn begin(program: &Program) -> Slow {
         let Program { port, capacity, .. } = *program;
-        eventually(TIMEOUT, "the earlier ones are answered", || accepted(port).is_empty());
-        let ask = || {
-            let client = program.protocol.slow();
-            std::thread::spawn(move || {
-                let begun = Instant::now();
-                (client(), begun.elapsed())
-            })
-        };
-        let clients = (0..capacity).map(|_| ask()).collect();
-        eventually(TIMEOUT, "all are accepted", || accepted(port).len() >= capacity);
-        Slow(clients)
+        let mut slow = Slow(Vec::new());
+        await_some(TIMEOUT, "slow requests are accepted, and not answered yet", || {
+            // On a busy machine the first may be answered before the last is accepted.
+            if slow.0.iter().any(JoinHandle::is_finished) {
+                assert_eq!(std::mem::replace(&mut slow, Slow(Vec::new())).cut(), 0, "nothing has ended yet");
+            }
+            if slow.0.is_empty() && accepted(port).is_empty() {
+                slow.0.extend((0..capacity).map(|_| Slow::ask(&program.protocol)));
+            }
+            (!slow.0.is_empty() && accepted(port).len() >= capacity).then_some(())
+        });
+        slow
+    }
+
+    fn ask(protocol: &Protocol) -> JoinHandle<(Outcome, Duration)> {
+        let client = protocol.slow();
+        std::thread::spawn(move || {
+            let begun = Instant::now();
+            (client(), begun.elapsed())
+        })
     }
 
     /// How many were not answered.
@@ -348,7 +358,10 @@ impl Under {
     }
 
     /// The first process of a worker that has slow requests is killed, which by itself cuts so many of them.
-    fn loses_its_first(&self, cut_alone: usize) {
+    ///
+    /// `queue_moves`: whether the kernel hands the connections on that wait for the killed worker, while others of it hold its
+    /// listener and do not accept any more. By itself the program cuts them too.
+    fn loses_its_first(&self, cut_alone: usize, queue_moves: bool) {
         let (supervisor, program) = (&self.supervisor, &self.program);
         let all_of = |first: i32| {
             let below = process::descendants(first).into_iter().map(|process| process.pid);
@@ -382,13 +395,13 @@ impl Under {
         let cut = slow.cut();
         println!("kill -9: {cut} of {} cut, {cut_alone} alone", program.capacity);
         assert!(cut <= cut_alone, "{cut} cut when its first process was killed, {cut_alone} alone");
-        if cut_alone == 0 {
+        if cut_alone == 0 && queue_moves {
             nothing_is_lost("fast, while a first process is killed", fast);
         } else {
-            // What the killed worker had accepted, one request of each client at most.
+            // What the killed worker had accepted or what waited for it, one request of each client at most.
             let tally = fast.stop();
             println!("fast, while a first process is killed: {tally}");
-            assert!(tally.lost() <= 4 && tally.inexcusable() == 0, "{tally}");
+            assert!(tally.lost() <= FAST_CLIENTS as u64 && tally.inexcusable() == 0, "{tally}");
         }
     }
 

@@ -16,7 +16,8 @@ use crate::run::{answers, load, supervised, text_of, words, write};
 const PHP_FPM: &str = "php-fpm8.2";
 
 /// A test for each surroundings of each program: `cargo test --test real wrappers -- --include-ignored` runs all of them. Those
-/// that always run have every program with and without a cgroup, and each other column with several programs.
+/// that always run have every program with and without a cgroup, and each other column with several programs. A gunicorn
+/// without threads takes twice as long as the others: its fast requests wait for the slow ones.
 macro_rules! matrix {
     ($($name:ident, $program:ident, [$($need:expr),*]: $ra:ident $rb:ident $ua:ident $ub:ident | $cra:ident $crb:ident $cua:ident $cub:ident;)*) => {
         $(mod $name {
@@ -70,6 +71,7 @@ matrix! {
     a_server_in_its_own_session_is_its_workers, session, ["node"]:       other other other always | other other always other;
     a_detached_child_of_node_is_its_workers, detached, ["node"]:         other other always other | always other other other;
     a_gunicorn_of_two_processes_is_one_worker, gunicorn, ["python3"]:    other always other other | other other other always;
+    a_gunicorn_without_threads_is_one_worker, gunicorn_without_threads, ["python3"]: other other other other | other other other other;
     an_nginx_in_the_foreground_is_one_worker, nginx, ["nginx"]:          other other always other | other always other other;
     a_php_fpm_is_one_worker, php_fpm, [PHP_FPM]:                         other other other always | always other other other;
     a_puma_of_two_processes_is_one_worker, puma, ["puma"]:               always other other other | other other always other;
@@ -80,7 +82,7 @@ matrix! {
 fn not_made(program: &str) -> Option<String> {
     match program {
         "yarn" => built::yarn().err(),
-        "gunicorn" => built::python("gunicorn").err(),
+        "gunicorn" | "gunicorn_without_threads" => built::python("gunicorn").err(),
         _ => None,
     }
 }
@@ -153,7 +155,8 @@ fn detached(folder: &Path) -> Program {
     Program::new(list(&[&node(), &write(folder, "parent.js", &text)]))
 }
 
-fn gunicorn(folder: &Path) -> Program {
+/// A gunicorn of two processes with these options.
+fn gunicorn_with(folder: &Path, options: &str) -> Program {
     let app = format!(
         "import os, time\n\
          def app(environ, start):\n    \
@@ -165,11 +168,20 @@ fn gunicorn(folder: &Path) -> Program {
     );
     write(folder, "app.py", &app);
     let options = format!(
-        "--workers 2 --threads 4 --bind 127.0.0.1:{PORT} --no-control-socket --chdir {} app:app",
+        "--workers 2 {options} --bind 127.0.0.1:{PORT} --no-control-socket --chdir {} app:app",
         text_of(folder)
     );
     let gunicorn = built::python("gunicorn").expect("it was made a moment ago");
     Program { below: 2, ..Program::new([vec![gunicorn], words(&options)].concat()) }
+}
+
+fn gunicorn(folder: &Path) -> Program {
+    gunicorn_with(folder, "--threads 4")
+}
+
+/// Each process has one request at a time.
+fn gunicorn_without_threads(folder: &Path) -> Program {
+    Program { capacity: 2, ..gunicorn_with(folder, "--worker-class sync") }
 }
 
 /// The head of an nginx's file, with everything that it writes in the folder.

@@ -372,9 +372,9 @@ mod tests {
     #[test]
     fn getent_and_the_files_agree_about_root() {
         for (database, key) in [("passwd", "root"), ("passwd", "0"), ("group", "root")] {
-            let asked = lines(database, key).expect("the name service answers");
-            assert_eq!(asked, lines_of_file(database, key).expect("readable"), "{database} {key}");
-            assert_eq!(asked.len(), 1);
+            let answered = lines(database, key).expect("the name service answers");
+            assert_eq!(answered, lines_of_file(database, key).expect("readable"), "{database} {key}");
+            assert_eq!(answered.len(), 1);
         }
     }
 

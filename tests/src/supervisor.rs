@@ -320,13 +320,18 @@ impl Supervisor {
     #[must_use]
     pub fn wait_exit(&self, deadline: Duration) -> ExitStatus {
         let status = await_some(deadline, "the supervisor ends", || self.exited());
+        self.await_pipes();
+        status
+    }
+
+    /// Waits until what an ended supervisor has written is read.
+    fn await_pipes(&self) {
         // What was written is complete when the pipes are closed; a process that escaped may hold them, and is not waited for.
         let start = Instant::now();
         let closed = || *locked(&self.log.closed) && *locked(&self.output.closed);
         while start.elapsed() < scaled(Duration::from_secs(2)) && !closed() {
             std::thread::sleep(Duration::from_millis(1));
         }
-        status
     }
 
     /// TERM, and the exit code.
@@ -380,13 +385,13 @@ impl Supervisor {
     /// When the supervisor ends, or the deadline passes.
     pub fn until<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         await_some(TIMEOUT, what, || {
-            let found = look();
-            if found.is_none()
-                && let Some(status) = self.exited()
-            {
-                panic!("the supervisor ended ({status}) before: {what}");
+            if let Some(found) = look() {
+                return Some(found);
             }
-            found
+            let status = self.exited()?;
+            // It may have written what is looked for just before its end.
+            self.await_pipes();
+            Some(look().unwrap_or_else(|| panic!("the supervisor ended ({status}) before: {what}")))
         })
     }
 

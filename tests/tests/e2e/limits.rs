@@ -136,8 +136,10 @@ while True:
         // Fifty samples are ten times as many as one bout has.
         let supervisor = watched(source, &["--max-memory", "60MiB", "--memory-failures", "50"], text);
         let worker = supervisor.await_workers(1);
-        always(Duration::from_secs(7), "the worker stays", || supervisor.workers() == worker);
-        assert!(supervisor.output().iter().filter(|line| *line == "shrunk").count() >= 3);
+        supervisor.eventually("it has shrunk six times", || {
+            assert_eq!(supervisor.workers(), worker, "the worker stays");
+            supervisor.output().iter().filter(|line| *line == "shrunk").count() >= 6
+        });
         assert_eq!(supervisor.logged(&["--max-memory"]), Vec::<String>::new());
         assert_eq!(supervisor.stop(), 0);
     }

@@ -7,7 +7,7 @@ use master_process_tests::script::{said, started};
 use master_process_tests::{Supervisor, address, always, load};
 
 /// Serves its main address from the start on. Eleven seconds after it listens there, which is past the time in which a
-/// worker counts as starting, it takes the first free port of a range, and prints it.
+/// worker counts as starting, it takes the first port of a range that it can have, and says which.
 const SEARCHER: &str = "
 import threading
 main = bound(HOST, PORT); main.listen(64)

@@ -4,10 +4,9 @@
 //! and the alignment of each type. Every field that one side writes while the other may read it is a 64-bit atomic: the
 //! BPF target has no others.
 //!
-//! The supervisor maps three arrays. A *worker* has an account, numbered from 1. A *process* has an index in the array of
-//! processes; its entry names the account that it is charged to. A worker's own process has the index of the worker's
-//! account, so there is always room for it, however many descendants fill the other entries. Account 0 and index 0 mean
-//! "none", as in a fresh map.
+//! The supervisor maps two arrays. A *worker* has an [`Account`], numbered from 1: its process and what it uses. The
+//! orphans of a worker that the supervisor has adopted have an account each, linked from that of the worker. Account 0
+//! means "none", as in a fresh map.
 #![no_std]
 
 mod params;
@@ -16,87 +15,176 @@ use core::sync::atomic::AtomicU64;
 
 pub use params::{KernelOffsets, Params};
 
-/// No account, no index.
+/// No account.
 pub const NONE: u64 = 0;
 
 /// The number of entries of each map for which the loader sets none.
 pub const DEFAULT_ENTRIES: u32 = 1024;
 
-/// What runs on a CPU. Only that CPU writes it; each entry is a cache line.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-pub struct Cpu {
-    /// When the process at `index` was switched in, in nanoseconds of the monotonic clock; 0 while the program charges the
-    /// slice. The time since then is in no account yet. Each value is larger than the previous one, also while no watched
-    /// process runs.
-    pub since: AtomicU64,
-    /// The number of context switches. It grows as long as the program is attached.
-    pub switches: AtomicU64,
-    /// The address of the `task_struct` of the running thread, if its switch was seen.
-    pub task: AtomicU64,
-    /// The CPU time of that thread when it was switched in, in nanoseconds, if it is watched.
-    pub runtime: AtomicU64,
-    /// The index of the running process.
-    pub index: AtomicU64,
+/// Calls of kernel functions in the eBPF programs. rustc emits no type information for them, so the programs call helpers
+/// with these numbers, which no kernel has, and the loader puts the kernel's function in their place.
+pub mod kfunc {
+    /// The first of these numbers; the others follow in the order of [`NAMES`].
+    pub const FIRST: u32 = 0x4d50_0000;
+    /// The names of the functions.
+    pub const NAMES: [&str; 7] = [
+        "bpf_task_from_pid",
+        "bpf_task_release",
+        "bpf_rdonly_cast",
+        "bpf_iter_num_new",
+        "bpf_iter_num_next",
+        "bpf_iter_num_destroy",
+        "bpf_task_from_vpid",
+    ];
+    /// `bpf_task_from_pid`.
+    pub const TASK_FROM_PID: u32 = FIRST;
+    /// `bpf_task_release`.
+    pub const TASK_RELEASE: u32 = FIRST + 1;
+    /// `bpf_rdonly_cast`.
+    pub const RDONLY_CAST: u32 = FIRST + 2;
+    /// `bpf_iter_num_new`.
+    pub const ITER_NUM_NEW: u32 = FIRST + 3;
+    /// `bpf_iter_num_next`.
+    pub const ITER_NUM_NEXT: u32 = FIRST + 4;
+    /// `bpf_iter_num_destroy`.
+    pub const ITER_NUM_DESTROY: u32 = FIRST + 5;
+    /// `bpf_task_from_vpid`, since Linux 6.13: needed in a PID namespace only.
+    pub const TASK_FROM_VPID: u32 = FIRST + 6;
 }
 
-const _: () = assert!(size_of::<Cpu>() == 64 && align_of::<Cpu>() == 64);
-
-/// A watched process.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-pub struct Process {
-    /// The account that the process is charged to. The eBPF program sets it. When a worker has ended, the supervisor clears
-    /// it for the processes that the worker left, by compare-and-swap, because the entry may have been reused by then.
-    pub worker: AtomicU64,
-    /// Its pid in the initial PID namespace; 0 if the entry is free. Set first and cleared last.
-    pub tgid: AtomicU64,
-    /// Not 0: all its threads have ended, and its memory no longer counts.
-    pub ended: AtomicU64,
-    /// The address of its `signal_struct`, which stays the same from its first thread to its last.
-    pub signal: AtomicU64,
-    /// The address of the `mm_struct` that it shares with its parent, as after `vfork`; 0 if it shares none.
-    pub borrowed: AtomicU64,
-    /// Resident memory in bytes when one of its threads was last switched out.
-    pub rss: AtomicU64,
+/// The state of a worker at its last sample, as bits of [`Account::state`].
+pub mod state {
+    /// Its CPU time since the sample before is above its limit.
+    pub const OVER_CPU: u64 = 1;
+    /// Its memory is above its limit.
+    pub const OVER_MEMORY: u64 = 2;
+    /// Its memory is above the mark at which it is warned.
+    pub const HIGH_MEMORY: u64 = 4;
+    /// Set by the supervisor: the next sample is an event.
+    pub const ANEW: u64 = 8;
+    /// The sum of its CPU time was below that of the sample before. No event.
+    pub const FELL: u64 = 16;
 }
 
-const _: () = assert!(size_of::<Process>() == 64 && align_of::<Process>() == 64);
-
-/// What a worker has used, and the sender of the signal that ended it.
-#[repr(C, align(64))]
+/// A process, and what it and its descendants use.
+#[repr(C, align(128))]
 #[derive(Debug, Default)]
 pub struct Account {
-    /// CPU time of all threads of all its processes, in nanoseconds. It only grows: the supervisor computes differences, so
-    /// that it need not be reset while another CPU adds to it.
+    /// Its pid in the initial PID namespace, with [`ADOPTED`] if the process is charged to the worker of another account;
+    /// 0 if the account is free. The supervisor sets it last and clears it first.
+    pub process: AtomicU64,
+    /// The account of an adopted process that is charged to the same worker, and so on; 0 after the last one.
+    pub next: AtomicU64,
+    /// The most CPU time, in microseconds per second; 0 for no limit.
+    pub max_cpu: AtomicU64,
+    /// The most memory, in bytes; 0 for no limit.
+    pub max_memory: AtomicU64,
+    /// The memory, in bytes, above which the worker is warned; 0 for none.
+    pub high_memory: AtomicU64,
+    /// The CPU time of the process and its descendants at the last sample, in nanoseconds.
+    pub tree_cpu: AtomicU64,
+    /// The memory of the process and its descendants at the last sample, in bytes.
+    pub tree_memory: AtomicU64,
+    /// The sum that `cpu_ns` was last increased to.
+    pub summed: AtomicU64,
+    /// When the last sample was taken, in nanoseconds of the kernel's monotonic clock; 0 before the first one and while
+    /// the fields below change.
+    pub sampled_at: AtomicU64,
+    /// The time from the sample before to this one, in nanoseconds; 0 at the first one.
+    pub span: AtomicU64,
+    /// The CPU time of the worker in this span, in nanoseconds.
+    pub used: AtomicU64,
+    /// The CPU time of the worker since it has the account, in nanoseconds. It only grows.
     pub cpu_ns: AtomicU64,
-    /// The highest resident memory of any one of its processes, in bytes.
+    /// The resident memory of the worker, in bytes.
+    pub memory: AtomicU64,
+    /// The highest memory of any one of its processes, or of all of them at a sample, in bytes.
     pub peak: AtomicU64,
-    /// Not 0: the OOM killer chose it.
-    pub oom: AtomicU64,
-    /// The last fatal signal that another process sent to the worker's own process; 0 if there was none, or if the last one
-    /// came from the kernel or from the worker itself.
-    pub signal: AtomicU64,
-    /// The pid of its sender in the supervisor's PID namespace; 0 if the sender is outside it.
-    pub sender: AtomicU64,
-    /// The user id of the sender in the initial user namespace.
-    pub uid: AtomicU64,
-    /// The name of the sender, up to its NUL, in memory order.
-    pub comm: [AtomicU64; 2],
+    /// Bits of [`state`] in the lower half; the number of events in the upper one. An event is a sample at which the
+    /// worker is above a limit, or at which the state has changed.
+    pub state: AtomicU64,
+    /// Room to 128 bytes.
+    pub reserved: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Account>() == 64 && align_of::<Account>() == 64);
+const _: () = assert!(size_of::<Account>() == 128 && align_of::<Account>() == 128);
+
+/// The bit of [`Account::process`] that marks an adopted process.
+pub const ADOPTED: u64 = 1 << 32;
+
+/// The first bit of the number of events in [`Account::state`].
+pub const EVENTS_SHIFT: u32 = 32;
 
 /// What the two sides tell each other besides the accounts.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Control {
-    /// The account of the next process that the supervisor forks. The eBPF program clears it.
-    pub armed: AtomicU64,
-    /// The highest index that was ever in use.
+    /// The time between two samples, in nanoseconds.
+    pub interval: AtomicU64,
+    /// The supervisor's pid in the initial PID namespace. The program sets it when the supervisor starts it.
+    pub supervisor: AtomicU64,
+    /// 1: the timer was started; a negative number: the error with which that failed.
+    pub started: AtomicU64,
+    /// A pid in the supervisor's PID namespace, which the program replaces by that in the initial one; 0 if there is no such
+    /// process.
+    pub translated: AtomicU64,
+    /// The addresses of the seccomp filters of that process, from the newest on; 0 after the last one. Children inherit
+    /// them, and each worker has one of its own.
+    pub filters: [AtomicU64; FILTERS],
+    /// The number of [`Listener`]s.
+    pub listeners: AtomicU64,
+    /// The number of descriptors of listeners that were found to be closed.
+    pub closed: AtomicU64,
+    /// The highest account that was ever in use.
     pub highest: AtomicU64,
-    /// The number of processes that are not watched because no index was free.
-    pub dropped: AtomicU64,
+    /// The account with which an unfinished sample continues; 0 if there is none.
+    pub cursor: AtomicU64,
+    /// The number of children of the supervisor that have no account, at the last sample.
+    pub strangers: AtomicU64,
+    /// The number of accounts whose process is a child of the supervisor, in the sample that is being taken.
+    pub known: AtomicU64,
+    /// The number of trees that were too large, or changed too fast, to be measured whole.
+    pub unmeasured: AtomicU64,
+    /// The number of samples taken.
+    pub samples: AtomicU64,
+    /// The time that the program has run, in nanoseconds.
+    pub run_time: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Control>() == 64 && align_of::<Control>() == 64);
+const _: () = assert!(size_of::<Control>() == 192 && align_of::<Control>() == 64);
+
+/// The number of seccomp filters of a process that are looked at.
+pub const FILTERS: usize = 8;
+
+/// The descriptor of a worker's listener, and the file that was there at the last sample.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Listener {
+    /// The pid in the initial PID namespace in the upper half, and the descriptor in the lower one; 0 for none.
+    pub place: AtomicU64,
+    /// The address of the file; 0 before the first sample.
+    pub file: AtomicU64,
+}
+
+const _: () = assert!(size_of::<Listener>() == 16);
+
+/// The end of a worker, as its signals tell it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Death {
+    /// The device, in the kernel's encoding, and the inode of the PID namespace for `sender`.
+    pub namespace: [u64; 2],
+    /// The name of the sender, up to its NUL.
+    pub comm: [u8; 16],
+    /// The last fatal signal that another process sent to the worker's own process; 0 if there was none, or if the last
+    /// one came from the kernel or from the worker itself.
+    pub signal: u32,
+    /// The pid of its sender in the namespace; 0 if the sender is outside it.
+    pub sender: u32,
+    /// The user id of the sender in the initial user namespace.
+    pub uid: u32,
+    /// Not 0: the OOM killer chose it.
+    pub oom: u32,
+}
+
+const _: () = assert!(size_of::<Death>() == 48 && align_of::<Death>() == 8);

@@ -15,18 +15,40 @@ pub struct KernelOffsets {
     pub task_signal: u32,
     /// `task_struct.se.sum_exec_runtime`: the CPU time of a thread, in nanoseconds.
     pub task_runtime: u32,
-    /// `task_struct.se.prev_sum_exec_runtime`: the same when the thread was switched in; 0 if the kernel has no such
-    /// field.
-    pub task_runtime_before: u32,
-    /// `signal_struct.live`: the number of threads that have not begun to exit.
-    pub signal_live: u32,
-    /// `signal_struct.nr_threads`: the number of threads that are not released yet.
-    pub signal_nr_threads: u32,
+    /// `task_struct.group_leader`: the first thread of its process.
+    pub task_leader: u32,
+    /// `task_struct.real_parent`: the thread that has started the process, or has adopted it.
+    pub task_parent: u32,
+    /// `task_struct.children`: the list of the processes whose parent the thread is.
+    pub task_children: u32,
+    /// `task_struct.sibling`: the place of the process in that list.
+    pub task_sibling: u32,
+    /// `task_struct.thread_node`: the place of the thread in the list of its process.
+    pub task_thread: u32,
+    /// `signal_struct.thread_head`: that list.
+    pub signal_threads: u32,
+    /// `signal_struct.sum_sched_runtime`: the CPU time of the threads that have ended, in nanoseconds.
+    pub signal_runtime: u32,
+    /// `signal_struct.cutime` and `cstime`: the CPU time of the children that were waited for, in nanoseconds.
+    pub signal_children: [u32; 2],
     /// The counters of a `mm_struct` whose sum is the resident memory, in pages: file, anonymous, and shared.
     pub mm_pages: [u32; 3],
-    /// Not 0: the verifier can follow the types from a `mm_struct` to these counters. Before Linux 6.2 it cannot, because
-    /// it does not resolve an array of a `typedef`.
-    pub mm_pages_typed: u32,
+    /// `mm_struct.hiwater_rss`: the highest resident memory before some of it was released, in pages.
+    pub mm_peak: u32,
+    /// `task_struct.files`: the descriptors of the process.
+    pub task_files: u32,
+    /// `files_struct.fdt`: the table of them.
+    pub files_table: u32,
+    /// `fdtable.fd`: its files, by descriptor.
+    pub table_files: u32,
+    /// `fdtable.max_fds`: the length of that array.
+    pub table_len: u32,
+    /// `task_struct.seccomp.filter`: the newest filter of a thread.
+    pub task_filter: u32,
+    /// `seccomp_filter.prev`: the filter that was there before.
+    pub filter_before: u32,
+    /// The id of a type that begins with a 64-bit number. The programs read every field as such a number.
+    pub word: u32,
     /// Not 0: the argument of `oom:mark_victim` is a `task_struct`; 0: it is a pid.
     pub victim_is_task: u32,
 }
@@ -38,39 +60,44 @@ impl KernelOffsets {
         task_mm: FAR,
         task_signal: FAR,
         task_runtime: FAR,
-        task_runtime_before: 0,
-        signal_live: FAR,
-        signal_nr_threads: FAR,
+        task_leader: FAR,
+        task_parent: FAR,
+        task_children: FAR,
+        task_sibling: FAR,
+        task_thread: FAR,
+        signal_threads: FAR,
+        signal_runtime: FAR,
+        signal_children: [FAR; 2],
         mm_pages: [FAR; 3],
-        mm_pages_typed: 0,
+        mm_peak: FAR,
+        task_files: FAR,
+        files_table: FAR,
+        table_files: FAR,
+        table_len: FAR,
+        task_filter: FAR,
+        filter_before: FAR,
+        word: 0,
         victim_is_task: 0,
     };
 }
 
 const FAR: u32 = 0x00ff_ffff;
 
-const _: () = assert!(size_of::<KernelOffsets>() == 48 && align_of::<KernelOffsets>() == 4);
+const _: () = assert!(size_of::<KernelOffsets>() == 100 && align_of::<KernelOffsets>() == 4);
 
-/// The supervisor that loads the programs, and what they are to watch.
+/// What the programs are to measure.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Params {
-    /// The device, in the kernel's encoding, and the inode of the supervisor's PID namespace.
-    pub namespace: [u64; 2],
-    /// The supervisor's pid in that namespace.
-    pub supervisor: u32,
-    /// Not 0: the children of a watched process are watched as well.
+    /// Not 0: the descendants of a process are measured with it.
     pub tree: u32,
-    /// The first index that is not reserved for a worker's own process.
-    pub first_shared_index: u32,
     /// The base-2 logarithm of the page size.
     pub page_shift: u32,
 }
 
 impl Params {
-    /// No supervisor.
-    pub const UNSET: Self =
-        Self { namespace: [0; 2], supervisor: 0, tree: 0, first_shared_index: 0, page_shift: 0 };
+    /// Single processes, with pages of one byte.
+    pub const UNSET: Self = Self { tree: 0, page_shift: 0 };
 }
 
-const _: () = assert!(size_of::<Params>() == 32 && align_of::<Params>() == 8);
+const _: () = assert!(size_of::<Params>() == 8 && align_of::<Params>() == 4);

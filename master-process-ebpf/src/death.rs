@@ -2,13 +2,11 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_uid_gid};
-use master_process_common::{Account, NONE};
+use aya_ebpf::helpers::bpf_get_current_uid_gid;
+use aya_ebpf::helpers::generated::bpf_get_current_comm;
 
-use crate::account::index_of;
 use crate::kernel::{Task, current_in_namespace, current_tgid, read, tgid};
-use crate::maps::{account, constant, first_shared_index, process};
-use crate::word::{get, set};
+use crate::maps::{DEATHS, constant};
 
 /// Signals whose default action does not end the process: SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG,
 /// SIGWINCH; as bits, the lowest for signal 0.
@@ -33,21 +31,22 @@ pub(crate) fn signal(number: i32, info: u64, target: Task) -> Option<()> {
         return None;
     }
     let target = tgid(target)?;
-    let account = account_of(target)?;
+    let death = DEATHS.get_ptr_mut(target)?;
+    // SAFETY: the kernel frees an entry of the map only after the end of this program. The fields of two senders at the
+    // same moment can mix; each of them sent a fatal signal.
+    let death = unsafe { &mut *death };
     // A worker that calls `abort` is its own sender; some signals of the kernel name the worker as well.
     if target == current_tgid() || !is_by_a_process(info)? {
         // The signal that was recorded before is not the one that ends the worker.
-        set(&account.signal, 0);
+        death.signal = 0;
         return None;
     }
-    let comm = bpf_get_current_comm().unwrap_or_default();
-    let [first, second] = halves(comm);
-    // The fields of two senders at the same moment can mix. Each of them sent a fatal signal.
-    set(&account.sender, u64::from(current_in_namespace().unwrap_or(0)));
-    set(&account.uid, bpf_get_current_uid_gid() & 0xffff_ffff);
-    set(&account.comm[0], first);
-    set(&account.comm[1], second);
-    set(&account.signal, number as u64);
+    let comm = &raw mut death.comm;
+    // SAFETY: the helper writes as many bytes as the field has.
+    let _cannot_fail = unsafe { bpf_get_current_comm(comm.cast(), size_of_val(&death.comm) as u32) };
+    death.sender = current_in_namespace(death.namespace).unwrap_or(0);
+    death.uid = bpf_get_current_uid_gid() as u32;
+    death.signal = number as u32;
     Some(())
 }
 
@@ -63,12 +62,6 @@ fn is_by_a_process(info: u64) -> Option<bool> {
     Some(code == BY_A_PROCESS[0] || code == BY_A_PROCESS[1] || code == BY_A_PROCESS[2])
 }
 
-#[inline(always)]
-fn halves(comm: [u8; 16]) -> [u64; 2] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = comm;
-    [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
-}
-
 /// Records that the OOM killer chose a worker.
 #[inline(always)]
 pub(crate) fn victim(task_or_number: u64) -> Option<()> {
@@ -77,20 +70,8 @@ pub(crate) fn victim(task_or_number: u64) -> Option<()> {
         0 => task_or_number as u32,
         _ => tgid(task_or_number as Task)?,
     };
-    set(&account_of(number)?.oom, 1);
+    let death = DEATHS.get_ptr_mut(number)?;
+    // SAFETY: as above.
+    unsafe { (*death).oom = 1 };
     Some(())
-}
-
-/// The account of a worker's own process; `None` for descendants.
-#[inline(always)]
-fn account_of(tgid: u32) -> Option<&'static Account> {
-    let index = index_of(tgid);
-    if index == NONE || index >= first_shared_index() {
-        return None;
-    }
-    let worker = get(&process(index)?.worker);
-    if worker == NONE {
-        return None;
-    }
-    account(worker)
 }

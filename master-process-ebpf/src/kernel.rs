@@ -1,30 +1,135 @@
-//! Reading the kernel's structures.
+//! Reading the kernel's structures, and calling its functions.
 
 use core::ffi::c_void;
+use core::mem::{MaybeUninit, transmute};
 
 use aya_ebpf::bindings::bpf_pidns_info;
 use aya_ebpf::helpers::generated::bpf_get_ns_current_pid_tgid;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel};
+use master_process_common::kfunc;
 
 use crate::maps::constant;
 
 /// The address of a `task_struct`.
 pub(crate) type Task = *const c_void;
 
-/// Reads the field at `offset` of a kernel structure, with a helper.
+/// Reads the field at `offset` of a kernel structure, with a helper that fails where nothing is mapped.
 #[inline(always)]
 pub(crate) fn read<T>(structure: *const c_void, offset: u32) -> Option<T> {
-    // SAFETY: the helper checks the address and fails where nothing is mapped; T is a plain number everywhere here.
+    // SAFETY: the helper checks the address; T is a plain number everywhere here.
     unsafe { bpf_probe_read_kernel(structure.wrapping_byte_add(offset as usize).cast()) }.ok()
 }
 
-/// Reads it with a plain load, at a tenth of the cost. The verifier must know the type of the structure, and accepts only
-/// offsets of its fields. If nothing is mapped there, the load reads 0.
+/// Reads 64 bits of the kernel's memory with a plain load, at a tenth of the cost of the helper; 0 where nothing is mapped.
+/// The result is a number for the verifier, whatever the field is, so that a loop over pointers has one state.
+///
+/// One function for all reads: the kernel rewrites each call of `bpf_rdonly_cast` when it loads the program, and a
+/// hundred of them take it twenty milliseconds.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn word(address: u64) -> u64 {
+    type Cast = unsafe extern "C" fn(*const c_void, u32) -> *const u64;
+    let of = constant!(OFFSETS.word);
+    // SAFETY: the loader puts the kernel's function `bpf_rdonly_cast` in the place of this number. It returns its argument;
+    // the verifier makes loads from it such that they cannot fail.
+    unsafe {
+        let cast: Cast = transmute(kfunc::RDONLY_CAST as usize);
+        cast(address as *const c_void, of).read_volatile()
+    }
+}
+
+/// The field of a structure at an address that is known as a number.
 #[inline(always)]
-pub(crate) fn peek<T>(structure: *const c_void, offset: u32) -> T {
-    // SAFETY: the verifier accepts only the load of a field of a kernel structure, and the kernel makes such a load one
-    // that cannot fail; T is a plain number everywhere here.
-    unsafe { structure.wrapping_byte_add(offset as usize).cast::<T>().read_volatile() }
+pub(crate) fn field(structure: u64, offset: u32) -> u64 {
+    word(structure.wrapping_add(u64::from(offset)))
+}
+
+/// The address of the first thread of the process with this pid in the initial PID namespace.
+#[inline(always)]
+pub(crate) fn process(pid: u64) -> Option<u64> {
+    type FromPid = unsafe extern "C" fn(i32) -> *mut c_void;
+    type Release = unsafe extern "C" fn(*mut c_void);
+    let leader = constant!(OFFSETS.task_leader);
+    // SAFETY: as above. The task is released once, and only its number is used from then on: this program runs in an RCU
+    // read section, until whose end the kernel frees no task.
+    unsafe {
+        let (from_pid, release): (FromPid, Release) =
+            (transmute(kfunc::TASK_FROM_PID as usize), transmute(kfunc::TASK_RELEASE as usize));
+        let task = from_pid(pid as i32);
+        if task.is_null() {
+            return None;
+        }
+        let leader = read(task, leader);
+        release(task);
+        leader
+    }
+}
+
+/// The pid in the initial PID namespace of a process with this pid in the namespace of the running process, and the address
+/// of its newest seccomp filter; 0 for either if there is none.
+#[inline(always)]
+pub(crate) fn identify(pid_here: u64) -> (u64, u64) {
+    type FromPid = unsafe extern "C" fn(i32) -> *mut c_void;
+    type Release = unsafe extern "C" fn(*mut c_void);
+    let at = constant!(OFFSETS.task_filter);
+    // SAFETY: as above, but the fields are read before the task is released: this program may sleep.
+    unsafe {
+        let (from_pid, release): (FromPid, Release) =
+            (transmute(kfunc::TASK_FROM_VPID as usize), transmute(kfunc::TASK_RELEASE as usize));
+        let task = from_pid(pid_here as i32);
+        if task.is_null() {
+            return (0, 0);
+        }
+        let (pid, filter) = (tgid(task), read::<u64>(task, at));
+        release(task);
+        (pid.map_or(0, u64::from), filter.unwrap_or(0))
+    }
+}
+
+/// A loop that the verifier follows only until its state repeats. The kernel counts the turns, in the structure that
+/// `bpf_iter_num_new` fills; it must stay where it is.
+pub(crate) struct Turns(MaybeUninit<u64>);
+
+impl Turns {
+    /// To be started.
+    #[inline(always)]
+    pub(crate) fn new() -> Turns {
+        Turns(MaybeUninit::uninit())
+    }
+
+    /// Starts a loop of so many turns.
+    #[inline(always)]
+    pub(crate) fn start(&mut self, turns: u64) {
+        type New = unsafe extern "C" fn(*mut u64, i32, i32) -> i32;
+        // SAFETY: `bpf_iter_num_new` initializes the structure, of eight bytes, also where it fails.
+        unsafe {
+            let new: New = transmute(kfunc::ITER_NUM_NEW as usize);
+            new(self.0.as_mut_ptr(), 0, turns as i32);
+        }
+    }
+
+    /// The number of the next turn, from 0 on; `None` after the last one.
+    #[inline(always)]
+    pub(crate) fn next(&mut self) -> Option<u64> {
+        type Next = unsafe extern "C" fn(*mut u64) -> *const i32;
+        // SAFETY: `start` was called before, and the result is null or the address of a number.
+        unsafe {
+            let next: Next = transmute(kfunc::ITER_NUM_NEXT as usize);
+            let turn = next(self.0.as_mut_ptr());
+            if turn.is_null() { None } else { Some(turn.read_volatile() as u64) }
+        }
+    }
+
+    /// Ends the loop. The verifier demands it on every path.
+    #[inline(always)]
+    pub(crate) fn end(&mut self) {
+        type Destroy = unsafe extern "C" fn(*mut u64);
+        // SAFETY: `start` was called before.
+        unsafe {
+            let destroy: Destroy = transmute(kfunc::ITER_NUM_DESTROY as usize);
+            destroy(self.0.as_mut_ptr());
+        }
+    }
 }
 
 /// The pid of a task's process in the initial PID namespace.
@@ -33,22 +138,15 @@ pub(crate) fn tgid(task: Task) -> Option<u32> {
     read(task, constant!(OFFSETS.task_tgid))
 }
 
-/// The address of the `signal_struct` of the process that a task belongs to.
-#[inline(always)]
-pub(crate) fn signal_struct(task: Task) -> Option<u64> {
-    read(task, constant!(OFFSETS.task_signal))
-}
-
 /// The pid of the running process in the initial PID namespace.
 #[inline(always)]
 pub(crate) fn current_tgid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
-/// The pid of the running process in the supervisor's PID namespace; `None` if it is outside that namespace.
+/// The pid of the running process in a PID namespace; `None` if it is outside that namespace.
 #[inline(always)]
-pub(crate) fn current_in_namespace() -> Option<u32> {
-    let [device, inode] = constant!(PARAMS.namespace);
+pub(crate) fn current_in_namespace([device, inode]: [u64; 2]) -> Option<u32> {
     let mut ids = bpf_pidns_info { pid: 0, tgid: 0 };
     // SAFETY: the structure is on this stack, and its size is the one that the helper requires.
     let result =

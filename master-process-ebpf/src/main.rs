@@ -1,58 +1,33 @@
-//! The eBPF programs: they charge each worker for what it uses, at the time when it uses it.
+//! The eBPF programs: a timer measures the workers and compares them with their limits, and two tracepoints record how
+//! they are killed.
 //!
 //! The programs decide nothing and report no errors: they ignore tasks that belong to no worker, and missing map entries.
-//! Most are raw tracepoints, because such programs load without the kernel's type information: the offsets of the fields
-//! that they read are constants.
+//! They load without the kernel's type information: the offsets of the fields that they read are constants, and so are
+//! the numbers of the kernel's functions that they call.
 #![no_std]
 #![no_main]
-// `lock +=` has no stable spelling for this target, which has no compare-and-swap and so no `fetch_add`.
-#![feature(asm_experimental_arch)]
 
-mod account;
 mod death;
 mod kernel;
-mod life;
 mod maps;
+mod sampler;
+mod tree;
 mod word;
 
-use aya_ebpf::helpers::generated::bpf_get_current_task;
-use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
-use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
 
-/// A context switch: `(bool preempt, task_struct *prev, task_struct *next)`.
-#[btf_tracepoint(function = "sched_switch")]
-pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
-    account::switch(ctx.arg(1), ctx.arg(2));
+/// Not attached to a tracepoint: the supervisor runs it to start the timer that measures.
+#[raw_tracepoint(tracepoint = "start")]
+pub fn start(_ctx: RawTracePointContext) -> i32 {
+    sampler::start();
     0
 }
 
-/// Not attached to a tracepoint: the supervisor runs it on a CPU that runs a worker. Resident memory is otherwise recorded
-/// only at context switches.
-#[raw_tracepoint(tracepoint = "refresh")]
-pub fn refresh(_ctx: RawTracePointContext) -> i32 {
-    // SAFETY: a helper without arguments.
-    account::refresh(unsafe { bpf_get_current_task() } as *const _);
-    0
-}
-
-/// A task was made that does not run yet: `(task_struct *parent, task_struct *child)`.
-#[raw_tracepoint(tracepoint = "sched_process_fork")]
-pub fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
-    life::fork(ctx.arg(0), ctx.arg(1));
-    0
-}
-
-/// A thread exits: `(task_struct *task)`.
-#[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub fn sched_process_exit(ctx: RawTracePointContext) -> i32 {
-    life::exit(ctx.arg(0));
-    0
-}
-
-/// A thread was reaped and no longer runs on any CPU: `(task_struct *task)`.
-#[raw_tracepoint(tracepoint = "sched_process_free")]
-pub fn sched_process_free(ctx: RawTracePointContext) -> i32 {
-    life::free(ctx.arg(0));
+/// Not attached either: the supervisor runs it to learn what the pid of a worker is in the initial PID namespace.
+#[raw_tracepoint(tracepoint = "translate")]
+pub fn translate(_ctx: RawTracePointContext) -> i32 {
+    sampler::translate();
     0
 }
 

@@ -1,9 +1,9 @@
 //! The maps that the programs share with each other and with the supervisor, and the constants that the loader sets.
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, Stack};
-use master_process_common::{Account, Control, Cpu, DEFAULT_ENTRIES, KernelOffsets, Params, Process};
+use aya_ebpf::maps::{Array, HashMap, RingBuf};
+use master_process_common::{Account, Control, DEFAULT_ENTRIES, Death, KernelOffsets, Listener, Params};
 
 /// Reads one field of the two constants below. The read is volatile, because the loader sets the value after compilation;
 /// it reads one field, because the compiler would keep the volatile reads of all others.
@@ -19,49 +19,46 @@ pub(crate) use constant;
 #[unsafe(no_mangle)]
 pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::UNSET;
 
-/// The supervisor that loaded the programs.
+/// What is to be measured.
 #[unsafe(no_mangle)]
 pub(crate) static PARAMS: Params = Params::UNSET;
 
-/// The index in `PROCESSES` of each watched process, by its tgid.
-#[map]
-pub(crate) static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(DEFAULT_ENTRIES, 0);
-
-/// Every watched process.
-#[map]
-static PROCESSES: Array<Process> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
-
-/// The accounts of the workers.
+/// The accounts of the workers and of adopted processes.
 #[map]
 static ACCOUNTS: Array<Account> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
-/// What runs on each CPU.
+/// The descriptors of listeners.
 #[map]
-pub(crate) static CPUS: Array<Cpu> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+static LISTENERS: Array<Listener> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
 
 /// What the supervisor and the programs tell each other.
 #[map]
 pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// The free indexes for descendants. The last one freed is assigned next, so that the part of `PROCESSES` that was ever
-/// used, which each sample reads, stays small.
+/// Wakes the supervisor: each record is a number of accounts with an event.
 #[map]
-pub(crate) static FREE_INDEXES: Stack<u32> = Stack::with_max_entries(DEFAULT_ENTRIES, 0);
+pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
 
-/// The process at an index.
+/// The timer, which the kernel finds in its map by the type information that the loader adds.
+#[repr(transparent)]
+pub(crate) struct Timer(pub(crate) bpf_timer);
+
+/// The timer that takes the samples.
+#[map]
+pub(crate) static TIMER: Array<Timer> = Array::with_max_entries(1, 0);
+
+/// The workers' own processes whose signals are recorded, by their pids in the initial PID namespace.
+#[map]
+pub(crate) static DEATHS: HashMap<u32, Death> = HashMap::with_max_entries(DEFAULT_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// The account with a number.
 #[inline(always)]
-pub(crate) fn process(index: u64) -> Option<&'static Process> {
-    PROCESSES.get(index as u32)
+pub(crate) fn account(number: u64) -> Option<&'static Account> {
+    ACCOUNTS.get(number as u32)
 }
 
-/// The account of a worker.
+/// The listener with a number.
 #[inline(always)]
-pub(crate) fn account(worker: u64) -> Option<&'static Account> {
-    ACCOUNTS.get(worker as u32)
-}
-
-/// The first index that is not reserved for a worker's own process.
-#[inline(always)]
-pub(crate) fn first_shared_index() -> u64 {
-    u64::from(constant!(PARAMS.first_shared_index))
+pub(crate) fn listener(number: u64) -> Option<&'static Listener> {
+    LISTENERS.get(number as u32)
 }

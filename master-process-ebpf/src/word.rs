@@ -3,7 +3,6 @@
 //! The compiler has no atomic loads and stores for the BPF target, but each aligned 64-bit access is atomic. The accesses
 //! are volatile, so that the compiler neither splits nor moves them.
 
-use core::arch::asm;
 use core::sync::atomic::AtomicU64;
 
 /// Reads a number that another CPU may be writing.
@@ -18,13 +17,4 @@ pub(crate) fn get(word: &AtomicU64) -> u64 {
 pub(crate) fn set(word: &AtomicU64, value: u64) {
     // SAFETY: as above, and the type allows for shared writing.
     unsafe { word.as_ptr().write_volatile(value) }
-}
-
-/// Adds to a number to which other CPUs may be adding.
-#[inline(always)]
-pub(crate) fn add(word: &AtomicU64, amount: u64) {
-    // SAFETY: one atomic addition to memory that the reference keeps valid, and that allows for shared writing.
-    unsafe {
-        asm!("lock *(u64 *)({word} + 0) += {amount}", word = in(reg) word.as_ptr(), amount = in(reg) amount);
-    }
 }

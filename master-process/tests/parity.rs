@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use master_process::config::Scope;
-use master_process::metrics::ebpf::Ebpf;
+use master_process::metrics::ebpf::{Ebpf, Thresholds};
 use master_process::metrics::procfs::Procfs;
 use master_process::policy::{Usage, WorkerId};
 use rustix::process::Pid;
@@ -66,6 +66,9 @@ def reap():
     return 0
 ";
 
+/// The time between two samples of eBPF: short, so that little changes between them and those of procfs.
+const INTERVAL: Duration = Duration::from_millis(10);
+
 /// How long CPU time is compared for.
 const COMPARED: Duration = Duration::from_secs(5);
 
@@ -96,7 +99,7 @@ struct Look {
     after: BTreeMap<u64, Usage>,
 }
 
-fn look(ebpf: &mut Ebpf, procfs: &mut Procfs) -> Look {
+fn look(ebpf: &Ebpf, procfs: &mut Procfs) -> Look {
     let read = |procfs: &mut Procfs| {
         let mut usages = BTreeMap::new();
         procfs.sample(&mut |worker, usage| {
@@ -105,19 +108,22 @@ fn look(ebpf: &mut Ebpf, procfs: &mut Procfs) -> Look {
         usages
     };
     let before = read(procfs);
-    let mut usages = BTreeMap::new();
-    let sampled = ebpf.sample(&mut |worker, usage| {
-        usages.insert(worker.serial, usage);
+    // The sample that is being taken may have passed some workers already.
+    let samples = ebpf.cost().0;
+    master_process_tests::eventually(master_process_tests::TIMEOUT, "two samples", || {
+        ebpf.cost().0 >= samples + 2
     });
-    sampled.expect("the programs run");
-    Look { before, ebpf: usages, after: read(procfs) }
+    let usages = (0..)
+        .zip(WORKERS)
+        .map(|(serial, _)| (serial, ebpf.usage(WorkerId { slot: 0, serial }).expect("it is measured")));
+    Look { before, ebpf: usages.collect(), after: read(procfs) }
 }
 
 #[test]
 fn what_ebpf_says_lies_between_what_procfs_says_before_and_after() {
     use std::os::unix::process::CommandExt;
     let count = u32::try_from(WORKERS.len()).expect("few");
-    let mut ebpf = match Ebpf::load(Scope::Tree, count) {
+    let mut ebpf = match Ebpf::load(Scope::Tree, count, INTERVAL, Thresholds::default()) {
         Ok(ebpf) => ebpf,
         Err(refusal) => {
             master_process_tests::skip!(
@@ -132,19 +138,19 @@ fn what_ebpf_says_lies_between_what_procfs_says_before_and_after() {
         let id = WorkerId { slot: 0, serial };
         let mut command = Command::new(master_process_tests::fixtures::python());
         command.arg("-c").arg(format!("{TOOLS}{text}")).stdin(Stdio::null()).process_group(0);
-        ebpf.arm(id);
         let child = command.spawn().expect("python");
-        ebpf.launched(id, true);
-        procfs.watch(id, Pid::from_raw(child.id().cast_signed()).expect("a pid"));
+        let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid");
+        ebpf.watch(id, pid).expect("an account");
+        procfs.watch(id, pid);
         workers.0.push((id, child));
     }
     std::thread::sleep(Duration::from_secs(2));
 
-    let first = look(&mut ebpf, &mut procfs);
+    let first = look(&ebpf, &mut procfs);
     let mut looks = Vec::new();
     for _ in 0..10 {
         std::thread::sleep(COMPARED / 10);
-        looks.push(look(&mut ebpf, &mut procfs));
+        looks.push(look(&ebpf, &mut procfs));
     }
     let last = looks.last().expect("ten");
     let mut wrong = Vec::new();

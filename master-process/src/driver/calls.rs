@@ -188,6 +188,11 @@ impl Calls {
         cx.broker.reconcile(now);
         let policy = &cx.policy;
         cx.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_probation(slot));
+        if cx.meter.watches_listeners()
+            && let Some(places) = cx.broker.take_relocated()
+        {
+            cx.meter.watch_listeners(places);
+        }
         for inode in cx.broker.take_pending() {
             cx.schedule(PENDING_CHECK_AFTER, Deferred::Pending(inode, 0));
         }
@@ -286,6 +291,7 @@ pub(super) fn read_messages(notify: &NotifySocket, cx: &mut Context, starts: &mu
         }
         if let Some(paused) = parsed.pauses_monitor {
             cx.event(Event::WatchesItself(id, paused));
+            cx.meter.report_anew(Some(id));
         }
         if parsed.ready {
             cx.workers.notified(serial, message.sender);

@@ -40,6 +40,8 @@ pub(super) enum Token {
     Trees,
     /// Results of the inspector, about a worker that is over a limit.
     Inspected,
+    /// Samples that the kernel reports.
+    Samples,
     /// The queues of the sockets that workers listen on.
     Queues,
     /// The controlling terminal.
@@ -64,10 +66,11 @@ impl Token {
             Token::Scans => 3 << KIND_AT,
             Token::Trees => 4 << KIND_AT,
             Token::Inspected => 5 << KIND_AT,
-            Token::Queues => 6 << KIND_AT,
-            Token::Terminal => 7 << KIND_AT,
-            Token::Signals => 8 << KIND_AT,
-            Token::Exit(serial) => 9 << KIND_AT | serial,
+            Token::Samples => 6 << KIND_AT,
+            Token::Queues => 7 << KIND_AT,
+            Token::Terminal => 8 << KIND_AT,
+            Token::Signals => 9 << KIND_AT,
+            Token::Exit(serial) => 10 << KIND_AT | serial,
         }
     }
 
@@ -80,9 +83,10 @@ impl Token {
             3 => Token::Scans,
             4 => Token::Trees,
             5 => Token::Inspected,
-            6 => Token::Queues,
-            7 => Token::Terminal,
-            8 => Token::Signals,
+            6 => Token::Samples,
+            7 => Token::Queues,
+            8 => Token::Terminal,
+            9 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -270,6 +274,7 @@ mod tests {
             Token::Scans,
             Token::Trees,
             Token::Inspected,
+            Token::Samples,
             Token::Queues,
             Token::Terminal,
             Token::Signals,

@@ -94,8 +94,8 @@ impl Driver {
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
         poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
-        let (meter, measures) = Meter::new(config.monitor, config.account, config.workers)?;
-        let greeting = Greeting { workers: config.workers, shares: config.share != Share::Off, measures };
+        let meter = Meter::new(config.monitor, config.account, config.workers, &config.limits)?;
+        let greeting = Greeting { workers: config.workers, shares: config.share != Share::Off };
         let cx = Context::new(Settings::from(config), poller, broker, trees, meter).context("eventfd")?;
         Ok(Driver {
             signals: Signals::new(config, signals, cx.now()),
@@ -114,6 +114,9 @@ impl Driver {
         self.start_watching();
         loop {
             let mut unfinished = self.carry_out();
+            if self.starts.has_greeted() {
+                self.sampling.begin(&mut self.cx, &self.signals.tty);
+            }
             self.calls.after_round(&mut self.cx);
             unfinished |= calls::report_complete(&mut self.cx);
             if let Some(outcome) = self.cx.policy.outcome() {
@@ -136,7 +139,6 @@ impl Driver {
 
     fn start_watching(&mut self) {
         let cx = &mut self.cx;
-        self.sampling.start_timer(cx);
         self.signals.tty.watch(cx);
         calls::watch_scans(cx);
         samples::watch_inspector(cx);
@@ -154,6 +156,7 @@ impl Driver {
             Token::Scans => calls::read_scans(cx),
             Token::Trees => self.exits.read_trees(cx),
             Token::Inspected => samples::read_inspection(cx),
+            Token::Samples => self.sampling.read(cx),
             Token::Queues => calls::read_queues(cx),
             Token::Terminal => self.signals.tty.check(cx),
             Token::Signals => self.signals.read(cx),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tracing::warn;
+use rustix::process::Pid;
+use tracing::{info, warn};
 
 use super::context::{Context, Deferred, Token};
 use super::signals::Tty;
@@ -18,6 +19,7 @@ pub(super) struct Sampling {
     interval: Duration,
     /// The signal to a worker that comes close to its memory limit.
     memory_high_signal: Option<i32>,
+    has_begun: bool,
     /// The buffer is reused, so that ten thousand workers cost no allocation per sample.
     taken: Vec<(WorkerId, Usage)>,
 }
@@ -25,33 +27,59 @@ pub(super) struct Sampling {
 impl Sampling {
     pub(super) fn new(config: &Config) -> Sampling {
         let memory_high_signal = config.memory_high_signal.map(|signal| signal.0);
-        Sampling { interval: config.limits.interval, memory_high_signal, taken: Vec::new() }
+        Sampling { interval: config.limits.interval, memory_high_signal, has_begun: false, taken: Vec::new() }
     }
 
-    /// Starts the timer, if there is a source of samples.
-    pub(super) fn start_timer(&self, cx: &mut Context) {
-        if cx.meter.is_on() {
+    /// Begins to measure, once.
+    pub(super) fn begin(&mut self, cx: &mut Context, tty: &Tty) {
+        if std::mem::replace(&mut self.has_begun, true) {
+            return;
+        }
+        let alive = cx.workers.alive().map(|entry| (entry.id, entry.pid));
+        if let Some(says) = cx.meter.begin(alive) {
+            info!("{says}");
+        }
+        watch_samples(cx);
+        self.start_timer(cx, tty);
+    }
+
+    /// Starts the timer, if the supervisor takes the samples, or if there is a terminal to be checked.
+    fn start_timer(&self, cx: &mut Context, tty: &Tty) {
+        if cx.meter.takes_samples() || cx.meter.is_on() && tty.has_terminal() {
             cx.schedule(self.interval, Deferred::Sample);
         }
     }
 
-    /// Measures all workers and passes the samples to the policy. The terminal and the listeners are checked at the
-    /// same time, so that they need no timer of their own.
+    /// Passes the samples to the policy. The terminal and the listeners are checked at the same time, so that they need no
+    /// timer of their own.
     pub(super) fn sample(&mut self, cx: &mut Context, tty: &mut Tty) {
-        let mut taken = std::mem::take(&mut self.taken);
-        let alive = cx.workers.alive().map(|entry| (entry.id, entry.pid));
-        cx.meter.sample(alive, &mut |worker, usage| taken.push((worker, usage)));
+        self.pass_on(cx);
+        cx.broker.check_listeners();
+        tty.check(cx);
+        self.start_timer(cx, tty);
+    }
+
+    /// Reads the samples that the kernel reports.
+    pub(super) fn read(&mut self, cx: &mut Context) {
+        self.pass_on(cx);
+        watch_samples(cx);
+    }
+
+    fn pass_on(&mut self, cx: &mut Context) {
+        cx.meter.sample(&mut |worker, usage| self.taken.push((worker, usage)));
         let now = cx.now();
-        for (worker, usage) in taken.drain(..) {
+        for (worker, usage) in self.taken.drain(..) {
             cx.policy.handle(now, Event::Sampled(worker, usage));
+            if !cx.policy.limits_memory_of(worker) {
+                cx.meter.lift_memory_limit(worker);
+            }
         }
-        self.taken = taken;
         if cx.meter.sees_orphan() {
             cx.trees.survey();
         }
-        cx.broker.check_listeners();
-        tty.check(cx);
-        self.start_timer(cx);
+        if cx.meter.sees_closed() {
+            cx.broker.listener_closed(cx.now());
+        }
     }
 
     /// Signals a worker that exceeded 80 % of its memory limit. The signal is a warning, so a worker without a handler,
@@ -71,6 +99,23 @@ impl Sampling {
                 );
             }
         }
+    }
+}
+
+fn watch_samples(cx: &mut Context) {
+    let watched = cx.meter.events().map(|fd| cx.poller.watch(fd, Token::Samples.encode()));
+    if let Some(Err(error)) = watched {
+        warn!("cannot watch the samples: {error}; workers that exceed a limit may not be replaced");
+    }
+}
+
+/// The worker runs as `pid`: it is measured from now on.
+pub(super) fn measure(cx: &mut Context, worker: WorkerId, pid: Pid) {
+    let took_samples = cx.meter.takes_samples();
+    let alive = cx.workers.alive().map(|entry| (entry.id, entry.pid));
+    cx.meter.launched(worker, pid, alive);
+    if cx.meter.takes_samples() && !took_samples {
+        cx.schedule(Duration::ZERO, Deferred::Sample);
     }
 }
 

@@ -186,6 +186,7 @@ fn pass_on_usr2(cx: &mut Context) {
         warn!(workers, "SIGUSR2 not passed on to {names}: without a handler it would end them");
     }
     cx.event(Event::ToggleMonitoring);
+    cx.meter.report_anew(None);
 }
 
 /// The signal and its sender: `SIGTERM from systemd (pid 1, uid 0)`.
@@ -266,6 +267,11 @@ impl Tty {
         {
             warn!("cannot watch the terminal: {error}; its end may go unnoticed");
         }
+    }
+
+    /// Whether there is a controlling terminal that can go away.
+    pub(super) fn has_terminal(&self) -> bool {
+        self.hangups.has_terminal()
     }
 
     /// Checks whether the terminal is gone: on an event of its watch, and at intervals, because the end of a session

@@ -8,10 +8,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::process::Pid;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::context::{Context, Deferred, Token};
 use super::launch::Launcher;
+use super::samples;
 use crate::policy::{Event, LaunchFailure, Next, Time, WorkerId};
 use crate::report;
 use crate::sys::cgroup::Cgroup;
@@ -78,8 +79,6 @@ pub(super) struct Starts {
 pub(super) struct Greeting {
     pub(super) workers: u32,
     pub(super) shares: bool,
-    /// The source of the measurements, and the reason for the choice.
-    pub(super) measures: Option<String>,
 }
 
 /// A start that was abandoned.
@@ -132,14 +131,12 @@ impl Starts {
         if self.is_full() {
             return self.not_launched(cx, worker, SpawnError::new(SpawnStep::Clone, libc::EAGAIN));
         }
-        cx.meter.expect(worker);
         let since = cx.now();
         let cgroup = cx.trees.make_cgroup(worker);
         let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
         let started_at = cx.trees.begin_start();
         let started = self.launcher.start(worker, generation, into, foreground);
         cx.trees.start_begun(started.as_ref().ok().map(|(launch, _)| launch.pid()));
-        cx.meter.forked(worker, started.is_ok());
         let (launch, ready_pipe) = match started {
             Ok(started) => started,
             Err(failure) => return self.start_failed(cx, worker, (generation, foreground), failure),
@@ -259,7 +256,7 @@ impl Starts {
         }
         cx.workers.insert(worker, pid, spawned.pidfd, ready_pipe);
         cx.broker.launched(worker, pid);
-        cx.meter.launched(worker, pid);
+        samples::measure(cx, worker, pid);
         // If clone3(2) is denied, the supervisor moves the process into the cgroup before the process has had time to
         // fork.
         let cgroup = cgroup.filter(|cgroup| spawned.in_cgroup || cgroup.enter(pid).is_ok());
@@ -276,7 +273,6 @@ impl Starts {
         failure: SpawnError,
     ) {
         if failure.step == SpawnStep::Seccomp && !failure.is_passing() {
-            cx.meter.not_launched(worker);
             cx.broker.leave(cx.now(), worker.serial, true);
             self.launcher.disable_filter(&failure);
             return self.launch(cx, worker, generation, foreground);
@@ -285,7 +281,6 @@ impl Starts {
     }
 
     fn not_launched(&mut self, cx: &mut Context, worker: WorkerId, failure: SpawnError) {
-        cx.meter.not_launched(worker);
         cx.broker.leave(cx.now(), worker.serial, true);
         cx.broker.forget(worker.serial);
         let kind = match failure.within {
@@ -302,10 +297,12 @@ impl Starts {
     fn greet(&mut self) {
         if let Some(greeting) = self.greeting.take() {
             report::banner(self.launcher.command(), greeting.workers, greeting.shares);
-            if let Some(measures) = greeting.measures {
-                info!("{measures}");
-            }
         }
+    }
+
+    /// Whether a worker has been started.
+    pub(super) fn has_greeted(&self) -> bool {
+        self.greeting.is_none()
     }
 
     /// Reports why a worker could not be started.

@@ -20,6 +20,20 @@ pub struct Usage {
     pub cpu_ns: u64,
     /// Resident memory, in bytes.
     pub memory: u64,
+    /// The sample before, from which on the use of CPU time counts; `None` at the first one.
+    pub before: Option<Before>,
+}
+
+/// The time from the sample before to this one. Samples are not reported while a worker is within its limits, so the one
+/// before is usually not known otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Before {
+    /// How long ago the sample before was taken.
+    pub ago: Duration,
+    /// The time between the two, in nanoseconds.
+    pub span_ns: u64,
+    /// The CPU time in between, in nanoseconds.
+    pub used_ns: u64,
 }
 
 /// The proportional set size of a worker's processes: shared memory counts divided by the number of processes that

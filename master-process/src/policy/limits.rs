@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Busiest, Time, Usage};
+use super::{Before, Busiest, Time, Usage};
 use crate::config::Limits;
 
 /// A limit.
@@ -147,7 +147,9 @@ pub(super) struct UsageTracker {
     changes: u32,
     /// It was judged at least once.
     judged: bool,
-    /// The time and the CPU time of the last sample, with which the next one is compared.
+    /// Samples count from here on: one whose predecessor is older is the first one.
+    from: Option<Time>,
+    /// The time and the CPU time of the last sample.
     last: Option<(Time, u64)>,
     /// The memory at the last sample.
     resident: u64,
@@ -193,20 +195,29 @@ pub(super) struct Verdict {
 impl UsageTracker {
     /// Pauses or resumes the limits of this worker, discards its samples, and returns the number of such changes.
     /// Returns `None` if nothing changes: a worker that sends the message with each job must not escape its limits.
-    pub(super) fn pause(&mut self, paused: bool) -> Option<u32> {
+    pub(super) fn pause(&mut self, now: Time, paused: bool) -> Option<u32> {
         if self.paused == paused {
             return None;
         }
         self.paused = paused;
         self.changes = self.changes.saturating_add(1);
-        self.forget();
+        self.forget(now);
         Some(self.changes)
     }
 
+    /// The samples are not judged from now on. A sample was taken in each interval until now, also if it was not reported.
+    pub(super) fn ends_judging(&mut self, now: Time, ready_at: Time, limits: &Limits) {
+        let from = ready_at.after(limits.delay);
+        let from = self.from.map_or(from, |resumed| resumed.max(from));
+        self.judged |= !self.paused && now >= from.after(limits.interval);
+    }
+
     /// Discards the rows: the next samples do not continue them.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn forget(&mut self, now: Time) {
         let UsageTracker { paused, changes, judged, inspecting, pss, high, .. } = *self;
-        *self = UsageTracker { paused, changes, judged, inspecting, pss, high, ..UsageTracker::default() };
+        let from = Some(now);
+        *self =
+            UsageTracker { from, paused, changes, judged, inspecting, pss, high, ..UsageTracker::default() };
     }
 
     /// Whether no sample counts against the worker.
@@ -215,17 +226,22 @@ impl UsageTracker {
     }
 
     /// Judges a sample of a worker that became ready at `ready_at`. CPU time is a difference, so it counts from the
-    /// second sample on.
+    /// second sample on. Samples within the limits may be missing, but for the first one after a sample above them.
     pub(super) fn judge(&mut self, now: Time, usage: Usage, ready_at: Time, limits: &Limits) -> Verdict {
         if self.paused {
             return Verdict::default();
         }
-        let share = self.share_of_cpu(now, usage.cpu_ns);
+        let before = usage.before.map(|before| (now.before(before.ago), before));
+        let from = self.from.map_or(ready_at, |from| from.max(ready_at));
+        let share = before.filter(|(at, _)| *at >= from).and_then(|(_, before)| share_of_cpu(before));
+        self.last = Some((now, usage.cpu_ns));
         let passed_high = self.passed_high(usage.memory, limits);
         if now.since(ready_at) < limits.delay {
             return Verdict { passed_high, ..Verdict::default() };
         }
-        let is_first = !std::mem::replace(&mut self.judged, true);
+        // The sample before was judged, and was within the limit, if it was taken after the delay.
+        let judged_before = before.is_some_and(|(at, _)| at >= from.max(ready_at.after(limits.delay)));
+        let is_first = !std::mem::replace(&mut self.judged, true) && !judged_before;
         let is_above = limits.max_memory.is_some_and(|most| usage.memory > most);
         let exceeds_default = is_above && is_first && limits.memory_is_default;
         self.resident = usage.memory;
@@ -263,13 +279,6 @@ impl UsageTracker {
             Limit::Memory => self.memory.began(limits.memory_failures),
         }?;
         Some(LimitExceeded { limit, time_within_limit: began.since(ready_at.after(limits.delay)), used })
-    }
-
-    /// The CPU time since the last sample.
-    fn share_of_cpu(&mut self, now: Time, cpu_ns: u64) -> Option<Share> {
-        let (before, had) = self.last.replace((now, cpu_ns))?;
-        let span = now.nanoseconds_since(before);
-        (span > 0).then(|| Share { used: cpu_ns.saturating_sub(had), span })
     }
 
     fn passed_high(&mut self, memory: u64, limits: &Limits) -> bool {
@@ -336,6 +345,12 @@ impl UsageTracker {
     pub(super) fn forget_memory(&mut self) {
         self.memory = Violations::default();
     }
+}
+
+/// The CPU time since the sample before.
+fn share_of_cpu(before: Before) -> Option<Share> {
+    let Before { span_ns, used_ns, .. } = before;
+    (span_ns > 0).then_some(Share { used: used_ns, span: span_ns })
 }
 
 /// Whether a worker whose threads and children used `all` together was a single loop and hardly anything else.

@@ -23,7 +23,7 @@ mod time;
 mod tests;
 
 pub use event::{
-    Action, Busiest, Event, FailedStart, LaunchFailure, Measured, Next, NoPss, OverLimit, Pss, Queue,
+    Action, Before, Busiest, Event, FailedStart, LaunchFailure, Measured, Next, NoPss, OverLimit, Pss, Queue,
     ReadyBy, ReadySignal, Report, Usage, WorkerId,
 };
 pub use hangup::{Hangup, Hangups};

@@ -198,6 +198,13 @@ impl Supervisor {
         }
     }
 
+    /// Whether the memory of a worker has a limit.
+    pub fn limits_memory_of(&self, worker: WorkerId) -> bool {
+        let slot = self.slots.get(index(worker.slot));
+        let serving = slot.and_then(|slot| slot.serving.as_ref()).filter(|serving| serving.worker == worker);
+        serving.is_none_or(|serving| !self.no_memory_limit.contains(&serving.generation))
+    }
+
     /// A worker exceeded the default memory limit at its first sample: the default does not fit this program.
     fn disable_default_memory_limit(&mut self, now: Time, worker: WorkerId, generation: u32, used: u64) {
         let Some(most) = self.settings.limits.max_memory else { return };
@@ -369,17 +376,25 @@ impl Supervisor {
     /// The user pauses or resumes the limits of all workers.
     pub(super) fn toggle_monitoring(&mut self, now: Time) {
         self.paused = !self.paused;
+        if self.paused {
+            let serving = self.slots.iter_mut().filter_map(|slot| slot.serving.as_mut());
+            serving.for_each(|serving| serving.ends_judging(now, &self.settings.limits));
+        }
         let ready =
             self.slots.iter_mut().flat_map(|slot| [slot.serving.as_mut(), slot.standby.as_deref_mut()]);
-        ready.flatten().for_each(|ready| ready.tracker.forget());
+        ready.flatten().for_each(|ready| ready.tracker.forget(now));
         self.push(Report::Monitoring { paused: self.paused });
         self.reconcile_all(now);
     }
 
     /// A worker pauses or resumes its own limits.
     pub(super) fn set_self_paused(&mut self, now: Time, worker: WorkerId, paused: bool) {
+        let judges = paused && !self.paused;
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else { return };
-        if let Some(changes) = slot.tracker_of(worker).and_then(|tracker| tracker.pause(paused)) {
+        if let Some(serving) = slot.serving.as_mut().filter(|serving| judges && serving.worker == worker) {
+            serving.ends_judging(now, &self.settings.limits);
+        }
+        if let Some(changes) = slot.tracker_of(worker).and_then(|tracker| tracker.pause(now, paused)) {
             self.push(Report::WatchesItself { worker, paused, often: changes > 2 });
             self.reconcile(worker.slot, now);
         }

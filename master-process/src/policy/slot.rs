@@ -6,6 +6,7 @@ use super::limits::UsageTracker;
 use super::replacements::Backoffs;
 use super::throttle::Throttle;
 use super::{Time, WorkerId};
+use crate::config::Limits;
 
 /// A slot and its workers.
 #[derive(Debug, Default)]
@@ -123,6 +124,13 @@ impl Serving {
         match self.readiness {
             Readiness::Since(at) => Some(at),
             Readiness::Unknown { .. } => None,
+        }
+    }
+
+    /// Its samples are not judged from now on.
+    pub(super) fn ends_judging(&mut self, now: Time, limits: &Limits) {
+        if let Some(ready_at) = self.ready_at() {
+            self.tracker.ends_judging(now, ready_at, limits);
         }
     }
 

@@ -22,6 +22,12 @@ impl Time {
         Time(self.0.saturating_add(nanoseconds(span)))
     }
 
+    /// This time minus `span`, at least the epoch.
+    pub fn before(self, span: Duration) -> Time {
+        let before = self.0.get().saturating_sub(nanoseconds(span));
+        Time(NonZeroU64::new(before).unwrap_or(NonZeroU64::MIN))
+    }
+
     /// The time since `earlier`; zero if it is later.
     pub fn since(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.nanoseconds_since(earlier))

@@ -323,6 +323,19 @@ impl Broker {
         self.sockets.wants_check(now)
     }
 
+    /// The descriptors at which workers have sockets open, each with a thread of the process, if they have changed since the
+    /// last call.
+    pub fn take_relocated(&mut self) -> Option<impl Iterator<Item = (Pid, RawFd)>> {
+        let places = self.sockets.copies.take_relocated();
+        places.map(|places| places.map(|place| (place.thread, place.fd)))
+    }
+
+    /// A descriptor of a listener was closed. The socket may be open at another one, or in another process.
+    pub fn listener_closed(&mut self, now: Time) {
+        self.sockets.note_activity(now);
+        self.check_listeners();
+    }
+
     /// Checks whether workers still have their listeners at the known descriptors. If not, a scan of their
     /// descriptors is requested.
     pub fn check_listeners(&mut self) {

@@ -48,6 +48,8 @@ pub(super) struct Copies {
     copies: HashMap<SocketId, OpenSocket>,
     /// By worker's serial and socket.
     locations: HashMap<(u64, SocketId), Location>,
+    /// Whether they have changed since they were last listed.
+    relocated: bool,
     /// The files of Unix sockets, including sockets without a copy.
     files: HashMap<SocketId, SocketFile>,
 }
@@ -101,21 +103,29 @@ impl Copies {
 
     pub(super) fn locate(&mut self, serial: u64, id: SocketId, thread: Pid, fd: RawFd) {
         self.locations.insert((serial, id), Location { thread, fd });
+        self.relocated = true;
     }
 
     pub(super) fn location(&self, serial: u64, id: SocketId) -> Option<Location> {
         self.locations.get(&(serial, id)).copied()
     }
 
+    /// All places where workers have sockets open, if they have changed since the last call.
+    pub(super) fn take_relocated(&mut self) -> Option<impl Iterator<Item = Location>> {
+        std::mem::take(&mut self.relocated).then(|| self.locations.values().copied())
+    }
+
     /// Forgets where a worker had its sockets.
     pub(super) fn forget_worker(&mut self, serial: u64) {
         self.locations.retain(|(of, _), _| *of != serial);
+        self.relocated = true;
     }
 
     /// Closes our copy of a socket, and removes its file if that is ours. The listener is closed when this returns,
     /// because a worker may bind its address next. Unlike a connection, a listener never lingers.
     pub(super) fn close(&mut self, id: SocketId) {
         self.locations.retain(|(_, of), _| *of != id);
+        self.relocated = true;
         self.files.remove(&id);
         self.drop_copy(id);
     }

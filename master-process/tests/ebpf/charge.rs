@@ -93,6 +93,7 @@ fn the_peak_of_a_short_life_is_known() {
     let mut worker = bench.start("hold 50");
     worker.ready();
     let resident = worker.resident();
+    bench.usage(&worker).expect("a sample");
     worker.child.kill().expect("a living worker");
     let peak = bench.bury(worker).peak_memory.expect("a peak");
     // It can have let go of some in the meantime.

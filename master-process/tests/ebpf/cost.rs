@@ -27,7 +27,7 @@ fn loading_leaves_little_behind() {
     let begun = cpu_time();
     let mut bench = bench!("loading_leaves_little_behind", Scope::Tree);
     let took = cpu_time() - begun;
-    bench.ebpf.sample(&mut |_, _| ()).expect("a sample");
+    bench.ebpf.events(&mut |_, _| ());
     let more = memory().saturating_sub(before);
     println!("{more} KiB, {took:?}");
     assert!(more <= 2048, "{more} KiB");

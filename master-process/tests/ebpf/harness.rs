@@ -2,24 +2,24 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use master_process::config::Scope;
 use master_process::metrics::ExitDetails;
-use master_process::metrics::ebpf::Ebpf;
+use master_process::metrics::ebpf::{Ebpf, Thresholds};
 use master_process::policy::{Usage, WorkerId};
+use master_process_tests::{TIMEOUT, eventually};
+use rustix::process::Pid;
 
 use crate::role::again;
 
-/// Only one test at a time forks: the kernel side knows the supervisor by its process, not by its thread.
-static ALONE: Mutex<()> = Mutex::new(());
+/// The time between two samples: short, so that a test need not wait for them.
+pub(crate) const INTERVAL: Duration = Duration::from_millis(20);
 
 /// The source under test, and the workers that it watches.
 pub(crate) struct Bench {
     pub(crate) ebpf: Ebpf,
     serial: u64,
-    _alone: MutexGuard<'static, ()>,
 }
 
 /// A worker of a test. It does not outlive that.
@@ -31,8 +31,11 @@ pub(crate) struct Worker {
 
 /// The source, or the end of the test where it cannot be had.
 macro_rules! bench {
-    ($name:literal, $scope:expr) => {
-        match $crate::harness::Bench::new($scope) {
+    ($name:literal, Scope::$scope:ident) => {
+        bench!($name, $crate::harness::Bench::new(Scope::$scope))
+    };
+    ($name:literal, $bench:expr) => {
+        match $bench {
             Ok(bench) => bench,
             Err(refusal) => master_process_tests::skip!($name, refusal),
         }
@@ -42,31 +45,32 @@ pub(crate) use bench;
 
 impl Bench {
     pub(crate) fn new(scope: Scope) -> Result<Bench, master_process::metrics::ebpf::LoadError> {
-        let alone = ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(Bench { ebpf: Ebpf::load(scope, 4)?, serial: 0, _alone: alone })
+        Bench::with_limits(scope, Thresholds::default())
+    }
+
+    pub(crate) fn with_limits(
+        scope: Scope,
+        thresholds: Thresholds,
+    ) -> Result<Bench, master_process::metrics::ebpf::LoadError> {
+        Ok(Bench { ebpf: Ebpf::load(scope, 4, INTERVAL, thresholds)?, serial: 0 })
     }
 
     /// Starts a worker in a role.
     pub(crate) fn start(&mut self, role: &str) -> Worker {
         self.serial += 1;
         let id = WorkerId { slot: 0, serial: self.serial };
-        self.ebpf.arm(id);
         let mut child = again(role).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a worker");
-        self.ebpf.launched(id, true);
+        self.ebpf.watch(id, pid_of(child.id())).expect("an account");
         let output = BufReader::new(child.stdout.take().expect("its output"));
         Worker { id, child, output }
     }
 
-    /// What a worker uses; `None` where it is not watched.
-    pub(crate) fn usage(&mut self, worker: &Worker) -> Option<Usage> {
-        let mut found = None;
-        let sampled = self.ebpf.sample(&mut |id, usage| {
-            if id == worker.id {
-                found = Some(usage);
-            }
-        });
-        sampled.expect("a sample");
-        found
+    /// What a worker uses at the next sample; `None` where it is not watched.
+    pub(crate) fn usage(&self, worker: &Worker) -> Option<Usage> {
+        // The one that is being taken may have passed the worker already.
+        let samples = self.ebpf.cost().0;
+        eventually(TIMEOUT, "two samples", || self.ebpf.cost().0 >= samples + 2);
+        self.ebpf.usage(worker.id)
     }
 
     /// Waits for its end, then asks what it died of.
@@ -86,8 +90,6 @@ impl Worker {
             line.clear();
             assert_ne!(self.output.read_line(&mut line).expect("a line"), 0, "it ended before it was ready");
         }
-        // What it does next is to sleep or to loop; its last slice until then is over.
-        std::thread::sleep(Duration::from_millis(50));
         numbers
     }
 
@@ -112,6 +114,10 @@ impl Drop for Worker {
         let _gone = self.child.kill();
         let _status = self.child.wait();
     }
+}
+
+pub(crate) fn pid_of(number: u32) -> Pid {
+    Pid::from_raw(number.cast_signed()).expect("a pid")
 }
 
 /// What is resident of a process, in bytes: the second number of proc_pid_statm(5).

@@ -6,6 +6,7 @@
 mod charge;
 mod cost;
 mod death;
+mod events;
 mod family;
 mod harness;
 mod places;

@@ -2,6 +2,8 @@
 
 use std::process::{Command, Output};
 
+use master_process::config::Scope;
+
 use crate::harness::bench;
 
 /// What is tried in each place: it needs fork, switch and memory to be seen.
@@ -30,21 +32,21 @@ fn passes(through: &[&str], trial: [&str; 3]) {
 
 #[test]
 fn it_works_in_a_pid_namespace() {
-    drop(bench!("it_works_in_a_pid_namespace", master_process::config::Scope::Worker));
+    drop(bench!("it_works_in_a_pid_namespace", Scope::Worker));
     passes(&["unshare", "--pid", "--fork", "--mount-proc"], TRIAL);
     passes(&["unshare", "--pid", "--fork", "--mount-proc"], TRIAL_OF_DEATH);
 }
 
 #[test]
 fn it_works_in_a_time_namespace() {
-    drop(bench!("it_works_in_a_time_namespace", master_process::config::Scope::Worker));
+    drop(bench!("it_works_in_a_time_namespace", Scope::Worker));
     let trial = ["--exact", "--nocapture", "charge::cpu_time_of_a_busy_loop_is_the_schedulers"];
     passes(&["unshare", "--time", "--fork", "--monotonic", "1000000"], trial);
 }
 
 #[test]
 fn two_capabilities_are_enough() {
-    drop(bench!("two_capabilities_are_enough", master_process::config::Scope::Worker));
+    drop(bench!("two_capabilities_are_enough", Scope::Worker));
     let two = ["setpriv", "--bounding-set", "-all,+bpf,+perfmon"];
     // Before Linux 5.11 maps are locked memory, of which more than a little has to be allowed first.
     let three = ["setpriv", "--bounding-set", "-all,+bpf,+perfmon,+sys_resource"];
@@ -54,9 +56,9 @@ fn two_capabilities_are_enough() {
 
 #[test]
 fn without_them_the_refusal_says_what_was_denied() {
-    drop(bench!("without_them_the_refusal_says_what_was_denied", master_process::config::Scope::Worker));
+    drop(bench!("without_them_the_refusal_says_what_was_denied", Scope::Worker));
     let output = run(&["setpriv", "--bounding-set", "-all"], TRIAL, false);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("SKIPPED: ") && text.contains("bpf(BPF_MAP_CREATE)"), "{text}");
+    assert!(text.contains("SKIPPED: ") && text.contains("bpf(BPF_BTF_LOAD)"), "{text}");
     assert!(text.contains("Operation not permitted"), "{text}");
 }

@@ -45,6 +45,57 @@ fn perform(name: &str, argument: &str) {
             burn(Duration::from_secs(60));
             drop(memory);
         }
+        // So many MiB, and a child that runs in them.
+        "hold-and-vfork" => {
+            let size: usize = argument.parse().expect("a size");
+            let memory = vec![1u8; size << 20];
+            ready();
+            // SAFETY: the child does nothing but to sleep and to exit.
+            unsafe {
+                if libc::syscall(libc::SYS_vfork) == 0 {
+                    libc::sleep(60);
+                    libc::_exit(0);
+                }
+            }
+            drop(memory);
+        }
+        // A chain of so many processes, each the child of the one before.
+        "chain" => {
+            let count: u32 = argument.parse().expect("a number");
+            for _ in 1..count {
+                // SAFETY: this process has one thread that does anything, and the child goes on with it.
+                if unsafe { libc::fork() } > 0 {
+                    return std::thread::sleep(Duration::from_secs(60));
+                }
+            }
+            ready();
+            std::thread::sleep(Duration::from_secs(60));
+        }
+        // Short children without end.
+        "fork" => {
+            ready();
+            let begun = Instant::now();
+            while begun.elapsed() < milliseconds(argument) {
+                // SAFETY: the child does nothing but to end, and no status is asked for.
+                unsafe {
+                    if libc::fork() == 0 {
+                        libc::_exit(0);
+                    }
+                    while libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) > 0 {}
+                }
+            }
+        }
+        // Memory that comes and goes, until it is killed: so many MiB for a second, then as long without.
+        "breathe" => {
+            let size: usize = argument.parse().expect("a size");
+            ready();
+            loop {
+                let memory = vec![1u8; size << 20];
+                std::thread::sleep(Duration::from_secs(1));
+                drop(memory);
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
         "abort" => std::process::abort(),
         // All memory that there is.
         "gorge" => {

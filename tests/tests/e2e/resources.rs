@@ -308,32 +308,41 @@ fn idle_supervisor_of_50_workers_does_not_run() {
 }
 
 #[test]
-fn idle_supervisor_wakes_once_a_sample() {
-    for source in ["procfs", "ebpf"] {
-        if source == "ebpf" && !process::is_root() {
-            skip!("eBPF takes root");
+fn idle_supervisor_that_measures_with_procfs_wakes_once_a_sample() {
+    let options = ["-w", "50", "--ready", "none", "--monitor", "procfs", "--monitor-interval", "1s"];
+    let supervisor = Supervisor::start(&options, fixtures::idle());
+    supervisor.await_workers(50);
+    let pid = supervisor.pid();
+    let wakes = || {
+        let text = process::status(pid, "voluntary_ctxt_switches").expect("it runs");
+        text.trim().parse::<u64>().expect("a number")
+    };
+    // In each ten seconds; the last checks of the start may fall into the first.
+    let mut last = (Instant::now(), wakes());
+    supervisor.eventually("ten seconds pass with a wake for each sample and no more", || {
+        if last.0.elapsed() < Duration::from_secs(10) {
+            return false;
         }
-        let options = ["-w", "50", "--ready", "none", "--monitor", source, "--monitor-interval", "1s"];
-        let supervisor = Supervisor::start(&options, fixtures::idle());
-        supervisor.await_workers(50);
-        let pid = supervisor.pid();
-        let wakes = || {
-            let text = process::status(pid, "voluntary_ctxt_switches").expect("it runs");
-            text.trim().parse::<u64>().expect("a number")
-        };
-        // In each ten seconds; the start's last looks may fall into the first.
-        let mut last = (Instant::now(), wakes());
-        supervisor.eventually("ten seconds pass with a wake for each sample and no more", || {
-            if last.0.elapsed() < Duration::from_secs(10) {
-                return false;
-            }
-            let now = wakes();
-            let woken = now - std::mem::replace(&mut last, (Instant::now(), now)).1;
-            assert!(woken >= 5, "{source}: it measures: {woken}");
-            woken <= 12
-        });
-        assert_eq!(supervisor.stop(), 0);
+        let now = wakes();
+        let woken = now - std::mem::replace(&mut last, (Instant::now(), now)).1;
+        assert!(woken >= 5, "it measures: {woken}");
+        woken <= 12
+    });
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn idle_supervisor_that_measures_with_ebpf_does_not_run() {
+    if !process::is_root() {
+        skip!("eBPF takes root");
     }
+    let limits = ["--max-memory", "1GiB", "--max-cpu", "50"];
+    let options = ["-w", "50", "--ready", "none", "--monitor", "ebpf", "--monitor-interval", "100ms"];
+    let supervisor = Supervisor::builder().args(limits).args(options).command(fixtures::idle()).spawn();
+    supervisor.await_workers(50);
+    // Fifty samples of fifty workers are taken meanwhile.
+    activity_at_rest(&supervisor);
+    assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]

@@ -133,6 +133,11 @@ impl<'a> Btf<'a> {
         self.find(|of| of.kind == TYPEDEF && self.is_called(of.name, name))
     }
 
+    /// The function of this name.
+    pub(super) fn function(&self, name: &str) -> Option<TypeId> {
+        self.find(|of| of.kind == FUNC && self.is_called(of.name, name))
+    }
+
     /// The enumeration that has a value of this name.
     pub(super) fn enumeration_with(&self, name: &str) -> Option<TypeId> {
         self.find(|of| self.value_of(of, name).is_some())

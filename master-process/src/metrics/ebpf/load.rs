@@ -1,125 +1,141 @@
-//! Loading and attaching the programs.
+//! Loading and starting the programs.
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Release};
+use std::time::Duration;
 
-use master_process_common::{Account, Control, Cpu, Params, Process};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use master_process_common::{Account, Control, FILTERS, Listener, Params};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
 use super::btf::Btf;
-use super::kernel_offsets::{kernel_offsets, tracepoint};
+use super::kernel_offsets::{kernel_functions, kernel_offsets};
 use super::load_error::LoadError;
 use super::object::{self, LoadParams, Loaded};
-use super::sizes::Sizes;
+use super::offset_cache::{self, KernelTypes};
 use crate::config::Scope;
-use crate::sys::bpf::{self, AttachKind, Mapping, Shared};
+use crate::sys::bpf::{self, Map, Mapping, Ring, Shared};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const NAMESPACE: &str = "/proc/self/ns/pid";
 /// The inode of the initial PID namespace: the kernel's `PROC_PID_INIT_INO`.
 const FIRST_NAMESPACE: u64 = 0xefff_fffc;
-const CPUS: &str = "/sys/devices/system/cpu/possible";
 
-/// The program with typed arguments. It runs so often that reading them must be cheap.
-const TYPED: &str = "sched_switch";
-/// The program that the supervisor runs itself; it has no tracepoint.
-const REFRESH: &str = "refresh";
+/// The program that starts the timer.
+const START: &str = "start";
+/// The program that identifies a process.
+const TRANSLATE: &str = "translate";
 /// Programs that a kernel may lack. Without this one, OOM kills are not recognised.
 const OPTIONAL: [&str; 1] = ["mark_victim"];
 
 /// The maps and descriptors of the running programs.
 #[derive(Debug)]
 pub(super) struct Running {
-    pub(super) processes: Mapping<Process>,
     pub(super) accounts: Mapping<Account>,
-    pub(super) cpus: Mapping<Cpu>,
     pub(super) control: Mapping<Control>,
-    /// The first index that is not reserved for a worker's own process.
-    first_shared_index: usize,
-    /// The program that records the resident memory of the process on a CPU.
-    pub(super) refresh: OwnedFd,
-    /// Whether the pids that the programs see are valid here: this is the initial PID namespace.
-    pub(super) in_initial_namespace: bool,
+    pub(super) listeners: Mapping<Listener>,
+    /// Readable when a worker has an event.
+    pub(super) events: Map,
+    pub(super) ring: Ring,
+    /// What is known of the signals to workers.
+    pub(super) deaths: Map,
+    /// The timer runs as long as its map is open.
+    _timer: Map,
+    /// The device, in the kernel's encoding, and the inode of this PID namespace.
+    pub(super) namespace: [u64; 2],
+    /// The program that identifies a process.
+    translate: OwnedFd,
+    /// Whether the pids that the programs use are valid here.
+    pub(super) in_first_namespace: bool,
     /// Whether OOM kills are recognised.
     pub(super) sees_oom: bool,
     /// The programs stay attached while these are open.
-    #[cfg_attr(not(test), expect(dead_code, reason = "held, not read"))]
-    pub(super) links: Vec<OwnedFd>,
+    _links: Vec<OwnedFd>,
+}
+
+/// A process in the terms of the programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity {
+    /// Its pid in the initial PID namespace.
+    pub(super) number: u32,
+    /// The addresses of its seccomp filters, from the newest on.
+    pub(super) filters: [u64; FILTERS],
 }
 
 impl Running {
-    /// All entries that were ever in use.
-    pub(super) fn used_processes(&self) -> impl Iterator<Item = &Process> {
-        let highest = self.control.first().map_or(0, |control| control.highest.load(Acquire));
-        self.processes.iter().take(usize::try_from(highest).unwrap_or(0) + 1)
-    }
-
-    /// All entries that can belong to an account: that of the worker's own process, and those of descendants.
-    pub(super) fn processes_of_account(&self, account: u32) -> impl Iterator<Item = &Process> {
-        let own = self.processes.get(account as usize);
-        own.into_iter().chain(self.used_processes().skip(self.first_shared_index))
+    /// Identifies a process; `None` if there is none with this pid.
+    pub(super) fn identify(&self, pid: Pid) -> Option<Identity> {
+        let control = self.control.first()?;
+        control.translated.store(u64::from(pid.as_raw_pid().cast_unsigned()), Release);
+        if let Err(error) = bpf::run(self.translate.as_fd()) {
+            tracing::debug!("bpf(BPF_PROG_TEST_RUN): {error}");
+            return None;
+        }
+        let number = u32::try_from(control.translated.load(Acquire)).ok().filter(|number| *number != 0)?;
+        Some(Identity { number, filters: control.filters.each_ref().map(|filter| filter.load(Acquire)) })
     }
 }
 
-/// Loads and attaches the programs.
+/// Loads the programs, attaches them, and starts the timer.
 ///
 /// # Errors
 /// What the kernel refused or lacks.
-pub(super) fn start(scope: Scope, sizes: Sizes) -> Result<Running, LoadError> {
-    let (kernel_offsets, switch) = {
-        let bytes = std::fs::read(BTF).map_err(|error| LoadError::new(BTF, error))?;
-        let btf = Btf::parse(&bytes).ok_or_else(|| LoadError::new(BTF, "in a form that is not known"))?;
-        let found =
-            kernel_offsets(&btf).and_then(|kernel_offsets| Ok((kernel_offsets, tracepoint(&btf, TYPED)?)));
-        found.map_err(|error| LoadError::new(BTF, error))?
-    };
-    let params = params(scope, sizes)?;
-    let entries = HashMap::from([
-        ("TARGETS", sizes.max_processes()),
-        ("PROCESSES", sizes.max_processes()),
-        ("ACCOUNTS", sizes.accounts()),
-        ("CPUS", possible_cpus()?),
-        ("FREE_INDEXES", sizes.descendants),
-    ]);
-    let typed = HashMap::from([(TYPED, switch)]);
-    let load_params =
-        LoadParams { kernel_offsets: &kernel_offsets, params: &params, entries: &entries, typed: &typed };
-    let loaded = with_locked_memory(|| object::load(&load_params))?;
-    fill(&loaded, sizes)?;
-    attach(loaded, sizes)
-}
-
-/// The supervisor's process, in the terms of the programs.
-fn params(scope: Scope, sizes: Sizes) -> Result<Params, LoadError> {
+pub(super) fn start(scope: Scope, accounts: u32, interval: Duration) -> Result<Running, LoadError> {
     let namespace = std::fs::metadata(NAMESPACE).map_err(|error| LoadError::new(NAMESPACE, error))?;
+    let in_first_namespace = namespace.st_ino() == FIRST_NAMESPACE;
     // The kernel's encoding has the minor number in the low 20 bits, unlike that of stat(2).
     let device = namespace.st_dev();
     let device = u64::from(rustix::fs::major(device)) << 20 | u64::from(rustix::fs::minor(device));
-    Ok(Params {
-        namespace: [device, namespace.st_ino()],
-        supervisor: std::process::id(),
+    let KernelTypes { offsets, functions } = kernel_types(in_first_namespace)?;
+    let params = Params {
         tree: match scope {
             Scope::Worker => 0,
             Scope::Tree => 1,
         },
-        first_shared_index: sizes.first_shared_index(),
         page_shift: rustix::param::page_size().trailing_zeros(),
-    })
+    };
+    let entries =
+        HashMap::from([("ACCOUNTS", accounts), ("DEATHS", accounts), ("LISTENERS", listeners(accounts))]);
+    let load_params = LoadParams {
+        kernel_offsets: &offsets,
+        params: &params,
+        entries: &entries,
+        functions: &functions,
+        run_by_hand: &[START, TRANSLATE],
+        timer: "TIMER",
+    };
+    let loaded = with_locked_memory(|| object::load(&load_params))?;
+    run(loaded, [device, namespace.st_ino()], interval)
 }
 
-fn is_in_first_namespace() -> bool {
-    std::fs::metadata(NAMESPACE).is_ok_and(|namespace| namespace.st_ino() == FIRST_NAMESPACE)
+/// The offsets of this kernel, from the last supervisor that looked them up, or from the kernel's type information.
+fn kernel_types(in_first_namespace: bool) -> Result<KernelTypes, LoadError> {
+    let refused = |error: &dyn std::fmt::Display| LoadError::new(BTF, error);
+    let mut file = File::open(BTF).map_err(|error| refused(&error))?;
+    let key = offset_cache::key(&file, object::bytes(), in_first_namespace);
+    let kept = key.as_deref().and_then(offset_cache::read);
+    if let Some(kept) = kept {
+        return Ok(kept);
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).map_err(|error| refused(&error))?;
+    let btf = Btf::parse(&bytes).ok_or_else(|| refused(&"in a form that is not known"))?;
+    let functions = kernel_functions(&btf, in_first_namespace).map_err(|error| refused(&error))?;
+    let offsets = kernel_offsets(&btf).map_err(|error| refused(&error))?;
+    let types = KernelTypes { offsets, functions };
+    if let Some(key) = &key {
+        offset_cache::write(key, &types);
+    }
+    Ok(types)
 }
 
-/// The number of entries of an array that is indexed by CPU.
-fn possible_cpus() -> Result<u32, LoadError> {
-    let text = std::fs::read_to_string(CPUS).map_err(|error| LoadError::new(CPUS, error))?;
-    // Ranges in ascending order: `0-7`, or `0`, or `0-3,8-11`.
-    let last = text.trim().rsplit([',', '-']).next().and_then(|last| last.parse::<u32>().ok());
-    last.map(|last| last + 1).ok_or_else(|| LoadError::new(CPUS, "in a form that is not known"))
+/// The number of listeners that can be watched: some for each worker, or as many as fill one page.
+fn listeners(accounts: u32) -> u32 {
+    accounts.saturating_mul(2).clamp(256, 4096)
 }
 
 /// Raises the limit on locked memory for the call. Before Linux 5.11, maps and programs count as locked memory when
@@ -134,28 +150,20 @@ fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Fills the stack of free indexes.
-fn fill(loaded: &Loaded, sizes: Sizes) -> Result<(), LoadError> {
-    let indexes = map(loaded, "FREE_INDEXES")?;
-    for index in sizes.shared_indexes() {
-        let pushed = indexes.update(&[], &index.to_ne_bytes());
-        pushed.map_err(|error| LoadError::new("bpf(BPF_MAP_UPDATE_ELEM) FREE_INDEXES", error))?;
-    }
-    Ok(())
-}
-
-fn attach(mut loaded: Loaded, sizes: Sizes) -> Result<Running, LoadError> {
-    let refresh =
-        loaded.programs.remove(REFRESH).ok_or_else(|| LoadError::new("the eBPF object", "no refresh"))?.fd;
+fn run(mut loaded: Loaded, namespace: [u64; 2], interval: Duration) -> Result<Running, LoadError> {
+    let start = loaded
+        .programs
+        .remove(START)
+        .ok_or_else(|| LoadError::new("the eBPF object", "no program to start"))?;
+    let translate = loaded
+        .programs
+        .remove(TRANSLATE)
+        .ok_or_else(|| LoadError::new("the eBPF object", "no program that identifies"))?;
     let mut links = Vec::new();
     let mut sees_oom = true;
     for (name, program) in &loaded.programs {
         let tracepoint = CString::new(name.as_str()).map_err(|error| LoadError::new(name, error))?;
-        let tracepoint = match program.attach_kind {
-            AttachKind::RawTracepoint => Some(tracepoint.as_c_str()),
-            AttachKind::BtfTracepoint(_) => None,
-        };
-        match bpf::attach(program.fd.as_fd(), tracepoint) {
+        match bpf::attach(program.as_fd(), &tracepoint) {
             Ok(link) => links.push(link),
             Err(error) if OPTIONAL.contains(&name.as_str()) => {
                 tracing::debug!("bpf(BPF_RAW_TRACEPOINT_OPEN) {name}: {error}");
@@ -166,23 +174,43 @@ fn attach(mut loaded: Loaded, sizes: Sizes) -> Result<Running, LoadError> {
             }
         }
     }
-    Ok(Running {
-        processes: mapping(&loaded, "PROCESSES")?,
+    let control: Mapping<Control> = mapping(&loaded, "CONTROL")?;
+    if let Some(control) = control.first() {
+        control.interval.store(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX), Release);
+    }
+    let events = map(&mut loaded, "EVENTS")?;
+    let running = Running {
         accounts: mapping(&loaded, "ACCOUNTS")?,
-        cpus: mapping(&loaded, "CPUS")?,
-        control: mapping(&loaded, "CONTROL")?,
-        first_shared_index: sizes.first_shared_index() as usize,
-        refresh,
-        in_initial_namespace: is_in_first_namespace(),
+        control,
+        listeners: mapping(&loaded, "LISTENERS")?,
+        ring: Ring::new(&events).map_err(|error| LoadError::new("mmap EVENTS", error))?,
+        events,
+        deaths: map(&mut loaded, "DEATHS")?,
+        _timer: map(&mut loaded, "TIMER")?,
+        namespace,
+        translate,
+        in_first_namespace: namespace[1] == FIRST_NAMESPACE,
         sees_oom,
-        links,
-    })
+        _links: links,
+    };
+    bpf::run(start.as_fd()).map_err(|error| LoadError::new("bpf(BPF_PROG_TEST_RUN)", error))?;
+    let started = running.control.first().map_or(0, |control| control.started.load(Acquire).cast_signed());
+    match i32::try_from(started.wrapping_neg()) {
+        Ok(-1) => Ok(running),
+        Ok(libc::EPROTO) => Err(LoadError::new(BTF, "does not describe the running kernel")),
+        Ok(error) => Err(LoadError::new("bpf_timer_start", std::io::Error::from_raw_os_error(error))),
+        Err(error) => Err(LoadError::new("bpf_timer_start", error)),
+    }
 }
 
-fn map<'a>(loaded: &'a Loaded, name: &str) -> Result<&'a bpf::Map, LoadError> {
-    loaded.maps.get(name).ok_or_else(|| LoadError::new("the eBPF object", format_args!("no map {name}")))
+fn map(loaded: &mut Loaded, name: &str) -> Result<Map, LoadError> {
+    loaded.maps.remove(name).ok_or_else(|| LoadError::new("the eBPF object", format_args!("no map {name}")))
 }
 
 fn mapping<T: Shared>(loaded: &Loaded, name: &str) -> Result<Mapping<T>, LoadError> {
-    Mapping::new(map(loaded, name)?).map_err(|error| LoadError::new(format_args!("mmap {name}"), error))
+    let map = loaded
+        .maps
+        .get(name)
+        .ok_or_else(|| LoadError::new("the eBPF object", format_args!("no map {name}")))?;
+    Mapping::new(map).map_err(|error| LoadError::new(format_args!("mmap {name}"), error))
 }

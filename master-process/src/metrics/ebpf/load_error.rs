@@ -1,4 +1,4 @@
-//! Why the programs cannot be loaded, or no longer run.
+//! Why the programs cannot be loaded.
 
 use std::fmt;
 
@@ -20,15 +20,3 @@ impl fmt::Display for LoadError {
 }
 
 impl std::error::Error for LoadError {}
-
-/// The programs were detached by another program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProgramsDetached;
-
-impl fmt::Display for ProgramsDetached {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the eBPF programs were detached")
-    }
-}
-
-impl std::error::Error for ProgramsDetached {}

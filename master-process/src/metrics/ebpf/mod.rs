@@ -1,188 +1,403 @@
-//! The eBPF source: programs in the kernel charge the workers as they run, and a sample reads shared memory.
+//! The eBPF source: a timer in the kernel measures the workers, and wakes the supervisor only for one that is above a
+//! limit, or no longer is.
 
-mod account_table;
+mod accounts;
 mod btf;
-#[cfg(test)]
-mod btf_maker;
+mod btf_writer;
 mod clock;
 mod kernel_offsets;
 mod load;
 mod load_error;
 mod object;
-mod reading;
-mod sample;
+mod offset_cache;
 mod shared;
-mod sizes;
 
-use std::sync::atomic::AtomicU64;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::time::Duration;
 
-use master_process_common::{Account, NONE};
+use master_process_common::{ADOPTED, Account, Death, EVENTS_SHIFT, NONE, state};
 use rustix::process::Pid;
 
-pub use self::load_error::{LoadError, ProgramsDetached};
+pub use self::load_error::LoadError;
 
-use self::account_table::AccountTable;
+use self::accounts::{Accounts, Entry};
 use self::clock::Clock;
-use self::load::Running;
-use self::reading::Busy;
-use self::sizes::Sizes;
+use self::load::{Identity, Running};
 use super::{ExitDetails, Killer};
 use crate::config::Scope;
-use crate::policy::WorkerId;
+use crate::policy::{Before, Usage, WorkerId};
+use crate::sys::bpf::{bytes_of, bytes_of_mut};
+use crate::sys::children;
+
+/// The limits that the program compares a worker with. A sample above one, and the first one within it again, is an event.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Thresholds {
+    /// CPU nanoseconds per second.
+    pub cpu: Option<u64>,
+    /// Resident memory in bytes.
+    pub memory: Option<u64>,
+}
 
 /// The programs and the memory shared with them.
 #[derive(Debug)]
 pub struct Ebpf {
     running: Running,
-    account_table: AccountTable,
+    accounts: Accounts,
     clock: Clock,
-    /// The number of context switches at the last sample.
-    switches: u64,
-    /// The number of unwatched processes at the last sample.
-    dropped: u64,
-    /// Buffers that each sample reuses: memory by account, and the CPUs that run workers.
-    memory: Vec<u64>,
-    busy: Vec<Busy>,
+    settings: Settings,
+    /// The number of workers that there is room for.
+    workers: u32,
+    /// The number of trees that were not measured whole, as it was logged.
+    unmeasured: u64,
+    /// The number of unknown children of the supervisor at the last call.
+    strangers: u64,
+    /// The number of descriptors of listeners that were found to be closed at the last call.
+    closed: u64,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Settings {
+    scope: Scope,
+    interval: Duration,
+    thresholds: Thresholds,
+}
+
+/// An ended worker has its account until its end is reported, and a reload doubles the workers.
+const ACCOUNTS_PER_WORKER: u32 = 3;
+/// The most children of the supervisor that are looked at when a worker has ended: it takes two microseconds for each.
+const MOST_CHILDREN: usize = 1024;
+/// With these minima the accounts fill one page.
+const MIN_WORKERS: u32 = 16;
+const MIN_ADOPTED: u32 = 15;
+
 impl Ebpf {
-    /// Loads the programs for this number of workers; a reload doubles it.
+    /// Loads the programs for this number of workers, and takes a sample at each `interval`.
     ///
     /// # Errors
     /// Why they cannot be loaded. The output of the verifier goes to the log at level debug.
-    pub fn load(scope: Scope, workers: u32) -> Result<Ebpf, LoadError> {
-        Ebpf::load_sized(scope, Sizes::new(scope, workers))
+    pub fn load(
+        scope: Scope,
+        workers: u32,
+        interval: Duration,
+        thresholds: Thresholds,
+    ) -> Result<Ebpf, LoadError> {
+        let workers = workers.saturating_mul(ACCOUNTS_PER_WORKER).max(MIN_WORKERS);
+        Ebpf::load_for(workers, Settings { scope, interval, thresholds })
     }
 
-    fn load_sized(scope: Scope, sizes: Sizes) -> Result<Ebpf, LoadError> {
+    fn load_for(workers: u32, settings: Settings) -> Result<Ebpf, LoadError> {
+        let adopted = workers.max(MIN_ADOPTED);
         Ok(Ebpf {
-            running: load::start(scope, sizes)?,
-            account_table: AccountTable::new(sizes.workers),
+            running: load::start(settings.scope, 1 + workers + adopted, settings.interval)?,
+            accounts: Accounts::new(workers, adopted),
             clock: Clock::new(),
-            switches: 0,
-            dropped: 0,
-            memory: vec![0; sizes.accounts() as usize],
-            busy: Vec::new(),
+            settings,
+            workers,
+            unmeasured: 0,
+            strangers: 0,
+            closed: 0,
         })
     }
 
-    /// Announces that the next process that this process forks is this worker. Threads do not count.
-    pub fn arm(&mut self, worker: WorkerId) {
-        let Running { processes, accounts, control, .. } = &self.running;
-        let is_vacant = |account: u32| {
-            processes.get(account as usize).is_some_and(|process| process.tgid.load(Acquire) == 0)
+    /// Readable when [`Self::events`] has something to report.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.running.events.as_fd()
+    }
+
+    /// Watches a worker until [`Self::ended`] is called, which must be before the kernel can reuse its pid. If there is no
+    /// room, the programs are loaded anew, for twice as many workers.
+    ///
+    /// # Errors
+    /// They cannot be loaded again.
+    pub fn watch(&mut self, worker: WorkerId, pid: Pid) -> Result<(), LoadError> {
+        let Some(Identity { number, filters }) = self.running.identify(pid) else {
+            // It has ended already.
+            return Ok(());
         };
-        let Some(account) = self.account_table.enter(worker, is_vacant) else {
-            // There are more than three workers for each slot: the ends of some were not reported.
-            tracing::debug!(
-                "worker with serial {} is not measured by eBPF: no account is free",
-                worker.serial
-            );
-            return;
+        let filter = filters.first().copied().unwrap_or(0);
+        self.watch_as(worker, pid, number, filter)
+    }
+
+    fn watch_as(&mut self, worker: WorkerId, pid: Pid, number: u32, filter: u64) -> Result<(), LoadError> {
+        let account = match self.accounts.enter(worker, pid, number, filter) {
+            Some(account) => account,
+            None => {
+                self.grow()?;
+                let full = || LoadError::new("the eBPF maps", "no account is free");
+                self.accounts.enter(worker, pid, number, filter).ok_or_else(full)?
+            }
         };
-        if let (Some(entry), Some(account)) =
-            (self.account_table.entry(account), accounts.get(account as usize))
+        self.open(account, number, false);
+        self.record_signals(number);
+        Ok(())
+    }
+
+    /// Loads the programs anew, for twice as many workers. What the workers have used until now is not counted again.
+    fn grow(&mut self) -> Result<(), LoadError> {
+        let mut larger = Ebpf::load_for(self.workers.saturating_mul(2), self.settings)?;
+        for (worker, entry) in self.accounts.iter_mut() {
+            larger.watch_as(worker, entry.pid, entry.number, entry.filter)?;
+            for (pid, _) in &entry.adopted {
+                larger.adopt(worker, *pid);
+            }
+        }
+        let places = |running: &Running| running.control.first().map_or(0, |of| of.listeners.load(Acquire));
+        for (new, old) in larger.running.listeners.iter().zip(self.running.listeners.iter()) {
+            new.place.store(old.place.load(Acquire), Release);
+        }
+        if let Some(control) = larger.running.control.first() {
+            control.listeners.store(places(&self.running), Release);
+        }
+        *self = larger;
+        Ok(())
+    }
+
+    /// Clears an account and gives it a process.
+    fn open(&self, account: u32, number: u32, is_adopted: bool) {
+        let Some(of) = self.running.accounts.get(account as usize) else { return };
+        let Thresholds { cpu, memory } = self.settings.thresholds;
+        let Account {
+            process,
+            next,
+            max_cpu,
+            max_memory,
+            high_memory,
+            tree_cpu,
+            tree_memory,
+            summed,
+            sampled_at,
+            span,
+            used,
+            cpu_ns,
+            memory: resident,
+            peak,
+            state: counted,
+            reserved: _,
+        } = of;
+        process.store(0, Release);
+        for word in
+            [next, tree_cpu, tree_memory, summed, sampled_at, span, used, cpu_ns, resident, peak, counted]
         {
-            entry.before = account.cpu_ns.load(Acquire);
-            account.peak.store(0, Relaxed);
-            account.oom.store(0, Relaxed);
-            account.signal.store(0, Relaxed);
+            word.store(0, Relaxed);
         }
-        if let Some(control) = control.first() {
-            control.armed.store(account.into(), Release);
+        max_cpu.store(cpu.map_or(0, |cpu| (cpu / 1000).max(1)), Relaxed);
+        max_memory.store(memory.unwrap_or(0), Relaxed);
+        high_memory.store(memory.map_or(0, |most| most / 10 * 8), Relaxed);
+        if let Some(control) = self.running.control.first() {
+            control.highest.fetch_max(account.into(), AcqRel);
+        }
+        process.store(u64::from(number) | if is_adopted { ADOPTED } else { 0 }, Release);
+    }
+
+    /// Has the signals to a process recorded. Without a record, it is not known who killed the worker.
+    fn record_signals(&self, number: u32) {
+        let death = Death { namespace: self.running.namespace, ..Death::default() };
+        if let Err(error) = self.running.deaths.update(&number.to_ne_bytes(), bytes_of(&death)) {
+            tracing::debug!("bpf(BPF_MAP_UPDATE_ELEM) DEATHS: {error}");
         }
     }
 
-    /// Whether the announced process was forked. Returns `false` if it is not watched: no account was free, or its
-    /// fork was not seen.
-    pub fn launched(&mut self, worker: WorkerId, started: bool) -> bool {
-        let Some(account) = self.account_table.account(worker) else { return false };
-        let armed = u64::from(account);
-        let seen = self.running.control.first().is_none_or(|control| {
-            // If a child is watched, the program has cleared it.
-            control.armed.compare_exchange(armed, NONE, AcqRel, Acquire).is_err()
-        });
-        if started && !seen {
+    /// The worker continues in a process that it has started.
+    pub fn moved(&mut self, worker: WorkerId, pid: Pid) {
+        let Some(Identity { number, .. }) = self.running.identify(pid) else { return };
+        let Some(entry) = self.accounts.of_mut(worker) else { return };
+        entry.pid = pid;
+        let (before, account) = (std::mem::replace(&mut entry.number, number), entry.account);
+        let _may_be_absent = self.running.deaths.delete(&before.to_ne_bytes());
+        if let Some(account) = self.running.accounts.get(account as usize) {
+            account.process.store(number.into(), Release);
+        }
+        self.record_signals(number);
+    }
+
+    /// An adopted process belongs to this worker.
+    pub fn adopt(&mut self, worker: WorkerId, pid: Pid) {
+        if self.accounts.of(worker).is_some_and(|entry| entry.pid == pid) {
+            return;
+        }
+        let Some(Identity { number, .. }) = self.running.identify(pid) else { return };
+        let Some((before, account)) = self.accounts.adopt(worker, pid) else { return };
+        self.open(account, number, true);
+        if let Some(before) = self.running.accounts.get(before as usize) {
+            before.next.store(account.into(), Release);
+        }
+    }
+
+    /// The worker that a process descends from, by the seccomp filter that the worker was started with. A process cannot
+    /// get rid of its filters.
+    pub fn owner_of(&self, pid: Pid) -> Option<WorkerId> {
+        self.accounts.with_filter(&self.running.identify(pid)?.filters)
+    }
+
+    /// Watches these descriptors of listeners instead of those before.
+    pub fn watch_listeners(&mut self, places: impl Iterator<Item = (Pid, RawFd)>) {
+        let Some(control) = self.running.control.first() else { return };
+        control.listeners.store(0, Release);
+        let mut count = 0;
+        // Beyond the end of the map, a listener that is closed is noticed when a client connects.
+        for (listener, (pid, fd)) in self.running.listeners.iter().zip(places) {
+            let number = if self.running.in_first_namespace {
+                pid.as_raw_pid().cast_unsigned()
+            } else {
+                self.running.identify(pid).map_or(0, |identity| identity.number)
+            };
+            let place = u64::from(number) << 32 | u64::from(fd.cast_unsigned());
+            if listener.place.load(Acquire) != place {
+                listener.place.store(0, Release);
+                listener.file.store(0, Release);
+                listener.place.store(place, Release);
+            }
+            count += 1;
+        }
+        control.listeners.store(count, Release);
+    }
+
+    /// Whether a watched descriptor of a listener was closed since the last call.
+    pub fn sees_closed(&mut self) -> bool {
+        let closed = self.running.control.first().map_or(0, |control| control.closed.load(Acquire));
+        std::mem::replace(&mut self.closed, closed) != closed
+    }
+
+    /// Whether the supervisor has more children without an account than at the last call: orphans that it has adopted.
+    pub fn sees_orphan(&mut self) -> bool {
+        let strangers = self.running.control.first().map_or(0, |control| control.strangers.load(Acquire));
+        let more = strangers > self.strangers;
+        self.strangers = strangers;
+        more
+    }
+
+    /// The memory of a worker no longer has a limit.
+    pub fn lift_memory_limit(&self, worker: WorkerId) {
+        if let Some(account) = self.account(worker) {
+            account.max_memory.store(0, Release);
+            account.high_memory.store(0, Release);
+        }
+    }
+
+    /// Has the next sample reported, of each worker or of this one.
+    pub fn report_anew(&mut self, of: Option<WorkerId>) {
+        for (_, entry) in self.accounts.iter_mut().filter(|(worker, _)| of.is_none_or(|of| of == *worker)) {
+            if let Some(account) = self.running.accounts.get(entry.account as usize) {
+                // If the program writes it at the same instant, one of both is lost.
+                account.state.fetch_or(state::ANEW, AcqRel);
+            }
+        }
+    }
+
+    /// The children of the supervisor that descend from a worker, apart from its first process: those that were adopted, also
+    /// since the last sample.
+    pub(super) fn orphans_of(&self, worker: WorkerId) -> Vec<Pid> {
+        let children = children::ours().into_iter().take(MOST_CHILDREN);
+        let is_first = |pid: Pid| self.accounts.pids().any(|first| first == pid);
+        children.filter(|pid| !is_first(*pid) && self.owner_of(*pid) == Some(worker)).collect()
+    }
+
+    /// The adopted processes of a worker.
+    pub(super) fn adopted_by(&self, worker: WorkerId) -> impl Iterator<Item = Pid> {
+        self.accounts.of(worker).into_iter().flat_map(|entry| entry.adopted.iter().map(|(pid, _)| *pid))
+    }
+
+    /// Reports each worker that had an event since the last call.
+    pub fn events(&mut self, each: &mut dyn FnMut(WorkerId, Usage)) {
+        self.running.ring.skip();
+        self.report_unmeasured();
+        let now = self.clock.now();
+        for (worker, entry) in self.accounts.iter_mut() {
+            let Some(account) = self.running.accounts.get(entry.account as usize) else { continue };
+            let events = account.state.load(Acquire) >> EVENTS_SHIFT;
+            if std::mem::replace(&mut entry.events, events) != events {
+                each(worker, usage(account, now));
+            }
+        }
+    }
+
+    /// What a worker used at the last sample; `None` before its first one.
+    pub fn usage(&self, worker: WorkerId) -> Option<Usage> {
+        let account = self.account(worker)?;
+        (account.sampled_at.load(Acquire) != 0).then(|| usage(account, self.clock.now()))
+    }
+
+    /// The number of samples that were taken, and the time that this took in the kernel.
+    pub fn cost(&self) -> (u64, Duration) {
+        let control = self.running.control.first();
+        control.map_or((0, Duration::ZERO), |control| {
+            (control.samples.load(Acquire), Duration::from_nanos(control.run_time.load(Acquire)))
+        })
+    }
+
+    fn account(&self, worker: WorkerId) -> Option<&Account> {
+        self.running.accounts.get(self.accounts.of(worker)?.account as usize)
+    }
+
+    /// Logs trees that were not measured whole, once.
+    fn report_unmeasured(&mut self) {
+        let unmeasured = self.running.control.first().map_or(0, |control| control.unmeasured.load(Relaxed));
+        if self.unmeasured == 0 && unmeasured > 0 {
             tracing::debug!(
-                "worker with serial {} is not measured by eBPF: its start was not seen",
-                worker.serial
+                "the processes of a worker change too fast, or are too many, to be measured whole"
             );
         }
-        let watched = started && seen;
-        if !watched {
-            self.forget(worker);
-        }
-        watched
+        self.unmeasured = unmeasured;
     }
 
-    /// Whether this source measures the worker.
-    pub fn watches(&self, worker: WorkerId) -> bool {
-        self.account_table.account(worker).is_some()
-    }
-
-    /// The processes that are charged to a worker; `None` outside the initial PID namespace, whose pids the programs
-    /// see.
-    pub fn processes_of(&self, worker: WorkerId) -> Option<impl Iterator<Item = Pid>> {
-        let account = self.account_table.account(worker).filter(|_| self.running.in_initial_namespace)?;
-        let processes = self.running.processes_of_account(account);
-        let of_worker = processes.filter(move |process| process.worker.load(Acquire) == u64::from(account));
-        Some(
-            of_worker.filter(|process| process.ended.load(Acquire) == 0).filter_map(|process| {
-                narrow(&process.tgid).and_then(|tgid| Pid::from_raw(tgid.cast_signed()))
-            }),
-        )
-    }
-
-    /// The details of a worker's end. The processes that it leaves are no longer charged.
+    /// The details of a worker's end. The processes that it leaves are no longer measured.
     pub fn ended(&mut self, worker: WorkerId) -> ExitDetails {
-        let sees_oom = self.running.sees_oom;
-        let words = self.account_table.account(worker).and_then(|number| {
-            let account = self.running.accounts.get(number as usize)?;
-            let peak = account.peak.load(Acquire).max(self.account_table.entry(number)?.peak);
-            Some(ExitDetails {
-                peak_memory: (peak > 0).then_some(peak),
-                killer: killer(account),
-                oom: sees_oom.then(|| account.oom.load(Acquire) != 0),
-            })
-        });
-        self.forget(worker);
-        words.unwrap_or_default()
-    }
-
-    /// Frees a worker's account, and detaches its processes from it.
-    fn forget(&mut self, worker: WorkerId) {
-        let Some((account, _entry)) = self.account_table.leave(worker) else { return };
-        for process in self.running.processes_of_account(account) {
-            // The entry may have been reused for another worker.
-            let _somebody_elses = process.worker.compare_exchange(account.into(), NONE, AcqRel, Relaxed);
+        let Some(Entry { account, number, adopted, .. }) = self.accounts.leave(worker) else {
+            return ExitDetails::default();
+        };
+        let accounts = &self.running.accounts;
+        for account in adopted.iter().map(|(_, account)| *account).chain([account]) {
+            if let Some(account) = accounts.get(account as usize) {
+                account.process.store(0, Release);
+                account.next.store(NONE, Release);
+            }
+        }
+        let peak = accounts.get(account as usize).map_or(0, |account| account.peak.load(Acquire));
+        let death = self.death_of(number);
+        ExitDetails {
+            peak_memory: (peak > 0).then_some(peak),
+            killer: death.as_ref().and_then(killer),
+            oom: death.filter(|_| self.running.sees_oom).map(|death| death.oom != 0),
         }
     }
-}
 
-#[cfg(test)]
-impl Ebpf {
-    /// With room for this number of workers.
-    pub(super) fn load_for(scope: Scope, workers: u32) -> Result<Ebpf, LoadError> {
-        Ebpf::load_sized(scope, Sizes { workers, descendants: 1 })
-    }
-
-    /// Detaches the programs, as another program can.
-    pub(super) fn detach(&mut self) {
-        self.running.links.clear();
+    /// Takes the record of the signals to a process.
+    fn death_of(&self, number: u32) -> Option<Death> {
+        let key = number.to_ne_bytes();
+        let mut death = Death::default();
+        let found = self.running.deaths.lookup(&key, bytes_of_mut(&mut death));
+        let _may_be_absent = self.running.deaths.delete(&key);
+        found.is_ok_and(|found| found).then_some(death)
     }
 }
 
-fn killer(account: &Account) -> Option<Killer> {
-    let signal = narrow(&account.signal).map(u32::cast_signed).filter(|signal| *signal != 0)?;
-    let pid = narrow(&account.sender).map(u32::cast_signed).filter(|pid| *pid != 0);
-    let uid = narrow(&account.uid).unwrap_or(u32::MAX);
-    let comm = account.comm.each_ref().map(|half| half.load(Acquire).to_ne_bytes());
-    let name = comm.as_flattened().split(|byte| *byte == 0).next().unwrap_or_default();
-    Some(Killer { signal, pid, uid, name: String::from_utf8_lossy(name).into_owned() })
+/// The number of times that an account is read again because the program writes it.
+const TRIES: u32 = 1000;
+
+/// What an account holds. The program marks the time of the sample while it writes the rest.
+fn usage(account: &Account, now: u64) -> Usage {
+    let mut usage = Usage::default();
+    for _ in 0..TRIES {
+        let at = account.sampled_at.load(Acquire);
+        let (span_ns, used_ns) = (account.span.load(Acquire), account.used.load(Acquire));
+        let ago = Duration::from_nanos(now.saturating_sub(at.saturating_sub(span_ns)));
+        usage = Usage {
+            cpu_ns: account.cpu_ns.load(Acquire),
+            memory: account.memory.load(Acquire),
+            before: (span_ns > 0).then_some(Before { ago, span_ns, used_ns }),
+        };
+        if at != 0 && account.sampled_at.load(Acquire) == at {
+            break;
+        }
+        std::hint::spin_loop();
+    }
+    usage
 }
 
-/// All shared fields have 64 bits, whatever they hold.
-fn narrow(number: &AtomicU64) -> Option<u32> {
-    u32::try_from(number.load(Acquire)).ok()
+fn killer(death: &Death) -> Option<Killer> {
+    let signal = i32::try_from(death.signal).ok().filter(|signal| *signal != 0)?;
+    let pid = i32::try_from(death.sender).ok().filter(|pid| *pid != 0);
+    let name = death.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+    Some(Killer { signal, pid, uid: death.uid, name: String::from_utf8_lossy(name).into_owned() })
 }

@@ -1,13 +1,16 @@
 //! Loading the object into the kernel.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
-use aya_obj::{EbpfSectionKind, Object, ProgramSection};
-use master_process_common::{KernelOffsets, Params};
+use aya_obj::generated::bpf_insn;
+use aya_obj::{EbpfSectionKind, Object};
+use master_process_common::{KernelOffsets, Params, kfunc};
 
+use super::btf_writer::BtfWriter;
 use super::load_error::LoadError;
-use crate::sys::bpf::{self, AttachKind, Map, MapKind, bytes_of};
+use crate::sys::bpf::{self, FunctionInfo, Map, MapKind, ProgramKind, Types, bytes_of};
 
 /// The alignment that reading numbers requires.
 #[repr(C, align(8))]
@@ -16,18 +19,16 @@ struct Aligned<T: ?Sized>(T);
 /// The object that `cargo xtask ebpf` builds.
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("MASTER_PROCESS_BPF_OBJECT")));
 
+/// The bytes of that object.
+pub(super) fn bytes() -> &'static [u8] {
+    &OBJECT.0
+}
+
 /// The loaded programs and maps, by their names in the object.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) maps: HashMap<String, Map>,
-    pub(super) programs: HashMap<String, Program>,
-}
-
-/// A loaded program.
-#[derive(Debug)]
-pub(super) struct Program {
-    pub(super) fd: OwnedFd,
-    pub(super) attach_kind: AttachKind,
+    pub(super) programs: HashMap<String, OwnedFd>,
 }
 
 /// What the object does not contain.
@@ -37,8 +38,12 @@ pub(super) struct LoadParams<'a> {
     pub(super) params: &'a Params,
     /// The numbers of entries of the maps.
     pub(super) entries: &'a HashMap<&'a str, u32>,
-    /// The type ids of the BTF tracepoints.
-    pub(super) typed: &'a HashMap<&'a str, u32>,
+    /// The ids of the kernel's functions, in the order of [`kfunc::NAMES`].
+    pub(super) functions: &'a [u32; kfunc::NAMES.len()],
+    /// The programs that the supervisor runs itself.
+    pub(super) run_by_hand: &'a [&'a str],
+    /// The map of the timer.
+    pub(super) timer: &'a str,
 }
 
 /// Makes the maps and loads the programs.
@@ -46,18 +51,24 @@ pub(super) struct LoadParams<'a> {
 /// # Errors
 /// The call that failed, and its error.
 pub(super) fn load(load_params: &LoadParams<'_>) -> Result<Loaded, LoadError> {
-    let LoadParams { kernel_offsets, params, entries, typed } = *load_params;
+    let LoadParams { kernel_offsets, params, entries, functions, run_by_hand, timer } = *load_params;
     let mut object = Object::parse(&OBJECT.0).map_err(|error| LoadError::new("the eBPF object", error))?;
     let constants =
         HashMap::from([("OFFSETS", (bytes_of(kernel_offsets), true)), ("PARAMS", (bytes_of(params), true))]);
     object.patch_map_data(constants).map_err(|error| LoadError::new("the eBPF object's constants", error))?;
-    let maps = make_maps(&object, entries)?;
+    let own_types = OwnTypes::load()?;
+    let maps = make_maps(&object, entries, timer, &own_types)?;
     relocate(&mut object, &maps)?;
-    let programs = load_programs(&object, typed)?;
+    let programs = load_programs(&object, functions, run_by_hand, &own_types)?;
     Ok(Loaded { maps, programs })
 }
 
-fn make_maps(object: &Object, entries: &HashMap<&str, u32>) -> Result<HashMap<String, Map>, LoadError> {
+fn make_maps(
+    object: &Object,
+    entries: &HashMap<&str, u32>,
+    timer: &str,
+    own_types: &OwnTypes,
+) -> Result<HashMap<String, Map>, LoadError> {
     let mut maps = HashMap::new();
     for (name, definition) in &object.maps {
         let kind = MapKind {
@@ -68,7 +79,8 @@ fn make_maps(object: &Object, entries: &HashMap<&str, u32>) -> Result<HashMap<St
             flags: definition.map_flags(),
         };
         let refused = |error| LoadError::new(format_args!("bpf(BPF_MAP_CREATE) {name}"), error);
-        let map = Map::new(name, kind).map_err(refused)?;
+        let map = if name == timer { own_types.timer_map(name, kind) } else { Map::new(name, kind) }
+            .map_err(refused)?;
         if definition.section_kind() == EbpfSectionKind::Rodata {
             let refused = |error| LoadError::new(format_args!("bpf(BPF_MAP_UPDATE_ELEM) {name}"), error);
             map.update(&0u32.to_ne_bytes(), definition.data())
@@ -78,6 +90,36 @@ fn make_maps(object: &Object, entries: &HashMap<&str, u32>) -> Result<HashMap<St
         maps.insert(name.clone(), map);
     }
     Ok(maps)
+}
+
+/// The types that the kernel must know: that of the timer, which it finds in its map by it, and those of the functions of
+/// a program that has more than one.
+struct OwnTypes {
+    btf: OwnedFd,
+    key: u32,
+    value: u32,
+    /// A program, or a callback.
+    function: u32,
+    /// A function that the verifier checks once, on its own.
+    global: u32,
+}
+
+impl OwnTypes {
+    fn load() -> Result<OwnTypes, LoadError> {
+        let mut writer = BtfWriter::new();
+        let (key, number) = (writer.int("u32", 4), writer.int("u64", 8));
+        let timer = writer.structure("bpf_timer", 16, &[("first", number, 0), ("second", number, 8)]);
+        let value = writer.structure("value", 16, &[("timer", timer, 0)]);
+        let function = writer.function("function", number, false);
+        let global = writer.function("global", number, true);
+        let loaded = bpf::load_types(&writer.finish());
+        let btf = loaded.map_err(|error| LoadError::new("bpf(BPF_BTF_LOAD)", error))?;
+        Ok(OwnTypes { btf, key, value, function, global })
+    }
+
+    fn timer_map(&self, name: &str, kind: MapKind) -> io::Result<Map> {
+        Map::with_types(name, kind, &Types { btf: self.btf.as_fd(), key: self.key, value: self.value })
+    }
 }
 
 /// Writes the maps' descriptors into the instructions that refer to them.
@@ -92,20 +134,28 @@ fn relocate(object: &mut Object, maps: &HashMap<String, Map>) -> Result<(), Load
     object.relocate_calls(&text).map_err(|error| refused(&error))
 }
 
-fn load_programs(object: &Object, typed: &HashMap<&str, u32>) -> Result<HashMap<String, Program>, LoadError> {
+fn load_programs(
+    object: &Object,
+    functions: &[u32],
+    run_by_hand: &[&str],
+    own_types: &OwnTypes,
+) -> Result<HashMap<String, OwnedFd>, LoadError> {
     let mut programs = HashMap::new();
     for (name, program) in &object.programs {
         let Some(function) = object.functions.get(&program.function_key()) else {
             return Err(LoadError::new("the eBPF object", format_args!("no function {name}")));
         };
-        let attach_kind =
-            match (matches!(program.section, ProgramSection::BtfTracePoint), typed.get(name.as_str())) {
-                (true, Some(number)) => AttachKind::BtfTracepoint(*number),
-                (true, None) => return Err(LoadError::new(name, "of an unknown type")),
-                (false, _) => AttachKind::RawTracepoint,
-            };
+        let mut instructions = function.instructions.clone();
+        instructions.iter_mut().for_each(|instruction| call_kernel(instruction, functions));
+        let kind = if run_by_hand.contains(&name.as_str()) {
+            ProgramKind::Syscall
+        } else {
+            ProgramKind::RawTracepoint
+        };
+        let of = functions_of(&instructions, own_types);
+        let functions = (of.len() > 1).then(|| FunctionInfo { btf: own_types.btf.as_fd(), of });
         let load = |log: Option<&mut [u8]>| {
-            bpf::load(name, attach_kind, &function.instructions, &program.license, log)
+            bpf::load(name, kind, &instructions, functions.as_ref(), &program.license, log)
         };
         let fd = load(None).map_err(|error| {
             // Loads it again with a buffer for the verifier's output, which is logged at level debug.
@@ -114,9 +164,50 @@ fn load_programs(object: &Object, typed: &HashMap<&str, u32>) -> Result<HashMap<
             tracing::debug!("the verifier on {name}: {}", last_lines(&log));
             LoadError::new(format_args!("bpf(BPF_PROG_LOAD) {name}"), error)
         })?;
-        programs.insert(name.clone(), Program { fd, attach_kind });
+        programs.insert(name.clone(), fd);
     }
     Ok(programs)
+}
+
+/// The instructions at which the functions of a program begin, with the types of these functions. Without them, the kernel
+/// takes no callback, and verifies each function anew for every call.
+fn functions_of(instructions: &[bpf_insn], own_types: &OwnTypes) -> Vec<[u32; 2]> {
+    let refers = |(at, instruction): (usize, &bpf_insn)| {
+        let target = u32::try_from(i64::try_from(at).ok()? + 1 + i64::from(instruction.imm)).ok()?;
+        match (instruction.code, instruction.src_reg()) {
+            (CALL, OWN_FUNCTION) => Some([target, own_types.global]),
+            (LOAD, REFERENCE) => Some([target, own_types.function]),
+            _ => None,
+        }
+    };
+    let all = instructions.iter().enumerate().filter_map(refers);
+    let mut functions: Vec<[u32; 2]> = all.chain([[0, own_types.function]]).collect();
+    functions.sort_unstable();
+    functions.dedup();
+    functions
+}
+
+/// `BPF_LD | BPF_IMM | BPF_DW`.
+const LOAD: u8 = 0x18;
+/// `BPF_PSEUDO_CALL`.
+const OWN_FUNCTION: u8 = 1;
+/// `BPF_PSEUDO_FUNC`.
+const REFERENCE: u8 = 4;
+/// `BPF_JMP | BPF_CALL`.
+const CALL: u8 = 0x85;
+/// `BPF_PSEUDO_KFUNC_CALL`.
+const KERNEL_FUNCTION: u8 = 2;
+
+/// Makes the call of a helper with a number of [`kfunc`] one of the kernel's function.
+fn call_kernel(instruction: &mut bpf_insn, functions: &[u32]) {
+    if instruction.code != CALL || instruction.src_reg() != 0 {
+        return;
+    }
+    let function = instruction.imm.cast_unsigned().checked_sub(kfunc::FIRST);
+    if let Some(id) = function.and_then(|function| functions.get(function as usize)) {
+        instruction.set_src_reg(KERNEL_FUNCTION);
+        instruction.imm = id.cast_signed();
+    }
 }
 
 /// The size of the buffer for the verifier's output. The largest program needs a tenth of it. If it is too small, the

@@ -1,6 +1,6 @@
 //! Which of the common types may be in shared memory, or be passed to the kernel as bytes.
 
-use master_process_common::{Account, Control, Cpu, KernelOffsets, Params, Process};
+use master_process_common::{Account, Control, Death, KernelOffsets, Listener, Params};
 
 use crate::sys::bpf::{Plain, Shared};
 
@@ -9,11 +9,11 @@ unsafe impl Shared for Account {}
 // SAFETY: as above.
 unsafe impl Shared for Control {}
 // SAFETY: as above.
-unsafe impl Shared for Cpu {}
-// SAFETY: as above.
-unsafe impl Shared for Process {}
+unsafe impl Shared for Listener {}
 
-// SAFETY: twelve 32-bit numbers; the assertion of the type's size leaves no room for padding.
+// SAFETY: twenty-five 32-bit numbers; the assertion of the type's size leaves no room for padding.
 unsafe impl Plain for KernelOffsets {}
-// SAFETY: two 64-bit numbers and four of 32 bits, as above.
+// SAFETY: two 32-bit numbers, as above.
 unsafe impl Plain for Params {}
+// SAFETY: two 64-bit numbers, sixteen bytes and four 32-bit numbers, as above.
+unsafe impl Plain for Death {}

@@ -5,12 +5,13 @@ mod process_tree;
 
 use std::collections::HashMap;
 use std::io;
+use std::time::Instant;
 
 use rustix::process::{Pid, Resource, getpid, getrlimit};
 
 use super::ExitDetails;
 use crate::config::Scope;
-use crate::policy::{Usage, WorkerId};
+use crate::policy::{Before, Usage, WorkerId};
 use crate::sys::proc_stat::StatFile;
 use process_tree::ProcessTree;
 
@@ -38,6 +39,8 @@ struct Watched {
     gone_ns: u64,
     peak: u64,
     now: Usage,
+    /// The time and the CPU time of the last sample.
+    last: Option<(Instant, u64)>,
 }
 
 impl Procfs {
@@ -59,7 +62,7 @@ impl Procfs {
     /// Watches a worker until [`Self::ended`] is called, which must be before the kernel can reuse its pid.
     pub fn watch(&mut self, worker: WorkerId, pid: Pid) {
         self.by_pid.insert(pid, worker);
-        let watched = Watched { pid, file: None, gone_ns: 0, peak: 0, now: Usage::default() };
+        let watched = Watched { pid, file: None, gone_ns: 0, peak: 0, now: Usage::default(), last: None };
         self.workers.insert(worker, watched);
     }
 
@@ -154,6 +157,12 @@ impl Watched {
         let own = own.ok()?;
         self.now.cpu_ns += own.cpu_ns + self.gone_ns;
         self.now.memory += own.memory;
+        let now = Instant::now();
+        self.now.before = self.last.replace((now, self.now.cpu_ns)).map(|(at, had)| {
+            let ago = now.saturating_duration_since(at);
+            let span_ns = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);
+            Before { ago, span_ns, used_ns: self.now.cpu_ns.saturating_sub(had) }
+        });
         self.peak = self.peak.max(self.now.memory);
         Some(self.now)
     }

@@ -10,3 +10,4 @@ mod reload;
 mod remains;
 mod replacement_queue;
 mod sim;
+mod sparse;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::config::{Batch, Limits, ReadyMode};
 use crate::policy::{
-    Action, Busiest, Event, LaunchFailure, Next, Outcome, Pss, Queue, ReadySignal, Report, Settings,
+    Action, Before, Busiest, Event, LaunchFailure, Next, Outcome, Pss, Queue, ReadySignal, Report, Settings,
     Supervisor, Time, Usage, WorkerId,
 };
 
@@ -67,6 +67,8 @@ pub(super) struct Sim {
     /// whether they were killed.
     pub(super) remains: BTreeMap<WorkerId, (bool, bool)>,
     pub(super) notes: Vec<Report>,
+    /// The time and the CPU time of the last sample of each worker.
+    pub(super) samples: BTreeMap<WorkerId, (Time, u64)>,
     /// The workers that got the signal about high memory use.
     pub(super) warned: Vec<WorkerId>,
     /// The workers whose proportional set size, or whose threads, the policy has requested.
@@ -99,6 +101,7 @@ impl Sim {
             processes: BTreeMap::new(),
             remains: BTreeMap::new(),
             notes: Vec::new(),
+            samples: BTreeMap::new(),
             warned: Vec::new(),
             pss_requests: Vec::new(),
             thread_requests: Vec::new(),
@@ -354,7 +357,12 @@ impl Sim {
 
     /// A sample: the CPU time since the start, in nanoseconds, and the memory.
     pub(super) fn sample(&mut self, worker: WorkerId, cpu_ns: u64, memory: u64) {
-        self.event(Event::Sampled(worker, Usage { cpu_ns, memory }));
+        let before = self.samples.insert(worker, (self.now, cpu_ns)).map(|(at, had)| Before {
+            ago: self.now.since(at),
+            span_ns: self.now.nanoseconds_since(at),
+            used_ns: cpu_ns.saturating_sub(had),
+        });
+        self.event(Event::Sampled(worker, Usage { cpu_ns, memory, before }));
         if !self.answers_later {
             self.answer_pss(self.pss.unwrap_or(Pss::Bytes(memory)));
         }

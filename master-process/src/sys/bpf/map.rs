@@ -45,6 +45,31 @@ impl MapKind {
     }
 }
 
+/// The types of a map's keys and values.
+#[derive(Debug)]
+pub struct Types<'a> {
+    /// Loaded by [`load_types`].
+    pub btf: BorrowedFd<'a>,
+    /// The id of the keys' type.
+    pub key: u32,
+    /// The id of the values' type.
+    pub value: u32,
+}
+
+/// Loads type information.
+///
+/// # Errors
+/// EPERM without the privilege; EINVAL if the kernel does not accept it.
+pub fn load_types(bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut attr = blank();
+    // SAFETY: as in `Map::new`.
+    let load = unsafe { &mut attr.__bindgen_anon_7 };
+    load.btf_size = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    load.btf = address(bytes);
+    // SAFETY: the bytes are borrowed for the call, which only reads them.
+    owned(unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &mut attr) })
+}
+
 /// A map.
 #[derive(Debug)]
 pub struct Map {
@@ -58,6 +83,18 @@ impl Map {
     /// # Errors
     /// EPERM without the privilege, or before Linux 5.11 if the limit of locked memory is too low; ENOMEM.
     pub fn new(name: &str, kind: MapKind) -> io::Result<Map> {
+        Map::create(name, kind, None)
+    }
+
+    /// Creates a map whose keys and values have these types: the kernel must find the timer in a value.
+    ///
+    /// # Errors
+    /// Those of [`Map::new`]; EINVAL if the types do not fit the sizes.
+    pub fn with_types(name: &str, kind: MapKind, types: &Types<'_>) -> io::Result<Map> {
+        Map::create(name, kind, Some(types))
+    }
+
+    fn create(name: &str, kind: MapKind, types: Option<&Types<'_>>) -> io::Result<Map> {
         let mut attr = blank();
         // SAFETY: every member of the union consists of numbers, and all of it is zeroed.
         let create = unsafe { &mut attr.__bindgen_anon_1 };
@@ -67,6 +104,10 @@ impl Map {
         create.max_entries = kind.entries;
         create.map_flags = kind.flags;
         create.map_name = short_name(name);
+        if let Some(Types { btf, key, value }) = types {
+            create.btf_fd = number(*btf);
+            (create.btf_key_type_id, create.btf_value_type_id) = (*key, *value);
+        }
         // SAFETY: the command only reads the attributes, and they hold no address.
         let fd = owned(unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) })?;
         Ok(Map { fd, kind })
@@ -104,6 +145,28 @@ impl Map {
         update.__bindgen_anon_1.value = address(value);
         // SAFETY: both are borrowed for the call, and have the sizes that the kernel assumes.
         unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+    }
+
+    /// Reads the value of a key into `value`; false if there is none.
+    ///
+    /// # Errors
+    /// EINVAL if key or value have a size other than the map's; bpf(2).
+    pub fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+        if key.len() != self.kind.key_size as usize || value.len() != self.kind.value_size as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut attr = blank();
+        // SAFETY: as in `Map::new`.
+        let lookup = unsafe { &mut attr.__bindgen_anon_2 };
+        lookup.map_fd = number(self.as_fd());
+        lookup.key = address(key);
+        lookup.__bindgen_anon_1.value = value.as_mut_ptr().expose_provenance() as u64;
+        // SAFETY: both are borrowed for the call, with the sizes that the kernel assumes; it writes only the value.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) } {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes an entry, for map types whose entries can be absent.

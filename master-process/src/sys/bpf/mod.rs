@@ -2,6 +2,7 @@
 
 mod map;
 mod program;
+mod ring;
 
 use std::ffi::{c_char, c_long};
 use std::io;
@@ -9,8 +10,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 
-pub use map::{Map, MapKind, Mapping, Shared};
-pub use program::{AttachKind, attach, load, load_reuseport, run_on};
+pub use map::{Map, MapKind, Mapping, Shared, Types, load_types};
+pub use program::{FunctionInfo, ProgramKind, attach, load, load_reuseport, run};
+pub use ring::Ring;
 
 /// A type that consists of numbers without padding, so all of its bytes are initialized.
 ///
@@ -22,6 +24,12 @@ pub unsafe trait Plain: Copy {}
 pub fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     // SAFETY: the value is borrowed as long as its bytes, and has no padding.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+/// The bytes of a value, to be written by the kernel.
+pub fn bytes_of_mut<T: Plain>(value: &mut T) -> &mut [u8] {
+    // SAFETY: as above; any bytes are a valid value, because it consists of numbers.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(value).cast(), size_of::<T>()) }
 }
 
 fn blank() -> bpf_attr {

@@ -5,49 +5,64 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use aya_obj::generated::bpf_attr__bindgen_ty_4 as LoadAttr;
-use aya_obj::generated::{BPF_F_TEST_RUN_ON_CPU, bpf_attach_type, bpf_cmd, bpf_insn, bpf_prog_type};
+use aya_obj::generated::{BPF_F_SLEEPABLE, bpf_attach_type, bpf_cmd, bpf_insn, bpf_prog_type};
 
 use super::{blank, bpf, number, owned, short_name};
 
-/// How a program is attached to a tracepoint.
+/// What runs a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttachKind {
-    /// As a raw tracepoint: the arguments are numbers.
+pub enum ProgramKind {
+    /// A tracepoint. The arguments are numbers.
     RawTracepoint,
-    /// With BTF: the arguments have the types of the `typedef` with this number in the kernel's type information.
-    BtfTracepoint(u32),
+    /// [`run`].
+    Syscall,
 }
 
-/// Loads a program for a tracepoint. If a log is passed, the verifier writes its messages into it.
+/// The type of each function of a program.
+#[derive(Debug)]
+pub struct FunctionInfo<'a> {
+    /// The types, loaded by [`load_types`](super::load_types).
+    pub btf: BorrowedFd<'a>,
+    /// For each function, in order, the instruction at which it begins and the id of its type: `struct bpf_func_info`.
+    pub of: Vec<[u32; 2]>,
+}
+
+/// Loads a program. If a log is passed, the verifier writes its messages into it.
 ///
 /// # Errors
 /// EPERM without the privilege; EACCES or EINVAL if the verifier rejects the program; ENOSPC if the log is too short.
 pub fn load(
     name: &str,
-    attach_kind: AttachKind,
+    kind: ProgramKind,
     instructions: &[bpf_insn],
+    functions: Option<&FunctionInfo<'_>>,
     license: &CStr,
     log: Option<&mut [u8]>,
 ) -> io::Result<OwnedFd> {
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
     let load = unsafe { &mut attr.__bindgen_anon_3 };
-    match attach_kind {
-        AttachKind::RawTracepoint => load.prog_type = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT as u32,
-        AttachKind::BtfTracepoint(number) => {
-            load.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
-            load.expected_attach_type = bpf_attach_type::BPF_TRACE_RAW_TP as u32;
-            load.attach_btf_id = number;
+    match kind {
+        ProgramKind::RawTracepoint => load.prog_type = bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT as u32,
+        ProgramKind::Syscall => {
+            load.prog_type = bpf_prog_type::BPF_PROG_TYPE_SYSCALL as u32;
+            load.prog_flags = BPF_F_SLEEPABLE;
         }
     }
     set_code(load, name, instructions, license)?;
+    if let Some(FunctionInfo { btf, of }) = functions {
+        load.prog_btf_fd = number(*btf);
+        load.func_info = of.as_ptr().expose_provenance() as u64;
+        load.func_info_rec_size = 8;
+        load.func_info_cnt = u32::try_from(of.len()).map_err(io::Error::other)?;
+    }
     if let Some(log) = log {
         load.log_level = 1;
         load.log_size = u32::try_from(log.len()).map_err(io::Error::other)?;
         load.log_buf = log.as_mut_ptr().expose_provenance() as u64;
     }
-    // SAFETY: instructions, license and log are borrowed for the call, with their lengths or a NUL at the end. The
-    // kernel writes only to the log.
+    // SAFETY: instructions, types, license and log are borrowed for the call, with their lengths or a NUL at the end.
+    // The kernel writes only to the log.
     owned(unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &mut attr) })
 }
 
@@ -78,32 +93,28 @@ fn set_code(load: &mut LoadAttr, name: &str, instructions: &[bpf_insn], license:
     Ok(())
 }
 
-/// Attaches a program to a tracepoint until the returned descriptor is closed. A program with BTF was loaded for its
-/// tracepoint and needs no name.
+/// Attaches a program to a tracepoint until the returned descriptor is closed.
 ///
 /// # Errors
 /// ENOENT if there is no such tracepoint; EINVAL if the program reads more arguments than it has.
-pub fn attach(program: BorrowedFd<'_>, tracepoint: Option<&CStr>) -> io::Result<OwnedFd> {
+pub fn attach(program: BorrowedFd<'_>, tracepoint: &CStr) -> io::Result<OwnedFd> {
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
     let open = unsafe { &mut attr.raw_tracepoint };
-    open.name = tracepoint.map_or(0, |name| name.as_ptr().expose_provenance() as u64);
+    open.name = tracepoint.as_ptr().expose_provenance() as u64;
     open.prog_fd = number(program);
-    // SAFETY: if there is a name, it is borrowed for the call and ends with a NUL.
+    // SAFETY: the name is borrowed for the call and ends with a NUL.
     owned(unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) })
 }
 
-/// Runs a program once on a CPU, in the context of the task that runs there.
+/// Runs a program of the kind [`ProgramKind::Syscall`] once.
 ///
 /// # Errors
-/// ENXIO if the CPU is not online.
-pub fn run_on(cpu: usize, program: BorrowedFd<'_>) -> io::Result<()> {
+/// Those of bpf(2).
+pub fn run(program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
-    let test = unsafe { &mut attr.test };
-    test.prog_fd = number(program);
-    test.flags = BPF_F_TEST_RUN_ON_CPU;
-    test.cpu = u32::try_from(cpu).map_err(io::Error::other)?;
+    unsafe { &mut attr.test }.prog_fd = number(program);
     // SAFETY: the attributes hold no address. The kernel writes its result into them.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
 }

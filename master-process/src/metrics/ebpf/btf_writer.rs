@@ -1,30 +1,22 @@
-//! Building type information (BTF) for tests.
+//! Writing type information (BTF).
 
 /// Adds types one by one. Each method returns the id of the new type.
 #[derive(Debug)]
-pub(super) struct Maker {
+pub(super) struct BtfWriter {
     types: Vec<u8>,
     strings: Vec<u8>,
     count: u32,
 }
 
-impl Maker {
-    pub(super) fn new() -> Maker {
+impl BtfWriter {
+    pub(super) fn new() -> BtfWriter {
         // The first name is the empty one, for types without a name.
-        Maker { types: Vec::new(), strings: vec![0], count: 0 }
+        BtfWriter { types: Vec::new(), strings: vec![0], count: 0 }
     }
 
     pub(super) fn int(&mut self, name: &str, size: u32) -> u32 {
         let name = self.name(name);
-        self.add(name, 1 << 24, size, &[0])
-    }
-
-    pub(super) fn pointer(&mut self, to: u32) -> u32 {
-        self.add(0, 2 << 24, to, &[])
-    }
-
-    pub(super) fn array(&mut self, of: u32, len: u32) -> u32 {
-        self.add(0, 3 << 24, 0, &[of, of, len])
+        self.add(name, 1 << 24, size, &[size * 8])
     }
 
     /// Each member has a name, which may be empty, a type, and an offset in bytes.
@@ -35,19 +27,13 @@ impl Maker {
         self.add(name, 4 << 24 | len(members.len()), size, &words)
     }
 
-    pub(super) fn values(&mut self, values: &[(&str, u32)]) -> u32 {
-        let words: Vec<u32> = values.iter().flat_map(|(name, value)| [self.name(name), *value]).collect();
-        self.add(0, 6 << 24 | len(values.len()), 4, &words)
-    }
-
-    pub(super) fn typedef(&mut self, name: &str, of: u32) -> u32 {
+    /// A function that takes and returns a number of this type, if it is global; else its parameters are not described.
+    pub(super) fn function(&mut self, name: &str, number: u32, is_global: bool) -> u32 {
+        let parameter = [self.name("number"), number];
+        let parameters: &[u32] = if is_global { &parameter } else { &[] };
+        let prototype = self.add(0, 13 << 24 | len(parameters.len() / 2), number, parameters);
         let name = self.name(name);
-        self.add(name, 8 << 24, of, &[])
-    }
-
-    pub(super) fn prototype(&mut self, parameters: &[u32]) -> u32 {
-        let words: Vec<u32> = parameters.iter().flat_map(|of| [0, *of]).collect();
-        self.add(0, 13 << 24 | len(parameters.len()), 0, &words)
+        self.add(name, 12 << 24 | u32::from(is_global), prototype, &[])
     }
 
     /// The whole file.
@@ -80,4 +66,31 @@ impl Maker {
 
 fn len(len: usize) -> u32 {
     u32::try_from(len).expect("a small number")
+}
+
+/// What only the kernel's own types have.
+#[cfg(test)]
+impl BtfWriter {
+    pub(super) fn pointer(&mut self, to: u32) -> u32 {
+        self.add(0, 2 << 24, to, &[])
+    }
+
+    pub(super) fn array(&mut self, of: u32, len: u32) -> u32 {
+        self.add(0, 3 << 24, 0, &[of, of, len])
+    }
+
+    pub(super) fn values(&mut self, values: &[(&str, u32)]) -> u32 {
+        let words: Vec<u32> = values.iter().flat_map(|(name, value)| [self.name(name), *value]).collect();
+        self.add(0, 6 << 24 | len(values.len()), 4, &words)
+    }
+
+    pub(super) fn typedef(&mut self, name: &str, of: u32) -> u32 {
+        let name = self.name(name);
+        self.add(name, 8 << 24, of, &[])
+    }
+
+    pub(super) fn prototype(&mut self, parameters: &[u32]) -> u32 {
+        let words: Vec<u32> = parameters.iter().flat_map(|of| [0, *of]).collect();
+        self.add(0, 13 << 24 | len(parameters.len()), 0, &words)
+    }
 }

@@ -1,0 +1,318 @@
+//! Taking the samples: at each expiry of the timer, every worker is measured and compared with its limits.
+
+use core::ffi::c_void;
+use aya_ebpf::bindings::{bpf_timer};
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::{bpf_timer_init, bpf_timer_set_callback, bpf_timer_start};
+use master_process_common::{ADOPTED, Account, Control, EVENTS_SHIFT, NONE, state};
+
+use crate::kernel::{Turns, current_tgid, field, identify, process};
+use crate::maps::{CONTROL, EVENTS, TIMER, account, constant, listener};
+use crate::tree;
+use crate::word::{get, set};
+
+/// The number of accounts that are measured at one expiry, and the number of steps after which no further one is: the
+/// kernel runs nothing else on this CPU meanwhile.
+const ACCOUNTS_AT_ONCE: u64 = 512;
+const STEPS_AT_ONCE: u64 = 8192;
+
+/// The time until an unfinished sample continues, in nanoseconds.
+const PAUSE: u64 = 1_000_000;
+
+/// `BPF_F_TIMER_ABS`: the time of expiry is absolute.
+const TIMER_ABS: u64 = 1;
+
+/// `-EPROTO`: the offsets are not those of this kernel.
+const MISFIT: i64 = -71;
+
+/// The clock of the timer: `CLOCK_MONOTONIC`.
+const MONOTONIC: u64 = 1;
+
+/// The most listeners that are checked at a sample.
+const MOST_LISTENERS: u64 = 4096;
+
+/// The file of a listener whose process is gone, or has closed it: no address, and not that of a new entry.
+const GONE: u64 = 1;
+
+/// The number of adopted processes that are added to a worker.
+const MOST_ADOPTED: u64 = 1024;
+
+/// Starts the timer, and sets [`Control::started`]. The supervisor runs this once.
+#[inline(always)]
+pub(crate) fn start() {
+    if let Some(control) = CONTROL.get(0) {
+        let result = try_start(control).unwrap_or(MISFIT);
+        set(&control.started, if result == 0 { 1 } else { result as u64 });
+    }
+}
+
+#[inline(always)]
+fn try_start(control: &Control) -> Option<i64> {
+    let supervisor = u64::from(current_tgid());
+    if !tree::describes(process(supervisor)?, supervisor) {
+        return Some(MISFIT);
+    }
+    set(&control.supervisor, supervisor);
+    let timer = TIMER.get_ptr_mut(0)?.cast::<bpf_timer>();
+    // SAFETY: the timer is in a value of this map, as the kernel demands, and the callback has the kernel's signature.
+    unsafe {
+        let started = bpf_timer_init(timer, (&raw const TIMER).cast_mut().cast(), MONOTONIC);
+        if started != 0 {
+            return Some(started);
+        }
+        let callback: unsafe extern "C" fn(*mut c_void, *mut u32, *mut bpf_timer) -> i64 = expired;
+        let set = bpf_timer_set_callback(timer, callback as *mut c_void);
+        if set != 0 {
+            return Some(set);
+        }
+    }
+    Some(start_next(timer, control))
+}
+
+/// The timer has expired.
+unsafe extern "C" fn expired(_map: *mut c_void, _key: *mut u32, timer: *mut bpf_timer) -> i64 {
+    if let Some(control) = CONTROL.get(0) {
+        sample(control);
+        start_next(timer, control);
+    }
+    0
+}
+
+/// Starts the timer for the next sample, or for the rest of this one. Samples are taken at multiples of the interval, so
+/// that many supervisors wake a CPU once.
+#[inline(always)]
+fn start_next(timer: *mut bpf_timer, control: &Control) -> i64 {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let interval = get(&control.interval);
+    let at = if get(&control.cursor) != NONE {
+        now + PAUSE
+    } else if interval == 0 {
+        return 0;
+    } else {
+        (now / interval + 1) * interval
+    };
+    // SAFETY: the timer was initialized before.
+    unsafe { bpf_timer_start(timer, at, TIMER_ABS) }
+}
+
+#[inline(always)]
+fn sample(control: &Control) {
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let highest = get(&control.highest);
+    let cursor = get(&control.cursor);
+    // Accounts of adopted processes are above those of workers, and are added to these: the last ones come first.
+    let from = if cursor == NONE { highest } else { cursor };
+    let (mut events, mut steps, mut next) = (0u64, 0u64, NONE);
+    if cursor == NONE {
+        set(&control.known, 0);
+    }
+    let mut turns = Turns::new();
+    turns.start(ACCOUNTS_AT_ONCE + 1);
+    while let Some(turn) = turns.next() {
+        let number = from.wrapping_sub(turn);
+        // The subtraction wraps where the accounts have ended.
+        if number == NONE || number > from {
+            next = NONE;
+            break;
+        }
+        next = number;
+        if turn == ACCOUNTS_AT_ONCE || steps > STEPS_AT_ONCE {
+            break;
+        }
+        steps += measure_account(number);
+        events += judge_account(number);
+    }
+    turns.end();
+    set(&control.cursor, next);
+    if next == NONE {
+        let mut closed = 0;
+        turns.start(MOST_LISTENERS);
+        while let Some(turn) = turns.next() {
+            if turn >= get(&control.listeners) {
+                break;
+            }
+            closed += check_listener(turn);
+        }
+        turns.end();
+        set(&control.closed, get(&control.closed) + closed);
+        events += closed;
+        events += count_strangers(get(&control.supervisor));
+        set(&control.samples, get(&control.samples) + 1);
+    }
+    if events != 0 {
+        // If there is no room, the supervisor is awake, or will be by an earlier record.
+        let _no_room = EVENTS.output::<u64>(events, 0);
+    }
+    // SAFETY: a helper without arguments.
+    let end = unsafe { bpf_ktime_get_ns() };
+    set(&control.run_time, get(&control.run_time) + (end - now));
+}
+
+/// Measures the process of an account, and returns the number of steps that this took.
+///
+/// This function and the two below are verified once, on their own: inlined into the loop that calls them, they are too
+/// much for the verifier. The loader describes such functions as taking and returning one number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn measure_account(number: u64) -> u64 {
+    let (Some(control), Some(account)) = (CONTROL.get(0), account(number)) else { return 0 };
+    let owner = get(&account.process);
+    if owner == 0 {
+        return 0;
+    }
+    let Some(leader) = process(owner & 0xffff_ffff) else { return 1 };
+    set(&control.known, get(&control.known) + 1);
+    let found = tree::measure(leader);
+    // The supervisor may have released the account meanwhile.
+    if get(&account.process) != owner {
+        return found.steps;
+    }
+    if found.is_whole {
+        set(&account.tree_cpu, found.cpu);
+        set(&account.tree_memory, found.memory);
+        if found.peak > get(&account.peak) {
+            set(&account.peak, found.peak);
+        }
+    } else {
+        // The last values stay.
+        set(&control.unmeasured, get(&control.unmeasured) + 1);
+    }
+    found.steps
+}
+
+/// Adds what the processes of a worker use, and compares it with the limits. Returns the number of events.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_account(number: u64) -> u64 {
+    let Some(worker) = account(number) else { return 0 };
+    let owner = get(&worker.process);
+    if owner == 0 || owner & ADOPTED != 0 {
+        return 0;
+    }
+    let (mut cpu, mut memory) = (get(&worker.tree_cpu), get(&worker.tree_memory));
+    let mut next = get(&worker.next);
+    let mut turns = Turns::new();
+    turns.start(MOST_ADOPTED);
+    while turns.next().is_some() {
+        if next == NONE {
+            break;
+        }
+        let Some(adopted) = account(next) else { break };
+        cpu += get(&adopted.tree_cpu);
+        memory += get(&adopted.tree_memory);
+        next = get(&adopted.next);
+    }
+    turns.end();
+
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let used = used_since(worker, cpu);
+    let before = get(&worker.sampled_at);
+    let span = if before == 0 { 0 } else { now - before };
+    // A reader that finds 0, or another time afterwards, reads again.
+    set(&worker.sampled_at, 0);
+    set(&worker.span, span);
+    set(&worker.used, used);
+    set(&worker.cpu_ns, get(&worker.cpu_ns) + used);
+    set(&worker.memory, memory);
+    if memory > get(&worker.peak) {
+        set(&worker.peak, memory);
+    }
+    let (last, found) = (get(&worker.state), compare(worker, memory, used, span));
+    let fell = last & state::FELL;
+    let is_event = found & (state::OVER_CPU | state::OVER_MEMORY) != 0 || found | fell != last & 0xffff_ffff;
+    let count = (last >> EVENTS_SHIFT) + u64::from(is_event);
+    set(&worker.state, count << EVENTS_SHIFT | fell | found);
+    set(&worker.sampled_at, now);
+    u64::from(is_event)
+}
+
+/// The CPU time since the last sample. The sum falls for one sample when a thread ends in the middle of it, and for good
+/// when a descendant ends that its parent does not wait for.
+#[inline(always)]
+fn used_since(worker: &Account, cpu: u64) -> u64 {
+    let (summed, last) = (get(&worker.summed), get(&worker.state));
+    if cpu >= summed {
+        set(&worker.summed, cpu);
+        set(&worker.state, last & !state::FELL);
+        return cpu - summed;
+    }
+    if last & state::FELL == 0 {
+        set(&worker.state, last | state::FELL);
+    } else {
+        set(&worker.summed, cpu);
+        set(&worker.state, last & !state::FELL);
+    }
+    0
+}
+
+/// The state of a worker by its limits.
+#[inline(always)]
+fn compare(worker: &Account, memory: u64, used: u64, span: u64) -> u64 {
+    let mut found = 0;
+    let most = get(&worker.max_cpu);
+    // In microseconds, so that the products fit 64 bits.
+    if most != 0 && span != 0 && used / 1000 * 1_000_000 > most * (span / 1000) {
+        found |= state::OVER_CPU;
+    }
+    let most = get(&worker.max_memory);
+    if most != 0 && memory > most {
+        found |= state::OVER_MEMORY;
+    }
+    let high = get(&worker.high_memory);
+    if high != 0 && memory > high {
+        found |= state::HIGH_MEMORY;
+    }
+    found
+}
+
+/// Counts the children of the supervisor that have no account: orphans of workers, which it has adopted. More of them than
+/// before are an event.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn count_strangers(supervisor: u64) -> u64 {
+    let (Some(control), Some(leader)) = (CONTROL.get(0), process(supervisor)) else { return 0 };
+    let children = tree::count_children(leader);
+    let known = get(&control.known);
+    let strangers = if children > known { children - known } else { 0 };
+    let are_more = strangers > get(&control.strangers);
+    set(&control.strangers, strangers);
+    u64::from(are_more)
+}
+
+/// Identifies a process, as [`Control::translated`] and [`Control::filters`] say.
+#[inline(always)]
+pub(crate) fn translate() {
+    let Some(control) = CONTROL.get(0) else { return };
+    let (pid, mut filter) = identify(get(&control.translated));
+    set(&control.translated, pid);
+    for place in &control.filters {
+        set(place, filter);
+        if filter != 0 {
+            filter = field(filter, constant!(OFFSETS.filter_before));
+        }
+    }
+}
+
+/// Checks a descriptor of a listener, and returns 1 if it has another file than at the last sample, or none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn check_listener(number: u64) -> u64 {
+    let Some(listener) = listener(number) else { return 0 };
+    let place = get(&listener.place);
+    if place == 0 {
+        return 0;
+    }
+    let file = match process(place >> 32) {
+        Some(leader) => tree::file(leader, place & 0xffff_ffff),
+        None => GONE,
+    };
+    let before = get(&listener.file);
+    if file == before {
+        return 0;
+    }
+    set(&listener.file, file);
+    u64::from(before != 0)
+}

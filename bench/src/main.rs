@@ -1,5 +1,6 @@
 //! The benchmarks: what the supervisor costs beside a baseline, and what clients see of its reloads.
 
+mod dense;
 mod measure;
 mod memory;
 mod overhead;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let matches = cli().get_matches();
     let result = match matches.subcommand() {
         Some(("reload", matches)) => reload::run(&reload_options(matches)),
+        Some(("dense", matches)) => run_dense(matches),
         _ => overhead::run(&overhead_options(&matches)),
     };
     match result {
@@ -58,6 +60,11 @@ fn cli() -> Command {
                 .help("Only programs whose name contains the word; may be repeated [default: all]"),
         )
         .arg(flag("check", "Fail when a promise is broken"));
+    let dense = Command::new("dense")
+        .about("Hundreds of supervisors on this machine: what each weighs, and what all cost the rest of it")
+        .arg(number("supervisors", "500", "Supervisors"))
+        .arg(number("workers", "4", "Workers of each"))
+        .arg(number("pairs", "3", "Times that the machine is measured with and without them, in turns"));
     Command::new("cargo xtask bench")
         .about("The supervisor beside the baseline, in one run")
         .arg(
@@ -74,6 +81,7 @@ fn cli() -> Command {
         .arg(flag("noise", "The baseline beside itself: how much of a ratio is noise"))
         .args_conflicts_with_subcommands(true)
         .subcommand(reload)
+        .subcommand(dense)
 }
 
 fn overhead_options(matches: &ArgMatches) -> overhead::Options {
@@ -93,6 +101,19 @@ fn overhead_options(matches: &ArgMatches) -> overhead::Options {
         check: matches.get_flag("check"),
         noise: matches.get_flag("noise"),
     }
+}
+
+fn run_dense(matches: &ArgMatches) -> anyhow::Result<()> {
+    let number = |name| matches.get_one::<u32>(name).copied().unwrap_or(1);
+    let [program, worker, pingpong] = overhead::prepare_dense()?;
+    dense::run(&dense::Options {
+        program,
+        worker,
+        pingpong,
+        supervisors: number("supervisors"),
+        workers: number("workers"),
+        pairs: number("pairs"),
+    })
 }
 
 fn reload_options(matches: &ArgMatches) -> reload::Options {

@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getpid, getrlimit, set_child_subreaper, 
 
 use super::subject::{Baseline, Subject, Supervisor};
 use super::{measure, memory, timing};
-use xtask::{run, tools};
+use xtask::run;
 
 /// What is measured, and how often.
 pub(crate) struct Options {
@@ -50,11 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         broken.extend(memory::measure(&subjects, &worker, options.workers)?);
     }
     if options.measure {
-        tools::install(&tools::for_measuring())?;
-        let dir = run::target_dir()?;
-        let pingpong = dir.join("bench/pingpong");
-        compile("pingpong.c", &pingpong, &[])?;
-        broken.extend(measure::measure(&dir.join("release/master-process"), &worker, &pingpong)?);
+        broken.extend(measure::measure(&run::target_dir()?.join("release/master-process"), &worker)?);
     }
     for promise in &broken {
         println!("BROKEN: {promise}");
@@ -65,6 +61,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         bail!("{} promises are broken", broken.len());
     }
     Ok(())
+}
+
+/// Builds what [`super::dense`] runs.
+pub(crate) fn prepare_dense() -> Result<[PathBuf; 3]> {
+    let (_subjects, worker) = prepare(false)?;
+    let dir = run::target_dir()?;
+    let pingpong = dir.join("bench/pingpong");
+    compile("pingpong.c", &pingpong, &[])?;
+    Ok([dir.join("release/master-process"), worker, pingpong])
 }
 
 /// Above this load other programs are what the benchmark measures: with two busy ones on two CPUs the baseline was seen

@@ -123,11 +123,6 @@ pub fn for_reloads() -> Vec<Need> {
     ]
 }
 
-/// What the benchmark of measuring runs.
-pub fn for_measuring() -> Vec<Need> {
-    vec![Need::program("perf", &["linux-perf"])]
-}
-
 /// What building the eBPF program takes.
 pub fn for_ebpf() -> Vec<Need> {
     let apt = Need::apt;

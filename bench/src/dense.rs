@@ -1,0 +1,279 @@
+//! Hundreds of supervisors on one machine: what one of them weighs, what all of them cost at rest, and what they make the
+//! rest of the host pay.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::stats::ratio;
+
+/// What is run, and how much of it.
+pub(crate) struct Options {
+    pub(crate) program: PathBuf,
+    pub(crate) worker: PathBuf,
+    pub(crate) pingpong: PathBuf,
+    pub(crate) supervisors: u32,
+    pub(crate) workers: u32,
+    /// Times that the host is measured with and without them, in turns.
+    pub(crate) pairs: u32,
+}
+
+/// How long all supervisors are watched at rest.
+const WATCHED: Duration = Duration::from_secs(20);
+
+/// How long hundreds of starts may take on a small machine.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The parts of the host's work that are measured, each in nanoseconds: see `host`.
+const PARTS: [&str; 3] = ["round trip of two processes on one CPU", "a signal", "fork and exit"];
+
+/// Measures and prints both sources, in turns with the host alone.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let Options { supervisors, workers, .. } = *options;
+    println!("{supervisors} supervisors with {workers} idle workers each\n");
+    println!("{:<54}{:>20}{:>20}", "", "procfs", "eBPF");
+    let procfs = Measured::take(options, "procfs")?;
+    let ebpf = Measured::take(options, "ebpf")?;
+    let row = |what: &str, of: &dyn Fn(&Measured) -> String| {
+        println!("{what:<54}{:>20}{:>20}", of(&procfs), of(&ebpf));
+    };
+    row("memory of one (PSS), KiB", &|of| of.pss_kib.to_string());
+    row("kernel memory of its eBPF maps and programs, KiB", &|of| of.kernel_kib.to_string());
+    row("CPU time of all at rest, ms in a second", &|of| format!("{:.2}", of.rest_ms));
+    row("wake-ups of all at rest, in a second", &|of| format!("{:.1}", of.wakes));
+    row("start of all at once, s", &|of| format!("{:.1}", of.start.as_secs_f64()));
+    row("CPU time of all for that, s", &|of| format!("{:.1}", of.start_cpu.as_secs_f64()));
+    row("reload of all at once, s", &|of| format!("{:.1}", of.reload.as_secs_f64()));
+    for (number, part) in PARTS.iter().enumerate() {
+        row(&format!("{part}, beside them / without"), &|of| {
+            let Spread { median, low, high } = of.host[number];
+            format!("{median:.2} ({low:.2}–{high:.2})")
+        });
+    }
+    Ok(())
+}
+
+/// The median of some ratios, the lowest and the highest.
+#[derive(Clone, Copy)]
+struct Spread {
+    median: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Spread {
+    fn of(mut ratios: Vec<f64>) -> Spread {
+        ratios.sort_by(f64::total_cmp);
+        let at = |index: usize| ratios.get(index).copied().unwrap_or(f64::NAN);
+        Spread { median: at(ratios.len() / 2), low: at(0), high: at(ratios.len().saturating_sub(1)) }
+    }
+}
+
+/// The numbers of one source.
+struct Measured {
+    pss_kib: u64,
+    kernel_kib: u64,
+    rest_ms: f64,
+    wakes: f64,
+    start: Duration,
+    start_cpu: Duration,
+    reload: Duration,
+    host: [Spread; 3],
+}
+
+impl Measured {
+    fn take(options: &Options, source: &'static str) -> Result<Measured> {
+        let mut ratios = [const { Vec::new() }; 3];
+        let mut first = None;
+        for _ in 0..options.pairs {
+            let without = host(&options.pingpong)?;
+            let begun = Instant::now();
+            let all = Supervisors::start(options, source)?;
+            let (start, start_cpu) = (begun.elapsed(), all.cpu()?);
+            // What they do after the start is over.
+            std::thread::sleep(Duration::from_secs(5));
+            let with = host(&options.pingpong)?;
+            for ((ratios, with), without) in ratios.iter_mut().zip(with).zip(without) {
+                ratios.push(ratio(with, without));
+            }
+            if first.is_none() {
+                let (rest_ms, wakes) = all.at_rest()?;
+                let (pss_kib, kernel_kib) = (all.pss_kib()?, all.kernel_kib()?);
+                let reload = all.reload(options.workers)?;
+                first = Some((pss_kib, kernel_kib, rest_ms, wakes, start, start_cpu, reload));
+            }
+        }
+        let (pss_kib, kernel_kib, rest_ms, wakes, start, start_cpu, reload) =
+            first.context("--pairs is at least 1")?;
+        let host = ratios.map(Spread::of);
+        Ok(Measured { pss_kib, kernel_kib, rest_ms, wakes, start, start_cpu, reload, host })
+    }
+}
+
+/// Supervisors that end with the benchmark.
+struct Supervisors(Vec<Child>);
+
+impl Supervisors {
+    /// Starts all of them, and waits until each has its workers.
+    fn start(options: &Options, source: &str) -> Result<Supervisors> {
+        let mut all = Supervisors(Vec::new());
+        for _ in 0..options.supervisors {
+            let mut command = Command::new(&options.program);
+            command.args(["-q", "-w", &options.workers.to_string(), "--ready", "none", "--monitor", source]);
+            command.arg("--").arg(&options.worker);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            all.0.push(command.spawn().context("starting a supervisor")?);
+        }
+        all.await_workers(options.workers, &[])?;
+        Ok(all)
+    }
+
+    /// Waits until each supervisor has this many workers, none of which is in `old`.
+    fn await_workers(&self, workers: u32, old: &[u32]) -> Result<()> {
+        let deadline = Instant::now() + TIMEOUT;
+        for child in &self.0 {
+            loop {
+                let now = children(child.id());
+                if now.len() == workers as usize && !now.iter().any(|pid| old.binary_search(pid).is_ok()) {
+                    break;
+                }
+                ensure!(Instant::now() < deadline, "the workers of {} do not run", child.id());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+        Ok(())
+    }
+
+    /// The CPU time that all have used, without their workers.
+    fn cpu(&self) -> Result<Duration> {
+        let each = self.0.iter().map(|child| cpu_of(child.id()));
+        each.sum::<Result<Duration>>()
+    }
+
+    /// CPU milliseconds and wake-ups in a second.
+    fn at_rest(&self) -> Result<(f64, f64)> {
+        let before = (self.cpu()?, self.wakes()?);
+        std::thread::sleep(WATCHED);
+        let after = (self.cpu()?, self.wakes()?);
+        let seconds = WATCHED.as_secs_f64();
+        Ok(((after.0 - before.0).as_secs_f64() * 1e3 / seconds, ratio(after.1 - before.1, 1) / seconds))
+    }
+
+    fn wakes(&self) -> Result<u64> {
+        let each = self.0.iter().map(|child| of_threads(child.id(), "status", "voluntary_ctxt_switches:"));
+        each.sum::<Result<u64>>()
+    }
+
+    /// The mean of the proportional set sizes.
+    fn pss_kib(&self) -> Result<u64> {
+        let each = self.0.iter().map(|child| {
+            let path = format!("/proc/{}/smaps_rollup", child.id());
+            number_after(&std::fs::read_to_string(&path).context(path)?, "Pss:")
+        });
+        Ok(each.sum::<Result<u64>>()? / self.0.len().max(1) as u64)
+    }
+
+    /// What the kernel charges for the maps and programs of one: proc_pid_fdinfo(5), `memlock`.
+    fn kernel_kib(&self) -> Result<u64> {
+        let child = self.0.first().context("there is no supervisor")?;
+        let mut bytes = 0;
+        for file in std::fs::read_dir(format!("/proc/{}/fdinfo", child.id()))? {
+            let text = std::fs::read_to_string(file?.path()).unwrap_or_default();
+            bytes += number_after(&text, "memlock:").unwrap_or(0);
+        }
+        Ok(bytes / 1024)
+    }
+
+    fn reload(&self, workers: u32) -> Result<Duration> {
+        let mut old: Vec<u32> = self.0.iter().flat_map(|child| children(child.id())).collect();
+        old.sort_unstable();
+        let begun = Instant::now();
+        for child in &self.0 {
+            kill_process(Pid::from_child(child), Signal::HUP)?;
+        }
+        self.await_workers(workers, &old)?;
+        Ok(begun.elapsed())
+    }
+}
+
+impl Drop for Supervisors {
+    fn drop(&mut self) {
+        for child in &self.0 {
+            let _gone = kill_process(Pid::from_child(child), Signal::TERM);
+        }
+        for child in &mut self.0 {
+            let _status = child.wait();
+        }
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The CPU time of all threads, to the nanosecond: proc_pid_schedstat(5).
+fn cpu_of(pid: u32) -> Result<Duration> {
+    of_threads(pid, "schedstat", "").map(Duration::from_nanos)
+}
+
+/// The sum over all threads of the number that follows this text in a file.
+fn of_threads(pid: u32, file: &str, after: &str) -> Result<u64> {
+    let mut sum = 0;
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).context("a supervisor has ended")? {
+        // A thread may have ended meanwhile.
+        let Ok(text) = std::fs::read_to_string(thread?.path().join(file)) else { continue };
+        sum += number_after(&text, after)?;
+    }
+    Ok(sum)
+}
+
+fn number_after(text: &str, after: &str) -> Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(after));
+    let number = line.and_then(|line| line.split_whitespace().next()).and_then(|word| word.parse().ok());
+    number.with_context(|| format!("no number after {after:?}"))
+}
+
+/// What the rest of the host pays, in nanoseconds, in the order of [`PARTS`].
+fn host(pingpong: &Path) -> Result<[u64; 3]> {
+    std::io::stdout().flush()?;
+    let trips = Command::new(pingpong).arg("100000").output().context("starting pingpong")?;
+    let trip = String::from_utf8_lossy(&trips.stdout).trim().parse().context("pingpong prints no number")?;
+    Ok([trip, signal_ns()?, fork_ns()?])
+}
+
+extern "C" fn ignore(_number: libc::c_int) {}
+
+/// A signal whose default action ends the process, to a process that handles it.
+fn signal_ns() -> Result<u64> {
+    const COUNT: u32 = 200_000;
+    // SAFETY: the handler does nothing.
+    unsafe { libc::signal(libc::SIGUSR1, ignore as *const () as libc::sighandler_t) };
+    let own = rustix::process::getpid();
+    let begun = Instant::now();
+    for _ in 0..COUNT {
+        kill_process(own, Signal::USR1)?;
+    }
+    Ok(u64::try_from(begun.elapsed().as_nanos())? / u64::from(COUNT))
+}
+
+fn fork_ns() -> Result<u64> {
+    const COUNT: u32 = 5_000;
+    let begun = Instant::now();
+    for _ in 0..COUNT {
+        // SAFETY: the child does nothing but to exit.
+        let child = unsafe { libc::fork() };
+        ensure!(child >= 0, "fork: {}", std::io::Error::last_os_error());
+        if child == 0 {
+            // SAFETY: as above.
+            unsafe { libc::_exit(0) };
+        }
+        // SAFETY: no status is asked for.
+        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    }
+    Ok(u64::try_from(begun.elapsed().as_nanos())? / u64::from(COUNT))
+}

@@ -140,7 +140,7 @@ pub struct Control {
     /// The account with which an unfinished sample continues; 0 if there is none.
     pub cursor: AtomicU64,
     /// The number of children of the supervisor that have no account, at the last sample.
-    pub strangers: AtomicU64,
+    pub unknown_children: AtomicU64,
     /// The number of accounts whose process is a child of the supervisor, in the sample that is being taken.
     pub known: AtomicU64,
     /// The number of trees that were too large, or changed too fast, to be measured whole.

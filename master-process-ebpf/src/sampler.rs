@@ -1,9 +1,9 @@
 //! Taking the samples: at each expiry of the timer, every worker is measured and compared with its limits.
 
-use core::ffi::c_void;
-use aya_ebpf::bindings::{bpf_timer};
+use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{bpf_timer_init, bpf_timer_set_callback, bpf_timer_start};
+use core::ffi::c_void;
 use master_process_common::{ADOPTED, Account, Control, EVENTS_SHIFT, NONE, state};
 
 use crate::kernel::{Turns, current_tgid, field, identify, process};
@@ -69,7 +69,8 @@ fn try_start(control: &Control) -> Option<i64> {
     Some(start_next(timer, control))
 }
 
-/// The timer has expired.
+/// The timer has expired. The name is not mangled: it would differ from folder to folder, and so would the object.
+#[unsafe(no_mangle)]
 unsafe extern "C" fn expired(_map: *mut c_void, _key: *mut u32, timer: *mut bpf_timer) -> i64 {
     if let Some(control) = CONTROL.get(0) {
         sample(control);
@@ -138,7 +139,7 @@ fn sample(control: &Control) {
         turns.end();
         set(&control.closed, get(&control.closed) + closed);
         events += closed;
-        events += count_strangers(get(&control.supervisor));
+        events += count_unknown_children(get(&control.supervisor));
         set(&control.samples, get(&control.samples) + 1);
     }
     if events != 0 {
@@ -272,13 +273,13 @@ fn compare(worker: &Account, memory: u64, used: u64, span: u64) -> u64 {
 /// before are an event.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn count_strangers(supervisor: u64) -> u64 {
+extern "C" fn count_unknown_children(supervisor: u64) -> u64 {
     let (Some(control), Some(leader)) = (CONTROL.get(0), process(supervisor)) else { return 0 };
     let children = tree::count_children(leader);
     let known = get(&control.known);
-    let strangers = if children > known { children - known } else { 0 };
-    let are_more = strangers > get(&control.strangers);
-    set(&control.strangers, strangers);
+    let unknown_children = if children > known { children - known } else { 0 };
+    let are_more = unknown_children > get(&control.unknown_children);
+    set(&control.unknown_children, unknown_children);
     u64::from(are_more)
 }
 

@@ -198,11 +198,7 @@ pub(crate) fn count_children(leader: u64) -> u64 {
     turns.start(MOST_CHILDREN);
     while turns.next().is_some() {
         let list = thread.wrapping_add(u64::from(constant!(OFFSETS.task_children)));
-        let next = if child == NO_CHILD {
-            word(list)
-        } else {
-            field(child, constant!(OFFSETS.task_sibling))
-        };
+        let next = if child == NO_CHILD { word(list) } else { field(child, constant!(OFFSETS.task_sibling)) };
         if next != list {
             let sibling = next.wrapping_sub(u64::from(constant!(OFFSETS.task_sibling)));
             if parent_of(sibling) != thread {

@@ -18,9 +18,9 @@ fn main() -> ExitCode {
     signalfd::block();
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
     // descriptor as a socket.
-    let handed_over = InheritedListeners::from_service_manager(|name| std::env::var_os(name));
+    let inherited = InheritedListeners::from_service_manager(|name| std::env::var_os(name));
     match cli::parse(std::env::args_os()) {
-        Ok(Command::Run(config)) => run(&config, handed_over),
+        Ok(Command::Run(config)) => run(&config, inherited),
         Ok(Command::Help(text) | Command::Version(text)) => {
             // The write fails if standard output is closed. The reader then does not want the text.
             let _closed = std::io::stdout().write_all(text.as_bytes());
@@ -30,9 +30,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> ExitCode {
+fn run(config: &Config, inherited: std::io::Result<InheritedListeners>) -> ExitCode {
     report::start_logging(config.log_format, &config.verbosity);
-    let driver = match prepare(config, handed_over) {
+    let driver = match prepare(config, inherited) {
         Ok(driver) => driver,
         Err(error) => return fail(code::FATAL, &format_args!("{error:#}")),
     };
@@ -44,20 +44,20 @@ fn run(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> Exi
 }
 
 /// Does everything that can fail before the first worker starts. After that, no error ends the supervisor.
-fn prepare(config: &Config, handed_over: std::io::Result<InheritedListeners>) -> anyhow::Result<Driver> {
+fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> anyhow::Result<Driver> {
     use anyhow::Context;
-    let mut handed_over = handed_over.context("LISTEN_FDS")?;
+    let mut inherited = inherited.context("LISTEN_FDS")?;
     let signals = SignalFd::new(driver::signals::numbers()).context("signalfd")?;
     fds::close_on_exec().context("close_range")?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);
     // This comes before any address is opened: processes that an earlier supervisor left behind can hold the address.
     let cgroups = driver::cgroups(config);
-    handed_over.open(&config.listen, access, takeover)?;
+    inherited.open(&config.listen, access, takeover)?;
     let rules = config.share_rules.clone();
-    let mut broker = Broker::new(config.share, rules, access, &mut handed_over).context("eventfd")?;
+    let mut broker = Broker::new(config.share, rules, access, &mut inherited).context("eventfd")?;
     broker.set_takeover(takeover);
-    Driver::new(config, signals, cgroups, broker, handed_over)
+    Driver::new(config, signals, cgroups, broker, inherited)
 }
 
 fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {

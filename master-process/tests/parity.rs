@@ -125,10 +125,10 @@ fn what_ebpf_says_lies_between_what_procfs_says_before_and_after() {
     let count = u32::try_from(WORKERS.len()).expect("few");
     let mut ebpf = match Ebpf::load(Scope::Tree, count, INTERVAL, Thresholds::default()) {
         Ok(ebpf) => ebpf,
-        Err(refusal) => {
+        Err(error) => {
             master_process_tests::skip!(
                 "what_ebpf_says_lies_between_what_procfs_says_before_and_after",
-                refusal
+                error
             )
         }
     };

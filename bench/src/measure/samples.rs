@@ -24,7 +24,7 @@ const SOME: u32 = 1_000;
 const MANY: u32 = 10_000;
 
 /// Long against what the supervisor still does after the start.
-const SETTLE: Duration = Duration::from_secs(3);
+const AFTER_START: Duration = Duration::from_secs(3);
 
 /// How long the supervisor's CPU time is watched.
 const WATCHED: Duration = Duration::from_secs(10);
@@ -74,7 +74,7 @@ fn kernel_us(workers: u32, worker: &Path) -> Result<f64> {
         ebpf.watch(WorkerId { slot: 0, serial }, Pid::from_child(&child))?;
         idle.0.push(child);
     }
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(AFTER_START);
     let before = ebpf.cost();
     std::thread::sleep(WATCHED);
     let after = ebpf.cost();
@@ -84,7 +84,7 @@ fn kernel_us(workers: u32, worker: &Path) -> Result<f64> {
 
 fn supervisor_us(ours: &Supervisor, interval: Duration, worker: &Path, workers: u32) -> Result<f64> {
     let (running, _) = Running::start(ours, workers, worker)?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(AFTER_START);
     let before = running.cpu_ns()?;
     std::thread::sleep(WATCHED);
     let used = running.cpu_ns()?.saturating_sub(before);

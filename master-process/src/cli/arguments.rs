@@ -80,7 +80,7 @@ pub(super) fn read(
         }
         Err(error) => return Err(UsageError::of_clap(&error, &Variables::default())),
     };
-    let variables = Variables::of_options(host, |opt| !is_given(&line, opt.long));
+    let variables = Variables::of_options(host, |opt| !is_set(&line, opt.long));
     let environment = command
         .try_get_matches_from_mut(variables.arguments())
         .map_err(|error| UsageError::of_clap(&error, &variables))?;
@@ -123,13 +123,13 @@ impl Arguments {
 
     /// Whether a flag or a variable gives this option.
     pub(super) fn is_explicit(&self, long: &str) -> bool {
-        is_given(self.matches(long), long)
+        is_set(self.matches(long), long)
     }
 
     /// Where the value of this option comes from.
     pub(super) fn source(&self, long: &'static str) -> Source {
         match self.variables.name(long) {
-            _ if is_given(&self.line, long) => Source::Flag(long),
+            _ if is_set(&self.line, long) => Source::Flag(long),
             Some(variable) => Source::Variable(variable.to_owned()),
             None => Source::Default(long),
         }
@@ -147,11 +147,11 @@ impl Arguments {
     }
 
     fn matches(&self, long: &str) -> &ArgMatches {
-        if is_given(&self.environment, long) { &self.environment } else { &self.line }
+        if is_set(&self.environment, long) { &self.environment } else { &self.line }
     }
 }
 
-fn is_given(matches: &ArgMatches, long: &str) -> bool {
+fn is_set(matches: &ArgMatches, long: &str) -> bool {
     matches.value_source(long) == Some(ValueSource::CommandLine)
 }
 

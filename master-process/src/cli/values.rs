@@ -228,12 +228,12 @@ fn realtime(name: &str) -> Option<i32> {
     (first..=last).contains(&number).then_some(number)
 }
 
-/// The offset of a real-time signal: nothing, or the sign and a number.
-fn steps(offset: &str, sign: char) -> Option<i32> {
+/// The offset of a real-time signal: nothing, or the prefix and a number.
+fn steps(offset: &str, prefix: char) -> Option<i32> {
     if offset.is_empty() {
         return Some(0);
     }
-    let number = within(offset.strip_prefix(sign)?, &(0..=MAX_SIGNAL))?;
+    let number = within(offset.strip_prefix(prefix)?, &(0..=MAX_SIGNAL))?;
     i32::try_from(number).ok()
 }
 

@@ -99,7 +99,7 @@ impl Launcher {
                 Stdin::Null => Some(open_null(lowest)?),
                 Stdin::Inherit => None,
             },
-            handed_over: inherited.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
+            inherited: inherited.into_sockets(lowest).context("fcntl(F_DUPFD)")?,
             filter_needs_no_new_privs: !seccomp::may_filter_with_privileges(),
             no_new_privs: config.no_new_privs,
             dies_with_us: config.orphans == Orphans::Kill,
@@ -136,13 +136,13 @@ impl Launcher {
     }
 
     /// Continues without filters after the kernel refused one. The program runs, but its sockets are not shared.
-    pub(super) fn disable_filter(&mut self, refusal: &SpawnError) {
+    pub(super) fn disable_filter(&mut self, error: &SpawnError) {
         self.filter = None;
         if !std::mem::replace(&mut self.filters, false) {
             // Another start that was in progress has already logged this.
             return;
         }
-        let why = match refusal.errno {
+        let why = match error.errno {
             libc::EBUSY => "another supervisor's filter is already active".to_owned(),
             errno => std::io::Error::from_raw_os_error(errno).to_string(),
         };

@@ -1,4 +1,4 @@
-//! Samples: their timer, their way to the policy, and the closer inspection of a worker that is over a limit.
+//! Samples: their timer, their way to the policy, and the inspection of a worker that is over a limit.
 
 use std::time::Duration;
 

@@ -28,7 +28,7 @@ pub(super) fn decide(
     procfs: impl FnOnce() -> Fact,
 ) -> Result<Decision, String> {
     let chosen = |chosen, says: &str| Ok(Decision { chosen, says: Some(says.to_owned()) });
-    let refusal = match wish {
+    let unloaded = match wish {
         Monitor::Off => return Ok(Decision { chosen: Chosen::Off, says: None }),
         Monitor::Procfs => None,
         Monitor::Ebpf | Monitor::Auto => match ebpf() {
@@ -37,7 +37,7 @@ pub(super) fn decide(
             Err(why) => Some(why),
         },
     };
-    match (procfs(), refusal) {
+    match (procfs(), unloaded) {
         (Ok(()), None) => chosen(Chosen::Procfs, "monitor: procfs"),
         (Ok(()), Some(why)) => chosen(Chosen::Procfs, &format!("monitor: procfs; eBPF unavailable: {why}")),
         (Err(why), None) => Err(why),

@@ -1,4 +1,4 @@
-//! A closer look at a worker that is about to exceed a limit: its proportional set size, or its busiest thread. Such
+//! The inspection of a worker that is about to exceed a limit: its proportional set size, or its busiest thread. Such
 //! a look takes too long for the loop.
 //!
 //! One helper thread at a time makes a look. A look that takes too long is abandoned: a worker can hold the lock of

@@ -107,7 +107,7 @@ impl Supervisor {
         match event {
             Event::Launched(worker) => self.launched(now, worker),
             Event::LaunchFailed(worker, failure) => self.launch_failed(now, worker, failure),
-            Event::ReadySignal(worker, sign) => self.ready_signal(now, worker, sign),
+            Event::ReadySignal(worker, signal) => self.ready_signal(now, worker, signal),
             Event::Queue(worker, queue) => self.queue_checked(now, worker, queue),
             Event::Died(worker) => self.died(now, worker),
             Event::DiedWithRemains(worker) => self.died_with_remains(now, worker),
@@ -248,8 +248,8 @@ impl Supervisor {
         self.reconcile(worker.slot, now);
     }
 
-    fn ready_signal(&mut self, now: Time, worker: WorkerId, sign: ReadySignal) {
-        let counts = match (&self.settings.ready, sign) {
+    fn ready_signal(&mut self, now: Time, worker: WorkerId, signal: ReadySignal) {
+        let counts = match (&self.settings.ready, signal) {
             (ReadyMode::Auto, ReadySignal::Listen | ReadySignal::ListenPartly | ReadySignal::Notify)
             | (ReadyMode::Listen | ReadyMode::ListenOn(_), ReadySignal::Listen | ReadySignal::ListenPartly)
             | (ReadyMode::Notify | ReadyMode::NotifyFd(_), ReadySignal::Notify) => true,
@@ -268,13 +268,15 @@ impl Supervisor {
             return;
         };
         let starts = slot.starting.as_ref().is_some_and(|starting| starting.worker == worker);
-        match sign {
+        match signal {
             // A missing address is waited for as long as a start may take.
             ReadySignal::ListenPartly => {}
             ReadySignal::Listen | ReadySignal::Notify if starts => {
-                self.become_ready(worker.slot, now, ReadyBy::Signal(sign));
+                self.become_ready(worker.slot, now, ReadyBy::Signal(signal));
             }
-            ReadySignal::Listen | ReadySignal::Notify => self.prove_ready(worker, now, ReadyBy::Signal(sign)),
+            ReadySignal::Listen | ReadySignal::Notify => {
+                self.prove_ready(worker, now, ReadyBy::Signal(signal))
+            }
         }
         self.reconcile(worker.slot, now);
     }

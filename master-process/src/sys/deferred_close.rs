@@ -6,17 +6,17 @@ use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 use std::sync::mpsc::{Sender, channel};
 
-static CLOSER: OnceLock<Option<Sender<OwnedFd>>> = OnceLock::new();
+static THREAD: OnceLock<Option<Sender<OwnedFd>>> = OnceLock::new();
 
 /// Closes `fd` without blocking the caller. The first call starts the thread. If it cannot be started, the call closes
 /// the descriptor itself.
 pub fn close_async(fd: OwnedFd) {
-    let closer = CLOSER.get_or_init(|| {
+    let thread = THREAD.get_or_init(|| {
         let (sender, receiver) = channel::<OwnedFd>();
-        let thread = std::thread::Builder::new().name("closer".to_owned()).stack_size(64 * 1024);
-        thread.spawn(move || receiver.into_iter().for_each(drop)).ok().map(|_running| sender)
+        let builder = std::thread::Builder::new().name("close".to_owned()).stack_size(64 * 1024);
+        builder.spawn(move || receiver.into_iter().for_each(drop)).ok().map(|_running| sender)
     });
-    match closer {
+    match thread {
         Some(sender) => drop(sender.send(fd)),
         None => drop(fd),
     }

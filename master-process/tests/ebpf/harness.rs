@@ -37,7 +37,7 @@ macro_rules! bench {
     ($name:literal, $bench:expr) => {
         match $bench {
             Ok(bench) => bench,
-            Err(refusal) => master_process_tests::skip!($name, refusal),
+            Err(error) => master_process_tests::skip!($name, error),
         }
     };
 }

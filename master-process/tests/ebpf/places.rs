@@ -7,14 +7,14 @@ use master_process::config::Scope;
 use crate::harness::bench;
 
 /// What is tried in each place: it needs fork, switch and memory to be seen.
-const TRIAL: [&str; 3] = ["--exact", "--nocapture", "family::a_tree_has_the_memory_of_all_its_processes"];
+const CHECK: [&str; 3] = ["--exact", "--nocapture", "family::a_tree_has_the_memory_of_all_its_processes"];
 /// And here the sender's number must be the one that is valid in this place.
-const TRIAL_OF_DEATH: [&str; 3] = ["--exact", "--nocapture", "death::who_killed_it_is_known"];
+const CHECK_OF_DEATH: [&str; 3] = ["--exact", "--nocapture", "death::who_killed_it_is_known"];
 
 /// Runs one of the tests here by way of another program; says what came of it.
-fn run(through: &[&str], trial: [&str; 3], must_run: bool) -> Output {
+fn run(through: &[&str], check: [&str; 3], must_run: bool) -> Output {
     let mut command = Command::new(through[0]);
-    command.args(&through[1..]).arg(std::env::current_exe().expect("our own path")).args(trial);
+    command.args(&through[1..]).arg(std::env::current_exe().expect("our own path")).args(check);
     if must_run {
         command.env("MASTER_PROCESS_NO_SKIP", "1");
     } else {
@@ -24,8 +24,8 @@ fn run(through: &[&str], trial: [&str; 3], must_run: bool) -> Output {
 }
 
 /// Asserts that a test passes in a place, and is not skipped there.
-fn passes(through: &[&str], trial: [&str; 3]) {
-    let output = run(through, trial, true);
+fn passes(through: &[&str], check: [&str; 3]) {
+    let output = run(through, check, true);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
@@ -33,15 +33,15 @@ fn passes(through: &[&str], trial: [&str; 3]) {
 #[test]
 fn it_works_in_a_pid_namespace() {
     drop(bench!("it_works_in_a_pid_namespace", Scope::Worker));
-    passes(&["unshare", "--pid", "--fork", "--mount-proc"], TRIAL);
-    passes(&["unshare", "--pid", "--fork", "--mount-proc"], TRIAL_OF_DEATH);
+    passes(&["unshare", "--pid", "--fork", "--mount-proc"], CHECK);
+    passes(&["unshare", "--pid", "--fork", "--mount-proc"], CHECK_OF_DEATH);
 }
 
 #[test]
 fn it_works_in_a_time_namespace() {
     drop(bench!("it_works_in_a_time_namespace", Scope::Worker));
-    let trial = ["--exact", "--nocapture", "charge::cpu_time_of_a_busy_loop_is_the_schedulers"];
-    passes(&["unshare", "--time", "--fork", "--monotonic", "1000000"], trial);
+    let check = ["--exact", "--nocapture", "charge::cpu_time_of_a_busy_loop_is_the_schedulers"];
+    passes(&["unshare", "--time", "--fork", "--monotonic", "1000000"], check);
 }
 
 #[test]
@@ -51,13 +51,13 @@ fn two_capabilities_are_enough() {
     // Before Linux 5.11 maps are locked memory, of which more than a little has to be allowed first.
     let three = ["setpriv", "--bounding-set", "-all,+bpf,+perfmon,+sys_resource"];
     let wants_more = rustix::system::uname().release().to_bytes().starts_with(b"5.10.");
-    passes(if wants_more { &three } else { &two }, TRIAL);
+    passes(if wants_more { &three } else { &two }, CHECK);
 }
 
 #[test]
 fn without_them_the_refusal_says_what_was_denied() {
     drop(bench!("without_them_the_refusal_says_what_was_denied", Scope::Worker));
-    let output = run(&["setpriv", "--bounding-set", "-all"], TRIAL, false);
+    let output = run(&["setpriv", "--bounding-set", "-all"], CHECK, false);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("SKIPPED: ") && text.contains("bpf(BPF_BTF_LOAD)"), "{text}");
     assert!(text.contains("Operation not permitted"), "{text}");

@@ -28,19 +28,19 @@ fn crash_all(supervisor: &Supervisor, workers: usize) {
 }
 
 /// 200 deaths, four at a time, leave descriptors and memory where they were.
-fn crashes_leave_nothing(supervisor: &Supervisor, settle: impl Fn()) {
+fn crashes_leave_nothing(supervisor: &Supervisor, await_rest: impl Fn()) {
     const WORKERS: usize = 4;
     // The first rounds fill what is kept for reuse: buffers, tables, the allocator's pools.
     for _ in 0..10 {
         crash_all(supervisor, WORKERS);
     }
-    settle();
+    await_rest();
     let pid = supervisor.pid();
     let (descriptors, memory) = (process::descriptors(pid), resident(pid));
     for _ in 0..200 / WORKERS {
         crash_all(supervisor, WORKERS);
     }
-    settle();
+    await_rest();
     // What belongs to a start may be open for a moment after it.
     let before = descriptors.len();
     eventually(TIMEOUT, &format!("as many descriptors as before: {descriptors:?}"), || {
@@ -66,7 +66,7 @@ fn crashes_of_listening_workers_leak_no_descriptor_and_no_memory() {
     let address = address::tcp();
     let listen = format!("listen={address}");
     let supervisor = Supervisor::start(&CONSTANT_SHORT_THROTTLE, fixtures::worker(&[&listen]));
-    let settle = || {
+    let await_rest = || {
         // All listen: what each start holds open until then is closed.
         supervisor.eventually("all are ready", || {
             let ready = supervisor.events_named("ready");
@@ -74,7 +74,7 @@ fn crashes_of_listening_workers_leak_no_descriptor_and_no_memory() {
         });
         assert!(load::who(address).is_some());
     };
-    crashes_leave_nothing(&supervisor, settle);
+    crashes_leave_nothing(&supervisor, await_rest);
 }
 
 /// Threads that are started when they are needed first, each with one descriptor: they look for closed listeners, for the

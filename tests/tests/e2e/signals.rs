@@ -195,18 +195,18 @@ fn number_of_workers_is_right_after_many_signals() {
         offset(Duration::from_millis(round * 7 % 40));
     }
     // Quiet: three workers, all of one generation, and they stay.
-    let settled = await_some(TIMEOUT, "three workers of one generation", || {
+    let replaced = await_some(TIMEOUT, "three workers of one generation", || {
         let workers = supervisor.workers();
         let started = supervisor.events_named("started");
         let of: Vec<i32> =
             started.iter().filter(|event| workers.contains(&event.pid)).map(|event| event.reload).collect();
         (of.len() == 3 && workers.len() == 3 && of.iter().all(|reload| *reload == of[0])).then_some(workers)
     });
-    always(Duration::from_secs(1), "they stay", || supervisor.workers() == settled);
+    always(Duration::from_secs(1), "they stay", || supervisor.workers() == replaced);
     let mut indices: Vec<i32> = supervisor
         .events_named("started")
         .iter()
-        .filter(|event| settled.contains(&event.pid))
+        .filter(|event| replaced.contains(&event.pid))
         .map(|event| event.index)
         .collect();
     indices.sort_unstable();

@@ -321,10 +321,10 @@ if 'AGAIN' not in os.environ:
 }
 
 /// A process that no supervisor has started.
-struct Stranger(Child);
+struct Unrelated(Child);
 
-impl Stranger {
-    fn start(address: SocketAddr, user: Option<u32>, variables: &[(&str, &str)]) -> Stranger {
+impl Unrelated {
+    fn start(address: SocketAddr, user: Option<u32>, variables: &[(&str, &str)]) -> Unrelated {
         let words = script(PLAIN, address);
         let words =
             user.map_or_else(|| words.clone(), |user| [launcher(Some(user), &[]), words.clone()].concat());
@@ -332,7 +332,7 @@ impl Stranger {
         command.args(&words[1..]).envs([("WORKER_INDEX", "0"), ("RELOAD_INDEX", "0")]);
         let child = command.envs(variables.iter().copied()).stdout(Stdio::null()).spawn().expect("it starts");
         eventually(TIMEOUT, "it listens", || load::who(address).is_some());
-        Stranger(child)
+        Unrelated(child)
     }
 
     fn pid(&self) -> i32 {
@@ -340,7 +340,7 @@ impl Stranger {
     }
 }
 
-impl Drop for Stranger {
+impl Drop for Unrelated {
     fn drop(&mut self) {
         let _gone = self.0.kill();
         let _gone = self.0.wait();
@@ -350,7 +350,7 @@ impl Drop for Stranger {
 #[test]
 fn a_stranger_is_named_and_left_alone() {
     let address = address::tcp();
-    let stranger = Stranger::start(address, None, &[]);
+    let stranger = Unrelated::start(address, None, &[]);
     let line = leaves_alone(address, stranger.pid());
     assert!(!line.contains("master-process (pid"), "{line}");
 }
@@ -362,7 +362,7 @@ fn who_names_a_running_supervisor_is_left_alone() {
     running.await_workers(1);
     let address = address::tcp();
     let pid = running.pid().to_string();
-    let stranger = Stranger::start(address, None, &[("PPID", &pid)]);
+    let stranger = Unrelated::start(address, None, &[("PPID", &pid)]);
     leaves_alone(address, stranger.pid());
     assert_eq!(running.stop(), 0);
 }

@@ -16,7 +16,7 @@ fn listening_worker(path: &Path, more: &[&str]) -> Vec<String> {
     fixtures::worker(&words)
 }
 
-fn handed_over(path: &Path, options: &[&str]) -> Supervisor {
+fn passed(path: &Path, options: &[&str]) -> Supervisor {
     let listen = format!("unix:{}", path.display());
     let builder = Supervisor::builder().args(["--listen", &listen]).args(options);
     builder.command(fixtures::worker(&["accept=3", "notify"])).spawn()
@@ -73,7 +73,7 @@ fn socket_mode_and_owner_apply() {
         assert_eq!((metadata.uid(), metadata.gid(), mode(path)), (65534, 1, Some(0o600)));
     };
     let (_folder, path) = address::unix();
-    let supervisor = handed_over(&path, &options);
+    let supervisor = passed(&path, &options);
     supervisor.await_events(1, "ready");
     looks_right(&path);
 
@@ -86,7 +86,7 @@ fn socket_mode_and_owner_apply() {
 
     // The owner alone; by number.
     let (_folder, path) = address::unix();
-    let supervisor = handed_over(&path, &["--socket-owner", "12345"]);
+    let supervisor = passed(&path, &["--socket-owner", "12345"]);
     supervisor.await_events(1, "ready");
     let metadata = path.metadata().expect("it is there");
     assert_eq!((metadata.uid(), metadata.gid()), (12345, rustix::process::getegid().as_raw()));
@@ -96,7 +96,7 @@ fn socket_mode_and_owner_apply() {
 fn a_stale_socket_at_a_listen_path_is_removed_at_the_start() {
     let (_folder, path) = address::unix();
     drop(UnixListener::bind(&path).expect("nothing is there yet"));
-    let supervisor = handed_over(&path, &[]);
+    let supervisor = passed(&path, &[]);
     supervisor.await_events(1, "ready");
     assert!(load::who(path.as_path()).is_some());
 }
@@ -203,7 +203,7 @@ fn the_path_is_removed_at_every_orderly_end() {
     assert!(!path.exists(), "after the second signal");
     // QUIT, with a socket that was handed over.
     let (_folder, path) = address::unix();
-    let supervisor = handed_over(&path, &[]);
+    let supervisor = passed(&path, &[]);
     supervisor.await_events(1, "ready");
     supervisor.signal(Signal::QUIT);
     assert_eq!(supervisor.wait_exit(TIMEOUT).code(), Some(0));

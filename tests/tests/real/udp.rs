@@ -81,7 +81,7 @@ const FLOWS: usize = 64;
 const WORKERS: usize = 4;
 
 /// Sends requests until all workers answer: each flow has the same answer three times in a row.
-fn settled(supervisor: &Supervisor, flows: &[Flow]) -> Vec<i32> {
+fn distributed(supervisor: &Supervisor, flows: &[Flow]) -> Vec<i32> {
     supervisor.until("each flow has a worker of its own", || {
         let first = pids(flows)?;
         let distinct: BTreeSet<&i32> = first.iter().collect();
@@ -106,7 +106,7 @@ fn serves_flows(protocol: Protocol, command: &[String]) {
     let supervisor = supervised(&["-w", &WORKERS.to_string()], command);
     let workers = supervisor.await_workers(WORKERS);
     let flows: Vec<Flow> = (0..FLOWS).map(|_| Flow::open(protocol)).collect();
-    let owners = settled(&supervisor, &flows);
+    let owners = distributed(&supervisor, &flows);
     for _ in 0..10 {
         assert_eq!(pids(&flows), Some(owners.clone()), "a flow stays with its worker");
     }

@@ -268,8 +268,8 @@ mod tests {
 
     #[test]
     fn counters_of_another_kind_are_refused() {
-        let refusal = read(&kernel(Counters::Unknown, true));
-        assert_eq!(refusal, Err("mm_struct.rss_stat is of a type that is not known".to_owned()));
+        let error = read(&kernel(Counters::Unknown, true));
+        assert_eq!(error, Err("mm_struct.rss_stat is of a type that is not known".to_owned()));
     }
 
     #[test]

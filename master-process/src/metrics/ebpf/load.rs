@@ -57,7 +57,7 @@ pub(super) struct Running {
     _links: Vec<OwnedFd>,
 }
 
-/// A process in the terms of the programs.
+/// A process as the programs see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity {
     /// Its pid in the initial PID namespace.

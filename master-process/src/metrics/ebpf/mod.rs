@@ -51,7 +51,7 @@ pub struct Ebpf {
     /// The number of trees that were not measured whole, as it was logged.
     unmeasured: u64,
     /// The number of unknown children of the supervisor at the last call.
-    strangers: u64,
+    unknown_children: u64,
     /// The number of descriptors of listeners that were found to be closed at the last call.
     closed: u64,
 }
@@ -95,7 +95,7 @@ impl Ebpf {
             settings,
             workers,
             unmeasured: 0,
-            strangers: 0,
+            unknown_children: 0,
             closed: 0,
         })
     }
@@ -261,9 +261,10 @@ impl Ebpf {
 
     /// Whether the supervisor has more children without an account than at the last call: orphans that it has adopted.
     pub fn sees_orphan(&mut self) -> bool {
-        let strangers = self.running.control.first().map_or(0, |control| control.strangers.load(Acquire));
-        let more = strangers > self.strangers;
-        self.strangers = strangers;
+        let unknown_children =
+            self.running.control.first().map_or(0, |control| control.unknown_children.load(Acquire));
+        let more = unknown_children > self.unknown_children;
+        self.unknown_children = unknown_children;
         more
     }
 

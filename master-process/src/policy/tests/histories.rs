@@ -86,8 +86,8 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::LaunchFails => to(sim, launching.last().copied(), |sim, worker| {
             sim.fail_launch(worker, LaunchFailure::Passing);
         }),
-        Step::ReadyOldest => to(sim, unready.first().copied(), Sim::sign),
-        Step::ReadyNewest => to(sim, several(&unready), Sim::sign),
+        Step::ReadyOldest => to(sim, unready.first().copied(), Sim::make_ready),
+        Step::ReadyNewest => to(sim, several(&unready), Sim::make_ready),
         Step::DieOldest => to(sim, running.first().copied(), Sim::die),
         Step::DieNewest => to(sim, several(&running), Sim::die),
         Step::Leave => to(sim, stopping.first().copied(), Sim::die),

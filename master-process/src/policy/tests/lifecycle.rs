@@ -115,7 +115,7 @@ fn a_worker_that_is_late_and_alone_is_warned_of_once_and_goes_on_starting() {
     assert_eq!(sim.policy.deadline(), None, "nothing else is to come");
     sim.pass(3600 * SECOND);
     assert_eq!((slow(&sim), sim.alive()), (1, vec![late]), "it is no early death either");
-    sim.sign(late);
+    sim.make_ready(late);
     assert!(matches!(sim.notes[..], [_, Report::Ready { .. }]), "{:?}", sim.notes);
     sim.finish();
 }
@@ -128,7 +128,7 @@ fn a_program_that_needs_longer_than_the_time_out_comes_back_after_each_crash() {
         let worker = sim.alive()[0];
         sim.pass(75 * SECOND);
         assert_eq!(sim.alive(), [worker], "it is not stopped");
-        sim.sign(worker);
+        sim.make_ready(worker);
         sim.pass(10 * SECOND);
         sim.die(worker);
     }
@@ -363,7 +363,7 @@ fn a_slot_that_comes_back_does_not_wait_for_who_leaves_it() {
     sim.event(Event::ScaleDown);
     sim.event(Event::ScaleUp);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     assert_eq!(sim.alive().len(), 2);
     assert_eq!(sim.find(|process| process.out_of_rotation).len(), 1, "the old one takes its time");
     sim.finish();

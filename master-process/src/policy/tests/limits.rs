@@ -56,7 +56,7 @@ fn ten_samples_in_a_row_over_the_memory_limit_replace_a_worker_and_the_successor
         "it serves until there is another"
     );
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     assert!(sim.processes[&old].out_of_rotation);
     sim.run_smoothly();
     assert!(!sim.processes.contains_key(&old));
@@ -144,7 +144,7 @@ fn a_worker_is_judged_from_the_delay_after_ready_on() {
     let mut sim = Sim::new(settings(1));
     sim.launch_all();
     sim.pass(50 * SECOND);
-    sim.sign_all();
+    sim.make_all_ready();
     let worker = sim.alive()[0];
     memory(&mut sim, worker, &[2000; 15]);
     assert_eq!(starting(&sim), 0, "the delay counts from ready");
@@ -277,7 +277,7 @@ fn a_successor_that_dies_early_gives_its_place_back() {
     let old = sim.alive()[0];
     memory(&mut sim, old, &[2000; 10]);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     assert!(sim.processes[&old].out_of_rotation);
     let successor = sim.find(|process| process.ready && !process.out_of_rotation)[0];
     sim.die(successor);
@@ -524,7 +524,7 @@ fn a_slot_that_comes_anew_does_not_wait_for_what_the_old_one_used() {
     let old = sim.alive()[1];
     memory(&mut sim, old, &[2000; 10]);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     sim.event(Event::ScaleDown);
     // Before its last worker has ended.
     sim.event(Event::ScaleUp);

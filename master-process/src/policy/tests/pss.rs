@@ -172,7 +172,7 @@ fn a_worker_that_is_gone_or_stands_by_is_not_replaced_for_a_late_answer() {
     memory(&mut sim, worker, &[5000; 10]);
     sim.event(Event::Reload);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     sim.answer_pss(Pss::Bytes(5000));
     sim.run_smoothly();
     sim.pass(Duration::from_secs(10));

@@ -28,7 +28,7 @@ fn an_old_worker_is_asked_to_leave_only_when_its_own_successor_is_ready() {
     let new = sim.find(|process| process.generation == 1);
     assert_eq!(new.len(), 2, "all start at once");
     assert!(!sim.processes[&old[0]].out_of_rotation && !sim.processes[&old[1]].out_of_rotation);
-    sim.sign(new[1]);
+    sim.make_ready(new[1]);
     sim.answer_queue_requests(Queue::None);
     assert!(!sim.processes[&old[0]].out_of_rotation, "the other slot's");
     assert!(sim.processes[&old[1]].stopped, "its own, at once, since no connection can wait for it");
@@ -46,10 +46,10 @@ fn a_reload_in_batches_waits_for_the_whole_batch() {
         let starting = sim.find(|process| !process.running);
         assert_eq!(starting.len(), expected);
         sim.launch_all();
-        sim.sign(starting[0]);
+        sim.make_ready(starting[0]);
         if expected > 1 {
             assert!(sim.find(|process| !process.running).is_empty(), "half a batch is no batch");
-            sim.sign(starting[1]);
+            sim.make_ready(starting[1]);
         }
     }
     assert!(
@@ -106,7 +106,7 @@ fn a_start_of_a_reload_that_takes_longer_than_usual_is_told_of_once() {
     sim.launch_all();
     // It takes four seconds to become ready.
     sim.pass(4 * SECOND);
-    sim.sign(sim.alive()[0]);
+    sim.make_ready(sim.alive()[0]);
     sim.event(Event::Reload);
     sim.launch_all();
     let new = sim.find(|process| process.generation == 1)[0];
@@ -117,7 +117,7 @@ fn a_start_of_a_reload_that_takes_longer_than_usual_is_told_of_once() {
     assert_eq!(sim.notes.last(), Some(&Report::Waits { worker: new, after: 10 * SECOND }));
     sim.pass(40 * SECOND);
     assert_eq!(logged(&sim), 1);
-    sim.sign(new);
+    sim.make_ready(new);
     sim.leave_all();
     // The next one took fifty seconds: twice that is unusual then, and is the time-out as well.
     sim.pass(10 * SECOND);
@@ -254,13 +254,13 @@ fn a_worker_that_may_be_serving_stays_until_its_successor_is_ready() {
 fn a_worker_that_may_be_serving_is_replaced_by_one_that_is_ready_first() {
     let mut sim = reloaded_while_starting(settings(1));
     let (old, new) = (sim.alive()[0], sim.alive()[1]);
-    sim.sign(new);
+    sim.make_ready(new);
     assert!(sim.processes[&old].out_of_rotation && !sim.processes[&old].stopped, "it is on standby");
     sim.die(new);
     assert!(!sim.processes[&old].stopped, "and is all that the slot has, again");
     sim.pass(SECOND * 30);
     sim.launch_all();
-    sim.sign(old);
+    sim.make_ready(old);
     assert!(
         matches!(sim.notes.last(), Some(Report::Ready { worker, .. }) if *worker == old),
         "{:?}",
@@ -277,7 +277,7 @@ fn a_successor_is_late_only_where_the_worker_before_it_is_ready() {
     let (old, new) = (sim.alive()[0], sim.alive()[1]);
     sim.pass(SECOND * 60);
     assert_eq!(sim.notes.last(), Some(&Report::Slow { worker: new, after: SECOND * 60 }), "both are slow");
-    sim.sign(old);
+    sim.make_ready(old);
     assert_eq!(sim.alive(), [old, new], "the one has needed 61 s: so may the other");
     sim.pass(SECOND * 62);
     assert!(sim.processes[&new].stopped, "{:?}", sim.notes);
@@ -303,7 +303,7 @@ fn the_time_that_the_program_has_needed_so_far_is_given_twice_to_a_reload() {
     let mut sim = Sim::new(settings);
     sim.launch_all();
     sim.pass(SECOND * 75);
-    sim.sign_all();
+    sim.make_all_ready();
     sim.pass(SECOND * 5);
     sim.event(Event::Reload);
     sim.launch_all();
@@ -331,7 +331,7 @@ fn a_new_worker_that_listens_on_a_part_is_waited_for_until_it_is_late() {
         sim.pass(SECOND * 59);
         assert_eq!(generations(&sim), [0, 1], "the old one serves on");
         if complete {
-            sim.sign(new);
+            sim.make_ready(new);
         } else {
             sim.pass(SECOND);
         }
@@ -363,7 +363,7 @@ fn a_new_worker_that_is_ready_and_dies_early_counts_as_a_failed_start() {
     sim.event(Event::Reload);
     sim.launch_all();
     let new = sim.find(|process| process.generation == 1)[0];
-    sim.sign(new);
+    sim.make_ready(new);
     sim.launch_all();
     sim.die(new);
     assert!(sim.notes.contains(&Report::ReloadFailed {
@@ -406,7 +406,7 @@ fn an_old_worker_drains_until_its_queue_has_been_empty_for_the_drain_time() {
     let old = sim.alive()[0];
     sim.event(Event::Reload);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     assert!(sim.processes[&old].out_of_rotation && !sim.processes[&old].stopped, "out of rotation first");
     sim.answer_queue_requests(Queue::Waiting);
     sim.pass(MS * 10);
@@ -426,7 +426,7 @@ fn a_connection_that_comes_late_to_a_draining_worker_starts_the_drain_time_anew(
     let old = sim.alive()[0];
     sim.event(Event::Reload);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     sim.answer_queue_requests(Queue::Empty);
     sim.pass(MS * 200);
     sim.answer_queue_requests(Queue::Waiting);
@@ -446,7 +446,7 @@ fn a_hung_worker_that_never_empties_its_queue_is_asked_to_leave_in_the_end() {
     let old = sim.alive()[0];
     sim.event(Event::Reload);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     for _ in 0..501 {
         sim.answer_queue_requests(Queue::Waiting);
         sim.pass(MS * 10);
@@ -461,7 +461,7 @@ fn a_stop_ends_a_drain() {
     sim.run_smoothly();
     sim.event(Event::Reload);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     sim.answer_queue_requests(Queue::Empty);
     sim.event(Event::Stop);
     assert_eq!(sim.find(|process| process.stopped).len(), 2);
@@ -479,7 +479,7 @@ fn the_successor_of_a_crashed_worker_that_listens_on_a_part_goes_on_starting() {
     sim.event(Event::ReadySignal(worker, ReadySignal::ListenPartly));
     sim.pass(SECOND * 3600);
     assert_eq!(sim.notes.last(), Some(&Report::Slow { worker, after: SECOND * 60 }));
-    sim.sign(worker);
+    sim.make_ready(worker);
     assert!(matches!(sim.notes.last(), Some(Report::Ready { .. })), "{:?}", sim.notes);
     sim.finish();
 }
@@ -495,7 +495,7 @@ fn a_new_worker_that_is_ready_and_dies_early_gives_its_place_back() {
     sim.event(Event::Reload);
     for _ in 0..2 {
         sim.launch_all();
-        sim.sign_all();
+        sim.make_all_ready();
         assert!(
             sim.processes[&old[0]].out_of_rotation && !sim.processes[&old[0]].stopped,
             "it is on standby"
@@ -527,7 +527,7 @@ fn a_new_worker_that_outlives_the_throttle_lets_its_predecessor_go() {
     let old = sim.alive()[0];
     sim.event(Event::Reload);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     sim.pass(MS * 999);
     assert!(
         !sim.processes[&old].stopped
@@ -547,7 +547,7 @@ fn a_reload_while_a_worker_stands_by_needs_it_no_more_when_the_next_is_ready() {
     for _ in 0..3 {
         sim.event(Event::Reload);
         sim.launch_all();
-        sim.sign_all();
+        sim.make_all_ready();
         sim.answer_queue_requests(Queue::None);
     }
     assert_eq!(sim.find(|process| !process.stopped).len(), 2, "one serves, one stands by");

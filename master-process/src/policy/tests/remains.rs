@@ -28,7 +28,7 @@ fn what_a_crashed_worker_leaves_behind_has_the_kill_timeout_and_nobody_waits_for
     let (mut sim, crashed) = crashed_with_remains();
     assert_eq!(remains(&sim, crashed), (true, false));
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     assert_eq!(sim.alive().len(), 1, "the replacement does not wait");
     sim.pass(4999 * MS);
     assert!(!remains(&sim, crashed).1, "too early");
@@ -42,7 +42,7 @@ fn what_a_crashed_worker_leaves_behind_has_the_kill_timeout_and_nobody_waits_for
 fn what_a_crashed_worker_leaves_behind_has_a_second_where_none_of_it_handles_the_stop_signal() {
     let (mut sim, crashed) = crashed_with_remains();
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     sim.pass(200 * MS);
     sim.event(Event::RemainsUnheeding(crashed));
     sim.pass(799 * MS);
@@ -67,7 +67,7 @@ fn what_a_crashed_worker_leaves_behind_has_a_second_where_its_replacement_dies_e
     for worker in [crashed, other] {
         sim.die_with_remains(worker);
         sim.launch_all();
-        sim.sign_all();
+        sim.make_all_ready();
     }
     sim.pass(300 * MS);
     let replacement = sim.alive().into_iter().find(|worker| worker.slot == crashed.slot);
@@ -91,7 +91,7 @@ fn what_a_worker_that_was_asked_to_leave_leaves_behind_has_its_time_whoever_dies
     let old = sim.alive()[0];
     sim.event(Event::Reload);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     sim.pass(2 * SECOND);
     sim.answer_queue_requests(crate::policy::Queue::None);
     assert!(sim.processes[&old].stopped);
@@ -100,7 +100,7 @@ fn what_a_worker_that_was_asked_to_leave_leaves_behind_has_its_time_whoever_dies
         let new = newest(&sim);
         sim.die(new);
         sim.launch_all();
-        sim.sign_all();
+        sim.make_all_ready();
     }
     sim.pass(4 * SECOND);
     assert!(!remains(&sim, old).1, "too early");
@@ -152,7 +152,7 @@ fn a_reload_is_complete_while_something_remains_of_an_old_worker() {
     sim.event(Event::Reload);
     let old = sim.alive()[0];
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     sim.pass(2 * SECOND);
     sim.answer_queue_requests(crate::policy::Queue::None);
     assert!(sim.processes[&old].stopped);

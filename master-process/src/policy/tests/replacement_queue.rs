@@ -45,7 +45,7 @@ fn one_slot_at_a_time_is_replaced_where_a_reload_replaces_one() {
         assert_eq!(replaced(&sim), [slot], "its turn");
         memory(&mut sim, &old[slot as usize + 1..], &[2000]);
         assert_eq!(replaced(&sim), [slot], "only its own");
-        sim.sign_all();
+        sim.make_all_ready();
         // It is ready, and can still exit early.
         if sim.policy.deadline().is_some_and(|at| at > sim.now) {
             sim.pass(2 * SECOND);
@@ -62,7 +62,7 @@ fn a_successor_on_trial_keeps_the_turn() {
     let old = sim.alive();
     memory(&mut sim, &old, &[2000; 10]);
     sim.launch_all();
-    sim.sign_all();
+    sim.make_all_ready();
     assert!(replaced(&sim).is_empty(), "it is ready, and on probation for a second");
     memory(&mut sim, &old[1..], &[]);
     sim.pass(SECOND * 9 / 10);
@@ -131,7 +131,7 @@ fn a_slot_whose_starts_all_fail_lets_the_others_have_their_turns() {
             if worker.slot == 0 {
                 sim.die(worker);
             } else {
-                sim.sign(worker);
+                sim.make_ready(worker);
             }
         }
         sim.leave_all();

@@ -344,14 +344,14 @@ impl Sim {
         }
     }
 
-    pub(super) fn sign(&mut self, worker: WorkerId) {
+    pub(super) fn make_ready(&mut self, worker: WorkerId) {
         self.processes.get_mut(&worker).expect("only a process can be ready").ready = true;
         self.event(Event::ReadySignal(worker, ReadySignal::Listen));
     }
 
-    pub(super) fn sign_all(&mut self) {
+    pub(super) fn make_all_ready(&mut self) {
         for worker in self.find(|process| process.running && !process.ready && !process.stopped) {
-            self.sign(worker);
+            self.make_ready(worker);
         }
     }
 
@@ -416,7 +416,7 @@ impl Sim {
         for _ in 0..100 {
             let before = self.processes.clone();
             self.launch_all();
-            self.sign_all();
+            self.make_all_ready();
             self.answer_queue_requests(Queue::None);
             self.leave_all();
             if self.processes == before

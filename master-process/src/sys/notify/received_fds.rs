@@ -134,7 +134,7 @@ impl Shared {
 fn start(shared: &Arc<Shared>) -> Option<Sender<OwnedFd>> {
     let (sender, receiver) = channel::<OwnedFd>();
     let shared = Arc::clone(shared);
-    let thread = std::thread::Builder::new().name("notify-closer".to_owned()).stack_size(64 * 1024);
+    let thread = std::thread::Builder::new().name("notify-close".to_owned()).stack_size(64 * 1024);
     let started = thread.spawn(move || {
         for fd in receiver {
             do_not_linger(fd.as_fd());

@@ -97,7 +97,7 @@ const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 impl Prepared {
     /// With `passing`, the child starts with a copy of the descriptor table and sends its listener through this socket.
     pub(super) fn new(template: &Arc<SpawnTemplate>, args: SpawnArgs, passing: Option<OwnedFd>) -> Prepared {
-        let place = (!template.handed_over.is_empty()).then_some(c"LISTEN_PID=");
+        let place = (!template.inherited.is_empty()).then_some(c"LISTEN_PID=");
         let directory = template.directory.as_ref().map(|directory| &directory.variable);
         let pwd = directory.map(|_| template.environment.len());
         let environment = template.environment.iter().chain(directory).chain(&args.environment);
@@ -123,7 +123,7 @@ impl Prepared {
             _passing: None,
         };
         prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
-        let given = template.handed_over.iter().chain(&template.stdin).map(AsRawFd::as_raw_fd);
+        let given = template.inherited.iter().chain(&template.stdin).map(AsRawFd::as_raw_fd);
         let highest = given.chain(prepared.extra.map(|(fd, _)| fd)).fold(2, RawFd::max);
         prepared.table = match &passing {
             None => Table::Shared((highest + 1).cast_unsigned()),
@@ -278,7 +278,7 @@ impl ChildContext<'_> {
         if let Some(stdin) = &template.stdin {
             dup(stdin.as_raw_fd(), 0)?;
         }
-        for (from, to) in template.handed_over.iter().zip(3..) {
+        for (from, to) in template.inherited.iter().zip(3..) {
             dup(from.as_raw_fd(), to)?;
         }
         if let Some((from, to)) = self.prepared.extra {
@@ -343,7 +343,7 @@ impl ChildContext<'_> {
 
     /// Writes the pid into the entry that [`Prepared::new`] reserved: the last one before the null pointer.
     fn set_listen_pid(&mut self) {
-        if self.template.handed_over.is_empty() {
+        if self.template.inherited.is_empty() {
             return;
         }
         let mut rest = call(SpawnStep::Exec, libc::SYS_getpid, [0, 0, 0]).unwrap_or(0);

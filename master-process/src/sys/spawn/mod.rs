@@ -61,7 +61,7 @@ pub struct SpawnTemplate {
     /// Standard input, if it is not the supervisor's.
     pub stdin: Option<OwnedFd>,
     /// The descriptors that become 3 and following. Each has a number above all of those.
-    pub handed_over: Vec<OwnedFd>,
+    pub inherited: Vec<OwnedFd>,
     /// Whether a filter needs `NO_NEW_PRIVS`.
     pub filter_needs_no_new_privs: bool,
     /// Whether the worker gets `NO_NEW_PRIVS` also without a filter.

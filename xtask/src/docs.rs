@@ -16,7 +16,7 @@ struct Table {
 
 fn tables() -> [Table; 3] {
     [
-        Table { page: "docs/options.md", name: "options", text: cli::option_table() },
+        Table { page: "docs/options.md", name: "options", text: cli::options_as_markdown() },
         Table {
             page: "docs/options.md",
             name: "exit codes",

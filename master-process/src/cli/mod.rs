@@ -8,8 +8,8 @@ mod arguments;
 mod cpu_count;
 mod environment;
 mod host;
+mod markdown;
 mod option_table;
-mod readme;
 mod rules;
 mod usage_error;
 mod users;
@@ -21,7 +21,7 @@ use crate::config::Config;
 use arguments::Answer;
 use host::{Host, ThisHost};
 
-pub use readme::option_table;
+pub use markdown::options_as_markdown;
 pub use usage_error::UsageError;
 
 /// The request of the command line.

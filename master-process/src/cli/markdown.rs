@@ -7,7 +7,7 @@ const COLUMNS: [&str; 4] = ["flag", "variables", "default", "meaning"];
 
 /// The options as a Markdown table, which `cargo xtask docs` writes into `docs/options.md`.
 #[must_use]
-pub fn option_table() -> String {
+pub fn options_as_markdown() -> String {
     let mut table = line(&COLUMNS.map(str::to_owned));
     table.push_str("|---|---|---|---|\n");
     for opt in OPTIONS {
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn every_option_is_a_row_whose_bars_do_not_end_a_cell() {
-        let table = option_table();
+        let table = options_as_markdown();
         assert_eq!(table.lines().count(), OPTIONS.len() + 2);
         let cells = |row: &str| row.replace("\\|", "").matches('|').count();
         assert!(table.lines().all(|row| cells(row) == 5), "{table}");

@@ -66,6 +66,33 @@ fn a_descendant_that_is_killed_is_not_the_worker() {
     assert_eq!(bench.bury(worker).killer, None);
 }
 
+/// The ids of the links to the tracepoint of signals that this process has open.
+fn links() -> std::collections::BTreeSet<String> {
+    let files = std::fs::read_dir("/proc/self/fdinfo").expect("our own files").flatten();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let of_signals = texts.filter(|text| text.contains("tp_name:\tsignal_generate"));
+    let id = |text: String| text.lines().find_map(|line| line.strip_prefix("link_id:")).map(str::to_owned);
+    of_signals.filter_map(id).collect()
+}
+
+#[test]
+fn one_set_of_programs_records_the_signals_of_all_supervisors() {
+    let mut first = bench!("one_set_of_programs_records_the_signals_of_all_supervisors", Scope::Worker);
+    if !rustix::process::geteuid().is_root() || !std::path::Path::new("/run/master-process").is_dir() {
+        master_process_tests::skip!("no directory that root's supervisors share");
+    }
+    let of_first = links();
+    assert_eq!(of_first.len(), 1);
+    let mut second = bench!("one_set_of_programs_records_the_signals_of_all_supervisors", Scope::Worker);
+    assert_eq!(links(), of_first, "the second supervisor opens what the first has attached");
+    // It records for both, and outlives the one that has attached it.
+    let (_shell, words) = sent(&mut first, &["KILL"]);
+    assert_eq!(words.killer.map(|killer| killer.signal), Some(9));
+    drop(first);
+    let (_shell, words) = sent(&mut second, &["TERM"]);
+    assert_eq!(words.killer.map(|killer| killer.signal), Some(15));
+}
+
 /// To be run alone, on a machine of its own: `--ignored`.
 #[test]
 #[ignore = "uses up all memory that there is"]

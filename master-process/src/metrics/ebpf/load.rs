@@ -13,12 +13,13 @@ use master_process_common::{Account, Control, FILTERS, Listener, Params};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
 
 use super::btf::Btf;
+use super::death_programs::{self, DeathPrograms, HOST_ENTRIES, Shared};
 use super::kernel_offsets::{kernel_functions, kernel_offsets};
 use super::load_error::LoadError;
 use super::object::{self, LoadParams, Loaded};
 use super::offset_cache::{self, KernelTypes};
 use crate::config::Scope;
-use crate::sys::bpf::{self, Map, Mapping, Ring, Shared};
+use crate::sys::bpf::{self, Map, Mapping, Ring, Shared as SharedType};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const NAMESPACE: &str = "/proc/self/ns/pid";
@@ -29,8 +30,6 @@ const FIRST_NAMESPACE: u64 = 0xefff_fffc;
 const START: &str = "start";
 /// The program that identifies a process.
 const TRANSLATE: &str = "translate";
-/// Programs that a kernel may lack. Without this one, OOM kills are not recognised.
-const OPTIONAL: [&str; 1] = ["mark_victim"];
 
 /// The maps and descriptors of the running programs.
 #[derive(Debug)]
@@ -42,7 +41,7 @@ pub(super) struct Running {
     pub(super) events: Map,
     pub(super) ring: Ring,
     /// What is known of the signals to workers.
-    pub(super) deaths: Map,
+    pub(super) death_programs: DeathPrograms,
     /// The timer runs as long as its map is open.
     _timer: Map,
     /// The device, in the kernel's encoding, and the inode of this PID namespace.
@@ -51,10 +50,6 @@ pub(super) struct Running {
     translate: OwnedFd,
     /// Whether the pids that the programs use are valid here.
     pub(super) in_first_namespace: bool,
-    /// Whether OOM kills are recognised.
-    pub(super) sees_oom: bool,
-    /// The programs stay attached while these are open.
-    _links: Vec<OwnedFd>,
 }
 
 /// A process as the programs see it.
@@ -98,8 +93,18 @@ pub(super) fn start(scope: Scope, accounts: u32, interval: Duration) -> Result<R
         },
         page_shift: rustix::param::page_size().trailing_zeros(),
     };
-    let entries =
-        HashMap::from([("ACCOUNTS", accounts), ("DEATHS", accounts), ("LISTENERS", listeners(accounts))]);
+    let mut shared = Shared::open(object::bytes());
+    let found = shared.as_mut().and_then(Shared::find);
+    let records = if shared.is_some() { HOST_ENTRIES } else { accounts };
+    if found.is_some() {
+        // Nobody else has to wait while the other programs are loaded.
+        shared = None;
+    }
+    let entries = HashMap::from([
+        ("ACCOUNTS", accounts),
+        (death_programs::MAP, records),
+        ("LISTENERS", listeners(accounts)),
+    ]);
     let load_params = LoadParams {
         kernel_offsets: &offsets,
         params: &params,
@@ -107,9 +112,44 @@ pub(super) fn start(scope: Scope, accounts: u32, interval: Duration) -> Result<R
         functions: &functions,
         run_by_hand: &[START, TRANSLATE],
         timer: "TIMER",
+        omitted: if found.is_some() { &death_programs::PROGRAMS } else { &[] },
+        omitted_map: found.is_some().then_some(death_programs::MAP),
     };
-    let loaded = with_locked_memory(|| object::load(&load_params))?;
-    run(loaded, [device, namespace.st_ino()], interval)
+    let mut loaded = with_locked_memory(|| object::load(&load_params))?;
+    let death_programs = match found {
+        Some(found) => found,
+        None => attach(&mut loaded)?,
+    };
+    if let Some(shared) = &mut shared
+        && let Err(error) = shared.keep(&death_programs)
+    {
+        tracing::debug!("the programs that record signals are not shared: {error}");
+    }
+    drop(shared);
+    run(loaded, death_programs, [device, namespace.st_ino()], interval)
+}
+
+/// Attaches the programs that record signals.
+fn attach(loaded: &mut Loaded) -> Result<DeathPrograms, LoadError> {
+    let mut links = Vec::new();
+    for name in death_programs::PROGRAMS {
+        let Some(program) = loaded.programs.remove(name) else {
+            return Err(LoadError::new("the eBPF object", format_args!("no program {name}")));
+        };
+        let tracepoint = CString::new(name).map_err(|error| LoadError::new(name, error))?;
+        match bpf::attach(program.as_fd(), &tracepoint) {
+            Ok(link) => links.push(link),
+            // This kernel lacks the second tracepoint.
+            Err(error) if !links.is_empty() => {
+                tracing::debug!("bpf(BPF_RAW_TRACEPOINT_OPEN) {name}: {error}");
+            }
+            Err(error) => {
+                return Err(LoadError::new(format_args!("bpf(BPF_RAW_TRACEPOINT_OPEN) {name}"), error));
+            }
+        }
+    }
+    let sees_oom = links.len() == death_programs::PROGRAMS.len();
+    Ok(DeathPrograms { records: map(loaded, death_programs::MAP)?, sees_oom, links })
 }
 
 /// The offsets of this kernel, from the last supervisor that looked them up, or from the kernel's type information.
@@ -150,7 +190,12 @@ fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn run(mut loaded: Loaded, namespace: [u64; 2], interval: Duration) -> Result<Running, LoadError> {
+fn run(
+    mut loaded: Loaded,
+    death_programs: DeathPrograms,
+    namespace: [u64; 2],
+    interval: Duration,
+) -> Result<Running, LoadError> {
     let start = loaded
         .programs
         .remove(START)
@@ -159,21 +204,6 @@ fn run(mut loaded: Loaded, namespace: [u64; 2], interval: Duration) -> Result<Ru
         .programs
         .remove(TRANSLATE)
         .ok_or_else(|| LoadError::new("the eBPF object", "no program that identifies"))?;
-    let mut links = Vec::new();
-    let mut sees_oom = true;
-    for (name, program) in &loaded.programs {
-        let tracepoint = CString::new(name.as_str()).map_err(|error| LoadError::new(name, error))?;
-        match bpf::attach(program.as_fd(), &tracepoint) {
-            Ok(link) => links.push(link),
-            Err(error) if OPTIONAL.contains(&name.as_str()) => {
-                tracing::debug!("bpf(BPF_RAW_TRACEPOINT_OPEN) {name}: {error}");
-                sees_oom = false;
-            }
-            Err(error) => {
-                return Err(LoadError::new(format_args!("bpf(BPF_RAW_TRACEPOINT_OPEN) {name}"), error));
-            }
-        }
-    }
     let control: Mapping<Control> = mapping(&loaded, "CONTROL")?;
     if let Some(control) = control.first() {
         control.interval.store(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX), Release);
@@ -185,13 +215,11 @@ fn run(mut loaded: Loaded, namespace: [u64; 2], interval: Duration) -> Result<Ru
         listeners: mapping(&loaded, "LISTENERS")?,
         ring: Ring::new(&events).map_err(|error| LoadError::new("mmap EVENTS", error))?,
         events,
-        deaths: map(&mut loaded, "DEATHS")?,
+        death_programs,
         _timer: map(&mut loaded, "TIMER")?,
         namespace,
         translate,
         in_first_namespace: namespace[1] == FIRST_NAMESPACE,
-        sees_oom,
-        _links: links,
     };
     bpf::run(start.as_fd()).map_err(|error| LoadError::new("bpf(BPF_PROG_TEST_RUN)", error))?;
     let started = running.control.first().map_or(0, |control| control.started.load(Acquire).cast_signed());
@@ -207,7 +235,7 @@ fn map(loaded: &mut Loaded, name: &str) -> Result<Map, LoadError> {
     loaded.maps.remove(name).ok_or_else(|| LoadError::new("the eBPF object", format_args!("no map {name}")))
 }
 
-fn mapping<T: Shared>(loaded: &Loaded, name: &str) -> Result<Mapping<T>, LoadError> {
+fn mapping<T: SharedType>(loaded: &Loaded, name: &str) -> Result<Mapping<T>, LoadError> {
     let map = loaded
         .maps
         .get(name)

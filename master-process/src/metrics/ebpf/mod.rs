@@ -5,11 +5,13 @@ mod accounts;
 mod btf;
 mod btf_writer;
 mod clock;
+mod death_programs;
 mod kernel_offsets;
 mod load;
 mod load_error;
 mod object;
 mod offset_cache;
+mod runtime;
 mod shared;
 
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
@@ -193,7 +195,9 @@ impl Ebpf {
     /// Has the signals to a process recorded. Without a record, it is not known who killed the worker.
     fn record_signals(&self, number: u32) {
         let death = Death { namespace: self.running.namespace, ..Death::default() };
-        if let Err(error) = self.running.deaths.update(&number.to_ne_bytes(), bytes_of(&death)) {
+        if let Err(error) =
+            self.running.death_programs.records.update(&number.to_ne_bytes(), bytes_of(&death))
+        {
             tracing::debug!("bpf(BPF_MAP_UPDATE_ELEM) DEATHS: {error}");
         }
     }
@@ -204,7 +208,7 @@ impl Ebpf {
         let Some(entry) = self.accounts.of_mut(worker) else { return };
         entry.pid = pid;
         let (before, account) = (std::mem::replace(&mut entry.number, number), entry.account);
-        let _may_be_absent = self.running.deaths.delete(&before.to_ne_bytes());
+        let _may_be_absent = self.running.death_programs.records.delete(&before.to_ne_bytes());
         if let Some(account) = self.running.accounts.get(account as usize) {
             account.process.store(number.into(), Release);
         }
@@ -359,7 +363,7 @@ impl Ebpf {
         ExitDetails {
             peak_memory: (peak > 0).then_some(peak),
             killer: death.as_ref().and_then(killer),
-            oom: death.filter(|_| self.running.sees_oom).map(|death| death.oom != 0),
+            oom: death.filter(|_| self.running.death_programs.sees_oom).map(|death| death.oom != 0),
         }
     }
 
@@ -367,8 +371,8 @@ impl Ebpf {
     fn death_of(&self, number: u32) -> Option<Death> {
         let key = number.to_ne_bytes();
         let mut death = Death::default();
-        let found = self.running.deaths.lookup(&key, bytes_of_mut(&mut death));
-        let _may_be_absent = self.running.deaths.delete(&key);
+        let found = self.running.death_programs.records.lookup(&key, bytes_of_mut(&mut death));
+        let _may_be_absent = self.running.death_programs.records.delete(&key);
         found.is_ok_and(|found| found).then_some(death)
     }
 }

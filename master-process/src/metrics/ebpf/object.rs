@@ -44,6 +44,9 @@ pub(super) struct LoadParams<'a> {
     pub(super) run_by_hand: &'a [&'a str],
     /// The map of the timer.
     pub(super) timer: &'a str,
+    /// Programs that are not loaded, and the map that only these use.
+    pub(super) omitted: &'a [&'a str],
+    pub(super) omitted_map: Option<&'a str>,
 }
 
 /// Makes the maps and loads the programs.
@@ -51,11 +54,18 @@ pub(super) struct LoadParams<'a> {
 /// # Errors
 /// The call that failed, and its error.
 pub(super) fn load(load_params: &LoadParams<'_>) -> Result<Loaded, LoadError> {
-    let LoadParams { kernel_offsets, params, entries, functions, run_by_hand, timer } = *load_params;
+    let LoadParams { kernel_offsets, params, entries, functions, run_by_hand, timer, omitted, omitted_map } =
+        *load_params;
     let mut object = Object::parse(&OBJECT.0).map_err(|error| LoadError::new("the eBPF object", error))?;
     let constants =
         HashMap::from([("OFFSETS", (bytes_of(kernel_offsets), true)), ("PARAMS", (bytes_of(params), true))]);
     object.patch_map_data(constants).map_err(|error| LoadError::new("the eBPF object's constants", error))?;
+    for name in omitted {
+        if let Some(program) = object.programs.remove(*name) {
+            object.functions.remove(&program.function_key());
+        }
+    }
+    object.maps.retain(|name, _| Some(name.as_str()) != omitted_map);
     let own_types = OwnTypes::load()?;
     let maps = make_maps(&object, entries, timer, &own_types)?;
     relocate(&mut object, &maps)?;

@@ -11,6 +11,7 @@ use std::path::Path;
 use master_process_common::{KernelOffsets, kfunc};
 use rustix::fs::{Mode, OFlags};
 
+use super::runtime::{self, is_trusted, open_directory};
 use crate::sys::bpf::{bytes_of, bytes_of_mut};
 
 /// What the programs have to know of the kernel.
@@ -21,28 +22,20 @@ pub(super) struct KernelTypes {
     pub(super) functions: [u32; kfunc::NAMES.len()],
 }
 
-/// The directory of the supervisors that root runs.
-const DIRECTORY: &str = "/run/master-process";
 const NAME: &str = "kernel-offsets";
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-
 /// More than a file has.
 const MAX_LEN: usize = 1024;
 
 /// What the offsets hold for: this boot, type information of this length, these programs, and this kind of PID namespace.
 pub(super) fn key(types: &File, programs: &[u8], in_first_namespace: bool) -> Option<String> {
-    let boot = std::fs::read_to_string(BOOT_ID).ok()?;
     let length = types.metadata().ok()?.len();
-    // FNV-1a: whether the programs are the same, not whether somebody has forged them.
-    let hash = programs.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    Some(format!("{} {length} {hash:016x} {in_first_namespace}\n", boot.trim()))
+    let (boot, hash) = (runtime::boot_id()?, runtime::hash(programs));
+    Some(format!("{boot} {length} {hash:016x} {in_first_namespace}\n"))
 }
 
 /// Reads the offsets; `None` if they are not there, or are not to be believed.
 pub(super) fn read(key: &str) -> Option<KernelTypes> {
-    read_from(Path::new(DIRECTORY), key)
+    read_from(Path::new(runtime::DIRECTORY), key)
 }
 
 fn read_from(directory: &Path, key: &str) -> Option<KernelTypes> {
@@ -66,7 +59,7 @@ fn read_from(directory: &Path, key: &str) -> Option<KernelTypes> {
 
 /// Keeps the offsets for other supervisors, if possible.
 pub(super) fn write(key: &str, types: &KernelTypes) {
-    if let Err(error) = write_to(Path::new(DIRECTORY), key, types) {
+    if let Err(error) = write_to(Path::new(runtime::DIRECTORY), key, types) {
         tracing::debug!("the offsets of the kernel are not kept: {error}");
     }
 }
@@ -91,20 +84,6 @@ fn write_to(path: &Path, key: &str, types: &KernelTypes) -> std::io::Result<()> 
         let _absent = rustix::fs::unlinkat(&directory, &own_name, rustix::fs::AtFlags::empty());
     }
     written
-}
-
-/// The directory, if only its owner can write to it.
-fn open_directory(path: &Path) -> Option<File> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    is_trusted(&directory).then_some(directory)
-}
-
-/// Whether it belongs to this user or to root, and nobody else can write to it.
-fn is_trusted(file: &File) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let own = rustix::process::geteuid().as_raw();
-    file.metadata().is_ok_and(|of| (of.uid() == own || of.uid() == 0) && of.mode() & 0o022 == 0)
 }
 
 #[cfg(test)]

@@ -154,7 +154,8 @@ fn perform(name: &str, argument: &str) {
 /// This program in another role.
 pub(crate) fn again(role: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
-    command.args(["--exact", "role::role", "--nocapture"]).env(ROLE, role);
+    // With a single thread, as on a machine of one CPU, the test's name would be on the line of the first number.
+    command.args(["--exact", "role::role", "--nocapture", "--test-threads", "2"]).env(ROLE, role);
     command
 }
 

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use master_process::driver::signals;
+use master_process::driver::{self, signals};
 use master_process::{cli, exit_code};
 
 /// A table of a page, between `<!-- name -->` and `<!-- /name -->`.
@@ -14,9 +14,14 @@ struct Table {
     text: String,
 }
 
-fn tables() -> [Table; 3] {
+fn tables() -> [Table; 4] {
     [
         Table { page: "docs/options.md", name: "options", text: cli::options_as_markdown() },
+        Table {
+            page: "docs/options.md",
+            name: "environment",
+            text: as_table(("variable", "meaning"), &driver::worker_variables()),
+        },
         Table {
             page: "docs/options.md",
             name: "exit codes",
@@ -30,8 +35,14 @@ fn tables() -> [Table; 3] {
     ]
 }
 
-fn two_columns<T: Display>((key, meaning): (&str, &str), rows: &[(T, &str)]) -> String {
-    let rows: String = rows.iter().map(|(key, meaning)| format!("| `{key}` | {meaning} |\n")).collect();
+/// A table whose keys are code.
+fn two_columns<T: Display>(heads: (&str, &str), rows: &[(T, &str)]) -> String {
+    let rows: Vec<_> = rows.iter().map(|(key, meaning)| (format!("`{key}`"), *meaning)).collect();
+    as_table(heads, &rows)
+}
+
+fn as_table((key, meaning): (&str, &str), rows: &[(String, &str)]) -> String {
+    let rows: String = rows.iter().map(|(key, meaning)| format!("| {key} | {meaning} |\n")).collect();
     format!("| {key} | {meaning} |\n|---|---|\n{rows}")
 }
 

@@ -23,25 +23,42 @@ use crate::sys::{fds, path_lookup};
 /// The directories in which a command without a slash is searched if `PATH` is not set; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// Variables that were meant for the supervisor, or that it sets itself. A worker with the supervisor's values would
-/// talk to the supervisor's service manager in the supervisor's name.
-const NOT_PASSED_ON: [&str; 12] = [
-    "NOTIFY_SOCKET",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "LISTEN_PIDFDID",
-    "LISTEN_FDNAMES",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
-    "PPID",
-    "RELOAD_INDEX",
-    "WORKER_INDEX",
-    "MAINPID",
-    "PWD",
+/// The variables that the supervisor sets for its workers, and their meaning for the documentation. Its own values of these
+/// are not passed on.
+const SET: [(&[&str], &str); 6] = [
+    (&["PPID"], "the supervisor's pid"),
+    (&["WORKER_INDEX"], "the slot, from 0 on; a replacement keeps it"),
+    (&["RELOAD_INDEX"], "how many reloads there have been"),
+    (
+        &["NOTIFY_SOCKET"],
+        "where `READY=1` goes, by the sd_notify protocol: a path that the workers' user and root can reach. A worker that \
+         changes its root or its user by itself connects to it before",
+    ),
+    (&["PWD"], "the directory that the worker is in"),
+    (
+        &["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"],
+        "the sockets of `--listen` and of systemd's socket activation, from descriptor 3 on",
+    ),
 ];
 
 /// The variables of a login, which describe the supervisor's own user.
 const OF_LOGIN: [&str; 4] = ["USER", "LOGNAME", "HOME", "SHELL"];
+
+/// Their meaning for the documentation.
+const MEANING_OF_LOGIN: &str = "with `--user`: from that user's entry, as with systemd's `User=`. A home that is empty or `/`, and \
+     a shell that denies logins, are left out; an id without an entry has none of them. Without `--user`: the supervisor's";
+
+/// Variables that were meant for the supervisor: a worker that had them would talk to the supervisor's service manager in
+/// the supervisor's name.
+const NOT_PASSED_ON: [&str; 4] = ["LISTEN_PIDFDID", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID"];
+
+/// The variables of a worker, such as `` `LISTEN_FDS`, `LISTEN_PID` ``, and their meaning, for the documentation.
+#[must_use]
+pub fn worker_variables() -> Vec<(String, &'static str)> {
+    let names = |names: &[&str]| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let set = SET.iter().map(|(of, meaning)| (names(of), *meaning));
+    set.chain([(names(&OF_LOGIN), MEANING_OF_LOGIN)]).collect()
+}
 
 /// Starts workers from one template.
 #[derive(Debug)]
@@ -265,7 +282,8 @@ fn environment(
 /// The supervisor's variables without those that describe the supervisor itself, and with those of the workers' user.
 fn passed_on(inherited: impl Iterator<Item = (OsString, OsString)>, login: Option<&Login>) -> Vec<OsString> {
     let replaced = if login.is_some() { OF_LOGIN.as_slice() } else { &[] };
-    let is_ours = |name: &OsStr| NOT_PASSED_ON.iter().chain(replaced).any(|ours| name == *ours);
+    let set = || SET.iter().flat_map(|(names, _)| names.iter());
+    let is_ours = |name: &OsStr| NOT_PASSED_ON.iter().chain(replaced).chain(set()).any(|ours| name == *ours);
     let mut variables: Vec<OsString> =
         inherited.filter(|(name, _)| !is_ours(name)).map(|(name, value)| pair(&name, &value)).collect();
     if let Some(Login { name, home, shell }) = login {
@@ -284,6 +302,13 @@ fn pair(name: &OsStr, value: &OsStr) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_variable_that_the_supervisor_sets_is_passed_on() {
+        let names = SET.iter().flat_map(|(names, _)| names.iter()).chain(&NOT_PASSED_ON);
+        let variables = names.map(|name| (OsString::from(name), OsString::from("1")));
+        assert!(passed_on(variables, None).is_empty());
+    }
 
     #[test]
     fn a_user_replaces_the_variables_of_a_login() {

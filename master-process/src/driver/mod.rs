@@ -35,6 +35,7 @@ use context::{Context, Deferred, Token};
 use exits::Exits;
 pub use exits::cgroups;
 use launch::Launcher;
+pub use launch::worker_variables;
 use samples::Sampling;
 use signals::Signals;
 use starts::{Greeting, Starts};

@@ -22,26 +22,26 @@ fn sent(bench: &mut Bench, signals: &[&str]) -> (u32, master_process::metrics::E
 #[test]
 fn who_killed_it_is_known() {
     let mut bench = bench!("who_killed_it_is_known", Scope::Worker);
-    let (shell, words) = sent(&mut bench, &["KILL"]);
-    let killer = words.killer.expect("a killer");
+    let (shell, details) = sent(&mut bench, &["KILL"]);
+    let killer = details.killer.expect("a killer");
     assert_eq!((killer.signal, killer.pid), (9, Some(shell.cast_signed())));
     assert_eq!((killer.name.as_str(), killer.uid), ("sh", rustix::process::getuid().as_raw()));
-    assert_eq!(words.oom, Some(false));
+    assert_eq!(details.oom, Some(false));
 }
 
 #[test]
 fn the_last_signal_that_kills_is_the_one() {
     let mut bench = bench!("the_last_signal_that_kills_is_the_one", Scope::Worker);
-    let (_shell, words) = sent(&mut bench, &["CONT", "WINCH", "TERM", "CHLD"]);
-    assert_eq!(words.killer.map(|killer| killer.signal), Some(15));
+    let (_shell, details) = sent(&mut bench, &["CONT", "WINCH", "TERM", "CHLD"]);
+    assert_eq!(details.killer.map(|killer| killer.signal), Some(15));
 }
 
 #[test]
 fn a_fault_has_no_killer() {
     let mut bench = bench!("a_fault_has_no_killer", Scope::Worker);
     let worker = bench.start("crash");
-    let words = bench.bury(worker);
-    assert_eq!((words.killer, words.oom), (None, Some(false)));
+    let details = bench.bury(worker);
+    assert_eq!((details.killer, details.oom), (None, Some(false)));
 }
 
 #[test]
@@ -89,11 +89,11 @@ fn one_set_of_programs_records_the_signals_of_all_supervisors() {
     let mut second = bench!("one_set_of_programs_records_the_signals_of_all_supervisors", Scope::Worker);
     assert_eq!(links(), of_first, "the second supervisor opens what the first has attached");
     // It records for both, and outlives the one that has attached it.
-    let (_shell, words) = sent(&mut first, &["KILL"]);
-    assert_eq!(words.killer.map(|killer| killer.signal), Some(9));
+    let (_shell, details) = sent(&mut first, &["KILL"]);
+    assert_eq!(details.killer.map(|killer| killer.signal), Some(9));
     drop(first);
-    let (_shell, words) = sent(&mut second, &["TERM"]);
-    assert_eq!(words.killer.map(|killer| killer.signal), Some(15));
+    let (_shell, details) = sent(&mut second, &["TERM"]);
+    assert_eq!(details.killer.map(|killer| killer.signal), Some(15));
 }
 
 /// To be run alone, on a machine of its own: `--ignored`.
@@ -102,6 +102,6 @@ fn one_set_of_programs_records_the_signals_of_all_supervisors() {
 fn a_worker_that_the_kernel_chose_is_told_apart() {
     let mut bench = bench!("a_worker_that_the_kernel_chose_is_told_apart", Scope::Worker);
     let worker = bench.start("gorge");
-    let words = bench.bury(worker);
-    assert_eq!((words.killer, words.oom), (None, Some(true)));
+    let details = bench.bury(worker);
+    assert_eq!((details.killer, details.oom), (None, Some(true)));
 }

@@ -114,6 +114,9 @@ pub(super) fn measure(cx: &mut Context, worker: WorkerId, pid: Pid) {
     let took_samples = cx.meter.takes_samples();
     let alive = cx.workers.alive().map(|entry| (entry.id, entry.pid));
     cx.meter.launched(worker, pid, alive);
+    if cx.meter.take_events_changed() {
+        watch_samples(cx);
+    }
     if cx.meter.takes_samples() && !took_samples {
         cx.schedule(Duration::ZERO, Deferred::Sample);
     }

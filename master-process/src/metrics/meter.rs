@@ -134,6 +134,14 @@ impl Meter {
         }
     }
 
+    /// Whether [`Self::events`] is another descriptor since the last call, and has to be watched anew.
+    pub fn take_events_changed(&mut self) -> bool {
+        match &mut self.source {
+            Source::Ebpf(ebpf) => ebpf.take_fd_changed(),
+            Source::Procfs(_) | Source::Off => false,
+        }
+    }
+
     /// The worker runs as `pid`. If eBPF has no room for it and cannot make some, procfs takes over and watches the
     /// workers in `alive`, of which this is one.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid, alive: impl Iterator<Item = (WorkerId, Pid)>) {

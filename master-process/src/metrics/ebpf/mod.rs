@@ -56,6 +56,8 @@ pub struct Ebpf {
     unknown_children: u64,
     /// The number of descriptors of listeners that were found to be closed at the last call.
     closed: u64,
+    /// Whether [`Self::fd`] is another one since the last call of [`Self::take_fd_changed`].
+    fd_changed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -99,12 +101,18 @@ impl Ebpf {
             unmeasured: 0,
             unknown_children: 0,
             closed: 0,
+            fd_changed: false,
         })
     }
 
     /// Readable when [`Self::events`] has something to report.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.running.events.as_fd()
+    }
+
+    /// Whether [`Self::fd`] has to be watched anew: the programs were loaded again.
+    pub fn take_fd_changed(&mut self) -> bool {
+        std::mem::take(&mut self.fd_changed)
     }
 
     /// Watches a worker until [`Self::ended`] is called, which must be before the kernel can reuse its pid. If there is no
@@ -151,6 +159,7 @@ impl Ebpf {
         if let Some(control) = larger.running.control.first() {
             control.listeners.store(places(&self.running), Release);
         }
+        larger.fd_changed = true;
         *self = larger;
         Ok(())
     }

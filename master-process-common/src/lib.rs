@@ -71,7 +71,8 @@ pub mod state {
 #[derive(Debug, Default)]
 pub struct Account {
     /// Its pid in the initial PID namespace, with [`ADOPTED`] if the process is charged to the worker of another account;
-    /// 0 if the account is free. The supervisor sets it last and clears it first.
+    /// 0 if the account is free. The supervisor sets it last and clears it first; the program clears that of an adopted process
+    /// that is gone.
     pub process: AtomicU64,
     /// The account of an adopted process that is charged to the same worker, and so on; 0 after the last one.
     pub next: AtomicU64,

@@ -31,9 +31,6 @@ const MONOTONIC: u64 = 1;
 /// The most listeners that are checked at a sample.
 const MOST_LISTENERS: u64 = 4096;
 
-/// The file of a listener whose process is gone, or has closed it: no address, and not that of a new entry.
-const GONE: u64 = 1;
-
 /// The number of adopted processes that are added to a worker.
 const MOST_ADOPTED: u64 = 1024;
 
@@ -153,7 +150,7 @@ fn sample(control: &Control) {
 
 /// Measures the process of an account, and returns the number of steps that this took.
 ///
-/// This function and the two below are verified once, on their own: inlined into the loop that calls them, they are too
+/// This function and those below are verified once, on their own: inlined into the loop that calls them, they are too
 /// much for the verifier. The loader describes such functions as taking and returning one number.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -163,7 +160,18 @@ extern "C" fn measure_account(number: u64) -> u64 {
     if owner == 0 {
         return 0;
     }
-    let Some(leader) = process(owner & 0xffff_ffff) else { return 1 };
+    // Every worker and every adopted process is a child of the supervisor: another parent's has only the same pid.
+    let leader = match process(owner & 0xffff_ffff) {
+        Some(leader) if tree::tgid(tree::parent_of(leader)) == get(&control.supervisor) => leader,
+        _ => {
+            set(&account.tree_memory, 0);
+            if owner & ADOPTED != 0 {
+                // The supervisor frees the account when it needs one.
+                set(&account.process, 0);
+            }
+            return 1;
+        }
+    };
     set(&control.known, get(&control.known) + 1);
     let found = tree::measure(leader);
     // The supervisor may have released the account meanwhile.
@@ -308,7 +316,7 @@ extern "C" fn check_listener(number: u64) -> u64 {
     }
     let file = match process(place >> 32) {
         Some(leader) => tree::file(leader, place & 0xffff_ffff),
-        None => GONE,
+        None => tree::NO_FILE,
     };
     let before = get(&listener.file);
     if file == before {

@@ -176,17 +176,20 @@ pub(crate) fn describes(leader: u64, pid: u64) -> bool {
         && field(leader, constant!(OFFSETS.task_runtime)) != 0
 }
 
-/// The address of the file that a process has open at a descriptor; 1, which is none, if there is no file.
+/// Instead of the address of a file where none is open: no address, and not the 0 of a listener that was not checked yet.
+pub(crate) const NO_FILE: u64 = 1;
+
+/// The address of the file that a process has open at a descriptor, or [`NO_FILE`].
 #[inline(always)]
 pub(crate) fn file(process: u64, fd: u64) -> u64 {
     let files = field(process, constant!(OFFSETS.task_files));
     let table = field(files, constant!(OFFSETS.files_table));
     let len = field(table, constant!(OFFSETS.table_len)) & 0xffff_ffff;
     if fd >= len {
-        return 1;
+        return NO_FILE;
     }
     let file = word(field(table, constant!(OFFSETS.table_files)).wrapping_add(fd * 8));
-    if file == 0 { 1 } else { file }
+    if file == 0 { NO_FILE } else { file }
 }
 
 /// The number of children of a process.

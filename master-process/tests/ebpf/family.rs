@@ -69,6 +69,10 @@ fn an_orphan_that_was_adopted_counts_and_one_that_was_not_is_noticed() {
     assert!(!bench.ebpf.sees_orphan());
     kill(child);
     kill(orphan);
+    let status = rustix::process::waitpid(Some(pid_of(orphan)), rustix::process::WaitOptions::empty());
+    assert!(status.is_ok_and(|status| status.is_some()), "this process has adopted it");
+    let usage = bench.usage(&worker).expect("a sample");
+    assert_close(usage.memory, worker.resident(), MIB);
 }
 
 #[test]

@@ -53,10 +53,7 @@ fn it_works_in_a_time_namespace() {
 fn two_capabilities_are_enough() {
     drop(bench!("two_capabilities_are_enough", Scope::Worker));
     let two = ["setpriv", "--bounding-set", "-all,+bpf,+perfmon"];
-    // Before Linux 5.11 maps are locked memory, of which more than a little has to be allowed first.
-    let three = ["setpriv", "--bounding-set", "-all,+bpf,+perfmon,+sys_resource"];
-    let wants_more = rustix::system::uname().release().to_bytes().starts_with(b"5.10.");
-    passes(if wants_more { &three } else { &two }, CHECK);
+    passes(&two, CHECK);
 }
 
 #[test]

@@ -60,6 +60,23 @@ impl Accounts {
         Some((before, account))
     }
 
+    /// Frees the accounts of the adopted processes that are gone, and returns the accounts, in the order of their links, of each
+    /// worker that had one.
+    pub(super) fn release_gone(&mut self, is_gone: impl Fn(u32) -> bool) -> Vec<Vec<u32>> {
+        let mut changed = Vec::new();
+        for entry in self.entries.values_mut() {
+            let (gone, left): (Vec<_>, Vec<_>) =
+                entry.adopted.drain(..).partition(|(_, account)| is_gone(*account));
+            entry.adopted = left;
+            if !gone.is_empty() {
+                self.free_for_adopted.extend(gone.iter().map(|(_, account)| *account));
+                let adopted = entry.adopted.iter().map(|(_, account)| *account);
+                changed.push(std::iter::once(entry.account).chain(adopted).collect());
+            }
+        }
+        changed
+    }
+
     /// Frees the accounts of a worker, and returns them.
     pub(super) fn leave(&mut self, worker: WorkerId) -> Option<Entry> {
         let entry = self.entries.remove(&worker)?;
@@ -123,8 +140,10 @@ mod tests {
         assert_eq!(accounts.adopt(worker(1), pid(12)), Some((3, 4)));
         assert_eq!(accounts.adopt(worker(1), pid(12)), None, "it has one already");
         assert_eq!(accounts.adopt(worker(2), pid(13)), None, "there is no such worker");
+        assert_eq!(accounts.release_gone(|account| account == 3), [[1, 4]], "what is left is linked anew");
+        assert!(accounts.release_gone(|account| account == 3).is_empty());
         let left = accounts.leave(worker(1)).expect("it was there");
-        assert_eq!(left.adopted, [(pid(11), 3), (pid(12), 4)]);
+        assert_eq!(left.adopted, [(pid(12), 4)]);
         assert_eq!(accounts.free_for_adopted, [5, 3, 4]);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Duration;
 
 use master_process_common::{Account, Control, FILTERS, Listener, Params};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::Pid;
 
 use super::btf::Btf;
 use super::death_programs::{self, DeathPrograms, HOST_ENTRIES, Shared};
@@ -115,7 +115,7 @@ pub(super) fn start(scope: Scope, accounts: u32, interval: Duration) -> Result<R
         omitted: if found.is_some() { &death_programs::PROGRAMS } else { &[] },
         omitted_map: found.is_some().then_some(death_programs::MAP),
     };
-    let mut loaded = with_locked_memory(|| object::load(&load_params))?;
+    let mut loaded = object::load(&load_params)?;
     let death_programs = match found {
         Some(found) => found,
         None => attach(&mut loaded)?,
@@ -176,18 +176,6 @@ fn kernel_types(in_first_namespace: bool) -> Result<KernelTypes, LoadError> {
 /// The number of listeners that can be watched: some for each worker, or as many as fill one page.
 fn listeners(accounts: u32) -> u32 {
     accounts.saturating_mul(2).clamp(256, 4096)
-}
-
-/// Raises the limit on locked memory for the call. Before Linux 5.11, maps and programs count as locked memory when
-/// they are made, and the default limit is low. If raising it is not permitted, the limit may still suffice.
-fn with_locked_memory<T>(work: impl FnOnce() -> T) -> T {
-    let before = getrlimit(Resource::Memlock);
-    let raised = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }).is_ok();
-    let result = work();
-    if raised {
-        let _was_allowed_before = setrlimit(Resource::Memlock, before);
-    }
-    result
 }
 
 fn run(

@@ -229,6 +229,7 @@ impl Ebpf {
         if self.accounts.of(worker).is_some_and(|entry| entry.pid == pid) {
             return;
         }
+        self.release_gone();
         let Some(Identity { number, .. }) = self.running.identify(pid) else { return };
         let Some((before, account)) = self.accounts.adopt(worker, pid) else { return };
         self.open(account, number, true);
@@ -270,6 +271,19 @@ impl Ebpf {
     pub fn sees_closed(&mut self) -> bool {
         let closed = self.running.control.first().map_or(0, |control| control.closed.load(Acquire));
         std::mem::replace(&mut self.closed, closed) != closed
+    }
+
+    /// Frees the accounts of adopted processes that are gone.
+    fn release_gone(&mut self) {
+        let accounts = &self.running.accounts;
+        let of = |number: u32| accounts.get(number as usize);
+        let is_gone = |number| of(number).is_some_and(|account| account.process.load(Acquire) == 0);
+        for linked in self.accounts.release_gone(is_gone) {
+            let next = linked.iter().skip(1).copied().map(u64::from).chain([NONE]);
+            for (account, next) in linked.iter().filter_map(|number| of(*number)).zip(next) {
+                account.next.store(next, Release);
+            }
+        }
     }
 
     /// Whether the supervisor has more children without an account than at the last call: orphans that it has adopted.

@@ -44,46 +44,41 @@ pub(crate) fn field(structure: u64, offset: u32) -> u64 {
     word(structure.wrapping_add(u64::from(offset)))
 }
 
-/// The address of the first thread of the process with this pid in the initial PID namespace.
+/// What `get` reads of the task with this pid, which the kernel function `from_pid` finds; `None` if there is no such task.
 #[inline(always)]
-pub(crate) fn process(pid: u64) -> Option<u64> {
+fn of_task<T>(from_pid: u32, pid: u64, get: impl FnOnce(Task) -> T) -> Option<T> {
     type FromPid = unsafe extern "C" fn(i32) -> *mut c_void;
     type Release = unsafe extern "C" fn(*mut c_void);
-    let leader = constant!(OFFSETS.task_leader);
-    // SAFETY: as above. The task is released once, and only its number is used from then on: this program runs in an RCU
-    // read section, until whose end the kernel frees no task.
+    // SAFETY: as above. The task is read before it is released, once.
     unsafe {
         let (from_pid, release): (FromPid, Release) =
-            (transmute(kfunc::TASK_FROM_PID as usize), transmute(kfunc::TASK_RELEASE as usize));
+            (transmute(from_pid as usize), transmute(kfunc::TASK_RELEASE as usize));
         let task = from_pid(pid as i32);
         if task.is_null() {
             return None;
         }
-        let leader = read(task, leader);
+        let found = get(task);
         release(task);
-        leader
+        Some(found)
     }
+}
+
+/// The address of the first thread of the process with this pid in the initial PID namespace. It stays valid to the end of
+/// this run of the program, which is an RCU read section: until then the kernel frees no task.
+#[inline(always)]
+pub(crate) fn process(pid: u64) -> Option<u64> {
+    of_task(kfunc::TASK_FROM_PID, pid, |task| read(task, constant!(OFFSETS.task_leader)))?
 }
 
 /// The pid in the initial PID namespace of a process with this pid in the namespace of the running process, and the address
 /// of its newest seccomp filter; 0 for either if there is none.
 #[inline(always)]
 pub(crate) fn identify(pid_here: u64) -> (u64, u64) {
-    type FromPid = unsafe extern "C" fn(i32) -> *mut c_void;
-    type Release = unsafe extern "C" fn(*mut c_void);
-    let at = constant!(OFFSETS.task_filter);
-    // SAFETY: as above, but the fields are read before the task is released: this program may sleep.
-    unsafe {
-        let (from_pid, release): (FromPid, Release) =
-            (transmute(kfunc::TASK_FROM_VPID as usize), transmute(kfunc::TASK_RELEASE as usize));
-        let task = from_pid(pid_here as i32);
-        if task.is_null() {
-            return (0, 0);
-        }
-        let (pid, filter) = (tgid(task), read::<u64>(task, at));
-        release(task);
-        (pid.map_or(0, u64::from), filter.unwrap_or(0))
-    }
+    let found = of_task(kfunc::TASK_FROM_VPID, pid_here, |task| {
+        let filter = read::<u64>(task, constant!(OFFSETS.task_filter));
+        (tgid(task).map_or(0, u64::from), filter.unwrap_or(0))
+    });
+    found.unwrap_or((0, 0))
 }
 
 /// A loop that the verifier follows only until its state repeats. The kernel counts the turns, in the structure that

@@ -4,7 +4,8 @@
 //! freed meanwhile, but a list can change. Every step is checked, and a walk that lost its way is given up.
 
 use crate::kernel::{Turns, field, word};
-use crate::maps::constant;
+use crate::maps::{CONTROL, constant};
+use crate::word::get;
 
 /// The most threads and processes of one tree, which bounds the time of a walk to some hundred microseconds.
 pub(crate) const MOST_STEPS: u64 = 8192;
@@ -14,6 +15,13 @@ const MOST_CHILDREN: u64 = 65536;
 
 /// No address of a process.
 const NO_CHILD: u64 = 0;
+
+/// A place in a walk is the address of a thread, with this bit if the walk has been there before.
+const VISITED: u64 = 1;
+/// Instead of a place: the walk has lost its way.
+const LOST: u64 = 0;
+/// Instead of a place: the walk has come to its end. No thread has an address as low.
+const END: u64 = 2;
 
 /// What a tree uses.
 pub(crate) struct Use {
@@ -29,90 +37,119 @@ pub(crate) struct Use {
     pub(crate) is_whole: bool,
 }
 
-/// Measures the process whose first thread is at `leader`, and its descendants.
+/// Measures the process whose first thread is at `leader`, and its descendants. It is a child of the supervisor.
+///
+/// The verifier follows the loop until its state repeats, once for each way through it. So the ways are few: what a step
+/// reads and where it leads to are functions of their own, which are verified once.
 #[inline(always)]
 pub(crate) fn measure(leader: u64) -> Use {
-    let mut sum = Use { cpu: of_process(leader), memory: 0, peak: 0, steps: 0, is_whole: false };
-    let outside = tgid(parent_of(leader));
-    let (mut process, mut thread) = (leader, first_thread(leader));
-    // Whether this thread is new, and the memory that was counted last: the threads of a process share theirs.
-    let (mut is_new, mut counted) = (true, 0);
+    let mut sum = Use { cpu: 0, memory: 0, peak: 0, steps: 0, is_whole: false };
+    // The memory that was counted last: the threads of a process share theirs.
+    let (mut place, mut counted) = (first_thread(leader), 0);
     let mut turns = Turns::new();
     turns.start(MOST_STEPS);
     while let Some(turn) = turns.next() {
         sum.steps = turn;
+        let thread = place & !VISITED;
+        let is_new = place == thread;
         if is_new {
-            sum.cpu += field(thread, constant!(OFFSETS.task_runtime));
-            let mm = field(thread, constant!(OFFSETS.task_mm));
-            // A thread that exits has released it already; another one of the process may not have.
-            if mm != 0 && mm != counted {
-                counted = mm;
-                add_memory(&mut sum, process, mm);
-            }
-            let children = thread.wrapping_add(u64::from(constant!(OFFSETS.task_children)));
-            let first = word(children);
-            if constant!(PARAMS.tree) != 0 && first != children {
-                let child = first.wrapping_sub(u64::from(constant!(OFFSETS.task_sibling)));
-                if parent_of(child) != thread {
-                    break;
+            sum.cpu += cpu_time(thread);
+        }
+        let mm = field(thread, constant!(OFFSETS.task_mm));
+        // A thread that exits has released it already; another one of the process may not have.
+        if mm != 0 {
+            if is_new && mm != counted {
+                sum.memory += resident(thread);
+                let peak = highest(thread);
+                if peak > sum.peak {
+                    sum.peak = peak;
                 }
-                (process, thread, counted) = (child, first_thread(child), 0);
-                sum.cpu += of_process(child);
-                continue;
             }
+            counted = mm;
         }
-        // The next thread of the process.
-        let next = field(thread, constant!(OFFSETS.task_thread));
-        if next != threads_of(process) {
-            thread = next.wrapping_sub(u64::from(constant!(OFFSETS.task_thread)));
-            is_new = true;
-            if leader_of(thread) != process {
-                break;
-            }
-            continue;
-        }
-        if process == leader {
-            sum.is_whole = true;
+        let next = after(place);
+        if next <= END {
+            sum.is_whole = next == END && leader_of(thread) == leader;
             break;
         }
-        // The next child of its parent, or the parent's next thread.
-        let parent = parent_of(process);
-        let next = field(process, constant!(OFFSETS.task_sibling));
-        if tgid(parent) == outside {
-            break;
-        }
-        if next == parent.wrapping_add(u64::from(constant!(OFFSETS.task_children))) {
-            (process, thread, is_new) = (leader_of(parent), parent, false);
-            counted = field(parent, constant!(OFFSETS.task_mm));
-            continue;
-        }
-        let sibling = next.wrapping_sub(u64::from(constant!(OFFSETS.task_sibling)));
-        // A process that was removed from the list points to itself.
-        if sibling == process || parent_of(sibling) != parent {
-            break;
-        }
-        (process, thread, is_new, counted) = (sibling, first_thread(sibling), true, 0);
-        sum.cpu += of_process(sibling);
+        place = next;
     }
     turns.end();
     sum
 }
 
-/// Adds the resident memory of a process, unless it is its parent's, as between `vfork` and `exec`.
-#[inline(always)]
-fn add_memory(sum: &mut Use, process: u64, mm: u64) {
-    if field(parent_of(process), constant!(OFFSETS.task_mm)) == mm {
-        return;
+/// The place after this one, [`LOST`], or [`END`] after the last thread of a child of the supervisor and all that descends
+/// from it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn after(place: u64) -> u64 {
+    let Some(control) = CONTROL.get(0) else { return LOST };
+    let thread = place & !VISITED;
+    if place == thread && constant!(PARAMS.tree) != 0 {
+        let children = thread.wrapping_add(u64::from(constant!(OFFSETS.task_children)));
+        let first = word(children);
+        if first != children {
+            let child = first.wrapping_sub(u64::from(constant!(OFFSETS.task_sibling)));
+            return if parent_of(child) == thread { first_thread(child) } else { LOST };
+        }
     }
-    let shift = constant!(PARAMS.page_shift) & 31;
+    // The next thread of the process.
+    let process = leader_of(thread);
+    let next = field(thread, constant!(OFFSETS.task_thread));
+    if next != threads_of(process) {
+        let next = next.wrapping_sub(u64::from(constant!(OFFSETS.task_thread)));
+        return if leader_of(next) == process { next } else { LOST };
+    }
+    // The next child of its parent, or the parent's next thread.
+    let parent = parent_of(process);
+    if tgid(parent) == get(&control.supervisor) {
+        return END;
+    }
+    let next = field(process, constant!(OFFSETS.task_sibling));
+    if next == parent.wrapping_add(u64::from(constant!(OFFSETS.task_children))) {
+        return parent | VISITED;
+    }
+    let sibling = next.wrapping_sub(u64::from(constant!(OFFSETS.task_sibling)));
+    // A process that was removed from the list points to itself.
+    if sibling == process || parent_of(sibling) != parent { LOST } else { first_thread(sibling) }
+}
+
+/// The CPU time of a thread; with the first one, that of its process's threads that have ended and of its children that were
+/// waited for. Those are read before the threads, so that a thread that ends meanwhile is missed in one sample rather than
+/// counted twice.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cpu_time(thread: u64) -> u64 {
+    let ended = if leader_of(thread) == thread { of_process(thread) } else { 0 };
+    ended + field(thread, constant!(OFFSETS.task_runtime))
+}
+
+/// The resident memory of a thread's process, in bytes; 0 if it is its parent's, as between `vfork` and `exec`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn resident(thread: u64) -> u64 {
+    let mm = field(thread, constant!(OFFSETS.task_mm));
+    if field(parent_of(thread), constant!(OFFSETS.task_mm)) == mm {
+        return 0;
+    }
     let [files, anonymous, shared] = constant!(OFFSETS.mm_pages);
-    let pages = counter(mm, files) + counter(mm, anonymous) + counter(mm, shared);
-    let peak = field(mm, constant!(OFFSETS.mm_peak));
-    sum.memory += pages << shift;
-    let peak = if pages > peak { pages } else { peak } << shift;
-    if peak > sum.peak {
-        sum.peak = peak;
-    }
+    (counter(mm, files) + counter(mm, anonymous) + counter(mm, shared)) << page_shift()
+}
+
+/// The highest resident memory that a thread's process ever had, as far as the kernel has noted it, or that it has now; in
+/// bytes.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn highest(thread: u64) -> u64 {
+    let mm = field(thread, constant!(OFFSETS.task_mm));
+    let (now, peak) = (resident(thread), field(mm, constant!(OFFSETS.mm_peak)) << page_shift());
+    // The memory of its parent is not its own.
+    if now == 0 || now > peak { now } else { peak }
+}
+
+#[inline(always)]
+fn page_shift() -> u32 {
+    constant!(PARAMS.page_shift) & 31
 }
 
 /// A counter of pages. It can be negative, because CPUs add to it with a delay.
@@ -123,8 +160,7 @@ fn counter(mm: u64, offset: u32) -> u64 {
     pages & !(((pages as i64) >> 63) as u64)
 }
 
-/// The CPU time of the threads of a process that have ended, and of its children that were waited for. Read before the
-/// threads, so that a thread that ends meanwhile is missed in one sample rather than counted twice.
+/// The CPU time of the threads of a process that have ended, and of its children that were waited for.
 #[inline(always)]
 fn of_process(process: u64) -> u64 {
     let signal = field(process, constant!(OFFSETS.task_signal));

@@ -229,7 +229,7 @@ extern "C" fn judge_account(number: u64) -> u64 {
     if memory > get(&worker.peak) {
         set(&worker.peak, memory);
     }
-    let (last, found) = (get(&worker.state), compare(worker, memory, used, span));
+    let (last, found) = (get(&worker.state), compare(number));
     let fell = last & state::FELL;
     let is_event = found & (state::OVER_CPU | state::OVER_MEMORY) != 0 || found | fell != last & 0xffff_ffff;
     let count = (last >> EVENTS_SHIFT) + u64::from(is_event);
@@ -257,9 +257,12 @@ fn used_since(worker: &Account, cpu: u64) -> u64 {
     0
 }
 
-/// The state of a worker by its limits.
-#[inline(always)]
-fn compare(worker: &Account, memory: u64, used: u64, span: u64) -> u64 {
+/// The state of a worker by its limits, at the sample that is in its account.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn compare(number: u64) -> u64 {
+    let Some(worker) = account(number) else { return 0 };
+    let (memory, used, span) = (get(&worker.memory), get(&worker.used), get(&worker.span));
     let mut found = 0;
     let most = get(&worker.max_cpu);
     // In microseconds, so that the products fit 64 bits.

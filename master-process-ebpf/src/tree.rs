@@ -13,11 +13,10 @@ pub(crate) const MOST_STEPS: u64 = 8192;
 /// The most children of the supervisor that are counted.
 const MOST_CHILDREN: u64 = 65536;
 
-/// No address of a process.
-const NO_CHILD: u64 = 0;
-
 /// A place in a walk is the address of a thread, with this bit if the walk has been there before.
 const VISITED: u64 = 1;
+/// Where children are counted, a place is the address of a child, or of a thread with this bit.
+const BEFORE_CHILDREN: u64 = 1;
 /// Instead of a place: the walk has lost its way.
 const LOST: u64 = 0;
 /// Instead of a place: the walk has come to its end. No thread has an address as low.
@@ -231,31 +230,36 @@ pub(crate) fn file(process: u64, fd: u64) -> u64 {
 /// The number of children of a process.
 #[inline(always)]
 pub(crate) fn count_children(leader: u64) -> u64 {
-    let (mut children, mut thread, mut child) = (0, first_thread(leader), NO_CHILD);
-    let head = threads_of(leader);
+    let (mut children, mut place) = (0, first_thread(leader) | BEFORE_CHILDREN);
     let mut turns = Turns::new();
     turns.start(MOST_CHILDREN);
     while turns.next().is_some() {
-        let list = thread.wrapping_add(u64::from(constant!(OFFSETS.task_children)));
-        let next = if child == NO_CHILD { word(list) } else { field(child, constant!(OFFSETS.task_sibling)) };
-        if next != list {
-            let sibling = next.wrapping_sub(u64::from(constant!(OFFSETS.task_sibling)));
-            if parent_of(sibling) != thread {
-                break;
-            }
-            children += 1;
-            child = sibling;
-            continue;
-        }
-        let next = field(thread, constant!(OFFSETS.task_thread));
-        if next == head {
+        place = next_child(place);
+        if place <= END {
             break;
         }
-        (thread, child) = (next.wrapping_sub(u64::from(constant!(OFFSETS.task_thread))), NO_CHILD);
-        if leader_of(thread) != leader {
-            break;
-        }
+        children += 1 - (place & BEFORE_CHILDREN);
     }
     turns.end();
     children
+}
+
+/// The place after this one among the threads of a process and their children, [`LOST`], or [`END`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn next_child(place: u64) -> u64 {
+    let is_thread = place & BEFORE_CHILDREN != 0;
+    let thread = if is_thread { place & !BEFORE_CHILDREN } else { parent_of(place) };
+    let list = thread.wrapping_add(u64::from(constant!(OFFSETS.task_children)));
+    let next = if is_thread { word(list) } else { field(place, constant!(OFFSETS.task_sibling)) };
+    if next != list {
+        let child = next.wrapping_sub(u64::from(constant!(OFFSETS.task_sibling)));
+        return if child != place && parent_of(child) == thread { child } else { LOST };
+    }
+    let (leader, next) = (leader_of(thread), field(thread, constant!(OFFSETS.task_thread)));
+    if next == threads_of(leader) {
+        return END;
+    }
+    let next = next.wrapping_sub(u64::from(constant!(OFFSETS.task_thread)));
+    if leader_of(next) == leader { next | BEFORE_CHILDREN } else { LOST }
 }

@@ -10,12 +10,13 @@ use master_process::driver::{self, Driver, Ending};
 use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
-use master_process::sys::fds;
 use master_process::sys::signalfd::{self, SignalFd};
 use master_process::sys::spawn::{SpawnError, SpawnStep};
+use master_process::sys::{allocator, fds};
 
 fn main() -> ExitCode {
     signalfd::block();
+    allocator::use_one_heap();
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
     // descriptor as a socket.
     let inherited = InheritedListeners::from_service_manager(|name| std::env::var_os(name));

@@ -40,6 +40,8 @@ pub(super) enum Token {
     Trees,
     /// Results of the inspector, about a worker that is over a limit.
     Inspected,
+    /// The source of the samples was chosen.
+    Measuring,
     /// Samples that the kernel reports.
     Samples,
     /// The queues of the sockets that workers listen on.
@@ -66,11 +68,12 @@ impl Token {
             Token::Scans => 3 << KIND_AT,
             Token::Trees => 4 << KIND_AT,
             Token::Inspected => 5 << KIND_AT,
-            Token::Samples => 6 << KIND_AT,
-            Token::Queues => 7 << KIND_AT,
-            Token::Terminal => 8 << KIND_AT,
-            Token::Signals => 9 << KIND_AT,
-            Token::Exit(serial) => 10 << KIND_AT | serial,
+            Token::Measuring => 6 << KIND_AT,
+            Token::Samples => 7 << KIND_AT,
+            Token::Queues => 8 << KIND_AT,
+            Token::Terminal => 9 << KIND_AT,
+            Token::Signals => 10 << KIND_AT,
+            Token::Exit(serial) => 11 << KIND_AT | serial,
         }
     }
 
@@ -83,10 +86,11 @@ impl Token {
             3 => Token::Scans,
             4 => Token::Trees,
             5 => Token::Inspected,
-            6 => Token::Samples,
-            7 => Token::Queues,
-            8 => Token::Terminal,
-            9 => Token::Signals,
+            6 => Token::Measuring,
+            7 => Token::Samples,
+            8 => Token::Queues,
+            9 => Token::Terminal,
+            10 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -119,6 +123,8 @@ pub(super) enum Deferred {
     /// Check whether the start of the worker with this serial is finished. The second value is the number of earlier
     /// checks.
     Start(u64, u32),
+    /// Check whether the source of the samples was chosen.
+    Measuring,
     /// Measure all workers.
     Sample,
     /// The inspection with this number, of a worker that is over a limit, has timed out.
@@ -274,6 +280,7 @@ mod tests {
             Token::Scans,
             Token::Trees,
             Token::Inspected,
+            Token::Measuring,
             Token::Samples,
             Token::Queues,
             Token::Terminal,

@@ -5,11 +5,12 @@ use std::time::Duration;
 use rustix::process::Pid;
 use tracing::{info, warn};
 
-use super::context::{Context, Deferred, Token};
+use super::context::{Context, Deferred, RETRY_AFTER, Token};
 use super::signals::Tty;
 use crate::config::Config;
 use crate::metrics::{Question, TIME_OUT};
 use crate::policy::{Event, Usage, WorkerId};
+use crate::sys::allocator;
 use crate::sys::signal_disposition::{self, SignalDisposition};
 use crate::sys::signal_names;
 
@@ -35,12 +36,29 @@ impl Sampling {
         if std::mem::replace(&mut self.has_begun, true) {
             return;
         }
+        let watched = cx.meter.begin().map(|fd| cx.poller.watch(fd, Token::Measuring.encode()));
+        match watched {
+            Some(Ok(())) => {}
+            // Without a watch, the answer is waited for at the next event.
+            Some(Err(_)) | None => self.begun(cx, tty),
+        }
+    }
+
+    /// The source of the samples may have been chosen.
+    pub(super) fn begun(&mut self, cx: &mut Context, tty: &Tty) {
         let alive = cx.workers.alive().map(|entry| (entry.id, entry.pid));
-        if let Some(says) = cx.meter.begin(alive) {
+        let (has_begun, says) = cx.meter.take_begun(alive);
+        if !has_begun {
+            cx.schedule(RETRY_AFTER, Deferred::Measuring);
+            return;
+        }
+        if let Some(says) = says {
             info!("{says}");
         }
         watch_samples(cx);
         self.start_timer(cx, tty);
+        // The start is over.
+        allocator::release_unused();
     }
 
     /// Starts the timer, if the supervisor takes the samples, or if there is a terminal to be checked.

@@ -1,14 +1,13 @@
 //! Measuring the workers with whichever source is available.
 
 use std::os::fd::{BorrowedFd, RawFd};
-use std::time::Duration;
 
 use rustix::process::Pid;
 use tracing::warn;
 
 use super::ExitDetails;
 use super::choice::{Chosen, decide};
-use super::ebpf::{Ebpf, LoadError, Thresholds};
+use super::ebpf::{Ebpf, LoadError, Loader, Thresholds, Wanted};
 use super::inspector::Members;
 use super::procfs::Procfs;
 use crate::config::{Limits, Monitor, Scope};
@@ -25,12 +24,10 @@ pub struct Meter {
 
 #[derive(Debug)]
 enum Begins {
-    /// Choose the source, for this number of workers.
-    Choosing {
-        workers: u32,
-        interval: Duration,
-        thresholds: Thresholds,
-    },
+    /// Load the eBPF programs, if they can be.
+    Choosing(Wanted),
+    /// A thread loads them.
+    Loading(Loader),
     /// Return this text.
     Chosen(String),
     Nothing,
@@ -53,11 +50,10 @@ impl Meter {
     /// The requested source is unavailable.
     pub fn new(wish: Monitor, scope: Scope, workers: u32, limits: &Limits) -> anyhow::Result<Meter> {
         let thresholds = Thresholds { cpu: limits.max_cpu, memory: limits.max_memory };
-        let interval = limits.interval;
-        let begins = Begins::Choosing { workers, interval, thresholds };
-        let mut meter = Meter { source: Source::Off, scope, begins };
+        let wanted = Wanted { scope, workers, interval: limits.interval, thresholds };
+        let mut meter = Meter { source: Source::Off, scope, begins: Begins::Choosing(wanted) };
         if wish != Monitor::Auto {
-            let says = meter.choose(wish, workers, interval, thresholds).map_err(|why| {
+            let says = meter.choose(wish, || wanted.load()).map_err(|why| {
                 anyhow::anyhow!("--monitor {}: {why}", if wish == Monitor::Ebpf { "ebpf" } else { "procfs" })
             })?;
             meter.begins = says.map_or(Begins::Nothing, Begins::Chosen);
@@ -68,15 +64,12 @@ impl Meter {
     fn choose(
         &mut self,
         wish: Monitor,
-        workers: u32,
-        interval: Duration,
-        thresholds: Thresholds,
+        load: impl FnOnce() -> Result<Ebpf, LoadError>,
     ) -> Result<Option<String>, String> {
         let (mut ebpf, mut procfs) = (None, None);
         let scope = self.scope;
         let try_ebpf = || {
-            let loaded = Ebpf::load(scope, workers, interval, thresholds);
-            ebpf = Some(Box::new(loaded.map_err(|error| error.to_string())?));
+            ebpf = Some(Box::new(load().map_err(|error| error.to_string())?));
             Ok(())
         };
         let try_procfs = || {
@@ -93,21 +86,42 @@ impl Meter {
         Ok(decision.says)
     }
 
-    /// Begins to measure, once the first workers have been started: loading eBPF programs does not delay them. Returns
-    /// which source it is, and why, for the log.
-    pub fn begin(&mut self, alive: impl Iterator<Item = (WorkerId, Pid)>) -> Option<String> {
-        match std::mem::replace(&mut self.begins, Begins::Nothing) {
-            Begins::Choosing { workers, interval, thresholds } => {
-                let says = self.choose(Monitor::Auto, workers, interval, thresholds);
-                let alive: Vec<_> = alive.collect();
-                for (worker, pid) in &alive {
-                    self.launched(*worker, *pid, alive.iter().copied());
-                }
-                says.unwrap_or_else(|why| Some(format!("monitor: off; {why}")))
-            }
-            Begins::Chosen(says) => Some(says),
-            Begins::Nothing => None,
+    /// Begins to measure, once the first workers have been started. A thread loads the eBPF programs, so that neither the
+    /// workers nor the loop wait for that. Returns a descriptor that is readable when [`Self::take_begun`] has an answer;
+    /// `None` if it has one now.
+    pub fn begin(&mut self) -> Option<BorrowedFd<'_>> {
+        if let Begins::Choosing(wanted) = self.begins
+            && let Some(loader) = Loader::start(wanted)
+        {
+            self.begins = Begins::Loading(loader);
         }
+        match &self.begins {
+            Begins::Loading(loader) => Some(loader.fd()),
+            Begins::Choosing(_) | Begins::Chosen(_) | Begins::Nothing => None,
+        }
+    }
+
+    /// Whether [`Self::begin`] has come to its end, and, once, which source was chosen, and why, for the log.
+    pub fn take_begun(&mut self, alive: impl Iterator<Item = (WorkerId, Pid)>) -> (bool, Option<String>) {
+        let load: Box<dyn FnOnce() -> Result<Ebpf, LoadError>> =
+            match std::mem::replace(&mut self.begins, Begins::Nothing) {
+                Begins::Nothing => return (true, None),
+                Begins::Chosen(says) => return (true, Some(says)),
+                Begins::Choosing(wanted) => Box::new(move || wanted.load()),
+                Begins::Loading(mut loader) => match loader.take() {
+                    Some(loaded) => Box::new(|| loaded),
+                    None => {
+                        self.begins = Begins::Loading(loader);
+                        return (false, None);
+                    }
+                },
+            };
+        let says = self.choose(Monitor::Auto, load);
+        let alive: Vec<_> = alive.collect();
+        for (worker, pid) in &alive {
+            self.launched(*worker, *pid, alive.iter().copied());
+        }
+        (true, says.unwrap_or_else(|why| Some(format!("monitor: off; {why}"))))
     }
 
     /// Whether anything is measured.

@@ -3,9 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytesize::ByteSize;
-
-use super::Span;
+use super::{Size, Span};
 use crate::metrics::{ExitDetails, Killer};
 use crate::sys::pidfd::{Death, Exit};
 use crate::sys::signal_names;
@@ -125,7 +123,7 @@ pub(super) struct Used<'a>(pub(super) &'a ExitReport);
 impl fmt::Display for Used<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Used(report) = self;
-        let peak = report.peak_memory.map(|bytes| ByteSize(bytes).display().iec());
+        let peak = report.peak_memory.map(Size);
         match (report.cpu, peak) {
             (Some(cpu), Some(peak)) => write!(f, " (cpu {}, peak memory {peak})", Span(cpu)),
             (Some(cpu), None) => write!(f, " (cpu {})", Span(cpu)),

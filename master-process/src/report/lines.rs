@@ -5,10 +5,8 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use bytesize::ByteSize;
-
 use super::exit_report::{Cause, Used};
-use super::{ExitReport, Span};
+use super::{ExitReport, Size, Span};
 use crate::policy::{Limit, Measured, Next, NoPss, OverLimit, ReadyBy, ReadySignal, Report, WorkerId};
 use crate::sys::spawn::SpawnError;
 
@@ -170,11 +168,11 @@ fn over_limit(worker: Named, over: OverLimit) {
         Measured::Cpu => {
             (format!("{:.0} % > {:.0} % of a CPU", cpu_percent(over.used), cpu_percent(over.most)), None)
         }
-        Measured::Pss => (format!("PSS {} > {}", size(over.used), size(over.most)), Some("pss")),
+        Measured::Pss => (format!("PSS {} > {}", Size(over.used), Size(over.most)), Some("pss")),
         Measured::Resident(why) => {
             let why = NoPssReason(why);
             let compared =
-                format!("resident {} > {}, PSS unavailable: {why}", size(over.used), size(over.most));
+                format!("resident {} > {}, PSS unavailable: {why}", Size(over.used), Size(over.most));
             (compared, Some("resident"))
         }
     };
@@ -211,13 +209,9 @@ fn default_disabled(worker: Named, used: u64, most: u64) {
         most,
         "{worker} exceeded the default of --max-memory at its first sample ({} > {}): the default is disabled for this \
          program; set --max-memory to limit it",
-        size(used),
-        size(most)
+        Size(used),
+        Size(most)
     );
-}
-
-fn size(bytes: u64) -> impl fmt::Display {
-    ByteSize(bytes).display().iec()
 }
 
 /// The reason why a PSS is unknown, as part of a sentence.

@@ -6,11 +6,14 @@ mod late;
 mod lines;
 mod setup;
 mod shorten;
+mod size;
 mod span;
+mod spanless;
 mod writer;
 
 pub use exit_report::ExitReport;
 pub use late::{FailedReload, late, reload_failed, slow, waits};
 pub use lines::{Named, banner, launch_failed, note, start_failure, stopping};
 pub use setup::start_logging;
+pub use size::Size;
 pub use span::Span;

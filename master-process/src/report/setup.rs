@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::{Layer, SubscriberExt};
-use tracing_subscriber::registry::Registry;
+use tracing_subscriber::layer::SubscriberExt;
 
 use super::format::ForPeople;
+use super::spanless::Spanless;
 use super::writer::Stderr;
 use crate::config::{LogFormat, Verbosity};
 
@@ -21,15 +21,15 @@ pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
     let subscriber: Box<dyn tracing::Subscriber + Send + Sync> = match format {
         LogFormat::Json => {
             let layer = layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
-            Box::new(Registry::default().with(layer.with_filter(filter)))
+            Box::new(Spanless.with(filter).with(layer))
         }
         LogFormat::Journald => {
             let layer = layer.with_ansi(false).event_format(ForPeople::Journal);
-            Box::new(Registry::default().with(layer.with_filter(filter)))
+            Box::new(Spanless.with(filter).with(layer))
         }
         LogFormat::Pretty | LogFormat::Auto => {
             let layer = layer.with_ansi(terminal).event_format(ForPeople::Plain);
-            Box::new(Registry::default().with(layer.with_filter(filter)))
+            Box::new(Spanless.with(filter).with(layer))
         }
     };
     // This fails only if the log was started before.

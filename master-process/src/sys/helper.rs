@@ -1,9 +1,10 @@
 //! A thread that answers questions one at a time, for work that would block the loop for too long.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -35,8 +36,12 @@ impl Wake {
     }
 }
 
-/// The thread. It starts with the first question. After this value is dropped, it ends when it has answered its current
-/// questions.
+/// How long a thread without questions waits for the next one. An idle supervisor has no threads: each keeps some pages
+/// of its stack.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The thread. It runs while there are questions, and a little longer. After this value is dropped, it ends when it has
+/// answered its current questions.
 #[derive(Debug)]
 pub struct Helper<Q, A> {
     name: &'static str,
@@ -44,8 +49,46 @@ pub struct Helper<Q, A> {
     most: usize,
     answer: fn(Q) -> A,
     wake: Wake,
-    answers: Arc<Mutex<Vec<A>>>,
-    sender: Option<SyncSender<Q>>,
+    shared: Arc<Shared<Q, A>>,
+}
+
+#[derive(Debug)]
+struct Shared<Q, A> {
+    queue: Mutex<Queue<Q, A>>,
+    /// A question was added, or no further one will be.
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Queue<Q, A> {
+    questions: VecDeque<Q>,
+    answers: Vec<A>,
+    /// A thread answers, or waits for questions.
+    runs: bool,
+    /// Nobody wants further answers.
+    is_closed: bool,
+}
+
+impl<Q, A> Shared<Q, A> {
+    fn queue(&self) -> MutexGuard<'_, Queue<Q, A>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next question; `None` if the thread has to end.
+    fn next(&self) -> Option<Q> {
+        let mut queue = self.queue();
+        let idle = |queue: &mut Queue<Q, A>| queue.questions.is_empty() && !queue.is_closed;
+        if idle(&mut queue) {
+            queue = match self.changed.wait_timeout_while(queue, LINGER, idle) {
+                Ok((queue, _)) => queue,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+        let question = queue.questions.pop_front();
+        // Under the same lock, so that whoever adds a question later starts another thread.
+        queue.runs = question.is_some();
+        question
+    }
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Helper<Q, A> {
@@ -58,7 +101,9 @@ impl<Q: Send + 'static, A: Send + 'static> Helper<Q, A> {
         wake: Wake,
         answer: fn(Q) -> A,
     ) -> Helper<Q, A> {
-        Helper { name, stack, most, answer, wake, answers: Arc::default(), sender: None }
+        let queue = Queue { questions: VecDeque::new(), answers: Vec::new(), runs: false, is_closed: false };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), changed: Condvar::new() });
+        Helper { name, stack, most, answer, wake, shared }
     }
 
     /// The wake-up of its answers.
@@ -69,29 +114,39 @@ impl<Q: Send + 'static, A: Send + 'static> Helper<Q, A> {
 
     /// Queues a question. Returns false if the queue is full or the thread cannot be started; then no answer comes.
     pub fn ask(&mut self, question: Q) -> bool {
-        if self.sender.is_none() {
-            self.sender = self.start();
+        let mut queue = self.shared.queue();
+        if queue.questions.len() >= self.most || (!queue.runs && !self.start()) {
+            return false;
         }
-        self.sender.as_ref().is_some_and(|sender| sender.try_send(question).is_ok())
+        queue.runs = true;
+        queue.questions.push_back(question);
+        self.shared.changed.notify_one();
+        true
     }
 
     /// The answers that have arrived since the last call.
     pub fn take(&mut self) -> Vec<A> {
-        std::mem::take(&mut *self.answers.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.shared.queue().answers)
     }
 
-    fn start(&self) -> Option<SyncSender<Q>> {
-        let (sender, receiver) = sync_channel(self.most);
-        let (answer, answers, wake) = (self.answer, Arc::clone(&self.answers), self.wake.clone());
+    fn start(&self) -> bool {
+        let (answer, shared, wake) = (self.answer, Arc::clone(&self.shared), self.wake.clone());
         let thread = std::thread::Builder::new().name(self.name.to_owned()).stack_size(self.stack);
-        thread.spawn(move || run(&receiver, answer, &answers, &wake)).ok().map(|_running| sender)
+        thread.spawn(move || run(answer, &shared, &wake)).is_ok()
     }
 }
 
-fn run<Q, A>(questions: &Receiver<Q>, answer: fn(Q) -> A, answers: &Mutex<Vec<A>>, wake: &Wake) {
-    while let Ok(question) = questions.recv() {
+impl<Q, A> Drop for Helper<Q, A> {
+    fn drop(&mut self) {
+        self.shared.queue().is_closed = true;
+        self.shared.changed.notify_one();
+    }
+}
+
+fn run<Q, A>(answer: fn(Q) -> A, shared: &Shared<Q, A>, wake: &Wake) {
+    while let Some(question) = shared.next() {
         let found = answer(question);
-        answers.lock().unwrap_or_else(PoisonError::into_inner).push(found);
+        shared.queue().answers.push(found);
         wake.set();
     }
 }
@@ -122,6 +177,23 @@ mod tests {
         assert_eq!(found, [4, 9]);
         helper.wake().clear();
         assert!(!is_awake(helper.wake(), 0));
+    }
+
+    #[test]
+    fn a_question_after_the_thread_has_ended_starts_another_one() {
+        let mut helper =
+            Helper::new("twice", 64 * 1024, 1, Wake::new().expect("an eventfd"), |number: u32| number);
+        for number in 0..2 {
+            assert!(helper.ask(number));
+            assert!(is_awake(helper.wake(), 30), "an answer comes");
+            helper.wake().clear();
+            assert_eq!(helper.take(), [number]);
+            let until = std::time::Instant::now() + Duration::from_secs(30);
+            while helper.shared.queue().runs {
+                assert!(std::time::Instant::now() < until, "the thread ends");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod death_programs;
 mod kernel_offsets;
 mod load;
 mod load_error;
+mod loader;
 mod object;
 mod offset_cache;
 mod runtime;
@@ -22,6 +23,7 @@ use master_process_common::{ADOPTED, Account, Death, EVENTS_SHIFT, NONE, state};
 use rustix::process::Pid;
 
 pub use self::load_error::LoadError;
+pub use self::loader::{Loader, Wanted};
 
 use self::accounts::{Accounts, Entry};
 use self::clock::Clock;

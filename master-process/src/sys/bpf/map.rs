@@ -221,6 +221,9 @@ pub struct Mapping<T: Shared> {
     entries: usize,
 }
 
+// SAFETY: the mapping belongs to the process, and its values are accessed as atomics.
+unsafe impl<T: Shared> Send for Mapping<T> {}
+
 impl<T: Shared> Mapping<T> {
     /// Maps an array into memory.
     ///

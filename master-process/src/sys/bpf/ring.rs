@@ -21,6 +21,9 @@ pub struct Ring {
     page: usize,
 }
 
+// SAFETY: the mappings belong to the process, and their positions are accessed as atomics.
+unsafe impl Send for Ring {}
+
 impl Ring {
     /// Maps the positions of a ring buffer into memory.
     ///

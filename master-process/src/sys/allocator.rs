@@ -1,0 +1,62 @@
+//! Giving memory back to the kernel, and taking less of it.
+
+use std::hint::black_box;
+
+use rustix::mm::{Advice, madvise};
+
+/// Has all threads allocate from one heap. glibc gives each thread one of its own, of which some pages stay in use for good;
+/// the helper threads allocate little, and one of them runs at a time as a rule. mallopt(3), `M_ARENA_MAX`.
+pub fn use_one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a call with numbers.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Returns memory to the kernel that is no longer in use: after the start, that is most of what the start has needed. To be
+/// called by the first thread, from a function that is near the start of its stack.
+pub fn release_unused() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a call with a number. It takes the locks of the heap as malloc does; malloc_trim(3).
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    release_stack();
+}
+
+/// How deep earlier calls may have been. Nothing else is mapped there: the kernel keeps 1 MiB free below a stack,
+/// `stack_guard_gap` in its command line.
+const DEEPEST: usize = 512 * 1024;
+
+/// Frees the pages of the stack below the calls that are in progress.
+#[inline(never)]
+fn release_stack() {
+    let here = 0u8;
+    let (page, here) = (rustix::param::page_size(), black_box(&raw const here));
+    let end = here.wrapping_sub(here.addr() % page).wrapping_sub(page);
+    // SAFETY: the range is a page or more below the frame of this function, the newest one, on its own stack or where nothing
+    // is mapped; the system call itself has no frame there. Later calls find
+    // zeroes there, which they cannot tell from what earlier calls have left.
+    let _beyond_the_stack_nothing_is_mapped =
+        unsafe { madvise(end.wrapping_sub(DEEPEST).cast_mut().cast(), DEEPEST, Advice::LinuxDontNeed) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Touches some pages of the stack.
+    #[inline(never)]
+    fn deep() -> u8 {
+        let room = [1u8; 128 * 1024];
+        black_box(&room)[room.len() / 2]
+    }
+
+    #[test]
+    fn what_a_deep_call_has_touched_is_released_and_can_be_used_again() {
+        let before = deep();
+        release_unused();
+        assert_eq!(deep(), before);
+    }
+}

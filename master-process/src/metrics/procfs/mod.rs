@@ -1,5 +1,5 @@
-//! The procfs source. A sample takes two or three calls for each worker, and for descendants one pass over the names
-//! in `/proc`.
+//! The procfs source. A sample takes two or three calls for each worker, and for descendants three for each thread of a
+//! worker's processes: what it costs does not depend on the rest of the host.
 
 mod process_tree;
 
@@ -14,6 +14,7 @@ use crate::config::Scope;
 use crate::policy::{Before, Usage, WorkerId};
 use crate::sys::proc_stat::StatFile;
 use process_tree::ProcessTree;
+pub(super) use process_tree::descendants;
 
 /// The part of the descriptors that the open files of workers may take, and again those of descendants. The rest is
 /// for the workers' own descriptors: a worker that forks without end must not keep others from starting.
@@ -134,15 +135,6 @@ impl Procfs {
         }
         ExitDetails { peak_memory: (watched.peak > 0).then_some(watched.peak), ..ExitDetails::default() }
     }
-}
-
-/// The descendants of a process. A descendant whose parent has ended is recognised by its group alone.
-pub(super) fn descendants(root: Pid) -> Vec<Pid> {
-    let mut tree = ProcessTree::default();
-    // Any worker will do: there is no other.
-    let worker = WorkerId { slot: 0, serial: 0 };
-    tree.look(|pid| (pid == root).then_some(worker));
-    tree.of(worker).collect()
 }
 
 impl Watched {

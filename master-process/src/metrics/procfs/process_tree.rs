@@ -3,14 +3,22 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use rustix::process::{Pid, getpid};
+use rustix::process::Pid;
 
 use crate::policy::WorkerId;
+use crate::sys::children;
 use crate::sys::proc_stat::{self, Stat, StatFile};
 
-/// After this number of looks the unrelated processes are examined again: the kernel may have given such a pid to a
-/// descendant.
+/// After this number of looks the children of the supervisor that belong to no worker are examined again: the kernel may
+/// have given such a pid to an orphan of a worker.
 const LOOKS_UNTIL_RESET: u32 = 30;
+
+/// The number of threads and processes of a look. It takes some microseconds for each, and the loop waits. What is beyond has
+/// its turn at the next look.
+const MOST_AT_ONCE: usize = 4096;
+
+/// The number of descendants that are measured.
+const MOST_DESCENDANTS: usize = 8192;
 
 /// A process that descends from a worker.
 #[derive(Debug)]
@@ -44,20 +52,22 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
-/// The descendants of all workers. A look takes one pass over the names in `/proc`, three calls for each new process,
-/// and one for each descendant, or three for those whose files are not kept open.
+/// The descendants of all workers. A look takes three calls for each thread of a worker and of its descendants and three for
+/// each new process; reading them again takes one for each descendant, or three for those whose files are not kept open.
 #[derive(Debug, Default)]
 pub(super) struct ProcessTree {
     descendants: HashMap<Pid, Descendant>,
-    /// With the start time of each, in ticks since the machine was started.
+    /// Children of the supervisor that belong to no worker, with the start time of each, in ticks since the machine was
+    /// started.
     unrelated: HashMap<Pid, u64>,
-    /// Whether the next look examines the unrelated processes again: they may descend from an adopted process.
-    looks_again: bool,
     /// Whether a new child of the supervisor was seen whose worker is unknown: possibly an orphan of a worker.
     sees_orphan: bool,
     looks: u32,
-    /// The number of files that may stay open.
+    /// The number of children of the supervisor, in their order, that the last look did without: it had no room left.
+    resumes_at: usize,
+    /// The number of files that may stay open, and of those that are, counted at each look.
     files: usize,
+    open: usize,
 }
 
 impl ProcessTree {
@@ -65,43 +75,92 @@ impl ProcessTree {
         ProcessTree { files, ..ProcessTree::default() }
     }
 
-    /// Lists the processes. `worker_of` knows the workers' own ones.
+    /// Follows the children of the supervisor. `worker_of` knows the workers' own processes.
     pub(super) fn look(&mut self, worker_of: impl Fn(Pid) -> Option<WorkerId>) {
+        self.look_with(MOST_AT_ONCE, children::ours(), worker_of);
+    }
+
+    fn look_with(
+        &mut self,
+        mut room: usize,
+        mut ours: Vec<Pid>,
+        worker_of: impl Fn(Pid) -> Option<WorkerId>,
+    ) {
         self.looks += 1;
-        if std::mem::take(&mut self.looks_again) || self.looks.is_multiple_of(LOOKS_UNTIL_RESET) {
+        self.open = self.descendants.values().filter(|descendant| descendant.file.is_some()).count();
+        if self.looks.is_multiple_of(LOOKS_UNTIL_RESET) {
             self.unrelated.clear();
         }
-        let present = processes();
-        let here: HashSet<Pid> = present.iter().copied().collect();
+        let here: HashSet<Pid> = ours.iter().copied().collect();
         self.unrelated.retain(|pid, _| here.contains(pid));
-        let mut new = HashMap::new();
-        for pid in present {
-            if worker_of(pid).is_some()
-                || self.descendants.contains_key(&pid)
-                || self.unrelated.contains_key(&pid)
-            {
-                continue;
+        let first = std::mem::take(&mut self.resumes_at).min(ours.len());
+        ours.rotate_left(first);
+        for (number, child) in ours.iter().enumerate() {
+            if room == 0 {
+                self.resumes_at = (first + number) % ours.len();
+                return;
             }
-            if let Ok(stat) = proc_stat::of(pid) {
-                new.insert(pid, stat);
-            }
-        }
-        let mut room = self
-            .files
-            .saturating_sub(self.descendants.values().filter(|descendant| descendant.file.is_some()).count());
-        for (pid, stat) in &new {
-            match self.owner(stat, &new, &worker_of) {
-                Some(worker) => {
-                    let file = if room > 0 { StatFile::open(*pid).ok() } else { None };
-                    room -= usize::from(file.is_some());
-                    self.descendants.insert(*pid, Descendant { worker, file, last: *stat });
-                }
-                None => {
-                    self.sees_orphan |= stat.parent == Some(getpid());
-                    self.unrelated.insert(*pid, stat.started);
-                }
+            let worker = worker_of(*child).or_else(|| self.worker_of_child(*child, &worker_of, &mut room));
+            if let Some(worker) = worker {
+                self.descend(*child, worker, &worker_of, &mut room);
             }
         }
+    }
+
+    /// The worker that a child of the supervisor belongs to that is no worker's own process. Only its group shows that.
+    fn worker_of_child(
+        &mut self,
+        child: Pid,
+        worker_of: &impl Fn(Pid) -> Option<WorkerId>,
+        room: &mut usize,
+    ) -> Option<WorkerId> {
+        if let Some(known) = self.descendants.get(&child) {
+            return Some(known.worker);
+        }
+        if self.unrelated.contains_key(&child) {
+            return None;
+        }
+        *room -= 1;
+        let stat = proc_stat::of(child).ok()?;
+        let Some(worker) = stat.group.and_then(worker_of) else {
+            self.sees_orphan = true;
+            self.unrelated.insert(child, stat.started);
+            return None;
+        };
+        self.insert(child, stat, worker);
+        Some(worker)
+    }
+
+    /// Finds the descendants of a process.
+    fn descend(
+        &mut self,
+        from: Pid,
+        worker: WorkerId,
+        worker_of: &impl Fn(Pid) -> Option<WorkerId>,
+        room: &mut usize,
+    ) {
+        let mut parents = vec![from];
+        let mut found = Vec::new();
+        while let Some(parent) = parents.pop().filter(|_| *room > 0) {
+            // A process that has ended meanwhile has no children.
+            children::add(parent, room, &mut found);
+            for child in found.drain(..).filter(|child| worker_of(*child).is_none()) {
+                if !self.descendants.contains_key(&child) {
+                    let Ok(stat) = proc_stat::of(child) else { continue };
+                    self.insert(child, stat, worker);
+                }
+                parents.push(child);
+            }
+        }
+    }
+
+    fn insert(&mut self, pid: Pid, stat: Stat, worker: WorkerId) {
+        if self.descendants.len() >= MOST_DESCENDANTS {
+            return;
+        }
+        let file = if self.open < self.files { StatFile::open(pid).ok() } else { None };
+        self.open += usize::from(file.is_some());
+        self.descendants.insert(pid, Descendant { worker, file, last: stat });
     }
 
     /// Whether such a child was seen since the last call.
@@ -115,36 +174,12 @@ impl ProcessTree {
             return;
         }
         self.unrelated.remove(&pid);
-        let read = StatFile::open(pid).and_then(|file| Ok((file.read()?, file)));
-        if let Ok((last, file)) = read
-            && last.started == started
+        // Its descendants are found by the next look.
+        if let Ok(stat) = proc_stat::of(pid)
+            && stat.started == started
         {
-            let open = self.descendants.values().filter(|descendant| descendant.file.is_some()).count();
-            let file = (open < self.files).then_some(file);
-            self.descendants.insert(pid, Descendant { worker, file, last });
-            // Its descendants were taken for unrelated, too. The next look finds them: more processes may be adopted first.
-            self.looks_again = true;
+            self.insert(pid, stat, worker);
         }
-    }
-
-    /// The worker that a process descends from. If its parent has ended, its group decides.
-    fn owner(
-        &self,
-        stat: &Stat,
-        new: &HashMap<Pid, Stat>,
-        worker_of: &impl Fn(Pid) -> Option<WorkerId>,
-    ) -> Option<WorkerId> {
-        let known =
-            |pid: Pid| worker_of(pid).or_else(|| self.descendants.get(&pid).map(|known| known.worker));
-        let mut at = *stat;
-        // No chain of ancestors is longer than the number of processes; it can change while it is read.
-        for _ in 0..=new.len() {
-            if let Some(worker) = at.parent.and_then(known).or_else(|| at.group.and_then(worker_of)) {
-                return Some(worker);
-            }
-            at = *new.get(&at.parent?)?;
-        }
-        None
     }
 
     /// Reads every descendant and passes it to `each`, with whether it is still there. Removes those that have ended.
@@ -176,9 +211,17 @@ impl ProcessTree {
     }
 }
 
-fn processes() -> Vec<Pid> {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    entries.flatten().filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
+/// The descendants of a process. A descendant whose parent has ended is recognised by its group alone.
+pub(in crate::metrics) fn descendants(root: Pid) -> Vec<Pid> {
+    let mut tree = ProcessTree::default();
+    // Any worker will do: there is no other.
+    let worker = WorkerId { slot: 0, serial: 0 };
+    let mut ours = children::ours();
+    if !ours.contains(&root) {
+        ours.push(root);
+    }
+    tree.look_with(MOST_AT_ONCE, ours, |pid| (pid == root).then_some(worker));
+    tree.of(worker).collect()
 }
 
 #[cfg(test)]
@@ -236,6 +279,39 @@ mod tests {
             let _gone = rustix::process::kill_process(process, rustix::process::Signal::KILL);
         }
         let _reaped = parent.wait();
+    }
+
+    #[test]
+    fn a_look_is_bounded_and_the_next_one_goes_on_where_it_ended() {
+        let mut tree = ProcessTree::new(0);
+        let mut parents: Vec<Child> = (0..2)
+            .map(|_| {
+                let line = "for i in 1 2 3; do sleep 60 & done; echo; wait";
+                let mut shell = Command::new("sh");
+                let mut parent =
+                    shell.args(["-c", line]).stdout(std::process::Stdio::piped()).spawn().expect("a process");
+                let mut said = [0u8; 1];
+                std::io::Read::read_exact(parent.stdout.as_mut().expect("a pipe"), &mut said)
+                    .expect("it is there");
+                parent
+            })
+            .collect();
+        let pids: Vec<Pid> = parents.iter().map(Pid::from_child).collect();
+        let of = |pid: Pid| pids.iter().position(|of| *of == pid).map(|number| worker(number as u64));
+        // One thread and three children of the first; the second has its turn at the second look.
+        let mut counts = Vec::new();
+        for _ in 0..2 {
+            tree.look_with(4, pids.clone(), of);
+            counts.push((tree.of(worker(0)).count(), tree.of(worker(1)).count()));
+        }
+        assert_eq!(counts, [(3, 0), (3, 3)]);
+        let all: Vec<Pid> = tree.descendants.keys().copied().chain(pids.iter().copied()).collect();
+        for pid in all {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        for parent in &mut parents {
+            let _reaped = parent.wait();
+        }
     }
 
     #[test]

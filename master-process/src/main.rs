@@ -33,7 +33,8 @@ fn main() -> ExitCode {
 
 fn run(config: &Config, inherited: std::io::Result<InheritedListeners>) -> ExitCode {
     report::start_logging(config.log_format, &config.verbosity);
-    let driver = match prepare(config, inherited) {
+    // In a place of its own: frames that hold it while it is made are gone by the time when it runs.
+    let driver = match prepare(config, inherited).map(Box::new) {
         Ok(driver) => driver,
         Err(error) => return fail(code::FATAL, &format_args!("{error:#}")),
     };
@@ -45,6 +46,7 @@ fn run(config: &Config, inherited: std::io::Result<InheritedListeners>) -> ExitC
 }
 
 /// Does everything that can fail before the first worker starts. After that, no error ends the supervisor.
+#[inline(never)]
 fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> anyhow::Result<Driver> {
     use anyhow::Context;
     let mut inherited = inherited.context("LISTEN_FDS")?;

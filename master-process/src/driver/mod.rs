@@ -110,7 +110,7 @@ impl Driver {
     }
 
     /// Runs until the policy has an outcome and no worker is left.
-    pub fn run(mut self) -> Ending {
+    pub fn run(mut self: Box<Self>) -> Ending {
         let mut ready = Vec::new();
         self.start_watching();
         loop {
@@ -235,7 +235,7 @@ impl Driver {
         true
     }
 
-    fn end(mut self, outcome: Outcome) -> Ending {
+    fn end(mut self: Box<Self>, outcome: Outcome) -> Ending {
         self.end_remaining_processes();
         self.signals.tty.restore(&self.cx.workers);
         match (outcome, self.starts.into_failure()) {

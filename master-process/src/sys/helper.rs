@@ -25,12 +25,14 @@ impl Wake {
         self.0.as_fd()
     }
 
-    /// Resets the wake-up. Call this before taking the answers, so an answer that arrives later wakes the loop again.
-    pub fn clear(&self) {
-        let _none_or_some = rustix::io::read(&*self.0, &mut [0u8; 8]);
+    /// Resets the wake-up, and returns whether it was set. Call this before taking the answers, so an answer that arrives
+    /// later wakes the loop again.
+    pub fn clear(&self) -> bool {
+        rustix::io::read(&*self.0, &mut [0u8; 8]).is_ok()
     }
 
-    fn set(&self) {
+    /// Wakes the loop.
+    pub fn set(&self) {
         // The write fails only if the counter is full, after 2^64 - 2 wake-ups that were not read.
         let _woken = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
     }

@@ -1,11 +1,12 @@
 //! The thread that loads the programs.
 
 use std::os::fd::BorrowedFd;
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use super::{Ebpf, LoadError, Thresholds};
 use crate::config::Scope;
-use crate::sys::helper::{Helper, Wake};
+use crate::sys::helper::Wake;
 
 /// What is to be measured, for [`Ebpf::load`].
 #[derive(Debug, Clone, Copy)]
@@ -30,9 +31,13 @@ impl Wanted {
     }
 }
 
-/// Loads the programs in a thread.
+/// A thread that loads the programs.
 #[derive(Debug)]
-pub struct Loader(Helper<Wanted, Result<Ebpf, LoadError>>);
+pub struct Loader {
+    thread: Option<JoinHandle<Result<Ebpf, LoadError>>>,
+    /// Set by the thread when it is about to end.
+    wake: Wake,
+}
 
 /// The parser of the kernel's types is what needs the most.
 const STACK: usize = 256 * 1024;
@@ -40,18 +45,28 @@ const STACK: usize = 256 * 1024;
 impl Loader {
     /// Starts the thread; `None` if there can be none.
     pub fn start(wanted: Wanted) -> Option<Loader> {
-        let mut helper = Helper::new("ebpf", STACK, 1, Wake::new().ok()?, Wanted::load);
-        helper.ask(wanted).then_some(Loader(helper))
+        let wake = Wake::new().ok()?;
+        let finished = wake.clone();
+        let thread = Builder::new().name("ebpf".to_owned()).stack_size(STACK).spawn(move || {
+            let loaded = wanted.load();
+            finished.set();
+            loaded
+        });
+        Some(Loader { thread: Some(thread.ok()?), wake })
     }
 
     /// Readable when [`Self::take`] has an answer.
     pub fn fd(&self) -> BorrowedFd<'_> {
-        self.0.wake().fd()
+        self.wake.fd()
     }
 
-    /// The programs, or why they cannot be loaded; `None` while the thread is at it.
+    /// The programs, or why they cannot be loaded; `None` while the thread is at it. Afterwards the thread is gone, with the
+    /// memory that it kept for further use.
     pub fn take(&mut self) -> Option<Result<Ebpf, LoadError>> {
-        self.0.wake().clear();
-        self.0.take().pop()
+        if !self.wake.clear() {
+            return None;
+        }
+        let panicked = |_| LoadError::new("the eBPF programs", "the thread that loads them panicked");
+        Some(self.thread.take()?.join().unwrap_or_else(|reason| Err(panicked(reason))))
     }
 }

@@ -17,17 +17,11 @@ mod word;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 
-/// Not attached to a tracepoint: the supervisor runs it to start the timer that measures.
-#[raw_tracepoint(tracepoint = "start")]
-pub fn start(_ctx: RawTracePointContext) -> i32 {
-    sampler::start();
-    0
-}
-
-/// Not attached either: the supervisor runs it to learn what the pid of a worker is in the initial PID namespace.
-#[raw_tracepoint(tracepoint = "translate")]
-pub fn translate(_ctx: RawTracePointContext) -> i32 {
-    sampler::translate();
+/// Not attached to a tracepoint: the supervisor runs it, first to start the timer that measures, and then to identify
+/// processes. One program for both, because each takes some pages of the kernel's memory.
+#[raw_tracepoint(tracepoint = "run")]
+pub fn run(_ctx: RawTracePointContext) -> i32 {
+    sampler::run();
     0
 }
 

@@ -34,10 +34,15 @@ const MOST_LISTENERS: u64 = 4096;
 /// The number of adopted processes that are added to a worker.
 const MOST_ADOPTED: u64 = 1024;
 
-/// Starts the timer, and sets [`Control::started`]. The supervisor runs this once.
+/// Identifies the process in [`Control::translated`]; if there is none in it, starts the timer, and sets
+/// [`Control::started`].
 #[inline(always)]
-pub(crate) fn start() {
-    if let Some(control) = CONTROL.get(0) {
+pub(crate) fn run() {
+    let Some(control) = CONTROL.get(0) else { return };
+    let pid = get(&control.translated);
+    if pid != 0 {
+        translate(control, pid);
+    } else {
         let result = try_start(control).unwrap_or(MISFIT);
         set(&control.started, if result == 0 { 1 } else { result as u64 });
     }
@@ -296,9 +301,8 @@ extern "C" fn count_unknown_children(supervisor: u64) -> u64 {
 
 /// Identifies a process, as [`Control::translated`] and [`Control::filters`] say.
 #[inline(always)]
-pub(crate) fn translate() {
-    let Some(control) = CONTROL.get(0) else { return };
-    let (pid, mut filter) = identify(get(&control.translated));
+fn translate(control: &Control, pid: u64) {
+    let (pid, mut filter) = identify(pid);
     set(&control.translated, pid);
     for place in &control.filters {
         set(place, filter);

@@ -17,7 +17,7 @@ use provenance::Provenance;
 const TARGET: &str = "bpfel-unknown-none";
 
 /// What must be in the object for a loader to make sense of it: programs and maps.
-const SECTIONS: [&str; 3] = ["raw_tp/start", "raw_tp/signal_generate", "maps"];
+const SECTIONS: [&str; 3] = ["raw_tp/run", "raw_tp/signal_generate", "maps"];
 
 /// Names the object that `master-process/build.rs` takes instead of the one in the repository.
 pub(crate) const VARIABLE: &str = "MASTER_PROCESS_BPF_OBJECT";

@@ -26,10 +26,8 @@ const NAMESPACE: &str = "/proc/self/ns/pid";
 /// The inode of the initial PID namespace: the kernel's `PROC_PID_INIT_INO`.
 const FIRST_NAMESPACE: u64 = 0xefff_fffc;
 
-/// The program that starts the timer.
-const START: &str = "start";
-/// The program that identifies a process.
-const TRANSLATE: &str = "translate";
+/// The program that starts the timer, and identifies a process.
+const RUN: &str = "run";
 
 /// The maps and descriptors of the running programs.
 #[derive(Debug)]
@@ -47,7 +45,7 @@ pub(super) struct Running {
     /// The device, in the kernel's encoding, and the inode of this PID namespace.
     pub(super) namespace: [u64; 2],
     /// The program that identifies a process.
-    translate: OwnedFd,
+    program: OwnedFd,
     /// Whether the pids that the programs use are valid here.
     pub(super) in_first_namespace: bool,
 }
@@ -66,7 +64,7 @@ impl Running {
     pub(super) fn identify(&self, pid: Pid) -> Option<Identity> {
         let control = self.control.first()?;
         control.translated.store(u64::from(pid.as_raw_pid().cast_unsigned()), Release);
-        if let Err(error) = bpf::run(self.translate.as_fd()) {
+        if let Err(error) = bpf::run(self.program.as_fd()) {
             tracing::debug!("bpf(BPF_PROG_TEST_RUN): {error}");
             return None;
         }
@@ -110,7 +108,7 @@ pub(super) fn start(scope: Scope, accounts: u32, interval: Duration) -> Result<R
         params: &params,
         entries: &entries,
         functions: &functions,
-        run_by_hand: &[START, TRANSLATE],
+        run_by_hand: &[RUN],
         timer: "TIMER",
         omitted: if found.is_some() { &death_programs::PROGRAMS } else { &[] },
         omitted_map: found.is_some().then_some(death_programs::MAP),
@@ -184,14 +182,10 @@ fn run(
     namespace: [u64; 2],
     interval: Duration,
 ) -> Result<Running, LoadError> {
-    let start = loaded
+    let program = loaded
         .programs
-        .remove(START)
-        .ok_or_else(|| LoadError::new("the eBPF object", "no program to start"))?;
-    let translate = loaded
-        .programs
-        .remove(TRANSLATE)
-        .ok_or_else(|| LoadError::new("the eBPF object", "no program that identifies"))?;
+        .remove(RUN)
+        .ok_or_else(|| LoadError::new("the eBPF object", format_args!("no program {RUN}")))?;
     let control: Mapping<Control> = mapping(&loaded, "CONTROL")?;
     if let Some(control) = control.first() {
         control.interval.store(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX), Release);
@@ -206,10 +200,10 @@ fn run(
         death_programs,
         _timer: map(&mut loaded, "TIMER")?,
         namespace,
-        translate,
+        program,
         in_first_namespace: namespace[1] == FIRST_NAMESPACE,
     };
-    bpf::run(start.as_fd()).map_err(|error| LoadError::new("bpf(BPF_PROG_TEST_RUN)", error))?;
+    bpf::run(running.program.as_fd()).map_err(|error| LoadError::new("bpf(BPF_PROG_TEST_RUN)", error))?;
     let started = running.control.first().map_or(0, |control| control.started.load(Acquire).cast_signed());
     match i32::try_from(started.wrapping_neg()) {
         Ok(-1) => Ok(running),

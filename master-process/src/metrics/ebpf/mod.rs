@@ -73,9 +73,9 @@ struct Settings {
 const ACCOUNTS_PER_WORKER: u32 = 3;
 /// The most children of the supervisor that are looked at when a worker has ended: it takes two microseconds for each.
 const MOST_CHILDREN: usize = 1024;
-/// With these minima the accounts fill one page.
 const MIN_WORKERS: u32 = 16;
-const MIN_ADOPTED: u32 = 15;
+/// The number of accounts in a page.
+const PER_PAGE: u32 = 32;
 
 impl Ebpf {
     /// Loads the programs for this number of workers, and takes a sample at each `interval`.
@@ -93,9 +93,11 @@ impl Ebpf {
     }
 
     fn load_for(workers: u32, settings: Settings) -> Result<Ebpf, LoadError> {
-        let adopted = workers.max(MIN_ADOPTED);
+        // Account 0, one for each worker, and about as many for adopted processes: whole pages.
+        let accounts = workers.saturating_mul(2).next_multiple_of(PER_PAGE);
+        let adopted = accounts - 1 - workers;
         Ok(Ebpf {
-            running: load::start(settings.scope, 1 + workers + adopted, settings.interval)?,
+            running: load::start(settings.scope, accounts, settings.interval)?,
             accounts: Accounts::new(workers, adopted),
             clock: Clock::new(),
             settings,

@@ -194,10 +194,10 @@ fn what_the_verifier_refuses_is_not_needed_and_its_words_are_there_for_those_who
     }
     let (_folder, show) = with_wrong_types("function");
     let wrapper = ["unshare", "--mount", "sh", "-c", &show, "sh"];
-    says(&wrapper, &[], &["monitor: procfs; ebpf unavailable: bpf(bpf_prog_load) start: "]);
+    says(&wrapper, &[], &["monitor: procfs; ebpf unavailable: bpf(bpf_prog_load) run: "]);
     let supervisor = behind(&wrapper, &["-v"]);
     let words =
-        supervisor.until("the verifier's words", || supervisor.logged(&["the verifier on start:"]).pop());
+        supervisor.until("the verifier's words", || supervisor.logged(&["the verifier on run:"]).pop());
     assert!(words.contains("is not allowed"), "{words}");
     assert_eq!(supervisor.stop(), 0);
 }

@@ -37,12 +37,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!("{supervisors} supervisors with {workers} idle workers each\n");
     println!("{:<54}{:>20}{:>20}", "", "procfs", "eBPF");
     let procfs = Measured::take(options, "procfs")?;
-    let ebpf = Measured::take(options, "ebpf")?;
+    // eBPF as it is by default: loaded after the first workers have been started.
+    let ebpf = Measured::take(options, "auto")?;
     let row = |what: &str, of: &dyn Fn(&Measured) -> String| {
         println!("{what:<54}{:>20}{:>20}", of(&procfs), of(&ebpf));
     };
     row("memory of one (PSS), KiB", &|of| of.pss_kib.to_string());
-    row("kernel memory of its eBPF maps and programs, KiB", &|of| of.kernel_kib.to_string());
+    row("kernel memory that measuring takes, KiB", &|of| {
+        of.kernel_kib.map_or_else(|| "unknown".to_owned(), |kib| kib.to_string())
+    });
     row("CPU time of all at rest, ms in a second", &|of| format!("{:.2}", of.rest_ms));
     row("wake-ups of all at rest, in a second", &|of| format!("{:.1}", of.wakes));
     row("start of all at once, s", &|of| format!("{:.1}", of.start.as_secs_f64()));
@@ -76,7 +79,7 @@ impl Spread {
 /// The numbers of one source.
 struct Measured {
     pss_kib: u64,
-    kernel_kib: u64,
+    kernel_kib: Option<i64>,
     rest_ms: f64,
     wakes: f64,
     start: Duration,
@@ -102,7 +105,7 @@ impl Measured {
             }
             if first.is_none() {
                 let (rest_ms, wakes) = all.at_rest()?;
-                let (pss_kib, kernel_kib) = (all.pss_kib()?, all.kernel_kib()?);
+                let (pss_kib, kernel_kib) = (all.pss_kib()?, measuring_kib(options, source)?);
                 let reload = all.reload(options.workers)?;
                 first = Some((pss_kib, kernel_kib, rest_ms, wakes, start, start_cpu, reload));
             }
@@ -114,6 +117,14 @@ impl Measured {
     }
 }
 
+/// Starts a supervisor by a command that takes its arguments.
+fn supervisor(mut command: Command, options: &Options, source: &str) -> Result<Child> {
+    command.args(["-q", "-w", &options.workers.to_string(), "--ready", "none", "--monitor", source]);
+    command.arg("--").arg(&options.worker);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().context("starting a supervisor")
+}
+
 /// Supervisors that end with the benchmark.
 struct Supervisors(Vec<Child>);
 
@@ -122,11 +133,7 @@ impl Supervisors {
     fn start(options: &Options, source: &str) -> Result<Supervisors> {
         let mut all = Supervisors(Vec::new());
         for _ in 0..options.supervisors {
-            let mut command = Command::new(&options.program);
-            command.args(["-q", "-w", &options.workers.to_string(), "--ready", "none", "--monitor", source]);
-            command.arg("--").arg(&options.worker);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            all.0.push(command.spawn().context("starting a supervisor")?);
+            all.0.push(supervisor(Command::new(&options.program), options, source)?);
         }
         all.await_workers(options.workers, &[])?;
         Ok(all)
@@ -177,17 +184,6 @@ impl Supervisors {
         Ok(each.sum::<Result<u64>>()? / self.0.len().max(1) as u64)
     }
 
-    /// What the kernel charges for the maps and programs of one: proc_pid_fdinfo(5), `memlock`.
-    fn kernel_kib(&self) -> Result<u64> {
-        let child = self.0.first().context("there is no supervisor")?;
-        let mut bytes = 0;
-        for file in std::fs::read_dir(format!("/proc/{}/fdinfo", child.id()))? {
-            let text = std::fs::read_to_string(file?.path()).unwrap_or_default();
-            bytes += number_after(&text, "memlock:").unwrap_or(0);
-        }
-        Ok(bytes / 1024)
-    }
-
     fn reload(&self, workers: u32) -> Result<Duration> {
         let mut old: Vec<u32> = self.0.iter().flat_map(|child| children(child.id())).collect();
         old.sort_unstable();
@@ -236,6 +232,49 @@ fn number_after(text: &str, after: &str) -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(after));
     let number = line.and_then(|line| line.split_whitespace().next()).and_then(|word| word.parse().ok());
     number.with_context(|| format!("no number after {after:?}"))
+}
+
+/// The kernel memory that is charged to one more supervisor because it measures; `None` where there is no cgroup for it.
+fn measuring_kib(options: &Options, source: &str) -> Result<Option<i64>> {
+    let of = |source| charged_kib(options, source);
+    Ok(of(source)?.zip(of("off")?).map(|(with, without)| with - without))
+}
+
+/// The kernel memory of a supervisor and its workers in a cgroup of their own.
+fn charged_kib(options: &Options, source: &str) -> Result<Option<i64>> {
+    let name = format!("master-process-bench-{}", std::process::id());
+    // The second is version 1, in which the controllers have a hierarchy each.
+    let places = [("/sys/fs/cgroup", "memory.stat"), ("/sys/fs/cgroup/memory", "memory.kmem.usage_in_bytes")];
+    for (root, file) in places {
+        let cgroup = Path::new(root).join(&name);
+        if std::fs::create_dir(&cgroup).is_err() {
+            continue;
+        }
+        let charged = if cgroup.join(file).exists() {
+            charged_in(options, source, &cgroup, file).map(Some)
+        } else {
+            Ok(None)
+        };
+        std::fs::remove_dir(&cgroup).with_context(|| format!("removing {}", cgroup.display()))?;
+        if let Some(kib) = charged? {
+            return Ok(Some(kib));
+        }
+    }
+    Ok(None)
+}
+
+fn charged_in(options: &Options, source: &str, cgroup: &Path, file: &str) -> Result<i64> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "echo $$ > \"$0/cgroup.procs\" && exec \"$@\""]).arg(cgroup).arg(&options.program);
+    let all = Supervisors(vec![supervisor(shell, options, source)?]);
+    all.await_workers(options.workers, &[])?;
+    // What it does after the start is over.
+    std::thread::sleep(Duration::from_secs(5));
+    let text = std::fs::read_to_string(cgroup.join(file)).context("reading what is charged")?;
+    drop(all);
+    // Version 2 has lines with names, version 1 the number alone.
+    let bytes = number_after(&text, "kernel ").or_else(|_| number_after(&text, ""))?;
+    Ok(i64::try_from(bytes / 1024)?)
 }
 
 /// What the rest of the host pays, in nanoseconds, in the order of [`PARTS`].

@@ -115,7 +115,8 @@ impl Driver {
         self.start_watching();
         loop {
             let mut unfinished = self.carry_out();
-            if self.starts.has_greeted() {
+            // When the first starts are over: loading eBPF does not compete with them.
+            if self.starts.has_greeted() && !unfinished {
                 self.sampling.begin(&mut self.cx, &self.signals.tty);
             }
             self.calls.after_round(&mut self.cx);
@@ -198,13 +199,16 @@ impl Driver {
         }
     }
 
-    /// Carries out the policy's actions. Returns true if some are left for the next round.
+    /// Carries out the policy's actions. Returns true if some may be left for the next round.
     fn carry_out(&mut self) -> bool {
         let mut starts = 0;
         while starts < MAX_STARTS_PER_ROUND {
             let cx = &mut self.cx;
             let now = cx.now();
             let Some(action) = cx.policy.next_action(now) else {
+                if self.starts.finish_oldest(cx) {
+                    continue;
+                }
                 return false;
             };
             match action {
@@ -232,6 +236,7 @@ impl Driver {
                 Action::Report(event) => self.report(&event),
             }
         }
+        while self.starts.finish_oldest(&mut self.cx) {}
         true
     }
 

@@ -1,9 +1,10 @@
 //! Starts workers, and reports why a start failed.
 //!
-//! A start takes a fraction of a millisecond, and the loop waits for it. If the program or the directory is on a slow
-//! or unresponsive file system, the loop continues and checks the start at intervals.
+//! A start takes a fraction of a millisecond, and the loop waits for it. Of many starts some are in progress at a time, so
+//! that the kernel executes programs on several CPUs. If the program or the directory is on a slow or unresponsive file system,
+//! the loop continues and checks the start at intervals.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -26,6 +27,10 @@ const WAIT: Duration = Duration::from_millis(10);
 /// The same while another start is late: the next start will probably be late, too.
 const WAIT_DURING_LATE_START: Duration = Duration::from_millis(1);
 
+/// The number of starts that are in progress while the loop waits. More bring nothing: all of them go through locks of the
+/// supervisor's memory and descriptors.
+const MAX_AT_ONCE: usize = 4;
+
 /// How soon a late start is checked. Each further check waits twice as long, up to 64 ms. That is short compared with
 /// the time the start has taken by then.
 const CHECK_AFTER: Duration = Duration::from_millis(1);
@@ -39,7 +44,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// pages.
 const MAX_STARTS: usize = 64;
 
-/// A start that is late.
+/// A start in progress.
 #[derive(Debug)]
 struct Start {
     worker: WorkerId,
@@ -59,10 +64,13 @@ struct Begun {
     started_at: u64,
 }
 
-/// The starts of workers: those that are late or abandoned, by the worker's serial, and the errors of those that
-/// failed.
+/// The starts of workers: those in progress, those that are late or abandoned, by the worker's serial, and the errors of those
+/// that failed.
 pub(super) struct Starts {
     launcher: Launcher,
+    /// The starts that the loop waits for, the oldest first.
+    current: VecDeque<Start>,
+    /// Those that it no longer waits for.
     late: HashMap<u64, Start>,
     /// Starts that were killed because they took too long, and whose processes have not ended yet.
     abandoned: HashMap<u64, Abandoned>,
@@ -93,6 +101,7 @@ impl Starts {
     pub(super) fn new(launcher: Launcher, greeting: Greeting) -> Starts {
         Starts {
             launcher,
+            current: VecDeque::new(),
             late: HashMap::new(),
             abandoned: HashMap::new(),
             greeting: Some(greeting),
@@ -109,8 +118,9 @@ impl Starts {
     /// The start that this child belongs to.
     pub(super) fn serial_of(&self, pid: Pid) -> Option<u64> {
         let late = self.late.iter().map(|(serial, start)| (serial, &start.launch));
+        let current = self.current.iter().map(|start| (&start.worker.serial, &start.launch));
         let abandoned = self.abandoned.iter().map(|(serial, start)| (serial, &start.launch));
-        let mut all = late.chain(abandoned);
+        let mut all = late.chain(current).chain(abandoned);
         all.find(|(_, launch)| launch.pid() == pid).map(|(serial, _)| *serial)
     }
 
@@ -121,10 +131,11 @@ impl Starts {
     }
 
     fn is_full(&self) -> bool {
-        self.late.len() + self.abandoned.len() >= MAX_STARTS
+        self.current.len() + self.late.len() + self.abandoned.len() >= MAX_STARTS
     }
 
-    /// Starts a worker, in the foreground or the background of the terminal.
+    /// Begins to start a worker, in the foreground or the background of the terminal. [`finish_oldest`](Self::finish_oldest)
+    /// has to be called until nothing is in progress.
     pub(super) fn launch(&mut self, cx: &mut Context, worker: WorkerId, generation: u32, foreground: bool) {
         self.launcher.set_filter(cx.broker.calls());
         cx.broker.enter(worker, generation);
@@ -142,6 +153,17 @@ impl Starts {
             Err(failure) => return self.start_failed(cx, worker, (generation, foreground), failure),
         };
         let begun = Begun { generation, ready_pipe, cgroup, foreground, started_at };
+        self.current.push_back(Start { worker, launch, begun, since });
+        // If the first start of all fails, there are no others.
+        let most = if self.has_greeted() { MAX_AT_ONCE } else { 1 };
+        while self.current.len() >= most {
+            self.finish_oldest(cx);
+        }
+    }
+
+    /// Waits for the oldest start in progress. Returns false if there is none.
+    pub(super) fn finish_oldest(&mut self, cx: &mut Context) -> bool {
+        let Some(Start { worker, launch, begun, since }) = self.current.pop_front() else { return false };
         let wait = if self.late.is_empty() { WAIT } else { WAIT_DURING_LATE_START };
         match launch.wait(wait) {
             Ok(over) => self.finish(cx, worker, over, begun),
@@ -151,11 +173,11 @@ impl Starts {
                     "{} is slow to start; waiting for it in the background",
                     cx.workers.name(worker)
                 );
-                let start = Start { worker, launch, begun, since };
-                self.late.insert(worker.serial, start);
+                self.late.insert(worker.serial, Start { worker, launch, begun, since });
                 cx.schedule(CHECK_AFTER, Deferred::Start(worker.serial, 0));
             }
         }
+        true
     }
 
     /// Checks a start that is late, or was abandoned.

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use master_process_common::Death;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use super::runtime::{self, is_trusted, open_directory};
-use crate::sys::bpf::{self, Map};
+use crate::sys::bpf::{self, Map, bytes_of, bytes_of_mut};
 
 /// The map of the records, in the object.
 pub(super) const MAP: &str = "DEATHS";
@@ -37,6 +39,69 @@ pub(super) struct DeathPrograms {
     pub(super) sees_oom: bool,
     /// The programs stay attached while these are open.
     pub(super) links: Vec<OwnedFd>,
+    /// When the records of processes that are gone were removed the last time.
+    pub(super) tidied: Option<Instant>,
+}
+
+/// How often records of processes that are gone are looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(60);
+
+impl DeathPrograms {
+    /// Has the signals to a process recorded, which has this pid in the initial PID namespace. Without a record, it is not
+    /// known who killed the worker.
+    pub(super) fn record(&mut self, number: u32, namespace: [u64; 2], in_first_namespace: bool) {
+        let death = Death { namespace, ..Death::default() };
+        let Err(error) = self.records.update(&number.to_ne_bytes(), bytes_of(&death)) else { return };
+        tracing::debug!("bpf(BPF_MAP_UPDATE_ELEM) {MAP}: {error}");
+        // Supervisors that were killed have left theirs. The pids say something in the initial namespace only.
+        if error.raw_os_error() == Some(libc::E2BIG)
+            && in_first_namespace
+            && self.tidied.is_none_or(|at| at.elapsed() >= TIDY_EVERY)
+        {
+            self.tidied = Some(Instant::now());
+            if let Ok(records) = self.records.try_clone() {
+                let thread = std::thread::Builder::new().name("deaths".to_owned()).stack_size(64 * 1024);
+                let _next_time = thread.spawn(move || remove_gone(&records, is_gone));
+            }
+        }
+    }
+
+    /// Takes the record of the signals to a process.
+    pub(super) fn take(&self, number: u32) -> Option<Death> {
+        let key = number.to_ne_bytes();
+        let mut death = Death::default();
+        let found = self.records.lookup(&key, bytes_of_mut(&mut death));
+        let _may_be_absent = self.records.delete(&key);
+        found.is_ok_and(|found| found).then_some(death)
+    }
+
+    /// Ends the recording for a process.
+    pub(super) fn forget(&self, number: u32) {
+        let _may_be_absent = self.records.delete(&number.to_ne_bytes());
+    }
+}
+
+/// Whether there is no process with this pid, not even one that has ended and was not waited for.
+fn is_gone(number: u32) -> bool {
+    let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
+    pid.is_none_or(|pid| test_kill_process(pid) == Err(Errno::SRCH))
+}
+
+/// Removes the records of processes that are gone.
+fn remove_gone(records: &Map, is_gone: impl Fn(u32) -> bool) {
+    let mut key = None;
+    // Others change the map meanwhile, after which the search may begin anew.
+    for _ in 0..2 * HOST_ENTRIES {
+        let next = records.next_key::<4>(key).ok().flatten();
+        // The one before is removed only now: the search goes on from it.
+        if let Some(last) = key.filter(|last| is_gone(u32::from_ne_bytes(*last))) {
+            let _may_be_absent = records.delete(&last);
+        }
+        if next.is_none() {
+            return;
+        }
+        key = next;
+    }
 }
 
 /// The file with the ids, locked.
@@ -92,7 +157,7 @@ impl Shared {
                 links.push(bpf::link_by_id(id, tracepoint).ok()?);
             }
         }
-        Some(DeathPrograms { records, sees_oom: ids[1] != 0, links })
+        Some(DeathPrograms { records, sees_oom: ids[1] != 0, links, tidied: None })
     }
 
     /// Keeps the ids of a set for other supervisors. `links` are in the order of [`PROGRAMS`].
@@ -111,10 +176,12 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::sys::bpf::MapKind;
 
     #[test]
     fn a_file_of_another_boot_or_with_wrong_ids_names_no_set() {
@@ -130,6 +197,29 @@ mod tests {
             std::fs::write(&path, text).expect("ours");
             assert!(open().find().is_none(), "{text}");
         }
+    }
+
+    #[test]
+    fn records_of_processes_that_are_gone_are_removed() {
+        const HASH: u32 = 1;
+        let kind = MapKind { number: HASH, key_size: 4, value_size: 48, entries: 64, flags: 0 };
+        let records = match Map::new("deaths", kind) {
+            Ok(records) => records,
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return,
+            Err(error) => panic!("{error}"),
+        };
+        for number in 1..=64u32 {
+            records.update(&number.to_ne_bytes(), bytes_of(&Death::default())).expect("there is room");
+        }
+        remove_gone(&records, |number| number.is_multiple_of(3));
+        let left: BTreeSet<u32> = (1..=64)
+            .filter(|number: &u32| {
+                let mut death = Death::default();
+                records.lookup(&number.to_ne_bytes(), bytes_of_mut(&mut death)).expect("it can be read")
+            })
+            .collect();
+        assert_eq!(left, (1..=64).filter(|number: &u32| !number.is_multiple_of(3)).collect());
+        assert!(is_gone(u32::MAX) && !is_gone(std::process::id()));
     }
 
     #[test]

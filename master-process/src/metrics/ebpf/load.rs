@@ -147,7 +147,7 @@ fn attach(loaded: &mut Loaded) -> Result<DeathPrograms, LoadError> {
         }
     }
     let sees_oom = links.len() == death_programs::PROGRAMS.len();
-    Ok(DeathPrograms { records: map(loaded, death_programs::MAP)?, sees_oom, links })
+    Ok(DeathPrograms { records: map(loaded, death_programs::MAP)?, sees_oom, links, tidied: None })
 }
 
 /// The offsets of this kernel, from the last supervisor that looked them up, or from the kernel's type information.

@@ -31,7 +31,6 @@ use self::load::{Identity, Running};
 use super::{ExitDetails, Killer};
 use crate::config::Scope;
 use crate::policy::{Before, Usage, WorkerId};
-use crate::sys::bpf::{bytes_of, bytes_of_mut};
 use crate::sys::children;
 
 /// The limits that the program compares a worker with. A sample above one, and the first one within it again, is an event.
@@ -205,14 +204,9 @@ impl Ebpf {
         process.store(u64::from(number) | if is_adopted { ADOPTED } else { 0 }, Release);
     }
 
-    /// Has the signals to a process recorded. Without a record, it is not known who killed the worker.
-    fn record_signals(&self, number: u32) {
-        let death = Death { namespace: self.running.namespace, ..Death::default() };
-        if let Err(error) =
-            self.running.death_programs.records.update(&number.to_ne_bytes(), bytes_of(&death))
-        {
-            tracing::debug!("bpf(BPF_MAP_UPDATE_ELEM) DEATHS: {error}");
-        }
+    fn record_signals(&mut self, number: u32) {
+        let Running { namespace, in_first_namespace, death_programs, .. } = &mut self.running;
+        death_programs.record(number, *namespace, *in_first_namespace);
     }
 
     /// The worker continues in a process that it has started.
@@ -221,7 +215,7 @@ impl Ebpf {
         let Some(entry) = self.accounts.of_mut(worker) else { return };
         entry.pid = pid;
         let (before, account) = (std::mem::replace(&mut entry.number, number), entry.account);
-        let _may_be_absent = self.running.death_programs.records.delete(&before.to_ne_bytes());
+        self.running.death_programs.forget(before);
         if let Some(account) = self.running.accounts.get(account as usize) {
             account.process.store(number.into(), Release);
         }
@@ -386,21 +380,12 @@ impl Ebpf {
             }
         }
         let peak = accounts.get(account as usize).map_or(0, |account| account.peak.load(Acquire));
-        let death = self.death_of(number);
+        let death = self.running.death_programs.take(number);
         ExitDetails {
             peak_memory: (peak > 0).then_some(peak),
             killer: death.as_ref().and_then(killer),
             oom: death.filter(|_| self.running.death_programs.sees_oom).map(|death| death.oom != 0),
         }
-    }
-
-    /// Takes the record of the signals to a process.
-    fn death_of(&self, number: u32) -> Option<Death> {
-        let key = number.to_ne_bytes();
-        let mut death = Death::default();
-        let found = self.running.death_programs.records.lookup(&key, bytes_of_mut(&mut death));
-        let _may_be_absent = self.running.death_programs.records.delete(&key);
-        found.is_ok_and(|found| found).then_some(death)
     }
 }
 

@@ -187,6 +187,38 @@ impl Map {
         unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &mut attr) }.map(drop)
     }
 
+    /// Sets `key` to the one that follows it, or to the first one if the map has no such key or `key` is `None`. Returns `None`
+    /// after the last one.
+    ///
+    /// # Errors
+    /// EINVAL for a map without keys; bpf(2).
+    pub fn next_key<const LEN: usize>(&self, key: Option<[u8; LEN]>) -> io::Result<Option<[u8; LEN]>> {
+        if LEN != self.kind.key_size as usize {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut next = [0; LEN];
+        let mut attr = blank();
+        // SAFETY: as in `Map::new`.
+        let find = unsafe { &mut attr.__bindgen_anon_2 };
+        find.map_fd = number(self.as_fd());
+        find.key = key.as_ref().map_or(0, |key| address(key));
+        find.__bindgen_anon_1.next_key = next.as_mut_ptr().expose_provenance() as u64;
+        // SAFETY: both keys are borrowed for the call, with the size that the kernel assumes; it writes only the second.
+        match unsafe { bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+            Ok(_) => Ok(Some(next)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A second descriptor of the map.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn try_clone(&self) -> io::Result<Map> {
+        Ok(Map { fd: self.fd.try_clone()?, kind: self.kind })
+    }
+
     /// Makes the map read-only for bpf(2): the verifier then treats its contents as constant.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ pub mod proc_stat;
 pub mod queue_watch;
 pub mod remote_read;
 pub mod reuseport;
+pub mod runtime_directory;
 pub mod seccomp;
 pub mod signal_disposition;
 pub mod signal_names;

@@ -44,6 +44,8 @@ pub(super) enum Token {
     Samples,
     /// The queues of the sockets that workers listen on.
     Queues,
+    /// Places at the gate.
+    Places,
     /// The controlling terminal.
     Terminal,
     /// The signalfd.
@@ -68,9 +70,10 @@ impl Token {
             Token::Inspected => 5 << KIND_AT,
             Token::Samples => 6 << KIND_AT,
             Token::Queues => 7 << KIND_AT,
-            Token::Terminal => 8 << KIND_AT,
-            Token::Signals => 9 << KIND_AT,
-            Token::Exit(serial) => 10 << KIND_AT | serial,
+            Token::Places => 8 << KIND_AT,
+            Token::Terminal => 9 << KIND_AT,
+            Token::Signals => 10 << KIND_AT,
+            Token::Exit(serial) => 11 << KIND_AT | serial,
         }
     }
 
@@ -85,8 +88,9 @@ impl Token {
             5 => Token::Inspected,
             6 => Token::Samples,
             7 => Token::Queues,
-            8 => Token::Terminal,
-            9 => Token::Signals,
+            8 => Token::Places,
+            9 => Token::Terminal,
+            10 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -119,6 +123,8 @@ pub(super) enum Deferred {
     /// Check whether the start of the worker with this serial is finished. The second value is the number of earlier
     /// checks.
     Start(u64, u32),
+    /// Try the places at the gate.
+    TryPlaces,
     /// Measure all workers.
     Sample,
     /// The inspection with this number, of a worker that is over a limit, has timed out.
@@ -276,6 +282,7 @@ mod tests {
             Token::Inspected,
             Token::Samples,
             Token::Queues,
+            Token::Places,
             Token::Terminal,
             Token::Signals,
             Token::Exit(SERIAL),

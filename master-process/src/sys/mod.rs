@@ -30,5 +30,6 @@ pub mod smaps;
 pub mod socket_options;
 pub mod sockets;
 pub mod spawn;
+pub mod start_places;
 pub mod terminal;
 pub mod user_database;

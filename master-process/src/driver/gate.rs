@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::context::{Context, Deferred, Token};
 use crate::config::Config;
@@ -38,14 +38,6 @@ pub(super) struct Gate {
     said_unusable: String,
 }
 
-/// The result of a try.
-enum Tried {
-    /// A start may begin.
-    Given,
-    /// Others have all places.
-    Occupied,
-}
-
 impl Gate {
     pub(super) fn new(config: &Config) -> Gate {
         let directory = config.start_gate.and_then(|count| Some((start_places::directory()?, count)));
@@ -63,10 +55,16 @@ impl Gate {
     /// Gives places to the starts that wait for one, as far as there are any.
     pub(super) fn give(&mut self, cx: &mut Context) {
         while cx.policy.awaits_place() {
-            match self.try_place() {
-                Tried::Given => cx.event(Event::PlaceGiven),
-                Tried::Occupied => return self.wait(cx),
+            let is_given = match self.try_place() {
+                Ok(false) => self.wait(cx).map(|()| false),
+                tried => tried,
+            };
+            match is_given {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(why) => self.go_without(&why),
             }
+            cx.event(Event::PlaceGiven);
         }
     }
 
@@ -92,56 +90,47 @@ impl Gate {
                     cx.event(Event::PlaceGiven);
                 }
                 Ok(_not_needed) => {}
-                Err(error) => self.unusable(&format!("flock: {error}")),
+                Err(error) if cx.policy.awaits_place() => {
+                    self.go_without(&format!("flock: {error}"));
+                    cx.event(Event::PlaceGiven);
+                }
+                Err(_nobody_waits) => {}
             }
         }
         self.give(cx);
     }
 
-    fn try_place(&mut self) -> Tried {
+    /// Tries to get a place, and returns whether a start may begin.
+    fn try_place(&mut self) -> Result<bool, String> {
         let Some(places) = &mut self.places else {
-            self.unusable("this user has no XDG_RUNTIME_DIR");
-            self.beyond += 1;
-            return Tried::Given;
+            return Err("this user has no XDG_RUNTIME_DIR".to_owned());
         };
         // If all places are ours, nobody else starts workers, and nothing has to be kept low.
         if self.held.len() >= places.count() {
             self.beyond += 1;
-            return Tried::Given;
+            return Ok(true);
         }
-        match places.take(&self.held) {
-            Ok(Some(place)) => {
-                self.held.push(place);
-                self.said_waiting = false;
-                self.said_unusable.clear();
-                Tried::Given
-            }
-            Ok(None) => Tried::Occupied,
-            Err(why) => {
-                self.unusable(&why.to_string());
-                self.beyond += 1;
-                Tried::Given
-            }
-        }
+        let Some(place) = places.take(&self.held).map_err(|why| why.to_string())? else {
+            return Ok(false);
+        };
+        self.held.push(place);
+        self.said_waiting = false;
+        self.said_unusable.clear();
+        Ok(true)
     }
 
     /// Has a thread wait for a place, unless one does.
-    fn wait(&mut self, cx: &mut Context) {
-        let Some(places) = &mut self.places else { return };
+    fn wait(&mut self, cx: &mut Context) -> Result<(), String> {
+        let Some(places) = &mut self.places else { return Ok(()) };
         if !std::mem::replace(&mut self.said_waiting, true) {
             let count = places.count();
             info!(places = count, "starts wait for those of other supervisors (--start-gate {count})");
         }
-        if self.waiter.is_some() {
-            return;
+        if self.waiter.is_none() {
+            let occupied = places.next_occupied(&self.held).map_err(|why| why.to_string())?;
+            self.ask(cx, occupied).map_err(|error| error.to_string())?;
         }
-        let occupied = places.next_occupied(&self.held).map_err(|why| why.to_string());
-        let asked = occupied.and_then(|occupied| self.ask(cx, occupied).map_err(|error| error.to_string()));
-        if let Err(why) = asked {
-            // The policy lets a start wait for a limited time only.
-            warn!("cannot wait for the start of a worker: {why}; trying again");
-            cx.schedule(super::context::RETRY_AFTER, Deferred::TryPlaces);
-        }
+        Ok(())
     }
 
     fn ask(&mut self, cx: &mut Context, occupied: OccupiedPlace) -> std::io::Result<()> {
@@ -159,7 +148,9 @@ impl Gate {
         Ok(())
     }
 
-    fn unusable(&mut self, why: &str) {
+    /// A start begins without a place: they cannot be used.
+    fn go_without(&mut self, why: &str) {
+        self.beyond += 1;
         if self.said_unusable != why {
             why.clone_into(&mut self.said_unusable);
             info!("start gate unavailable: {why}; starting workers without waiting for other supervisors");

@@ -1,4 +1,4 @@
-//! The number of CPUs that this process may use: its affinity and the quotas of its cgroups.
+//! The number of CPUs that this process may use, by its affinity and the quotas of its cgroups, and that of the host.
 //!
 //! `std::thread::available_parallelism` rounds a quota down: 2.5 CPUs are 2, and half a CPU stays unused. It expects cgroup
 //! v2 at one mount point, and ignores it if a v1 hierarchy has the controller `cpu`. It is the fallback for the affinity.
@@ -18,6 +18,22 @@ struct Quota {
 /// The CPUs that this process may use, at least 1.
 pub(super) fn of_this_process() -> u32 {
     usable(affinity(), &quotas(&|path| fs::read(path).ok()))
+}
+
+/// The CPUs that are online on the host, at least 1.
+pub(super) fn of_the_host() -> u32 {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    count_ranges(&online).unwrap_or_else(affinity).max(1)
+}
+
+/// The length of a list such as `0-3,8`: cpuset(7).
+fn count_ranges(list: &str) -> Option<u32> {
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    };
+    list.trim().split(',').try_fold(0u32, |sum, range| sum.checked_add(count(range)?))
 }
 
 /// The CPUs of the affinity, or the smallest quota if that is fewer. A fraction of a CPU counts as one.
@@ -79,6 +95,17 @@ mod tests {
 
     fn quota_of(time: u64, period: u64) -> Quota {
         Quota { time, period }
+    }
+
+    #[test]
+    fn the_cpus_of_a_host_are_a_list_of_ranges() {
+        assert_eq!(count_ranges("0-1\n"), Some(2));
+        assert_eq!(count_ranges("0\n"), Some(1));
+        assert_eq!(count_ranges("0-3,8,10-11\n"), Some(7));
+        for garbage in ["", "\n", "3-0", "0-", "a-b", "0-4294967295"] {
+            assert_eq!(count_ranges(garbage), None, "{garbage:?}");
+        }
+        assert!(of_the_host() >= affinity(), "all of them");
     }
 
     #[test]

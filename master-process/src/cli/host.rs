@@ -16,6 +16,8 @@ pub(super) trait Host: Sync {
     fn var(&self, name: &str) -> Option<OsString>;
     /// The CPUs that this process may use, at least 1.
     fn cpus(&self) -> u32;
+    /// The CPUs of the host, whatever this process may use of them; at least 1.
+    fn all_cpus(&self) -> u32;
     /// Whether standard input is a terminal.
     fn stdin_is_terminal(&self) -> bool;
     /// The current directory.
@@ -75,6 +77,10 @@ impl Host for ThisHost {
         cpu_count::of_this_process()
     }
 
+    fn all_cpus(&self) -> u32 {
+        cpu_count::of_the_host()
+    }
+
     fn stdin_is_terminal(&self) -> bool {
         io::stdin().is_terminal()
     }
@@ -120,7 +126,7 @@ impl Host for ThisHost {
 pub(super) mod testing {
     use super::*;
 
-    /// 8 CPUs, `/srv` as the current directory with `/srv/app` in it, a user `deploy`, a group `www-data`.
+    /// 8 of 16 CPUs, `/srv` as the current directory with `/srv/app` in it, a user `deploy`, a group `www-data`.
     #[derive(Debug, Default)]
     pub(in crate::cli) struct TestHost {
         /// The environment.
@@ -138,6 +144,10 @@ pub(super) mod testing {
 
         fn cpus(&self) -> u32 {
             8
+        }
+
+        fn all_cpus(&self) -> u32 {
+            16
         }
 
         fn stdin_is_terminal(&self) -> bool {

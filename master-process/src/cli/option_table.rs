@@ -203,6 +203,16 @@ pub(super) const OPTIONS: &[Opt] = &[
                   serving",
     },
     Opt {
+        long: "start-gate",
+        short: None,
+        kind: Kind::Value("N|off", |_| typed(values::start_gate)),
+        variables: &[],
+        unset: Unset::Nothing("2 for each CPU of the host"),
+        meaning: "Number of workers that all supervisors of the host, or of one user, start at the same time. \
+                  A start waits for 2min at most, and the replacement of a crashed worker for the time of \
+                  `--throttle`. A supervisor is not limited while no other one starts workers",
+    },
+    Opt {
         long: "listen",
         short: None,
         kind: Kind::Repeated("ADDR", |host| typed(move |text| addresses::listen(text, host))),

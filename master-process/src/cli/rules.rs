@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::arguments::Arguments;
 use super::host::Host;
 use super::usage_error::UsageError;
+use super::values::MAX_START_GATE;
 use super::{addresses, environment, users};
 use crate::config::{Capabilities, Config, Limits, Listen, ReadyMode, ShareRules, Signal, Stdin};
 
@@ -36,6 +37,7 @@ pub(super) fn config(arguments: &Arguments, host: &dyn Host) -> Result<Config, U
         ready_timeout,
         reload_batch: arguments.one("reload-batch"),
         reload_attempts: arguments.one("reload-attempts"),
+        start_gate: start_gate(arguments, host),
         limits,
         monitor: arguments.one("monitor"),
         account: arguments.one("account"),
@@ -55,6 +57,13 @@ pub(super) fn config(arguments: &Arguments, host: &dyn Host) -> Result<Config, U
         log_format: arguments.one("log-format"),
         verbosity: environment::verbosity(arguments, host)?,
     })
+}
+
+/// Twice the CPUs of the host, where nothing is given: a start waits for the disk and for other processes half of its
+/// time. The CPUs that this process may use do not matter: all supervisors of the host share the places.
+fn start_gate(arguments: &Arguments, host: &dyn Host) -> Option<u32> {
+    let given = arguments.optional("start-gate");
+    given.unwrap_or_else(|| Some(host.all_cpus().saturating_mul(2).clamp(1, MAX_START_GATE)))
 }
 
 /// The throttle and its maximum, which is never below it: an explicit maximum must not be, the default rises.

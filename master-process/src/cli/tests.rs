@@ -61,6 +61,7 @@ fn the_defaults() {
             ready_timeout: Duration::from_secs(60),
             reload_batch: Batch::All,
             reload_attempts: 3,
+            start_gate: Some(32),
             limits: Limits {
                 max_cpu: Some(950_000_000),
                 cpu_is_default: true,
@@ -116,6 +117,8 @@ fn every_flag_reaches_the_configuration() {
             "25%",
             "--reload-attempts",
             "1",
+            "--start-gate",
+            "off",
             "--listen",
             "3000",
             "--listen",
@@ -170,6 +173,7 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!(config.stop_signal, Signal(libc::SIGQUIT));
     assert_eq!((config.ready, config.ready_timeout), (ReadyMode::NotifyFd(5), Duration::from_secs(9)));
     assert_eq!((config.reload_batch, config.reload_attempts), (Batch::Percent(25), 1));
+    assert_eq!(config.start_gate, None);
     assert_eq!(
         config.listen.iter().map(|listen| listen.name.as_deref()).collect::<Vec<_>>(),
         [None, Some("web")]
@@ -215,7 +219,7 @@ fn one_worker_can_read_a_terminal() {
 /// A value of each form, for the tests that go through all options.
 fn sample(opt: &Opt) -> &'static str {
     match opt.long {
-        "workers" | "reload-batch" | "reload-attempts" => "2",
+        "workers" | "reload-batch" | "reload-attempts" | "start-gate" => "2",
         "throttle" | "throttle-max" | "kill-timeout" | "drain" | "ready-timeout" => "7s",
         "give-up" => "5/1min",
         "stop-signal" => "INT",

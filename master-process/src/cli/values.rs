@@ -35,6 +35,9 @@ const PERCENT_NS: f64 = 10_000_000.0;
 /// 10,000 CPUs. Any more is a mistake.
 const MAX_PERCENT: f64 = 1_000_000.0;
 
+/// Twice the CPUs of the largest hosts. A start that finds no place has tried all of them.
+pub(super) const MAX_START_GATE: u32 = 4096;
+
 /// The highest signal number of the kernel.
 const MAX_SIGNAL: u32 = 64;
 
@@ -76,6 +79,15 @@ pub(super) fn batch(text: &str) -> Parsed<Batch> {
         None => within(text, &(1..=MAX_WORKERS)).map(Batch::Slots),
     };
     batch.ok_or_else(|| format!("expected 1 to {MAX_WORKERS} slots, 1% to 100%, or all").into())
+}
+
+/// `--start-gate N|off`. `None` is `off`.
+pub(super) fn start_gate(text: &str) -> Parsed<Option<u32>> {
+    if text.eq_ignore_ascii_case("off") {
+        return Ok(None);
+    }
+    let places = within(text, &(1..=MAX_START_GATE)).map(Some);
+    places.ok_or_else(|| format!("expected 1 to {MAX_START_GATE}, or off").into())
 }
 
 /// One of the words of `choices`.
@@ -322,6 +334,14 @@ mod tests {
         assert_eq!(batch("all"), Ok(Batch::All));
         let garbage = ["", "0", "0%", "101%", "%", "50 %", "50%%", "-1", "1.5%", "ALL", "half", "100001"];
         refuses(batch, "expected 1 to 100000 slots, 1% to 100%, or all", &garbage);
+    }
+
+    #[test]
+    fn a_gate_has_places_or_is_off() {
+        assert_eq!((start_gate("1"), start_gate("4096")), (Ok(Some(1)), Ok(Some(4096))));
+        assert_eq!((start_gate("off"), start_gate("OFF")), (Ok(None), Ok(None)));
+        let garbage = ["", "0", "-1", "4097", "1.5", "auto", "on", "8 ", "2x", "99999999999999999999"];
+        refuses(start_gate, "expected 1 to 4096, or off", &garbage);
     }
 
     #[test]

@@ -41,6 +41,8 @@ pub struct Config {
     pub reload_batch: Batch,
     /// The failed starts of one slot after which a reload fails; at least 1.
     pub reload_attempts: u32,
+    /// How many starts of all supervisors of this user may be in progress at the same time. `None`: any number.
+    pub start_gate: Option<u32>,
     /// The resource limits of a worker.
     pub limits: Limits,
     /// The source of the measurements.

@@ -46,6 +46,8 @@ pub(super) enum Token {
     Samples,
     /// The queues of the sockets that workers listen on.
     Queues,
+    /// Places at the gate.
+    Places,
     /// The controlling terminal.
     Terminal,
     /// The signalfd.
@@ -71,9 +73,10 @@ impl Token {
             Token::Measuring => 6 << KIND_AT,
             Token::Samples => 7 << KIND_AT,
             Token::Queues => 8 << KIND_AT,
-            Token::Terminal => 9 << KIND_AT,
-            Token::Signals => 10 << KIND_AT,
-            Token::Exit(serial) => 11 << KIND_AT | serial,
+            Token::Places => 9 << KIND_AT,
+            Token::Terminal => 10 << KIND_AT,
+            Token::Signals => 11 << KIND_AT,
+            Token::Exit(serial) => 12 << KIND_AT | serial,
         }
     }
 
@@ -89,8 +92,9 @@ impl Token {
             6 => Token::Measuring,
             7 => Token::Samples,
             8 => Token::Queues,
-            9 => Token::Terminal,
-            10 => Token::Signals,
+            9 => Token::Places,
+            10 => Token::Terminal,
+            11 => Token::Signals,
             _last => Token::Exit(serial),
         }
     }
@@ -125,6 +129,8 @@ pub(super) enum Deferred {
     Start(u64, u32),
     /// Check whether the source of the samples was chosen.
     Measuring,
+    /// Try the places at the gate.
+    TryPlaces,
     /// Measure all workers.
     Sample,
     /// The inspection with this number, of a worker that is over a limit, has timed out.
@@ -283,6 +289,7 @@ mod tests {
             Token::Measuring,
             Token::Samples,
             Token::Queues,
+            Token::Places,
             Token::Terminal,
             Token::Signals,
             Token::Exit(SERIAL),

@@ -7,6 +7,7 @@ mod calls;
 mod context;
 mod daemons;
 mod exits;
+mod gate;
 mod launch;
 mod samples;
 pub mod signals;
@@ -34,6 +35,7 @@ use calls::Calls;
 use context::{Context, Deferred, Token};
 use exits::Exits;
 pub use exits::cgroups;
+use gate::Gate;
 use launch::Launcher;
 pub use launch::worker_variables;
 use samples::Sampling;
@@ -64,6 +66,7 @@ pub struct Driver {
     signals: Signals,
     notify: NotifySocket,
     starts: Starts,
+    gate: Gate,
     calls: Calls,
     exits: Exits,
     sampling: Sampling,
@@ -95,7 +98,7 @@ impl Driver {
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
         poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
         poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
-        let meter = Meter::new(config.monitor, config.account, config.workers, &config.limits)?;
+        let meter = Meter::new(config)?;
         let greeting = Greeting { workers: config.workers, shares: config.share != Share::Off };
         let cx = Context::new(Settings::from(config), poller, broker, trees, meter).context("eventfd")?;
         Ok(Driver {
@@ -103,6 +106,7 @@ impl Driver {
             cx,
             notify,
             starts: Starts::new(launcher, greeting),
+            gate: Gate::new(config),
             calls: Calls::default(),
             exits: Exits::new(config),
             sampling: Sampling::new(config),
@@ -161,6 +165,7 @@ impl Driver {
             Token::Measuring => self.sampling.begun(cx, &self.signals.tty),
             Token::Samples => self.sampling.read(cx),
             Token::Queues => calls::read_queues(cx),
+            Token::Places => self.gate.read(cx),
             Token::Terminal => self.signals.tty.check(cx),
             Token::Signals => self.signals.read(cx),
             Token::Exit(serial) => {
@@ -182,6 +187,7 @@ impl Driver {
                 Deferred::Call(serial, call) => calls::reply_to(cx, serial, &call),
                 Deferred::Start(serial, checks) => self.starts.check(cx, serial, checks),
                 Deferred::Measuring => self.sampling.begun(cx, tty),
+                Deferred::TryPlaces => self.gate.give(cx),
                 Deferred::Sample => self.sampling.sample(cx, tty),
                 Deferred::Inspection(number) => samples::abandon_inspection(cx, number),
                 Deferred::Exit(serial) => self.exits.worker_ended(cx, &mut self.starts, tty, serial),
@@ -217,6 +223,8 @@ impl Driver {
                     let foreground = self.signals.tty.next_worker_is_in_foreground(&cx.workers);
                     self.starts.launch(cx, worker, generation, foreground);
                 }
+                Action::RequestPlace => self.gate.give(cx),
+                Action::ReleasePlace => self.gate.release(cx),
                 Action::Target(target) => cx.broker.set_target(now, target),
                 Action::AddToRotation(worker) => calls::add_to_rotation(cx, worker),
                 Action::RemoveFromRotation(worker) => cx.broker.set_in_rotation(now, worker.serial, false),
@@ -319,6 +327,7 @@ fn report_not_ready(cx: &Context, event: &Report) -> bool {
             report::reload_failed(failed, missing.as_ref());
         }
         Report::Ready { .. }
+        | Report::NoPlace { .. }
         | Report::Died { .. }
         | Report::Left { .. }
         | Report::LaunchFailed { .. }

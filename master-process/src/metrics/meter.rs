@@ -10,7 +10,7 @@ use super::choice::{Chosen, decide};
 use super::ebpf::{Ebpf, LoadError, Loader, Thresholds, Wanted};
 use super::inspector::Members;
 use super::procfs::Procfs;
-use crate::config::{Limits, Monitor, Scope};
+use crate::config::{Config, Monitor, Scope};
 use crate::policy::{Usage, WorkerId};
 
 /// Measures the workers.
@@ -43,14 +43,22 @@ enum Source {
 }
 
 impl Meter {
-    /// A meter for this number of workers. A source that was requested is tried now; what is best is chosen by
+    /// A meter for the configured number of workers. A source that was requested is tried now; what is best is chosen by
     /// [`Self::begin`].
     ///
     /// # Errors
     /// The requested source is unavailable.
-    pub fn new(wish: Monitor, scope: Scope, workers: u32, limits: &Limits) -> anyhow::Result<Meter> {
+    pub fn new(config: &Config) -> anyhow::Result<Meter> {
+        let Config { monitor: wish, account: scope, workers, limits, start_gate, .. } = config;
+        let (wish, scope) = (*wish, *scope);
         let thresholds = Thresholds { cpu: limits.max_cpu, memory: limits.max_memory };
-        let wanted = Wanted { scope, workers, interval: limits.interval, thresholds };
+        let wanted = Wanted {
+            scope,
+            workers: *workers,
+            interval: limits.interval,
+            thresholds,
+            start_gate: *start_gate,
+        };
         let mut meter = Meter { source: Source::Off, scope, begins: Begins::Choosing(wanted) };
         if wish != Monitor::Auto {
             let says = meter.choose(wish, || wanted.load()).map_err(|why| {

@@ -81,6 +81,8 @@ pub enum Event {
     LaunchFailed(WorkerId, LaunchFailure),
     /// A worker sent a readiness signal.
     ReadySignal(WorkerId, ReadySignal),
+    /// A place at the gate is ours, for the start that waits for it: [`Action::RequestPlace`].
+    PlaceGiven,
     /// The result of an [`Action::CheckQueue`].
     Queue(WorkerId, Queue),
     /// A worker has ended, with all its processes.
@@ -161,6 +163,11 @@ pub enum Action {
         /// The generation: its `RELOAD_INDEX`.
         generation: u32,
     },
+    /// A start waits for a place at the gate. Answered by [`Event::PlaceGiven`] as soon as there is one, and again as long as
+    /// [`Supervisor::awaits_place`](super::Supervisor::awaits_place).
+    RequestPlace,
+    /// A place at the gate is not needed any more.
+    ReleasePlace,
     /// A reload to this generation is in progress; `None`: none is. It is in order with the other actions: a worker
     /// that serves at the end of a reload is added to the rotation before it.
     Target(Option<u32>),
@@ -245,6 +252,13 @@ pub enum Report {
         worker: WorkerId,
         /// What happens next.
         next: Next,
+    },
+    /// A start has waited for a place at the gate for long enough, and begins without one.
+    NoPlace {
+        /// The slot of the start.
+        slot: u32,
+        /// The time that it waited.
+        after: Duration,
     },
     /// A worker did not stop in time and is killed.
     Overdue {

@@ -6,6 +6,7 @@
 //! there.
 
 mod event;
+mod gate;
 mod hangup;
 mod limits;
 mod reconcile;

@@ -36,9 +36,12 @@ impl Supervisor {
             self.reconcile_starting(id, now);
             self.end_probation(id, now);
             self.cancel_replacement(id);
+            self.release_place(id, now);
             self.launch_if_wanted(id, now);
         } else {
             self.stop_slot(id, now);
+            self.leave_gate(id);
+            self.release_place(id, now);
         }
         self.release_replacement(id);
         self.check_draining(id, now);
@@ -47,6 +50,7 @@ impl Supervisor {
         let times = (self.start_times.unusual(), self.start_times.allowed(self.settings.ready_timeout));
         let slot = &mut self.slots[index(id)];
         let due = slot.next_due(self.program_signals_ready, times, wants_launch);
+        let due = [due, self.gate.next_due(id)].into_iter().flatten().min();
         self.timers.set(id, slot.timer, due);
         slot.timer = due;
         self.drop_empty_slots();
@@ -175,7 +179,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether this slot needs a new worker, which only the throttle may delay.
+    /// Whether this slot needs a new worker, which only the throttle and the gate may delay.
     pub(super) fn wants_launch(&self, id: u32) -> bool {
         let slot = &self.slots[index(id)];
         let recycle = || slot.wants_replacement() && self.replacements.is_active(id);
@@ -189,14 +193,18 @@ impl Supervisor {
     }
 
     pub(super) fn launch_if_wanted(&mut self, id: u32, now: Time) {
-        if !self.wants_launch(id) {
-            return;
+        let throttled = self.slots[index(id)].throttle.not_before().is_some_and(|at| at > now);
+        if throttled || !self.wants_launch(id) {
+            return self.leave_gate(id);
         }
+        self.slots[index(id)].throttle.clear_delay();
+        if !self.waits_at_gate(id, now) {
+            self.launch(id);
+        }
+    }
+
+    pub(super) fn launch(&mut self, id: u32) -> WorkerId {
         let slot = &mut self.slots[index(id)];
-        if slot.throttle.not_before().is_some_and(|at| at > now) {
-            return;
-        }
-        slot.throttle.launched();
         self.serial += 1;
         let worker = WorkerId { slot: id, serial: self.serial };
         let phase = StartPhase::Launching;
@@ -204,6 +212,7 @@ impl Supervisor {
         let starting = Starting { worker, generation: self.generation, phase, tracker };
         slot.starting = Some(Box::new(starting));
         self.actions.push_back(Action::Launch { worker, generation: self.generation });
+        worker
     }
 }
 

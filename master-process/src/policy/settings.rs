@@ -27,6 +27,8 @@ pub struct Settings {
     pub reload_batch: Batch,
     /// See [`Config::reload_attempts`].
     pub reload_attempts: u32,
+    /// Whether starts wait for the places of the host: see [`Config::start_gate`].
+    pub start_gate: bool,
     /// See [`Limits`].
     pub limits: Limits,
     /// Whether a worker gets a signal when it uses much memory.
@@ -46,6 +48,7 @@ impl From<&Config> for Settings {
             ready_timeout: config.ready_timeout,
             reload_batch: config.reload_batch,
             reload_attempts: config.reload_attempts,
+            start_gate: config.start_gate.is_some(),
             limits: config.limits,
             signals_high_memory: config.memory_high_signal.is_some(),
         }

@@ -27,6 +27,8 @@ pub(super) struct Slot {
     pub(super) throttle: Throttle,
     /// The delays of replacements for limits.
     pub(super) backoffs: Backoffs,
+    /// Whether a worker ever ran in the slot.
+    pub(super) has_run: bool,
     /// The number of failed starts in the current reload.
     pub(super) failed: u32,
     /// The time that the slot's timer is set to.

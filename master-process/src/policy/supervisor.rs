@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::gate::Gate;
 use super::reload::Rollout;
 use super::replacements::Backoffs;
 use super::replacements::ReplacementQueue;
@@ -70,6 +71,8 @@ pub struct Supervisor {
     pub(super) start_times: StartTimes,
     /// Whether the limits are paused.
     pub(super) paused: bool,
+    /// The starts that wait for a place, and those that have one.
+    pub(super) gate: Gate,
     /// The slots whose workers are replaced for a limit.
     pub(super) replacements: ReplacementQueue,
     /// The generations for which the default memory limit is disabled.
@@ -93,6 +96,7 @@ impl Supervisor {
             program_signals_ready: false,
             start_times: StartTimes::default(),
             paused: false,
+            gate: Gate::default(),
             replacements: ReplacementQueue::default(),
             no_memory_limit: Vec::new(),
             settings,
@@ -108,6 +112,7 @@ impl Supervisor {
             Event::Launched(worker) => self.launched(now, worker),
             Event::LaunchFailed(worker, failure) => self.launch_failed(now, worker, failure),
             Event::ReadySignal(worker, signal) => self.ready_signal(now, worker, signal),
+            Event::PlaceGiven => self.place_given(now),
             Event::Queue(worker, queue) => self.queue_checked(now, worker, queue),
             Event::Died(worker) => self.died(now, worker),
             Event::DiedWithRemains(worker) => self.died_with_remains(now, worker),
@@ -202,6 +207,7 @@ impl Supervisor {
         let Some(slot) = self.slots.get_mut(index(worker.slot)) else {
             return;
         };
+        slot.has_run = true;
         if let Some(starting) = slot.starting.as_mut().filter(|starting| starting.worker == worker) {
             let ready_at = match self.settings.ready {
                 ReadyMode::Auto => Some(now.after(AUTO_AGE)),
@@ -401,6 +407,7 @@ impl Supervisor {
             Some(slot) => {
                 slot.throttle.reset();
                 slot.failed = 0;
+                slot.has_run = false;
                 slot.backoffs = Backoffs::default();
             }
             None => self.slots.push(Slot::default()),

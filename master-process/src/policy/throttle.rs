@@ -29,8 +29,8 @@ impl Throttle {
         *self = Throttle::default();
     }
 
-    /// A start has begun; the delay is over.
-    pub(super) fn launched(&mut self) {
+    /// The delay is over: a start begins, or waits only for a place at the gate.
+    pub(super) fn clear_delay(&mut self) {
         self.not_before = None;
     }
 

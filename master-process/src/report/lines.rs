@@ -80,6 +80,13 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
         | Report::Waits { .. }
         | Report::Late { .. }
         | Report::ReloadFailed { .. } => {}
+        Report::NoPlace { slot, after } => {
+            let after = Span(after);
+            info!(
+                worker = slot,
+                "no place at the start gate within {after}: starting worker {slot} without one"
+            );
+        }
         Report::Overdue { worker, after } => {
             let (worker, after) = (named(worker), Span(after));
             warn!(

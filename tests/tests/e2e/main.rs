@@ -37,6 +37,7 @@ mod security;
 mod sharing;
 mod signals;
 mod slots;
+mod start_gate;
 mod starting;
 mod takeover;
 mod terminal;

@@ -3,10 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
-
-/// It is on a file system that a boot empties.
-pub(super) const DIRECTORY: &str = "/run/master-process";
+use crate::sys::runtime_directory;
+pub(super) use crate::sys::runtime_directory::{ROOT as DIRECTORY, is_trusted};
 
 /// The id of this boot: random(4).
 pub(super) fn boot_id() -> Option<String> {
@@ -23,14 +21,5 @@ pub(super) fn hash(programs: &[u8]) -> u64 {
 
 /// The directory, if only its owner can write to it.
 pub(super) fn open_directory(path: &Path) -> Option<File> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-    is_trusted(&directory).then_some(directory)
-}
-
-/// Whether it belongs to this user or to root, and nobody else can write to it.
-pub(super) fn is_trusted(file: &File) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let own = rustix::process::geteuid().as_raw();
-    file.metadata().is_ok_and(|of| (of.uid() == own || of.uid() == 0) && of.mode() & 0o022 == 0)
+    runtime_directory::open(path).ok()
 }

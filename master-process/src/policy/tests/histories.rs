@@ -27,6 +27,7 @@ enum Step {
     IsShared,
     IsNotShared,
     PauseLimits,
+    PlaceGiven,
     UntilDue,
     LongTime,
 }
@@ -71,6 +72,22 @@ const OVER_LIMIT: [Step; 17] = [
     Step::LongTime,
 ];
 
+/// The steps for starts that wait for places.
+const GATED: [Step; 12] = [
+    Step::Launch,
+    Step::LaunchFails,
+    Step::ReadyOldest,
+    Step::DieOldest,
+    Step::DieNewest,
+    Step::Leave,
+    Step::Reload,
+    Step::ScaleUp,
+    Step::ScaleDown,
+    Step::PlaceGiven,
+    Step::UntilDue,
+    Step::LongTime,
+];
+
 /// Plays a step if it is possible, and returns whether it was.
 fn play(sim: &mut Sim, step: Step) -> bool {
     let launching = sim.find(|process| !process.running);
@@ -103,6 +120,8 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::IsShared => finds(sim, 10),
         Step::IsNotShared => finds(sim, 2000),
         Step::PauseLimits => happens(sim, Event::ToggleMonitoring),
+        // At any moment, also when no start waits any more.
+        Step::PlaceGiven => sim.free_places > 0 && gives_place(sim),
         Step::UntilDue => sim.policy.deadline().is_some_and(|at| passes(sim, at.since(sim.now))),
         Step::LongTime => passes(sim, Duration::from_secs(20)),
     }
@@ -128,6 +147,11 @@ fn answer_queue(sim: &mut Sim, queue: Queue) -> bool {
     let requested = !sim.queue_requests.is_empty();
     sim.answer_queue_requests(queue);
     requested
+}
+
+fn gives_place(sim: &mut Sim) -> bool {
+    sim.give_place();
+    true
 }
 
 fn passes(sim: &mut Sim, span: Duration) -> bool {
@@ -213,4 +237,20 @@ fn every_short_history_of_two_workers_that_are_replaced_in_turn_keeps_the_invari
     let mut walked = 0;
     walk(&sim, &OVER_LIMIT, 5, &mut walked);
     assert!(walked > 10_000, "only {walked} histories");
+}
+
+#[test]
+fn every_short_history_of_starts_that_wait_for_a_place_keeps_the_invariants() {
+    for warm in [false, true] {
+        let mut settings = settings(2);
+        settings.start_gate = true;
+        let mut sim = Sim::new(settings);
+        sim.free_places = 1;
+        if warm {
+            sim.run_smoothly();
+        }
+        let mut walked = 0;
+        walk(&sim, &GATED, 6, &mut walked);
+        assert!(walked > 10_000, "only {walked} histories");
+    }
 }

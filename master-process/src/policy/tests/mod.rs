@@ -1,6 +1,7 @@
 //! Tests of the policy in virtual time, against a simulated kernel that is slow and bounded.
 
 mod defaults;
+mod gate;
 mod hangup;
 mod histories;
 mod lifecycle;

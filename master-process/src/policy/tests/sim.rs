@@ -31,6 +31,7 @@ pub(super) fn settings(workers: u32) -> Settings {
         ready_timeout: Duration::from_secs(60),
         reload_batch: Batch::All,
         reload_attempts: 3,
+        start_gate: false,
         limits: Limits {
             max_cpu: Some(950_000_000),
             cpu_is_default: false,
@@ -67,6 +68,9 @@ pub(super) struct Sim {
     /// whether they were killed.
     pub(super) remains: BTreeMap<WorkerId, (bool, bool)>,
     pub(super) notes: Vec<Report>,
+    /// The places at the gate that are free, and those that the policy has.
+    pub(super) free_places: usize,
+    pub(super) held_places: usize,
     /// The time and the CPU time of the last sample of each worker.
     pub(super) samples: BTreeMap<WorkerId, (Time, u64)>,
     /// The workers that got the signal about high memory use.
@@ -101,6 +105,8 @@ impl Sim {
             processes: BTreeMap::new(),
             remains: BTreeMap::new(),
             notes: Vec::new(),
+            free_places: 0,
+            held_places: 0,
             samples: BTreeMap::new(),
             warned: Vec::new(),
             pss_requests: Vec::new(),
@@ -126,6 +132,7 @@ impl Sim {
             Event::ScaleDown if self.wanted > 1 => self.wanted -= 1,
             Event::ScaleDown
             | Event::Reload
+            | Event::PlaceGiven
             | Event::Launched(_)
             | Event::LaunchFailed(..)
             | Event::ReadySignal(..)
@@ -178,6 +185,11 @@ impl Sim {
                         killed: false,
                     };
                     assert!(self.processes.insert(worker, process).is_none(), "{worker:?} started twice");
+                }
+                Action::RequestPlace => assert!(self.policy.awaits_place(), "requested in vain"),
+                Action::ReleasePlace => {
+                    self.held_places = self.held_places.checked_sub(1).expect("only a place that it has");
+                    self.free_places += 1;
                 }
                 Action::Target(target) => self.target = target,
                 Action::AddToRotation(worker) => {
@@ -305,7 +317,24 @@ impl Sim {
         self.processes.keys().filter(|other| other.slot == worker.slot).max() == Some(&worker)
     }
 
-    // The actions of the kernel and of the programs.
+    // The actions of the kernel, of the programs and of other supervisors.
+
+    /// Gives the free places to the starts that wait, and returns whether there was one.
+    pub(super) fn give_places(&mut self) -> bool {
+        let mut given = false;
+        while self.free_places > 0 && self.policy.awaits_place() {
+            given = true;
+            self.give_place();
+        }
+        given
+    }
+
+    /// Gives a free place, whether a start waits or not.
+    pub(super) fn give_place(&mut self) {
+        self.free_places -= 1;
+        self.held_places += 1;
+        self.event(Event::PlaceGiven);
+    }
 
     pub(super) fn find(&self, filter: impl Fn(&Process) -> bool) -> Vec<WorkerId> {
         let mut found: Vec<_> =
@@ -415,6 +444,7 @@ impl Sim {
     pub(super) fn run_smoothly(&mut self) {
         for _ in 0..100 {
             let before = self.processes.clone();
+            self.give_places();
             self.launch_all();
             self.make_all_ready();
             self.answer_queue_requests(Queue::None);
@@ -445,6 +475,7 @@ impl Sim {
             }
         }
         assert_eq!(self.policy.deadline(), None, "a timer is left");
+        assert_eq!(self.held_places, 0, "a place is left");
         self.policy.outcome().expect("nothing is left to wait for")
     }
 }

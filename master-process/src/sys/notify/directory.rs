@@ -80,15 +80,6 @@ impl Drop for PrivateDirectory {
     }
 }
 
-/// Creates a base directory that every user can search; an existing one is left as it is.
-pub(super) fn create_base(path: &Path) -> io::Result<()> {
-    match mkdirat(CWD, path, Mode::RWXU) {
-        Ok(()) => Ok(rustix::fs::chmod(path, Mode::from_raw_mode(0o755))?),
-        Err(Errno::EXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Checks that `user` can search `base` and the directories above it. Access control lists are ignored.
 pub(super) fn check_reachable(base: &Path, user: WorkerUser<'_>) -> io::Result<()> {
     for directory in base.ancestors().filter(|directory| !directory.as_os_str().is_empty()) {

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{NotifySocket, WorkerUser, directory};
+use super::{NotifySocket, WorkerUser};
+use crate::sys::runtime_directory;
 
 /// The base directory for root if the service manager did not create one.
-const ROOT_BASE: &str = "/run/master-process";
+const ROOT_BASE: &str = runtime_directory::ROOT;
 
 /// The notify socket, and the directories that could not be used.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub struct Opened {
 pub fn open(user: WorkerUser<'_>) -> io::Result<Opened> {
     let mut failed = Vec::new();
     for base in bases(|name| std::env::var_os(name), rustix::process::geteuid().is_root()) {
-        let created = if base == Path::new(ROOT_BASE) { directory::create_base(&base) } else { Ok(()) };
+        let created = if base == Path::new(ROOT_BASE) { runtime_directory::create(&base) } else { Ok(()) };
         match created.and_then(|()| NotifySocket::in_directory(&base, user)) {
             Ok(socket) => return Ok(Opened { socket, failed, is_private: true }),
             Err(error) => failed.push((base, error)),

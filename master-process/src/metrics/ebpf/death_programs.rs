@@ -52,7 +52,7 @@ impl DeathPrograms {
     pub(super) fn record(&mut self, number: u32, namespace: [u64; 2], in_first_namespace: bool) {
         let death = Death { namespace, ..Death::default() };
         let Err(error) = self.records.update(&number.to_ne_bytes(), bytes_of(&death)) else { return };
-        tracing::debug!("bpf(BPF_MAP_UPDATE_ELEM) {MAP}: {error}");
+        tracing::debug!("bpf(BPF_MAP_UPDATE_ELEM) DEATHS: {error}");
         // Supervisors that were killed have left theirs. The pids say something in the initial namespace only.
         if error.raw_os_error() == Some(libc::E2BIG)
             && in_first_namespace

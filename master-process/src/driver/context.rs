@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::causes::{Asked, Before, Causes};
 use super::workers::{CallListeners, Workers};
 use crate::metrics::{Inspector, Meter};
 use crate::policy::{Event, Settings, Supervisor, Time, WorkerId};
@@ -155,8 +156,8 @@ pub(super) struct Context {
     pub(super) inspector: Inspector,
     epoch: Instant,
     deferred: DeferredQueue,
-    /// The reason why all workers stop, for the log.
-    stop_cause: String,
+    /// Who asked for what, for the log.
+    pub(super) causes: Causes,
     /// Whether another attempt to remove cgroups is scheduled.
     cgroup_removal_scheduled: bool,
 }
@@ -180,7 +181,7 @@ impl Context {
             inspector: Inspector::new()?,
             epoch: Instant::now(),
             deferred: DeferredQueue::default(),
-            stop_cause: String::new(),
+            causes: Causes::default(),
             cgroup_removal_scheduled: false,
         })
     }
@@ -199,14 +200,16 @@ impl Context {
         self.policy.handle(self.now(), event);
     }
 
-    /// Stops all workers. The log names the cause.
-    pub(super) fn stop(&mut self, event: Event, cause: String) {
-        self.stop_cause = cause;
+    /// Reports to the policy what somebody asks for. The log names the cause.
+    pub(super) fn request(&mut self, event: Event, cause: String) {
+        let before = Before::of(&self.policy);
+        if let Event::Stop | Event::Hangup = event {
+            self.causes.add(Asked::Stop, cause.clone());
+        } else if let Event::Restart(slot) = event {
+            self.causes.add(Asked::Restart(slot), cause.clone());
+        }
         self.event(event);
-    }
-
-    pub(super) fn stop_cause(&self) -> &str {
-        &self.stop_cause
+        self.causes.changed(before, Before::of(&self.policy), &cause);
     }
 
     /// Watches a descriptor. A failure is logged.

@@ -4,6 +4,7 @@
 //! temporarily is tried again; a lasting failure is reported.
 
 mod calls;
+mod causes;
 mod context;
 mod daemons;
 mod exits;
@@ -31,6 +32,7 @@ use crate::sys::signalfd::SignalFd;
 use crate::sys::spawn::SpawnError;
 use crate::tree::Trees;
 use calls::Calls;
+use causes::Asked;
 use context::{Context, Deferred, Token};
 use exits::Exits;
 pub use exits::cgroups;
@@ -272,8 +274,8 @@ impl Driver {
         if let Report::LaunchFailed { worker, next } = *event {
             return self.starts.report_failure(cx, worker, next);
         }
-        if let Report::Stopping { workers } = *event {
-            return report::stopping(workers, cx.stop_cause());
+        if report_requested(cx, event) {
+            return;
         }
         if report_not_ready(cx, event) {
             return;
@@ -287,6 +289,39 @@ impl Driver {
         }
         report::note(event, |id| cx.workers.name(id), &ExitReport::default());
     }
+}
+
+/// Reports what somebody asked for, and who. Returns false if the report is about something else.
+fn report_requested(cx: &mut Context, event: &Report) -> bool {
+    let asked = match *event {
+        Report::Stopping { .. } => Asked::Stop,
+        Report::ReloadStarted { generation, .. } => Asked::Reload(generation),
+        Report::Scaled { to, .. } => Asked::Scale(to),
+        Report::RestartStarted { slot, .. } => Asked::Restart(slot),
+        Report::Monitoring { paused } => Asked::Limits(paused),
+        Report::Ready { .. }
+        | Report::Died { .. }
+        | Report::Left { .. }
+        | Report::Slow { .. }
+        | Report::Waits { .. }
+        | Report::Late { .. }
+        | Report::LaunchFailed { .. }
+        | Report::Overdue { .. }
+        | Report::OverLimit { .. }
+        | Report::DefaultDisabled { .. }
+        | Report::ReplacementCancelled { .. }
+        | Report::WatchesItself { .. }
+        | Report::SlotReloaded { .. }
+        | Report::ReloadDone { .. }
+        | Report::ReloadFailed { .. }
+        | Report::RestartDone { .. }
+        | Report::RestartFailed { .. }
+        | Report::Killing { .. }
+        | Report::GaveUp { .. } => return false,
+    };
+    let cause = cx.causes.take(asked);
+    report::requested(event, |id| cx.workers.name(id), &cause);
+    true
 }
 
 /// Reports workers that are not ready in time, and the addresses on which they do not listen. Returns false if the
@@ -323,6 +358,10 @@ fn report_not_ready(cx: &Context, event: &Report) -> bool {
         | Report::WatchesItself { .. }
         | Report::ReloadStarted { .. }
         | Report::ReloadDone { .. }
+        | Report::SlotReloaded { .. }
+        | Report::RestartStarted { .. }
+        | Report::RestartDone { .. }
+        | Report::RestartFailed { .. }
         | Report::Scaled { .. }
         | Report::Stopping { .. }
         | Report::Killing { .. }

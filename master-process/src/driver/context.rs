@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::causes::{Asked, Before, Causes};
 use super::workers::{CallListeners, Workers};
+use crate::control::Journal;
 use crate::metrics::{Inspector, Meter};
 use crate::policy::{Event, Settings, Supervisor, Time, WorkerId};
 use crate::report::ExitReport;
@@ -51,6 +52,10 @@ pub(super) enum Token {
     Signals,
     /// The pidfd of the worker with this serial.
     Exit(u64),
+    /// The control socket.
+    Control,
+    /// The client of the control socket with this number.
+    Client(u64),
 }
 
 const KIND_AT: u32 = 56;
@@ -58,7 +63,7 @@ const SERIAL: u64 = (1 << KIND_AT) - 1;
 
 impl Token {
     /// Encodes the token as a number that sorts by kind in the order above, so that a worker's messages come before its
-    /// end.
+    /// end, and what clients of the control socket ask for comes last.
     pub(super) fn encode(self) -> u64 {
         match self {
             Token::Messages => 0,
@@ -72,6 +77,8 @@ impl Token {
             Token::Terminal => 8 << KIND_AT,
             Token::Signals => 9 << KIND_AT,
             Token::Exit(serial) => 10 << KIND_AT | serial,
+            Token::Control => 11 << KIND_AT,
+            Token::Client(number) => 12 << KIND_AT | number,
         }
     }
 
@@ -88,7 +95,9 @@ impl Token {
             7 => Token::Queues,
             8 => Token::Terminal,
             9 => Token::Signals,
-            _last => Token::Exit(serial),
+            10 => Token::Exit(serial),
+            11 => Token::Control,
+            _last => Token::Client(serial),
         }
     }
 }
@@ -126,6 +135,10 @@ pub(super) enum Deferred {
     Inspection(u64),
     /// Answer a call of the worker with this serial that could not be answered before.
     Call(u64, Notification),
+    /// Check whether clients of the control socket take too long.
+    Clients,
+    /// Watch the control socket again, after a shortage of descriptors.
+    Accept,
     /// Check whether the terminal is gone. A SIGHUP waits for the result.
     Hangup,
     /// Check which other children were stopped.
@@ -158,6 +171,8 @@ pub(super) struct Context {
     deferred: DeferredQueue,
     /// Who asked for what, for the log.
     pub(super) causes: Causes,
+    /// What has happened, for `status` and the events.
+    pub(super) journal: Journal,
     /// Whether another attempt to remove cgroups is scheduled.
     cgroup_removal_scheduled: bool,
 }
@@ -182,6 +197,7 @@ impl Context {
             epoch: Instant::now(),
             deferred: DeferredQueue::default(),
             causes: Causes::default(),
+            journal: Journal::default(),
             cgroup_removal_scheduled: false,
         })
     }
@@ -242,6 +258,9 @@ impl Context {
 
     /// Records how a worker ended, for the report of its end.
     pub(super) fn record_end(&mut self, worker: WorkerId, death: Option<Death>) {
+        let sampled = self.meter.usage(worker).map(|(usage, _)| Duration::from_nanos(usage.cpu_ns));
+        let exact = death.map(|death| death.cpu);
+        self.journal.add_cpu(worker.slot, sampled.max(exact).unwrap_or_default());
         let details = self.meter.ended(worker);
         self.inspector.forget(worker);
         self.workers.ended(worker.serial, ExitReport::new(death, details));
@@ -282,6 +301,8 @@ mod tests {
             Token::Terminal,
             Token::Signals,
             Token::Exit(SERIAL),
+            Token::Control,
+            Token::Client(SERIAL),
         ];
         let numbers = all.map(Token::encode);
         assert!(numbers.is_sorted());

@@ -6,11 +6,14 @@
 mod calls;
 mod causes;
 mod context;
+mod control;
 mod daemons;
 mod exits;
+mod journal;
 mod launch;
 mod samples;
 pub mod signals;
+mod snapshot;
 mod starts;
 mod workers;
 
@@ -34,6 +37,7 @@ use crate::tree::Trees;
 use calls::Calls;
 use causes::Asked;
 use context::{Context, Deferred, Token};
+pub use control::Control;
 use exits::Exits;
 pub use exits::cgroups;
 use launch::Launcher;
@@ -69,6 +73,7 @@ pub struct Driver {
     calls: Calls,
     exits: Exits,
     sampling: Sampling,
+    control: Control,
 }
 
 impl Driver {
@@ -82,6 +87,7 @@ impl Driver {
         cgroups: Option<Supervisors>,
         mut broker: Broker,
         inherited: InheritedListeners,
+        control: Control,
     ) -> anyhow::Result<Driver> {
         use anyhow::Context as _;
         let mut poller = choose_poller(std::env::var("MASTER_PROCESS_LOOP").ok().as_deref())?;
@@ -108,6 +114,7 @@ impl Driver {
             calls: Calls::default(),
             exits: Exits::new(config),
             sampling: Sampling::new(config),
+            control,
         })
     }
 
@@ -119,9 +126,11 @@ impl Driver {
             let mut unfinished = self.carry_out();
             if self.starts.has_greeted() {
                 self.sampling.begin(&mut self.cx, &self.signals.tty);
+                self.control.begin(&mut self.cx);
             }
             self.calls.after_round(&mut self.cx);
             unfinished |= calls::report_complete(&mut self.cx);
+            unfinished |= self.control.after_round(&mut self.cx, self.signals.tty.is_lent());
             if let Some(outcome) = self.cx.policy.outcome() {
                 return self.end(outcome);
             }
@@ -166,6 +175,8 @@ impl Driver {
             Token::Exit(serial) => {
                 self.exits.worker_ended(cx, &mut self.starts, &self.signals.tty, serial);
             }
+            Token::Control => self.control.accept(cx),
+            Token::Client(number) => self.control.client(cx, number),
         }
     }
 
@@ -191,6 +202,8 @@ impl Driver {
                 }
                 Deferred::KillFirst(serial) => cx.workers.kill_first(serial),
                 Deferred::Cgroups(attempts) => cx.remove_cgroups(attempts),
+                Deferred::Clients => self.control.check_times(cx),
+                Deferred::Accept => self.control.accept(cx),
                 Deferred::Hangup => tty.continue_hang_up(cx),
                 Deferred::Stops => tty.handle_stops(cx),
                 Deferred::Resume(worker, number) => tty.resume(cx, worker, number),
@@ -217,10 +230,12 @@ impl Driver {
                 Action::AddToRotation(worker) => calls::add_to_rotation(cx, worker),
                 Action::RemoveFromRotation(worker) => cx.broker.set_in_rotation(now, worker.serial, false),
                 Action::CheckQueue(worker) => {
+                    journal::draining(cx, worker);
                     let queue = cx.broker.queue(worker.serial);
                     cx.event(Event::Queue(worker, queue));
                 }
                 Action::Stop(worker) => {
+                    journal::stopped(cx, worker);
                     cx.broker.set_stopping(now, worker.serial);
                     self.exits.request_stop(cx, worker);
                 }
@@ -271,11 +286,13 @@ impl Driver {
 
     fn report(&mut self, event: &Report) {
         let cx = &mut self.cx;
+        let cause = asked(event).map(|asked| cx.causes.take(asked));
+        journal::note(cx, &self.starts, event, cause.as_deref().unwrap_or_default());
         if let Report::LaunchFailed { worker, next } = *event {
             return self.starts.report_failure(cx, worker, next);
         }
-        if report_requested(cx, event) {
-            return;
+        if let Some(cause) = cause {
+            return report::requested(event, |id| cx.workers.name(id), &cause);
         }
         if report_not_ready(cx, event) {
             return;
@@ -291,14 +308,14 @@ impl Driver {
     }
 }
 
-/// Reports what somebody asked for, and who. Returns false if the report is about something else.
-fn report_requested(cx: &mut Context, event: &Report) -> bool {
-    let asked = match *event {
-        Report::Stopping { .. } => Asked::Stop,
-        Report::ReloadStarted { generation, .. } => Asked::Reload(generation),
-        Report::Scaled { to, .. } => Asked::Scale(to),
-        Report::RestartStarted { slot, .. } => Asked::Restart(slot),
-        Report::Monitoring { paused } => Asked::Limits(paused),
+/// What somebody has asked for, if a report is the answer to that.
+fn asked(event: &Report) -> Option<Asked> {
+    match *event {
+        Report::Stopping { .. } => Some(Asked::Stop),
+        Report::ReloadStarted { generation, .. } => Some(Asked::Reload(generation)),
+        Report::Scaled { to, .. } => Some(Asked::Scale(to)),
+        Report::RestartStarted { slot, .. } => Some(Asked::Restart(slot)),
+        Report::Monitoring { paused } => Some(Asked::Limits(paused)),
         Report::Ready { .. }
         | Report::Died { .. }
         | Report::Left { .. }
@@ -317,11 +334,8 @@ fn report_requested(cx: &mut Context, event: &Report) -> bool {
         | Report::RestartDone { .. }
         | Report::RestartFailed { .. }
         | Report::Killing { .. }
-        | Report::GaveUp { .. } => return false,
-    };
-    let cause = cx.causes.take(asked);
-    report::requested(event, |id| cx.workers.name(id), &cause);
-    true
+        | Report::GaveUp { .. } => None,
+    }
 }
 
 /// Reports workers that are not ready in time, and the addresses on which they do not listen. Returns false if the

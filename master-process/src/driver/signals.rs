@@ -271,6 +271,11 @@ impl Tty {
         }
     }
 
+    /// Whether the terminal is given to the only worker.
+    pub(super) fn is_lent(&self) -> bool {
+        self.is_lent
+    }
+
     /// Whether there is a controlling terminal that can go away.
     pub(super) fn has_terminal(&self) -> bool {
         self.hangups.has_terminal()

@@ -86,6 +86,12 @@ impl Supervisor {
         serving.is_some_and(|serving| serving.ready_at().is_some())
     }
 
+    /// The failed starts of a slot in a reload or restart that is not over.
+    pub fn failed_starts(&self, slot: u32) -> u32 {
+        let state = self.slots.get(index(slot)).filter(|slot| self.rollout.is_some() || slot.restarts);
+        state.map_or(0, |slot| slot.failed)
+    }
+
     /// The time of the next start in a slot, if the throttle delays it.
     pub fn waits_until(&self, slot: u32) -> Option<Time> {
         let state = self.slots.get(index(slot))?;

@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::Topic;
 use super::exit::{codes, usage};
@@ -34,6 +35,52 @@ pub(super) fn command(topic: &Topic) -> Command {
         .disable_version_flag(true)
         .term_width(80);
     (topic.arguments)(command).arg(help)
+}
+
+/// The argument that asks for JSON.
+pub(super) fn json() -> Arg {
+    Arg::new("json")
+        .long("json")
+        .action(ArgAction::SetTrue)
+        .help("Print JSON: docs/control.md has the fields")
+}
+
+/// The arguments of a command for one instance.
+pub(super) fn of_one(command: Command) -> Command {
+    let name = Arg::new("name")
+        .long("name")
+        .value_name("NAME")
+        .help("Name of the instance; without it the only one that runs [also: MASTER_PROCESS_NAME]");
+    let control = Arg::new("control")
+        .long("control")
+        .value_name("PATH")
+        .help("Path of the control socket [also: MASTER_PROCESS_CONTROL]");
+    command.arg(name).arg(control).arg(json())
+}
+
+/// The arguments of a command that can wait until it is done.
+pub(super) fn waiting(command: Command) -> Command {
+    let wait = Arg::new("wait")
+        .long("wait")
+        .action(ArgAction::SetTrue)
+        .help("Wait until it is decided; the exit code is the answer");
+    let timeout = Arg::new("timeout")
+        .long("timeout")
+        .value_name("DUR")
+        .requires("wait")
+        .value_parser(|text: &str| crate::cli::duration(text))
+        .help("Stop waiting after this time, with exit code 154; what was asked for goes on");
+    command.arg(wait).arg(timeout)
+}
+
+/// The time after which a command stops waiting.
+pub(super) fn timeout(matches: &ArgMatches) -> Option<Duration> {
+    matches.get_one::<Duration>("timeout").copied()
+}
+
+/// The number of a slot.
+pub(super) fn slot() -> Arg {
+    Arg::new("SLOT").required(true).value_parser(value_parser!(u32)).help("Number of the slot, from 0 on")
 }
 
 /// One line for an error of clap, which has several with usage and tips.

@@ -71,7 +71,9 @@ pub fn create(directory: &Path, is_root: bool) -> io::Result<()> {
     };
     match std::fs::DirBuilder::new().mode(mode).create(directory) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result,
+        Err(error) => Err(error),
+        // Whatever the umask is.
+        Ok(()) => std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(mode)),
     }
 }
 

@@ -50,11 +50,14 @@ impl Supervisor {
         let is_outdated = |generation| self.rollout.is_some() && generation < self.generation;
         let slot = &mut self.slots[index(id)];
         let has_successor = slot.serving.is_some() && slot.starting.is_some();
-        if has_successor || slot.serving.is_some_and(|serving| is_outdated(serving.generation)) {
-            slot.throttle.reset();
+        slot.throttle.reset();
+        if slot.serving.is_some_and(|serving| is_outdated(serving.generation)) {
             return self.reconcile(id, now);
         }
-        slot.throttle.reset();
+        if has_successor {
+            slot.restarts = self.rollout.is_none();
+            return self.reconcile(id, now);
+        }
         slot.failed = 0;
         // Whether a worker that is starting serves already is not known: its successor becomes ready first.
         slot.keep_starting();

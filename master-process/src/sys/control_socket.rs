@@ -7,8 +7,9 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Seek, Write};
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, fstat, lstat};
 use rustix::io::Errno;
@@ -250,28 +251,24 @@ fn peer_groups(fd: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
-/// Connects to a socket at a path.
+/// Connects to a socket at a path, within this time, which is also the limit of each send and receive.
 ///
 /// # Errors
-/// ENOENT and ECONNREFUSED if nobody listens there, EACCES without permission; connect(2).
-pub fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+/// ENOENT and ECONNREFUSED if nobody listens there, EACCES without permission, EAGAIN if time is over; connect(2).
+pub fn connect_to(path: &Path, within: Duration) -> io::Result<OwnedFd> {
     let address = SocketAddrUnix::new(path)?;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    for timeout in [sockopt::Timeout::Send, sockopt::Timeout::Recv] {
+        sockopt::set_socket_timeout(&fd, timeout, Some(within))?;
+    }
     connect(&fd, &address)?;
     Ok(fd)
-}
-
-/// Whether a connection was shut down by the other end is found by reading; this is the error of a broken one.
-///
-/// # Errors
-/// Those of getsockopt(2).
-pub fn take_error(fd: BorrowedFd<'_>) -> io::Result<Option<io::Error>> {
-    Ok(sockopt::socket_error(fd.as_fd())?.err().map(io::Error::from))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::{UnixListener, UnixStream};
 

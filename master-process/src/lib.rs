@@ -1,7 +1,9 @@
 //! A process supervisor for Linux: the library behind the `master-process` binary.
 
 pub mod cli;
+pub mod client;
 pub mod config;
+pub mod control;
 pub mod driver;
 pub mod exit_code;
 pub mod metrics;

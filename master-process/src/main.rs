@@ -5,8 +5,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use master_process::cli::{self, Command};
+use master_process::client;
 use master_process::config::Config;
-use master_process::driver::{self, Driver, Ending};
+use master_process::driver::{self, Control, Driver, Ending};
 use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
@@ -17,6 +18,11 @@ use master_process::sys::{allocator, fds};
 fn main() -> ExitCode {
     signalfd::block();
     allocator::use_one_heap();
+    if let Some(invocation) = client::invocation(std::env::args_os()) {
+        // A command of the user ends by Ctrl-C as any other program.
+        signalfd::unblock();
+        return client::run(invocation);
+    }
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
     // descriptor as a socket.
     let inherited = InheritedListeners::from_service_manager(|name| std::env::var_os(name));
@@ -52,6 +58,8 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     let mut inherited = inherited.context("LISTEN_FDS")?;
     let signals = SignalFd::new(driver::signals::numbers()).context("signalfd")?;
     fds::close_on_exec().context("close_range")?;
+    // This comes before anything that another supervisor of this name would notice.
+    let control = Control::new(config)?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);
     // This comes before any address is opened: processes that an earlier supervisor left behind can hold the address.
@@ -60,7 +68,7 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     let rules = config.share_rules.clone();
     let mut broker = Broker::new(config.share, rules, access, &mut inherited).context("eventfd")?;
     broker.set_takeover(takeover);
-    Driver::new(config, signals, cgroups, broker, inherited)
+    Driver::new(config, signals, cgroups, broker, inherited, control)
 }
 
 fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {

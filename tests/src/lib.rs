@@ -12,6 +12,7 @@
 pub mod address;
 pub mod cgroup;
 pub mod clients;
+pub mod control;
 pub mod fixtures;
 pub mod gate;
 pub mod load;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use master_process::driver::{self, signals};
-use master_process::{cli, exit_code};
+use master_process::{cli, client, exit_code};
 
 /// A table of a page, between `<!-- name -->` and `<!-- /name -->`.
 struct Table {
@@ -14,7 +14,7 @@ struct Table {
     text: String,
 }
 
-fn tables() -> [Table; 4] {
+fn tables() -> [Table; 6] {
     [
         Table { page: "docs/options.md", name: "options", text: cli::options_as_markdown() },
         Table {
@@ -32,6 +32,8 @@ fn tables() -> [Table; 4] {
             name: "signals",
             text: two_columns(("signal", "effect"), &signals::effects()),
         },
+        Table { page: "docs/commands.md", name: "commands", text: client::commands_as_markdown() },
+        Table { page: "docs/commands.md", name: "exit codes", text: client::codes_as_markdown() },
     ]
 }
 

@@ -21,6 +21,14 @@ use crate::config::Config;
 use arguments::Answer;
 use host::{Host, ThisHost};
 
+/// Parses a duration as every option does: with units, or a bare number of milliseconds.
+///
+/// # Errors
+/// What would be accepted.
+pub fn duration(text: &str) -> Result<std::time::Duration, std::borrow::Cow<'static, str>> {
+    values::duration(text)
+}
+
 pub use markdown::options_as_markdown;
 pub use usage_error::UsageError;
 

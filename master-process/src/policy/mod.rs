@@ -12,6 +12,7 @@ mod limits;
 mod reconcile;
 mod reload;
 mod replacements;
+mod scale;
 mod settings;
 mod slot;
 mod start_times;
@@ -19,6 +20,7 @@ mod stopping;
 mod supervisor;
 mod throttle;
 mod time;
+mod view;
 
 #[cfg(test)]
 mod tests;
@@ -32,3 +34,4 @@ pub use limits::Limit;
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};
 pub use time::Time;
+pub use view::{Progress, WorkerState, WorkerView};

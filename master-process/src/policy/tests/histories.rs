@@ -28,6 +28,7 @@ enum Step {
     IsNotShared,
     PauseLimits,
     PlaceGiven,
+    Restart,
     UntilDue,
     LongTime,
 }
@@ -52,7 +53,7 @@ const STEPS: [Step; 16] = [
 ];
 
 /// The steps for a worker that exceeds its limit, whose PSS is requested and reported later.
-const OVER_LIMIT: [Step; 17] = [
+const OVER_LIMIT: [Step; 18] = [
     Step::Launch,
     Step::LaunchFails,
     Step::ReadyOldest,
@@ -68,6 +69,7 @@ const OVER_LIMIT: [Step; 17] = [
     Step::IsShared,
     Step::IsNotShared,
     Step::PauseLimits,
+    Step::Restart,
     Step::UntilDue,
     Step::LongTime,
 ];
@@ -122,6 +124,7 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::PauseLimits => happens(sim, Event::ToggleMonitoring),
         // At any moment, also when no start waits any more.
         Step::PlaceGiven => sim.free_places > 0 && gives_place(sim),
+        Step::Restart => happens(sim, Event::Restart(0)),
         Step::UntilDue => sim.policy.deadline().is_some_and(|at| passes(sim, at.since(sim.now))),
         Step::LongTime => passes(sim, Duration::from_secs(20)),
     }

@@ -12,3 +12,4 @@ mod remains;
 mod replacement_queue;
 mod sim;
 mod sparse;
+mod steering;

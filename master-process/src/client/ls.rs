@@ -1,0 +1,162 @@
+//! `ls`: one line for each instance of this host, the worst first.
+
+use clap::{ArgMatches, Command};
+
+use super::connection::{Connection, Failure};
+use super::exit::codes;
+use super::show::{self, Colour, Column};
+use super::{arguments, find, status};
+use crate::control::{ReloadState, Request, Snapshot, State, WorkerState};
+
+const COLUMNS: [Column; 8] = [
+    Column { head: ["NAME", "NAME"], width: 11, left: true },
+    Column { head: ["READY", "READY"], width: 6, left: true },
+    Column { head: ["CPU", "CPU"], width: 4, left: false },
+    Column { head: ["MEMORY", "MEM"], width: 9, left: false },
+    Column { head: ["QUEUE", "Q"], width: 5, left: false },
+    Column { head: ["RESTARTS/1h", "RST/1h"], width: 11, left: false },
+    Column { head: ["UP", "UP"], width: 5, left: false },
+    Column { head: ["STATE", "STATE"], width: 16, left: true },
+];
+
+/// Where the state is in a row.
+const STATE: usize = 7;
+
+pub(super) fn arguments(command: Command) -> Command {
+    command.arg(arguments::json())
+}
+
+/// An instance, or why nothing is known of it.
+struct Instance {
+    name: String,
+    known: Result<(Snapshot, String), Failure>,
+}
+
+impl Instance {
+    fn code(&self) -> u8 {
+        match &self.known {
+            Ok((snapshot, _)) => status::code_of(snapshot),
+            Err(failure) => failure.code,
+        }
+    }
+}
+
+pub(super) fn run(matches: &ArgMatches) -> Result<u8, Failure> {
+    let (mut running, failed) = find::all();
+    // All of them work on their answers at the same time.
+    let sent: Vec<Result<(), Failure>> = running.iter_mut().map(|of| of.send(Request::Status)).collect();
+    let asked = running.into_iter().zip(sent).map(|(connection, sent)| answer(connection, sent));
+    let unknown = failed.into_iter().map(|(name, failure)| Instance { name, known: Err(failure) });
+    let mut instances: Vec<Instance> = asked.chain(unknown).collect();
+    if instances.is_empty() {
+        return Err(Failure::new(codes::NOT_RUNNING, "no master-process runs"));
+    }
+    instances.sort_by(|one, other| other.code().cmp(&one.code()).then_with(|| one.name.cmp(&other.name)));
+    show::print(&if matches.get_flag("json") { json(&instances) } else { text(&instances) });
+    Ok(instances.iter().map(Instance::code).max().unwrap_or(codes::OK))
+}
+
+fn answer(mut connection: Connection, sent: Result<(), Failure>) -> Instance {
+    let name = connection.name();
+    let known = sent.and_then(|()| connection.answer()).and_then(|(reply, text)| match reply.status {
+        Some(snapshot) => Ok((*snapshot, text)),
+        None => Err(Failure::new(codes::UNKNOWN, "the answer has no status")),
+    });
+    Instance { name, known }
+}
+
+fn json(instances: &[Instance]) -> String {
+    let one = |instance: &Instance| match &instance.known {
+        Ok((_, text)) => status::inner(text),
+        Err(failure) => {
+            let message = failure.why.clone();
+            serde_json::json!({ "name": instance.name, "error": { "code": "unknown", "message": message } })
+                .to_string()
+        }
+    };
+    let all: Vec<String> = instances.iter().map(one).collect();
+    format!("{{\"schema\":{},\"instances\":[{}]}}\n", crate::control::SCHEMA, all.join(","))
+}
+
+fn text(instances: &[Instance]) -> String {
+    let rows: Vec<Vec<String>> = instances.iter().map(row).collect();
+    let colours = show::has_colour();
+    let paint = |row: usize, column: usize, cell: &str| match instances.get(row) {
+        Some(instance) if column == STATE => {
+            let colour = if instance.code() == codes::OK { Colour::Good } else { Colour::Bad };
+            colour.paint(cell, colours)
+        }
+        Some(_) | None => cell.to_owned(),
+    };
+    show::table(&COLUMNS, &rows, Some(show::size().0), paint)
+}
+
+fn row(instance: &Instance) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let name = show::plain(&instance.name);
+    let Ok((snapshot, _)) = &instance.known else {
+        let (dashes, state) = (std::iter::repeat_n(dash(), COLUMNS.len() - 2), "no answer");
+        return std::iter::once(name).chain(dashes).chain([state.to_owned()]).collect();
+    };
+    vec![
+        name,
+        format!("{}/{}", snapshot.workers_ready, snapshot.slots_wanted),
+        snapshot.cpu_cores.map_or_else(dash, |cores| format!("{cores:.1}")),
+        snapshot.memory_bytes.map_or_else(dash, show::size_of),
+        snapshot.queue_length.map_or_else(dash, |length| length.to_string()),
+        snapshot.restarts_last_hour.to_string(),
+        show::span(snapshot.uptime_seconds),
+        state(snapshot),
+    ]
+}
+
+/// The worst that can be said of it in a few words.
+fn state(snapshot: &Snapshot) -> String {
+    if snapshot.state == State::Stopping {
+        return "stopping".to_owned();
+    }
+    let in_state = |state| snapshot.workers.iter().find(|worker| worker.state == state);
+    if let Some(worker) = in_state(WorkerState::Hung) {
+        return format!("slot {} hung", worker.slot);
+    }
+    if let Some(worker) = in_state(WorkerState::Waiting) {
+        let end = worker.last_end.as_ref().map(|end| end.words());
+        return end.unwrap_or_else(|| format!("slot {} waiting", worker.slot));
+    }
+    match &snapshot.reload {
+        Some(reload) if reload.state == ReloadState::Running => {
+            format!("reload {}: {}/{}", reload.number, reload.slots_done, reload.slots_total)
+        }
+        Some(reload) if reload.state == ReloadState::GivenUp => format!("reload {} given up", reload.number),
+        Some(_) | None if snapshot.state == State::Ready => "ready".to_owned(),
+        Some(_) | None => "starting".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_the_worst() {
+        let mut snapshot = status::tests::example();
+        assert_eq!(state(&snapshot), "slot 2 hung");
+        snapshot.workers.retain(|worker| worker.state != WorkerState::Hung);
+        assert_eq!(state(&snapshot), "reload 13: 2/4");
+        snapshot.reload = None;
+        snapshot.state = State::Ready;
+        let known = Ok((snapshot, String::new()));
+        let failed = Err(Failure::new(codes::UNKNOWN, "no"));
+        let instances = [
+            Instance { name: "api".to_owned(), known },
+            Instance { name: "worker-eu".to_owned(), known: failed },
+        ];
+        let expected = "\
+NAME        READY   CPU    MEMORY QUEUE RESTARTS/1h    UP STATE
+api         3/4     1.4   1.0 GiB   118           4    6d ready
+worker-eu   -         -         -     -           -     - no answer
+";
+        let rows: Vec<Vec<String>> = instances.iter().map(row).collect();
+        assert_eq!(show::table(&COLUMNS, &rows, Some(80), |_, _, cell| cell.to_owned()), expected);
+    }
+}

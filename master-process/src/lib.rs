@@ -1,6 +1,7 @@
 //! A process supervisor for Linux: the library behind the `master-process` binary.
 
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod driver;
 pub mod exit_code;

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use master_process::cli::{self, Command};
+use master_process::client;
 use master_process::config::Config;
 use master_process::driver::{self, Driver, Ending};
 use master_process::exit_code as code;
@@ -16,6 +17,11 @@ use master_process::sys::spawn::{SpawnError, SpawnStep};
 
 fn main() -> ExitCode {
     signalfd::block();
+    if let Some(invocation) = client::invocation(std::env::args_os()) {
+        // A command of the user ends by Ctrl-C as any other program.
+        signalfd::unblock();
+        return client::run(invocation);
+    }
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
     // descriptor as a socket.
     let inherited = InheritedListeners::from_service_manager(|name| std::env::var_os(name));

@@ -32,6 +32,16 @@ pub fn block() {
     }
 }
 
+/// Unblocks all signals, also those that were blocked when this program was started. Those that came meanwhile have
+/// their effect now.
+pub fn unblock() {
+    // SAFETY: as in `block`.
+    unsafe {
+        let (none, old) = (0u64, std::ptr::null_mut::<u64>());
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, old, size_of::<u64>());
+    }
+}
+
 /// The descriptor that the supervisor reads its signals from.
 #[derive(Debug)]
 pub struct SignalFd {

@@ -4,6 +4,7 @@
 //! list of the commands: the command line, the help and the documentation follow it.
 
 mod arguments;
+mod doctor;
 mod exit;
 
 use std::ffi::OsString;
@@ -26,12 +27,12 @@ pub(crate) struct Topic {
 }
 
 /// Every command, in the order of the help.
-const TABLE: &[Topic] = &[];
+const TABLE: &[Topic] = &[doctor::TOPIC];
 
 /// The commands that are part of the interface and not of this version.
-const LATER: [&str; 13] = [
+const LATER: [&str; 12] = [
     "status", "ls", "reload", "stop", "scale", "restart", "pause", "resume", "events", "why", "top",
-    "metrics", "doctor",
+    "metrics",
 ];
 
 /// A command of the command line, not run yet.

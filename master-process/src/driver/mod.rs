@@ -11,6 +11,7 @@ mod launch;
 mod samples;
 pub mod signals;
 mod starts;
+pub mod trial;
 mod workers;
 
 use std::os::fd::AsFd;

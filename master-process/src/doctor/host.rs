@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::advice::Manager;
 use crate::config::{Capabilities, Config};
 use crate::sys::capabilities::OwnCapabilities;
 
@@ -10,6 +11,8 @@ use crate::sys::capabilities::OwnCapabilities;
 pub(super) struct Host {
     /// The release of the kernel.
     pub(super) kernel: String,
+    /// What starts supervisors here.
+    pub(super) manager: Manager,
     /// The effective user.
     pub(super) uid: u32,
     /// Whether a seccomp filter applies to this process, as in a container.
@@ -25,6 +28,7 @@ impl Host {
         let filtered = status.lines().find_map(|line| line.strip_prefix("Seccomp:"));
         Host {
             kernel: text("/proc/sys/kernel/osrelease").unwrap_or_else(|| "?".to_owned()),
+            manager: Manager::of_this_process(),
             uid: rustix::process::geteuid().as_raw(),
             is_filtered: filtered.is_some_and(|mode| mode.trim() == "2"),
             capabilities: OwnCapabilities::read().map_or(Capabilities::NONE, |own| own.effective),
@@ -45,6 +49,16 @@ impl Host {
         let is_admin = set(&["SYS_ADMIN"]).without(self.capabilities).is_empty();
         let included = if is_admin { set(&["BPF", "PERFMON"]) } else { Capabilities::NONE };
         set(names).without(self.capabilities).without(included)
+    }
+}
+
+#[cfg(test)]
+impl Host {
+    /// A host with systemd.
+    pub(super) fn with(capabilities: u64, is_filtered: bool) -> Host {
+        let kernel = "6.18.5".to_owned();
+        let capabilities = Capabilities(capabilities);
+        Host { kernel, manager: Manager::Systemd, uid: 1, is_filtered, capabilities }
     }
 }
 

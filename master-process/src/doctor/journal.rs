@@ -62,7 +62,8 @@ pub(super) fn rows(facts: &Facts, config: &Config) -> Vec<Row> {
              {needed}, besides their own output",
             config.workers
         );
-        let fix = Fix::unit("LogRateLimitIntervalSec=0");
+        let fix =
+            Fix::command("add to [Service] of its unit: LogRateLimitIntervalSec=0", "systemctl edit UNIT");
         Row::degraded(GROUP, CHECK, format!("{burst} lines in {seconds} s"), why, fix)
     } else if is_limited {
         Row::ok(GROUP, CHECK, format!("{burst} lines in {seconds} s, those of workers included"))

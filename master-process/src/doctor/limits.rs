@@ -2,6 +2,7 @@
 
 use rustix::process::{Resource, getrlimit};
 
+use super::advice::Setting;
 use super::host::{self, Host, most_workers};
 use super::row::{Fix, Group, Row};
 use crate::config::{Capabilities, Config, ListenAddr, Monitor, Share};
@@ -77,14 +78,14 @@ pub(super) fn rows(
     in_cgroups: bool,
 ) -> Vec<Row> {
     vec![
-        open_files(facts, most_workers(config), uses_procfs, in_cgroups),
-        pids(facts, most_workers(config)),
+        open_files(facts, host, most_workers(config), uses_procfs, in_cgroups),
+        pids(facts, host, most_workers(config)),
         somaxconn(facts, config),
         capabilities(facts, host, config),
     ]
 }
 
-fn open_files(facts: &Facts, workers: u64, uses_procfs: bool, in_cgroups: bool) -> Row {
+fn open_files(facts: &Facts, host: &Host, workers: u64, uses_procfs: bool, in_cgroups: bool) -> Row {
     let each = DESCRIPTORS + if in_cgroups { DESCRIPTORS_OF_CGROUP } else { 0 };
     let share = if uses_procfs { PROCFS_SHARE } else { 1 };
     let needed = (OWN_DESCRIPTORS + each * workers) * share;
@@ -94,7 +95,7 @@ fn open_files(facts: &Facts, workers: u64, uses_procfs: bool, in_cgroups: bool) 
                 "a reload with {workers} workers takes about {needed} descriptors, and the hard limit of \
                  RLIMIT_NOFILE is {limit}"
             );
-            let fix = Fix::unit(&format!("LimitNOFILE={}", needed.next_power_of_two()));
+            let fix = host.manager.give(Setting::OpenFiles(needed.next_power_of_two()));
             Row::degraded(GROUP, "open_files", limit.to_string(), why, fix)
         }
         Some(limit) => Row::ok(GROUP, "open_files", format!("{limit}, and {needed} are needed")),
@@ -103,7 +104,7 @@ fn open_files(facts: &Facts, workers: u64, uses_procfs: bool, in_cgroups: bool) 
     row.with("limit", facts.open_files).with("needed", needed)
 }
 
-fn pids(facts: &Facts, workers: u64) -> Row {
+fn pids(facts: &Facts, host: &Host, workers: u64) -> Row {
     const CHECK: &str = "pids";
     let needed = OWN_THREADS + workers;
     let row = match (facts.pids_room, facts.user_processes) {
@@ -113,10 +114,7 @@ fn pids(facts: &Facts, workers: u64) -> Row {
                  this cgroup leaves {room}"
             );
             let limit = (facts.pids_max.unwrap_or(0) + needed).next_power_of_two();
-            let fix = Fix::command(
-                "raise it by what the workers start as well",
-                format!("systemctl set-property UNIT TasksMax={limit}"),
-            );
+            let fix = host.manager.give(Setting::Pids(limit));
             Row::degraded(GROUP, CHECK, room.to_string(), why, fix)
         }
         (_, Some(limit)) if limit < needed => {
@@ -124,7 +122,7 @@ fn pids(facts: &Facts, workers: u64) -> Row {
                 "a reload with {workers} workers takes at least {needed} processes and threads, and RLIMIT_NPROC of \
                  this user is {limit}"
             );
-            let fix = Fix::unit(&format!("LimitNPROC={}", needed.next_power_of_two()));
+            let fix = host.manager.give(Setting::UserProcesses(needed.next_power_of_two()));
             Row::degraded(GROUP, CHECK, limit.to_string(), why, fix)
         }
         (Some(room), _) => Row::ok(GROUP, CHECK, format!("{room}, and at least {needed} are needed")),
@@ -147,11 +145,16 @@ fn somaxconn(facts: &Facts, config: &Config) -> Row {
     let workers = u64::from(config.workers).max(1);
     let each = if is_one_queue { somaxconn / workers } else { somaxconn };
     let row = if each < QUEUE {
-        let of = if is_one_queue { "all workers share one queue" } else { "each worker has its own queue" };
-        let why = format!(
-            "{of}, of at most {somaxconn} connections: {each} for a worker, and with fewer than {QUEUE} clients are \
-             refused at short bursts"
-        );
+        let why = if is_one_queue {
+            format!(
+                "all workers share a queue of at most {somaxconn} connections, {each} for each worker; a burst of \
+                 more waits for a second and longer"
+            )
+        } else {
+            format!(
+                "the queue of a worker has at most {somaxconn} connections; a burst of more waits for a second and longer"
+            )
+        };
         let queues = if is_one_queue { workers } else { 1 };
         let wanted = (QUEUE * queues).next_power_of_two().max(DEFAULT_SOMAXCONN);
         Row::degraded(GROUP, CHECK, somaxconn.to_string(), why, Fix::sysctl("net.core.somaxconn", wanted))
@@ -197,7 +200,6 @@ fn capabilities(facts: &Facts, host: &Host, config: &Config) -> Row {
     let missing = host.lacks(&names).union(config.ambient.without(host.capabilities));
     let wants_ebpf = matches!(config.monitor, Monitor::Auto | Monitor::Ebpf);
     let for_ebpf = host.lacks(&["BPF", "PERFMON"]);
-    let line = |set: Capabilities| format!("AmbientCapabilities={}", set.to_string().replace(',', ""));
     let row = if !missing.is_empty() {
         let mut options: Vec<&str> = needed
             .iter()
@@ -207,11 +209,11 @@ fn capabilities(facts: &Facts, host: &Host, config: &Config) -> Row {
             .collect();
         options.dedup();
         let why = format!("{missing}, which {} needs", options.join(" and "));
-        let fix = Fix::unit(&line(missing));
+        let fix = host.manager.give(Setting::Capabilities(missing));
         Row::missing(GROUP, CHECK, "no supervisor can start", why, fix)
     } else if wants_ebpf && !for_ebpf.is_empty() {
         let why = format!("{for_ebpf}, which eBPF needs");
-        Row::degraded(GROUP, CHECK, named(held), why, Fix::unit(&line(for_ebpf)))
+        Row::degraded(GROUP, CHECK, named(held), why, host.manager.give(Setting::Capabilities(for_ebpf)))
     } else {
         Row::ok(GROUP, CHECK, named(held))
     };
@@ -235,6 +237,10 @@ mod tests {
         first_free_port: 1024,
     };
 
+    fn host(capabilities: u64) -> Host {
+        Host::with(capabilities, false)
+    }
+
     fn queue(somaxconn: u64, workers: u32, share: Share) -> Row {
         let facts = Facts { somaxconn: Some(somaxconn), ..FACTS };
         super::somaxconn(&facts, &Config { workers, share, ..crate::doctor::tests::config() })
@@ -242,26 +248,26 @@ mod tests {
 
     #[test]
     fn open_files_are_compared_with_the_workers_of_a_reload() {
-        let state = |workers, procfs, cgroups| open_files(&FACTS, workers, procfs, cgroups).state;
+        let state = |workers, procfs, cgroups| open_files(&FACTS, &host(0), workers, procfs, cgroups).state;
         assert_eq!(state(8, false, false), State::Ok);
         assert_eq!(state(320, false, false), State::Ok);
         assert_eq!(state(321, false, false), State::Degraded);
         assert_eq!(state(320, false, true), State::Degraded);
         assert_eq!(state(320, true, false), State::Degraded);
         let none = Facts { open_files: None, ..FACTS };
-        assert_eq!(open_files(&none, 100_000, true, true).state, State::Ok);
-        let fix = open_files(&FACTS, 1000, false, false).problem.expect("a problem").fix;
+        assert_eq!(open_files(&none, &host(0), 100_000, true, true).state, State::Ok);
+        let fix = open_files(&FACTS, &host(0), 1000, false, false).problem.expect("a problem").fix;
         assert!(fix.text.ends_with("LimitNOFILE=4096"), "{fix:?}");
     }
 
     #[test]
     fn processes_are_compared_with_what_is_left() {
         let with = |room| Facts { pids_room: Some(room), pids_max: Some(100), ..FACTS };
-        assert_eq!(pids(&with(20), 8).state, State::Ok);
-        assert_eq!(pids(&with(10), 8).state, State::Degraded);
+        assert_eq!(pids(&with(20), &host(0), 8).state, State::Ok);
+        assert_eq!(pids(&with(10), &host(0), 8).state, State::Degraded);
         let of_user = Facts { user_processes: Some(10), ..FACTS };
-        assert_eq!(pids(&of_user, 8).state, State::Degraded);
-        assert_eq!(pids(&FACTS, 8).state, State::Ok);
+        assert_eq!(pids(&of_user, &host(0), 8).state, State::Degraded);
+        assert_eq!(pids(&FACTS, &host(0), 8).state, State::Ok);
     }
 
     #[test]
@@ -277,8 +283,6 @@ mod tests {
 
     #[test]
     fn what_an_option_needs_is_missing_without_its_capability() {
-        let host =
-            |set| Host { kernel: String::new(), uid: 1, is_filtered: false, capabilities: Capabilities(set) };
         let config = crate::doctor::tests::config();
         assert_eq!(capabilities(&FACTS, &host(u64::MAX), &config).state, State::Ok);
         let row = capabilities(&FACTS, &host(0), &config);

@@ -5,6 +5,7 @@
 //! it. A group of checks first gathers facts, and a pure function turns these into rows. Nothing that is tried remains,
 //! and whatever does not answer in time is a row of its own.
 
+mod advice;
 mod host;
 mod journal;
 mod limits;

@@ -1,5 +1,6 @@
 //! Measuring workers.
 
+use super::advice::Setting;
 use super::host::Host;
 use super::row::{Fix, Group, Row};
 use super::sharing::bpf_fix;
@@ -37,7 +38,7 @@ pub(super) fn rows(facts: &Facts, trial: Option<&Trial>, host: &Host, config: &C
         exit_causes(facts, config.monitor),
     ];
     rows.extend(trial.map(proc));
-    rows.extend(trial.map(|trial| pss(trial, config)));
+    rows.extend(trial.map(|trial| pss(trial, host, config)));
     rows
 }
 
@@ -124,7 +125,7 @@ fn proc(trial: &Trial) -> Row {
     }
 }
 
-fn pss(trial: &Trial, config: &Config) -> Row {
+fn pss(trial: &Trial, host: &Host, config: &Config) -> Row {
     if config.limits.max_memory.is_none() || config.monitor == Monitor::Off {
         return Row::unused(GROUP, "pss", "not needed without --max-memory");
     }
@@ -133,20 +134,27 @@ fn pss(trial: &Trial, config: &Config) -> Row {
         Err(error) => {
             let why =
                 format!("/proc/PID/smaps_rollup of a worker: {error}; shared pages count for each process");
-            let fix = Fix::unit("AmbientCapabilities=CAP_SYS_PTRACE");
+            let fix = pss_fix(host);
             Row::degraded(GROUP, "pss", "resident memory decides", why, fix)
         }
     }
 }
 
+fn pss_fix(host: &Host) -> Fix {
+    let missing = host.lacks(&["SYS_PTRACE"]);
+    if missing.is_empty() {
+        return Fix::kernel("5.10, built with CONFIG_PROC_PAGE_MONITOR,");
+    }
+    host.manager.give(Setting::Capabilities(missing))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Capabilities;
     use crate::doctor::row::State;
 
     fn host(capabilities: u64) -> Host {
-        Host { kernel: String::new(), uid: 0, is_filtered: false, capabilities: Capabilities(capabilities) }
+        Host::with(capabilities, false)
     }
 
     fn facts(source: Result<Chosen, String>, ebpf: Option<Result<EbpfFacts, String>>) -> Facts {

@@ -1,5 +1,6 @@
 //! Starting and stopping workers, and waiting for events.
 
+use super::advice::{Manager, Setting};
 use super::host::{self, Host};
 use super::row::{Fix, Group, Row};
 use crate::driver::trial::{CgroupTrial, PollerTrial, Trial};
@@ -33,13 +34,13 @@ impl Facts {
 pub(super) fn rows(facts: &Facts, trial: Result<&Trial, &str>, host: &Host) -> Vec<Row> {
     let mut rows = vec![start(trial)];
     if let Ok(trial) = trial {
-        rows.push(clone3(trial));
+        rows.push(clone3(trial, host));
         rows.push(pidfd(trial));
     }
-    rows.push(close_range(facts.has_close_range));
+    rows.push(close_range(facts.has_close_range, host));
     rows.push(event_loop(facts, host));
     if let Ok(trial) = trial {
-        rows.push(cgroups(trial.cgroup.as_ref(), facts.undelegated));
+        rows.push(cgroups(trial.cgroup.as_ref(), facts.undelegated, host));
         rows.push(runtime_directory(trial, host));
     }
     rows
@@ -55,12 +56,12 @@ fn start(trial: Result<&Trial, &str>) -> Row {
     }
 }
 
-fn clone3(trial: &Trial) -> Row {
+fn clone3(trial: &Trial, host: &Host) -> Row {
     if trial.by_clone3 {
         return Row::ok(GROUP, "clone3", "clone3");
     }
     let why = "clone3(2) is denied; a worker enters its cgroup after its start, not with it";
-    Row::degraded(GROUP, "clone3", "clone", why, Fix::profile("clone3"))
+    Row::degraded(GROUP, "clone3", "clone", why, host.manager.allow("clone3"))
 }
 
 fn pidfd(trial: &Trial) -> Row {
@@ -74,12 +75,12 @@ fn pidfd(trial: &Trial) -> Row {
     row.with("names_groups", trial.pidfd_names_groups)
 }
 
-fn close_range(has_close_range: bool) -> Row {
+fn close_range(has_close_range: bool, host: &Host) -> Row {
     if has_close_range {
         return Row::ok(GROUP, "close_range", "close_range");
     }
     let why = "close_range(2) is denied; each start copies the supervisor's whole descriptor table";
-    Row::degraded(GROUP, "close_range", "a copy of the table", why, Fix::profile("close_range"))
+    Row::degraded(GROUP, "close_range", "a copy of the table", why, host.manager.allow("close_range"))
 }
 
 fn event_loop(facts: &Facts, host: &Host) -> Row {
@@ -97,7 +98,7 @@ fn event_loop(facts: &Facts, host: &Host) -> Row {
             let fix = if facts.io_uring_disabled.is_some_and(|disabled| disabled > 0) {
                 Fix::sysctl("kernel.io_uring_disabled", 0)
             } else if host.is_filtered {
-                Fix::profile("io_uring_setup, io_uring_enter and io_uring_register")
+                host.manager.allow("io_uring_setup, io_uring_enter and io_uring_register")
             } else {
                 Fix::kernel("5.11, built with CONFIG_IO_URING,")
             };
@@ -107,7 +108,7 @@ fn event_loop(facts: &Facts, host: &Host) -> Row {
     row.with("io_uring_disabled", facts.io_uring_disabled)
 }
 
-fn cgroups(made: Option<&Result<CgroupTrial, String>>, undelegated: Option<Undelegated>) -> Row {
+fn cgroups(made: Option<&Result<CgroupTrial, String>>, undelegated: Option<Undelegated>, host: &Host) -> Row {
     const WITHOUT: &str = "none for the workers";
     const EFFECT: &str = "the processes of a worker are found by reading /proc";
     let is_delegated = made.is_some();
@@ -130,12 +131,12 @@ fn cgroups(made: Option<&Result<CgroupTrial, String>>, undelegated: Option<Undel
             let why = format!("the cgroup is delegated, and none can be made in it: {error}; {EFFECT}");
             Row::degraded(GROUP, "cgroup", WITHOUT, why, fix)
         }
-        None => undelegated_row(undelegated, WITHOUT, EFFECT),
+        None => undelegated_row(undelegated, host.manager, WITHOUT, EFFECT),
     };
     row.with("is_delegated", is_delegated)
 }
 
-fn undelegated_row(undelegated: Option<Undelegated>, without: &str, effect: &str) -> Row {
+fn undelegated_row(undelegated: Option<Undelegated>, manager: Manager, without: &str, effect: &str) -> Row {
     let (why, fix) = match undelegated {
         Some(Undelegated::NotMounted) => (
             "cgroup v2 is not mounted here",
@@ -143,34 +144,44 @@ fn undelegated_row(undelegated: Option<Undelegated>, without: &str, effect: &str
         ),
         Some(Undelegated::Root) => (
             "this process is in the root cgroup, which belongs to the init system",
-            Fix::command("start it as a service with its own cgroup", "systemd-run -p Delegate=yes COMMAND"),
+            match manager {
+                Manager::Systemd => Fix::command(
+                    "start it as a service with its own cgroup",
+                    "systemd-run -p Delegate=yes COMMAND",
+                ),
+                Manager::Container | Manager::Other => manager.give(Setting::Delegation),
+            },
         ),
         Some(Undelegated::Unmarked) | None => {
-            ("the cgroup is not delegated to this process", Fix::unit("Delegate=yes"))
+            ("the cgroup is not delegated to this process", manager.give(Setting::Delegation))
         }
     };
     Row::degraded(GROUP, "cgroup", without, format!("{why}; {effect}"), fix)
 }
 
 fn runtime_directory(trial: &Trial, host: &Host) -> Row {
+    const CHECK: &str = "runtime_dir";
     let notify = &trial.notify;
-    let row = if notify.is_private {
-        Row::ok(GROUP, "runtime_dir", base_of(&notify.address))
+    let failed = match notify.failed.as_slice() {
+        [] => "neither RUNTIME_DIRECTORY nor XDG_RUNTIME_DIR is set".to_owned(),
+        failed => failed.join("; "),
+    };
+    let fix = || host.manager.give(Setting::RuntimeDirectory);
+    let base = base_of(&notify.address);
+    let row = if !notify.is_private {
+        let why = format!("{failed}; every local user can send to the notify socket");
+        Row::degraded(GROUP, CHECK, "an abstract address", why, fix())
+    } else if base == LAST_RESORT {
+        let why = format!("{failed}; the notify socket is in /tmp, which all users share");
+        Row::degraded(GROUP, CHECK, base, why, fix())
     } else {
-        let failed = notify.failed.join("; ");
-        let why = format!("no private directory ({failed}); every local user can send to the notify socket");
-        let fix = if host.uid == 0 {
-            Fix::unit("RuntimeDirectory=NAME")
-        } else {
-            Fix::command(
-                "name a directory that only this user can write to",
-                "export XDG_RUNTIME_DIR=/run/user/$(id -u)",
-            )
-        };
-        Row::degraded(GROUP, "runtime_dir", "an abstract address", why, fix)
+        Row::ok(GROUP, CHECK, base)
     };
     row.with("is_private", notify.is_private)
 }
+
+/// Where the notify socket goes if no other directory can be used.
+const LAST_RESORT: &str = "/tmp";
 
 /// The directory in which a supervisor makes its own.
 fn base_of(address: &str) -> String {
@@ -181,11 +192,10 @@ fn base_of(address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Capabilities;
     use crate::doctor::row::State;
 
     fn host(is_filtered: bool) -> Host {
-        Host { kernel: String::new(), uid: 0, is_filtered, capabilities: Capabilities(u64::MAX) }
+        Host::with(u64::MAX, is_filtered)
     }
 
     fn refused(io_uring_disabled: Option<u64>, is_filtered: bool) -> Fix {
@@ -200,7 +210,7 @@ mod tests {
     #[test]
     fn the_advice_for_io_uring_names_what_denies_it() {
         assert_eq!(refused(Some(2), true), Fix::sysctl("kernel.io_uring_disabled", 0));
-        assert!(refused(Some(0), true).text.contains("seccomp profile"));
+        assert!(refused(Some(0), true).text.contains("SystemCallFilter="));
         assert!(refused(None, false).text.contains("Linux 5.11"));
     }
 
@@ -213,12 +223,12 @@ mod tests {
 
     #[test]
     fn a_cgroup_that_is_not_delegated_has_its_reason() {
-        let why = |of| cgroups(None, Some(of)).problem.expect("a problem").why;
+        let why = |of| cgroups(None, Some(of), &host(false)).problem.expect("a problem").why;
         assert!(why(Undelegated::NotMounted).contains("not mounted"));
         assert!(why(Undelegated::Root).contains("root cgroup"));
         assert!(why(Undelegated::Unmarked).contains("not delegated"));
         let all = Ok(CgroupTrial { entered: true, kills: true });
-        assert_eq!(cgroups(Some(&all), None).state, State::Ok);
+        assert_eq!(cgroups(Some(&all), None, &host(false)).state, State::Ok);
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Report {
             self.rows.iter().filter(|row| row.state.is_problem()).map(|row| row.check).collect();
         let count = self.rows.len();
         match problems.len() {
+            0 if count == 1 => "ok: 1 check".to_owned(),
             0 => format!("ok: {count} checks"),
             some => format!("degraded: {some} of {count} checks: {}", problems.join(", ")),
         }
@@ -211,6 +212,7 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::advice::Manager;
     use super::super::row::{Fix, Group};
     use super::*;
 
@@ -223,7 +225,7 @@ mod tests {
                 "io_uring",
                 "epoll",
                 "io_uring_setup: Operation not permitted (os error 1); each watch costs one more system call",
-                Fix::profile("io_uring_setup, io_uring_enter and io_uring_register"),
+                Manager::Container.allow("io_uring_setup, io_uring_enter and io_uring_register"),
             ),
             Row::missing(Group::Sharing, "seccomp", "no sharing of ports", &long, Fix::by_hand(&long)),
             Row::unused(
@@ -316,7 +318,7 @@ mod tests {
         assert_eq!(report().summary(), "degraded: 3 of 5 checks: io_uring, seccomp, journald");
         let rows = vec![Row::ok(Group::Log, "journald", "stderr")];
         let well = Report { rows, ..report() };
-        assert_eq!(well.summary(), "ok: 1 checks");
+        assert_eq!(well.summary(), "ok: 1 check");
         assert!(!well.is_degraded());
     }
 

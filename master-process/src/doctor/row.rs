@@ -98,24 +98,11 @@ impl Fix {
         Fix { text: text.into(), command: Some(command.into()) }
     }
 
-    /// A line for the service's unit.
-    pub fn unit(line: &str) -> Fix {
-        Fix::command(format!("add to [Service] of its unit: {line}"), "systemctl edit UNIT")
-    }
-
     /// A kernel parameter.
     pub fn sysctl(name: &str, value: impl std::fmt::Display) -> Fix {
         Fix::command(
             "set it now, and in /etc/sysctl.d for the next boot",
             format!("sysctl -w {name}={value}"),
-        )
-    }
-
-    /// System calls that a container engine's profile denies.
-    pub fn profile(calls: &str) -> Fix {
-        Fix::command(
-            format!("allow {calls} in the container's seccomp profile"),
-            "docker run --security-opt seccomp=PROFILE.json …",
         )
     }
 

@@ -1,5 +1,6 @@
 //! Sharing addresses between workers.
 
+use super::advice::Setting;
 use super::host::{self, Host};
 use super::row::{Fix, Group, Row};
 use crate::config::{Config, Share};
@@ -43,7 +44,7 @@ fn seccomp(trial: &Trial, host: &Host) -> Row {
     let row = match &trial.filter_refused {
         Some(why) => {
             let fix = if host.is_filtered {
-                Fix::profile("seccomp")
+                host.manager.allow("seccomp")
             } else {
                 Fix::kernel("5.10, built with CONFIG_SECCOMP_FILTER,")
             };
@@ -86,12 +87,9 @@ fn pidfd_getfd(trial: &Trial, facts: &Facts, host: &Host) -> Row {
     let fix = if facts.ptrace_scope.is_some_and(|scope| scope > 1) && !host.has(&["SYS_PTRACE"]) {
         Fix::sysctl("kernel.yama.ptrace_scope", 1)
     } else if host.is_filtered {
-        Fix::command(
-            "allow pidfd_getfd, or give the container CAP_SYS_PTRACE",
-            "docker run --cap-add SYS_PTRACE …",
-        )
+        host.manager.allow("pidfd_getfd")
     } else {
-        Fix::unit("AmbientCapabilities=CAP_SYS_PTRACE")
+        host.manager.give(Setting::Capabilities(host.lacks(&["SYS_PTRACE"])))
     };
     Row::degraded(GROUP, "pidfd_getfd", "sockets that stand in", why, fix)
         .with("ptrace_scope", facts.ptrace_scope)
@@ -112,10 +110,11 @@ fn selector(facts: &Facts, host: &Host, share: Share) -> Row {
 
 /// What makes bpf(2) available.
 pub(super) fn bpf_fix(host: &Host, version: &str) -> Fix {
-    if !host.has(&["BPF", "PERFMON"]) {
-        return Fix::unit("AmbientCapabilities=CAP_BPF CAP_PERFMON");
+    let missing = host.lacks(&["BPF", "PERFMON"]);
+    if !missing.is_empty() {
+        return host.manager.give(Setting::Capabilities(missing));
     }
-    if host.is_filtered { Fix::profile("bpf") } else { Fix::kernel(version) }
+    if host.is_filtered { host.manager.allow("bpf") } else { Fix::kernel(version) }
 }
 
 fn migrate_req(facts: &Facts, share: Share) -> Row {
@@ -145,7 +144,6 @@ fn migrate_req(facts: &Facts, share: Share) -> Row {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Capabilities;
     use crate::doctor::row::State;
 
     fn facts(refused: bool, moves_queues: bool, migrate_req: bool) -> Facts {
@@ -155,7 +153,7 @@ mod tests {
     }
 
     fn host(capabilities: u64, is_filtered: bool) -> Host {
-        Host { kernel: String::new(), uid: 0, is_filtered, capabilities: Capabilities(capabilities) }
+        Host::with(capabilities, is_filtered)
     }
 
     #[test]
@@ -172,7 +170,7 @@ mod tests {
     #[test]
     fn the_advice_for_bpf_names_what_is_missing() {
         assert!(bpf_fix(&host(0, true), "6.10").text.contains("CAP_BPF"));
-        assert!(bpf_fix(&host(u64::MAX, true), "6.10").text.contains("profile"));
+        assert!(bpf_fix(&host(u64::MAX, true), "6.10").text.contains("SystemCallFilter="));
         assert!(bpf_fix(&host(u64::MAX, false), "6.10").text.contains("Linux 6.10"));
     }
 }

@@ -64,6 +64,7 @@ fn terminal() -> (usize, bool) {
         return (WIDTH, false);
     }
     let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
-    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let colours = !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     (if columns == 0 { WIDTH } else { columns.min(WIDTH) }, colours)
 }

@@ -11,7 +11,7 @@ use crate::metrics::{Chosen, EbpfFacts, Examination, ebpf, examine};
 const GROUP: Group = Group::Monitoring;
 
 /// The kernel that has everything that the programs call.
-const KERNEL: &str = "6.10 (6.13 in a PID namespace)";
+const KERNEL: &str = "6.10 (in a PID namespace 6.13)";
 
 /// What was found out.
 #[derive(Debug)]
@@ -57,8 +57,8 @@ fn types(facts: &Facts, monitor: Monitor) -> Row {
     match &facts.types {
         Ok(()) => Row::ok(GROUP, "btf", "the types of the running kernel"),
         Err(why) => {
-            let version = format!("{KERNEL}, built with CONFIG_DEBUG_INFO_BTF,");
-            Row::missing(GROUP, "btf", "no eBPF", why, Fix::kernel(&version))
+            let fix = Fix::kernel_with(KERNEL, "CONFIG_DEBUG_INFO_BTF");
+            Row::missing(GROUP, "btf", "no eBPF", why, fix)
         }
     }
 }
@@ -143,7 +143,7 @@ fn pss(trial: &Trial, host: &Host, config: &Config) -> Row {
 fn pss_fix(host: &Host) -> Fix {
     let missing = host.lacks(&["SYS_PTRACE"]);
     if missing.is_empty() {
-        return Fix::kernel("5.10, built with CONFIG_PROC_PAGE_MONITOR,");
+        return Fix::kernel_with("5.10", "CONFIG_PROC_PAGE_MONITOR");
     }
     host.manager.give(Setting::Capabilities(missing))
 }

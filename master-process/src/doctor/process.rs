@@ -17,6 +17,8 @@ pub(super) struct Facts {
     pub(super) io_uring_disabled: Option<u64>,
     pub(super) has_close_range: bool,
     pub(super) undelegated: Option<Undelegated>,
+    /// Whether `/proc` shows this process.
+    pub(super) has_proc: bool,
 }
 
 impl Facts {
@@ -26,13 +28,14 @@ impl Facts {
             io_uring_disabled: host::number("/proc/sys/kernel/io_uring_disabled"),
             has_close_range: fds::has_close_range(),
             undelegated: cgroup::why_undelegated(),
+            has_proc: std::path::Path::new("/proc/self/exe").exists(),
         }
     }
 }
 
 /// The rows. `trial` is the worker that was started, or why there is none.
 pub(super) fn rows(facts: &Facts, trial: Result<&Trial, &str>, host: &Host) -> Vec<Row> {
-    let mut rows = vec![start(trial)];
+    let mut rows = vec![start(trial, facts.has_proc)];
     if let Ok(trial) = trial {
         rows.push(clone3(trial, host));
         rows.push(pidfd(trial));
@@ -46,11 +49,15 @@ pub(super) fn rows(facts: &Facts, trial: Result<&Trial, &str>, host: &Host) -> V
     rows
 }
 
-fn start(trial: Result<&Trial, &str>) -> Row {
+fn start(trial: Result<&Trial, &str>, has_proc: bool) -> Row {
     match trial {
         Ok(_) => Row::ok(GROUP, "start", "a worker was started, and ended"),
         Err(why) => {
-            let fix = Fix::by_hand("correct this first: no supervisor can start a worker here");
+            let fix = if has_proc {
+                Fix::by_hand("correct this first: the supervisor cannot start its workers either")
+            } else {
+                Fix::command("mount /proc: what is tried needs it", "mount -t proc proc /proc")
+            };
             Row::missing(GROUP, "start", "no worker can be started", why, fix)
         }
     }
@@ -100,7 +107,7 @@ fn event_loop(facts: &Facts, host: &Host) -> Row {
             } else if host.is_filtered {
                 host.manager.allow("io_uring_setup, io_uring_enter and io_uring_register")
             } else {
-                Fix::kernel("5.11, built with CONFIG_IO_URING,")
+                Fix::kernel_with("5.11", "CONFIG_IO_URING")
             };
             Row::degraded(GROUP, "io_uring", "epoll", why, fix)
         }
@@ -201,7 +208,8 @@ mod tests {
     fn refused(io_uring_disabled: Option<u64>, is_filtered: bool) -> Fix {
         let error = std::io::Error::from_raw_os_error(libc::EPERM);
         let poller = Ok(PollerTrial { is_io_uring: false, refused: Some(error) });
-        let facts = Facts { poller, io_uring_disabled, has_close_range: true, undelegated: None };
+        let facts =
+            Facts { poller, io_uring_disabled, has_close_range: true, undelegated: None, has_proc: true };
         let row = event_loop(&facts, &host(is_filtered));
         assert_eq!(row.state, State::Degraded);
         row.problem.expect("a problem").fix
@@ -217,7 +225,13 @@ mod tests {
     #[test]
     fn epoll_by_choice_is_no_problem() {
         let poller = Ok(PollerTrial { is_io_uring: false, refused: None });
-        let facts = Facts { poller, io_uring_disabled: None, has_close_range: true, undelegated: None };
+        let facts = Facts {
+            poller,
+            io_uring_disabled: None,
+            has_close_range: true,
+            undelegated: None,
+            has_proc: true,
+        };
         assert_eq!(event_loop(&facts, &host(false)).state, State::Unused);
     }
 
@@ -234,7 +248,13 @@ mod tests {
     #[test]
     fn without_a_worker_only_what_needs_none_is_reported() {
         let poller = Ok(PollerTrial { is_io_uring: true, refused: None });
-        let facts = Facts { poller, io_uring_disabled: None, has_close_range: true, undelegated: None };
+        let facts = Facts {
+            poller,
+            io_uring_disabled: None,
+            has_close_range: true,
+            undelegated: None,
+            has_proc: true,
+        };
         let rows = rows(&facts, Err("clone3: no"), &host(false));
         let checks: Vec<&str> = rows.iter().map(|row| row.check).collect();
         assert_eq!(checks, ["start", "close_range", "io_uring"]);

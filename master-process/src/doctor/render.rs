@@ -58,11 +58,11 @@ impl Report {
             if group.replace(row.group) != Some(row.group) {
                 page.paragraph("", row.group.word());
             }
-            let state = format!("{:states$}", row.state.word());
-            let plain = format!("{:names$}{GAP}{state}{GAP}", row.check);
-            let shown =
-                if colours { plain.replacen(&state, &coloured(row.state, &state), 1) } else { plain.clone() };
-            page.hanging(&shown, plain.len(), &row.uses);
+            let word = row.state.word();
+            let shown = if colours { coloured(row.state) } else { word.to_owned() };
+            let pad = " ".repeat(states - word.len());
+            let begin = |word: &str| format!("{:names$}{GAP}{word}{pad}{GAP}", row.check);
+            page.hanging(&begin(&shown), begin(word).len(), &row.uses);
             if let Some(problem) = &row.problem {
                 page.paragraph(&format!("{INDENT}why: "), &problem.why);
                 page.paragraph(&format!("{INDENT}fix: "), &problem.fix.text);
@@ -119,14 +119,14 @@ fn row_json(row: &Row) -> Value {
     Value::Object(object)
 }
 
-fn coloured(state: State, text: &str) -> String {
+fn coloured(state: State) -> String {
     let colour = match state {
         State::Ok => 32,
         State::Degraded | State::Unknown => 33,
         State::Missing => 31,
-        State::Unused => return text.to_owned(),
+        State::Unused => return state.word().to_owned(),
     };
-    format!("\x1b[{colour}m{text}\x1b[0m")
+    format!("\x1b[{colour}m{}\x1b[0m", state.word())
 }
 
 /// Text in lines of limited width.

@@ -110,6 +110,11 @@ impl Fix {
     pub fn kernel(version: &str) -> Fix {
         Fix::by_hand(format!("run Linux {version} or later"))
     }
+
+    /// A kernel with this build option.
+    pub fn kernel_with(version: &str, option: &str) -> Fix {
+        Fix::by_hand(format!("run Linux {version} or later, built with {option}"))
+    }
 }
 
 /// One row of the report.

@@ -6,7 +6,6 @@ use super::row::{Fix, Group, Row};
 use crate::config::{Config, Share};
 use crate::driver::trial::{Binding, Trial};
 use crate::share::HostSelection;
-use crate::sys::reuseport;
 
 const GROUP: Group = Group::Sharing;
 
@@ -14,8 +13,8 @@ const GROUP: Group = Group::Sharing;
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) selection: HostSelection,
-    /// Whether `net.ipv4.tcp_migrate_req` is set; `None`: it cannot be read.
-    pub(super) migrate_req: Option<bool>,
+    /// Value of `net.ipv4.tcp_migrate_req`; `None`: this kernel does not have it.
+    pub(super) migrate_req: Option<u64>,
     /// Value of `kernel.yama.ptrace_scope`, if there is one.
     pub(super) ptrace_scope: Option<u64>,
 }
@@ -24,7 +23,7 @@ impl Facts {
     pub(super) fn gather(selection: HostSelection) -> Facts {
         Facts {
             selection,
-            migrate_req: reuseport::is_migration_enabled().ok(),
+            migrate_req: host::number("/proc/sys/net/ipv4/tcp_migrate_req"),
             ptrace_scope: host::number("/proc/sys/kernel/yama/ptrace_scope"),
         }
     }
@@ -34,7 +33,11 @@ impl Facts {
 pub(super) fn rows(facts: &Facts, trial: Option<&Trial>, host: &Host, config: &Config) -> Vec<Row> {
     let mut rows = Vec::new();
     if let Some(trial) = trial {
-        rows.extend([seccomp(trial, host), binding(trial, config.share), pidfd_getfd(trial, facts, host)]);
+        rows.extend([
+            seccomp(trial, host),
+            binding(trial, facts, host, config.share),
+            pidfd_getfd(trial, facts, host),
+        ]);
     }
     rows.extend([selector(facts, host, config.share), migrate_req(facts, config.share)]);
     rows
@@ -46,7 +49,7 @@ fn seccomp(trial: &Trial, host: &Host) -> Row {
             let fix = if host.is_filtered {
                 host.manager.allow("seccomp")
             } else {
-                Fix::kernel("5.10, built with CONFIG_SECCOMP_FILTER,")
+                Fix::kernel_with("5.10", "CONFIG_SECCOMP_FILTER")
             };
             let why = format!("{why}; ports are not shared, except those of --listen");
             Row::missing(GROUP, "seccomp", "no notifications", why, fix)
@@ -59,7 +62,7 @@ fn seccomp(trial: &Trial, host: &Host) -> Row {
     row.with("sets_no_new_privs", trial.needs_no_new_privs && trial.filter_refused.is_none())
 }
 
-fn binding(trial: &Trial, share: Share) -> Row {
+fn binding(trial: &Trial, facts: &Facts, host: &Host, share: Share) -> Row {
     const NOT_SHARED: &str = "ports are not shared";
     match &trial.binding {
         Binding::Shared => match share {
@@ -73,7 +76,13 @@ fn binding(trial: &Trial, share: Share) -> Row {
             Row::missing(GROUP, "bind", NOT_SHARED, "a worker without a filter binds by itself", fix)
         }
         Binding::Failed(why) => {
-            let fix = Fix::command("see whether loopback is up; then docs/sharing.md", "ip link set lo up");
+            let fix = if yama_denies(facts, host) {
+                Fix::sysctl("kernel.yama.ptrace_scope", 1)
+            } else if why.contains("assign requested address") {
+                Fix::command("bring loopback up", "ip link set lo up")
+            } else {
+                Fix::by_hand("see docs/sharing.md, and the log of a supervisor with -v")
+            };
             Row::missing(GROUP, "bind", NOT_SHARED, format!("a worker was tried on 127.0.0.1: {why}"), fix)
         }
     }
@@ -83,16 +92,28 @@ fn pidfd_getfd(trial: &Trial, facts: &Facts, host: &Host) -> Row {
     let Err(error) = &trial.copies else {
         return Row::ok(GROUP, "pidfd_getfd", "copies of workers' sockets");
     };
-    let why = format!("pidfd_getfd: {error}; a socket of the supervisor stands in for a worker's own");
-    let fix = if facts.ptrace_scope.is_some_and(|scope| scope > 1) && !host.has(&["SYS_PTRACE"]) {
+    let (uses, effect) = match &trial.binding {
+        Binding::Shared => {
+            ("sockets that stand in", "; a socket of the supervisor stands in for a worker's own")
+        }
+        Binding::Seen | Binding::Unseen | Binding::Failed(_) => {
+            ("nothing", "; sockets of workers cannot be inspected")
+        }
+    };
+    let why = format!("pidfd_getfd: {error}{effect}");
+    let fix = if yama_denies(facts, host) {
         Fix::sysctl("kernel.yama.ptrace_scope", 1)
     } else if host.is_filtered {
         host.manager.allow("pidfd_getfd")
     } else {
         host.manager.give(Setting::Capabilities(host.lacks(&["SYS_PTRACE"])))
     };
-    Row::degraded(GROUP, "pidfd_getfd", "sockets that stand in", why, fix)
-        .with("ptrace_scope", facts.ptrace_scope)
+    Row::degraded(GROUP, "pidfd_getfd", uses, why, fix).with("ptrace_scope", facts.ptrace_scope)
+}
+
+/// Whether a kernel parameter keeps this process from inspecting its workers.
+fn yama_denies(facts: &Facts, host: &Host) -> bool {
+    facts.ptrace_scope.is_some_and(|scope| scope > 1) && !host.has(&["SYS_PTRACE"])
 }
 
 fn selector(facts: &Facts, host: &Host, share: Share) -> Row {
@@ -129,16 +150,16 @@ fn migrate_req(facts: &Facts, share: Share) -> Row {
     } else {
         let effect = "the queue of a crashed worker waits for the next worker of its slot";
         let (why, fix) = match facts.migrate_req {
-            Some(true) => {
-                ("it is set, and no connection over loopback moved", Fix::kernel("5.14; loopback must be up"))
-            }
-            Some(false) | None => {
-                ("it is 0, or unknown to this kernel", Fix::sysctl("net.ipv4.tcp_migrate_req", 1))
-            }
+            None => ("this kernel does not have it", Fix::kernel("5.14")),
+            Some(0) => ("it is 0", Fix::sysctl("net.ipv4.tcp_migrate_req", 1)),
+            Some(_) => (
+                "it is set, and no connection over loopback moved",
+                Fix::by_hand("bring loopback up, and run Linux 5.14 or later"),
+            ),
         };
         Row::degraded(GROUP, CHECK, "queues stay", format!("{why}; {effect}"), fix)
     };
-    row.with("is_set", facts.migrate_req)
+    row.with("value", facts.migrate_req)
 }
 
 #[cfg(test)]
@@ -146,7 +167,7 @@ mod tests {
     use super::*;
     use crate::doctor::row::State;
 
-    fn facts(refused: bool, moves_queues: bool, migrate_req: bool) -> Facts {
+    fn facts(refused: bool, moves_queues: bool, migrate_req: u64) -> Facts {
         let program_refused = refused.then(|| std::io::Error::from_raw_os_error(libc::EPERM));
         let selection = HostSelection { program_refused, moves_queues };
         Facts { selection, migrate_req: Some(migrate_req), ptrace_scope: None }
@@ -159,11 +180,11 @@ mod tests {
     #[test]
     fn the_setting_matters_only_without_ebpf() {
         let state = |facts: &Facts, share| migrate_req(facts, share).state;
-        assert_eq!(state(&facts(false, true, false), Share::Slots), State::Unused);
-        assert_eq!(state(&facts(true, true, true), Share::Slots), State::Ok);
-        assert_eq!(state(&facts(true, false, false), Share::Slots), State::Degraded);
-        assert_eq!(state(&facts(true, false, false), Share::Off), State::Unused);
-        let ignored = migrate_req(&facts(true, false, true), Share::Auto).problem.expect("a problem");
+        assert_eq!(state(&facts(false, true, 0), Share::Slots), State::Unused);
+        assert_eq!(state(&facts(true, true, 1), Share::Slots), State::Ok);
+        assert_eq!(state(&facts(true, false, 0), Share::Slots), State::Degraded);
+        assert_eq!(state(&facts(true, false, 0), Share::Off), State::Unused);
+        let ignored = migrate_req(&facts(true, false, 1), Share::Auto).problem.expect("a problem");
         assert!(ignored.fix.text.contains("5.14"), "the setting alone does not help: {ignored:?}");
     }
 

@@ -239,7 +239,7 @@ fn start(
                 refused = Some(why_no_filter(&failure));
                 launcher.disable_filter(&failure);
             }
-            Err(failure) => anyhow::bail!("{}: {}", failure.call(), report::start_failure(&failure, None)),
+            Err(failure) => anyhow::bail!("{}", report::start_failure(&failure, None)),
         }
     }
 }

@@ -59,6 +59,23 @@ impl Manager {
         }
     }
 
+    /// How to change a kernel parameter. A container has the parameters of its own network only.
+    pub(super) fn sysctl(self, name: &str, value: impl Display) -> Fix {
+        match self {
+            Manager::Container if name.starts_with("net.") => Fix::command(
+                "start the container with it",
+                format!("docker run --sysctl {name}={value} IMAGE"),
+            ),
+            Manager::Container => {
+                Fix::command("set it on the host of the container", format!("sysctl -w {name}={value}"))
+            }
+            Manager::Systemd | Manager::Other => Fix::command(
+                "set it now, and in /etc/sysctl.d for the next boot",
+                format!("sysctl -w {name}={value}"),
+            ),
+        }
+    }
+
     /// How to allow system calls that a seccomp filter denies.
     pub(super) fn allow(self, calls: &str) -> Fix {
         match self {
@@ -96,18 +113,21 @@ fn systemd(setting: Setting) -> Fix {
 }
 
 fn container(setting: Setting) -> Fix {
-    let options = match setting {
-        Setting::Delegation => "--cgroupns private -v /sys/fs/cgroup:/sys/fs/cgroup:rw".to_owned(),
-        Setting::RuntimeDirectory => "--tmpfs /run".to_owned(),
+    let (with, options) = match setting {
+        Setting::Delegation => {
+            ("a cgroup of its own", "--cgroupns private -v /sys/fs/cgroup:/sys/fs/cgroup:rw".to_owned())
+        }
+        Setting::RuntimeDirectory => ("a /run that can be written to", "--tmpfs /run".to_owned()),
         Setting::Capabilities(set) => {
             let name = |name: &str| format!("--cap-add {}", name.trim_start_matches("CAP_"));
-            set.to_string().split(", ").map(name).collect::<Vec<_>>().join(" ")
+            let options = set.to_string().split(", ").map(name).collect::<Vec<_>>().join(" ");
+            ("these capabilities", options)
         }
-        Setting::OpenFiles(limit) => format!("--ulimit nofile={limit}"),
-        Setting::Pids(limit) => format!("--pids-limit {limit}"),
-        Setting::UserProcesses(limit) => format!("--ulimit nproc={limit}"),
+        Setting::OpenFiles(limit) => ("this limit", format!("--ulimit nofile={limit}")),
+        Setting::Pids(limit) => ("this limit or a higher one", format!("--pids-limit {limit}")),
+        Setting::UserProcesses(limit) => ("this limit", format!("--ulimit nproc={limit}")),
     };
-    Fix::command("start the container with it", format!("docker run {options} IMAGE"))
+    Fix::command(format!("start the container with {with}"), format!("docker run {options} IMAGE"))
 }
 
 fn other(setting: Setting) -> Fix {

@@ -80,7 +80,7 @@ pub(super) fn rows(
     vec![
         open_files(facts, host, most_workers(config), uses_procfs, in_cgroups),
         pids(facts, host, most_workers(config)),
-        somaxconn(facts, config),
+        somaxconn(facts, host, config),
         capabilities(facts, host, config),
     ]
 }
@@ -134,7 +134,7 @@ fn pids(facts: &Facts, host: &Host, workers: u64) -> Row {
         .with("needed", needed)
 }
 
-fn somaxconn(facts: &Facts, config: &Config) -> Row {
+fn somaxconn(facts: &Facts, host: &Host, config: &Config) -> Row {
     const CHECK: &str = "somaxconn";
     let Some(somaxconn) = facts.somaxconn else {
         let fix = Fix::by_hand("mount /proc with its sys directory");
@@ -157,7 +157,13 @@ fn somaxconn(facts: &Facts, config: &Config) -> Row {
         };
         let queues = if is_one_queue { workers } else { 1 };
         let wanted = (QUEUE * queues).next_power_of_two().max(DEFAULT_SOMAXCONN);
-        Row::degraded(GROUP, CHECK, somaxconn.to_string(), why, Fix::sysctl("net.core.somaxconn", wanted))
+        Row::degraded(
+            GROUP,
+            CHECK,
+            somaxconn.to_string(),
+            why,
+            host.manager.sysctl("net.core.somaxconn", wanted),
+        )
     } else {
         let uses = format!("{somaxconn}: {each} connections wait for each worker");
         Row::ok(GROUP, CHECK, uses)
@@ -243,7 +249,7 @@ mod tests {
 
     fn queue(somaxconn: u64, workers: u32, share: Share) -> Row {
         let facts = Facts { somaxconn: Some(somaxconn), ..FACTS };
-        super::somaxconn(&facts, &Config { workers, share, ..crate::doctor::tests::config() })
+        super::somaxconn(&facts, &host(0), &Config { workers, share, ..crate::doctor::tests::config() })
     }
 
     #[test]

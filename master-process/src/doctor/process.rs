@@ -103,7 +103,7 @@ fn event_loop(facts: &Facts, host: &Host) -> Row {
         Ok(PollerTrial { refused: Some(error), .. }) => {
             let why = format!("io_uring_setup: {error}; each watch costs one more system call");
             let fix = if facts.io_uring_disabled.is_some_and(|disabled| disabled > 0) {
-                Fix::sysctl("kernel.io_uring_disabled", 0)
+                host.manager.sysctl("kernel.io_uring_disabled", 0)
             } else if host.is_filtered {
                 host.manager.allow("io_uring_setup, io_uring_enter and io_uring_register")
             } else {
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_advice_for_io_uring_names_what_denies_it() {
-        assert_eq!(refused(Some(2), true), Fix::sysctl("kernel.io_uring_disabled", 0));
+        assert_eq!(refused(Some(2), true), Manager::Systemd.sysctl("kernel.io_uring_disabled", 0));
         assert!(refused(Some(0), true).text.contains("SystemCallFilter="));
         assert!(refused(None, false).text.contains("Linux 5.11"));
     }

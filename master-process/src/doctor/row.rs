@@ -98,14 +98,6 @@ impl Fix {
         Fix { text: text.into(), command: Some(command.into()) }
     }
 
-    /// A kernel parameter.
-    pub fn sysctl(name: &str, value: impl std::fmt::Display) -> Fix {
-        Fix::command(
-            "set it now, and in /etc/sysctl.d for the next boot",
-            format!("sysctl -w {name}={value}"),
-        )
-    }
-
     /// A newer kernel.
     pub fn kernel(version: &str) -> Fix {
         Fix::by_hand(format!("run Linux {version} or later"))

@@ -39,7 +39,7 @@ pub(super) fn rows(facts: &Facts, trial: Option<&Trial>, host: &Host, config: &C
             pidfd_getfd(trial, facts, host),
         ]);
     }
-    rows.extend([selector(facts, host, config.share), migrate_req(facts, config.share)]);
+    rows.extend([selector(facts, host, config.share), migrate_req(facts, host, config.share)]);
     rows
 }
 
@@ -77,7 +77,7 @@ fn binding(trial: &Trial, facts: &Facts, host: &Host, share: Share) -> Row {
         }
         Binding::Failed(why) => {
             let fix = if yama_denies(facts, host) {
-                Fix::sysctl("kernel.yama.ptrace_scope", 1)
+                host.manager.sysctl("kernel.yama.ptrace_scope", 1)
             } else if why.contains("assign requested address") {
                 Fix::command("bring loopback up", "ip link set lo up")
             } else {
@@ -102,7 +102,7 @@ fn pidfd_getfd(trial: &Trial, facts: &Facts, host: &Host) -> Row {
     };
     let why = format!("pidfd_getfd: {error}{effect}");
     let fix = if yama_denies(facts, host) {
-        Fix::sysctl("kernel.yama.ptrace_scope", 1)
+        host.manager.sysctl("kernel.yama.ptrace_scope", 1)
     } else if host.is_filtered {
         host.manager.allow("pidfd_getfd")
     } else {
@@ -138,7 +138,7 @@ pub(super) fn bpf_fix(host: &Host, version: &str) -> Fix {
     if host.is_filtered { host.manager.allow("bpf") } else { Fix::kernel(version) }
 }
 
-fn migrate_req(facts: &Facts, share: Share) -> Row {
+fn migrate_req(facts: &Facts, host: &Host, share: Share) -> Row {
     const CHECK: &str = "tcp_migrate_req";
     let HostSelection { program_refused, moves_queues } = &facts.selection;
     let row = if share == Share::Off {
@@ -151,7 +151,7 @@ fn migrate_req(facts: &Facts, share: Share) -> Row {
         let effect = "the queue of a crashed worker waits for the next worker of its slot";
         let (why, fix) = match facts.migrate_req {
             None => ("this kernel does not have it", Fix::kernel("5.14")),
-            Some(0) => ("it is 0", Fix::sysctl("net.ipv4.tcp_migrate_req", 1)),
+            Some(0) => ("it is 0", host.manager.sysctl("net.ipv4.tcp_migrate_req", 1)),
             Some(_) => (
                 "it is set, and no connection over loopback moved",
                 Fix::by_hand("bring loopback up, and run Linux 5.14 or later"),
@@ -179,12 +179,13 @@ mod tests {
 
     #[test]
     fn the_setting_matters_only_without_ebpf() {
-        let state = |facts: &Facts, share| migrate_req(facts, share).state;
+        let state = |facts: &Facts, share| migrate_req(facts, &host(0, false), share).state;
         assert_eq!(state(&facts(false, true, 0), Share::Slots), State::Unused);
         assert_eq!(state(&facts(true, true, 1), Share::Slots), State::Ok);
         assert_eq!(state(&facts(true, false, 0), Share::Slots), State::Degraded);
         assert_eq!(state(&facts(true, false, 0), Share::Off), State::Unused);
-        let ignored = migrate_req(&facts(true, false, 1), Share::Auto).problem.expect("a problem");
+        let ignored =
+            migrate_req(&facts(true, false, 1), &host(0, false), Share::Auto).problem.expect("a problem");
         assert!(ignored.fix.text.contains("5.14"), "the setting alone does not help: {ignored:?}");
     }
 

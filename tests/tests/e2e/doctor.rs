@@ -120,6 +120,16 @@ fn the_text_has_the_rows_of_the_json_in_80_columns() {
 }
 
 #[test]
+fn every_check_is_documented() {
+    const PAGE: &str = include_str!("../../../docs/doctor.md");
+    let report = Report::of(&NOTHING, &[]);
+    for row in report.rows() {
+        let cell = format!("| `{}` |", row["check"].as_str().expect("a word"));
+        assert_eq!(PAGE.matches(&cell).count(), 1, "{cell}");
+    }
+}
+
+#[test]
 fn an_ordinary_user_is_told_what_a_privilege_would_change() {
     needs_root!();
     let report = Report::of(&as_user(), &[]);
@@ -210,7 +220,8 @@ fn the_settings_of_the_network_are_those_of_its_namespace() {
     let user = |migrate| [set(migrate).as_slice(), &as_user].concat();
     let report = Report::of(&user("0"), &[]);
     report.says("tcp_migrate_req", "degraded", "waits for the next worker");
-    assert_eq!(report.row("tcp_migrate_req")["command"], "sysctl -w net.ipv4.tcp_migrate_req=1");
+    let command = report.row("tcp_migrate_req")["command"].as_str().unwrap_or_default();
+    assert!(command.contains("net.ipv4.tcp_migrate_req=1"), "{command}");
     report.says("somaxconn", "degraded", "100 connections");
     assert_eq!(report.row("somaxconn")["facts"]["somaxconn"], 100);
     let report = Report::of(&user("1"), &["--share", "shared", "-w", "4"]);

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use master_process::cli::{self, Command};
 use master_process::client;
 use master_process::config::Config;
-use master_process::driver::{self, Driver, Ending};
+use master_process::driver::{self, Control, Driver, Ending};
 use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
@@ -55,6 +55,8 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     let mut inherited = inherited.context("LISTEN_FDS")?;
     let signals = SignalFd::new(driver::signals::numbers()).context("signalfd")?;
     fds::close_on_exec().context("close_range")?;
+    // This comes before anything that another supervisor of this name would notice.
+    let control = Control::new(config)?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);
     // This comes before any address is opened: processes that an earlier supervisor left behind can hold the address.
@@ -63,7 +65,7 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     let rules = config.share_rules.clone();
     let mut broker = Broker::new(config.share, rules, access, &mut inherited).context("eventfd")?;
     broker.set_takeover(takeover);
-    Driver::new(config, signals, cgroups, broker, inherited)
+    Driver::new(config, signals, cgroups, broker, inherited, control)
 }
 
 fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {

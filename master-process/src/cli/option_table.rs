@@ -445,6 +445,34 @@ pub(super) const OPTIONS: &[Opt] = &[
                   terminal is given to a worker that is the only one, as its foreground process",
     },
     Opt {
+        long: "name",
+        short: None,
+        kind: Kind::Value("NAME", |_| typed(values::instance_name)),
+        variables: &[],
+        unset: Unset::Nothing("base name of the command"),
+        meaning: "Name of this instance for `master-process status` and the other commands. It is an error \
+                  if a running supervisor has it. The default gets a number if it is taken",
+    },
+    Opt {
+        long: "control",
+        short: None,
+        kind: Kind::Value("PATH|off", |host| typed(move |text| values::control(text, host))),
+        variables: &[],
+        unset: Unset::Nothing(
+            "NAME.sock in `$RUNTIME_DIRECTORY`, `/run/master-process` or `$XDG_RUNTIME_DIR/master-process`",
+        ),
+        meaning: "Path of the control socket, which the commands use. `off`: there is none",
+    },
+    Opt {
+        long: "control-group",
+        short: None,
+        kind: Kind::Value("GROUP", |host| typed(move |text| users::group_id(text, host))),
+        variables: &[],
+        unset: Unset::Nothing("none"),
+        meaning: "Group, by name or id, whose members may use the control socket besides root and the user \
+                  of the supervisor",
+    },
+    Opt {
         long: "log-format",
         short: None,
         kind: Kind::Value("auto|pretty|json|journald", |_| {

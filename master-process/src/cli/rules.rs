@@ -7,7 +7,7 @@ use super::arguments::Arguments;
 use super::host::Host;
 use super::usage_error::UsageError;
 use super::{addresses, environment, users};
-use crate::config::{Capabilities, Config, Limits, Listen, ReadyMode, ShareRules, Signal, Stdin};
+use crate::config::{Capabilities, Config, Control, Limits, Listen, ReadyMode, ShareRules, Signal, Stdin};
 
 /// The first descriptor that is passed on: sd_listen_fds(3).
 const FIRST_SOCKET: i32 = 3;
@@ -60,6 +60,9 @@ pub(super) fn with_command(
         no_new_privs: arguments.switch("no-new-privs"),
         chdir: arguments.optional("chdir"),
         umask: arguments.optional("umask"),
+        name: arguments.optional("name"),
+        control: arguments.optional("control").unwrap_or(Control::Default),
+        control_group: arguments.optional("control-group"),
         stdin: stdin(arguments, workers, host)?,
         log_format: arguments.one("log-format"),
         verbosity: environment::verbosity(arguments, host)?,

@@ -8,8 +8,8 @@ use super::host::testing::TestHost;
 use super::option_table::{OPTIONS, Opt};
 use super::*;
 use crate::config::{
-    AddressPattern, Batch, Capabilities, Identity, Limits, LogFormat, Monitor, Orphans, Owner, ReadyMode,
-    Scope, Share, ShareRules, Signal, Stdin, StopGroup, Verbosity,
+    AddressPattern, Batch, Capabilities, Control, Identity, Limits, LogFormat, Monitor, Orphans, Owner,
+    ReadyMode, Scope, Share, ShareRules, Signal, Stdin, StopGroup, Verbosity,
 };
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
@@ -86,6 +86,9 @@ fn the_defaults() {
             no_new_privs: false,
             chdir: None,
             umask: None,
+            name: None,
+            control: Control::Default,
+            control_group: None,
             stdin: Stdin::Null,
             log_format: LogFormat::Auto,
             verbosity: Verbosity::Normal,
@@ -156,6 +159,12 @@ fn every_flag_reaches_the_configuration() {
             "app",
             "--umask",
             "027",
+            "--name",
+            "api",
+            "--control",
+            "run/api.sock",
+            "--control-group",
+            "www-data",
             "--stdin",
             "inherit",
             "--log-format",
@@ -195,6 +204,8 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!((config.chdir, config.umask), (Some(PathBuf::from("/srv/app")), Some(0o027)));
     assert_eq!((config.stdin, config.log_format), (Stdin::Inherit, LogFormat::Json));
     assert_eq!(config.verbosity, Verbosity::Quiet);
+    assert_eq!((config.name.as_deref(), config.control_group), (Some("api"), Some(33)));
+    assert_eq!(config.control, Control::At(PathBuf::from("/srv/run/api.sock")));
 }
 
 #[test]
@@ -237,6 +248,9 @@ fn sample(opt: &Opt) -> &'static str {
         "monitor-interval" | "monitor-delay" => "500ms",
         "account" => "worker",
         "memory-high-signal" => "USR1",
+        "name" => "api",
+        "control" => "/run/app/control.sock",
+        "control-group" => "www-data",
         "stdin" => "inherit",
         "log-format" => "json",
         other => unreachable!("no sample for --{other}"),
@@ -400,7 +414,7 @@ fn an_unknown_option_has_a_suggestion() {
 
 #[test]
 fn options_of_later_versions_are_unknown() {
-    for flag in ["--name", "--control", "--metrics", "--on-upgrade"] {
+    for flag in ["--metrics", "--on-upgrade"] {
         assert!(error(&[], &[flag, "1"]).starts_with(&format!("unknown option {flag:?}: ")), "{flag}");
     }
     assert_eq!(

@@ -11,7 +11,8 @@ use bytesize::ByteSize;
 
 use super::host::Host;
 use super::usage_error::{Parsed, Reason};
-use crate::config::{Batch, GiveUp, MAX_WORKERS, Signal};
+use crate::config::{Batch, Control, GiveUp, MAX_WORKERS, Signal};
+use crate::control;
 use crate::sys::signal_names;
 
 /// The largest count of early deaths or attempts: larger than any of use, and a list with an entry for each stays below
@@ -37,6 +38,9 @@ const MAX_PERCENT: f64 = 1_000_000.0;
 
 /// The highest signal number of the kernel.
 const MAX_SIGNAL: u32 = 64;
+
+/// The kernel's limit for the path of a Unix socket, without its zero: unix(7).
+const MAX_SOCKET_PATH: usize = 107;
 
 /// The nine permission bits. A socket has no use for setuid and the like.
 const PERMISSIONS: u32 = 0o777;
@@ -245,6 +249,32 @@ fn is_job_control(signal: Signal) -> bool {
 
 fn unknown_signal() -> Reason {
     format!("expected a name such as TERM, SIGINT or RTMIN+3, or a number from 1 to {MAX_SIGNAL}").into()
+}
+
+/// `--name NAME`: a part of a file name.
+pub(super) fn instance_name(text: &str) -> Parsed<String> {
+    match control::is_name(text) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err(format!("expected 1 to {} of a-z, A-Z, 0-9, '.', '_' and '-'", control::MAX_NAME).into())
+        }
+    }
+}
+
+/// `--control PATH|off`.
+pub(super) fn control(text: &str, host: &dyn Host) -> Parsed<Control> {
+    if text == "off" {
+        return Ok(Control::Off);
+    }
+    if text.contains(char::is_control) || text.ends_with('/') || PathBuf::from(text).file_name().is_none() {
+        return Err("expected the path of a socket, or off".into());
+    }
+    let path = absolute(text, || host.current_dir())?;
+    // The lock file beside it has a longer name, and no such limit.
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        return Err(format!("longer than the {MAX_SOCKET_PATH} bytes of a socket's path").into());
+    }
+    Ok(Control::At(path))
 }
 
 /// `--chdir DIR`: the absolute path of a directory. Its symlinks stay in it, and are followed at every start.

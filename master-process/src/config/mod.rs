@@ -76,12 +76,29 @@ pub struct Config {
     pub chdir: Option<PathBuf>,
     /// The workers' umask; `None`: the supervisor's.
     pub umask: Option<u32>,
+    /// The name of the instance. `None`: the base name of the command.
+    pub name: Option<String>,
+    /// The control socket.
+    pub control: Control,
+    /// The group that may use the control socket.
+    pub control_group: Option<u32>,
     /// The standard input of the workers.
     pub stdin: Stdin,
     /// The format of the log.
     pub log_format: LogFormat,
     /// The level of the log.
     pub verbosity: Verbosity,
+}
+
+/// `--control PATH|off`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// In the first directory for it that can be used.
+    Default,
+    /// At this absolute path.
+    At(PathBuf),
+    /// There is none.
+    Off,
 }
 
 /// The largest number of workers: three times that of the busiest hosts. A mistyped number cannot exhaust the pids of a

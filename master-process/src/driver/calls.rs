@@ -10,6 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::context::{Context, Deferred, Token};
 use super::exits::Exits;
+use super::journal;
 use super::starts::Starts;
 use crate::config::Identity;
 use crate::policy::{Event, ReadySignal, WorkerId};
@@ -201,6 +202,7 @@ impl Calls {
             cx.schedule(CLOSE_CHECK, Deferred::CheckListeners);
         }
         for report in cx.broker.take_reports() {
+            journal::sharing(cx, &report);
             self.log(cx, &report);
         }
     }

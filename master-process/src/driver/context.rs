@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
+use super::causes::{Asked, Before, Causes};
 use super::workers::{CallListeners, Workers};
+use crate::control::Journal;
 use crate::metrics::{Inspector, Meter};
 use crate::policy::{Event, Settings, Supervisor, Time, WorkerId};
 use crate::report::ExitReport;
@@ -50,6 +52,10 @@ pub(super) enum Token {
     Signals,
     /// The pidfd of the worker with this serial.
     Exit(u64),
+    /// The control socket.
+    Control,
+    /// The client of the control socket with this number.
+    Client(u64),
 }
 
 const KIND_AT: u32 = 56;
@@ -57,7 +63,7 @@ const SERIAL: u64 = (1 << KIND_AT) - 1;
 
 impl Token {
     /// Encodes the token as a number that sorts by kind in the order above, so that a worker's messages come before its
-    /// end.
+    /// end, and what clients of the control socket ask for comes last.
     pub(super) fn encode(self) -> u64 {
         match self {
             Token::Messages => 0,
@@ -71,6 +77,8 @@ impl Token {
             Token::Terminal => 8 << KIND_AT,
             Token::Signals => 9 << KIND_AT,
             Token::Exit(serial) => 10 << KIND_AT | serial,
+            Token::Control => 11 << KIND_AT,
+            Token::Client(number) => 12 << KIND_AT | number,
         }
     }
 
@@ -87,7 +95,9 @@ impl Token {
             7 => Token::Queues,
             8 => Token::Terminal,
             9 => Token::Signals,
-            _last => Token::Exit(serial),
+            10 => Token::Exit(serial),
+            11 => Token::Control,
+            _last => Token::Client(serial),
         }
     }
 }
@@ -125,6 +135,10 @@ pub(super) enum Deferred {
     Inspection(u64),
     /// Answer a call of the worker with this serial that could not be answered before.
     Call(u64, Notification),
+    /// Check whether clients of the control socket take too long.
+    Clients,
+    /// Watch the control socket again, after a shortage of descriptors.
+    Accept,
     /// Check whether the terminal is gone. A SIGHUP waits for the result.
     Hangup,
     /// Check which other children were stopped.
@@ -155,8 +169,10 @@ pub(super) struct Context {
     pub(super) inspector: Inspector,
     epoch: Instant,
     deferred: DeferredQueue,
-    /// The reason why all workers stop, for the log.
-    stop_cause: String,
+    /// Who asked for what, for the log.
+    pub(super) causes: Causes,
+    /// What has happened, for `status` and the events.
+    pub(super) journal: Journal,
     /// Whether another attempt to remove cgroups is scheduled.
     cgroup_removal_scheduled: bool,
 }
@@ -180,7 +196,8 @@ impl Context {
             inspector: Inspector::new()?,
             epoch: Instant::now(),
             deferred: DeferredQueue::default(),
-            stop_cause: String::new(),
+            causes: Causes::default(),
+            journal: Journal::default(),
             cgroup_removal_scheduled: false,
         })
     }
@@ -199,14 +216,16 @@ impl Context {
         self.policy.handle(self.now(), event);
     }
 
-    /// Stops all workers. The log names the cause.
-    pub(super) fn stop(&mut self, event: Event, cause: String) {
-        self.stop_cause = cause;
+    /// Reports to the policy what somebody asks for. The log names the cause.
+    pub(super) fn request(&mut self, event: Event, cause: String) {
+        let before = Before::of(&self.policy);
+        if let Event::Stop | Event::Hangup = event {
+            self.causes.add(Asked::Stop, cause.clone());
+        } else if let Event::Restart(slot) = event {
+            self.causes.add(Asked::Restart(slot), cause.clone());
+        }
         self.event(event);
-    }
-
-    pub(super) fn stop_cause(&self) -> &str {
-        &self.stop_cause
+        self.causes.changed(before, Before::of(&self.policy), &cause);
     }
 
     /// Watches a descriptor. A failure is logged.
@@ -239,6 +258,9 @@ impl Context {
 
     /// Records how a worker ended, for the report of its end.
     pub(super) fn record_end(&mut self, worker: WorkerId, death: Option<Death>) {
+        let sampled = self.meter.usage(worker).map(|(usage, _)| Duration::from_nanos(usage.cpu_ns));
+        let exact = death.map(|death| death.cpu);
+        self.journal.add_cpu(worker.slot, sampled.max(exact).unwrap_or_default());
         let details = self.meter.ended(worker);
         self.inspector.forget(worker);
         self.workers.ended(worker.serial, ExitReport::new(death, details));
@@ -279,6 +301,8 @@ mod tests {
             Token::Terminal,
             Token::Signals,
             Token::Exit(SERIAL),
+            Token::Control,
+            Token::Client(SERIAL),
         ];
         let numbers = all.map(Token::encode);
         assert!(numbers.is_sorted());

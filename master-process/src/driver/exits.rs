@@ -163,7 +163,7 @@ impl Exits {
         }
         if interrupted {
             let cause = format!("{} was interrupted from the terminal", cx.workers.name(id));
-            cx.stop(Event::Stop, cause);
+            cx.request(Event::Stop, cause);
         }
         self.first_process_ended(cx, serial, death);
     }

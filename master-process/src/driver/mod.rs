@@ -4,12 +4,16 @@
 //! temporarily is tried again; a lasting failure is reported.
 
 mod calls;
+mod causes;
 mod context;
+mod control;
 mod daemons;
 mod exits;
+mod journal;
 mod launch;
 mod samples;
 pub mod signals;
+mod snapshot;
 mod starts;
 pub mod trial;
 mod workers;
@@ -32,7 +36,9 @@ use crate::sys::signalfd::SignalFd;
 use crate::sys::spawn::SpawnError;
 use crate::tree::Trees;
 use calls::Calls;
+use causes::Asked;
 use context::{Context, Deferred, Token};
+pub use control::Control;
 use exits::Exits;
 pub use exits::cgroups;
 use launch::Launcher;
@@ -68,6 +74,7 @@ pub struct Driver {
     calls: Calls,
     exits: Exits,
     sampling: Sampling,
+    control: Control,
 }
 
 impl Driver {
@@ -81,6 +88,7 @@ impl Driver {
         cgroups: Option<Supervisors>,
         mut broker: Broker,
         inherited: InheritedListeners,
+        control: Control,
     ) -> anyhow::Result<Driver> {
         use anyhow::Context as _;
         let ChosenPoller { mut poller, refused } = choose_poller(std::env::var(LOOP).ok().as_deref())?;
@@ -110,6 +118,7 @@ impl Driver {
             calls: Calls::default(),
             exits: Exits::new(config),
             sampling: Sampling::new(config),
+            control,
         })
     }
 
@@ -121,9 +130,11 @@ impl Driver {
             let mut unfinished = self.carry_out();
             if self.starts.has_greeted() {
                 self.sampling.begin(&mut self.cx, &self.signals.tty);
+                self.control.begin(&mut self.cx);
             }
             self.calls.after_round(&mut self.cx);
             unfinished |= calls::report_complete(&mut self.cx);
+            unfinished |= self.control.after_round(&mut self.cx, self.signals.tty.is_lent());
             if let Some(outcome) = self.cx.policy.outcome() {
                 return self.end(outcome);
             }
@@ -168,6 +179,8 @@ impl Driver {
             Token::Exit(serial) => {
                 self.exits.worker_ended(cx, &mut self.starts, &self.signals.tty, serial);
             }
+            Token::Control => self.control.accept(cx),
+            Token::Client(number) => self.control.client(cx, number),
         }
     }
 
@@ -193,6 +206,8 @@ impl Driver {
                 }
                 Deferred::KillFirst(serial) => cx.workers.kill_first(serial),
                 Deferred::Cgroups(attempts) => cx.remove_cgroups(attempts),
+                Deferred::Clients => self.control.check_times(cx),
+                Deferred::Accept => self.control.accept(cx),
                 Deferred::Hangup => tty.continue_hang_up(cx),
                 Deferred::Stops => tty.handle_stops(cx),
                 Deferred::Resume(worker, number) => tty.resume(cx, worker, number),
@@ -219,10 +234,12 @@ impl Driver {
                 Action::AddToRotation(worker) => calls::add_to_rotation(cx, worker),
                 Action::RemoveFromRotation(worker) => cx.broker.set_in_rotation(now, worker.serial, false),
                 Action::CheckQueue(worker) => {
+                    journal::draining(cx, worker);
                     let queue = cx.broker.queue(worker.serial);
                     cx.event(Event::Queue(worker, queue));
                 }
                 Action::Stop(worker) => {
+                    journal::stopped(cx, worker);
                     cx.broker.set_stopping(now, worker.serial);
                     self.exits.request_stop(cx, worker);
                 }
@@ -273,11 +290,13 @@ impl Driver {
 
     fn report(&mut self, event: &Report) {
         let cx = &mut self.cx;
+        let cause = asked(event).map(|asked| cx.causes.take(asked));
+        journal::note(cx, &self.starts, event, cause.as_deref().unwrap_or_default());
         if let Report::LaunchFailed { worker, next } = *event {
             return self.starts.report_failure(cx, worker, next);
         }
-        if let Report::Stopping { workers } = *event {
-            return report::stopping(workers, cx.stop_cause());
+        if let Some(cause) = cause {
+            return report::requested(event, |id| cx.workers.name(id), &cause);
         }
         if report_not_ready(cx, event) {
             return;
@@ -290,6 +309,36 @@ impl Driver {
             return report::note(event, |_| ended, &entry.end.unwrap_or_default());
         }
         report::note(event, |id| cx.workers.name(id), &ExitReport::default());
+    }
+}
+
+/// What somebody has asked for, if a report is the answer to that.
+fn asked(event: &Report) -> Option<Asked> {
+    match *event {
+        Report::Stopping { .. } => Some(Asked::Stop),
+        Report::ReloadStarted { generation, .. } => Some(Asked::Reload(generation)),
+        Report::Scaled { to, .. } => Some(Asked::Scale(to)),
+        Report::RestartStarted { slot, .. } => Some(Asked::Restart(slot)),
+        Report::Monitoring { paused } => Some(Asked::Limits(paused)),
+        Report::Ready { .. }
+        | Report::Died { .. }
+        | Report::Left { .. }
+        | Report::Slow { .. }
+        | Report::Waits { .. }
+        | Report::Late { .. }
+        | Report::LaunchFailed { .. }
+        | Report::Overdue { .. }
+        | Report::OverLimit { .. }
+        | Report::DefaultDisabled { .. }
+        | Report::ReplacementCancelled { .. }
+        | Report::WatchesItself { .. }
+        | Report::SlotReloaded { .. }
+        | Report::ReloadDone { .. }
+        | Report::ReloadFailed { .. }
+        | Report::RestartDone { .. }
+        | Report::RestartFailed { .. }
+        | Report::Killing { .. }
+        | Report::GaveUp { .. } => None,
     }
 }
 
@@ -327,6 +376,10 @@ fn report_not_ready(cx: &Context, event: &Report) -> bool {
         | Report::WatchesItself { .. }
         | Report::ReloadStarted { .. }
         | Report::ReloadDone { .. }
+        | Report::SlotReloaded { .. }
+        | Report::RestartStarted { .. }
+        | Report::RestartDone { .. }
+        | Report::RestartFailed { .. }
         | Report::Scaled { .. }
         | Report::Stopping { .. }
         | Report::Killing { .. }

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::context::{Context, Deferred, Token};
 use super::signals::Tty;
 use crate::config::Config;
+use crate::control::What;
 use crate::metrics::{Question, TIME_OUT};
 use crate::policy::{Event, Usage, WorkerId};
 use crate::sys::signal_disposition::{self, SignalDisposition};
@@ -39,6 +40,8 @@ impl Sampling {
         if let Some(says) = cx.meter.begin(alive) {
             info!("{says}");
         }
+        let source = cx.meter.source();
+        cx.journal.record(What::Monitor { source });
         watch_samples(cx);
         self.start_timer(cx, tty);
     }

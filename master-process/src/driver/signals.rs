@@ -137,8 +137,8 @@ impl Signals {
 
     fn handle(&mut self, cx: &mut Context, action: SignalAction, received: Received) {
         match action {
-            SignalAction::ReloadOrHangUp => self.tty.hang_up(cx, received.sender),
-            SignalAction::Stop => cx.stop(Event::Stop, cause(received)),
+            SignalAction::ReloadOrHangUp => self.tty.hang_up(cx, received),
+            SignalAction::Stop => cx.request(Event::Stop, cause(received)),
             // The terminal stops the supervisor's process group, because another process in it is in the background and
             // wants to read or write.
             SignalAction::ScaleUp | SignalAction::ScaleDown if received.sender == Sender::Kernel => {
@@ -147,15 +147,15 @@ impl Signals {
             SignalAction::ScaleUp if self.tty.is_lent => {
                 warn!("ignored SIGTTIN: only one worker can read the terminal (--stdin inherit)");
             }
-            SignalAction::ScaleUp => cx.event(Event::ScaleUp),
-            SignalAction::ScaleDown => cx.event(Event::ScaleDown),
+            SignalAction::ScaleUp => cx.request(Event::ScaleUp, cause(received)),
+            SignalAction::ScaleDown => cx.request(Event::ScaleDown, cause(received)),
             SignalAction::Suspend => self.tty.suspend(cx, received.number),
             SignalAction::Reap => {
                 // In this round of the loop, after the other events.
                 cx.schedule(Duration::ZERO, Deferred::Reap);
                 self.tty.handle_stops(cx);
             }
-            SignalAction::PassOn => pass_on_usr2(cx),
+            SignalAction::PassOn => pass_on_usr2(cx, received),
             SignalAction::Ignore => {
                 let signal = signal_names::name(received.number);
                 info!("ignored {signal}: not used in this version");
@@ -165,7 +165,7 @@ impl Signals {
 }
 
 /// Passes SIGUSR2 of the user on to the workers that handle it, and pauses or resumes the limits.
-fn pass_on_usr2(cx: &mut Context) {
+fn pass_on_usr2(cx: &mut Context, received: Received) {
     let mut unhandled = Vec::new();
     for entry in cx.workers.alive() {
         match signal_disposition::of(entry.pid, libc::SIGUSR2) {
@@ -185,7 +185,7 @@ fn pass_on_usr2(cx: &mut Context) {
         }
         warn!(workers, "SIGUSR2 not passed on to {names}: without a handler it would end them");
     }
-    cx.event(Event::ToggleMonitoring);
+    cx.request(Event::ToggleMonitoring, cause(received));
     cx.meter.report_anew(None);
 }
 
@@ -213,6 +213,8 @@ pub(super) struct Tty {
     is_lent: bool,
     /// Whether the supervisor has switched the terminal's `tostop` off.
     tostop_is_off: bool,
+    /// The last SIGHUP and its sender, for the log.
+    last_hup: String,
 }
 
 /// The process group in the foreground of the terminal.
@@ -237,7 +239,7 @@ impl Tty {
         if was_lost {
             hangups.terminal_gone(now);
         }
-        Tty { terminal, ancestors, hangups, is_lent, tostop_is_off: false }
+        Tty { terminal, ancestors, hangups, is_lent, tostop_is_off: false, last_hup: String::new() }
     }
 
     fn set_foreground(&self, group: Pid) {
@@ -269,6 +271,11 @@ impl Tty {
         }
     }
 
+    /// Whether the terminal is given to the only worker.
+    pub(super) fn is_lent(&self) -> bool {
+        self.is_lent
+    }
+
     /// Whether there is a controlling terminal that can go away.
     pub(super) fn has_terminal(&self) -> bool {
         self.hangups.has_terminal()
@@ -296,8 +303,9 @@ impl Tty {
     }
 
     /// Handles SIGHUP.
-    fn hang_up(&mut self, cx: &mut Context, sender: Sender) {
-        let from_above = match sender {
+    fn hang_up(&mut self, cx: &mut Context, received: Received) {
+        self.last_hup = cause(received);
+        let from_above = match received.sender {
             Sender::Kernel | Sender::Outside => true,
             Sender::Process(pid) => self.ancestors.contain(pid),
         };
@@ -319,11 +327,11 @@ impl Tty {
         match verdict {
             None => {}
             Some(Hangup::LookAgain(wait)) => cx.schedule(wait, Deferred::Hangup),
-            Some(Hangup::Reload) => cx.event(Event::Reload),
+            Some(Hangup::Reload) => cx.request(Event::Reload, self.last_hup.clone()),
             Some(Hangup::Outlive) => {
                 info!("ignored SIGHUP: the terminal is gone, and SIGHUP was ignored at the start (nohup)");
             }
-            Some(Hangup::Stop) => cx.stop(Event::Hangup, "SIGHUP, the terminal is gone".to_owned()),
+            Some(Hangup::Stop) => cx.request(Event::Hangup, "SIGHUP, the terminal is gone".to_owned()),
         }
     }
 

@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use super::context::{Context, Deferred, Token};
 use super::launch::Launcher;
 use super::samples;
+use crate::control::What;
 use crate::policy::{Event, LaunchFailure, Next, Time, WorkerId};
 use crate::report;
 use crate::sys::cgroup::Cgroup;
@@ -254,7 +255,9 @@ impl Starts {
             cx.watch(listener.as_fd(), Token::Calls(serial));
             cx.call_listeners.insert(worker, listener);
         }
-        cx.workers.insert(worker, pid, spawned.pidfd, ready_pipe);
+        let now = cx.now();
+        cx.workers.insert((worker, generation, now), pid, spawned.pidfd, ready_pipe);
+        cx.journal.record(What::Started { slot: worker.slot, pid: pid.as_raw_pid(), generation });
         cx.broker.launched(worker, pid);
         samples::measure(cx, worker, pid);
         // If clone3(2) is denied, the supervisor moves the process into the cgroup before the process has had time to
@@ -303,6 +306,18 @@ impl Starts {
     /// Whether a worker has been started.
     pub(super) fn has_greeted(&self) -> bool {
         self.greeting.is_none()
+    }
+
+    /// Why a worker could not be started, until that is reported.
+    pub(super) fn failure(&self, worker: WorkerId) -> Option<String> {
+        let failure = self.failures.get(&worker.serial)?;
+        Some(report::start_failure(failure, Some(self.launcher.command())))
+    }
+
+    /// The same, of the last worker of a slot: the one that ended a reload.
+    pub(super) fn last_failure(&self) -> Option<String> {
+        let (_, failure) = self.failures.iter().max_by_key(|(serial, _)| **serial)?;
+        Some(report::start_failure(failure, Some(self.launcher.command())))
     }
 
     /// Reports why a worker could not be started.

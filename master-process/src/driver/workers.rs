@@ -4,11 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::SystemTime;
 
 use rustix::process::{Pid, Signal};
 use tracing::warn;
 
-use crate::policy::WorkerId;
+use crate::control::EndReason;
+use crate::policy::{Time, WorkerId};
 use crate::report::{ExitReport, Named};
 use crate::sys::pidfd;
 
@@ -29,8 +31,27 @@ pub(super) struct Entry {
     pub(super) in_background: bool,
     /// The process that last reported the worker as ready.
     pub(super) notifier: Option<Pid>,
+    /// Its generation.
+    pub(super) generation: u32,
+    /// When it was started.
+    pub(super) started: (Time, SystemTime),
+    /// What others see of it besides.
+    pub(super) history: History,
     /// Set once the end is known.
     pub(super) end: Option<Box<ExitReport>>,
+}
+
+/// What has happened to a worker that `status` and the events tell.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// Since when it does not accept connections, and where.
+    pub(super) hung: Option<Box<(Time, String)>>,
+    /// Why it is being replaced.
+    pub(super) replaced_for: Option<EndReason>,
+    /// When it began to drain.
+    pub(super) draining: Option<Time>,
+    /// When it got the stop signal.
+    pub(super) stopped: Option<Time>,
 }
 
 /// All workers, by serial, and by pid while they are not reaped.
@@ -41,7 +62,13 @@ pub(super) struct Workers {
 }
 
 impl Workers {
-    pub(super) fn insert(&mut self, id: WorkerId, pid: Pid, pidfd: OwnedFd, ready_pipe: Option<OwnedFd>) {
+    pub(super) fn insert(
+        &mut self,
+        (id, generation, now): (WorkerId, u32, Time),
+        pid: Pid,
+        pidfd: OwnedFd,
+        ready_pipe: Option<OwnedFd>,
+    ) {
         self.by_pid.insert(pid, id.serial);
         let entry = Entry {
             id,
@@ -53,6 +80,9 @@ impl Workers {
             reaped: false,
             in_background: false,
             notifier: None,
+            generation,
+            started: (now, SystemTime::now()),
+            history: History::default(),
             end: None,
         };
         self.entries.insert(id.serial, entry);
@@ -64,6 +94,12 @@ impl Workers {
 
     pub(super) fn get_mut(&mut self, serial: u64) -> Option<&mut Entry> {
         self.entries.get_mut(&serial)
+    }
+
+    /// The worker of a slot whose end is the last one that is not reported yet.
+    pub(super) fn last_ended_in(&self, slot: u32) -> Option<&Entry> {
+        let ended = self.entries.values().filter(|entry| entry.id.slot == slot && entry.end.is_some());
+        ended.max_by_key(|entry| entry.id.serial)
     }
 
     /// The workers that are not reaped.

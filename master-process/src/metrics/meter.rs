@@ -123,6 +123,25 @@ impl Meter {
         }
     }
 
+    /// The name of the source.
+    pub fn source(&self) -> &'static str {
+        match self.source {
+            Source::Ebpf(_) => "ebpf",
+            Source::Procfs(_) => "procfs",
+            Source::Off => "off",
+        }
+    }
+
+    /// What a worker used at the last sample, and its highest memory so far, in bytes. `None`: it was not measured yet. With
+    /// eBPF this reads the kernel's own account, and makes no system call.
+    pub fn usage(&self, worker: WorkerId) -> Option<(Usage, u64)> {
+        match &self.source {
+            Source::Ebpf(ebpf) => ebpf.usage_and_peak(worker),
+            Source::Procfs(procfs) => procfs.usage_and_peak(worker),
+            Source::Off => None,
+        }
+    }
+
     /// Whether the supervisor has to take the samples.
     pub fn takes_samples(&self) -> bool {
         match self.source {

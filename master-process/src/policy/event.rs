@@ -103,8 +103,10 @@ pub enum Event {
     Threads(WorkerId, Option<Busiest>),
     /// A worker pauses (`true`) or resumes its own limits.
     WatchesItself(WorkerId, bool),
-    /// The user pauses or resumes the limits of all workers.
+    /// The user pauses or resumes the limits of all workers, whichever they are not.
     ToggleMonitoring,
+    /// The user pauses (`true`) or resumes the limits of all workers.
+    PauseMonitoring(bool),
     /// The user requests a reload.
     Reload,
     /// The user requests a stop. A second request, some time later, kills the workers.
@@ -115,6 +117,10 @@ pub enum Event {
     ScaleUp,
     /// Remove a worker.
     ScaleDown,
+    /// Run this number of workers. Numbers that are not possible have no effect.
+    Scale(u32),
+    /// Replace the worker of this slot: the new one becomes ready first. Without a worker, the next one starts now.
+    Restart(u32),
 }
 
 /// Why a worker failed to start.
@@ -295,6 +301,13 @@ pub enum Report {
         /// The number of slots to replace.
         slots: usize,
     },
+    /// A slot was replaced: its new worker has passed its probation.
+    SlotReloaded {
+        /// The generation.
+        generation: u32,
+        /// The slot.
+        slot: u32,
+    },
     /// Every slot has a ready worker of this generation.
     ReloadDone {
         /// The generation.
@@ -314,6 +327,27 @@ pub enum Report {
         cause: FailedStart,
         /// The number of workers of earlier generations that keep serving.
         kept: usize,
+    },
+    /// The user has requested that the worker of a slot is replaced.
+    RestartStarted {
+        /// The slot.
+        slot: u32,
+        /// The worker that is to be replaced; `None` if the slot has none, and a start follows.
+        worker: Option<WorkerId>,
+    },
+    /// A requested replacement is complete: the new worker has passed its probation.
+    RestartDone {
+        /// The new worker.
+        worker: WorkerId,
+    },
+    /// A requested replacement failed: the old worker keeps serving.
+    RestartFailed {
+        /// The slot.
+        slot: u32,
+        /// The number of failed workers.
+        attempts: u32,
+        /// The failure of the last one.
+        cause: FailedStart,
     },
     /// The number of workers changed.
     Scaled {

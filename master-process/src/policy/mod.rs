@@ -11,6 +11,7 @@ mod limits;
 mod reconcile;
 mod reload;
 mod replacements;
+mod scale;
 mod settings;
 mod slot;
 mod start_times;
@@ -18,6 +19,7 @@ mod stopping;
 mod supervisor;
 mod throttle;
 mod time;
+mod view;
 
 #[cfg(test)]
 mod tests;
@@ -31,3 +33,4 @@ pub use limits::Limit;
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};
 pub use time::Time;
+pub use view::{Progress, WorkerState, WorkerView};

@@ -67,7 +67,7 @@ impl Supervisor {
     pub(super) fn reconcile_starting(&mut self, id: u32, now: Time) {
         let slot = &mut self.slots[index(id)];
         let Some(starting) = slot.starting.as_deref().copied() else { return };
-        let replaces = self.rollout.as_ref().is_some_and(|r| r.is_active(id)) || slot.replaces_over_limit();
+        let replaces = self.rollout.as_ref().is_some_and(|r| r.is_active(id)) || slot.is_to_be_replaced();
         let keeps_old = slot.serving.is_some() && !replaces;
         if starting.generation < self.generation || keeps_old {
             slot.starting = None;
@@ -125,7 +125,7 @@ impl Supervisor {
 
     pub(super) fn become_ready(&mut self, id: u32, now: Time, by: ReadyBy) {
         let slot = &mut self.slots[index(id)];
-        let recycles = slot.replaces_over_limit();
+        let recycles = slot.is_to_be_replaced();
         let Some(Starting { worker, generation, phase: StartPhase::Waiting { since, .. }, tracker }) =
             slot.starting.as_deref().copied()
         else {
@@ -137,7 +137,7 @@ impl Supervisor {
             generation,
             since,
             readiness: Readiness::Since(now),
-            over_limit: false,
+            to_be_replaced: false,
             tracker,
         });
         let replaces = old.map(|old| old.worker);
@@ -169,6 +169,9 @@ impl Supervisor {
         let was_on_probation = slot.probation.take().is_some();
         if let Some(standby) = slot.standby.take() {
             self.drain(now, *standby);
+        }
+        if was_on_probation {
+            self.finish_restart(id, serving.worker);
         }
         if was_on_probation && serving.generation == self.generation {
             self.finish_rollout(id, now);

@@ -55,9 +55,14 @@ impl Rollout {
         Vec::new()
     }
 
+    /// The number of slots that are not replaced yet.
+    pub(super) fn count_left(&self) -> usize {
+        self.active.len() + self.waiting.len()
+    }
+
     /// Whether all slots were replaced.
     pub(super) fn is_done(&self) -> bool {
-        self.active.is_empty() && self.waiting.is_empty()
+        self.count_left() == 0
     }
 }
 
@@ -73,7 +78,8 @@ impl Supervisor {
         for (id, slot) in (0..self.wanted).zip(&mut self.slots) {
             slot.throttle.reset();
             slot.failed = 0;
-            slot.set_over_limit(false);
+            slot.set_to_be_replaced(false);
+            slot.restarts = false;
             slot.backoffs = Backoffs::default();
             slot.keep_starting();
             if slot.serving.is_some() {
@@ -99,7 +105,7 @@ impl Supervisor {
     pub(super) fn count_failed_start(&mut self, now: Time, slot: u32, cause: FailedStart) {
         self.replacements.requeue(slot);
         if self.rollout.is_none() {
-            return;
+            return self.count_failed_restart(now, slot, cause);
         }
         let state = &mut self.slots[index(slot)];
         state.failed += 1;
@@ -118,7 +124,12 @@ impl Supervisor {
     /// A slot was replaced or removed; the next ones follow.
     pub(super) fn finish_rollout(&mut self, slot: u32, now: Time) {
         let Some(rollout) = &mut self.rollout else { return };
+        let left = rollout.count_left();
         let next = rollout.finish(slot);
+        if rollout.count_left() < left && slot < self.wanted {
+            self.push(Report::SlotReloaded { generation: self.generation, slot });
+        }
+        let Some(rollout) = &self.rollout else { return };
         if rollout.is_done() {
             let took = now.since(rollout.since);
             self.set_rollout(None);

@@ -175,7 +175,7 @@ impl Supervisor {
             return;
         };
         let Some(ready_at) = serving.ready_at() else { return };
-        let (generation, replaces_over_limit) = (serving.generation, serving.over_limit);
+        let (generation, is_to_be_replaced) = (serving.generation, serving.to_be_replaced);
         let limits = limits_of(self.settings.limits, &self.no_memory_limit, generation);
         let verdict = serving.tracker.judge(now, usage, ready_at, &limits);
         if verdict.passed_high && self.settings.signals_high_memory {
@@ -193,7 +193,7 @@ impl Supervisor {
         if verdict.wants_threads {
             self.look_at_threads(now, worker);
         }
-        if replaces_over_limit {
+        if is_to_be_replaced {
             self.reconcile(worker.slot, now);
         }
     }
@@ -233,7 +233,7 @@ impl Supervisor {
     fn is_to_be_judged(&mut self, now: Time, worker: WorkerId, exceeded: LimitExceeded) -> bool {
         let is_outdated = |generation| self.rollout.is_some() && generation < self.generation;
         let slot = &mut self.slots[index(worker.slot)];
-        let is_replaced = slot.replaces_over_limit()
+        let is_replaced = slot.is_to_be_replaced()
             || slot.starting.is_some()
             || slot.serving.is_none_or(|serving| is_outdated(serving.generation));
         !is_replaced
@@ -325,7 +325,7 @@ impl Supervisor {
             Decision::Later { wait, reported: false } => (Some(wait), true),
         };
         if wait.is_none() {
-            slot.set_over_limit(true);
+            slot.set_to_be_replaced(true);
             self.replacements.enqueue(worker.slot);
         }
         let queued = queued && wait.is_none();
@@ -355,7 +355,7 @@ impl Supervisor {
     pub(super) fn release_replacement(&mut self, id: u32) {
         let slot = &self.slots[index(id)];
         let is_on_probation = slot.probation.is_some() && self.replacements.is_active(id);
-        if !slot.replaces_over_limit() && !is_on_probation {
+        if !slot.is_to_be_replaced() && !is_on_probation {
             self.replacements.remove(id);
         }
     }
@@ -365,17 +365,20 @@ impl Supervisor {
     pub(super) fn cancel_replacement(&mut self, id: u32) {
         let slot = &mut self.slots[index(id)];
         if slot.starting.is_none()
-            && slot.replaces_over_limit()
+            && slot.is_to_be_replaced()
             && !slot.wants_replacement()
-            && let Some(worker) = slot.set_over_limit(false)
+            && let Some(worker) = slot.set_to_be_replaced(false)
         {
             self.push(Report::ReplacementCancelled { worker });
         }
     }
 
     /// The user pauses or resumes the limits of all workers.
-    pub(super) fn toggle_monitoring(&mut self, now: Time) {
-        self.paused = !self.paused;
+    pub(super) fn set_monitoring(&mut self, now: Time, paused: bool) {
+        if self.paused == paused {
+            return;
+        }
+        self.paused = paused;
         if self.paused {
             let serving = self.slots.iter_mut().filter_map(|slot| slot.serving.as_mut());
             serving.for_each(|serving| serving.ends_judging(now, &self.settings.limits));
@@ -408,21 +411,22 @@ fn limits_of(limits: Limits, no_memory_limit: &[u32], generation: u32) -> Limits
 }
 
 impl Slot {
-    /// Whether the serving worker is to be replaced for a limit.
-    pub(super) fn replaces_over_limit(&self) -> bool {
-        self.serving.is_some_and(|serving| serving.over_limit)
+    /// Whether the serving worker is to be replaced, for a limit or by request.
+    pub(super) fn is_to_be_replaced(&self) -> bool {
+        self.serving.is_some_and(|serving| serving.to_be_replaced)
     }
 
-    /// Sets whether the serving worker is to be replaced for a limit, and returns it.
-    pub(super) fn set_over_limit(&mut self, over_limit: bool) -> Option<WorkerId> {
+    /// Sets whether the serving worker is to be replaced, and returns it.
+    pub(super) fn set_to_be_replaced(&mut self, to_be_replaced: bool) -> Option<WorkerId> {
         let serving = self.serving.as_mut()?;
-        serving.over_limit = over_limit;
+        serving.to_be_replaced = to_be_replaced;
         Some(serving.worker)
     }
 
-    /// Whether the worker that is to be replaced still exceeds a limit.
+    /// Whether the worker that is to be replaced was named by the user, or still exceeds a limit.
     pub(super) fn wants_replacement(&self) -> bool {
-        self.replaces_over_limit() && self.serving.is_some_and(|serving| !serving.tracker.is_within_limits())
+        let exceeds = || self.serving.is_some_and(|serving| !serving.tracker.is_within_limits());
+        self.is_to_be_replaced() && (self.restarts || exceeds())
     }
 }
 

@@ -27,8 +27,10 @@ pub(super) struct Slot {
     pub(super) throttle: Throttle,
     /// The delays of replacements for limits.
     pub(super) backoffs: Backoffs,
-    /// The number of failed starts in the current reload.
+    /// The number of failed starts in the current reload or restart.
     pub(super) failed: u32,
+    /// Whether the user has requested the replacement of its worker, until the new one has passed its probation.
+    pub(super) restarts: bool,
     /// The time that the slot's timer is set to.
     pub(super) timer: Option<Time>,
 }
@@ -77,8 +79,8 @@ pub(super) struct Serving {
     pub(super) generation: u32,
     pub(super) since: Time,
     pub(super) readiness: Readiness,
-    /// Whether it is to be replaced for a limit.
-    pub(super) over_limit: bool,
+    /// Whether it is to be replaced, for a limit or by request.
+    pub(super) to_be_replaced: bool,
     pub(super) tracker: UsageTracker,
 }
 
@@ -196,7 +198,7 @@ impl Slot {
         all.find(|kept| kept.worker == worker && kept.ready_at().is_none())
     }
 
-    /// A reload begins, and the starting worker is the only one of the slot. It may serve without a readiness signal,
+    /// A replacement begins, and the starting worker is the only one of the slot. It may serve without a readiness signal,
     /// so it is kept until its successor is ready.
     pub(super) fn keep_starting(&mut self) {
         if self.serving.is_some() {
@@ -213,7 +215,7 @@ impl Slot {
         };
         self.starting = None;
         let readiness = Readiness::Unknown { ready_at };
-        self.serving = Some(Serving { worker, generation, since, readiness, over_limit: false, tracker });
+        self.serving = Some(Serving { worker, generation, since, readiness, to_be_replaced: false, tracker });
     }
 
     /// The next time at which the slot has something to do. `program_signals_ready`: age does not count. `allowed`:

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::reload::Rollout;
-use super::replacements::Backoffs;
 use super::replacements::ReplacementQueue;
 use super::slot::{Logged, Slot, StartPhase, Starting, StopPhase};
 use super::start_times::StartTimes;
@@ -13,7 +12,7 @@ use super::time::Timers;
 use super::{
     Action, Event, FailedStart, LaunchFailure, Next, ReadyBy, ReadySignal, Report, Settings, Time, WorkerId,
 };
-use crate::config::{MAX_WORKERS, ReadyMode};
+use crate::config::ReadyMode;
 
 /// In mode `auto`, a program that neither listens nor notifies counts as ready at this age: a queue consumer, for
 /// example. With a shorter time, a slow server would be taken for one; a longer time would delay every reload of a
@@ -118,12 +117,15 @@ impl Supervisor {
             Event::Pss(worker, pss) => self.pss_measured(now, worker, pss),
             Event::Threads(worker, busiest) => self.threads_seen(now, worker, busiest),
             Event::WatchesItself(worker, paused) => self.set_self_paused(now, worker, paused),
-            Event::ToggleMonitoring => self.toggle_monitoring(now),
+            Event::ToggleMonitoring => self.set_monitoring(now, !self.paused),
+            Event::PauseMonitoring(paused) => self.set_monitoring(now, paused),
             Event::Reload => self.reload(now),
             Event::Stop => self.stop(now),
             Event::Hangup => self.hang_up(now),
-            Event::ScaleUp => self.scale_up(now),
-            Event::ScaleDown => self.scale_down(now),
+            Event::ScaleUp => self.scale(now, self.wanted.saturating_add(1)),
+            Event::ScaleDown => self.scale(now, self.wanted - 1),
+            Event::Scale(workers) => self.scale(now, workers),
+            Event::Restart(slot) => self.restart(now, slot),
         }
     }
 
@@ -387,37 +389,6 @@ impl Supervisor {
         self.mode = Mode::Stopping { outcome, kill: false, requested_at: None };
         self.set_rollout(None);
         self.reconcile_all(now);
-    }
-
-    fn scale_up(&mut self, now: Time) {
-        if self.mode != Mode::Running || self.wanted >= MAX_WORKERS {
-            return;
-        }
-        let id = self.wanted;
-        self.wanted += 1;
-        match self.slots.get_mut(index(id)) {
-            // The workers that are still stopping belong to a removed slot, whose history does not count for the new
-            // one.
-            Some(slot) => {
-                slot.throttle.reset();
-                slot.failed = 0;
-                slot.backoffs = Backoffs::default();
-            }
-            None => self.slots.push(Slot::default()),
-        }
-        self.push(Report::Scaled { from: id, to: self.wanted });
-        self.reconcile(id, now);
-    }
-
-    fn scale_down(&mut self, now: Time) {
-        if self.mode != Mode::Running || self.wanted <= 1 {
-            return;
-        }
-        let from = self.wanted;
-        self.wanted -= 1;
-        self.push(Report::Scaled { from, to: self.wanted });
-        self.reconcile(self.wanted, now);
-        self.finish_rollout(self.wanted, now);
     }
 
     pub(super) fn count_early_death(&mut self, now: Time) {

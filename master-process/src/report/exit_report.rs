@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::Span;
+use crate::control::{End, Sender};
 use crate::metrics::{ExitDetails, Killer};
 use crate::sys::pidfd::{Death, Exit};
 use crate::sys::signal_names;
@@ -72,6 +73,24 @@ impl ExitReport {
 
     pub(super) fn oom(&self) -> Option<bool> {
         self.oom
+    }
+
+    /// The end as the control socket tells it.
+    pub fn as_end(&self, uptime: Duration) -> End {
+        let sender = self.killer.as_ref().map(|killer| Sender {
+            pid: killer.pid,
+            comm: killer.name.clone(),
+            uid: killer.uid,
+        });
+        End {
+            exit_code: self.code(),
+            signal: self.signal(),
+            oom: self.is_oom(),
+            sender,
+            cpu: self.cpu,
+            peak_memory: self.peak_memory,
+            uptime,
+        }
     }
 
     fn is_oom(&self) -> bool {

@@ -9,7 +9,9 @@ use bytesize::ByteSize;
 
 use super::exit_report::{Cause, Used};
 use super::{ExitReport, Span};
-use crate::policy::{Limit, Measured, Next, NoPss, OverLimit, ReadyBy, ReadySignal, Report, WorkerId};
+use crate::policy::{
+    FailedStart, Limit, Measured, Next, NoPss, OverLimit, ReadyBy, ReadySignal, Report, WorkerId,
+};
 use crate::sys::spawn::SpawnError;
 
 /// A worker as the log names it.
@@ -76,8 +78,13 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
         }
         Report::Died { worker, uptime, next } => died(named(worker), uptime, exit, next),
         Report::Left { worker, uptime } => left(named(worker), uptime, exit),
-        // The driver logs these: it has the error, or the missing addresses.
+        // The driver logs these: it has the error, the missing addresses, or who asked for it.
         Report::LaunchFailed { .. }
+        | Report::Stopping { .. }
+        | Report::ReloadStarted { .. }
+        | Report::Scaled { .. }
+        | Report::RestartStarted { .. }
+        | Report::Monitoring { .. }
         | Report::Slow { .. }
         | Report::Waits { .. }
         | Report::Late { .. }
@@ -100,8 +107,6 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
                 "{worker} is back within its limits: replacement cancelled"
             );
         }
-        Report::Monitoring { paused: true } => info!("resource limits of all workers paused"),
-        Report::Monitoring { paused: false } => info!("resource limits of all workers resumed"),
         Report::WatchesItself { worker, paused, often } => {
             let worker = named(worker);
             let did = if paused { "paused" } else { "resumed" };
@@ -112,17 +117,17 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
                 info!(worker = worker.slot, pid = worker.pid, "{worker} {did} its resource limits");
             }
         }
-        Report::ReloadStarted { generation, slots } => {
-            info!(generation, slots, "reload {generation}: replacing {}", Workers(slots));
-        }
         Report::ReloadDone { generation, took } => {
             info!(generation, took_ms = millis(took), "reload {generation} complete after {}", Span(took));
         }
-        Report::Scaled { from, to } => {
-            info!(from, to, "scaled from {from} to {}", Workers(usize::try_from(to).unwrap_or(usize::MAX)))
+        Report::SlotReloaded { generation, slot } => {
+            debug!(generation, slot, "reload {generation}: slot {slot} done");
         }
-        // The driver has the cause.
-        Report::Stopping { workers } => stopping(workers, ""),
+        Report::RestartDone { worker } => {
+            let worker = named(worker);
+            debug!(worker = worker.slot, pid = worker.pid, "restart of slot {} complete", worker.slot);
+        }
+        Report::RestartFailed { slot, attempts, cause } => restart_failed(slot, attempts, cause),
         Report::Killing { workers } => {
             warn!(workers, "second stop signal: killing {}", Workers(workers))
         }
@@ -135,10 +140,18 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
     }
 }
 
-/// All workers are stopped for this cause.
-pub fn stopping(workers: usize, cause: &str) {
-    let why = if cause.is_empty() { String::new() } else { format!(": {cause}") };
-    info!(workers, cause, "stopping {}{why}", Workers(workers));
+/// A requested restart failed.
+fn restart_failed(slot: u32, attempts: u32, cause: FailedStart) {
+    let times = if attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
+    let why = match cause {
+        FailedStart::Died => "exited early",
+        FailedStart::Late(_) => "was not ready in time",
+        FailedStart::NotLaunched => "failed to start",
+    };
+    error!(
+        worker = slot,
+        attempts, "restart of slot {slot} failed: the new worker {why} {times}; the old worker keeps serving"
+    );
 }
 
 fn ready(worker: Named, after: Duration, by: ReadyBy, replaces: Option<Named>) {

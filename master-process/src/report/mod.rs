@@ -4,6 +4,7 @@ mod exit_report;
 mod format;
 mod late;
 mod lines;
+mod requested;
 mod setup;
 mod shorten;
 mod span;
@@ -11,6 +12,7 @@ mod writer;
 
 pub use exit_report::ExitReport;
 pub use late::{FailedReload, late, reload_failed, slow, waits};
-pub use lines::{Named, banner, launch_failed, note, start_failure, stopping};
+pub use lines::{Named, banner, launch_failed, note, start_failure};
+pub use requested::requested;
 pub use setup::start_logging;
 pub use span::Span;

@@ -232,6 +232,20 @@ impl Broker {
         self.sockets.reconcile(now);
     }
 
+    /// The addresses on which workers listen, sorted.
+    pub fn addresses(&self) -> Vec<String> {
+        let listening = self.sockets.core.sockets().iter().filter(|socket| socket.active);
+        let mut addresses: Vec<String> = listening
+            .map(|socket| match &socket.key {
+                Key::Unix { .. } => format!("unix:{}", socket.key),
+                Key::Inet { .. } | Key::Abstract(_) => socket.key.to_string(),
+            })
+            .collect();
+        addresses.sort();
+        addresses.dedup();
+        addresses
+    }
+
     /// The inode numbers of the sockets that a worker serves: a process of its tree that has one of them open
     /// continues the worker. A socket may be closed already, since a close is noticed late.
     pub fn listeners(&self, serial: u64) -> Vec<u64> {

@@ -5,6 +5,7 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod cgroup_mounts;
 pub mod children;
+pub mod control_socket;
 pub mod deferred_close;
 pub mod epoll_entries;
 pub mod fds;

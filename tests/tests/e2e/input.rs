@@ -75,6 +75,9 @@ const GARBAGE: &[(&str, &[&str])] = &[
     ("--umask", &["9", "rwx", "-1", "10000", "0o22x"]),
     ("--stdin", &["tty", "nul", "/dev/null"]),
     ("--log-format", &["xml", "colour", "JSON!"]),
+    ("--name", &["a/b", ".hidden", "two words", "ü"]),
+    ("--control", &["/run/", "/", ".."]),
+    ("--control-group", &["nobody-such", "-1", "4294967296"]),
 ];
 
 #[test]
@@ -134,7 +137,7 @@ fn the_short_flag_is_checked_like_the_long_one() {
 
 #[test]
 fn options_of_later_versions_are_unknown() {
-    for flag in ["--name", "--metrics", "--control", "--on-upgrade", "--bogus"] {
+    for flag in ["--metrics", "--on-upgrade", "--bogus"] {
         let finished = Supervisor::builder().args([flag, "1"]).command(STARTED).run();
         is_wrong_usage(&finished, &[flag]);
     }

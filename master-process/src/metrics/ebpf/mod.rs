@@ -389,6 +389,12 @@ impl Ebpf {
         (account.sampled_at.load(Acquire) != 0).then(|| usage(account, self.clock.now()))
     }
 
+    /// The same, with the highest memory so far, in bytes.
+    pub(super) fn usage_and_peak(&self, worker: WorkerId) -> Option<(Usage, u64)> {
+        let peak = self.account(worker)?.peak.load(Acquire);
+        Some((self.usage(worker)?, peak))
+    }
+
     /// The number of samples that were taken, and the time that this took in the kernel.
     pub fn cost(&self) -> (u64, Duration) {
         let control = self.running.control.first();

@@ -106,6 +106,12 @@ impl Procfs {
         }
     }
 
+    /// What a worker used at the last sample, and its highest memory so far, in bytes.
+    pub(super) fn usage_and_peak(&self, worker: WorkerId) -> Option<(Usage, u64)> {
+        let watched = self.workers.get(&worker)?;
+        watched.last.map(|_sampled| (watched.now, watched.peak))
+    }
+
     fn sample_descendants(&mut self) {
         let Some(tree) = &mut self.tree else { return };
         tree.look(|pid| self.by_pid.get(&pid).copied());

@@ -27,6 +27,7 @@ enum Step {
     IsShared,
     IsNotShared,
     PauseLimits,
+    Restart,
     UntilDue,
     LongTime,
 }
@@ -51,7 +52,7 @@ const STEPS: [Step; 16] = [
 ];
 
 /// The steps for a worker that exceeds its limit, whose PSS is requested and reported later.
-const OVER_LIMIT: [Step; 17] = [
+const OVER_LIMIT: [Step; 18] = [
     Step::Launch,
     Step::LaunchFails,
     Step::ReadyOldest,
@@ -67,6 +68,7 @@ const OVER_LIMIT: [Step; 17] = [
     Step::IsShared,
     Step::IsNotShared,
     Step::PauseLimits,
+    Step::Restart,
     Step::UntilDue,
     Step::LongTime,
 ];
@@ -103,6 +105,7 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::IsShared => finds(sim, 10),
         Step::IsNotShared => finds(sim, 2000),
         Step::PauseLimits => happens(sim, Event::ToggleMonitoring),
+        Step::Restart => happens(sim, Event::Restart(0)),
         Step::UntilDue => sim.policy.deadline().is_some_and(|at| passes(sim, at.since(sim.now))),
         Step::LongTime => passes(sim, Duration::from_secs(20)),
     }

@@ -11,3 +11,4 @@ mod remains;
 mod replacement_queue;
 mod sim;
 mod sparse;
+mod steering;

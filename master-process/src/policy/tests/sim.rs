@@ -86,6 +86,8 @@ pub(super) struct Sim {
     wanted: u32,
     /// The generation of the current reload.
     target: Option<u32>,
+    /// The slots that were restarted by request.
+    restarted: BTreeSet<u32>,
     /// The workers that have just started: one that was cancelled before that has served no connection.
     just_launched: Option<WorkerId>,
     stopping: bool,
@@ -111,6 +113,7 @@ impl Sim {
             last_wait: None,
             wanted,
             target: None,
+            restarted: BTreeSet::new(),
             just_launched: None,
             stopping: false,
         };
@@ -121,9 +124,13 @@ impl Sim {
     /// Passes an event to the policy and begins the actions that it requests.
     pub(super) fn event(&mut self, event: Event) {
         match event {
+            Event::Restart(slot) => _ = self.restarted.insert(slot),
             Event::Stop | Event::Hangup => self.stopping = true,
             Event::ScaleUp => self.wanted += 1,
             Event::ScaleDown if self.wanted > 1 => self.wanted -= 1,
+            Event::Scale(workers) if (1..=crate::config::MAX_WORKERS).contains(&workers) => {
+                self.wanted = workers
+            }
             Event::ScaleDown
             | Event::Reload
             | Event::Launched(_)
@@ -139,7 +146,9 @@ impl Sim {
             | Event::RemainsGone(_)
             | Event::RemainsUnheeding(_)
             | Event::WentIntoBackground(_)
-            | Event::ToggleMonitoring => {}
+            | Event::ToggleMonitoring
+            | Event::PauseMonitoring(_)
+            | Event::Scale(_) => {}
         }
         self.policy.handle(self.now, event);
         self.carry_out();
@@ -295,8 +304,10 @@ impl Sim {
             });
             assert!(serving <= 1, "slot {slot} has {serving} serving workers");
             let unwanted = u32::try_from(unwanted.count()).expect("few");
-            // If no worker is known to serve, the worker from before the reload may: it is kept beside the new one.
-            let kept = u32::from(serving == 0 && generations.len() > 1);
+            // If no worker is known to serve, the worker from before the reload or restart may: it is kept beside the
+            // new one.
+            let replaced = generations.len() > 1 || self.restarted.contains(&slot);
+            let kept = u32::from(serving == 0 && replaced);
             assert!(starting <= 1 + kept + unwanted, "slot {slot} has {starting} starting workers");
         }
     }

@@ -24,6 +24,10 @@ impl Epoll {
         self.add(fd, token, EventFlags::IN)
     }
 
+    pub(super) fn watch_room(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.add(fd, token, EventFlags::OUT)
+    }
+
     /// epoll reports EPOLLHUP and EPOLLERR without a request; epoll_ctl(2).
     pub(super) fn watch_hang_up(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         self.add(fd, token, EventFlags::empty())

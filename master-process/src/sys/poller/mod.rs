@@ -67,6 +67,20 @@ impl Poller {
         }
     }
 
+    /// Watches `fd` until it has room for output or is hung up, once.
+    ///
+    /// # Errors
+    /// Those of [`watch`](Self::watch).
+    pub fn watch_room(&mut self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        match self {
+            Poller::Uring(ring) => {
+                ring.watch_room(fd, token);
+                Ok(())
+            }
+            Poller::Epoll(epoll) => epoll.watch_room(fd, token),
+        }
+    }
+
     /// Ends the watch of `token`. The caller must do this before it closes the descriptor, because the ring would keep
     /// the file open.
     pub fn forget(&mut self, token: u64) {
@@ -140,6 +154,19 @@ mod tests {
             writer.write_all(b"x").expect("written");
             assert_eq!(wait(poller, 0), NOTHING);
             drop(writer);
+            assert_eq!(wait(poller, 10_000), [7]);
+        });
+    }
+
+    #[test]
+    fn room_for_output_is_readiness() {
+        each(|poller| {
+            let (mut reader, writer) = std::io::pipe().expect("a pipe");
+            rustix::io::ioctl_fionbio(&writer, true).expect("every descriptor");
+            while rustix::io::write(&writer, &[0; 4096]).is_ok() {}
+            poller.watch_room(writer.as_fd(), 7).expect("watched");
+            assert_eq!(wait(poller, 0), NOTHING, "it is full");
+            std::io::Read::read_exact(&mut reader, &mut [0; 65536]).expect("it is full");
             assert_eq!(wait(poller, 10_000), [7]);
         });
     }

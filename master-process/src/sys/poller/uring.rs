@@ -47,6 +47,10 @@ impl Ring {
         self.poll(fd, token, u32::from(libc::POLLIN.cast_unsigned()));
     }
 
+    pub(super) fn watch_room(&mut self, fd: BorrowedFd<'_>, token: u64) {
+        self.poll(fd, token, u32::from(libc::POLLOUT.cast_unsigned()));
+    }
+
     /// poll(2) reports POLLHUP and POLLERR without a request.
     pub(super) fn watch_hang_up(&mut self, fd: BorrowedFd<'_>, token: u64) {
         self.poll(fd, token, 0);

@@ -1,0 +1,30 @@
+//! The control socket: what a supervisor tells of itself, and what can be asked of it.
+//!
+//! [`Snapshot`] is the one model of the state, [`Event`] that of what happens; both sides of the socket, and all
+//! commands, use them. `docs/control.md` is the protocol.
+
+mod clients;
+mod event;
+mod journal;
+mod location;
+mod log_limit;
+mod protocol;
+mod ring;
+mod server;
+mod snapshot;
+
+/// The version of the protocol. Fields are only ever added.
+pub const SCHEMA: u32 = 1;
+
+pub use event::Event;
+pub use journal::{End, Journal, Restarts};
+pub(crate) use journal::{ReloadRecord, seconds, time};
+pub use location::{
+    MAX_NAME, MAX_NUMBER, create, default_name, directories, file_name, instances, is_name, name_of,
+};
+pub use protocol::{Accepted, ErrorReply, Line, MAX_REQUEST, Reply, Request, Why, parse_request};
+pub(crate) use ring::{Ended, What};
+pub use server::{Asked, Server};
+pub use snapshot::{
+    EndReason, FailedReload, LastEnd, Reload, ReloadState, Sender, Snapshot, State, Worker, WorkerState,
+};

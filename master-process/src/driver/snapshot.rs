@@ -1,0 +1,202 @@
+//! The state of everything at one moment, put together from the policy, the processes, the samples and the sockets.
+
+use std::time::Duration;
+
+use super::context::Context;
+use super::workers::Entry;
+use crate::control::{
+    Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker, WorkerState, seconds, time,
+};
+use crate::policy::{self, WorkerView};
+
+/// What does not change while the supervisor runs.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub(super) name: String,
+    pub(super) command: Vec<String>,
+    pub(super) control: String,
+    pub(super) memory_limit: Option<u64>,
+}
+
+/// The state now.
+pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
+    let uptime = cx.journal.uptime();
+    let workers = workers(cx, identity);
+    let (wanted, generation) = (cx.policy.wanted(), cx.policy.generation());
+    let is_hung = |slot| {
+        let serves = |worker: &&Worker| worker.slot == slot && worker.state == WorkerState::Hung;
+        workers.iter().any(|worker| serves(&worker))
+    };
+    let ready = (0..wanted).filter(|slot| cx.policy.is_ready(*slot) && !is_hung(*slot)).count();
+    let workers_ready = u32::try_from(ready).unwrap_or(u32::MAX);
+    let state = if cx.policy.is_stopping() {
+        State::Stopping
+    } else if workers_ready == wanted {
+        State::Ready
+    } else {
+        State::Degraded
+    };
+    let sum = |of: fn(&Worker) -> Option<u64>| workers.iter().filter_map(of).reduce(u64::saturating_add);
+    let cpu = workers.iter().filter_map(|worker| worker.cpu_percent).reduce(|one, other| one + other);
+    Snapshot {
+        schema: SCHEMA,
+        name: identity.name.clone(),
+        pid: std::process::id().cast_signed(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: option_env!("MASTER_PROCESS_COMMIT").map(str::to_owned),
+        command: identity.command.clone(),
+        control: identity.control.clone(),
+        state,
+        started_at: time(cx.journal.started),
+        uptime_seconds: seconds(uptime),
+        slots_wanted: wanted,
+        workers_ready,
+        generation,
+        monitor: cx.meter.source().to_owned(),
+        limits_paused: cx.policy.is_paused(),
+        cpu_cores: cpu.map(|percent| (percent * 10.0).round() / 1000.0),
+        memory_bytes: sum(|worker| worker.memory_bytes),
+        queue_length: sum(|worker| worker.queue_length),
+        restarts_last_hour: cx.journal.restarts_last_hour(uptime),
+        addresses: cx.broker.addresses(),
+        reload: reload(cx),
+        last_seq: cx.journal.last_seq(),
+        reload_attempts: cx.policy.attempts(),
+        workers,
+    }
+}
+
+fn reload(cx: &Context) -> Option<Reload> {
+    let record = cx.journal.reload.as_ref()?;
+    let progress = cx.policy.reload_progress();
+    let left = progress.map_or(0, |progress| u32::try_from(progress.left).unwrap_or(u32::MAX));
+    let (state, took) = match record.ended {
+        Some(ended) => ended,
+        None => (ReloadState::Running, record.began.elapsed().unwrap_or_default()),
+    };
+    let slots_done = match state {
+        ReloadState::Running => record.slots.saturating_sub(left),
+        ReloadState::Complete => record.slots,
+        ReloadState::GivenUp | ReloadState::Stopping => {
+            let of =
+                |slot: &u32| cx.policy.workers_of(*slot).iter().any(|view| serves(cx, view, record.number));
+            u32::try_from((0..cx.policy.wanted()).filter(of).count()).unwrap_or(u32::MAX)
+        }
+    };
+    Some(Reload {
+        number: record.number,
+        state,
+        slots_done,
+        slots_total: record.slots,
+        started_at: time(record.began),
+        duration_seconds: seconds(took),
+        by: record.by.clone(),
+        error: record.error.clone(),
+    })
+}
+
+/// Whether a worker of this generation serves.
+fn serves(cx: &Context, view: &WorkerView, generation: u32) -> bool {
+    let is_of = cx.workers.get(view.worker.serial).is_some_and(|entry| entry.generation == generation);
+    is_of && matches!(view.state, policy::WorkerState::Ready | policy::WorkerState::OverLimit)
+}
+
+fn workers(cx: &Context, identity: &Identity) -> Vec<Worker> {
+    let mut rows = Vec::new();
+    for slot in 0..cx.policy.count_slots() {
+        let first = rows.len();
+        for view in cx.policy.workers_of(slot) {
+            if let Some(entry) = cx.workers.get(view.worker.serial) {
+                rows.push(row(cx, identity, &view, entry));
+            }
+        }
+        if rows.len() == first && slot < cx.policy.wanted() {
+            rows.push(empty(cx, slot));
+        }
+        if let Some(row) = rows.get_mut(first) {
+            add_slot(cx, row);
+        }
+    }
+    rows
+}
+
+/// What belongs to the slot, not to one of its workers.
+fn add_slot(cx: &Context, row: &mut Worker) {
+    let before = cx.journal.cpu_of(row.slot);
+    if row.cpu_seconds_total.is_some() || !before.is_zero() {
+        row.cpu_seconds_total = Some(row.cpu_seconds_total.unwrap_or_default() + seconds(before));
+    }
+    row.restarts_total = cx.journal.restarts_of(row.slot);
+    row.last_end = cx.journal.ends_of(row.slot).next().cloned();
+    row.failed_starts = cx.policy.failed_starts(row.slot);
+}
+
+fn row(cx: &Context, identity: &Identity, view: &WorkerView, entry: &Entry) -> Worker {
+    let used = cx.meter.usage(view.worker);
+    let usage = used.map(|(usage, _)| usage);
+    let percent = usage.and_then(|usage| usage.before).filter(|before| before.span_ns > 0).map(|before| {
+        let used = Duration::from_nanos(before.used_ns).as_secs_f64();
+        (used / Duration::from_nanos(before.span_ns).as_secs_f64() * 1000.0).round() / 10.0
+    });
+    let hung = entry.history.hung.as_deref();
+    let (state, since) = match view.state {
+        policy::WorkerState::Starting => (WorkerState::Starting, None),
+        policy::WorkerState::OverLimit => (WorkerState::OverLimit, None),
+        policy::WorkerState::Ready if hung.is_some() => (WorkerState::Hung, hung.map(|(since, _)| *since)),
+        policy::WorkerState::Ready if entry.generation < cx.policy.generation() => {
+            (WorkerState::Serving, None)
+        }
+        policy::WorkerState::Ready => (WorkerState::Ready, None),
+        policy::WorkerState::Standby | policy::WorkerState::Draining => {
+            (WorkerState::Draining, entry.history.draining)
+        }
+        policy::WorkerState::Stopping => (WorkerState::Stopping, entry.history.stopped),
+    };
+    Worker {
+        pid: Some(entry.pid.as_raw_pid()),
+        generation: entry.generation,
+        state,
+        state_seconds: since.map(|since| seconds(cx.now().since(since))),
+        started_at: Some(time(entry.started.1)),
+        uptime_seconds: Some(seconds(cx.now().since(entry.started.0))),
+        cpu_seconds_total: usage.map(|usage| seconds(Duration::from_nanos(usage.cpu_ns))),
+        cpu_percent: percent,
+        memory_bytes: usage.map(|usage| usage.memory),
+        memory_peak_bytes: used.map(|(usage, peak)| peak.max(usage.memory)),
+        memory_limit_bytes: identity.memory_limit.filter(|_| cx.policy.limits_memory_of(view.worker)),
+        hung_address: hung.filter(|_| state == WorkerState::Hung).map(|(_, address)| address.clone()),
+        ..none(view.worker.slot)
+    }
+}
+
+/// The row of a slot that has no process.
+fn empty(cx: &Context, slot: u32) -> Worker {
+    let wait = cx.policy.waits_until(slot).map(|until| seconds(until.since(cx.now())));
+    let state = if wait.is_some() { WorkerState::Waiting } else { WorkerState::Starting };
+    Worker { generation: cx.policy.generation(), state, wait_seconds: wait, ..none(slot) }
+}
+
+fn none(slot: u32) -> Worker {
+    Worker {
+        slot,
+        pid: None,
+        generation: 0,
+        state: WorkerState::Starting,
+        state_seconds: None,
+        started_at: None,
+        uptime_seconds: None,
+        cpu_seconds_total: None,
+        cpu_percent: None,
+        memory_bytes: None,
+        memory_peak_bytes: None,
+        memory_limit_bytes: None,
+        queue_length: None,
+        queue_limit: None,
+        queue_drops_total: None,
+        hung_address: None,
+        wait_seconds: None,
+        failed_starts: 0,
+        restarts_total: Restarts::default(),
+        last_end: None,
+    }
+}

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use master_process_tests::profile::{CONTAINER, launcher, ordinary_user};
+use master_process_tests::pty::Pty;
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::Finished;
 use master_process_tests::{Supervisor, address, fixtures, needs_root, network, process};
@@ -117,6 +118,32 @@ fn the_text_has_the_rows_of_the_json_in_80_columns() {
     }
     let degraded = report.0["state"] == "degraded";
     assert_eq!(finished.code, Some(if degraded { DEGRADED } else { 0 }));
+}
+
+/// What it shows in a terminal of 60 columns.
+fn in_a_narrow_terminal(no_color: &str) -> String {
+    let terminal = Pty::open();
+    let wrapper = ["sh", "-c", "stty cols 60 && \"$@\" >&0; echo the end >&0", "sh"];
+    let builder = Supervisor::builder().wrap(wrapper).stdin(terminal.slave());
+    let environment = builder.env("NO_COLOR", no_color).env("TERM", "xterm");
+    let _shell = environment.args(["doctor", "--monitor", "procfs"]).spawn();
+    let mut text = String::new();
+    while !text.contains("the end") {
+        text.push_str(&terminal.read());
+    }
+    text
+}
+
+#[test]
+fn a_narrow_terminal_gets_narrow_lines_and_colours_unless_no_color_is_set() {
+    let coloured = in_a_narrow_terminal("");
+    assert!(coloured.contains("\x1b[32mok\x1b[0m"), "{coloured}");
+    let plain = in_a_narrow_terminal("1");
+    assert!(!plain.contains('\x1b'), "{plain}");
+    assert!(plain.lines().count() > 20, "{plain}");
+    for line in plain.lines() {
+        assert!(line.trim_end().chars().count() <= 60, "{line}");
+    }
 }
 
 #[test]

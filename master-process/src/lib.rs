@@ -4,6 +4,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod driver;
 pub mod exit_code;
 pub mod metrics;

@@ -12,7 +12,7 @@ use crate::fixtures;
 use crate::wait::{TIMEOUT, await_some};
 
 /// Brings the loopback interface up: SIOCSIFFLAGS with IFF_UP, then the command that follows. `ip` need not be there.
-const LOOPBACK_UP: &str = "
+pub const LOOPBACK_UP: &str = "
 import fcntl, socket, struct
 fcntl.ioctl(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 0x8914, struct.pack('16sH14x', b'lo', 1))";
 

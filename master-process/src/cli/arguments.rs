@@ -83,14 +83,23 @@ pub(super) fn read(
         }
         Err(error) => return Err(UsageError::of_clap(&error, &Variables::default())),
     };
-    let variables = Variables::of_options(host, |opt| !is_set(&line, opt.long));
-    let environment = command
-        .try_get_matches_from_mut(variables.arguments())
-        .map_err(|error| UsageError::of_clap(&error, &variables))?;
-    Ok(Answer::Run(Box::new(Arguments { line, environment, variables })))
+    Ok(Answer::Run(Box::new(Arguments::with_environment(line, command, host)?)))
 }
 
 impl Arguments {
+    /// Adds the variables of the options that a command line does not give.
+    pub(super) fn with_environment(
+        line: ArgMatches,
+        mut command: Command,
+        host: &'static dyn Host,
+    ) -> Result<Arguments, UsageError> {
+        let variables = Variables::of_options(host, |opt| !is_set(&line, opt.long));
+        let environment = command
+            .try_get_matches_from_mut(variables.arguments())
+            .map_err(|error| UsageError::of_clap(&error, &variables))?;
+        Ok(Arguments { line, environment, variables })
+    }
+
     /// The worker's command and its arguments, byte for byte.
     pub(super) fn worker(&self) -> Result<Vec<OsString>, UsageError> {
         let worker: Vec<OsString> = self.line.get_many(WORKER).into_iter().flatten().cloned().collect();
@@ -158,9 +167,18 @@ fn is_set(matches: &ArgMatches, long: &str) -> bool {
     matches.value_source(long) == Some(ValueSource::CommandLine)
 }
 
-fn command(host: &'static dyn Host) -> Command {
-    let worker =
-        Arg::new(WORKER).last(true).num_args(0..).value_parser(OsStringValueParser::new()).hide(true);
+/// Adds the options of the supervisor and a worker's command to another command, whose help does not list them.
+pub(super) fn add_to(command: Command, host: &'static dyn Host) -> Command {
+    let is_option = |opt: &&Opt| !matches!(opt.kind, Kind::Help | Kind::Version);
+    let options = OPTIONS.iter().filter(is_option).map(|opt| flag(opt, host).hide(true));
+    command.args(options).mut_arg("verbose", |verbose| verbose.conflicts_with("quiet")).arg(worker())
+}
+
+fn worker() -> Arg {
+    Arg::new(WORKER).last(true).num_args(0..).value_parser(OsStringValueParser::new()).hide(true)
+}
+
+pub(super) fn command(host: &'static dyn Host) -> Command {
     Command::new("master-process")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Runs COMMAND as N supervised workers")
@@ -172,7 +190,7 @@ fn command(host: &'static dyn Host) -> Command {
         .term_width(80)
         .args(OPTIONS.iter().map(|opt| flag(opt, host)))
         .mut_arg("verbose", |verbose| verbose.conflicts_with("quiet"))
-        .arg(worker)
+        .arg(worker())
 }
 
 fn flag(opt: &'static Opt, host: &'static dyn Host) -> Arg {

@@ -18,7 +18,7 @@ mod values;
 use std::ffi::OsString;
 
 use crate::config::Config;
-use arguments::Answer;
+use arguments::{Answer, Arguments};
 use host::{Host, ThisHost};
 
 /// Parses a duration as every option does: with units, or a bare number of milliseconds.
@@ -50,6 +50,25 @@ pub enum Command {
 /// One line for the user about the first error.
 pub fn parse(args: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {
     parse_on(&ThisHost, args)
+}
+
+/// Adds the options of the supervisor to the command line of `doctor`, which examines the host for them.
+#[must_use]
+pub fn add_options(command: clap::Command) -> clap::Command {
+    arguments::add_to(command, &ThisHost)
+}
+
+/// The configuration of a supervisor with the options of such a command line, and of the environment. Without
+/// `--workers` it has as many as there are CPUs. It has no command.
+///
+/// # Errors
+/// As those of [`parse`].
+pub fn config_of(line: &clap::ArgMatches) -> Result<Config, UsageError> {
+    let command = arguments::command(&ThisHost);
+    let arguments = Arguments::with_environment(line.clone(), command, &ThisHost)?;
+    let config = rules::with_command(Vec::new(), &arguments, &ThisHost)?;
+    let workers = if arguments.is_explicit("workers") { config.workers } else { ThisHost.cpus() };
+    Ok(Config { workers, ..config })
 }
 
 fn parse_on(host: &'static dyn Host, args: impl Iterator<Item = OsString>) -> Result<Command, UsageError> {

@@ -1,5 +1,6 @@
 //! From the values to [`Config`], and the rules between them.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use super::arguments::Arguments;
@@ -14,7 +15,15 @@ const FIRST_SOCKET: i32 = 3;
 
 /// The whole configuration, or the first error.
 pub(super) fn config(arguments: &Arguments, host: &dyn Host) -> Result<Config, UsageError> {
-    let command = arguments.worker()?;
+    with_command(arguments.worker()?, arguments, host)
+}
+
+/// The same for this command.
+pub(super) fn with_command(
+    command: Vec<OsString>,
+    arguments: &Arguments,
+    host: &dyn Host,
+) -> Result<Config, UsageError> {
     let (throttle, throttle_max) = throttle(arguments)?;
     let listen = addresses::distinct(arguments)?;
     let (ready, ready_timeout) = ready(arguments, &listen)?;

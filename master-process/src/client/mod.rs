@@ -5,6 +5,7 @@
 
 mod arguments;
 mod connection;
+mod doctor;
 mod events;
 mod exit;
 mod find;
@@ -111,10 +112,11 @@ const TABLE: &[Topic] = &[
         arguments: why::arguments,
         run: why::run,
     },
+    doctor::TOPIC,
 ];
 
 /// The commands that are part of the interface and not of this version.
-const LATER: [&str; 3] = ["top", "metrics", "doctor"];
+const LATER: [&str; 2] = ["top", "metrics"];
 
 /// A command of the command line, not run yet.
 pub struct Invocation {

@@ -193,6 +193,20 @@ pub enum Batch {
     Percent(u32),
 }
 
+impl Batch {
+    /// The number of slots that a reload replaces at a time, out of `slots`; at least 1.
+    #[must_use]
+    pub fn of(self, slots: usize) -> usize {
+        match self {
+            Batch::All => slots.max(1),
+            Batch::Slots(n) => usize::try_from(n).unwrap_or(usize::MAX).max(1),
+            Batch::Percent(p) => {
+                (slots.saturating_mul(usize::try_from(p).unwrap_or(100))).div_ceil(100).max(1)
+            }
+        }
+    }
+}
+
 /// `--listen [NAME=]ADDR`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {

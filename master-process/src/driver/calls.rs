@@ -250,14 +250,7 @@ impl Calls {
 
 /// Opens the socket that the workers send notifications to.
 pub(super) fn open_notify_socket(identity: Option<&Identity>) -> std::io::Result<NotifySocket> {
-    let user = WorkerUser {
-        uid: identity
-            .and_then(|identity| identity.uid)
-            .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
-        gid: identity.map(|identity| identity.gid),
-        groups: identity.map_or(&[], |identity| &identity.groups),
-    };
-    let opened = notify::open(user)?;
+    let opened = open_notify(identity)?;
     for (base, error) in &opened.failed {
         debug!("cannot put the notify socket in {}: {error}; trying another", base.display());
     }
@@ -267,6 +260,18 @@ pub(super) fn open_notify_socket(identity: Option<&Identity>) -> std::io::Result
         );
     }
     Ok(opened.socket)
+}
+
+/// The same without a log.
+pub(super) fn open_notify(identity: Option<&Identity>) -> std::io::Result<notify::Opened> {
+    let user = WorkerUser {
+        uid: identity
+            .and_then(|identity| identity.uid)
+            .unwrap_or_else(|| rustix::process::geteuid().as_raw()),
+        gid: identity.map(|identity| identity.gid),
+        groups: identity.map_or(&[], |identity| &identity.groups),
+    };
+    notify::open(user)
 }
 
 /// Reads the notifications of workers.

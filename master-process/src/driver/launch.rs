@@ -159,10 +159,7 @@ impl Launcher {
             // Another start that was in progress has already logged this.
             return;
         }
-        let why = match error.errno {
-            libc::EBUSY => "another supervisor's filter is already active".to_owned(),
-            errno => std::io::Error::from_raw_os_error(errno).to_string(),
-        };
+        let why = why_no_filter(error);
         warn!("seccomp unavailable: {why}; ports are not shared, except --listen sockets");
     }
 
@@ -205,6 +202,14 @@ impl Launcher {
             .and_then(|()| fds::move_from(writer, at + 1))
             .map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
         Ok((reader, made))
+    }
+}
+
+/// Why the kernel refused a filter.
+pub(super) fn why_no_filter(error: &SpawnError) -> String {
+    match error.errno {
+        libc::EBUSY => "another supervisor's filter is already active".to_owned(),
+        errno => std::io::Error::from_raw_os_error(errno).to_string(),
     }
 }
 

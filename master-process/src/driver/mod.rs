@@ -16,6 +16,7 @@ mod samples;
 pub mod signals;
 mod snapshot;
 mod starts;
+pub mod trial;
 mod workers;
 
 use std::os::fd::AsFd;
@@ -93,7 +94,10 @@ impl Driver {
         control: Control,
     ) -> anyhow::Result<Driver> {
         use anyhow::Context as _;
-        let mut poller = choose_poller(std::env::var("MASTER_PROCESS_LOOP").ok().as_deref())?;
+        let ChosenPoller { mut poller, refused } = choose_poller(std::env::var(LOOP).ok().as_deref())?;
+        if let Some(error) = refused {
+            info!("io_uring unavailable: {error}; using epoll");
+        }
         let notify = calls::open_notify_socket(config.identity.as_ref()).context("the notify socket")?;
         broker.set_notify_address(&notify.address());
         anyhow::ensure!(
@@ -401,17 +405,33 @@ fn report_not_ready(cx: &Context, event: &Report) -> bool {
     true
 }
 
+/// The variable that chooses the poller.
+const LOOP: &str = "MASTER_PROCESS_LOOP";
+
+/// The poller of this host.
+struct ChosenPoller {
+    poller: Poller,
+    /// Why it is not io_uring, unless the user chose epoll.
+    refused: Option<std::io::Error>,
+}
+
 /// io_uring, or epoll if io_uring is unavailable or the user chose epoll.
-fn choose_poller(choice: Option<&str>) -> anyhow::Result<Poller> {
+fn choose_poller(choice: Option<&str>) -> anyhow::Result<ChosenPoller> {
     use anyhow::Context;
+    let chosen = |poller| ChosenPoller { poller, refused: None };
     match choice {
-        Some("epoll") => return Poller::epoll().context("epoll_create1"),
-        Some("io_uring") => return Poller::uring().context("MASTER_PROCESS_LOOP=io_uring: io_uring_setup"),
+        Some("epoll") => return Poller::epoll().map(chosen).context("epoll_create1"),
+        Some("io_uring") => {
+            return Poller::uring().map(chosen).context("MASTER_PROCESS_LOOP=io_uring: io_uring_setup");
+        }
         None | Some("") => {}
-        Some(other) => anyhow::bail!("MASTER_PROCESS_LOOP: {other:?} is neither io_uring nor epoll"),
+        Some(other) => anyhow::bail!("{LOOP}: {other:?} is neither io_uring nor epoll"),
     }
-    Poller::uring().or_else(|error| {
-        info!("io_uring unavailable: {error}; using epoll");
-        Poller::epoll().context("epoll_create1")
-    })
+    match Poller::uring() {
+        Ok(poller) => Ok(chosen(poller)),
+        Err(error) => {
+            let poller = Poller::epoll().context("epoll_create1")?;
+            Ok(ChosenPoller { poller, refused: Some(error) })
+        }
+    }
 }

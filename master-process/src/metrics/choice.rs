@@ -4,9 +4,12 @@ use crate::config::Monitor;
 
 /// The chosen source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chosen {
+pub enum Chosen {
+    /// A timer in the kernel.
     Ebpf,
+    /// The files of `/proc`.
     Procfs,
+    /// Nothing is measured.
     Off,
 }
 

@@ -33,6 +33,11 @@ enum Begins {
     Nothing,
 }
 
+/// The procfs source, or why it is unavailable.
+pub(super) fn open_procfs(scope: Scope) -> Result<Procfs, String> {
+    Procfs::new(scope).map_err(|error| format!("reading /proc: {error}"))
+}
+
 #[derive(Debug)]
 enum Source {
     /// The kernel takes the samples, and reports those that count.
@@ -81,7 +86,7 @@ impl Meter {
             Ok(())
         };
         let try_procfs = || {
-            procfs = Some(Box::new(Procfs::new(scope).map_err(|error| format!("reading /proc: {error}"))?));
+            procfs = Some(Box::new(open_procfs(scope)?));
             Ok(())
         };
         let decision = decide(wish, try_ebpf, try_procfs)?;

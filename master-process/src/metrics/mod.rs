@@ -3,12 +3,15 @@
 
 mod choice;
 pub mod ebpf;
+mod examination;
 mod exit_details;
 mod inspector;
 mod meter;
 pub mod procfs;
 mod threads;
 
+pub use choice::Chosen;
+pub use examination::{EbpfFacts, Examination, examine};
 pub use exit_details::{ExitDetails, Killer};
 pub use inspector::{Inspector, Members, Question, TIME_OUT};
 pub use meter::Meter;

@@ -58,12 +58,6 @@ impl From<&Config> for Settings {
 impl Settings {
     /// The number of slots that a reload replaces at a time, out of `slots`; at least 1.
     pub(super) fn batch_of(&self, slots: usize) -> usize {
-        match self.reload_batch {
-            Batch::All => slots.max(1),
-            Batch::Slots(n) => usize::try_from(n).unwrap_or(usize::MAX).max(1),
-            Batch::Percent(p) => {
-                (slots.saturating_mul(usize::try_from(p).unwrap_or(100))).div_ceil(100).max(1)
-            }
-        }
+        self.reload_batch.of(slots)
     }
 }

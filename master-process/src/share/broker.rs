@@ -67,8 +67,13 @@ impl Broker {
         if sockets.copies.files().next().is_some() {
             paths.set_used();
         }
-        let settings =
-            Settings { share, rules, access, notify_address: Vec::new(), can_copy: peer::can_copy() };
+        let settings = Settings {
+            share,
+            rules,
+            access,
+            notify_address: Vec::new(),
+            can_copy: peer::try_to_copy().is_ok(),
+        };
         let (expected, callers) = (Expected::default(), Callers::default());
         Ok(Broker { settings, expected, sockets, scans, callers, paths, occupants })
     }

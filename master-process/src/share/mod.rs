@@ -34,5 +34,6 @@ pub use listen_fds::{InheritedListeners, OpenError};
 pub use occupants::{Answerer, Takeover};
 pub use readiness::{Because, Missing};
 pub use report::Report;
+pub use selection::HostSelection;
 pub use sockets::Watch;
 pub use unix::{Access, Refused};

@@ -13,13 +13,44 @@ use crate::sys::reuseport::{self, Selector, Spread};
 /// when more sockets join.
 const FIRST_CAPACITY: u32 = 16;
 
-/// The selection method of this host.
+/// The selection method of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Method {
     /// `SO_ATTACH_REUSEPORT_EBPF`.
     Program,
     /// `SO_ATTACH_REUSEPORT_CBPF`; a sysctl decides whether queues move.
     Classic(Migration),
+}
+
+/// How this host selects the socket of a new connection.
+#[derive(Debug)]
+pub struct HostSelection {
+    /// Why no eBPF program does; `None`: one does.
+    pub program_refused: Option<io::Error>,
+    /// Whether the queue of a listener that closes moves to its siblings.
+    pub moves_queues: bool,
+}
+
+impl HostSelection {
+    /// Probes the host.
+    #[must_use]
+    pub fn probe() -> HostSelection {
+        match Selector::new(1, Spread::Random) {
+            Ok(_loads) => HostSelection { program_refused: None, moves_queues: true },
+            Err(error) => HostSelection {
+                program_refused: Some(error),
+                moves_queues: reuseport::migrates_without_program().unwrap_or(false),
+            },
+        }
+    }
+
+    fn method(&self) -> Method {
+        match (&self.program_refused, self.moves_queues) {
+            (None, _) => Method::Program,
+            (Some(_), true) => Method::Classic(Migration::Moves),
+            (Some(_), false) => Method::Classic(Migration::Resets),
+        }
+    }
 }
 
 /// The selectors of all addresses.
@@ -47,13 +78,7 @@ impl Selection {
     }
 
     fn method(&mut self) -> Method {
-        *self.method.get_or_insert_with(|| match Selector::new(1, Spread::Random) {
-            Ok(_loads) => Method::Program,
-            Err(_not_allowed) if reuseport::migrates_without_program().unwrap_or(false) => {
-                Method::Classic(Migration::Moves)
-            }
-            Err(_not_allowed) => Method::Classic(Migration::Resets),
-        })
+        *self.method.get_or_insert_with(|| HostSelection::probe().method())
     }
 
     /// Routes new connections of the address to these sockets, each with its number in the kernel's group.

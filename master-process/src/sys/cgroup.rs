@@ -98,12 +98,12 @@ pub struct Leftover(Folder);
 
 impl Supervisors {
     /// Makes the supervisor's cgroup, and finds those that earlier supervisors left beside it. `None`: no cgroup is
-    /// delegated to the supervisor.
+    /// delegated to the supervisor; [`why_undelegated`] has the reason.
     ///
     /// # Errors
     /// Those of mkdir(2) and open(2), if a cgroup is delegated.
     pub fn make() -> io::Result<Option<(Supervisors, Vec<Leftover>)>> {
-        let Some(path) = delegated() else { return Ok(None) };
+        let Ok(path) = delegated() else { return Ok(None) };
         let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty())?;
         let leftovers = leftovers(&parent);
         // A name with the pid alone is not unique: the kernel reuses pids, and a restarted container has the same pids
@@ -402,12 +402,29 @@ fn is_populated(folder: &OwnedFd) -> io::Result<bool> {
     Ok(read(folder, "cgroup.events")?.lines().any(|line| line == "populated 1"))
 }
 
+/// Why no cgroup is delegated to the supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undelegated {
+    /// The hierarchy of version 2 is not mounted here.
+    NotMounted,
+    /// The supervisor is in the root of the hierarchy, which belongs to the init system.
+    Root,
+    /// Nothing marks the cgroup as delegated.
+    Unmarked,
+}
+
+/// Why no cgroup is delegated to the supervisor; `None` if one is.
+#[must_use]
+pub fn why_undelegated() -> Option<Undelegated> {
+    delegated().err()
+}
+
 /// The directory of the supervisor's own cgroup, if the supervisor may divide it.
-fn delegated() -> Option<PathBuf> {
-    let Place { path: below, dir: path, .. } = place()?;
+fn delegated() -> Result<PathBuf, Undelegated> {
+    let Some(Place { path: below, dir: path, .. }) = place() else { return Err(Undelegated::NotMounted) };
     // The root of the whole hierarchy has no type, and only the init system may divide it.
     if !path.join("cgroup.type").exists() {
-        return None;
+        return Err(Undelegated::Root);
     }
     let marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
         let mut value = [0u8; 8];
@@ -419,7 +436,7 @@ fn delegated() -> Option<PathBuf> {
         use std::os::unix::fs::MetadataExt;
         metadata.uid() != 0 && metadata.uid() == rustix::process::geteuid().as_raw()
     });
-    (marked || own_namespace || is_ours).then_some(path)
+    if marked || own_namespace || is_ours { Ok(path) } else { Err(Undelegated::Unmarked) }
 }
 
 /// Whether the supervisor is in the first cgroup namespace, which has this inode number: `PROC_CGROUP_INIT_INO` of the

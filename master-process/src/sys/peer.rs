@@ -437,13 +437,14 @@ fn base(dir: RawFd) -> String {
     if dir == libc::AT_FDCWD { "cwd".to_owned() } else { format!("fd/{dir}") }
 }
 
-/// Whether this process can duplicate sockets of other processes.
-pub fn can_copy() -> bool {
-    let own = || -> io::Result<OwnedFd> {
-        let pidfd = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-        Ok(pidfd_getfd(&pidfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd.as_fd()), PidfdGetfdFlags::empty())?)
-    };
-    own().is_ok()
+/// Duplicates a descriptor of this process in the way in which [`Peer::copy`] duplicates those of other processes.
+///
+/// # Errors
+/// EPERM and ENOSYS if pidfd_getfd(2) is denied, as by container engines.
+pub fn try_to_copy() -> io::Result<()> {
+    let pidfd = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    let own = std::os::fd::AsRawFd::as_raw_fd(&pidfd.as_fd());
+    Ok(pidfd_getfd(&pidfd, own, PidfdGetfdFlags::empty()).map(drop)?)
 }
 
 fn open_directory(path: &str) -> io::Result<OwnedFd> {

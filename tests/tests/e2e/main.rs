@@ -11,6 +11,7 @@ mod daemons;
 mod deaths;
 mod default_limits;
 mod detached_children;
+mod doctor;
 mod faults;
 mod flood;
 mod fork_bomb;

@@ -16,6 +16,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
+use super::Leaves;
 use super::runtime::{self, is_trusted, open_directory};
 use crate::sys::bpf::{self, Map, bytes_of, bytes_of_mut};
 
@@ -113,14 +114,18 @@ pub(super) struct Shared {
 
 impl Shared {
     /// Opens the file for the programs of this release, and waits for its lock; `None` if it cannot be used.
-    pub(super) fn open(programs: &[u8]) -> Option<Shared> {
-        Shared::open_in(Path::new(runtime::DIRECTORY), programs)
+    pub(super) fn open(programs: &[u8], leaves: Leaves) -> Option<Shared> {
+        Shared::open_in(Path::new(runtime::DIRECTORY), programs, leaves)
     }
 
-    fn open_in(directory: &Path, programs: &[u8]) -> Option<Shared> {
+    fn open_in(directory: &Path, programs: &[u8], leaves: Leaves) -> Option<Shared> {
         let directory = open_directory(directory)?;
         let name = format!("death-programs-{:016x}", runtime::hash(programs));
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let flags = match leaves {
+            Leaves::Files => flags | OFlags::RDWR | OFlags::CREATE,
+            Leaves::Nothing => flags | OFlags::RDONLY,
+        };
         let mode = Mode::RUSR | Mode::WUSR;
         let file = File::from(rustix::fs::openat(&directory, name, flags, mode).ok()?);
         if !is_trusted(&file) || !file.metadata().ok()?.is_file() {
@@ -186,7 +191,7 @@ mod tests {
     #[test]
     fn a_file_of_another_boot_or_with_wrong_ids_names_no_set() {
         let directory = tempfile::tempdir().expect("a directory");
-        let open = || Shared::open_in(directory.path(), b"programs").expect("a file");
+        let open = || Shared::open_in(directory.path(), b"programs", Leaves::Files).expect("a file");
         assert!(open().find().is_none(), "it is empty");
         let boot = runtime::boot_id().expect("a boot id");
         let path =
@@ -223,21 +228,31 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_makes_no_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        assert!(Shared::open_in(directory.path(), b"programs", Leaves::Nothing).is_none());
+        assert_eq!(std::fs::read_dir(directory.path()).expect("ours").count(), 0);
+        drop(Shared::open_in(directory.path(), b"programs", Leaves::Files).expect("a file"));
+        let mut found = Shared::open_in(directory.path(), b"programs", Leaves::Nothing).expect("the file");
+        assert!(found.find().is_none(), "it is empty");
+    }
+
+    #[test]
     fn a_lock_that_is_not_released_is_not_waited_for() {
         let directory = tempfile::tempdir().expect("a directory");
-        let held = Shared::open_in(directory.path(), b"programs").expect("a file");
-        assert!(Shared::open_in(directory.path(), b"programs").is_none());
+        let held = Shared::open_in(directory.path(), b"programs", Leaves::Files).expect("a file");
+        assert!(Shared::open_in(directory.path(), b"programs", Leaves::Files).is_none());
         drop(held);
-        assert!(Shared::open_in(directory.path(), b"programs").is_some());
+        assert!(Shared::open_in(directory.path(), b"programs", Leaves::Files).is_some());
     }
 
     #[test]
     fn a_file_that_others_can_write_is_not_used() {
         let directory = tempfile::tempdir().expect("a directory");
-        drop(Shared::open_in(directory.path(), b"programs").expect("a file"));
+        drop(Shared::open_in(directory.path(), b"programs", Leaves::Files).expect("a file"));
         let path =
             std::fs::read_dir(directory.path()).expect("ours").next().expect("a file").expect("ours").path();
         std::fs::set_permissions(&path, Permissions::from_mode(0o666)).expect("ours");
-        assert!(Shared::open_in(directory.path(), b"programs").is_none());
+        assert!(Shared::open_in(directory.path(), b"programs", Leaves::Files).is_none());
     }
 }

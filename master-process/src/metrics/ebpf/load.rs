@@ -18,6 +18,7 @@ use super::kernel_offsets::{kernel_functions, kernel_offsets};
 use super::load_error::LoadError;
 use super::object::{self, LoadParams, Loaded};
 use super::offset_cache::{self, KernelTypes};
+use super::{Leaves, Settings};
 use crate::config::Scope;
 use crate::sys::bpf::{self, Map, Mapping, Ring, Shared as SharedType};
 
@@ -77,13 +78,14 @@ impl Running {
 ///
 /// # Errors
 /// What the kernel refused or lacks.
-pub(super) fn start(scope: Scope, accounts: u32, interval: Duration) -> Result<Running, LoadError> {
+pub(super) fn start(settings: Settings, accounts: u32) -> Result<Running, LoadError> {
+    let Settings { scope, interval, leaves, thresholds: _ } = settings;
     let namespace = std::fs::metadata(NAMESPACE).map_err(|error| LoadError::new(NAMESPACE, error))?;
     let in_first_namespace = namespace.st_ino() == FIRST_NAMESPACE;
     // The kernel's encoding has the minor number in the low 20 bits, unlike that of stat(2).
     let device = namespace.st_dev();
     let device = u64::from(rustix::fs::major(device)) << 20 | u64::from(rustix::fs::minor(device));
-    let KernelTypes { offsets, functions } = kernel_types(in_first_namespace)?;
+    let KernelTypes { offsets, functions } = kernel_types(in_first_namespace, leaves)?;
     let params = Params {
         tree: match scope {
             Scope::Worker => 0,
@@ -91,7 +93,7 @@ pub(super) fn start(scope: Scope, accounts: u32, interval: Duration) -> Result<R
         },
         page_shift: rustix::param::page_size().trailing_zeros(),
     };
-    let mut shared = Shared::open(object::bytes());
+    let mut shared = Shared::open(object::bytes(), leaves);
     let found = shared.as_mut().and_then(Shared::find);
     let records = if shared.is_some() { HOST_ENTRIES } else { accounts };
     if found.is_some() {
@@ -118,7 +120,8 @@ pub(super) fn start(scope: Scope, accounts: u32, interval: Duration) -> Result<R
         Some(found) => found,
         None => attach(&mut loaded)?,
     };
-    if let Some(shared) = &mut shared
+    if leaves == Leaves::Files
+        && let Some(shared) = &mut shared
         && let Err(error) = shared.keep(&death_programs)
     {
         tracing::debug!("the programs that record signals are not shared: {error}");
@@ -150,8 +153,14 @@ fn attach(loaded: &mut Loaded) -> Result<DeathPrograms, LoadError> {
     Ok(DeathPrograms { records: map(loaded, death_programs::MAP)?, sees_oom, links, tidied: None })
 }
 
+/// Looks up what the programs need to know of the kernel.
+pub(super) fn find_kernel_types() -> Result<(), LoadError> {
+    let namespace = std::fs::metadata(NAMESPACE).map_err(|error| LoadError::new(NAMESPACE, error))?;
+    kernel_types(namespace.st_ino() == FIRST_NAMESPACE, Leaves::Nothing).map(drop)
+}
+
 /// The offsets of this kernel, from the last supervisor that looked them up, or from the kernel's type information.
-fn kernel_types(in_first_namespace: bool) -> Result<KernelTypes, LoadError> {
+fn kernel_types(in_first_namespace: bool, leaves: Leaves) -> Result<KernelTypes, LoadError> {
     let refused = |error: &dyn std::fmt::Display| LoadError::new(BTF, error);
     let mut file = File::open(BTF).map_err(|error| refused(&error))?;
     let key = offset_cache::key(&file, object::bytes(), in_first_namespace);
@@ -165,7 +174,9 @@ fn kernel_types(in_first_namespace: bool) -> Result<KernelTypes, LoadError> {
     let functions = kernel_functions(&btf, in_first_namespace).map_err(|error| refused(&error))?;
     let offsets = kernel_offsets(&btf).map_err(|error| refused(&error))?;
     let types = KernelTypes { offsets, functions };
-    if let Some(key) = &key {
+    if leaves == Leaves::Files
+        && let Some(key) = &key
+    {
         offset_cache::write(key, &types);
     }
     Ok(types)

@@ -66,6 +66,17 @@ struct Settings {
     scope: Scope,
     interval: Duration,
     thresholds: Thresholds,
+    /// Whether other supervisors can use what this one finds out and attaches.
+    leaves: Leaves,
+}
+
+/// What other supervisors can use of what this one finds out and attaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaves {
+    /// The offsets of the kernel, and the programs that record signals.
+    Files,
+    /// Nothing: the programs are only tried.
+    Nothing,
 }
 
 /// An ended worker has its account until its end is reported, and a reload doubles the workers.
@@ -75,6 +86,19 @@ const MOST_CHILDREN: usize = 1024;
 const MIN_WORKERS: u32 = 16;
 /// The number of accounts in a page.
 const PER_PAGE: u32 = 32;
+
+/// The number of workers to make room for.
+fn accounts_for(workers: u32) -> u32 {
+    workers.saturating_mul(ACCOUNTS_PER_WORKER).max(MIN_WORKERS)
+}
+
+/// Finds what the programs need in the type information of the kernel.
+///
+/// # Errors
+/// The file is absent, not readable, or lacks something.
+pub fn find_kernel_types() -> Result<(), LoadError> {
+    load::find_kernel_types()
+}
 
 impl Ebpf {
     /// Loads the programs for this number of workers, and takes a sample at each `interval`.
@@ -87,8 +111,27 @@ impl Ebpf {
         interval: Duration,
         thresholds: Thresholds,
     ) -> Result<Ebpf, LoadError> {
-        let workers = workers.saturating_mul(ACCOUNTS_PER_WORKER).max(MIN_WORKERS);
-        Ebpf::load_for(workers, Settings { scope, interval, thresholds })
+        Ebpf::load_for(accounts_for(workers), Settings { scope, interval, thresholds, leaves: Leaves::Files })
+    }
+
+    /// Loads the programs as [`Self::load`] does, and leaves no file for other supervisors.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub fn try_out(
+        scope: Scope,
+        workers: u32,
+        interval: Duration,
+        thresholds: Thresholds,
+    ) -> Result<Ebpf, LoadError> {
+        let settings = Settings { scope, interval, thresholds, leaves: Leaves::Nothing };
+        Ebpf::load_for(accounts_for(workers), settings)
+    }
+
+    /// Whether kills by the kernel's OOM killer are recorded.
+    #[must_use]
+    pub fn sees_oom(&self) -> bool {
+        self.running.death_programs.sees_oom
     }
 
     fn load_for(workers: u32, settings: Settings) -> Result<Ebpf, LoadError> {
@@ -96,7 +139,7 @@ impl Ebpf {
         let accounts = workers.saturating_mul(2).next_multiple_of(PER_PAGE);
         let adopted = accounts - 1 - workers;
         Ok(Ebpf {
-            running: load::start(settings.scope, accounts, settings.interval)?,
+            running: load::start(settings, accounts)?,
             accounts: Accounts::new(workers, adopted),
             clock: Clock::new(),
             settings,

@@ -39,6 +39,35 @@ pub fn open(user: WorkerUser<'_>) -> io::Result<Opened> {
     Ok(Opened { socket, failed, is_private: false })
 }
 
+/// Removes the base directory for root when it is dropped, if it did not exist before and is empty: for a trial, which
+/// leaves nothing behind.
+#[derive(Debug)]
+pub struct BaseGuard {
+    existed: bool,
+}
+
+impl BaseGuard {
+    /// To be made before [`open`], and dropped after the socket.
+    #[must_use]
+    pub fn new() -> BaseGuard {
+        BaseGuard { existed: Path::new(ROOT_BASE).symlink_metadata().is_ok() }
+    }
+}
+
+impl Default for BaseGuard {
+    fn default() -> BaseGuard {
+        BaseGuard::new()
+    }
+}
+
+impl Drop for BaseGuard {
+    fn drop(&mut self) {
+        if !self.existed {
+            let _in_use_or_not_made = std::fs::remove_dir(ROOT_BASE);
+        }
+    }
+}
+
 /// The base directories in order of preference.
 fn bases(var: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Vec<PathBuf> {
     // systemd separates several directories by colons: systemd.exec(5).

@@ -21,7 +21,7 @@ use rustix::process::{Gid, Pid, Uid};
 
 use super::pidfd;
 use directory::{PrivateDirectory, supervisor_of};
-pub use location::{Opened, open};
+pub use location::{BaseGuard, Opened, open};
 pub use protocol::{ParsedMessage, parse};
 use received_fds::ReceivedFds;
 

@@ -22,6 +22,8 @@ pub struct Launch {
     pub(super) receiver: Option<OwnedFd>,
     /// Whether the child was started in the requested cgroup.
     pub(super) in_cgroup: bool,
+    /// Whether clone3(2) started it.
+    pub(super) by_clone3: bool,
 }
 
 /// A start that has succeeded or failed; [`Spawner::result`](super::Spawner::result) returns the result.

@@ -107,6 +107,17 @@ pub struct Spawned {
     pub listener: Option<OwnedFd>,
     /// Whether it was started in the requested cgroup: `CLONE_INTO_CGROUP`.
     pub in_cgroup: bool,
+    /// Whether clone3(2) started it. Otherwise clone(2) did.
+    pub by_clone3: bool,
+}
+
+/// A child that was cloned.
+#[derive(Debug)]
+struct Cloned {
+    pid: Pid,
+    pidfd: OwnedFd,
+    in_cgroup: bool,
+    by_clone3: bool,
 }
 
 /// The steps of a start.
@@ -313,7 +324,9 @@ impl Spawner {
             result => result,
         };
         match started {
-            Ok((pid, pidfd, in_cgroup)) => Ok(Launch { memory, pid, pidfd, receiver, in_cgroup }),
+            Ok(Cloned { pid, pidfd, in_cgroup, by_clone3 }) => {
+                Ok(Launch { memory, pid, pidfd, receiver, in_cgroup, by_clone3 })
+            }
             Err(error) => {
                 memory.mark_free();
                 self.keep(memory);
@@ -327,7 +340,7 @@ impl Spawner {
     /// # Errors
     /// The call that failed, and its errno. The child has been reaped then.
     pub fn result(&mut self, over: FinishedLaunch) -> Result<Spawned, SpawnError> {
-        let Launch { memory, pid, pidfd, receiver, in_cgroup } = over.0;
+        let Launch { memory, pid, pidfd, receiver, in_cgroup, by_clone3 } = over.0;
         let report = memory.report();
         let number = report.map_or(-1, |report| report.listener);
         let listener = match receiver {
@@ -343,7 +356,7 @@ impl Spawner {
         });
         self.keep(memory);
         let Some(failure) = failure else {
-            return Ok(Spawned { pid, pidfd, listener, in_cgroup });
+            return Ok(Spawned { pid, pidfd, listener, in_cgroup, by_clone3 });
         };
         // The child is about to exit or has exited, so this waits only for the kernel's last steps.
         let _exit_127 = super::pidfd::wait(pidfd.as_fd());
@@ -365,12 +378,8 @@ impl Spawner {
         self.stacks.truncate(SPARE_STACKS);
     }
 
-    /// Returns pid, pidfd, and whether the child is in the cgroup: clone(2) cannot set it.
-    fn clone_child(
-        &self,
-        memory: &Memory,
-        cgroup: Option<RawFd>,
-    ) -> Result<(Pid, OwnedFd, bool), SpawnError> {
+    /// clone(2), where clone3(2) is denied, cannot put the child into the cgroup.
+    fn clone_child(&self, memory: &Memory, cgroup: Option<RawFd>) -> Result<Cloned, SpawnError> {
         let mut pidfd: c_int = -1;
         let table = if self.shares_table { libc::CLONE_FILES } else { 0 };
         let flags = libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | table;
@@ -387,7 +396,7 @@ impl Spawner {
             args.flags |= CLONE_INTO_CGROUP;
             args.cgroup = u64::try_from(cgroup).unwrap_or(0);
         }
-        let mut in_cgroup = cgroup.is_some();
+        let (mut in_cgroup, mut by_clone3) = (cgroup.is_some(), true);
         // SAFETY: the stack is a separate mapping that only this child uses. `Memory` frees neither the stack nor what
         // `shared` points to before the kernel has reported that the child has left our memory. The child writes to
         // nothing else: it makes its system calls without the C library and its errno. The signal handlers are the
@@ -396,7 +405,7 @@ impl Spawner {
             let shared = memory.shared.as_ptr().cast();
             match clone3(&args, child, shared) {
                 refused if refused == -c_long::from(libc::ENOSYS) => {
-                    in_cgroup = false;
+                    (in_cgroup, by_clone3) = (false, false);
                     clone(&args, child, shared)
                 }
                 result => result,
@@ -409,7 +418,8 @@ impl Spawner {
         let pid = c_int::try_from(result).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or(SpawnError::new(SpawnStep::Clone, libc::EINVAL))?;
         // SAFETY: clone3 succeeded with CLONE_PIDFD, so it stored a new descriptor that nothing else owns.
-        Ok((pid, unsafe { OwnedFd::from_raw_fd(pidfd) }, in_cgroup))
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        Ok(Cloned { pid, pidfd, in_cgroup, by_clone3 })
     }
 }
 

@@ -85,6 +85,21 @@ pub(in crate::sys) fn option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc:
     (result == 0).then(|| value[..value.len().min(length as usize)].to_vec())
 }
 
+/// The value of an option that is a 64-bit number; the kernel refuses a buffer of another length for those.
+pub(in crate::sys) fn number_option(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+) -> Option<u64> {
+    let mut value = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `value`, which outlives the call.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, std::ptr::from_mut(&mut value).cast(), &mut length)
+    };
+    (result == 0).then_some(value)
+}
+
 /// Sets an option; errors are ignored.
 pub(in crate::sys) fn set_option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &[u8]) {
     let length = libc::socklen_t::try_from(value.len()).unwrap_or(0);

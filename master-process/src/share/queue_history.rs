@@ -50,6 +50,8 @@ pub(super) struct QueueHistory {
     /// The addresses whose queue was full, each with the last time.
     full: Vec<(String, Time)>,
     overflows: Option<Overflows>,
+    /// `ListenDrops` when all queues were read last.
+    listen_drops: Option<u64>,
     pub(super) unix: UnixQueues,
 }
 
@@ -59,6 +61,12 @@ impl QueueHistory {
         if self.overflows.is_none() {
             self.has_overflowed(now);
         }
+    }
+
+    /// Whether a listener of our network namespace may have dropped a connection request since the last call.
+    pub(super) fn may_have_dropped(&mut self) -> bool {
+        let count = accept_queue::listen_counters().map(|all| all.drops).ok();
+        count.is_none() || std::mem::replace(&mut self.listen_drops, count) != count
     }
 
     /// The drops of all listeners, counted once.
@@ -71,8 +79,15 @@ impl QueueHistory {
         self.by_slot.get(&slot).copied().unwrap_or(0)
     }
 
-    /// Reads a queue and counts its new drops for these slots. `None`: the kernel does not tell.
-    pub(super) fn read(&mut self, copies: &mut Copies, socket: &Socket, slots: &[u32]) -> Option<Reading> {
+    /// Reads a queue and counts its new drops for these slots, unless there can be none. `None`: the kernel does not
+    /// tell.
+    pub(super) fn read(
+        &mut self,
+        copies: &mut Copies,
+        socket: &Socket,
+        slots: &[u32],
+        may_have_dropped: bool,
+    ) -> Option<Reading> {
         let open = copies.get_mut(socket.id)?;
         // The worker may be the next one of its slot, which took the listener of a stalled worker over.
         let stalled_since = open.stall.stalled_since().filter(|_| socket.stalled);
@@ -81,7 +96,7 @@ impl QueueHistory {
             return Some(Reading { queue, drops: None, new_drops: 0, stalled_since });
         }
         let queue = accept_queue::of_tcp(open.fd())?;
-        let new_drops = self.count_drops(open, slots);
+        let new_drops = if may_have_dropped { self.count_drops(open, slots) } else { 0 };
         Some(Reading { queue, drops: Some(open.drops), new_drops, stalled_since })
     }
 
@@ -135,7 +150,7 @@ impl QueueHistory {
         if let Some(last) = self.overflows.filter(|last| now.since(last.read_at) < OVERFLOWED_VALID) {
             return last.has_grown;
         }
-        let Ok(count) = accept_queue::overflows() else { return false };
+        let Ok(count) = accept_queue::listen_counters().map(|all| all.overflows) else { return false };
         let has_grown = self.overflows.is_some_and(|last| count > last.count);
         self.overflows = Some(Overflows { read_at: now, count, has_grown });
         has_grown

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::socket_options::{number_option, option};
+use super::socket_options::read_option;
 use super::sockets::new_unix;
 
 /// `SO_MEMINFO` and `SO_NETNS_COOKIE` of `<asm-generic/socket.h>`; Linux 4.12 and 5.14.
@@ -50,7 +50,8 @@ impl AcceptQueue {
 pub fn of_tcp(fd: BorrowedFd<'_>) -> Option<AcceptQueue> {
     /// `TCP_LISTEN` of `<net/tcp_states.h>`.
     const LISTEN: u8 = 10;
-    let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    let mut info = [0; SACKED_AT + 4];
+    let info = read_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
     let number = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
     if info.first() != Some(&LISTEN) {
         return None;
@@ -65,18 +66,30 @@ pub fn of_tcp(fd: BorrowedFd<'_>) -> Option<AcceptQueue> {
 /// sockets drop nothing.
 #[must_use]
 pub fn drops(fd: BorrowedFd<'_>) -> Option<u32> {
-    let info = option(fd, libc::SOL_SOCKET, SO_MEMINFO)?;
+    let mut info = [0; (MEMINFO_DROPS + 1) * 4];
+    let info = read_option(fd, libc::SOL_SOCKET, SO_MEMINFO, &mut info)?;
     info.get(MEMINFO_DROPS * 4..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
 }
 
-/// How often a TCP listener in our network namespace had no room in its accept queue: `ListenOverflows` of
-/// `/proc/net/netstat`, which proc_net(5) describes.
+/// What all TCP listeners of our network namespace have dropped; `/proc/net/netstat`, proc_net(5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenCounters {
+    /// `ListenOverflows`: how often there was no room in an accept queue.
+    pub overflows: u64,
+    /// `ListenDrops`: the same, and connection requests that were dropped for other reasons.
+    pub drops: u64,
+}
+
+/// Reads the counters of all TCP listeners.
 ///
 /// # Errors
-/// Those of reading the file; it has no such counter.
-pub fn overflows() -> io::Result<u64> {
-    counter(&std::fs::read_to_string("/proc/thread-self/net/netstat")?, "TcpExt:", "ListenOverflows")
-        .ok_or_else(|| io::Error::other("no ListenOverflows in netstat"))
+/// Those of reading the file; it has no such counters.
+pub fn listen_counters() -> io::Result<ListenCounters> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
+    let read = |name| {
+        counter(&text, "TcpExt:", name).ok_or_else(|| io::Error::other(format!("no {name} in netstat")))
+    };
+    Ok(ListenCounters { overflows: read("ListenOverflows")?, drops: read("ListenDrops")? })
 }
 
 /// The value of a counter. A line with names comes before a line with the values in the same order.
@@ -108,7 +121,10 @@ pub fn count_unix_sockets() -> io::Result<usize> {
 #[must_use]
 pub fn somaxconn_of(fd: BorrowedFd<'_>) -> Option<u32> {
     let ours = new_unix().ok()?;
-    let cookie = |fd| number_option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE);
+    let cookie = |fd| {
+        let mut cookie = [0; 8];
+        read_option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie).map(<[u8]>::to_vec)
+    };
     if cookie(fd) != cookie(ours.as_fd()) {
         return None;
     }
@@ -149,7 +165,7 @@ mod tests {
             let fd = listener.as_fd();
             assert_eq!(of_tcp(fd), Some(AcceptQueue { length: 0, limit: 2 }));
             assert_eq!(drops(fd), Some(0));
-            let before = overflows().expect("counted");
+            let before = listen_counters().expect("counted");
             let _clients: Vec<OwnedFd> = (0..3).map(|_| request(address)).collect();
             eventually(TIMEOUT, "one more than the limit is queued", || {
                 of_tcp(fd).is_some_and(|queue| queue.length == 3)
@@ -158,7 +174,8 @@ mod tests {
             assert_eq!(drops(fd), Some(0), "all had room");
             let _further: Vec<OwnedFd> = (0..2).map(|_| request(address)).collect();
             eventually(TIMEOUT, "their requests are dropped", || drops(fd).is_some_and(|drops| drops >= 2));
-            assert!(overflows().expect("counted") >= before + 2);
+            let after = listen_counters().expect("counted");
+            assert!(after.overflows >= before.overflows + 2 && after.drops >= before.drops + 2, "{after:?}");
             assert_eq!(of_tcp(fd).map(|queue| queue.length), Some(3));
             let _accepted = listener.accept().expect("one is queued");
             assert!(!of_tcp(fd).is_some_and(AcceptQueue::is_full));

@@ -316,3 +316,18 @@ fn a_worker_hangs_since_the_first_check_in_which_its_queue_did_not_move() {
     sockets.check_queue(&mut scans, at(17), id);
     assert_eq!(since(&mut sockets), None);
 }
+
+#[test]
+fn drops_are_counted_among_many_queues_too() {
+    let mut sockets = no_sockets();
+    (0..MANY).for_each(|number| {
+        let (slot, serial) = (u32::try_from(number).expect("small"), number as u64);
+        start(&mut sockets, slot, serial);
+        listen(&mut sockets, serial, "127.0.0.1:0", 1);
+    });
+    let (id, address) = listen(&mut sockets, 7, "127.0.0.1:0", 1);
+    sockets.accept_queues(at(1));
+    let (_clients, drops) = overflow(&sockets, id, address);
+    let counted = sockets.accept_queues(at(2)).slot(7).and_then(|slot| slot.drops);
+    assert!(counted >= Some(u64::from(drops)), "{counted:?} {drops}");
+}

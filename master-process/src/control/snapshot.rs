@@ -49,6 +49,9 @@ pub struct Snapshot {
     /// The connections in the accept queues of all workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_length: Option<u64>,
+    /// Whether an accept queue that gets new connections is full.
+    #[serde(default)]
+    pub queue_full: bool,
     /// The restarts in the last hour that nobody asked for.
     pub restarts_last_hour: u64,
     /// The addresses on which workers listen.

@@ -141,7 +141,7 @@ pub(super) fn watch_queues(cx: &mut Context) {
 /// Checks whether the queue of a socket moves.
 pub(super) fn check_queue(cx: &mut Context, inode: u64) {
     match cx.broker.check_queue(cx.now(), inode) {
-        Watch::ForConnections => cx.broker.watch_queue(inode),
+        Watch::ForConnections => cx.broker.watch_queue(cx.now(), inode),
         Watch::Soon => cx.schedule(QUEUE_CHECK_AFTER, Deferred::Queue(inode)),
         Watch::Over => {}
     }
@@ -226,6 +226,10 @@ impl Calls {
             Report::TooManyListeners { worker, .. } => {
                 warn!(worker = worker.slot, "{} {report}", cx.workers.name(*worker));
             }
+            Report::QueueFull { worker: Some(worker), address, .. } => {
+                warn!(worker = worker.slot, address, "{}: {report}", cx.workers.name(*worker));
+            }
+            Report::QueueFull { worker: None, address, .. } => warn!(address, "{report}"),
             Report::Accepts { worker, address } => {
                 info!(worker = worker.slot, address, "{} {report}", cx.workers.name(*worker));
             }

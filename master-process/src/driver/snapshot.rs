@@ -8,6 +8,7 @@ use crate::control::{
     Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker, WorkerState, seconds, time,
 };
 use crate::policy::{self, WorkerView};
+use crate::share::{AcceptQueues, QueueTotals};
 
 /// What does not change while the supervisor runs.
 #[derive(Debug, Clone)]
@@ -21,7 +22,8 @@ pub(super) struct Identity {
 /// The state now.
 pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
     let uptime = cx.journal.uptime();
-    let workers = workers(cx, identity);
+    let queues = cx.broker.accept_queues(cx.now());
+    let workers = workers(cx, identity, &queues);
     let (wanted, generation) = (cx.policy.wanted(), cx.policy.generation());
     let is_hung = |slot| {
         let serves = |worker: &&Worker| worker.slot == slot && worker.state == WorkerState::Hung;
@@ -56,7 +58,9 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
         limits_paused: cx.policy.is_paused(),
         cpu_cores: cpu.map(|percent| (percent * 10.0).round() / 1000.0),
         memory_bytes: sum(|worker| worker.memory_bytes),
-        queue_length: sum(|worker| worker.queue_length),
+        // A queue that several workers share counts once.
+        queue_length: workers.iter().any(|worker| worker.queue_length.is_some()).then_some(queues.length),
+        queue_full: queues.is_any_full,
         restarts_last_hour: cx.journal.restarts_last_hour(uptime),
         addresses: cx.broker.addresses(),
         reload: reload(cx),
@@ -101,27 +105,29 @@ fn serves(cx: &Context, view: &WorkerView, generation: u32) -> bool {
     is_of && matches!(view.state, policy::WorkerState::Ready | policy::WorkerState::OverLimit)
 }
 
-fn workers(cx: &Context, identity: &Identity) -> Vec<Worker> {
+fn workers(cx: &Context, identity: &Identity, queues: &AcceptQueues) -> Vec<Worker> {
     let mut rows = Vec::new();
     for slot in 0..cx.policy.count_slots() {
         let first = rows.len();
         for view in cx.policy.workers_of(slot) {
             if let Some(entry) = cx.workers.get(view.worker.serial) {
-                rows.push(row(cx, identity, &view, entry));
+                let queue = queues.worker(view.worker.serial);
+                rows.push(row(cx, identity, &view, entry, queue));
             }
         }
         if rows.len() == first && slot < cx.policy.wanted() {
             rows.push(empty(cx, slot));
         }
         if let Some(row) = rows.get_mut(first) {
-            add_slot(cx, row);
+            add_slot(cx, row, queues.slot(slot));
         }
     }
     rows
 }
 
 /// What belongs to the slot, not to one of its workers.
-fn add_slot(cx: &Context, row: &mut Worker) {
+fn add_slot(cx: &Context, row: &mut Worker, queue: Option<&QueueTotals>) {
+    row.queue_drops_total = queue.and_then(|queue| queue.drops);
     let before = cx.journal.cpu_of(row.slot);
     if row.cpu_seconds_total.is_some() || !before.is_zero() {
         row.cpu_seconds_total = Some(row.cpu_seconds_total.unwrap_or_default() + seconds(before));
@@ -131,7 +137,13 @@ fn add_slot(cx: &Context, row: &mut Worker) {
     row.failed_starts = cx.policy.failed_starts(row.slot);
 }
 
-fn row(cx: &Context, identity: &Identity, view: &WorkerView, entry: &Entry) -> Worker {
+fn row(
+    cx: &Context,
+    identity: &Identity,
+    view: &WorkerView,
+    entry: &Entry,
+    queue: Option<&QueueTotals>,
+) -> Worker {
     let used = cx.meter.usage(view.worker);
     let usage = used.map(|(usage, _)| usage);
     let percent = usage.and_then(|usage| usage.before).filter(|before| before.span_ns > 0).map(|before| {
@@ -164,6 +176,8 @@ fn row(cx: &Context, identity: &Identity, view: &WorkerView, entry: &Entry) -> W
         memory_bytes: usage.map(|usage| usage.memory),
         memory_peak_bytes: used.map(|(usage, peak)| peak.max(usage.memory)),
         memory_limit_bytes: identity.memory_limit.filter(|_| cx.policy.limits_memory_of(view.worker)),
+        queue_length: queue.map(|queue| queue.length),
+        queue_limit: queue.map(|queue| u64::from(queue.fullest.limit)),
         hung_address: hung.filter(|_| state == WorkerState::Hung).map(|(_, address)| address.clone()),
         ..none(view.worker.slot)
     }

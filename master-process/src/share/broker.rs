@@ -17,6 +17,7 @@ use super::listening;
 use super::occupants::{Occupants, Takeover};
 use super::path_use::Paths;
 use super::paths;
+use super::queues::AcceptQueues;
 use super::readiness::{Expected, Missing};
 use super::report::Report;
 use super::scans::{Found, Owners, Question, Scans, WaitingCall};
@@ -147,6 +148,9 @@ impl Broker {
     /// A worker's process has started.
     pub fn launched(&mut self, worker: WorkerId, pid: Pid) {
         self.scans.launched(worker.serial, pid);
+        if self.sockets.has_permanent_path() {
+            self.sockets.try_unix_queues(&mut self.scans, worker.serial);
+        }
     }
 
     /// Sets the known workers of adopted processes.
@@ -308,6 +312,7 @@ impl Broker {
                 }
                 Found::Holder(_, Holder::Unowned | Holder::Unknown) | Found::Epoll(_) => {}
                 Found::Unaccepted(id, waiting) => self.sockets.confirm_stall(now, id, waiting),
+                Found::UnixQueues(listed) => self.sockets.history.unix.set_listed(listed),
                 Found::Listeners(listeners) => self.report_bypasses(serial, &listeners),
             }
         }
@@ -385,8 +390,8 @@ impl Broker {
     }
 
     /// Watches a socket for the next connection.
-    pub fn watch_queue(&mut self, id: u64) {
-        self.sockets.watch_queue(id);
+    pub fn watch_queue(&mut self, now: Time, id: u64) {
+        self.sockets.watch_queue(now, id);
     }
 
     /// Whether connections wait for a worker that is out of rotation.
@@ -394,7 +399,12 @@ impl Broker {
         self.sockets.queue(serial)
     }
 
-    /// Checks a queue that got a connection a moment ago: does its worker accept?
+    /// The accept queues of all workers. Reports the full ones.
+    pub fn accept_queues(&mut self, now: Time) -> AcceptQueues {
+        self.sockets.accept_queues(now)
+    }
+
+    /// Checks a queue that got a connection a moment ago: does its worker accept, and was there room?
     pub fn check_queue(&mut self, now: Time, id: u64) -> Watch {
         self.sockets.check_queue(&mut self.scans, now, id)
     }

@@ -19,6 +19,10 @@ pub(super) struct OpenSocket {
     /// The requested length of the queue; `None`: it does not listen.
     pub(super) backlog: Option<i32>,
     pub(super) stall: StallDetector,
+    /// The kernel's counter of drops when it was read last.
+    pub(super) drops: u32,
+    /// The slot that has it alone, or had it last.
+    pub(super) last_slot: Option<u32>,
 }
 
 impl OpenSocket {
@@ -56,7 +60,8 @@ pub(super) struct Copies {
 
 impl Copies {
     pub(super) fn insert(&mut self, id: SocketId, fd: OwnedFd) -> &mut OpenSocket {
-        self.copies.entry(id).or_insert(OpenSocket { fd, backlog: None, stall: StallDetector::default() })
+        let stall = StallDetector::default();
+        self.copies.entry(id).or_insert(OpenSocket { fd, backlog: None, stall, drops: 0, last_slot: None })
     }
 
     pub(super) fn get(&self, id: SocketId) -> Option<&OpenSocket> {

@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 
 use super::address::Key;
-use super::call::{Call, Decision, Listens, Reply, answer, is_for_all};
+use super::call::{Call, Decision, Listens, Reply, answer};
 use super::caller_socket::{CallerSocket, bound_key};
 use super::callers::Caller;
 use super::core::{Scope, SocketId};
@@ -144,9 +144,13 @@ fn activate(call: &mut Call<'_>, id: SocketId, key: &Key, first: bool) {
     if is_new {
         call.sockets.report(Report::Listening { address: key.to_string() });
     }
-    let watched = call.sockets.core.socket(id).is_some_and(|socket| !is_for_all(socket.scope));
+    // With `--share shared` the supervisor takes no part in requests.
+    let watched = call.sockets.core.socket(id).is_some_and(|socket| socket.scope != Scope::Shared);
     if first && watched {
-        call.sockets.watch_queue(id);
+        call.sockets.watch_queue(call.now, id);
+    }
+    if !key.has_group() {
+        call.sockets.try_unix_queues(call.scans, call.worker.serial);
     }
     call.sockets.reconcile(call.now);
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::policy::WorkerId;
+use crate::sys::accept_queue::AcceptQueue;
 
 /// A log event.
 #[derive(Debug)]
@@ -101,11 +102,70 @@ pub enum Report {
         /// The reason.
         error: io::Error,
     },
+    /// The accept queue of an address is full, or was since it was read last.
+    QueueFull {
+        /// The worker that has the listener alone.
+        worker: Option<WorkerId>,
+        /// The address.
+        address: String,
+        /// The queue.
+        queue: FullQueue,
+    },
     /// No worker listens on an address any more.
     Closed {
         /// The address.
         address: String,
     },
+}
+
+/// An accept queue that is full, or was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FullQueue {
+    /// The queue, as it is now.
+    pub queue: AcceptQueue,
+    /// Whether it is that of a Unix socket.
+    pub is_unix: bool,
+    /// The backlog that the program passed to `listen`; `None`: the service manager called it.
+    pub backlog: Option<i32>,
+    /// Whether it is the same one after a reload. `listen` is not called again for it then, so it keeps its limit.
+    pub survives_reload: bool,
+    /// `net.core.somaxconn` of its network namespace; `None`: unknown.
+    pub somaxconn: Option<u32>,
+}
+
+impl fmt::Display for FullQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AcceptQueue { length, limit } = self.queue;
+        match self.queue.is_full() {
+            true => write!(f, "is full ({length} connections, limit {limit}), ")?,
+            false => write!(f, "was full (limit {limit}), ")?,
+        }
+        f.write_str(match (self.is_unix, self.queue.is_full()) {
+            (true, _) => "new connections wait or get EAGAIN: ",
+            (false, true) => "new connections are dropped: ",
+            (false, false) => "connections were dropped: ",
+        })?;
+        let backlog = match self.backlog {
+            Some(backlog) => format!("listen was called with a backlog of {backlog}"),
+            None => "the service manager called listen".to_owned(),
+        };
+        let somaxconn = match self.somaxconn {
+            Some(number) => format!("net.core.somaxconn is {number}"),
+            None => "net.core.somaxconn of its network namespace is not known".to_owned(),
+        };
+        // A negative backlog is the largest one: listen(2) takes the number as unsigned.
+        let is_capped = self.backlog.is_some_and(|backlog| backlog.cast_unsigned() > limit);
+        let was_raised = self.somaxconn.is_some_and(|now| now > limit);
+        let remedy = match (self.backlog, is_capped, was_raised, self.survives_reload) {
+            (None, ..) => "raise it and Backlog= of the socket unit",
+            (Some(_), false, ..) => "pass a larger backlog",
+            (Some(_), true, false, false) => "raise it and reload",
+            (Some(_), true, false, true) => "raise it and restart the supervisor",
+            (Some(_), true, true, false) => "it was less then: reload",
+            (Some(_), true, true, true) => "it was less then: restart the supervisor",
+        };
+        write!(f, "{backlog}, {somaxconn}; {remedy}, or use more workers")
+    }
 }
 
 impl fmt::Display for Report {
@@ -156,6 +216,7 @@ impl fmt::Display for Report {
                     "cannot watch a queue: epoll_ctl: {error}; a worker that stops accepting may go unnoticed"
                 )
             }
+            Report::QueueFull { address, queue, .. } => write!(f, "accept queue of {address} {queue}"),
             Report::Closed { address } => write!(f, "closed {address}: no worker listens on it"),
         }
     }
@@ -172,6 +233,37 @@ fn without_call(why: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_queue_names_what_limits_it_and_what_to_do() {
+        let line = |length, limit, backlog, somaxconn, is_unix| {
+            let queue = AcceptQueue { length, limit };
+            FullQueue { queue, is_unix, backlog, survives_reload: false, somaxconn }.to_string()
+        };
+        assert_eq!(
+            line(9, 8, Some(8), Some(4096), false),
+            "is full (9 connections, limit 8), new connections are dropped: listen was called with a backlog of 8, \
+             net.core.somaxconn is 4096; pass a larger backlog, or use more workers"
+        );
+        let ends = |line: String, end: &str| {
+            assert!(line.ends_with(&format!("; {end}, or use more workers")), "{line}")
+        };
+        ends(line(129, 128, Some(511), Some(128), false), "raise it and reload");
+        ends(line(129, 128, Some(-1), None, false), "raise it and reload");
+        ends(line(129, 128, Some(511), Some(4096), false), "it was less then: reload");
+        ends(line(129, 128, None, Some(128), false), "raise it and Backlog= of the socket unit");
+        let kept = |somaxconn| {
+            let queue = AcceptQueue { length: 129, limit: 128 };
+            FullQueue { queue, is_unix: false, backlog: Some(4096), survives_reload: true, somaxconn }
+                .to_string()
+        };
+        ends(kept(Some(128)), "raise it and restart the supervisor");
+        ends(kept(Some(4096)), "it was less then: restart the supervisor");
+        let was = line(3, 8, Some(8), None, false);
+        assert!(was.starts_with("was full (limit 8), connections were dropped: "), "{was}");
+        assert!(was.contains("net.core.somaxconn of its network namespace is not known"), "{was}");
+        assert!(line(9, 8, Some(8), Some(8), true).contains("new connections wait or get EAGAIN"));
+    }
 
     #[test]
     fn a_refused_bind_names_the_address_and_the_reason_once() {

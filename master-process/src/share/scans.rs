@@ -50,6 +50,8 @@ pub(super) enum Question {
     Unaccepted(SocketId, SocketAddr),
     /// Which TCP listeners does the worker have?
     Listeners,
+    /// Does the kernel list the queues of Unix listeners?
+    UnixQueues,
 }
 
 /// A call that waits for a scan, and the serial of the worker that makes it.
@@ -98,6 +100,7 @@ pub(super) enum Found {
     /// `None`: the kernel does not list them.
     Unaccepted(SocketId, Option<HashSet<u64>>),
     Listeners(Vec<(SocketId, SocketAddr)>),
+    UnixQueues(bool),
 }
 
 /// The result of a scan.
@@ -317,6 +320,7 @@ fn answer(scan: Scan) -> Answer {
         }
         Question::Unaccepted(id, address) => Found::Unaccepted(id, inet_diag::unaccepted(address).ok()),
         Question::Listeners => Found::Listeners(scan.root.map_or_else(Vec::new, holders::tcp_listeners)),
+        Question::UnixQueues => Found::UnixQueues(inet_diag::unix_queues(|_| false).is_ok()),
     };
     Answer { scan, found }
 }

@@ -7,15 +7,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use super::address::Key;
+use super::call::is_for_all;
 use super::caller_socket::bound_key;
 use super::copies::Copies;
 use super::core::{Core, Effect, Migration, Scope, Socket, SocketId};
 use super::listen_fds::InheritedListeners;
+use super::queue_history::QueueHistory;
 use super::report::Report;
 use super::scans::{Question, Scans};
 use super::selection::Selection;
-use super::stall::Change;
+use super::stall::{Change, StallDetector};
 use crate::policy::{Queue, Time};
+use crate::sys::accept_queue;
 use crate::sys::peer::Peer;
 use crate::sys::queue_watch::QueueWatch;
 use crate::sys::sockets;
@@ -63,7 +66,9 @@ pub(super) struct Sockets {
     active_at: Option<Time>,
     /// The position at which the next round of checks starts.
     checked: usize,
-    reports: Vec<Report>,
+    /// What is remembered of the accept queues.
+    pub(super) history: QueueHistory,
+    pub(super) reports: Vec<Report>,
 }
 
 impl Sockets {
@@ -79,12 +84,19 @@ impl Sockets {
             pending: Vec::new(),
             active_at: None,
             checked: 0,
+            history: QueueHistory::default(),
             reports: inherited.take_reports(),
         };
         for opened in inherited.take_opened() {
             let id = opened.id;
             sockets.core.add_permanent(id, opened.key.clone(), opened.can_be_joined);
-            sockets.copies.insert(id, opened.fd).backlog = opened.backlog;
+            let open = sockets.copies.insert(id, opened.fd);
+            open.backlog = opened.backlog;
+            // The drops of the time before are not counted.
+            open.drops = accept_queue::drops(open.fd()).unwrap_or(0);
+            if let Err(error) = sockets.queues.watch(open.fd(), id) {
+                sockets.reports.push(Report::Unwatched { error });
+            }
             if let Some(file) = opened.file {
                 sockets.copies.set_file(id, file);
             }
@@ -112,6 +124,11 @@ impl Sockets {
         !self.permanent.is_empty()
     }
 
+    /// Whether a permanent socket is a Unix socket.
+    pub(super) fn has_permanent_path(&self) -> bool {
+        self.permanent.iter().any(|permanent| !permanent.key.has_group())
+    }
+
     /// The permanent socket of an address.
     pub(super) fn permanent_at(&self, key: &Key) -> Option<Permanent> {
         self.permanent.iter().find(|permanent| permanent.key.matches(key)).cloned()
@@ -132,6 +149,7 @@ impl Sockets {
     pub(super) fn worker_ended(&mut self, now: Time, serial: u64, expected: bool) {
         self.choose_migration();
         self.note_queues(serial);
+        self.count_drops(serial);
         self.core.died(serial, expected);
         self.copies.forget_worker(serial);
         self.reconcile(now);
@@ -141,6 +159,7 @@ impl Sockets {
     pub(super) fn closed(&mut self, now: Time, serial: u64, id: SocketId, has_remains: bool) {
         self.choose_migration();
         self.note_queues(serial);
+        self.count_drops(serial);
         if has_remains {
             self.core.left(serial, id);
         } else {
@@ -158,6 +177,7 @@ impl Sockets {
     /// A worker has closed a socket, and binds its address with another one.
     pub(super) fn released(&mut self, now: Time, serial: u64, id: SocketId) {
         self.choose_migration();
+        self.count_drops(serial);
         self.core.released(serial, id);
         self.reconcile(now);
     }
@@ -181,8 +201,10 @@ impl Sockets {
                 Effect::Arrange(key) => self.arrange(&key),
                 Effect::Close(id) => {
                     self.selection.remove(id);
-                    if let Some(open) = self.copies.get(id) {
+                    if let Some(open) = self.copies.get_mut(id) {
                         self.queues.forget(open.fd());
+                        // The drops that came after its worker had gone.
+                        self.history.count_drops(open, &[]);
                     }
                     self.copies.close(id);
                 }
@@ -347,8 +369,11 @@ impl Sockets {
     pub(super) fn take_queue_events(&mut self, scans: &mut Scans, now: Time) -> Vec<u64> {
         let mut ids = Vec::new();
         self.queues.take(&mut ids);
-        self.note_activity(now);
         ids.retain(|id| {
+            if self.is_of_all(*id) {
+                return self.may_have_queued(*id);
+            }
+            self.note_activity(now);
             if let Some(open) = self.copies.get(*id) {
                 let _still_watched = self.queues.ignore_connections(open.fd(), *id);
             }
@@ -357,8 +382,22 @@ impl Sockets {
         ids
     }
 
+    /// Whether all workers may accept from a socket, so that a stall is nobody's.
+    fn is_of_all(&self, id: SocketId) -> bool {
+        self.core.socket(id).is_some_and(|socket| socket.permanent || is_for_all(socket.scope))
+    }
+
+    /// A socket of all workers has an event; whether connections may wait there. It is no longer watched: a Unix
+    /// socket that a worker has shut down has events for ever.
+    fn may_have_queued(&self, id: SocketId) -> bool {
+        let Some(open) = self.copies.get(id) else { return false };
+        self.queues.forget(open.fd());
+        sockets::is_listening(open.fd()) && !sockets::is_shut_down(open.fd())
+    }
+
     /// Watches a socket for the next connection.
-    pub(super) fn watch_queue(&mut self, id: u64) {
+    pub(super) fn watch_queue(&mut self, now: Time, id: u64) {
+        self.history.begin(now);
         if let Some(open) = self.copies.get(id)
             && let Err(error) = self.queues.watch(open.fd(), id)
         {
@@ -428,15 +467,27 @@ impl Sockets {
         Watch::Soon
     }
 
-    /// Checks a queue that got a connection a moment ago: does its worker accept?
+    /// Checks a queue that got a connection a moment ago: was there room, and does its worker accept?
     pub(super) fn check_queue(&mut self, scans: &mut Scans, now: Time, id: u64) -> Watch {
+        if self.is_of_all(id) {
+            let is_empty = self.note_queue(now, id) == 0;
+            return if is_empty { Watch::ForConnections } else { Watch::Soon };
+        }
         if self.on_queue_event(scans, now, id) == Watch::Over {
             return Watch::Over;
         }
         let is_datagram = self.core.socket(id).is_none_or(|socket| socket.key.is_datagram());
-        let Some(open) = self.copies.get_mut(id).filter(|_| !is_datagram) else { return Watch::Over };
-        let waiting = sockets::waiting(open.fd());
-        match open.stall.observe(waiting) {
+        if is_datagram {
+            return Watch::Over;
+        }
+        let waiting = self.note_queue(now, id);
+        let stalled = self.core.socket(id).is_some_and(|socket| socket.stalled);
+        let Some(open) = self.copies.get_mut(id) else { return Watch::Over };
+        if !stalled && open.stall.stalled_since().is_some() {
+            // Another worker has taken the listener over.
+            open.stall = StallDetector::default();
+        }
+        match open.stall.observe(now, waiting) {
             Change::Suspected => self.suspect(scans, id),
             change @ (Change::Accepts | Change::Stalled) => self.on_stall(now, id, change),
             Change::None => {}
@@ -469,7 +520,8 @@ impl Sockets {
 
     fn on_stall(&mut self, now: Time, id: SocketId, change: Change) {
         let (Some(open), Some(socket)) = (self.copies.get(id), self.core.socket(id)) else { return };
-        let (waiting, address) = (sockets::waiting(open.fd()), socket.key.to_string());
+        let waiting = accept_queue::of_tcp(open.fd()).map_or(0, |queue| queue.length);
+        let address = socket.key.to_string();
         let worker = socket.users.first().and_then(|user| self.core.workers().get(*user)).map(|user| user.id);
         let stalled = change == Change::Stalled;
         self.reports.extend(worker.map(|worker| match stalled {

@@ -6,6 +6,8 @@
 
 use std::collections::HashSet;
 
+use crate::policy::Time;
+
 /// The number of observations, one a second, in which the queue does not get shorter before it is suspected. Fewer
 /// would suspect a worker that is busy for a moment; more would let clients wait longer.
 const SUSPECT_AFTER: u32 = 4;
@@ -16,6 +18,8 @@ pub(super) struct StallDetector {
     last: u32,
     observations: u32,
     stalled: bool,
+    /// The first of the observations in which the queue did not get shorter.
+    since: Option<Time>,
     /// The connections that waited at the last comparison.
     waiting: Option<HashSet<u64>>,
 }
@@ -34,8 +38,13 @@ pub(super) enum Change {
 }
 
 impl StallDetector {
+    /// Since when the worker has accepted nothing; `None` if it is not known to be stalled.
+    pub(super) fn stalled_since(&self) -> Option<Time> {
+        self.since.filter(|_| self.stalled)
+    }
+
     /// Records the number of connections that wait now.
-    pub(super) fn observe(&mut self, waiting: u32) -> Change {
+    pub(super) fn observe(&mut self, now: Time, waiting: u32) -> Change {
         let still = waiting > 0 && waiting >= self.last;
         self.last = waiting;
         if self.stalled {
@@ -45,12 +54,14 @@ impl StallDetector {
         if !still {
             return self.reset(Change::None);
         }
+        self.since.get_or_insert(now);
         self.observations += 1;
         if self.observations > SUSPECT_AFTER { Change::Suspected } else { Change::None }
     }
 
     fn reset(&mut self, change: Change) -> Change {
         self.observations = 0;
+        self.since = None;
         self.waiting = None;
         change
     }
@@ -85,24 +96,33 @@ mod tests {
         numbers.collect()
     }
 
+    fn at(second: u64) -> Time {
+        Time::new(std::time::Duration::from_secs(second))
+    }
+
     #[test]
     fn a_queue_that_never_gets_shorter_is_suspected_and_the_same_connections_confirm_it() {
         let mut detector = StallDetector::default();
-        let changes: Vec<_> = [1, 1, 2, 2].map(|waiting| detector.observe(waiting)).into();
-        assert_eq!(changes, [Change::None; 4]);
-        assert_eq!(detector.observe(2), Change::Suspected);
+        for (second, waiting) in (10..).zip([1, 1, 2, 2]) {
+            assert_eq!(detector.observe(at(second), waiting), Change::None);
+        }
+        assert_eq!(detector.observe(at(14), 2), Change::Suspected);
         assert_eq!(detector.confirm(connections(0..2)), Change::None);
-        assert_eq!(detector.observe(2), Change::Suspected);
+        assert_eq!(detector.observe(at(15), 2), Change::Suspected);
+        assert_eq!(detector.stalled_since(), None, "it is not confirmed");
         assert_eq!(detector.confirm(connections(0..2)), Change::Stalled);
-        assert_eq!(detector.observe(3), Change::None, "said once");
-        assert_eq!(detector.observe(1), Change::Accepts);
+        assert_eq!(detector.stalled_since(), Some(at(10)), "the first observation counts");
+        assert_eq!(detector.observe(at(16), 3), Change::None, "said once");
+        assert_eq!(detector.stalled_since(), Some(at(10)));
+        assert_eq!(detector.observe(at(17), 1), Change::Accepts);
+        assert_eq!(detector.stalled_since(), None);
     }
 
     #[test]
     fn a_saturated_worker_whose_queue_stays_full_is_not_stalled() {
         let mut detector = StallDetector::default();
         for second in 0..60u64 {
-            let change = detector.observe(128);
+            let change = detector.observe(at(second), 128);
             if change == Change::Suspected {
                 // It accepts 50 a second, and 50 arrive.
                 let waiting = connections(second * 50..second * 50 + 128);
@@ -116,8 +136,8 @@ mod tests {
     #[test]
     fn a_queue_that_moves_or_is_empty_is_not_even_suspected() {
         let mut detector = StallDetector::default();
-        for waiting in [3, 2, 4, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0] {
-            assert_eq!(detector.observe(waiting), Change::None);
+        for (second, waiting) in (0..).zip([3, 2, 4, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0]) {
+            assert_eq!(detector.observe(at(second), waiting), Change::None);
         }
     }
 }

@@ -1,10 +1,11 @@
-//! The kernel's socket tables: connections and listeners of a port, listeners of a Unix path; sock_diag(7).
+//! The kernel's socket tables: connections and listeners of a port, Unix listeners and their queues; sock_diag(7).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use super::accept_queue::AcceptQueue;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto, socket_with,
@@ -31,9 +32,12 @@ const LISTENING: u32 = 10;
 const UNCONNECTED: u32 = 7;
 /// `INET_DIAG_SKV6ONLY`.
 const SKV6ONLY: u16 = 11;
-/// `UDIAG_SHOW_VFS`, `UNIX_DIAG_VFS` and the bytes of `struct unix_diag_msg`; `<linux/unix_diag.h>`.
+/// `UDIAG_SHOW_VFS`, `UNIX_DIAG_VFS`, the same for the queue, and the bytes of `struct unix_diag_msg`;
+/// `<linux/unix_diag.h>`.
 const SHOW_VFS: u32 = 2;
 const UNIX_VFS: u16 = 1;
+const SHOW_RQLEN: u32 = 16;
+const UNIX_RQLEN: u16 = 4;
 const UNIX_HEADER: usize = 16;
 /// The number of sockets with one address that are returned.
 const MAX_BOUND: usize = 4096;
@@ -128,11 +132,10 @@ pub fn bound(datagram: bool, port: u16) -> io::Result<Vec<Bound>> {
 
 /// `struct inet_diag_msg`.
 fn read_bound(message: &[u8]) -> Option<Bound> {
-    let number = |at: usize| Some(u32::from_ne_bytes(*message.get(at..)?.first_chunk()?));
     let family = i32::from(*message.first()?);
     let port = u16::from_be_bytes(*message.get(4..)?.first_chunk()?);
     let ip: [u8; 16] = *message.get(8..)?.first_chunk()?;
-    let interface = number(40)?;
+    let interface = number(message, 40)?;
     let ip = if family == libc::AF_INET {
         IpAddr::V4(Ipv4Addr::from(*ip.first_chunk::<4>()?))
     } else {
@@ -143,7 +146,13 @@ fn read_bound(message: &[u8]) -> Option<Bound> {
         IpAddr::V4(_) | IpAddr::V6(_) => SocketAddr::new(ip, port),
     };
     let v6only = attribute(message, INODE.end, SKV6ONLY).is_some_and(|value| value.first() == Some(&1));
-    Some(Bound { address, v6only, interface, uid: number(64)?, inode: number(INODE.start)?.into() })
+    Some(Bound {
+        address,
+        v6only,
+        interface,
+        uid: number(message, 64)?,
+        inode: number(message, INODE.start)?.into(),
+    })
 }
 
 /// The inode numbers of the Unix sockets that listen at the file with this device and inode number.
@@ -151,17 +160,11 @@ fn read_bound(message: &[u8]) -> Option<Bound> {
 /// # Errors
 /// Those of netlink(7); EOPNOTSUPP or ENOENT if the kernel has no `unix_diag`.
 pub fn listeners_at_file(device: u64, file: u64) -> io::Result<Vec<u64>> {
-    // `struct unix_diag_req`: family, protocol, states, inode number, attributes to show, cookie.
-    let mut body = vec![u8::try_from(libc::AF_UNIX).unwrap_or(1), 0, 0, 0];
-    for number in [1u32 << LISTENING, 0, SHOW_VFS, 0, 0] {
-        body.extend(number.to_ne_bytes());
-    }
     // The kernel's encoding: the lower 32 bits of the inode number, and a device number with 12 and 20 bits.
     let device = rustix::fs::major(device) << 20 | rustix::fs::minor(device);
     let wanted = [u32::try_from(file & u64::from(u32::MAX)).unwrap_or(0), device];
     let mut found = Vec::new();
-    query(&message(&body), |message| {
-        let number = |bytes: &[u8], at: usize| Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+    query(&unix_listeners(SHOW_VFS), |message| {
         let place = attribute(message, UNIX_HEADER, UNIX_VFS);
         let is_there = place.and_then(|place| Some([number(place, 0)?, number(place, 4)?])) == Some(wanted);
         if is_there && found.len() < MAX_BOUND {
@@ -169,6 +172,42 @@ pub fn listeners_at_file(device: u64, file: u64) -> io::Result<Vec<u64>> {
         }
     })?;
     Ok(found)
+}
+
+/// The accept queues of those Unix sockets that listen and are wanted, by inode number.
+///
+/// The kernel walks all Unix sockets of our network namespace; the caller bounds their number. The first call can wait
+/// until a kernel module is loaded.
+///
+/// # Errors
+/// Those of [`listeners_at_file`].
+pub fn unix_queues(is_wanted: impl Fn(u64) -> bool) -> io::Result<HashMap<u64, AcceptQueue>> {
+    let mut found = HashMap::new();
+    query(&unix_listeners(SHOW_RQLEN), |message| {
+        found.extend(read_unix_queue(message).filter(|(inode, _)| is_wanted(*inode)));
+    })?;
+    Ok(found)
+}
+
+/// `struct unix_diag_msg` with a `struct unix_diag_rqlen`. For a listener that has the number of connections that wait,
+/// and the limit: `sk_diag_show_rqlen` of net/unix/diag.c.
+fn read_unix_queue(message: &[u8]) -> Option<(u64, AcceptQueue)> {
+    let rqlen = attribute(message, UNIX_HEADER, UNIX_RQLEN)?;
+    let queue = AcceptQueue { length: number(rqlen, 0)?, limit: number(rqlen, 4)? };
+    Some((number(message, 4)?.into(), queue))
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// `struct unix_diag_req`: family, protocol, states, inode number, attributes to show, cookie.
+fn unix_listeners(show: u32) -> Vec<u8> {
+    let mut body = vec![u8::try_from(libc::AF_UNIX).unwrap_or(1), 0, 0, 0];
+    for number in [1u32 << LISTENING, 0, show, 0, 0] {
+        body.extend(number.to_ne_bytes());
+    }
+    message(&body)
 }
 
 /// The value of an attribute after the first `from` bytes of a message: `struct nlattr`, netlink(7).
@@ -310,6 +349,39 @@ mod tests {
             Err(error) => {
                 assert!(matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT)), "{error}")
             }
+        }
+    }
+
+    #[test]
+    fn a_unix_listener_of_each_kind_has_a_queue_that_is_full_with_one_more_than_its_limit() {
+        use rustix::net::{SocketAddrUnix, accept, bind, connect, listen};
+        use std::os::fd::{AsFd, OwnedFd};
+        for (kind, name) in [(SocketType::STREAM, "stream"), (SocketType::SEQPACKET, "seqpacket")] {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let new = || socket_with(AddressFamily::UNIX, kind, flags, None).expect("a socket");
+            let name = format!("master-process/queue/{name}/{}", std::process::id());
+            let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).expect("it fits");
+            let listener = new();
+            bind(&listener, &address).expect("bound");
+            listen(&listener, 2).expect("listening");
+            let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
+            let read = || match unix_queues(|listed| listed == inode) {
+                Ok(queues) => queues.get(&inode).copied(),
+                Err(error) => {
+                    assert!(matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOENT)), "{error}");
+                    None
+                }
+            };
+            let Some(empty) = read() else { return };
+            assert_eq!(empty, AcceptQueue { length: 0, limit: 2 });
+            let clients: Vec<OwnedFd> = (0..3).map(|_| new()).collect();
+            clients.iter().for_each(|client| connect(client, &address).expect("there is room"));
+            assert_eq!(read(), Some(AcceptQueue { length: 3, limit: 2 }));
+            assert!(read().is_some_and(AcceptQueue::is_full));
+            assert_eq!(connect(new(), &address), Err(rustix::io::Errno::AGAIN), "there is none");
+            let _accepted = accept(&listener).expect("one is queued");
+            assert_eq!(read(), Some(AcceptQueue { length: 2, limit: 2 }));
+            assert!(!read().is_some_and(AcceptQueue::is_full));
         }
     }
 }

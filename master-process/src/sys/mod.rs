@@ -1,5 +1,6 @@
 //! One file for each kernel facility: typed in both directions, no policy, no logging.
 
+pub mod accept_queue;
 pub mod allocator;
 pub mod bpf;
 pub mod capabilities;

@@ -78,11 +78,22 @@ pub fn set_v6only(fd: BorrowedFd<'_>, on: bool) -> std::io::Result<()> {
 /// The value of an option, at most 64 bytes of it.
 pub(in crate::sys) fn option(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> Option<Vec<u8>> {
     let mut value = [0u8; 64];
+    read_option(fd, level, name, &mut value).map(<[u8]>::to_vec)
+}
+
+/// Reads an option into a buffer, and returns what the kernel has written. For some options the kernel refuses a buffer
+/// of another length than theirs.
+pub(in crate::sys) fn read_option<'a>(
+    fd: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &'a mut [u8],
+) -> Option<&'a [u8]> {
     let mut length = libc::socklen_t::try_from(value.len()).ok()?;
     // SAFETY: the kernel writes at most `length` bytes, the size of `value`, which outlives the call.
     let result =
         unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &mut length) };
-    (result == 0).then(|| value[..value.len().min(length as usize)].to_vec())
+    (result == 0).then(|| &value[..value.len().min(length as usize)])
 }
 
 /// Sets an option; errors are ignored.

@@ -49,14 +49,6 @@ pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
     poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
-/// The number of connections in a TCP listener's queue: `tcpi_unacked` of `TCP_INFO`, tcp(7).
-pub fn waiting(fd: BorrowedFd<'_>) -> u32 {
-    /// The structure has eight bytes of states and then 32-bit numbers; this is the fifth: `<linux/tcp.h>`.
-    const UNACKED_AT: usize = 24;
-    let info = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO).unwrap_or_default();
-    info.get(UNACKED_AT..).and_then(|rest| rest.first_chunk()).map_or(0, |bytes| u32::from_ne_bytes(*bytes))
-}
-
 /// Shuts a listener down. Clients in its queue see the end of the connection, and blocked `accept` calls return.
 pub fn shut_down(fd: BorrowedFd<'_>) {
     let _not_listening = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
@@ -324,6 +316,13 @@ pub fn close_copy(copy: OwnedFd) {
         return drop(copy);
     }
     close_async(copy);
+}
+
+/// Whether both directions of a socket are shut down: POLLHUP of poll(2). A Unix socket still counts as listening then.
+pub fn is_shut_down(fd: BorrowedFd<'_>) -> bool {
+    let mut polled = [PollFd::new(&fd, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().contains(PollFlags::HUP)
 }
 
 /// Whether a socket listens.

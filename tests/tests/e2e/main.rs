@@ -1,5 +1,6 @@
 //! End-to-end tests: the real binary, the real kernel, real programs. The name of a test is the requirement.
 
+mod accept_queues;
 mod bind_calls;
 mod bypass;
 mod cgroups;

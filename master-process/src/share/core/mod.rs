@@ -27,7 +27,7 @@ use crate::policy::{Time, WorkerId};
 pub(super) use binding::{Bind, BindRequest};
 use group::Group;
 use readiness::Names;
-use workers::Workers;
+pub(super) use workers::Workers;
 
 /// The inode number of a socket, which is the same in every process that has it.
 pub(super) type SocketId = u64;

@@ -12,7 +12,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::*;
-use crate::sys::sockets::{self, DEFAULT_BACKLOG, Tcp, waiting};
+use crate::sys::accept_queue;
+use crate::sys::sockets::{self, DEFAULT_BACKLOG, Tcp};
 
 /// Creates a selector, or returns from the test if the privilege is missing or the kernel is older than 5.14.
 macro_rules! selector {
@@ -23,6 +24,11 @@ macro_rules! selector {
             Err(error) => panic!("{error}"),
         }
     };
+}
+
+/// The number of connections that wait.
+fn waiting(listener: BorrowedFd<'_>) -> u32 {
+    accept_queue::of_tcp(listener).expect("it listens").length
 }
 
 /// Listeners of one address that no other test uses.

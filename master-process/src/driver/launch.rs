@@ -192,6 +192,11 @@ impl Launcher {
         self.spawner.result(over)
     }
 
+    /// No start follows soon.
+    pub(super) fn rest(&mut self) {
+        self.spawner.release_stacks();
+    }
+
     fn pipe(&self, at: i32) -> Result<(OwnedFd, OwnedFd), SpawnError> {
         let failed = |errno: i32| SpawnError::new(SpawnStep::Descriptor, errno);
         let flags = rustix::pipe::PipeFlags::CLOEXEC;

@@ -164,7 +164,10 @@ impl Starts {
 
     /// Waits for the oldest start in progress. Returns false if there is none.
     pub(super) fn finish_oldest(&mut self, cx: &mut Context) -> bool {
-        let Some(Start { worker, launch, begun, since }) = self.current.pop_front() else { return false };
+        let Some(Start { worker, launch, begun, since }) = self.current.pop_front() else {
+            self.launcher.rest();
+            return false;
+        };
         let wait = if self.late.is_empty() { WAIT } else { WAIT_DURING_LATE_START };
         match launch.wait(wait) {
             Ok(over) => self.finish(cx, worker, over, begun),

@@ -158,7 +158,7 @@ pub enum SpawnStep {
     Exec,
 }
 
-/// The number of stacks that are kept for later starts. Several are in use at a time only if a file system is slow.
+/// The number of stacks that are kept for the next starts, while there are some.
 const SPARE_STACKS: usize = 8;
 
 /// A start that failed.
@@ -371,6 +371,11 @@ impl Spawner {
         let (family, kind) = (AddressFamily::UNIX, SocketType::DGRAM);
         let pair = socketpair(family, kind, SocketFlags::CLOEXEC, None);
         pair.map(Some).map_err(|error| SpawnError::new(SpawnStep::Descriptor, error.raw_os_error()))
+    }
+
+    /// No start follows soon: the stacks are released, each of which keeps some pages.
+    pub fn release_stacks(&mut self) {
+        self.stacks.clear();
     }
 
     fn keep(&mut self, mut memory: Memory) {

@@ -138,8 +138,8 @@ impl Event {
             What::Ended(ended) => Event {
                 drained_seconds: ended.drained_ms.and_then(millis),
                 stopped_seconds: ended.stopped_ms.and_then(millis),
-                end: Some(ended.end.clone()),
-                ..of("worker.ended", ended.slot, ended.end.pid)
+                end: Some(ended.end.wire(at, ended.pid, ended.reason)),
+                ..of("worker.ended", ended.slot, ended.pid)
             },
             What::StartFailed { slot, message } => {
                 Event { slot: Some(*slot), message: Some(message.to_string()), ..new("worker.start_failed") }

@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 use std::time::SystemTime;
 
 use super::event::Event;
-use super::snapshot::{FailedReload, LastEnd};
+use super::journal::End;
+use super::snapshot::{EndReason, FailedReload};
 
 /// The events that are kept. All slots of a mid-sized reload fit: a reader that is as slow as a whole reload misses none.
 /// More would cost memory in each supervisor that has run for a while.
-const EVENTS: usize = 384;
+const EVENTS: usize = 256;
 
 /// What has happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,8 +65,12 @@ pub(crate) enum What {
 pub(crate) struct Ended {
     /// Its slot.
     pub(crate) slot: u32,
+    /// Its pid.
+    pub(crate) pid: i32,
+    /// Why it was replaced.
+    pub(crate) reason: EndReason,
     /// How it ended.
-    pub(crate) end: LastEnd,
+    pub(crate) end: End,
     /// How long it served without new connections before the stop signal.
     pub(crate) drained_ms: Option<u32>,
     /// The time from the stop signal to its end.

@@ -87,6 +87,11 @@ impl Server {
         self.listener.as_fd()
     }
 
+    /// Whether there is no client.
+    pub fn is_idle(&self) -> bool {
+        self.clients.is_empty()
+    }
+
     /// Whether there is work that the next round is to do without waiting.
     pub fn has_work(&self) -> bool {
         !self.queue.is_empty() && self.output() < MAX_OUTPUT

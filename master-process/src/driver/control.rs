@@ -11,7 +11,7 @@ use crate::config::{self, Config, MAX_WORKERS};
 use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, Server, Why};
 use crate::policy::{Event, Time};
 use crate::sys::control_socket::{Claim, Peer, Permissions, Unavailable};
-use crate::sys::proc_stat;
+use crate::sys::{own_code, proc_stat};
 
 /// The control socket.
 #[derive(Debug)]
@@ -131,6 +131,10 @@ impl Control {
         self.check_at = None;
         if let Some(server) = &mut self.server {
             server.check_times(now, &mut cx.poller, token);
+            if server.is_idle() {
+                // The code of the answers is not needed until somebody asks again.
+                own_code::unmap();
+            }
         }
         self.schedule_check(cx);
     }

@@ -140,13 +140,12 @@ fn died(cx: &mut Context, worker: WorkerId, uptime: Duration, next: Next) {
     let Some(entry) = cx.workers.get(worker.serial) else { return };
     let end = end_of(entry, uptime);
     let (reason, pid) = (end.reason(), entry.pid.as_raw_pid());
-    let end = end.wire(SystemTime::now(), pid, reason);
     if let Next::Restart(_) = next {
         let uptime = cx.journal.uptime();
         cx.journal.count_restart(worker.slot, reason, uptime);
     }
-    cx.journal.keep_end(worker.slot, end.clone());
-    let ended = Ended { slot: worker.slot, end, drained_ms: None, stopped_ms: None };
+    cx.journal.keep_end(worker.slot, end.wire(SystemTime::now(), pid, reason));
+    let ended = Ended { slot: worker.slot, pid, reason, end, drained_ms: None, stopped_ms: None };
     cx.journal.record(What::Ended(Box::new(ended)));
 }
 
@@ -155,14 +154,14 @@ fn left(cx: &mut Context, worker: WorkerId, uptime: Duration) {
     let now = cx.now();
     let Some(entry) = cx.workers.get(worker.serial) else { return };
     let reason = entry.history.replaced_for.unwrap_or(EndReason::Stop);
-    let end = end_of(entry, uptime).wire(SystemTime::now(), entry.pid.as_raw_pid(), reason);
+    let (end, pid) = (end_of(entry, uptime), entry.pid.as_raw_pid());
     let stopped_at = entry.history.stopped;
     let drained =
         entry.history.draining.map(|draining| stopped_at.unwrap_or(now).since(draining)).map(millis);
     let stopped = stopped_at.map(|stopped| millis(now.since(stopped)));
     match reason {
         EndReason::Cpu | EndReason::Memory | EndReason::Hung | EndReason::NeverReady => {
-            cx.journal.keep_end(worker.slot, end.clone());
+            cx.journal.keep_end(worker.slot, end.wire(SystemTime::now(), pid, reason));
         }
         EndReason::Exit
         | EndReason::Signal
@@ -172,7 +171,7 @@ fn left(cx: &mut Context, worker: WorkerId, uptime: Duration) {
         | EndReason::Request
         | EndReason::Stop => {}
     }
-    let ended = Ended { slot: worker.slot, end, drained_ms: drained, stopped_ms: stopped };
+    let ended = Ended { slot: worker.slot, pid, reason, end, drained_ms: drained, stopped_ms: stopped };
     cx.journal.record(What::Ended(Box::new(ended)));
 }
 

@@ -31,6 +31,7 @@ use crate::report::{self, ExitReport, Named, Span};
 use crate::share::{Broker, InheritedListeners};
 use crate::sys::cgroup::Supervisors;
 use crate::sys::notify::NotifySocket;
+use crate::sys::own_code;
 use crate::sys::pidfd;
 use crate::sys::poller::Poller;
 use crate::sys::signalfd::SignalFd;
@@ -128,14 +129,17 @@ impl Driver {
 
     /// Runs until the policy has an outcome and no worker is left.
     pub fn run(mut self: Box<Self>) -> Ending {
-        let mut ready = Vec::new();
+        let (mut ready, mut has_begun) = (Vec::new(), false);
         self.start_watching();
         loop {
             let mut unfinished = self.carry_out();
             // When the first starts are over: loading eBPF does not compete with them.
-            if self.starts.has_greeted() && !unfinished {
+            if !has_begun && self.starts.has_greeted() && !unfinished {
+                has_begun = true;
                 self.sampling.begin(&mut self.cx, &self.signals.tty);
                 self.control.begin(&mut self.cx);
+                // Most of what ran until now never runs again.
+                own_code::unmap();
             }
             self.calls.after_round(&mut self.cx);
             unfinished |= calls::report_complete(&mut self.cx);

@@ -25,11 +25,9 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
     let queues = cx.broker.accept_queues(cx.now());
     let workers = workers(cx, identity, &queues);
     let (wanted, generation) = (cx.policy.wanted(), cx.policy.generation());
-    let is_hung = |slot| {
-        let serves = |worker: &&Worker| worker.slot == slot && worker.state == WorkerState::Hung;
-        workers.iter().any(|worker| serves(&worker))
-    };
-    let ready = (0..wanted).filter(|slot| cx.policy.is_ready(*slot) && !is_hung(*slot)).count();
+    let hung: Vec<u32> =
+        workers.iter().filter(|worker| worker.state == WorkerState::Hung).map(|worker| worker.slot).collect();
+    let ready = (0..wanted).filter(|slot| cx.policy.is_ready(*slot) && !hung.contains(slot)).count();
     let workers_ready = u32::try_from(ready).unwrap_or(u32::MAX);
     let state = if cx.policy.is_stopping() {
         State::Stopping

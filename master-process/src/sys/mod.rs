@@ -16,6 +16,7 @@ pub mod helper;
 pub mod holders;
 pub mod inet_diag;
 pub mod notify;
+pub mod own_code;
 pub mod path_lookup;
 pub mod peer;
 pub mod pidfd;

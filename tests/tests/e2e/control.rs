@@ -128,7 +128,7 @@ fn control_off_opens_nothing() {
 
 /// Runs a command as another user.
 fn as_nobody(control: &Controlled, group: &str) -> master_process_tests::control::Ran {
-    let folder = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    let folder = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(control.folder(), folder).expect("ours");
     let mut setpriv = std::process::Command::new("setpriv");
     setpriv.args(["--reuid", "65534", "--regid", group, "--clear-groups", "--"]);
@@ -153,7 +153,7 @@ fn another_user_has_no_permission_and_the_group_has() {
     assert_eq!(as_nobody(&control, "54321").code, Some(0));
     assert_eq!(as_nobody(&control, "65534").code, Some(4));
     // Whoever changes the mode of the socket does not change who may use it.
-    let all = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o666);
+    let all = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     std::fs::set_permissions(&control.path, all).expect("ours");
     assert_eq!(as_nobody(&control, "65534").code, Some(4));
 }

@@ -30,8 +30,9 @@ fn crash_all(supervisor: &Supervisor, workers: usize) {
 /// 200 deaths, four at a time, leave descriptors and memory where they were.
 fn crashes_leave_nothing(supervisor: &Supervisor, await_rest: impl Fn()) {
     const WORKERS: usize = 4;
-    // The first rounds fill what is kept for reuse: buffers, tables, the allocator's pools.
-    for _ in 0..10 {
+    // The first rounds fill what is kept: buffers, tables, the allocator's pools, the recent events. They also map the
+    // code that replaces workers again, which was unmapped after the start.
+    for _ in 0..30 {
         crash_all(supervisor, WORKERS);
     }
     await_rest();

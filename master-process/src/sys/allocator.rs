@@ -1,6 +1,7 @@
 //! Giving memory back to the kernel, and taking less of it.
 
 use std::hint::black_box;
+use std::mem::MaybeUninit;
 
 use rustix::mm::{Advice, madvise};
 
@@ -25,21 +26,59 @@ pub fn release_unused() {
     release_stack();
 }
 
-/// How deep earlier calls may have been. Nothing else is mapped there: the kernel keeps 1 MiB free below a stack,
-/// `stack_guard_gap` in its command line.
+/// How deep earlier calls of the first thread may have been. Nothing else is mapped there: the kernel keeps 1 MiB free below
+/// a stack, `stack_guard_gap` in its command line.
 const DEEPEST: usize = 512 * 1024;
 
-/// Frees the pages of the stack below the calls that are in progress.
+/// Frees the pages of the first thread's stack below the calls that are in progress.
 #[inline(never)]
 fn release_stack() {
+    // SAFETY: the range is on the stack of this thread, or where nothing is mapped.
+    unsafe { release_below_here(|end| end.wrapping_sub(DEEPEST)) };
+}
+
+/// Frees the pages of another thread's stack, which calls it when it is about to end. The C library keeps the stack for the
+/// next thread, with up to 16 KiB that are in use.
+#[inline(never)]
+pub fn release_thread_stack() {
+    let Some(start) = thread_stack() else { return };
+    // SAFETY: the range is on the stack of this thread.
+    unsafe { release_below_here(|end| end.wrapping_sub(end.addr().saturating_sub(start))) };
+}
+
+/// The lowest address of the stack of this thread, above its guard: pthread_getattr_np(3).
+fn thread_stack() -> Option<usize> {
+    let mut attributes = MaybeUninit::uninit();
+    let (mut start, mut size, mut guard) = (std::ptr::null_mut(), 0, 0);
+    // SAFETY: the first call initializes the attributes if it succeeds, the others read them, and the last frees them.
+    unsafe {
+        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let attributes = attributes.assume_init_mut();
+        let found = libc::pthread_attr_getstack(attributes, &mut start, &mut size) == 0
+            && libc::pthread_attr_getguardsize(attributes, &mut guard) == 0;
+        libc::pthread_attr_destroy(attributes);
+        found.then(|| start.addr() + guard)
+    }
+}
+
+/// Frees the whole pages from `start`, which is given their end, to the page below the caller's frame.
+///
+/// # Safety
+/// Nothing but the stack of this thread may be mapped in that range.
+#[inline(always)]
+unsafe fn release_below_here(start: impl FnOnce(*const u8) -> *const u8) {
     let here = 0u8;
     let (page, here) = (rustix::param::page_size(), black_box(&raw const here));
     let end = here.wrapping_sub(here.addr() % page).wrapping_sub(page);
-    // SAFETY: the range is a page or more below the frame of this function, the newest one, on its own stack or where nothing
-    // is mapped; the system call itself has no frame there. Later calls find
-    // zeroes there, which they cannot tell from what earlier calls have left.
-    let _beyond_the_stack_nothing_is_mapped =
-        unsafe { madvise(end.wrapping_sub(DEEPEST).cast_mut().cast(), DEEPEST, Advice::LinuxDontNeed) };
+    let start = start(end);
+    // SAFETY: the range is a page or more below the newest frame, on the stack of this thread, as the caller guarantees; the
+    // system call itself has no frame there. Later calls find zeroes there, which they cannot tell from what earlier ones
+    // have left.
+    let _beyond_the_stack_nothing_is_mapped = unsafe {
+        madvise(start.cast_mut().cast(), end.addr().saturating_sub(start.addr()), Advice::LinuxDontNeed)
+    };
 }
 
 #[cfg(test)]
@@ -51,6 +90,17 @@ mod tests {
     fn deep() -> u8 {
         let room = [1u8; 128 * 1024];
         black_box(&room)[room.len() / 2]
+    }
+
+    #[test]
+    fn a_thread_can_release_its_stack_and_go_on() {
+        let thread = std::thread::Builder::new().stack_size(512 * 1024).spawn(|| {
+            let before = deep();
+            release_thread_stack();
+            (before, deep())
+        });
+        let (before, after) = thread.expect("a thread").join().expect("it goes on");
+        assert_eq!(before, after);
     }
 
     #[test]

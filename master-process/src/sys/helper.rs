@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::allocator;
+
 /// Wakes the loop when an answer is available: an eventfd that several threads can share.
 #[derive(Debug, Clone)]
 pub struct Wake(Arc<OwnedFd>);
@@ -151,6 +153,7 @@ fn run<Q, A>(answer: fn(Q) -> A, shared: &Shared<Q, A>, wake: &Wake) {
         shared.queue().answers.push(found);
         wake.set();
     }
+    allocator::release_thread_stack();
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Ebpf, LoadError, Thresholds};
 use crate::config::Scope;
+use crate::sys::allocator;
 use crate::sys::helper::Wake;
 use crate::sys::start_places::{self, Place, Places};
 
@@ -71,6 +72,7 @@ impl Loader {
             let place = wait_for_place(wanted.start_gate);
             let loaded = wanted.load();
             drop(place);
+            allocator::release_thread_stack();
             finished.set();
             loaded
         });

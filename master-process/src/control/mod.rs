@@ -26,5 +26,6 @@ pub use protocol::{Accepted, ErrorReply, Line, MAX_REQUEST, Reply, Request, Why,
 pub(crate) use ring::{Ended, What};
 pub use server::{Asked, Server};
 pub use snapshot::{
-    EndReason, FailedReload, LastEnd, Reload, ReloadState, Sender, Snapshot, State, Worker, WorkerState,
+    Durations, EndReason, FailedReload, LastEnd, Process, Reload, ReloadState, ReloadTotals, Sender,
+    Snapshot, State, Worker, WorkerState,
 };

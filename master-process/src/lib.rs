@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod driver;
 pub mod exit_code;
 pub mod exposition;
+pub mod http;
 pub mod metrics;
 pub mod policy;
 pub mod report;

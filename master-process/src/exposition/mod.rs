@@ -4,6 +4,7 @@
 mod family;
 mod instance;
 mod process;
+mod readiness;
 mod workers;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use crate::control::Snapshot;
 use family::Families;
+pub use readiness::not_ready;
 
 /// The text formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -92,6 +92,19 @@ fn a_label_cannot_break_out_of_its_quotes() {
     has(&all(instances, Format::OpenMetrics), r#"master_process_up{name="a\"} 1\nx{\\"} 0"#);
 }
 
+#[test]
+fn an_instance_with_a_full_queue_is_not_ready() {
+    let mut snapshot = example();
+    assert_eq!(not_ready(&snapshot).as_deref(), Some("3 of 4 slots are ready"));
+    snapshot.state = crate::control::State::Ready;
+    snapshot.queue_full = false;
+    assert_eq!(not_ready(&snapshot), None);
+    snapshot.queue_full = true;
+    assert_eq!(not_ready(&snapshot).as_deref(), Some("an accept queue is full"));
+    snapshot.state = crate::control::State::Stopping;
+    assert_eq!(not_ready(&snapshot).as_deref(), Some("stopping"));
+}
+
 /// What a program says about the text; `None`: it is not installed.
 fn checked(mut program: Command, text: &str) -> Option<(bool, String)> {
     let pipes = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

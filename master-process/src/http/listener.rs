@@ -63,7 +63,6 @@ fn at_path(path: &std::path::Path, group: Option<u32>) -> anyhow::Result<Listene
     Ok(Listener { fd, file: Some(claim) })
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is the form that map_err takes")]
 fn words(error: Unavailable) -> anyhow::Error {
     match error {
         Unavailable::Taken(Some(pid)) => anyhow!("a running master-process (pid {pid}) has it"),

@@ -7,6 +7,8 @@ pub mod control;
 pub mod doctor;
 pub mod driver;
 pub mod exit_code;
+pub mod exposition;
+pub mod http;
 pub mod metrics;
 pub mod policy;
 pub mod report;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use master_process::cli::{self, Command};
 use master_process::client;
 use master_process::config::Config;
-use master_process::driver::{self, Control, Driver, Ending};
+use master_process::driver::{self, Control, Driver, Ending, Endpoint};
 use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
@@ -60,6 +60,7 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     fds::close_on_exec().context("close_range")?;
     // This comes before anything that another supervisor of this name would notice.
     let control = Control::new(config)?;
+    let endpoint = Endpoint::new(config)?;
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);
     // This comes before any address is opened: processes that an earlier supervisor left behind can hold the address.
@@ -68,7 +69,7 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     let rules = config.share_rules.clone();
     let mut broker = Broker::new(config.share, rules, access, &mut inherited).context("eventfd")?;
     broker.set_takeover(takeover);
-    Driver::new(config, signals, cgroups, broker, inherited, control)
+    Driver::new(config, signals, cgroups, broker, inherited, (control, endpoint))
 }
 
 fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {

@@ -110,6 +110,7 @@ pub fn for_tests() -> Vec<Need> {
         Need::program("dumb-init", &["dumb-init"]),
         Need::program("tini", &["tini"]),
         Need::program("gosu", &["gosu"]),
+        Need::program("promtool", &["prometheus"]),
     ];
     [for_fixtures(), real].concat()
 }
@@ -198,13 +199,15 @@ fn install_packages(packages: &[&str]) -> Result<()> {
 
 /// Packages that start a service when they are installed, its name and its pid file. What runs them here starts
 /// its own; the package's would keep a port of this machine.
-const SERVICES: [(&str, &str, &str); 8] = [
+const SERVICES: [(&str, &str, &str); 9] = [
     ("haproxy", "haproxy", "/run/haproxy.pid"),
     ("memcached", "memcached", "/run/memcached/memcached.pid"),
     ("nginx-light", "nginx", "/run/nginx.pid"),
     ("openssh-server", "ssh", "/run/sshd.pid"),
     ("php8.2-fpm", "php8.2-fpm", "/run/php/php8.2-fpm.pid"),
     ("postgresql", "postgresql", "/run/postgresql/15-main.pid"),
+    // It keeps no pid file.
+    ("prometheus", "prometheus", ""),
     ("redis-server", "redis-server", "/run/redis/redis-server.pid"),
     ("vsftpd", "vsftpd", "/run/vsftpd/vsftpd.pid"),
 ];

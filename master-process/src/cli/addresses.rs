@@ -22,7 +22,26 @@ const DESCRIPTORS: RangeInclusive<u32> = 3..=1_048_575;
 /// One value of `--listen [NAME=]ADDR`.
 pub(super) fn listen(text: &str, host: &dyn Host) -> Parsed<Listen> {
     let (name, addr) = split_name(text)?;
-    Ok(Listen { name: name.map(str::to_owned), addr: listen_address(addr, host)?, text: text.to_owned() })
+    const FORM: &str = "expected PORT, HOST:PORT, [::]:PORT, unix:/path, or NAME= and one of them";
+    Ok(Listen {
+        name: name.map(str::to_owned),
+        addr: listen_address(addr, host, FORM)?,
+        text: text.to_owned(),
+    })
+}
+
+/// `--metrics ADDR|off`.
+pub(super) fn metrics(text: &str, host: &dyn Host) -> Parsed<Option<ListenAddr>> {
+    const FORM: &str = "expected PORT, HOST:PORT, [::]:PORT, unix:/path or off";
+    match text {
+        "off" => Ok(None),
+        _address => listen_address(text, host, FORM).map(Some),
+    }
+}
+
+/// `--listen ADDR` of a command that serves.
+pub(super) fn plain(text: &str, host: &dyn Host) -> Parsed<ListenAddr> {
+    listen_address(text, host, "expected PORT, HOST:PORT, [::]:PORT or unix:/path")
 }
 
 /// The values of `--listen`. No address can be given twice.
@@ -64,7 +83,7 @@ fn name_checked(name: &str) -> Parsed<&str> {
         .into())
 }
 
-fn listen_address(text: &str, host: &dyn Host) -> Parsed<ListenAddr> {
+fn listen_address(text: &str, host: &dyn Host, form: &'static str) -> Parsed<ListenAddr> {
     if let Some(path) = text.strip_prefix("unix:") {
         return unix(path, host);
     }
@@ -78,9 +97,7 @@ fn listen_address(text: &str, host: &dyn Host) -> Parsed<ListenAddr> {
         Some((name, number)) if is_name(name) => {
             first_address(name, port(number)?, host).map(ListenAddr::Inet)
         }
-        Some(_) | None => {
-            Err("expected PORT, HOST:PORT, [::]:PORT, unix:/path, or NAME= and one of them".into())
-        }
+        Some(_) | None => Err(form.into()),
     }
 }
 

@@ -29,6 +29,14 @@ pub fn duration(text: &str) -> Result<std::time::Duration, std::borrow::Cow<'sta
     values::duration(text)
 }
 
+/// Parses the address that a command serves on.
+///
+/// # Errors
+/// What would be accepted.
+pub fn address(text: &str) -> Result<crate::config::ListenAddr, std::borrow::Cow<'static, str>> {
+    addresses::plain(text, &ThisHost)
+}
+
 pub use markdown::options_as_markdown;
 pub use usage_error::UsageError;
 

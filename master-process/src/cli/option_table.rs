@@ -483,6 +483,15 @@ pub(super) const OPTIONS: &[Opt] = &[
                   of the supervisor",
     },
     Opt {
+        long: "metrics",
+        short: None,
+        kind: Kind::Value("ADDR|off", |host| typed(move |text| addresses::metrics(text, host))),
+        variables: &[],
+        unset: Unset::Default("off"),
+        meaning: "Serve `/metrics`, `/healthz` and `/readyz` over HTTP: a port, `HOST:PORT` or `unix:/path`. Whoever \
+                  can connect can read them",
+    },
+    Opt {
         long: "log-format",
         short: None,
         kind: Kind::Value("auto|pretty|json|journald", |_| {

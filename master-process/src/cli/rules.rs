@@ -65,6 +65,7 @@ pub(super) fn with_command(
         name: arguments.optional("name"),
         control: arguments.optional("control").unwrap_or(Control::Default),
         control_group: arguments.optional("control-group"),
+        metrics: arguments.optional("metrics").flatten(),
         stdin: stdin(arguments, workers, host)?,
         log_format: arguments.one("log-format"),
         verbosity: environment::verbosity(arguments, host)?,

@@ -8,8 +8,8 @@ use super::host::testing::TestHost;
 use super::option_table::{OPTIONS, Opt};
 use super::*;
 use crate::config::{
-    AddressPattern, Batch, Capabilities, Control, Identity, Limits, LogFormat, Monitor, Orphans, Owner,
-    ReadyMode, Scope, Share, ShareRules, Signal, Stdin, StopGroup, Verbosity,
+    AddressPattern, Batch, Capabilities, Control, Identity, Limits, ListenAddr, LogFormat, Monitor, Orphans,
+    Owner, ReadyMode, Scope, Share, ShareRules, Signal, Stdin, StopGroup, Verbosity,
 };
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
@@ -90,6 +90,7 @@ fn the_defaults() {
             name: None,
             control: Control::Default,
             control_group: None,
+            metrics: None,
             stdin: Stdin::Null,
             log_format: LogFormat::Auto,
             verbosity: Verbosity::Normal,
@@ -168,6 +169,8 @@ fn every_flag_reaches_the_configuration() {
             "run/api.sock",
             "--control-group",
             "www-data",
+            "--metrics",
+            "127.0.0.1:9464",
             "--stdin",
             "inherit",
             "--log-format",
@@ -209,6 +212,7 @@ fn every_flag_reaches_the_configuration() {
     assert_eq!((config.stdin, config.log_format), (Stdin::Inherit, LogFormat::Json));
     assert_eq!(config.verbosity, Verbosity::Quiet);
     assert_eq!((config.name.as_deref(), config.control_group), (Some("api"), Some(33)));
+    assert_eq!(config.metrics, Some(ListenAddr::Inet(([127, 0, 0, 1], 9464).into())));
     assert_eq!(config.control, Control::At(PathBuf::from("/srv/run/api.sock")));
 }
 
@@ -255,6 +259,7 @@ fn sample(opt: &Opt) -> &'static str {
         "name" => "api",
         "control" => "/run/app/control.sock",
         "control-group" => "www-data",
+        "metrics" => "127.0.0.1:9464",
         "stdin" => "inherit",
         "log-format" => "json",
         other => unreachable!("no sample for --{other}"),
@@ -418,7 +423,7 @@ fn an_unknown_option_has_a_suggestion() {
 
 #[test]
 fn options_of_later_versions_are_unknown() {
-    for flag in ["--metrics", "--on-upgrade"] {
+    for flag in ["--on-upgrade", "--bogus"] {
         assert!(error(&[], &[flag, "1"]).starts_with(&format!("unknown option {flag:?}: ")), "{flag}");
     }
     assert_eq!(

@@ -11,6 +11,7 @@ mod exit;
 mod find;
 mod ls;
 mod markdown;
+mod metrics;
 mod reload;
 mod show;
 mod status;
@@ -112,11 +113,18 @@ const TABLE: &[Topic] = &[
         arguments: why::arguments,
         run: why::run,
     },
+    Topic {
+        word: "metrics",
+        form: "--all --listen ADDR",
+        about: "Serve the metrics of all instances of this host that you may see, until it is stopped",
+        arguments: metrics::arguments,
+        run: metrics::run,
+    },
     doctor::TOPIC,
 ];
 
 /// The commands that are part of the interface and not of this version.
-const LATER: [&str; 2] = ["top", "metrics"];
+const LATER: [&str; 1] = ["top"];
 
 /// A command of the command line, not run yet.
 pub struct Invocation {

@@ -84,6 +84,8 @@ pub struct Config {
     pub control: Control,
     /// The group that may use the control socket.
     pub control_group: Option<u32>,
+    /// Where the metrics are served. `None`: nowhere.
+    pub metrics: Option<ListenAddr>,
     /// The standard input of the workers.
     pub stdin: Stdin,
     /// The format of the log.

@@ -1,9 +1,9 @@
 //! One client: what it has sent, what it is still to get, and how long it may take.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use super::connection::{Broken, Connection, Watch};
 use super::event::Event;
 use super::protocol::{MAX_REQUEST, Reply, line};
 use super::ring::{Next, Ring};
@@ -57,31 +57,20 @@ impl Cut {
     }
 }
 
-/// What the poller is to wait for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Watch {
-    /// Input.
-    Input,
-    /// Room for output.
-    Output,
-    /// The end of the connection.
-    HangUp,
+impl From<Broken> for Cut {
+    fn from(_: Broken) -> Cut {
+        Cut::Done
+    }
 }
 
 /// A connected client.
 #[derive(Debug)]
 pub(super) struct Client {
-    fd: OwnedFd,
+    connection: Connection,
     pub(super) peer: Peer,
     input: Vec<u8>,
-    output: Vec<u8>,
-    written: usize,
     /// The last event that it got, if it follows the events.
     pub(super) follows: Option<u64>,
-    /// Whether it will send nothing more.
-    input_ended: bool,
-    /// When it last did what was its turn to do.
-    since: Time,
     has_asked: bool,
     bad_requests: u32,
     /// The requests that it may still make, and when the last one was added.
@@ -98,14 +87,10 @@ const BAD_REQUESTS: u32 = 3;
 impl Client {
     pub(super) fn new(fd: OwnedFd, peer: Peer, now: Time) -> Client {
         Client {
-            fd,
+            connection: Connection::new(fd, now),
             peer,
             input: Vec::new(),
-            output: Vec::new(),
-            written: 0,
             follows: None,
-            input_ended: false,
-            since: now,
             has_asked: false,
             bad_requests: 0,
             requests: BURST,
@@ -116,7 +101,7 @@ impl Client {
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.connection.fd()
     }
 
     /// Whether it has made no request yet.
@@ -126,14 +111,14 @@ impl Client {
 
     /// The bytes that wait to be written.
     pub(super) fn pending_output(&self) -> usize {
-        self.output.len() - self.written
+        self.connection.pending_output()
     }
 
     /// What to wait for.
     pub(super) fn wants(&self) -> Watch {
         if self.pending_output() > 0 {
             Watch::Output
-        } else if self.input_ended || self.queued {
+        } else if self.connection.input_ended || self.queued {
             Watch::HangUp
         } else {
             Watch::Input
@@ -143,13 +128,13 @@ impl Client {
     /// When it is cut off if it does nothing; `None`: it may wait for events for ever.
     pub(super) fn due(&self) -> Option<Time> {
         if self.pending_output() > 0 {
-            return Some(self.since.after(PATIENCE));
+            return Some(self.connection.since.after(PATIENCE));
         }
         if self.queued || self.follows.is_some() && self.input.is_empty() {
             return None;
         }
         let patience = if self.has_asked && self.input.is_empty() { IDLE } else { PATIENCE };
-        Some(self.since.after(patience))
+        Some(self.connection.since.after(patience))
     }
 
     /// The reason for which it is cut off when it is due; a client that was idle after its requests is just closed.
@@ -163,17 +148,15 @@ impl Client {
 
     /// Reads what has come, at most one request at a time.
     pub(super) fn read(&mut self) -> Result<(), Cut> {
-        while !self.input_ended && self.request_end().is_none() {
+        while !self.connection.input_ended && self.request_end().is_none() {
             let mut bytes = [0u8; MAX_REQUEST];
             let room = MAX_REQUEST - self.input.len();
             if room == 0 {
                 return Err(Cut::TooLong);
             }
-            match rustix::io::read(&self.fd, &mut bytes[..room]) {
-                Ok(0) => self.input_ended = true,
-                Ok(count) => self.input.extend_from_slice(&bytes[..count]),
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => break,
-                Err(_broken) => return Err(Cut::Done),
+            match self.connection.read(&mut bytes[..room])? {
+                0 => break,
+                count => self.input.extend_from_slice(&bytes[..count]),
             }
         }
         Ok(())
@@ -202,7 +185,7 @@ impl Client {
             self.refilled = now;
         }
         self.requests = self.requests.checked_sub(1).ok_or(Cut::Flood)?;
-        (self.has_asked, self.since) = (true, now);
+        (self.has_asked, self.connection.since) = (true, now);
         Ok(Some(line))
     }
 
@@ -215,7 +198,7 @@ impl Client {
     /// Whether nothing more can come of it: it will send no further request, and has all answers.
     pub(super) fn is_done(&self) -> Option<Cut> {
         let waits = self.pending_output() > 0 || self.queued || self.has_request() || self.follows.is_some();
-        if !self.input_ended || waits {
+        if !self.connection.input_ended || waits {
             return None;
         }
         Some(if self.input.is_empty() { Cut::Done } else { Cut::HalfRequest })
@@ -223,10 +206,7 @@ impl Client {
 
     /// Adds a line to what it is to get.
     pub(super) fn send(&mut self, now: Time, text: &str) {
-        if self.pending_output() == 0 {
-            self.since = now;
-        }
-        self.output.extend_from_slice(text.as_bytes());
+        self.connection.send(now, text.as_bytes());
     }
 
     /// Adds the next events, if it has read the last ones. Without `endless`, a line tells where they end.
@@ -260,28 +240,14 @@ impl Client {
 
     /// Writes what there is room for.
     pub(super) fn write(&mut self, now: Time) -> Result<(), Cut> {
-        while self.written < self.output.len() {
-            let flags = rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT;
-            match rustix::net::send(&self.fd, &self.output[self.written..], flags) {
-                Ok(count) => {
-                    self.written += count;
-                    self.since = now;
-                }
-                Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_broken) => return Err(Cut::Done),
-            }
+        if self.connection.write()? {
+            self.connection.since = now;
         }
-        (self.output, self.written) = (Vec::new(), 0);
         Ok(())
     }
 
     /// Whether the connection is closed from the other side, both ways.
     pub(super) fn is_hung_up(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let mut state = [PollFd::new(&self.fd, PollFlags::empty())];
-        let polled: io::Result<usize> =
-            poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).map_err(io::Error::from);
-        polled.is_ok() && state[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+        self.connection.is_hung_up()
     }
 }

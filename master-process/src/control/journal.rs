@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::ring::{Ring, What};
-use super::snapshot::{EndReason, FailedReload, LastEnd, ReloadState};
+use super::snapshot::{Durations, EndReason, FailedReload, LastEnd, ReloadState, ReloadTotals};
 
 /// The ends that are kept for each slot.
 const ENDS: usize = 5;
@@ -167,6 +167,8 @@ pub struct Journal {
     restarts: VecDeque<u32>,
     minute: u64,
     pub(crate) reload: Option<ReloadRecord>,
+    reloads: ReloadTotals,
+    reload_durations: Durations,
 }
 
 impl Default for Journal {
@@ -182,6 +184,8 @@ impl Default for Journal {
             restarts,
             minute: 0,
             reload: None,
+            reloads: ReloadTotals::default(),
+            reload_durations: Durations::default(),
         }
     }
 }
@@ -262,6 +266,26 @@ impl Journal {
         }
     }
 
+    /// Counts a reload that was decided.
+    pub fn count_reload(&mut self, state: ReloadState, took: Duration) {
+        match state {
+            ReloadState::Complete => self.reloads.complete += 1,
+            ReloadState::GivenUp => self.reloads.given_up += 1,
+            ReloadState::Running | ReloadState::Stopping => return,
+        }
+        self.reload_durations.add(seconds(took));
+    }
+
+    /// Counts a reload that a newer one replaces.
+    pub fn count_superseded(&mut self) {
+        self.reloads.superseded += 1;
+    }
+
+    /// The reloads that have ended, and how long they took.
+    pub fn reloads(&self) -> (ReloadTotals, Durations) {
+        (self.reloads, self.reload_durations)
+    }
+
     /// Keeps the end of a worker that nobody has asked to stop.
     pub fn keep_end(&mut self, slot: u32, end: LastEnd) {
         let ends = &mut self.slot_mut(slot).ends;
@@ -326,6 +350,20 @@ mod tests {
         assert_eq!(journal.cpu_of(3), Duration::from_secs(14));
         assert_eq!((journal.restarts_of(3).exit, journal.restarts_of(3).reload), (7, 1));
         assert_eq!(journal.restarts_last_hour(Duration::ZERO), 7, "a reload was asked for");
+    }
+
+    #[test]
+    fn reloads_are_counted_by_their_result() {
+        let mut journal = Journal::default();
+        for (state, seconds) in [(ReloadState::Complete, 2), (ReloadState::GivenUp, 4000)] {
+            journal.count_reload(state, Duration::from_secs(seconds));
+        }
+        journal.count_reload(ReloadState::Stopping, Duration::from_secs(1));
+        journal.count_superseded();
+        let (totals, durations) = journal.reloads();
+        assert_eq!(totals, ReloadTotals { complete: 1, given_up: 1, superseded: 1 });
+        assert_eq!((durations.count, durations.buckets), (2, [0, 0, 1, 0, 0, 0, 0, 0, 0]));
+        assert!((durations.sum - 4002.0).abs() < 1e-9);
     }
 
     #[test]

@@ -12,7 +12,7 @@ const WINDOW: Duration = Duration::from_secs(60);
 
 /// Whether a line may be written.
 #[derive(Debug, Default)]
-pub(super) struct LogLimit {
+pub(crate) struct LogLimit {
     since: Option<Time>,
     lines: u32,
     left_out: u64,
@@ -20,7 +20,7 @@ pub(super) struct LogLimit {
 
 impl LogLimit {
     /// The number of lines that were left out since the last one; `None`: leave this one out as well.
-    pub(super) fn allow(&mut self, now: Time) -> Option<u64> {
+    pub(crate) fn allow(&mut self, now: Time) -> Option<u64> {
         if self.since.is_none_or(|since| now.since(since) >= WINDOW) {
             (self.since, self.lines) = (Some(now), 0);
         }

@@ -4,6 +4,7 @@
 //! commands, use them. `docs/control.md` is the protocol.
 
 mod clients;
+mod connection;
 mod event;
 mod journal;
 mod location;
@@ -16,15 +17,18 @@ mod snapshot;
 /// The version of the protocol. Fields are only ever added.
 pub const SCHEMA: u32 = 1;
 
+pub(crate) use connection::{Broken, Connection, Watch};
 pub use event::Event;
 pub use journal::{End, Journal, Restarts};
 pub(crate) use journal::{ReloadRecord, seconds, time};
 pub use location::{
     MAX_NAME, MAX_NUMBER, create, default_name, directories, file_name, instances, is_name, name_of,
 };
+pub(crate) use log_limit::LogLimit;
 pub use protocol::{Accepted, ErrorReply, Line, MAX_REQUEST, Reply, Request, Why, parse_request};
 pub(crate) use ring::{Ended, What};
 pub use server::{Asked, Server};
 pub use snapshot::{
-    EndReason, FailedReload, LastEnd, Reload, ReloadState, Sender, Snapshot, State, Worker, WorkerState,
+    Durations, EndReason, FailedReload, LastEnd, Process, Reload, ReloadState, ReloadTotals, Sender,
+    Snapshot, State, Worker, WorkerState,
 };

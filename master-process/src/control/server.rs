@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use tracing::{debug, info};
 
-use super::clients::{Client, Cut, Watch};
+use super::clients::{Client, Cut};
+use super::connection::Watch;
 use super::log_limit::LogLimit;
 use super::protocol::{ErrorReply, Reply, Request, parse_request};
 use super::ring::Ring;

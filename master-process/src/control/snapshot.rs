@@ -59,6 +59,15 @@ pub struct Snapshot {
     /// The last reload; absent before the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
+    /// The reloads that have ended, by result.
+    #[serde(default)]
+    pub reloads_total: ReloadTotals,
+    /// How long they took.
+    #[serde(default)]
+    pub reload_duration_seconds: Durations,
+    /// What the supervisor itself uses.
+    #[serde(default)]
+    pub process: Process,
     /// The number of the last event.
     pub last_seq: u64,
     /// The failed starts of one slot after which a reload is given up.
@@ -313,6 +322,64 @@ pub struct Reload {
     /// Why it was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<FailedReload>,
+}
+
+/// The reloads that have ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReloadTotals {
+    /// Those after which every slot had a ready worker of the reload.
+    pub complete: u64,
+    /// Those that failed.
+    pub given_up: u64,
+    /// Those that a newer one replaced.
+    pub superseded: u64,
+}
+
+/// How long the complete and the given up reloads took: a histogram.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Durations {
+    /// The sum, in seconds.
+    pub sum: f64,
+    /// Their number.
+    pub count: u64,
+    /// Those of [`Durations::BOUNDS`], each without those of the one before.
+    pub buckets: [u64; Durations::BOUNDS.len()],
+}
+
+impl Durations {
+    /// The upper bounds of the buckets, in seconds. What takes longer is only in the count.
+    pub const BOUNDS: [f64; 9] = [0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0];
+
+    /// Adds one.
+    pub fn add(&mut self, seconds: f64) {
+        self.sum += seconds;
+        self.count += 1;
+        if let Some(at) = Durations::BOUNDS.iter().position(|bound| seconds <= *bound) {
+            self.buckets[at] += 1;
+        }
+    }
+}
+
+/// What the supervisor itself uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// Its CPU time.
+    pub cpu_seconds_total: f64,
+    /// Its resident memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Its address space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub virtual_memory_bytes: Option<u64>,
+    /// Its open descriptors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_fds: Option<u64>,
+    /// The most that it may open; absent if there is no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_fds: Option<u64>,
 }
 
 /// How far a reload is.

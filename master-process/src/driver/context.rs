@@ -60,6 +60,10 @@ pub(super) enum Token {
     Control,
     /// The client of the control socket with this number.
     Client(u64),
+    /// The socket of the metrics.
+    Metrics,
+    /// The client of the metrics with this number.
+    Scraper(u64),
 }
 
 const KIND_AT: u32 = 56;
@@ -85,6 +89,8 @@ impl Token {
             Token::Exit(serial) => 12 << KIND_AT | serial,
             Token::Control => 13 << KIND_AT,
             Token::Client(number) => 14 << KIND_AT | number,
+            Token::Metrics => 15 << KIND_AT,
+            Token::Scraper(number) => 16 << KIND_AT | number,
         }
     }
 
@@ -105,7 +111,9 @@ impl Token {
             11 => Token::Signals,
             12 => Token::Exit(serial),
             13 => Token::Control,
-            _last => Token::Client(serial),
+            14 => Token::Client(serial),
+            15 => Token::Metrics,
+            _last => Token::Scraper(serial),
         }
     }
 }
@@ -151,6 +159,10 @@ pub(super) enum Deferred {
     Clients,
     /// Watch the control socket again, after a shortage of descriptors.
     Accept,
+    /// Check whether clients of the metrics take too long.
+    Scrapers,
+    /// Watch the socket of the metrics again, after a shortage of descriptors.
+    AcceptScrapers,
     /// Check whether the terminal is gone. A SIGHUP waits for the result.
     Hangup,
     /// Check which other children were stopped.
@@ -317,6 +329,8 @@ mod tests {
             Token::Exit(SERIAL),
             Token::Control,
             Token::Client(SERIAL),
+            Token::Metrics,
+            Token::Scraper(SERIAL),
         ];
         let numbers = all.map(Token::encode);
         assert!(numbers.is_sorted());

@@ -8,7 +8,7 @@ use tracing::info;
 use super::context::{Context, Deferred, RETRY_AFTER, Token};
 use super::snapshot::{self, Identity};
 use crate::config::{self, Config, MAX_WORKERS};
-use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, Server, Why};
+use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, Server, Snapshot, Why};
 use crate::policy::{Event, Time};
 use crate::sys::control_socket::{Claim, Peer, Permissions, Unavailable};
 use crate::sys::{own_code, proc_stat};
@@ -149,6 +149,11 @@ impl Control {
         cx.schedule(wait, Deferred::Clients);
     }
 
+    /// The state now.
+    pub(super) fn snapshot(&self, cx: &mut Context) -> Snapshot {
+        snapshot::snapshot(cx, &self.identity)
+    }
+
     fn carry_out(&mut self, cx: &mut Context, asked: Asked, lent: bool) {
         let Asked { client, peer, request } = asked;
         let seq = cx.journal.last_seq();
@@ -185,7 +190,7 @@ impl Control {
         }
         match request {
             Request::Status => {
-                let status = Some(Box::new(snapshot::snapshot(cx, &self.identity)));
+                let status = Some(Box::new(self.snapshot(cx)));
                 Reply { status, ..Reply::new() }
             }
             // It is answered with the events.

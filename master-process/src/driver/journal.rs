@@ -183,6 +183,7 @@ fn reload_started(cx: &mut Context, generation: u32, slots: usize, cause: &str) 
     let slots = u32::try_from(slots).unwrap_or(u32::MAX);
     if let Some(reload) = cx.journal.reload.as_ref().filter(|reload| reload.ended.is_none()) {
         let reload = reload.number;
+        cx.journal.count_superseded();
         cx.journal.record(What::ReloadSuperseded { reload, by: generation });
     }
     cx.journal.record(What::ReloadBegun { reload: generation, slots, by: cause.into() });
@@ -197,6 +198,7 @@ fn reload_started(cx: &mut Context, generation: u32, slots: usize, cause: &str) 
 }
 
 fn end_reload(cx: &mut Context, state: ReloadState, took: Duration, error: Option<FailedReload>) {
+    cx.journal.count_reload(state, took);
     if let Some(reload) = &mut cx.journal.reload {
         reload.ended = Some((state, took));
         reload.error = error;

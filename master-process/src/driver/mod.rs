@@ -8,6 +8,7 @@ mod causes;
 mod context;
 mod control;
 mod daemons;
+mod endpoint;
 mod exits;
 mod gate;
 mod journal;
@@ -41,6 +42,7 @@ use calls::Calls;
 use causes::Asked;
 use context::{Context, Deferred, Token};
 pub use control::Control;
+pub use endpoint::Endpoint;
 use exits::Exits;
 pub use exits::cgroups;
 use gate::Gate;
@@ -79,6 +81,7 @@ pub struct Driver {
     exits: Exits,
     sampling: Sampling,
     control: Control,
+    endpoint: Endpoint,
 }
 
 impl Driver {
@@ -92,7 +95,7 @@ impl Driver {
         cgroups: Option<Supervisors>,
         mut broker: Broker,
         inherited: InheritedListeners,
-        control: Control,
+        (control, endpoint): (Control, Endpoint),
     ) -> anyhow::Result<Driver> {
         use anyhow::Context as _;
         let ChosenPoller { mut poller, refused } = choose_poller(std::env::var(LOOP).ok().as_deref())?;
@@ -124,6 +127,7 @@ impl Driver {
             exits: Exits::new(config),
             sampling: Sampling::new(config),
             control,
+            endpoint,
         })
     }
 
@@ -138,12 +142,14 @@ impl Driver {
                 has_begun = true;
                 self.sampling.begin(&mut self.cx, &self.signals.tty);
                 self.control.begin(&mut self.cx);
+                self.endpoint.begin(&mut self.cx);
                 // Most of what ran until now never runs again.
                 own_code::unmap();
             }
             self.calls.after_round(&mut self.cx);
             unfinished |= calls::report_complete(&mut self.cx);
             unfinished |= self.control.after_round(&mut self.cx, self.signals.tty.is_lent());
+            unfinished |= self.endpoint.after_round(&mut self.cx, &self.control);
             if let Some(outcome) = self.cx.policy.outcome() {
                 return self.end(outcome);
             }
@@ -192,6 +198,8 @@ impl Driver {
             }
             Token::Control => self.control.accept(cx),
             Token::Client(number) => self.control.client(cx, number),
+            Token::Metrics => self.endpoint.accept(cx),
+            Token::Scraper(number) => self.endpoint.client(cx, number),
         }
     }
 
@@ -221,6 +229,8 @@ impl Driver {
                 Deferred::Cgroups(attempts) => cx.remove_cgroups(attempts),
                 Deferred::Clients => self.control.check_times(cx),
                 Deferred::Accept => self.control.accept(cx),
+                Deferred::Scrapers => self.endpoint.check_times(cx),
+                Deferred::AcceptScrapers => self.endpoint.accept(cx),
                 Deferred::Hangup => tty.continue_hang_up(cx),
                 Deferred::Stops => tty.handle_stops(cx),
                 Deferred::Resume(worker, number) => tty.resume(cx, worker, number),

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
+
 use super::context::Context;
 use super::workers::Entry;
 use crate::control::{
-    Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker, WorkerState, seconds, time,
+    Process, Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker, WorkerState, seconds, time,
 };
 use crate::policy::{self, WorkerView};
 use crate::share::{AcceptQueues, QueueTotals};
+use crate::sys::self_usage;
 
 /// What does not change while the supervisor runs.
 #[derive(Debug, Clone)]
@@ -62,9 +65,24 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
         restarts_last_hour: cx.journal.restarts_last_hour(uptime),
         addresses: cx.broker.addresses(),
         reload: reload(cx),
+        reloads_total: cx.journal.reloads().0,
+        reload_duration_seconds: cx.journal.reloads().1,
+        process: process(),
         last_seq: cx.journal.last_seq(),
         reload_attempts: cx.policy.attempts(),
         workers,
+    }
+}
+
+/// What the supervisor itself uses.
+fn process() -> Process {
+    let memory = self_usage::memory();
+    Process {
+        cpu_seconds_total: seconds(self_usage::cpu_time()),
+        memory_bytes: memory.map(|memory| memory.resident),
+        virtual_memory_bytes: memory.map(|memory| memory.virtual_size),
+        open_fds: self_usage::open_descriptors(),
+        max_fds: getrlimit(Resource::Nofile).current,
     }
 }
 

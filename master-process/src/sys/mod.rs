@@ -27,6 +27,7 @@ pub mod remote_read;
 pub mod reuseport;
 pub mod runtime_directory;
 pub mod seccomp;
+pub mod self_usage;
 pub mod signal_disposition;
 pub mod signal_names;
 pub mod signalfd;

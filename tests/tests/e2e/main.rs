@@ -24,6 +24,7 @@ mod listen_fds;
 mod listeners;
 mod log;
 mod measuring;
+mod metrics;
 mod nodejs_module;
 mod notify;
 mod orphans;

@@ -1,0 +1,110 @@
+//! The metrics in the loop: `/metrics`, `/healthz` and `/readyz`. Without `--metrics` nothing of it is there.
+
+use std::time::Duration;
+
+use super::context::{Context, Deferred, RETRY_AFTER, Token};
+use super::control::Control;
+use crate::config::Config;
+use crate::exposition;
+use crate::http::{Listener, Page, Response, Server};
+use crate::policy::Time;
+
+/// The endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    server: Option<Box<Server>>,
+    /// The time that the check of the clients' times is scheduled for.
+    check_at: Option<Time>,
+    is_watched: bool,
+}
+
+impl Endpoint {
+    /// Opens the socket of `--metrics`.
+    ///
+    /// # Errors
+    /// It cannot be had.
+    pub fn new(config: &Config) -> anyhow::Result<Endpoint> {
+        let open = |address| Listener::open(address, config.control_group);
+        let listener =
+            config.metrics.as_ref().map(open).transpose().map_err(|error| error.context("--metrics"))?;
+        let server = listener.map(|listener| Box::new(Server::new(listener)));
+        Ok(Endpoint { server, check_at: None, is_watched: false })
+    }
+
+    /// Begins to answer, once.
+    pub(super) fn begin(&mut self, cx: &mut Context) {
+        if let Some(server) = self.server.as_ref().filter(|_| !self.is_watched) {
+            cx.watch(server.listener(), Token::Metrics);
+            self.is_watched = true;
+        }
+    }
+
+    /// Accepts clients.
+    pub(super) fn accept(&mut self, cx: &mut Context) {
+        let (now, Some(server)) = (cx.now(), &mut self.server) else { return };
+        if server.accept(now, &mut cx.poller, token) {
+            cx.watch(server.listener(), Token::Metrics);
+        } else {
+            cx.schedule(RETRY_AFTER, Deferred::AcceptScrapers);
+        }
+    }
+
+    /// Handles an event of a client.
+    pub(super) fn client(&mut self, cx: &mut Context, number: u64) {
+        let now = cx.now();
+        if let Some(server) = &mut self.server {
+            server.event(now, number, &mut cx.poller, token);
+        }
+    }
+
+    /// Answers a request. Returns whether there is more to do without waiting.
+    pub(super) fn after_round(&mut self, cx: &mut Context, control: &Control) -> bool {
+        let (now, Some(server)) = (cx.now(), &mut self.server) else { return false };
+        if let Some(asked) = server.take_request(now, &mut cx.poller, token) {
+            let response = respond(cx, control, asked.page);
+            server.answer(cx.now(), asked.client, &response, &mut cx.poller, token);
+        }
+        let more = server.has_work();
+        self.schedule_check(cx);
+        more
+    }
+
+    /// Cuts off the clients that take too long.
+    pub(super) fn check_times(&mut self, cx: &mut Context) {
+        let now = cx.now();
+        self.check_at = None;
+        if let Some(server) = &mut self.server {
+            server.check_times(now, &mut cx.poller, token);
+        }
+        self.schedule_check(cx);
+    }
+
+    fn schedule_check(&mut self, cx: &mut Context) {
+        let due = self.server.as_ref().and_then(|server| server.next_due());
+        let is_next = |due: &Time| self.check_at.is_none_or(|check_at| *due < check_at);
+        let Some(due) = due.filter(is_next) else { return };
+        // A little later, so that one check finds all that are due together.
+        let wait = due.since(cx.now()) + Duration::from_millis(100);
+        self.check_at = Some(due);
+        cx.schedule(wait, Deferred::Scrapers);
+    }
+}
+
+fn token(number: u64) -> u64 {
+    Token::Scraper(number).encode()
+}
+
+fn respond(cx: &mut Context, control: &Control, page: Page) -> Response {
+    match page {
+        Page::Health => Response::line(200, "ok"),
+        Page::Ready => match exposition::not_ready(&control.snapshot(cx)) {
+            None => Response::line(200, "ready"),
+            Some(why) => Response::line(503, &why),
+        },
+        Page::Metrics(format) => Response {
+            status: 200,
+            content_type: format.content_type(),
+            body: exposition::one(control.snapshot(cx), format),
+        },
+    }
+}

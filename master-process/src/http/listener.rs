@@ -1,0 +1,73 @@
+//! The socket on which clients connect.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, anyhow};
+
+use crate::config::ListenAddr;
+use crate::sys::control_socket::{Claim, Permissions, Unavailable};
+use crate::sys::sockets::{self, Tcp};
+
+/// The connections that wait until they are accepted.
+const BACKLOG: i32 = 128;
+
+/// A listening socket. A Unix socket's file goes with it.
+#[derive(Debug)]
+pub struct Listener {
+    fd: OwnedFd,
+    file: Option<Claim>,
+}
+
+impl Listener {
+    /// Opens a socket; `group` may connect to a Unix socket besides its owner.
+    ///
+    /// # Errors
+    /// The address is taken, or cannot be had.
+    pub fn open(address: &ListenAddr, group: Option<u32>) -> anyhow::Result<Listener> {
+        let bound = match address {
+            ListenAddr::Unix(path) => return at_path(path, group),
+            ListenAddr::Inet(address) => sockets::bind_tcp(*address, Tcp::default()),
+            ListenAddr::Port(port) => {
+                let bind = |ip: IpAddr| sockets::bind_tcp(SocketAddr::new(ip, *port), Tcp::default());
+                match bind(Ipv6Addr::UNSPECIFIED.into()) {
+                    Err(error)
+                        if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) =>
+                    {
+                        bind(Ipv4Addr::UNSPECIFIED.into())
+                    }
+                    bound => bound,
+                }
+            }
+        };
+        let fd = bound.context("bind")?;
+        sockets::set_nonblocking(fd.as_fd(), true).context("fcntl")?;
+        sockets::listen(fd.as_fd(), BACKLOG).context("listen")?;
+        Ok(Listener { fd, file: None })
+    }
+
+    /// The socket.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Whether it is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        self.file.is_some()
+    }
+}
+
+fn at_path(path: &std::path::Path, group: Option<u32>) -> anyhow::Result<Listener> {
+    let mut claim = Claim::take(path).map_err(words)?;
+    let fd = claim.listen(Permissions { group }).map_err(words)?;
+    Ok(Listener { fd, file: Some(claim) })
+}
+
+fn words(error: Unavailable) -> anyhow::Error {
+    match error {
+        Unavailable::Taken(Some(pid)) => anyhow!("a running master-process (pid {pid}) has it"),
+        Unavailable::Taken(None) => anyhow!("another process has it"),
+        Unavailable::Foreign(what) => anyhow!("{what}"),
+        Unavailable::Failed(call, error) => anyhow!("{call}: {error}"),
+    }
+}

@@ -56,7 +56,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     let signals = SignalFd::new(SIGNALS.into_iter()).map_err(failed)?;
     let mut screen = Screen::enter().map_err(failed)?;
     let mut top = Top::new(connection);
-    let end = top.run(&mut screen, &signals);
+    let end = top.run(&mut screen, &signals).or_else(|error| match error.raw_os_error() {
+        // The terminal hung up while it was written to.
+        Some(libc::EIO) => Ok(End::Signal(libc::SIGHUP)),
+        _other => Err(error),
+    });
     drop(screen);
     match end.map_err(failed)? {
         End::Quit => Ok(top.code()),
@@ -138,15 +142,15 @@ impl Top {
                 screen.show(|buffer| view::draw(model, name, colours, buffer))?;
                 self.is_changed = false;
             }
-            let is_gone = self.wait(screen, signals)?;
+            let has_keys = self.wait(screen, signals)?;
             if let Some(end) = self.take_signals(screen, signals)? {
                 return Ok(end);
             }
             screen.flush()?;
-            if is_gone {
+            let Some(keys) = (if has_keys { screen.keys()? } else { Some(Vec::new()) }) else {
                 return Ok(End::Signal(libc::SIGHUP));
-            }
-            while let Some(key) = screen.key()? {
+            };
+            for key in keys {
                 self.is_changed = true;
                 let layout = view::Layout::of(&self.model, show::size().1);
                 match self.model.press(key, layout.workers) {
@@ -162,7 +166,7 @@ impl Top {
         }
     }
 
-    /// Waits until something happens. Returns whether the terminal is gone.
+    /// Waits until something happens. Returns whether the terminal has keys, or is gone.
     fn wait(&self, screen: &Screen, signals: &SignalFd) -> io::Result<bool> {
         let stdin = io::stdin();
         let mut polled = vec![PollFd::new(&stdin, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
@@ -176,8 +180,7 @@ impl Top {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
-        Ok(polled[0].revents().intersects(gone))
+        Ok(!polled[0].revents().is_empty())
     }
 
     fn deadline(&self) -> Instant {

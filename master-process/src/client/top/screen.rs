@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use crossterm::terminal::{
     Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
@@ -132,14 +131,18 @@ impl Screen {
         output()
     }
 
-    /// The next key that was pressed; `None` if there is none now.
-    pub(super) fn key(&self) -> io::Result<Option<Key>> {
-        while event::poll(Duration::ZERO)? {
-            if let Some(key) = key_of(&event::read()?) {
-                return Ok(Some(key));
-            }
+    /// The keys that were pressed, after poll(2) has found some. `None`: the terminal is gone.
+    ///
+    /// This does not use crossterm's events: their reader never returns from a terminal that hung up, nor from a key of
+    /// which the second half is late.
+    pub(super) fn keys(&self) -> io::Result<Option<Vec<Key>>> {
+        let mut bytes = [0; 256];
+        match rustix::io::read(io::stdin(), &mut bytes) {
+            Ok(0) | Err(Errno::IO) => Ok(None),
+            Ok(length) => Ok(Some(keys_of(&String::from_utf8_lossy(&bytes[..length])))),
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Some(Vec::new())),
+            Err(error) => Err(error.into()),
         }
-        Ok(None)
     }
 }
 
@@ -195,66 +198,64 @@ fn await_foreground() {
     }
 }
 
-fn key_of(event: &Event) -> Option<Key> {
-    let Event::Key(key) = event else { return None };
-    if key.kind == KeyEventKind::Release {
-        return None;
+/// The keys in what a terminal sends. A sequence that is cut off, or of a key without a use here, is like Escape: no answer
+/// to a question.
+fn keys_of(text: &str) -> Vec<Key> {
+    let mut keys = Vec::new();
+    let mut rest = text.chars();
+    while let Some(letter) = rest.next() {
+        keys.push(match letter {
+            '\x03' => Key::Interrupt,
+            '\x0c' => Key::Redraw,
+            '\x1a' => Key::Suspend,
+            '\x1b' if rest.as_str().starts_with(['[', 'O']) => {
+                rest.next();
+                let sequence = rest.as_str();
+                let end =
+                    sequence.find(|c: char| ('@'..='~').contains(&c)).map_or(sequence.len(), |at| at + 1);
+                rest = sequence[end..].chars();
+                match &sequence[..end] {
+                    "A" => Key::Up,
+                    "B" => Key::Down,
+                    "H" | "1~" | "7~" => Key::Home,
+                    "F" | "4~" | "8~" => Key::End,
+                    "5~" => Key::PageUp,
+                    "6~" => Key::PageDown,
+                    _other => Key::Escape,
+                }
+            }
+            control if control.is_control() => Key::Escape,
+            letter => Key::Char(letter),
+        });
     }
-    let control = key.modifiers.contains(KeyModifiers::CONTROL);
-    if let KeyCode::Char(letter) = key.code
-        && control
-    {
-        return match letter.to_ascii_lowercase() {
-            'c' => Some(Key::Interrupt),
-            'z' => Some(Key::Suspend),
-            'l' => Some(Key::Redraw),
-            _other => None,
-        };
-    }
-    Some(if let KeyCode::Char(letter) = key.code {
-        Key::Char(letter)
-    } else if key.code == KeyCode::Up {
-        Key::Up
-    } else if key.code == KeyCode::Down {
-        Key::Down
-    } else if key.code == KeyCode::PageUp {
-        Key::PageUp
-    } else if key.code == KeyCode::PageDown {
-        Key::PageDown
-    } else if key.code == KeyCode::Home {
-        Key::Home
-    } else if key.code == KeyCode::End {
-        Key::End
-    } else {
-        // Any other key is no answer to a question.
-        Key::Escape
-    })
+    keys
 }
 
 #[cfg(test)]
 mod tests {
     use std::process::{Command, Stdio};
 
-    use crossterm::event::KeyEvent;
     use master_process_tests::pty::{ITS_TERMINAL, Pty};
     use rustix::termios::tcgetattr;
 
     use super::*;
 
     #[test]
-    fn keys_have_their_names() {
-        for (code, modifiers, key) in [
-            (KeyCode::Char('q'), KeyModifiers::NONE, Some(Key::Char('q'))),
-            (KeyCode::Char('R'), KeyModifiers::SHIFT, Some(Key::Char('R'))),
-            (KeyCode::Char('c'), KeyModifiers::CONTROL, Some(Key::Interrupt)),
-            (KeyCode::Char('z'), KeyModifiers::CONTROL, Some(Key::Suspend)),
-            (KeyCode::Char('y'), KeyModifiers::CONTROL, None),
-            (KeyCode::PageDown, KeyModifiers::NONE, Some(Key::PageDown)),
-            (KeyCode::Enter, KeyModifiers::NONE, Some(Key::Escape)),
+    fn keys_are_read_as_terminals_send_them() {
+        for (text, keys) in [
+            ("qR", &[Key::Char('q'), Key::Char('R')][..]),
+            ("\x03\x1a\x0c", &[Key::Interrupt, Key::Suspend, Key::Redraw]),
+            ("\x1b[A\x1bOB", &[Key::Up, Key::Down]),
+            ("\x1b[5~\x1b[6~\x1b[H\x1b[4~", &[Key::PageUp, Key::PageDown, Key::Home, Key::End]),
+            ("\x1b", &[Key::Escape]),
+            ("\x1b[", &[Key::Escape]),
+            ("\x1b[1;5Ay", &[Key::Escape, Key::Char('y')]),
+            ("\x1b[15~", &[Key::Escape]),
+            ("\r\té", &[Key::Escape, Key::Escape, Key::Char('é')]),
+            ("", &[]),
         ] {
-            assert_eq!(key_of(&Event::Key(KeyEvent::new(code, modifiers))), key, "{code:?}");
+            assert_eq!(keys_of(text), keys, "{text:?}");
         }
-        assert_eq!(key_of(&Event::FocusGained), None);
     }
 
     /// Runs in a terminal of its own, started by the test below.

@@ -1,11 +1,15 @@
 //! A connection to a supervisor.
 
 use std::io::{self, BufRead, BufReader, Write};
+#[cfg(feature = "top")]
+use std::os::fd::BorrowedFd;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "top")]
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -107,6 +111,14 @@ impl Connection {
         Ok(Received::Line(parsed, String::from_utf8_lossy(&line).trim_end().to_owned()))
     }
 
+    /// Whether there is something to receive now.
+    #[cfg(feature = "top")]
+    pub(super) fn has_more(&self) -> bool {
+        let mut polled = [PollFd::new(self.reader.get_ref(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        !self.reader.buffer().is_empty() || poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// The answer to a request that was sent, and its text. A refusal is a failure.
     pub(super) fn answer(&mut self) -> Result<(Reply, String), Failure> {
         let until = Instant::now() + PATIENCE;
@@ -133,6 +145,13 @@ impl Connection {
     pub(super) fn ask(&mut self, request: Request) -> Result<(Reply, String), Failure> {
         self.send(request)?;
         self.answer()
+    }
+}
+
+#[cfg(feature = "top")]
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reader.get_ref().as_fd()
     }
 }
 

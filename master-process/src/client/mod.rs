@@ -16,6 +16,8 @@ mod reload;
 mod show;
 mod status;
 mod steer;
+#[cfg(feature = "top")]
+mod top;
 mod why;
 
 use std::ffi::OsString;
@@ -120,11 +122,22 @@ const TABLE: &[Topic] = &[
         arguments: metrics::arguments,
         run: metrics::run,
     },
+    #[cfg(feature = "top")]
+    Topic {
+        word: "top",
+        form: "",
+        about: "Show one instance live in the terminal, and steer it by keys",
+        arguments: top::arguments,
+        run: top::run,
+    },
     doctor::TOPIC,
 ];
 
-/// The commands that are part of the interface and not of this version.
-const LATER: [&str; 1] = ["top"];
+/// The commands that are part of the interface and not of this build.
+const LATER: &[&str] = &[
+    #[cfg(not(feature = "top"))]
+    "top",
+];
 
 /// A command of the command line, not run yet.
 pub struct Invocation {
@@ -144,7 +157,7 @@ pub fn invocation(mut args: impl Iterator<Item = OsString>) -> Option<Invocation
 pub fn run(invocation: Invocation) -> ExitCode {
     let Some(topic) = TABLE.iter().find(|topic| invocation.word == topic.word) else {
         let word = invocation.word.display();
-        return ExitCode::from(exit::usage(&format!("{word} is not part of this version")));
+        return ExitCode::from(exit::usage(&format!("{word} is not part of this build")));
     };
     ExitCode::from(match arguments::read(topic, invocation.arguments) {
         Ok(matches) => {

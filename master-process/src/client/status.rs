@@ -99,13 +99,19 @@ pub(super) fn page(snapshot: &Snapshot, width: Option<usize>, colours: bool) -> 
     text
 }
 
-fn head(snapshot: &Snapshot, columns: usize, colours: bool) -> String {
-    let (word, colour, ready) = (snapshot.workers_ready, Colour::Good, snapshot.slots_wanted);
-    let (word, colour) = match snapshot.state {
-        State::Ready => (format!("ready: {word} of {ready}"), colour),
-        State::Degraded => (format!("degraded: {word} of {ready} ready"), Colour::Bad),
+/// The words for the state of the instance, and their colour.
+pub(super) fn state_words(snapshot: &Snapshot) -> (String, Colour) {
+    let (ready, wanted) = (snapshot.workers_ready, snapshot.slots_wanted);
+    match snapshot.state {
+        State::Ready => (format!("ready: {ready} of {wanted}"), Colour::Good),
+        State::Degraded => (format!("degraded: {ready} of {wanted} ready"), Colour::Bad),
         State::Stopping => ("stopping".to_owned(), Colour::Passing),
-    };
+    }
+}
+
+/// The lines above the table.
+pub(super) fn head(snapshot: &Snapshot, columns: usize, colours: bool) -> String {
+    let (word, colour) = state_words(snapshot);
     let name = show::plain(&snapshot.name);
     let up = show::long_span(snapshot.uptime_seconds);
     let right = format!("pid {}  up {up}  v{}", snapshot.pid, snapshot.version);
@@ -140,7 +146,8 @@ fn reload_words(reload: &Reload, snapshot: &Snapshot) -> String {
     }
 }
 
-fn row(worker: &Worker) -> Vec<String> {
+/// The cells of a worker's row.
+pub(super) fn row(worker: &Worker) -> Vec<String> {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let number = |number: Option<u64>| or_dash(number.map(|number| number.to_string()));
     vec![
@@ -167,7 +174,7 @@ fn last_end(end: &LastEnd) -> String {
 }
 
 /// What is wrong with a worker, and what to do about it.
-fn problem(worker: &Worker, snapshot: &Snapshot) -> Option<String> {
+pub(super) fn problem(worker: &Worker, snapshot: &Snapshot) -> Option<String> {
     let slot = worker.slot;
     let since =
         worker.state_seconds.map(|seconds| format!(" since {}", show::span(seconds))).unwrap_or_default();

@@ -498,7 +498,7 @@ impl Tty {
         }
         self.restore(&cx.workers);
         let since = Instant::now();
-        signalfd::stop_ourselves(number);
+        signalfd::take_default_action(number);
         cx.exclude(since.elapsed());
         if self.is_lent
             && self.foreground(&cx.workers) == Foreground::Ours

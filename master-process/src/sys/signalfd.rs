@@ -132,10 +132,10 @@ impl Received {
     }
 }
 
-/// Stops this process as the default action of the stop signal `number` does. Returns when the process is continued. If
-/// the process group is orphaned, no process can continue it: the kernel ignores the signal and this returns at once. A
-/// SIGCONT that came before the call has no effect.
-pub fn stop_ourselves(number: i32) {
+/// Does to this process what the default action of the signal `number` does. After a stop signal this returns when the
+/// process is continued. If the process group is orphaned, no process can continue it: the kernel ignores the stop signal
+/// and this returns at once. A SIGCONT that came before the call has no effect.
+pub fn take_default_action(number: i32) {
     // SAFETY: the set is initialized before it is read. The signal becomes pending for this thread, which blocks it,
     // and is delivered when it is unblocked. Its disposition is the default, so no handler runs.
     unsafe {

@@ -46,6 +46,7 @@ mod start_gate;
 mod starting;
 mod takeover;
 mod terminal;
+mod top;
 mod trees;
 mod unix_gaps;
 mod unix_generations;

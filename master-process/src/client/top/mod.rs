@@ -29,7 +29,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// The lines that are taken in before the screen and the keys have their turn.
 const LINES: usize = 1000;
 
-/// The signals that are waited for, with those that only the supervisor's own loop treats left to their default action.
+/// The signals that have an effect. The others stay blocked, except those of faults.
 const SIGNALS: [i32; 7] =
     [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGTSTP, libc::SIGCONT, libc::SIGWINCH];
 

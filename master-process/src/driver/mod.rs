@@ -32,7 +32,6 @@ use crate::report::{self, ExitReport, Named, Span};
 use crate::share::{Broker, InheritedListeners};
 use crate::sys::cgroup::Supervisors;
 use crate::sys::notify::NotifySocket;
-use crate::sys::own_code;
 use crate::sys::pidfd;
 use crate::sys::poller::Poller;
 use crate::sys::signalfd::SignalFd;
@@ -143,8 +142,6 @@ impl Driver {
                 self.sampling.begin(&mut self.cx, &self.signals.tty);
                 self.control.begin(&mut self.cx);
                 self.endpoint.begin(&mut self.cx);
-                // Most of what ran until now never runs again.
-                own_code::unmap();
             }
             self.calls.after_round(&mut self.cx);
             unfinished |= calls::report_complete(&mut self.cx);

@@ -11,9 +11,9 @@ use crate::config::Config;
 use crate::control::What;
 use crate::metrics::{Question, TIME_OUT};
 use crate::policy::{Event, Usage, WorkerId};
-use crate::sys::allocator;
 use crate::sys::signal_disposition::{self, SignalDisposition};
 use crate::sys::signal_names;
+use crate::sys::{allocator, own_code};
 
 /// The interval of the samples, and their buffer.
 #[derive(Debug)]
@@ -60,8 +60,9 @@ impl Sampling {
         cx.journal.record(What::Monitor { source });
         watch_samples(cx);
         self.start_timer(cx, tty);
-        // The start is over.
+        // The start is over, and what it has run never runs again.
         allocator::release_unused();
+        own_code::unmap();
     }
 
     /// Starts the timer, if the supervisor takes the samples, or if there is a terminal to be checked.

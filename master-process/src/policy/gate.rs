@@ -16,11 +16,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 /// A start keeps its place for this long at most, if the program is known to report that it is ready. Those that take
 /// longer usually wait for something else, such as a database, and others must not wait for it too.
-const LONGEST_HOLD: Duration = Duration::from_secs(10);
+const LONGEST_HOLD: Duration = Duration::from_secs(3);
 
-/// The same for a program that is not known to report it: a script language has loaded itself by then. With twice as many
-/// places as CPUs, each CPU starts at least eight such programs a second.
-const LONGEST_SILENT_HOLD: Duration = Duration::from_millis(250);
+/// The same for a program that is not known to report it: a script language has loaded most of itself by then. With twice as
+/// many places as CPUs, each CPU starts at least twenty such programs a second.
+const LONGEST_SILENT_HOLD: Duration = Duration::from_millis(100);
 
 /// The starts that wait for a place, and those that have one.
 #[derive(Debug, Default)]

@@ -67,12 +67,12 @@ fn a_start_that_ends_gives_its_place_back() {
 }
 
 #[test]
-fn a_worker_that_does_not_become_ready_keeps_its_place_for_ten_seconds() {
+fn a_worker_that_does_not_become_ready_keeps_its_place_for_three_seconds() {
     let mut sim = Sim::new(gated(1));
     sim.free_places = 1;
     sim.give_places();
     sim.launch_all();
-    sim.pass(10 * SECOND - MS);
+    sim.pass(3 * SECOND - MS);
     assert_eq!(sim.held_places, 1);
     sim.pass(MS);
     assert_eq!(sim.held_places, 0);
@@ -81,13 +81,13 @@ fn a_worker_that_does_not_become_ready_keeps_its_place_for_ten_seconds() {
 }
 
 #[test]
-fn a_program_that_is_not_known_to_signal_keeps_its_place_for_a_quarter_of_a_second() {
+fn a_program_that_is_not_known_to_signal_keeps_its_place_for_a_tenth_of_a_second() {
     for ready in [ReadyMode::Auto, ReadyMode::Alive(5 * SECOND)] {
         let mut sim = Sim::new(Settings { ready, ..gated(1) });
         sim.free_places = 1;
         sim.give_places();
         sim.launch_all();
-        sim.pass(249 * MS);
+        sim.pass(99 * MS);
         assert_eq!(sim.held_places, 1);
         sim.pass(MS);
         assert_eq!(sim.held_places, 0);
@@ -99,7 +99,7 @@ fn a_program_that_is_not_known_to_signal_keeps_its_place_for_a_quarter_of_a_seco
     sim.free_places = 1;
     sim.give_places();
     sim.launch_all();
-    sim.pass(9 * SECOND);
+    sim.pass(2 * SECOND);
     assert_eq!(sim.held_places, 1);
     sim.finish();
 }

@@ -32,12 +32,12 @@ impl Sampling {
         Sampling { interval: config.limits.interval, memory_high_signal, has_begun: false, taken: Vec::new() }
     }
 
-    /// Begins to measure, once.
-    pub(super) fn begin(&mut self, cx: &mut Context, tty: &Tty) {
+    /// Begins to measure, once; see [`Meter::begin`](crate::metrics::Meter::begin).
+    pub(super) fn begin(&mut self, cx: &mut Context, tty: &Tty, is_alone: bool) {
         if std::mem::replace(&mut self.has_begun, true) {
             return;
         }
-        let watched = cx.meter.begin().map(|fd| cx.poller.watch(fd, Token::Measuring.encode()));
+        let watched = cx.meter.begin(is_alone).map(|fd| cx.poller.watch(fd, Token::Measuring.encode()));
         match watched {
             Some(Ok(())) => {}
             // Without a watch, the answer is waited for at the next event.

@@ -100,9 +100,15 @@ impl Meter {
     }
 
     /// Begins to measure, once the first workers have been started. A thread loads the eBPF programs, so that neither the
-    /// workers nor the loop wait for that. Returns a descriptor that is readable when [`Self::take_begun`] has an answer;
+    /// workers nor the loop wait for that. If this supervisor `is_alone` in starting workers, the thread waits for nobody.
+    /// Returns a descriptor that is readable when [`Self::take_begun`] has an answer;
     /// `None` if it has one now.
-    pub fn begin(&mut self) -> Option<BorrowedFd<'_>> {
+    pub fn begin(&mut self, is_alone: bool) -> Option<BorrowedFd<'_>> {
+        if let Begins::Choosing(wanted) = &mut self.begins
+            && is_alone
+        {
+            wanted.start_gate = None;
+        }
         if let Begins::Choosing(wanted) = self.begins
             && let Some(loader) = Loader::start(wanted)
         {

@@ -55,6 +55,11 @@ pub struct Claim {
     socket: Option<(u64, u64)>,
 }
 
+/// How often and how long to check whether the socket of a killed supervisor is closed. The kernel ends the requests of an
+/// io_uring in the background, some milliseconds after the process.
+const CLOSE_CHECK_EVERY: Duration = Duration::from_millis(10);
+const CLOSE_CHECKS: u32 = 100;
+
 impl Claim {
     /// Takes a path.
     ///
@@ -80,7 +85,7 @@ impl Claim {
     }
 
     /// A killed supervisor has left its socket. Only a socket on which nobody listens is removed.
-    fn remove_leftover(&self) -> Result<(), Unavailable> {
+    fn remove_leftover(&mut self) -> Result<(), Unavailable> {
         let stat = match lstat(&self.path) {
             Err(Errno::NOENT) => return Ok(()),
             Err(error) => return Err(Unavailable::Failed("lstat", error.into())),
@@ -90,14 +95,21 @@ impl Claim {
             return Err(Unavailable::Foreign("a file that is not a socket is there"));
         }
         let address = address(&self.path)?;
-        let probe = stream().map_err(|error| Unavailable::Failed("socket", error))?;
-        match connect(&probe, &address) {
-            Err(Errno::CONNREFUSED) => {
-                std::fs::remove_file(&self.path).map_err(|error| Unavailable::Failed("unlink", error))
+        let had_owner = pid_in(&mut self.lock).is_some();
+        for _ in 0..CLOSE_CHECKS {
+            let probe = stream().map_err(|error| Unavailable::Failed("socket", error))?;
+            match connect(&probe, &address) {
+                Err(Errno::CONNREFUSED) => {
+                    return std::fs::remove_file(&self.path)
+                        .map_err(|error| Unavailable::Failed("unlink", error));
+                }
+                // Its owner has released the lock: it was killed, and the kernel may still close what its io_uring watched.
+                Ok(()) | Err(Errno::AGAIN) if had_owner => std::thread::sleep(CLOSE_CHECK_EVERY),
+                Ok(()) | Err(Errno::AGAIN) => break,
+                Err(error) => return Err(Unavailable::Failed("connect", error.into())),
             }
-            Ok(()) | Err(Errno::AGAIN) => Err(Unavailable::Foreign("another program listens there")),
-            Err(error) => Err(Unavailable::Failed("connect", error.into())),
         }
+        Err(Unavailable::Foreign("another program listens there"))
     }
 
     /// The path.

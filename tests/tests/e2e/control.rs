@@ -85,6 +85,8 @@ fn the_socket_of_a_killed_supervisor_is_replaced() {
     await_gone(pid);
     assert_eq!(names(control.folder()), ["example.sock", "example.sock.lock"], "it could not clean up");
     let second = control.on(idle(&[])).spawn();
+    // Until it has taken the path, the kernel may still accept connections on the socket of the first one.
+    second.eventually("it runs", || !second.logged(&["running 1 worker"]).is_empty());
     eventually(TIMEOUT, "the second one answers", || UnixStream::connect(&control.path).is_ok());
     assert_eq!(control.status()["pid"], second.pid());
 }

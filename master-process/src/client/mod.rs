@@ -1,6 +1,6 @@
 //! The commands that look at and steer a running supervisor: `master-process status` and the like.
 //!
-//! They run in a process of their own, which has nothing of the supervisor but this program file. [`TABLE`] is the one
+//! They run in a process of their own, which has nothing of the supervisor but this program file. `TABLE` is the one
 //! list of the commands: the command line, the help and the documentation follow it.
 
 mod arguments;

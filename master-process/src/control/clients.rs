@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::connection::{Broken, Connection, Watch};
 use super::event::Event;
 use super::protocol::{MAX_REQUEST, Reply, line};
+use super::rate::Rate;
 use super::ring::{Next, Ring};
 use crate::policy::Time;
 use crate::sys::control_socket::Peer;
@@ -15,11 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The time between two requests.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// The requests that a client may make at once, and how soon it may make one more. `top` makes one in a second; a loop
-/// without a pause would keep the supervisor busy.
-const BURST: u32 = 50;
-const REFILL: Duration = Duration::from_millis(100);
 
 /// The events that a follower gets at a time, in bytes: a slow one gets the next ones when it has read these.
 const EVENTS_AT_A_TIME: usize = 16 * 1024;
@@ -73,9 +69,7 @@ pub(super) struct Client {
     pub(super) follows: Option<u64>,
     has_asked: bool,
     bad_requests: u32,
-    /// The requests that it may still make, and when the last one was added.
-    requests: u32,
-    refilled: Time,
+    rate: Rate,
     /// Whether a request of it waits to be carried out.
     pub(super) queued: bool,
     pub(super) watched: Option<Watch>,
@@ -93,8 +87,7 @@ impl Client {
             follows: None,
             has_asked: false,
             bad_requests: 0,
-            requests: BURST,
-            refilled: now,
+            rate: Rate::new(),
             queued: false,
             watched: None,
         }
@@ -179,12 +172,9 @@ impl Client {
         if self.input.is_empty() {
             self.input = Vec::new();
         }
-        let refills = now.nanoseconds_since(self.refilled) / u64::try_from(REFILL.as_nanos()).unwrap_or(1);
-        if refills > 0 {
-            self.requests = BURST.min(self.requests.saturating_add(u32::try_from(refills).unwrap_or(BURST)));
-            self.refilled = now;
+        if !self.rate.allow(now) {
+            return Err(Cut::Flood);
         }
-        self.requests = self.requests.checked_sub(1).ok_or(Cut::Flood)?;
         (self.has_asked, self.connection.since) = (true, now);
         Ok(Some(line))
     }

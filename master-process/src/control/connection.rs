@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::policy::Time;
+use crate::sys::poller::Poller;
 
 /// The connection is broken.
 #[derive(Debug)]
@@ -18,6 +19,20 @@ pub(crate) enum Watch {
     Output,
     /// The end of the connection.
     HangUp,
+}
+
+impl Watch {
+    /// Begins to wait.
+    ///
+    /// # Errors
+    /// Those of the poller.
+    pub(crate) fn begin(self, fd: BorrowedFd<'_>, poller: &mut Poller, token: u64) -> io::Result<()> {
+        match self {
+            Watch::Input => poller.watch(fd, token),
+            Watch::Output => poller.watch_room(fd, token),
+            Watch::HangUp => poller.watch_hang_up(fd, token),
+        }
+    }
 }
 
 /// A connection.

@@ -10,6 +10,7 @@ mod journal;
 mod location;
 mod log_limit;
 mod protocol;
+mod rate;
 mod ring;
 mod server;
 mod snapshot;
@@ -26,6 +27,7 @@ pub use location::{
 };
 pub(crate) use log_limit::LogLimit;
 pub use protocol::{Accepted, ErrorReply, Line, MAX_REQUEST, Reply, Request, Why, parse_request};
+pub(crate) use rate::Rate;
 pub(crate) use ring::{Ended, What};
 pub use server::{Asked, Server};
 pub use snapshot::{

@@ -105,17 +105,14 @@ impl Server {
     /// Accepts connections, a few at a time: the caller watches the listener again. Returns false if the process has no
     /// descriptor left: then the caller tries again later.
     pub fn accept(&mut self, now: Time, poller: &mut Poller, token: Token) -> bool {
-        for _ in 0..ACCEPTS_PER_ROUND {
-            match control_socket::accept(self.listener.as_fd()) {
-                Ok(Some(fd)) => self.add(now, fd, poller, token),
-                Ok(None) => return true,
-                Err(error) => {
-                    debug!("cannot accept a client of the control socket: {error}");
-                    return false;
-                }
-            }
+        let (accepted, result) = control_socket::accept_some(self.listener.as_fd(), ACCEPTS_PER_ROUND);
+        for fd in accepted {
+            self.add(now, fd, poller, token);
         }
-        true
+        if let Err(error) = &result {
+            debug!("cannot accept a client of the control socket: {error}");
+        }
+        result.is_ok()
     }
 
     fn add(&mut self, now: Time, fd: OwnedFd, poller: &mut Poller, token: Token) {
@@ -189,12 +186,7 @@ impl Server {
         if client.watched.replace(wants).is_some() {
             poller.forget(token(id));
         }
-        let watched = match wants {
-            Watch::Input => poller.watch(client.fd(), token(id)),
-            Watch::Output => poller.watch_room(client.fd(), token(id)),
-            Watch::HangUp => poller.watch_hang_up(client.fd(), token(id)),
-        };
-        if watched.is_err() {
+        if wants.begin(client.fd(), poller, token(id)).is_err() {
             self.cut(now, id, Cut::Done, poller, token);
         }
     }
@@ -290,8 +282,8 @@ impl Server {
         self.clients.values().any(|client| client.pending_output() == 0 && lacks(client))
     }
 
-    /// Cuts off the clients whose time is over. Returns when the next one is due.
-    pub fn check_times(&mut self, now: Time, poller: &mut Poller, token: Token) -> Option<Time> {
+    /// Cuts off the clients whose time is over.
+    pub fn check_times(&mut self, now: Time, poller: &mut Poller, token: Token) {
         let is_due = |client: &Client| client.due().is_some_and(|due| due <= now);
         let due: Vec<(u64, Cut)> = self
             .clients
@@ -302,7 +294,6 @@ impl Server {
         for (id, cut) in due {
             self.cut(now, id, cut, poller, token);
         }
-        self.next_due()
     }
 
     /// When the next client is due.

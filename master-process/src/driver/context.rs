@@ -118,6 +118,20 @@ impl Token {
     }
 }
 
+/// The next check of the times that clients may take.
+#[derive(Debug, Default)]
+pub(super) struct ClientCheck(Option<Time>);
+
+impl ClientCheck {
+    /// Schedules the check for the time when the next client is due, unless an earlier one is scheduled.
+    pub(super) fn schedule(&mut self, cx: &mut Context, due: Option<Time>, check: Deferred) {
+        let Some(due) = due.filter(|due| self.0.is_none_or(|earlier| *due < earlier)) else { return };
+        self.0 = Some(due);
+        // A little later, so that one check finds all that are due together.
+        cx.schedule(due.since(cx.now()) + Duration::from_millis(100), check);
+    }
+}
+
 /// Work that is done later, apart from the policy's deadlines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deferred {

@@ -1,15 +1,14 @@
 //! The control socket in the loop: it is opened once the first workers run, and what clients ask for is carried out here.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use tracing::info;
 
-use super::context::{Context, Deferred, RETRY_AFTER, Token};
+use super::context::{ClientCheck, Context, Deferred, RETRY_AFTER, Token};
 use super::snapshot::{self, Identity};
 use crate::config::{self, Config, MAX_WORKERS};
 use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, Server, Snapshot, Why};
-use crate::policy::{Event, Time};
+use crate::policy::Event;
 use crate::sys::control_socket::{Claim, Peer, Permissions, Unavailable};
 use crate::sys::{own_code, proc_stat};
 
@@ -20,8 +19,7 @@ pub struct Control {
     group: Option<u32>,
     server: Option<Server>,
     identity: Identity,
-    /// The time that the check of the clients' times is scheduled for.
-    check_at: Option<Time>,
+    check: ClientCheck,
 }
 
 /// How the socket is to be opened.
@@ -48,7 +46,7 @@ impl Control {
             (config::Control::Off, _) => Opening::Done,
             (config::Control::At(path), _) => Opening::Claimed(
                 Claim::take(path)
-                    .map_err(|error| anyhow::anyhow!("--control {}: {}", path.display(), words(&error)))?,
+                    .map_err(|error| anyhow::anyhow!("--control {}: {}", path.display(), error))?,
             ),
             (config::Control::Default, Some(name)) => Opening::Claimed(claim_named(name)?),
             (config::Control::Default, None) => Opening::Search,
@@ -59,7 +57,13 @@ impl Control {
         };
         let memory_limit = config.limits.max_memory;
         let identity = Identity { name, command, control: path, memory_limit };
-        Ok(Control { opening, group: config.control_group, server: None, identity, check_at: None })
+        Ok(Control {
+            opening,
+            group: config.control_group,
+            server: None,
+            identity,
+            check: ClientCheck::default(),
+        })
     }
 
     /// Opens the socket, once.
@@ -72,7 +76,7 @@ impl Control {
         let opened = claim.and_then(|mut claim| {
             let listener = claim
                 .listen(Permissions { group: self.group })
-                .map_err(|error| format!("{}: {}", claim.path().display(), words(&error)))?;
+                .map_err(|error| format!("{}: {}", claim.path().display(), error))?;
             Ok((claim, listener))
         });
         match opened {
@@ -128,7 +132,7 @@ impl Control {
     /// Cuts off the clients that take too long.
     pub(super) fn check_times(&mut self, cx: &mut Context) {
         let now = cx.now();
-        self.check_at = None;
+        self.check = ClientCheck::default();
         if let Some(server) = &mut self.server {
             server.check_times(now, &mut cx.poller, token);
             if server.is_idle() {
@@ -141,12 +145,7 @@ impl Control {
 
     fn schedule_check(&mut self, cx: &mut Context) {
         let due = self.server.as_ref().and_then(Server::next_due);
-        let is_next = |due: &Time| self.check_at.is_none_or(|check_at| *due < check_at);
-        let Some(due) = due.filter(is_next) else { return };
-        // A little later, so that one check finds all that are due together.
-        let wait = due.since(cx.now()) + Duration::from_millis(100);
-        self.check_at = Some(due);
-        cx.schedule(wait, Deferred::Clients);
+        self.check.schedule(cx, due, Deferred::Clients);
     }
 
     /// The state now.
@@ -277,9 +276,9 @@ fn claim_named(name: &str) -> anyhow::Result<Claim> {
         match claim_in(&directory, name) {
             Ok(claim) => return Ok(claim),
             Err(error @ Unavailable::Taken(_)) => {
-                anyhow::bail!("--name {name}: {}", words(&error));
+                anyhow::bail!("--name {name}: {}", error);
             }
-            Err(error) => failed.push(format!("{}: {}", directory.display(), words(&error))),
+            Err(error) => failed.push(format!("{}: {}", directory.display(), error)),
         }
     }
     anyhow::bail!("--name {name}: no directory for the control socket ({})", failed.join("; "))
@@ -296,7 +295,7 @@ fn search(name: &str) -> Result<Claim, String> {
                 Ok(claim) => return Ok(claim),
                 Err(Unavailable::Taken(_)) => {}
                 Err(error) => {
-                    failed.push(format!("{}: {}", directory.display(), words(&error)));
+                    failed.push(format!("{}: {}", directory.display(), error));
                     break;
                 }
             }
@@ -309,13 +308,4 @@ fn claim_in(directory: &std::path::Path, name: &str) -> Result<Claim, Unavailabl
     let is_root = rustix::process::geteuid().is_root();
     control::create(directory, is_root).map_err(|error| Unavailable::Failed("mkdir", error))?;
     Claim::take(&directory.join(control::file_name(name)))
-}
-
-fn words(error: &Unavailable) -> String {
-    match error {
-        Unavailable::Taken(Some(pid)) => format!("a running master-process (pid {pid}) has it"),
-        Unavailable::Taken(None) => "another process has it".to_owned(),
-        Unavailable::Foreign(what) => (*what).to_owned(),
-        Unavailable::Failed(call, error) => format!("{call}: {error}"),
-    }
 }

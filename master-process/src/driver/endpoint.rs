@@ -1,21 +1,16 @@
 //! The metrics in the loop: `/metrics`, `/healthz` and `/readyz`. Without `--metrics` nothing of it is there.
 
-use std::time::Duration;
-
-use super::context::{Context, Deferred, RETRY_AFTER, Token};
+use super::context::{ClientCheck, Context, Deferred, RETRY_AFTER, Token};
 use super::control::Control;
 use crate::config::Config;
 use crate::exposition;
 use crate::http::{Listener, Page, Response, Server};
-use crate::policy::Time;
 
 /// The endpoint.
 #[derive(Debug)]
 pub struct Endpoint {
     server: Option<Box<Server>>,
-    /// The time that the check of the clients' times is scheduled for.
-    check_at: Option<Time>,
-    is_watched: bool,
+    check: ClientCheck,
 }
 
 impl Endpoint {
@@ -28,14 +23,13 @@ impl Endpoint {
         let listener =
             config.metrics.as_ref().map(open).transpose().map_err(|error| error.context("--metrics"))?;
         let server = listener.map(|listener| Box::new(Server::new(listener)));
-        Ok(Endpoint { server, check_at: None, is_watched: false })
+        Ok(Endpoint { server, check: ClientCheck::default() })
     }
 
-    /// Begins to answer, once.
-    pub(super) fn begin(&mut self, cx: &mut Context) {
-        if let Some(server) = self.server.as_ref().filter(|_| !self.is_watched) {
+    /// Begins to answer. To be called once.
+    pub(super) fn begin(&self, cx: &mut Context) {
+        if let Some(server) = &self.server {
             cx.watch(server.listener(), Token::Metrics);
-            self.is_watched = true;
         }
     }
 
@@ -72,7 +66,7 @@ impl Endpoint {
     /// Cuts off the clients that take too long.
     pub(super) fn check_times(&mut self, cx: &mut Context) {
         let now = cx.now();
-        self.check_at = None;
+        self.check = ClientCheck::default();
         if let Some(server) = &mut self.server {
             server.check_times(now, &mut cx.poller, token);
         }
@@ -81,12 +75,7 @@ impl Endpoint {
 
     fn schedule_check(&mut self, cx: &mut Context) {
         let due = self.server.as_ref().and_then(|server| server.next_due());
-        let is_next = |due: &Time| self.check_at.is_none_or(|check_at| *due < check_at);
-        let Some(due) = due.filter(is_next) else { return };
-        // A little later, so that one check finds all that are due together.
-        let wait = due.since(cx.now()) + Duration::from_millis(100);
-        self.check_at = Some(due);
-        cx.schedule(wait, Deferred::Scrapers);
+        self.check.schedule(cx, due, Deferred::Scrapers);
     }
 }
 

@@ -21,7 +21,6 @@ pub(super) struct Sampling {
     interval: Duration,
     /// The signal to a worker that comes close to its memory limit.
     memory_high_signal: Option<i32>,
-    has_begun: bool,
     /// The buffer is reused, so that ten thousand workers cost no allocation per sample.
     taken: Vec<(WorkerId, Usage)>,
 }
@@ -29,14 +28,11 @@ pub(super) struct Sampling {
 impl Sampling {
     pub(super) fn new(config: &Config) -> Sampling {
         let memory_high_signal = config.memory_high_signal.map(|signal| signal.0);
-        Sampling { interval: config.limits.interval, memory_high_signal, has_begun: false, taken: Vec::new() }
+        Sampling { interval: config.limits.interval, memory_high_signal, taken: Vec::new() }
     }
 
-    /// Begins to measure, once; see [`Meter::begin`](crate::metrics::Meter::begin).
+    /// Begins to measure. To be called once; see [`Meter::begin`](crate::metrics::Meter::begin).
     pub(super) fn begin(&mut self, cx: &mut Context, tty: &Tty, is_alone: bool) {
-        if std::mem::replace(&mut self.has_begun, true) {
-            return;
-        }
         let watched = cx.meter.begin(is_alone).map(|fd| cx.poller.watch(fd, Token::Measuring.encode()));
         match watched {
             Some(Ok(())) => {}

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 
 use crate::config::ListenAddr;
-use crate::sys::control_socket::{Claim, Permissions, Unavailable};
+use crate::sys::control_socket::{Claim, Permissions};
 use crate::sys::sockets::{self, Tcp};
 
 /// The connections that wait until they are accepted.
@@ -58,16 +58,7 @@ impl Listener {
 }
 
 fn at_path(path: &std::path::Path, group: Option<u32>) -> anyhow::Result<Listener> {
-    let mut claim = Claim::take(path).map_err(words)?;
-    let fd = claim.listen(Permissions { group }).map_err(words)?;
+    let mut claim = Claim::take(path)?;
+    let fd = claim.listen(Permissions { group })?;
     Ok(Listener { fd, file: Some(claim) })
-}
-
-fn words(error: Unavailable) -> anyhow::Error {
-    match error {
-        Unavailable::Taken(Some(pid)) => anyhow!("a running master-process (pid {pid}) has it"),
-        Unavailable::Taken(None) => anyhow!("another process has it"),
-        Unavailable::Foreign(what) => anyhow!("{what}"),
-        Unavailable::Failed(call, error) => anyhow!("{call}: {error}"),
-    }
 }

@@ -11,7 +11,7 @@ use tracing::{debug, info};
 
 use super::listener::Listener;
 use super::request::{MAX_HEAD, Page, Parsed, Refusal, parse};
-use crate::control::{Broken, Connection, LogLimit, Watch};
+use crate::control::{Broken, Connection, LogLimit, Rate, Watch};
 use crate::policy::Time;
 use crate::sys::control_socket;
 use crate::sys::poller::Poller;
@@ -27,11 +27,6 @@ const MAX_OUTPUT: usize = 8 << 20;
 
 /// The time for a whole request, and for reading a whole answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The requests of all clients together that may come at once, and how soon one more may come. Each is a connection of
-/// its own, so a single client cannot be told from many.
-const BURST: u32 = 50;
-const REFILL: Duration = Duration::from_millis(100);
 
 /// What is read of a client that is to be closed: unread input would make the kernel throw the answer away.
 const DISCARD: usize = 64 * 1024;
@@ -168,8 +163,9 @@ pub struct Server {
     next: u64,
     /// The clients whose requests are complete, in the order in which these came.
     queue: VecDeque<u64>,
-    requests: u32,
-    refilled: Option<Time>,
+    /// The limit on the requests of all clients together. Each is a connection of its own, so a single client cannot be told
+    /// from many.
+    rate: Rate,
     log_limit: LogLimit,
 }
 
@@ -184,8 +180,7 @@ impl Server {
             clients: BTreeMap::new(),
             next: 0,
             queue: VecDeque::new(),
-            requests: BURST,
-            refilled: None,
+            rate: Rate::new(),
             log_limit: LogLimit::default(),
         }
     }
@@ -205,17 +200,14 @@ impl Server {
     /// Accepts connections, a few at a time: the caller watches the listener again. Returns false if the process has no
     /// descriptor left: then the caller tries again later.
     pub fn accept(&mut self, now: Time, poller: &mut Poller, token: Token) -> bool {
-        for _ in 0..ACCEPTS_PER_ROUND {
-            match control_socket::accept(self.listener.fd()) {
-                Ok(Some(fd)) => self.add(now, fd, poller, token),
-                Ok(None) => return true,
-                Err(error) => {
-                    debug!("cannot accept a client of the metrics: {error}");
-                    return false;
-                }
-            }
+        let (accepted, result) = control_socket::accept_some(self.listener.fd(), ACCEPTS_PER_ROUND);
+        for fd in accepted {
+            self.add(now, fd, poller, token);
         }
-        true
+        if let Err(error) = &result {
+            debug!("cannot accept a client of the metrics: {error}");
+        }
+        result.is_ok()
     }
 
     fn add(&mut self, now: Time, fd: OwnedFd, poller: &mut Poller, token: Token) {
@@ -286,13 +278,7 @@ impl Server {
         if client.watched.replace(wants).is_some() {
             poller.forget(token(id));
         }
-        let fd = client.connection.fd();
-        let watched = match wants {
-            Watch::Input => poller.watch(fd, token(id)),
-            Watch::Output => poller.watch_room(fd, token(id)),
-            Watch::HangUp => poller.watch_hang_up(fd, token(id)),
-        };
-        if watched.is_err() {
+        if wants.begin(client.connection.fd(), poller, token(id)).is_err() {
             self.cut(now, id, Cut::Done, poller, token);
         }
     }
@@ -302,24 +288,12 @@ impl Server {
         while self.has_work() {
             let client = self.queue.pop_front()?;
             let Some((page, _)) = self.clients.get(&client).and_then(|client| client.asked) else { continue };
-            if self.may_answer(now) {
+            if self.rate.allow(now) {
                 return Some(Asked { client, page });
             }
             self.cut(now, client, Cut::Flood, poller, token);
         }
         None
-    }
-
-    fn may_answer(&mut self, now: Time) -> bool {
-        let since = *self.refilled.get_or_insert(now);
-        let refills = now.nanoseconds_since(since) / u64::try_from(REFILL.as_nanos()).unwrap_or(1);
-        if refills > 0 {
-            self.requests = BURST.min(self.requests.saturating_add(u32::try_from(refills).unwrap_or(BURST)));
-            self.refilled = Some(now);
-        }
-        let left = self.requests.checked_sub(1);
-        self.requests = left.unwrap_or(0);
-        left.is_some()
     }
 
     /// Sends an answer.

@@ -5,6 +5,7 @@
 //! removed only by the process that has locked it.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{self, Read, Seek, Write};
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -44,6 +45,19 @@ pub enum Unavailable {
     /// A system call failed.
     Failed(&'static str, io::Error),
 }
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Unavailable::Taken(Some(pid)) => write!(f, "a running master-process (pid {pid}) has it"),
+            Unavailable::Taken(None) => f.write_str("another process has it"),
+            Unavailable::Foreign(what) => f.write_str(what),
+            Unavailable::Failed(call, error) => write!(f, "{call}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Unavailable {}
 
 /// A path that this process has, without a socket yet.
 #[derive(Debug)]
@@ -201,11 +215,23 @@ pub struct Peer {
     pub gid: u32,
 }
 
-/// Accepts a connection; `None` if none waits.
+/// Accepts connections that wait, at most this many.
 ///
-/// # Errors
-/// Those of accept4(2) that concern this process: EMFILE, ENFILE, ENOMEM.
-pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+/// The second value is an error of accept4(2) that concerns this process: EMFILE, ENFILE, ENOMEM.
+pub fn accept_some(listener: BorrowedFd<'_>, most: usize) -> (Vec<OwnedFd>, io::Result<()>) {
+    let mut accepted = Vec::new();
+    while accepted.len() < most {
+        match accept(listener) {
+            Ok(Some(fd)) => accepted.push(fd),
+            Ok(None) => break,
+            Err(error) => return (accepted, Err(error)),
+        }
+    }
+    (accepted, Ok(()))
+}
+
+/// Accepts a connection; `None` if none waits.
+fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
         Ok(fd) => Ok(Some(fd)),
         Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),

@@ -10,6 +10,8 @@ pub mod exit_code;
 pub mod exposition;
 pub mod http;
 pub mod metrics;
+#[cfg(test)]
+mod noise;
 pub mod policy;
 pub mod report;
 pub mod share;

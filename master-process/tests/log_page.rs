@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const PAGE: &str = include_str!("../../docs/log.md");
 
 /// The files whose strings become messages, or parts of them.
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 10] = [
     "report/exit_report.rs",
     "report/late.rs",
     "report/lines.rs",
@@ -20,6 +20,7 @@ const PARTS: [&str; 9] = [
     "share/occupants/search.rs",
     "metrics/choice.rs",
     "metrics/ebpf/load_error.rs",
+    "sys/control_socket.rs",
 ];
 
 /// The file of the driver whose strings `doctor` prints: nothing in it is logged.

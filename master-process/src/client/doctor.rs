@@ -1,13 +1,12 @@
 //! `doctor`: the command line, and the report on standard output.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::Topic;
 use super::connection::Failure;
 use super::exit::{codes, usage};
+use super::{Topic, show};
 use crate::cli;
 use crate::doctor::{self, WIDTH};
 use crate::driver::trial;
@@ -51,22 +50,9 @@ fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     let text = if matches.get_flag("json") {
         format!("{}\n", report.json())
     } else {
-        let (width, colours) = terminal();
-        report.text(width, colours)
+        let width = if show::is_terminal() { show::size().0.min(WIDTH) } else { WIDTH };
+        report.text(width, show::has_colour())
     };
-    // The write fails if standard output is closed. The exit code is an answer, too.
-    let _closed = std::io::stdout().write_all(text.as_bytes());
+    show::print(&text);
     Ok(if report.is_degraded() { codes::DEGRADED } else { codes::OK })
-}
-
-/// The width of the terminal on standard output, and whether it shows colours.
-fn terminal() -> (usize, bool) {
-    let stdout = std::io::stdout();
-    if !stdout.is_terminal() {
-        return (WIDTH, false);
-    }
-    let columns = rustix::termios::tcgetwinsize(&stdout).map_or(0, |size| usize::from(size.ws_col));
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let colours = !is_set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-    (if columns == 0 { WIDTH } else { columns.min(WIDTH) }, colours)
 }

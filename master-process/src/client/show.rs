@@ -141,7 +141,7 @@ pub(super) fn ends(left: &str, right: &str, width: usize) -> String {
 }
 
 /// A column of a table.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Column {
     /// Its head, and the one for narrow terminals.
     pub(super) head: [&'static str; 2],

@@ -11,9 +11,10 @@ use crate::control::{
 };
 
 /// Where the states are in a row.
-const STATE: usize = 3;
+pub(super) const STATE: usize = 3;
 
-const COLUMNS: [Column; 11] = [
+/// The columns of the workers.
+pub(super) const COLUMNS: [Column; 11] = [
     Column { head: ["SLOT", "SLOT"], width: 4, left: false },
     Column { head: ["PID", "PID"], width: 6, left: false },
     Column { head: ["GEN", "GEN"], width: 4, left: false },

@@ -212,8 +212,7 @@ impl Restart {
             "worker.ended" | "worker.start_failed" if here && self.old.is_none() => {
                 self.failed += 1;
                 if self.failed >= self.attempts {
-                    let why = event.end.as_ref().map(status::ended).or_else(|| event.message.clone());
-                    let why = show::plain(&why.unwrap_or_default());
+                    let why = failure(event);
                     return Some((
                         codes::GIVEN_UP,
                         format!("slot {slot} failed {} times: {why}", self.failed),
@@ -225,6 +224,12 @@ impl Restart {
         let new = self.new.map(|pid| format!("pid {pid}")).unwrap_or_default();
         (self.is_ready && self.old_ended).then(|| (codes::OK, format!("slot {slot} runs {new}")))
     }
+}
+
+/// Why a worker could not be started, or has ended.
+fn failure(event: &Event) -> String {
+    let why = event.end.as_ref().map(status::ended).or_else(|| event.message.clone());
+    show::plain(&why.unwrap_or_default())
 }
 
 pub(super) fn scale(matches: &ArgMatches) -> Result<u8, Failure> {
@@ -310,8 +315,7 @@ impl Scaling {
                 let failed = self.failed.entry(slot).or_default();
                 *failed += 1;
                 if *failed >= self.attempts {
-                    let why = event.end.as_ref().map(status::ended).or_else(|| event.message.clone());
-                    let why = show::plain(&why.unwrap_or_default());
+                    let why = failure(event);
                     let text =
                         format!("slot {slot} failed {failed} times: {why}; the supervisor goes on trying");
                     return Some((codes::GIVEN_UP, text));

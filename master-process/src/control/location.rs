@@ -5,12 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::sys::control_socket::has_lock_file;
-
-/// The directory for the supervisors of root.
-const ROOT: &str = "/run/master-process";
-
-/// The directory below `$XDG_RUNTIME_DIR` for those of other users.
-const BELOW_XDG: &str = "master-process";
+use crate::sys::runtime_directory::{self, NAME, ROOT};
 
 /// The end of the file name of a control socket.
 const SUFFIX: &str = ".sock";
@@ -50,12 +45,9 @@ pub fn name_of(path: &Path) -> String {
 
 /// The directories of control sockets, the preferred one first.
 pub fn directories(var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
-    // systemd separates several directories by colons: systemd.exec(5).
-    let runtime = var("RUNTIME_DIRECTORY");
-    let runtime = runtime.as_ref().and_then(|list| std::env::split_paths(list).next());
-    let user = var("XDG_RUNTIME_DIR").map(|base| PathBuf::from(base).join(BELOW_XDG));
-    let all = [runtime, Some(PathBuf::from(ROOT)), user];
-    all.into_iter().flatten().filter(|path| path.is_absolute()).collect()
+    let service = runtime_directory::of_service(&var);
+    let user = runtime_directory::base_of_user(&var).map(|base| base.join(NAME));
+    [service, Some(PathBuf::from(ROOT)), user].into_iter().flatten().collect()
 }
 
 /// Creates the directory if it is one that nobody else creates.
@@ -63,18 +55,12 @@ pub fn directories(var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
 /// # Errors
 /// Those of mkdir(2). That it exists is not an error.
 pub fn create(directory: &Path, is_root: bool) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
     let mode = match directory.file_name() {
         _root if directory == Path::new(ROOT) && is_root => 0o755,
-        Some(name) if name == BELOW_XDG && directory != Path::new(ROOT) => 0o700,
+        Some(name) if name == NAME && directory != Path::new(ROOT) => 0o700,
         Some(_) | None => return Ok(()),
     };
-    match std::fs::DirBuilder::new().mode(mode).create(directory) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
-        // Whatever the umask is.
-        Ok(()) => std::fs::set_permissions(directory, std::os::unix::fs::PermissionsExt::from_mode(mode)),
-    }
+    runtime_directory::create(directory, mode)
 }
 
 /// The control sockets in these directories and, from the kernel's list of sockets, everywhere else. Some may be leftovers.

@@ -277,6 +277,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::Noise;
 
     #[test]
     fn every_request_survives_the_line() {
@@ -333,13 +334,7 @@ mod tests {
     /// Random bytes, and requests with a few bytes changed: the parser answers each, and never panics.
     #[test]
     fn no_bytes_upset_the_parser() {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = move |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            usize::try_from(state >> 33).unwrap_or_default() % below
-        };
+        let mut noise = Noise::new();
         let pieces: &[&[u8]] = &[
             b"{",
             b"}",
@@ -356,15 +351,10 @@ mod tests {
         for round in 0..20_000 {
             let mut bytes = match round % 3 {
                 0 => Request::Scale { workers: 3, follow: true }.line().into_bytes(),
-                1 => (0..random(12)).flat_map(|_| pieces[random(pieces.len())].to_vec()).collect(),
-                _ => b"[".repeat(random(MAX_REQUEST)),
+                1 => noise.some_of(pieces, 12),
+                _ => b"[".repeat(noise.below(MAX_REQUEST)),
             };
-            for _ in 0..random(4) {
-                if !bytes.is_empty() {
-                    let at = random(bytes.len());
-                    bytes[at] = u8::try_from(random(256)).unwrap_or_default();
-                }
-            }
+            noise.spoil(&mut bytes);
             if let Err(error) = parse_request(&bytes) {
                 assert!(!error.code.is_empty() && !error.message.is_empty());
             }

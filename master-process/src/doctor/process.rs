@@ -205,12 +205,14 @@ mod tests {
         Host::with(u64::MAX, is_filtered)
     }
 
+    fn facts(poller: Result<PollerTrial, String>) -> Facts {
+        Facts { poller, io_uring_disabled: None, has_close_range: true, undelegated: None, has_proc: true }
+    }
+
     fn refused(io_uring_disabled: Option<u64>, is_filtered: bool) -> Fix {
         let error = std::io::Error::from_raw_os_error(libc::EPERM);
         let poller = Ok(PollerTrial { is_io_uring: false, refused: Some(error) });
-        let facts =
-            Facts { poller, io_uring_disabled, has_close_range: true, undelegated: None, has_proc: true };
-        let row = event_loop(&facts, &host(is_filtered));
+        let row = event_loop(&Facts { io_uring_disabled, ..facts(poller) }, &host(is_filtered));
         assert_eq!(row.state, State::Degraded);
         row.problem.expect("a problem").fix
     }
@@ -225,14 +227,7 @@ mod tests {
     #[test]
     fn epoll_by_choice_is_no_problem() {
         let poller = Ok(PollerTrial { is_io_uring: false, refused: None });
-        let facts = Facts {
-            poller,
-            io_uring_disabled: None,
-            has_close_range: true,
-            undelegated: None,
-            has_proc: true,
-        };
-        assert_eq!(event_loop(&facts, &host(false)).state, State::Unused);
+        assert_eq!(event_loop(&facts(poller), &host(false)).state, State::Unused);
     }
 
     #[test]
@@ -248,14 +243,7 @@ mod tests {
     #[test]
     fn without_a_worker_only_what_needs_none_is_reported() {
         let poller = Ok(PollerTrial { is_io_uring: true, refused: None });
-        let facts = Facts {
-            poller,
-            io_uring_disabled: None,
-            has_close_range: true,
-            undelegated: None,
-            has_proc: true,
-        };
-        let rows = rows(&facts, Err("clone3: no"), &host(false));
+        let rows = rows(&facts(poller), Err("clone3: no"), &host(false));
         let checks: Vec<&str> = rows.iter().map(|row| row.check).collect();
         assert_eq!(checks, ["start", "close_range", "io_uring"]);
         assert_eq!(rows[0].state, State::Missing);

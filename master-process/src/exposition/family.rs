@@ -90,13 +90,7 @@ impl<'a> Families<'a> {
         head: &Head,
         values: impl Iterator<Item = (Labels<'l>, V)>,
     ) -> fmt::Result {
-        let mut values = values.peekable();
-        if values.peek().is_none() {
-            return Ok(());
-        }
-        self.family(head, MetricType::Gauge, |series| {
-            values.try_for_each(|(labels, value)| series.gauge(&labels, &value))
-        })
+        self.each(head, MetricType::Gauge, values, |series, (labels, value)| series.gauge(&labels, &value))
     }
 
     /// Writes counters, likewise.
@@ -105,13 +99,23 @@ impl<'a> Families<'a> {
         head: &Head,
         values: impl Iterator<Item = (Labels<'l>, V)>,
     ) -> fmt::Result {
+        self.each(head, MetricType::Counter, values, |series, (labels, value)| {
+            series.counter(&labels, &value)
+        })
+    }
+
+    fn each<T>(
+        &mut self,
+        head: &Head,
+        kind: MetricType,
+        values: impl Iterator<Item = T>,
+        write: impl Fn(&mut Series<'_>, T) -> fmt::Result,
+    ) -> fmt::Result {
         let mut values = values.peekable();
         if values.peek().is_none() {
             return Ok(());
         }
-        self.family(head, MetricType::Counter, |series| {
-            values.try_for_each(|(labels, value)| series.counter(&labels, &value))
-        })
+        self.family(head, kind, |series| values.try_for_each(|value| write(series, value)))
     }
 }
 

@@ -92,6 +92,7 @@ fn format(fields: &[httparse::Header<'_>]) -> Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::Noise;
 
     const SCRAPE: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n\r\n";
 
@@ -132,13 +133,7 @@ mod tests {
     /// stays what it is when more follows.
     #[test]
     fn no_bytes_upset_the_parser() {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = move |below: usize| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            usize::try_from(state >> 33).unwrap_or_default() % below
-        };
+        let mut noise = Noise::new();
         let pieces: &[&[u8]] = &[
             b"GET ",
             b"/metrics",
@@ -155,15 +150,10 @@ mod tests {
         for round in 0..20_000 {
             let mut bytes = match round % 3 {
                 0 => SCRAPE.to_vec(),
-                1 => (0..random(16)).flat_map(|_| pieces[random(pieces.len())].to_vec()).collect(),
-                _ => b"A: b\r\n".repeat(random(200)),
+                1 => noise.some_of(pieces, 16),
+                _ => b"A: b\r\n".repeat(noise.below(200)),
             };
-            for _ in 0..random(4) {
-                if !bytes.is_empty() {
-                    let at = random(bytes.len());
-                    bytes[at] = u8::try_from(random(256)).unwrap_or_default();
-                }
-            }
+            noise.spoil(&mut bytes);
             let parsed = parse(&bytes);
             if let Parsed::Page { .. } = parsed {
                 bytes.extend_from_slice(b"GET / HTTP/1.1\r\n\r\n");

@@ -122,20 +122,19 @@ impl Meter {
 
     /// Whether [`Self::begin`] has come to its end, and, once, which source was chosen, and why, for the log.
     pub fn take_begun(&mut self, alive: impl Iterator<Item = (WorkerId, Pid)>) -> (bool, Option<String>) {
-        let load: Box<dyn FnOnce() -> Result<Ebpf, LoadError>> =
-            match std::mem::replace(&mut self.begins, Begins::Nothing) {
-                Begins::Nothing => return (true, None),
-                Begins::Chosen(says) => return (true, Some(says)),
-                Begins::Choosing(wanted) => Box::new(move || wanted.load()),
-                Begins::Loading(mut loader) => match loader.take() {
-                    Some(loaded) => Box::new(|| loaded),
-                    None => {
-                        self.begins = Begins::Loading(loader);
-                        return (false, None);
-                    }
-                },
-            };
-        let says = self.choose(Monitor::Auto, load);
+        let loaded = match std::mem::replace(&mut self.begins, Begins::Nothing) {
+            Begins::Nothing => return (true, None),
+            Begins::Chosen(says) => return (true, Some(says)),
+            Begins::Choosing(wanted) => wanted.load(),
+            Begins::Loading(mut loader) => match loader.take() {
+                Some(loaded) => loaded,
+                None => {
+                    self.begins = Begins::Loading(loader);
+                    return (false, None);
+                }
+            },
+        };
+        let says = self.choose(Monitor::Auto, || loaded);
         let alive: Vec<_> = alive.collect();
         for (worker, pid) in &alive {
             self.launched(*worker, *pid, alive.iter().copied());

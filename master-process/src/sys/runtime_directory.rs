@@ -1,8 +1,9 @@
 //! The directory in which the supervisors of one user keep what they share.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, mkdirat};
 use rustix::io::Errno;
@@ -10,13 +11,28 @@ use rustix::io::Errno;
 /// That of root. It is on a file system that a boot empties.
 pub const ROOT: &str = "/run/master-process";
 
-/// Creates the directory, if it is not there. Other users can search and read it.
+/// The name of that of another user, in `$XDG_RUNTIME_DIR`.
+pub const NAME: &str = "master-process";
+
+/// That which systemd has made for the service, the first one of several: systemd.exec(5).
+pub fn of_service(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    let list = var("RUNTIME_DIRECTORY")?;
+    std::env::split_paths(&list).next().filter(|path| path.is_absolute())
+}
+
+/// The directory of a user's programs, in which [`NAME`] is that of this program.
+pub fn base_of_user(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    var("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// Creates the directory, if it is not there, with the mode that is given: 0755 lets other users search and read it.
 ///
 /// # Errors
 /// Those of mkdir(2) and chmod(2).
-pub fn create(path: &Path) -> io::Result<()> {
+pub fn create(path: &Path, mode: u32) -> io::Result<()> {
     match mkdirat(CWD, path, Mode::RWXU) {
-        Ok(()) => Ok(rustix::fs::chmod(path, Mode::from_raw_mode(0o755))?),
+        // Whatever the umask is.
+        Ok(()) => Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode))?),
         Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -79,8 +79,7 @@ pub fn directory() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from(runtime_directory::ROOT));
     }
-    let base = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    base.filter(|base| base.is_absolute()).map(|base| base.join("master-process"))
+    Some(runtime_directory::base_of_user(|name| std::env::var_os(name))?.join(runtime_directory::NAME))
 }
 
 impl Places {
@@ -136,7 +135,7 @@ impl Places {
         let path = &self.directory;
         let opened = match runtime_directory::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                runtime_directory::create(path).and_then(|()| runtime_directory::open(path))
+                runtime_directory::create(path, 0o755).and_then(|()| runtime_directory::open(path))
             }
             opened => opened,
         };

@@ -6,26 +6,17 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::symbols::bar;
 
 use super::model::{History, Link, Model, Sort};
-use crate::client::show::{self, Colour};
-use crate::client::status;
+use crate::client::show::{self, Colour, Column};
+use crate::client::status::{self, STATE};
 use crate::control::{Snapshot, Worker};
 
-/// The columns of the table: their head, that for narrow terminals, and the least width where there is room. The first ten
-/// cells are those of `status`.
-const COLUMNS: [Column; 10] = [
-    Column { head: ["SLOT", "SLOT"], width: 4, left: false },
-    Column { head: ["PID", "PID"], width: 6, left: false },
-    Column { head: ["GEN", "GEN"], width: 4, left: false },
-    Column { head: ["STATE", "STATE"], width: 10, left: true },
-    Column { head: ["UP", "UP"], width: 3, left: false },
-    Column { head: ["CPU", "CPU"], width: 5, left: false },
-    Column { head: ["MEMORY", "MEM"], width: 8, left: false },
-    Column { head: ["QUEUE", "Q"], width: 5, left: false },
-    Column { head: ["DROPS", "DR"], width: 5, left: false },
-    Column { head: ["RESTARTS", "RST"], width: 4, left: false },
-];
+/// The columns of the table: those of `status` without the last end, which the line about the selected worker has.
+const COLUMNS: [Column; 10] = {
+    let [slot, pid, generation, state, up, cpu, memory, queue, drops, restarts, _last_end] = status::COLUMNS;
+    let restarts = Column { width: 4, ..restarts };
+    [slot, pid, generation, state, up, cpu, memory, queue, drops, restarts]
+};
 
-const STATE: usize = 3;
 const CPU: usize = 5;
 const MEMORY: usize = 6;
 
@@ -34,12 +25,6 @@ const LEAST_SPARK: usize = 4;
 
 /// The most of it.
 const MOST_SPARK: usize = 60;
-
-struct Column {
-    head: [&'static str; 2],
-    width: usize,
-    left: bool,
-}
 
 /// How the rows of the screen are shared out, from its top to its bottom.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

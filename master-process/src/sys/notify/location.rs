@@ -29,7 +29,8 @@ pub struct Opened {
 pub fn open(user: WorkerUser<'_>) -> io::Result<Opened> {
     let mut failed = Vec::new();
     for base in bases(|name| std::env::var_os(name), rustix::process::geteuid().is_root()) {
-        let created = if base == Path::new(ROOT_BASE) { runtime_directory::create(&base) } else { Ok(()) };
+        let created =
+            if base == Path::new(ROOT_BASE) { runtime_directory::create(&base, 0o755) } else { Ok(()) };
         match created.and_then(|()| NotifySocket::in_directory(&base, user)) {
             Ok(socket) => return Ok(Opened { socket, failed, is_private: true }),
             Err(error) => failed.push((base, error)),
@@ -70,13 +71,9 @@ impl Drop for BaseGuard {
 
 /// The base directories in order of preference.
 fn bases(var: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Vec<PathBuf> {
-    // systemd separates several directories by colons: systemd.exec(5).
-    let runtime = var("RUNTIME_DIRECTORY");
-    let runtime = runtime.as_ref().and_then(|list| std::env::split_paths(list).next());
-    let user_base = var("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let root_base = is_root.then(|| PathBuf::from(ROOT_BASE));
-    let all = [runtime, root_base, user_base, Some(PathBuf::from("/tmp"))];
-    all.into_iter().flatten().filter(|path| path.is_absolute()).collect()
+    let (service, user) = (runtime_directory::of_service(&var), runtime_directory::base_of_user(&var));
+    let root = is_root.then(|| PathBuf::from(ROOT_BASE));
+    [service, root, user, Some(PathBuf::from("/tmp"))].into_iter().flatten().collect()
 }
 
 #[cfg(test)]

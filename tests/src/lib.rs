@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod clients;
 pub mod control;
 pub mod fixtures;
+pub mod flood;
 pub mod gate;
 pub mod load;
 pub mod messages;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use master_process_tests::control::{Client, Controlled, Running, command};
 use master_process_tests::supervisor::{Builder, await_gone, binary};
-use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, needs_root, process};
+use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, flood, needs_root, process};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -310,43 +310,10 @@ fn a_slow_follower_is_told_how_many_events_it_has_missed() {
     assert_eq!(first["missed"], first["seq"], "from the first one on");
 }
 
-/// How long the replacement of a killed worker takes.
-fn replacement(supervisor: &Supervisor) -> Duration {
-    let victim = *supervisor.await_workers(1).first().expect("one");
-    let since = Instant::now();
-    process::signal(victim, Signal::KILL);
-    eventually(TIMEOUT, "it is replaced", || supervisor.workers().iter().any(|pid| *pid != victim));
-    since.elapsed()
-}
-
 #[test]
 fn a_thousand_connections_do_not_delay_a_replacement() {
     let (control, supervisor) = started(&["--throttle", "0"]);
-    let median = |mut times: Vec<Duration>| {
-        times.sort_unstable();
-        times[times.len() / 2]
-    };
-    let quiet = median((0..9).map(|_| replacement(&supervisor)).collect());
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let flooded = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut open = std::collections::VecDeque::new();
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                if let Ok(stream) = UnixStream::connect(&control.path) {
-                    open.push_back(stream);
-                }
-                if open.len() > 1000 {
-                    open.pop_front();
-                }
-            }
-        });
-        let times = (0..9).map(|_| replacement(&supervisor)).collect();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        median(times)
-    });
-    println!("a replacement takes {quiet:?}, and {flooded:?} during the flood");
-    // The flood takes a CPU of its own: on a machine with few, everything takes longer.
-    assert!(flooded < quiet * 4 + Duration::from_millis(50), "{quiet:?}, {flooded:?}");
+    flood::does_not_delay_replacements(&supervisor, || UnixStream::connect(&control.path).ok());
     assert_eq!(control.run(&["status"]).code, Some(0));
     assert!(supervisor.logged(&["closed a client"]).len() <= 12, "the log stays readable");
 }

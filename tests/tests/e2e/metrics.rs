@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use master_process_tests::control::{Controlled, command};
 use master_process_tests::supervisor::Builder;
-use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, process, scaled};
+use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, flood, process, scaled};
 use rustix::process::Signal;
 
 fn idle(options: &[&str]) -> Builder {
@@ -179,40 +179,12 @@ fn clients_that_do_not_behave_are_cut_off() {
     assert!((1..=12).contains(&lines.len()), "{lines:?}");
 }
 
-/// How long the replacement of a killed worker takes.
-fn replacement(supervisor: &Supervisor) -> Duration {
-    let victim = *supervisor.await_workers(1).first().expect("one");
-    let since = Instant::now();
-    process::signal(victim, Signal::KILL);
-    eventually(TIMEOUT, "it is replaced", || supervisor.workers().iter().any(|pid| *pid != victim));
-    since.elapsed()
-}
-
 #[test]
 fn a_thousand_connections_do_not_delay_a_replacement() {
     let (supervisor, address) = serving(&["--throttle", "0"]);
-    let median = |mut times: Vec<Duration>| {
-        times.sort_unstable();
-        times[times.len() / 2]
-    };
-    let quiet = median((0..9).map(|_| replacement(&supervisor)).collect());
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let flooded = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut open = std::collections::VecDeque::new();
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                open.extend(TcpStream::connect_timeout(&address, Duration::from_millis(200)));
-                if open.len() > 1000 {
-                    open.pop_front();
-                }
-            }
-        });
-        let times = (0..9).map(|_| replacement(&supervisor)).collect();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        median(times)
+    flood::does_not_delay_replacements(&supervisor, || {
+        TcpStream::connect_timeout(&address, Duration::from_millis(200)).ok()
     });
-    println!("a replacement takes {quiet:?}, and {flooded:?} during the flood");
-    assert!(flooded < quiet * 4 + Duration::from_millis(50), "{quiet:?}, {flooded:?}");
     eventually(TIMEOUT, "it answers", || get(address, "/healthz").starts_with("HTTP/1.1 200"));
 }
 

@@ -1,6 +1,6 @@
 //! The control socket in the loop: it is opened once the first workers run, and what clients ask for is carried out here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tracing::info;
 
@@ -273,7 +273,9 @@ fn directories() -> Vec<PathBuf> {
 fn claim_named(name: &str) -> anyhow::Result<Claim> {
     let mut failed = Vec::new();
     for directory in directories() {
-        match claim_in(&directory, name) {
+        let claimed =
+            create(&directory).and_then(|()| Claim::take(&directory.join(control::file_name(name))));
+        match claimed {
             Ok(claim) => return Ok(claim),
             Err(error @ Unavailable::Taken(_)) => {
                 anyhow::bail!("--name {name}: {}", error);
@@ -288,10 +290,14 @@ fn claim_named(name: &str) -> anyhow::Result<Claim> {
 fn search(name: &str) -> Result<Claim, String> {
     let mut failed = Vec::new();
     for directory in directories() {
+        if let Err(error) = create(&directory) {
+            failed.push(format!("{}: {error}", directory.display()));
+            continue;
+        }
         let numbered = (2..=control::MAX_NUMBER).map(|number| format!("{name}-{number}"));
         let last = std::iter::once_with(|| format!("{name}-{}", std::process::id()));
         for candidate in std::iter::once(name.to_owned()).chain(numbered).chain(last) {
-            match claim_in(&directory, &candidate) {
+            match Claim::take(&directory.join(control::file_name(&candidate))) {
                 Ok(claim) => return Ok(claim),
                 Err(Unavailable::Taken(_)) => {}
                 Err(error) => {
@@ -304,8 +310,7 @@ fn search(name: &str) -> Result<Claim, String> {
     Err(failed.join("; "))
 }
 
-fn claim_in(directory: &std::path::Path, name: &str) -> Result<Claim, Unavailable> {
+fn create(directory: &Path) -> Result<(), Unavailable> {
     let is_root = rustix::process::geteuid().is_root();
-    control::create(directory, is_root).map_err(|error| Unavailable::Failed("mkdir", error))?;
-    Claim::take(&directory.join(control::file_name(name)))
+    control::create(directory, is_root).map_err(|error| Unavailable::Failed("mkdir", error))
 }

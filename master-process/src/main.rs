@@ -13,7 +13,7 @@ use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
 use master_process::sys::signalfd::{self, SignalFd};
 use master_process::sys::spawn::{SpawnError, SpawnStep};
-use master_process::sys::{allocator, fds};
+use master_process::sys::{allocator, fds, sd_notify};
 
 fn main() -> ExitCode {
     signalfd::block();
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
             let _closed = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
-        Err(error) => fail(code::USAGE, &error),
+        Err(error) => fail(code::USAGE, None, &error),
     }
 }
 
@@ -42,11 +42,18 @@ fn run(config: &Config, inherited: std::io::Result<InheritedListeners>) -> ExitC
     // In a place of its own: frames that hold it while it is made are gone by the time when it runs.
     let driver = match prepare(config, inherited).map(Box::new) {
         Ok(driver) => driver,
-        Err(error) => return fail(code::FATAL, &format_args!("{error:#}")),
+        Err(error) => {
+            let errno =
+                error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
+            return fail(code::FATAL, errno, &format_args!("{error:#}"));
+        }
     };
     match driver.run() {
         Ending::Stopped => ExitCode::from(code::STOPPED),
-        Ending::GaveUp => ExitCode::from(code::GAVE_UP),
+        Ending::GaveUp => {
+            sd_notify::failed(code::GAVE_UP, None, &"gave up: too many workers exited early");
+            ExitCode::from(code::GAVE_UP)
+        }
         Ending::CannotStart(failure) => cannot_start(config, &failure),
     }
 }
@@ -69,6 +76,10 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     let rules = config.share_rules.clone();
     let mut broker = Broker::new(config.share, rules, access, &mut inherited).context("eventfd")?;
     broker.set_takeover(takeover);
+    broker.restore(&mut inherited, config.workers);
+    if sd_notify::store_size(|name| std::env::var_os(name)) > 0 {
+        broker.set_kept_by_manager();
+    }
     Driver::new(config, signals, cgroups, broker, inherited, (control, endpoint))
 }
 
@@ -81,10 +92,12 @@ fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {
         (SpawnStep::Exec, _other) => (code::NOT_EXECUTABLE, command),
         (_before, _other) => (code::FATAL, command),
     };
-    fail(code, &format_args!("{subject} cannot be started: {}", report::start_failure(failure, None)))
+    let errno = Some(failure.errno);
+    fail(code, errno, &format_args!("{subject} cannot be started: {}", report::start_failure(failure, None)))
 }
 
-fn fail(code: u8, why: &dyn Display) -> ExitCode {
+fn fail(code: u8, errno: Option<i32>, why: &dyn Display) -> ExitCode {
+    sd_notify::failed(code, errno, why);
     // If standard error is closed, the message has no other destination.
     let _closed = writeln!(std::io::stderr(), "master-process: {why}");
     ExitCode::from(code)

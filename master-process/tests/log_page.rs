@@ -23,8 +23,9 @@ const PARTS: [&str; 10] = [
     "sys/control_socket.rs",
 ];
 
-/// The file of the driver whose strings `doctor` prints: nothing in it is logged.
-const TRIAL: &str = "driver/trial.rs";
+/// The files of the driver whose strings `doctor` prints, or the service manager gets: only what their macros log is a
+/// message.
+const NOT_LOGGED: [&str; 3] = ["driver/trial.rs", "driver/service_manager.rs", "driver/fd_store.rs"];
 
 /// A string of the sources, or of the page; `level` is empty for a part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,7 +173,9 @@ fn in_sources() -> BTreeSet<Message> {
         messages.extend(logged);
         let parts = if PARTS.iter().any(|part| root.join(part) == path) {
             strings(&code)
-        } else if path.starts_with(root.join("driver")) && path != root.join(TRIAL) {
+        } else if path.starts_with(root.join("driver"))
+            && !NOT_LOGGED.iter().any(|file| path == root.join(file))
+        {
             formats(&code, "format!(").filter(|text| is_prose(text)).collect()
         } else {
             Vec::new()

@@ -23,6 +23,7 @@ pub mod process;
 pub mod profile;
 pub mod pty;
 pub mod script;
+pub mod service_manager;
 pub mod supervisor;
 pub mod traffic;
 pub mod wait;

@@ -186,6 +186,9 @@ impl Calls {
     /// reports.
     pub(super) fn after_round(&mut self, cx: &mut Context) {
         let now = cx.now();
+        if cx.policy.is_stopping() {
+            cx.broker.freeze();
+        }
         cx.broker.reconcile(now);
         let policy = &cx.policy;
         cx.broker.abandon_slots(now, |slot| policy.expects_start(slot) || policy.is_on_probation(slot));
@@ -209,8 +212,10 @@ impl Calls {
 
     fn log(&mut self, cx: &Context, report: &Report) {
         match report {
-            Report::Listening { address } | Report::Closed { address } => info!(address, "{report}"),
-            Report::Unwatched { .. } => warn!("{report}"),
+            Report::Listening { address } | Report::Closed { address } | Report::Restored { address, .. } => {
+                info!(address, "{report}")
+            }
+            Report::Unwatched { .. } | Report::NotRestored { .. } => warn!("{report}"),
             Report::NotSelected { address, .. }
             | Report::NotRenamed { address, .. }
             | Report::Held { address, .. }

@@ -177,6 +177,14 @@ pub(super) enum Deferred {
     Scrapers,
     /// Watch the socket of the metrics again, after a shortage of descriptors.
     AcceptScrapers,
+    /// Feed the service manager's watchdog.
+    Watchdog,
+    /// Send the messages to the service manager that found its queue full.
+    ManagerRetry,
+    /// Compare the listeners that the service manager keeps with those that it should keep.
+    ManagerStore,
+    /// Tell the service manager the state in a sentence.
+    ManagerStatus,
     /// Check whether the terminal is gone. A SIGHUP waits for the result.
     Hangup,
     /// Check which other children were stopped.

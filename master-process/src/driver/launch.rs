@@ -50,7 +50,7 @@ const MEANING_OF_LOGIN: &str = "with `--user`: from that user's entry, as with s
 
 /// Variables that were meant for the supervisor: a worker that had them would talk to the supervisor's service manager in
 /// the supervisor's name.
-const NOT_PASSED_ON: [&str; 4] = ["LISTEN_PIDFDID", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID"];
+const NOT_PASSED_ON: [&str; 5] = ["LISTEN_PIDFDID", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", "FDSTORE"];
 
 /// The variables of a worker, such as `` `LISTEN_FDS`, `LISTEN_PID` ``, and their meaning, for the documentation.
 #[must_use]

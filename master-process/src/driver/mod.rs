@@ -10,10 +10,12 @@ mod control;
 mod daemons;
 mod endpoint;
 mod exits;
+mod fd_store;
 mod gate;
 mod journal;
 mod launch;
 mod samples;
+mod service_manager;
 pub mod signals;
 mod snapshot;
 mod starts;
@@ -21,6 +23,7 @@ pub mod trial;
 mod workers;
 
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing::{info, warn};
@@ -48,6 +51,7 @@ use gate::Gate;
 use launch::Launcher;
 pub use launch::worker_variables;
 use samples::Sampling;
+use service_manager::ServiceManager;
 use signals::Signals;
 use starts::{Greeting, Starts};
 
@@ -81,6 +85,7 @@ pub struct Driver {
     sampling: Sampling,
     control: Control,
     endpoint: Endpoint,
+    manager: ServiceManager,
 }
 
 impl Driver {
@@ -93,7 +98,7 @@ impl Driver {
         signals: SignalFd,
         cgroups: Option<Supervisors>,
         mut broker: Broker,
-        inherited: InheritedListeners,
+        mut inherited: InheritedListeners,
         (control, endpoint): (Control, Endpoint),
     ) -> anyhow::Result<Driver> {
         use anyhow::Context as _;
@@ -108,6 +113,7 @@ impl Driver {
             "--ready listen:ADDR with --share off: pidfd_getfd(2) is denied here, so the addresses of the workers cannot \
              be seen; let them send READY=1 (--ready notify), or share addresses"
         );
+        let manager = ServiceManager::new(config, inherited.take_kept_names());
         let launcher = Launcher::new(config, inherited, &notify)?;
         let trees = Trees::new(cgroups, &notify.address()).context("eventfd")?;
         pidfd::become_subreaper().context("prctl(PR_SET_CHILD_SUBREAPER)")?;
@@ -127,6 +133,7 @@ impl Driver {
             sampling: Sampling::new(config),
             control,
             endpoint,
+            manager,
         })
     }
 
@@ -134,6 +141,7 @@ impl Driver {
     pub fn run(mut self: Box<Self>) -> Ending {
         let (mut ready, mut has_begun) = (Vec::new(), false);
         self.start_watching();
+        self.manager.feed(&mut self.cx);
         loop {
             let mut unfinished = self.carry_out();
             // When the first starts are over: loading eBPF does not compete with them.
@@ -147,6 +155,7 @@ impl Driver {
             unfinished |= calls::report_complete(&mut self.cx);
             unfinished |= self.control.after_round(&mut self.cx, self.signals.tty.is_lent());
             unfinished |= self.endpoint.after_round(&mut self.cx, &self.control);
+            self.manager.after_round(&mut self.cx);
             if let Some(outcome) = self.cx.policy.outcome() {
                 return self.end(outcome);
             }
@@ -228,6 +237,10 @@ impl Driver {
                 Deferred::Accept => self.control.accept(cx),
                 Deferred::Scrapers => self.endpoint.check_times(cx),
                 Deferred::AcceptScrapers => self.endpoint.accept(cx),
+                Deferred::Watchdog => self.manager.feed(cx),
+                Deferred::ManagerRetry => self.manager.retry(cx),
+                Deferred::ManagerStatus => self.manager.status_due(),
+                Deferred::ManagerStore => self.manager.store_due(),
                 Deferred::Hangup => tty.continue_hang_up(cx),
                 Deferred::Stops => tty.handle_stops(cx),
                 Deferred::Resume(worker, number) => tty.resume(cx, worker, number),
@@ -282,6 +295,7 @@ impl Driver {
 
     fn end(mut self: Box<Self>, outcome: Outcome) -> Ending {
         self.end_remaining_processes();
+        self.cx.broker.leave_files_in(&runtime_directories());
         self.signals.tty.restore(&self.cx.workers);
         match (outcome, self.starts.into_failure()) {
             (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
@@ -414,6 +428,12 @@ fn report_not_ready(cx: &Context, event: &Report) -> bool {
         | Report::GaveUp { .. } => return false,
     }
     true
+}
+
+/// The directories that systemd makes for this service, and removes when it stops: systemd.exec(5).
+fn runtime_directories() -> Vec<PathBuf> {
+    let all = std::env::var_os("RUNTIME_DIRECTORY").unwrap_or_default();
+    std::env::split_paths(&all).filter(|directory| directory.is_absolute()).collect()
 }
 
 /// The variable that chooses the poller.

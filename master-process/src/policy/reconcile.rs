@@ -136,6 +136,7 @@ impl Supervisor {
             return;
         };
         slot.starting = None;
+        slot.has_been_ready = true;
         let old = slot.serving.replace(Serving {
             worker,
             generation,

@@ -29,6 +29,8 @@ pub(super) struct Slot {
     pub(super) backoffs: Backoffs,
     /// Whether a worker ever ran in the slot.
     pub(super) has_run: bool,
+    /// Whether a worker ever became ready in the slot.
+    pub(super) has_been_ready: bool,
     /// The number of failed starts in the current reload or restart.
     pub(super) failed: u32,
     /// Whether the user has requested the replacement of its worker, until the new one has passed its probation.

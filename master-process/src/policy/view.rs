@@ -86,6 +86,11 @@ impl Supervisor {
         serving.is_some_and(|serving| serving.ready_at().is_some())
     }
 
+    /// Whether a worker ever became ready in this slot.
+    pub fn has_been_ready(&self, slot: u32) -> bool {
+        self.slots.get(index(slot)).is_some_and(|slot| slot.has_been_ready)
+    }
+
     /// The failed starts of a slot in a reload or restart that is not over.
     pub fn failed_starts(&self, slot: u32) -> u32 {
         let state = self.slots.get(index(slot)).filter(|slot| self.rollout.is_some() || slot.restarts);

@@ -104,6 +104,9 @@ fn bind_inet(
     }
     let is_ours = call.sockets.copies.get(socket.inode).is_some();
     let mut own = OwnSocket::of(socket, &key, joins_permanent, v6only, is_ours)?;
+    if let Some(uid) = own.fd().and_then(sockets::owner) {
+        call.sockets.yield_restored(call.now, &key, uid);
+    }
     call.sockets.note_queues_of_awaited();
     let (serial, mut checked) = (call.worker.serial, false);
     let inner = inner_worker(call)?;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -11,7 +12,9 @@ use super::bind;
 use super::call::{Call, Decision, Settings, answer, is_for_all};
 use super::caller_socket::is_shortage;
 use super::callers::Callers;
+use super::copies::OpenSocket;
 use super::core::{Socket, SocketId};
+use super::kept::Restoring;
 use super::listen_fds::InheritedListeners;
 use super::listening;
 use super::occupants::{Occupants, Takeover};
@@ -83,6 +86,51 @@ impl Broker {
     /// not ended.
     pub fn set_takeover(&mut self, takeover: Option<Takeover>) {
         self.occupants.set_takeover(takeover);
+    }
+
+    /// Takes over the listeners that the service manager kept for an earlier supervisor. `workers`: the number of
+    /// slots.
+    pub fn restore(&mut self, inherited: &mut InheritedListeners, workers: u32) {
+        let Settings { share, rules, .. } = &self.settings;
+        let (shares, has_shards) = (*share != Share::Off, self.settings.has_shards());
+        let restoring = Restoring { workers, shares, has_shards, rules };
+        self.sockets.restore(inherited.take_kept(), &restoring);
+        if self.sockets.copies.files().next().is_some() {
+            self.paths.set_used();
+        }
+    }
+
+    /// The service manager keeps the listeners for the next supervisor.
+    pub fn set_kept_by_manager(&mut self) {
+        self.sockets.set_kept_by_manager();
+    }
+
+    /// The supervisor ends: if the service manager keeps the listeners, they stay as they are from now on.
+    pub fn freeze(&mut self) {
+        self.sockets.freeze();
+    }
+
+    /// The socket files below these directories stay after the end: they belong to the service manager, which removes
+    /// them or keeps them for the next start.
+    pub fn leave_files_in(&mut self, directories: &[PathBuf]) {
+        if self.sockets.is_frozen() {
+            self.sockets.copies.leave_files_in(directories);
+        }
+    }
+
+    /// A number that differs from the last one if [`kept`](Self::kept) may have changed.
+    pub fn kept_changes(&self) -> u64 {
+        self.sockets.core.changes()
+    }
+
+    /// The listeners for the service manager to keep, each with its name.
+    pub fn kept(&self) -> Vec<(String, u64)> {
+        self.sockets.kept()
+    }
+
+    /// Our copy of a listener.
+    pub fn listener(&self, id: u64) -> Option<BorrowedFd<'_>> {
+        self.sockets.copies.get(id).map(OpenSocket::fd)
     }
 
     /// Sets the `NOTIFY_SOCKET` of our workers.
@@ -285,7 +333,7 @@ impl Broker {
 
     /// The time at which [`reconcile`](Self::reconcile) must be called even without another event.
     pub fn deadline(&self) -> Option<Time> {
-        self.sockets.core.deadline()
+        if self.sockets.is_frozen() { None } else { self.sockets.core.deadline() }
     }
 
     /// The reports since the last call.

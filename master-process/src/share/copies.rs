@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 
 use rustix::process::Pid;
 
@@ -87,6 +88,16 @@ impl Copies {
     /// Drops the file of a socket, and keeps the socket.
     pub(super) fn drop_file(&mut self, id: SocketId) {
         self.files.remove(&id);
+    }
+
+    /// The files below these directories are not removed.
+    pub(super) fn leave_files_in(&mut self, directories: &[PathBuf]) {
+        for file in self.files.values_mut() {
+            let path = file.place().absolute();
+            if file.is_at_path() && directories.iter().any(|directory| path.starts_with(directory)) {
+                file.leave_to_worker();
+            }
+        }
     }
 
     /// Two files to exchange.

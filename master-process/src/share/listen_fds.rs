@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use super::address::Key;
 use super::caller_socket::bound_key;
 use super::core::SocketId;
+use super::kept::{self, KeptSocket};
 use super::occupants::{self, Takeover, Wanted};
 use super::report::Report;
 use super::unix::{Access, Place, Refused, SocketFile};
@@ -25,6 +26,10 @@ pub struct InheritedListeners {
     sockets: Vec<OwnedFd>,
     names: Vec<String>,
     opened: Vec<Opened>,
+    /// Those that the service manager kept for an earlier supervisor.
+    kept: Vec<KeptSocket>,
+    /// Their names, as far as the service manager knows them.
+    kept_names: Vec<(String, SocketId)>,
     /// Reports about processes that held their addresses and were ended.
     reports: Vec<Report>,
 }
@@ -40,12 +45,17 @@ pub(super) struct Opened {
     pub(super) backlog: Option<i32>,
     /// Whether other sockets can be bound to the same address, so that each worker that binds it has its own.
     pub(super) can_be_joined: bool,
+    /// Whether it belongs to a socket unit of the service manager.
+    pub(super) external: bool,
+    /// Its number in the kernel's group, if the service manager kept it.
+    pub(super) kept_number: Option<u32>,
 }
 
 impl Opened {
     fn new(key: Key, fd: OwnedFd, file: Option<SocketFile>) -> io::Result<Opened> {
         let id = sockets::inode(fd.as_fd())?;
-        Ok(Opened { id, key, fd, file, backlog: None, can_be_joined: false })
+        let (external, kept_number) = (false, None);
+        Ok(Opened { id, key, fd, file, backlog: None, can_be_joined: false, external, kept_number })
     }
 }
 
@@ -84,11 +94,17 @@ impl InheritedListeners {
         let mut names = names.split(':');
         let mut inherited = InheritedListeners::default();
         for socket in fds::take_inherited(count)? {
-            inherited.opened.extend(recognise(socket.as_fd())?);
-            inherited.sockets.push(socket);
-            let name = names.next().filter(|name| !name.is_empty());
-            inherited.names.push(name.unwrap_or(NAMELESS).to_owned());
+            let name = names.next().filter(|name| !name.is_empty()).unwrap_or(NAMELESS);
+            match KeptSocket::new(name, socket) {
+                Ok(kept) => inherited.kept.push(kept),
+                Err(socket) => {
+                    inherited.opened.extend(recognise(socket.as_fd())?);
+                    inherited.sockets.push(socket);
+                    inherited.names.push(name.to_owned());
+                }
+            }
         }
+        inherited.kept_names = kept::named(&inherited.kept)?;
         Ok(inherited)
     }
 
@@ -107,7 +123,8 @@ impl InheritedListeners {
             let failed = |why| OpenError { address: socket.text.clone(), why, found: Vec::new() };
             let kernel = |call| move |error| Refused::Kernel(call, error);
             let v6only = leaves_ipv4_alone(&socket.addr, listen);
-            let mut opened = match open_one(&socket.addr, v6only, access) {
+            let kept = self.take_kept_for(&socket.addr, v6only, access);
+            let mut opened = match kept.map_or_else(|| open_one(&socket.addr, v6only, access), Ok) {
                 Ok(opened) => opened,
                 Err(why) => {
                     let found = occupants_of(&socket.addr, v6only, &why, takeover);
@@ -138,6 +155,30 @@ impl InheritedListeners {
             self.opened.push(opened);
         }
         Ok(())
+    }
+
+    /// Takes the socket of an address of `--listen` that the service manager kept.
+    fn take_kept_for(&mut self, address: &ListenAddr, v6only: bool, access: Access) -> Option<Opened> {
+        let at = self.kept.iter().position(|kept| kept.is_of(address, v6only))?;
+        let KeptSocket { name, fd } = self.kept.remove(at);
+        let checked =
+            KeptSocket { name: name.clone(), fd: fds::copy_from(fd.as_fd(), 3).ok()? }.check().ok()?;
+        if let Some(file) = &checked.file {
+            // It has the access that the earlier supervisor gave it, unless that can be changed.
+            let _best_effort = file.set_own_access(access);
+        }
+        let opened = Opened::new(checked.key, fd, checked.file).ok()?;
+        Some(Opened { kept_number: Some(name.number), ..opened })
+    }
+
+    /// Takes the other sockets that the service manager kept.
+    pub(super) fn take_kept(&mut self) -> Vec<KeptSocket> {
+        std::mem::take(&mut self.kept)
+    }
+
+    /// Takes the names of all sockets that the service manager keeps.
+    pub fn take_kept_names(&mut self) -> Vec<(String, u64)> {
+        std::mem::take(&mut self.kept_names)
     }
 
     /// The number of sockets.
@@ -242,5 +283,6 @@ fn recognise(fd: BorrowedFd<'_>) -> io::Result<Option<Opened>> {
         }
         (None, None) => return Ok(None),
     };
-    Ok(Some(Opened::new(key, fds::copy_from(fd, 3)?, file)?))
+    let opened = Opened::new(key, fds::copy_from(fd, 3)?, file)?;
+    Ok(Some(Opened { external: true, ..opened }))
 }

@@ -14,6 +14,7 @@ mod caller_socket;
 mod callers;
 mod copies;
 mod core;
+mod kept;
 mod listen_fds;
 mod listening;
 mod occupants;

@@ -116,6 +116,20 @@ pub enum Report {
         /// The address.
         address: String,
     },
+    /// Listeners of an earlier supervisor were taken over.
+    Restored {
+        /// The address.
+        address: String,
+        /// Their number.
+        count: usize,
+    },
+    /// A listener of an earlier supervisor was not taken over.
+    NotRestored {
+        /// Its name at the service manager.
+        name: String,
+        /// The reason.
+        why: &'static str,
+    },
 }
 
 /// An accept queue that is full, or was.
@@ -218,6 +232,16 @@ impl fmt::Display for Report {
             }
             Report::QueueFull { address, queue, .. } => write!(f, "accept queue of {address} {queue}"),
             Report::Closed { address } => write!(f, "closed {address}: no worker listens on it"),
+            Report::Restored { address, count } => {
+                let listeners = if *count == 1 { "listener" } else { "listeners" };
+                write!(
+                    f,
+                    "took over {count} {listeners} of {address} from the service manager: connections wait there"
+                )
+            }
+            Report::NotRestored { name, why } => {
+                write!(f, "closed {name} of the service manager: {why}; connections that wait there are lost")
+            }
         }
     }
 }

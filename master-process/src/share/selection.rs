@@ -58,6 +58,9 @@ impl HostSelection {
 pub(super) struct Selection {
     method: Option<Method>,
     groups: Vec<Group>,
+    /// The addresses for which the eBPF program could not be used, although this host has it, with their targets. After a
+    /// restart the kernel needs a moment to forget the one of the earlier supervisor.
+    refused: Vec<(Key, Vec<SocketId>)>,
 }
 
 /// The selector of one address.
@@ -72,8 +75,18 @@ impl Selection {
     /// What the kernel does with the queue of a closed listener. The host is probed at the first call.
     pub(super) fn migration(&mut self) -> Migration {
         match self.method() {
-            Method::Program => Migration::Moves,
+            Method::Program if self.refused.is_empty() => Migration::Moves,
+            Method::Program => Migration::Resets,
             Method::Classic(migration) => migration,
+        }
+    }
+
+    /// Tries the eBPF program again where it could not be used.
+    pub(super) fn retry(&mut self, copies: &Copies) {
+        for (key, ids) in std::mem::take(&mut self.refused) {
+            if self.select_by_program(&key, &ids, copies).is_err() {
+                self.refused.push((key, ids));
+            }
         }
     }
 
@@ -89,8 +102,12 @@ impl Selection {
         copies: &Copies,
     ) -> io::Result<()> {
         let ids: Vec<SocketId> = targets.iter().map(|(id, _)| *id).collect();
-        if self.method() == Method::Program && self.select_by_program(key, &ids, copies).is_ok() {
-            return Ok(());
+        self.refused.retain(|(refused, _)| !refused.matches(key));
+        if self.method() == Method::Program {
+            if self.select_by_program(key, &ids, copies).is_ok() {
+                return Ok(());
+            }
+            self.refused.push((key.clone(), ids.clone()));
         }
         let Some(any) = ids.iter().find_map(|id| copies.get(*id)) else { return Ok(()) };
         let numbers: Vec<u32> =
@@ -134,6 +151,7 @@ impl Selection {
     /// Forgets an address without sockets. Its next sockets form a new group.
     pub(super) fn forget(&mut self, key: &Key) {
         self.groups.retain(|group| !group.key.matches(key));
+        self.refused.retain(|(refused, _)| !refused.matches(key));
     }
 }
 

@@ -17,6 +17,7 @@ use super::report::Report;
 use super::scans::{Question, Scans};
 use super::selection::Selection;
 use super::stall::{Change, StallDetector};
+use super::unix::SocketFile;
 use crate::policy::{Queue, Time};
 use crate::sys::accept_queue;
 use crate::sys::peer::Peer;
@@ -37,6 +38,8 @@ pub(super) struct Permanent {
     pub(super) key: Key,
     /// Whether each worker that binds its address can have a shard of its own: true for `--listen` with TCP.
     pub(super) can_be_joined: bool,
+    /// Whether it belongs to a socket unit of the service manager.
+    pub(super) external: bool,
 }
 
 /// The next step for a socket.
@@ -66,6 +69,14 @@ pub(super) struct Sockets {
     active_at: Option<Time>,
     /// The position at which the next round of checks starts.
     checked: usize,
+    /// Listeners of an earlier supervisor, each with the user that made it.
+    pub(super) restored: Vec<(SocketId, Option<u32>)>,
+    /// The numbers of `--listen` sockets in groups of an earlier supervisor.
+    listen_numbers: Vec<(Key, u32, SocketId)>,
+    /// Whether the service manager keeps the listeners for the next supervisor.
+    kept_by_manager: bool,
+    /// Whether the listeners stay as they are until the next supervisor takes them over.
+    frozen: bool,
     /// What is remembered of the accept queues.
     pub(super) history: QueueHistory,
     pub(super) reports: Vec<Report>,
@@ -84,26 +95,59 @@ impl Sockets {
             pending: Vec::new(),
             active_at: None,
             checked: 0,
+            restored: Vec::new(),
+            listen_numbers: Vec::new(),
+            kept_by_manager: false,
+            frozen: false,
             history: QueueHistory::default(),
             reports: inherited.take_reports(),
         };
         for opened in inherited.take_opened() {
             let id = opened.id;
             sockets.core.add_permanent(id, opened.key.clone(), opened.can_be_joined);
-            let open = sockets.copies.insert(id, opened.fd);
-            open.backlog = opened.backlog;
-            // The drops of the time before are not counted.
-            open.drops = accept_queue::drops(open.fd()).unwrap_or(0);
-            if let Err(error) = sockets.queues.watch(open.fd(), id) {
-                sockets.reports.push(Report::Unwatched { error });
+            sockets.keep(id, opened.fd, opened.backlog, opened.file);
+            let (can_be_joined, external) = (opened.can_be_joined, opened.external);
+            if let Some(number) = opened.kept_number.filter(|_| can_be_joined) {
+                sockets.listen_numbers.push((opened.key.clone(), number, id));
             }
-            if let Some(file) = opened.file {
-                sockets.copies.set_file(id, file);
-            }
-            let can_be_joined = opened.can_be_joined;
-            sockets.permanent.push(Permanent { id, key: opened.key, can_be_joined });
+            sockets.permanent.push(Permanent { id, key: opened.key, can_be_joined, external });
         }
         Ok(sockets)
+    }
+
+    /// Keeps a listener that is open before the first worker starts, and watches its queue.
+    pub(super) fn keep(&mut self, id: SocketId, fd: OwnedFd, backlog: Option<i32>, file: Option<SocketFile>) {
+        let open = self.copies.insert(id, fd);
+        open.backlog = backlog;
+        // The drops of the time before are not counted.
+        open.drops = accept_queue::drops(open.fd()).unwrap_or(0);
+        if let Err(error) = self.queues.watch(open.fd(), id) {
+            self.reports.push(Report::Unwatched { error });
+        }
+        if let Some(file) = file {
+            self.copies.set_file(id, file);
+        }
+    }
+
+    /// Takes the numbers of the `--listen` sockets at an address that the service manager kept.
+    pub(super) fn take_listen_numbers(&mut self, key: &Key) -> Vec<(u32, SocketId)> {
+        let here = self.listen_numbers.extract_if(.., |(other, ..)| other.matches(key));
+        here.map(|(_, number, id)| (number, id)).collect()
+    }
+
+    /// The service manager keeps the listeners for the next supervisor.
+    pub(super) fn set_kept_by_manager(&mut self) {
+        self.kept_by_manager = true;
+    }
+
+    /// The supervisor ends. If the service manager keeps the listeners, they stay as they are: the next supervisor may
+    /// start at once, and connections wait for it.
+    pub(super) fn freeze(&mut self) {
+        self.frozen = self.kept_by_manager;
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen
     }
 
     pub(super) fn report(&mut self, report: Report) {
@@ -168,7 +212,10 @@ impl Sockets {
         let has_others = self.core.socket(id).is_some_and(|socket| {
             !socket.users.is_empty() || !socket.awaited_by.is_empty() || socket.permanent
         });
-        if !has_others && let Some(file) = self.copies.file_mut(id) {
+        if !has_others
+            && !self.frozen
+            && let Some(file) = self.copies.file_mut(id)
+        {
             file.leave_to_worker();
         }
         self.reconcile(now);
@@ -190,7 +237,14 @@ impl Sockets {
 
     /// Carries out the core's effects.
     pub(super) fn reconcile(&mut self, now: Time) {
+        if self.frozen {
+            return;
+        }
         self.note_queues_of_awaited();
+        if !self.restored.is_empty() {
+            self.selection.retry(&self.copies);
+            self.choose_migration();
+        }
         for effect in self.core.reconcile(now) {
             match effect {
                 Effect::Select { key, targets } => {
@@ -201,10 +255,17 @@ impl Sockets {
                 Effect::Arrange(key) => self.arrange(&key),
                 Effect::Close(id) => {
                     self.selection.remove(id);
+                    self.restored.retain(|(restored, _)| *restored != id);
+                    let is_grouped = self.copies.file(id).is_none();
                     if let Some(open) = self.copies.get_mut(id) {
                         self.queues.forget(open.fd());
                         // The drops that came after its worker had gone.
                         self.history.count_drops(open, &[]);
+                        // The service manager closes its copy a little later. Until then the socket would stay in its
+                        // group, and the numbers of the others would be wrong.
+                        if self.kept_by_manager && is_grouped {
+                            sockets::shut_down(open.fd());
+                        }
                     }
                     self.copies.close(id);
                 }

@@ -135,6 +135,12 @@ impl Place {
         SocketFile { place: self, now, id, ours: false, initial: None }
     }
 
+    /// The file at this place, of a socket that an earlier supervisor held; `None`: there is none.
+    pub(super) fn restored(self) -> Option<SocketFile> {
+        let id = Some(self.file_id()?);
+        Some(SocketFile { now: self.name.clone(), place: self, id, ours: true, initial: None })
+    }
+
     /// The file that a worker is about to create at this place.
     pub(super) fn for_bind(self, identity: &FsIdentity) -> SocketFile {
         let initial =
@@ -218,7 +224,7 @@ impl Place {
 }
 
 /// Device and inode number.
-type FileId = (u64, u64);
+pub(super) type FileId = (u64, u64);
 
 /// The access that a file was created with. A later difference is a change by the program.
 #[derive(Debug, Clone, Copy)]
@@ -256,6 +262,16 @@ impl SocketFile {
         self.id = Some((stat.st_dev, stat.st_ino));
         self.ours = true;
         self.set_access(access, stat.st_uid)
+    }
+
+    /// Sets the access that the user configured, if the file belongs to the supervisor's user.
+    pub(super) fn set_own_access(&self, access: Access) -> io::Result<()> {
+        self.set_access(access, rustix::process::geteuid().as_raw())
+    }
+
+    /// Device and inode number of the file.
+    pub(super) fn id(&self) -> Option<FileId> {
+        self.id
     }
 
     fn set_access(&self, access: Access, creator: u32) -> io::Result<()> {

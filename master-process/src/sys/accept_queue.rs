@@ -120,15 +120,20 @@ pub fn count_unix_sockets() -> io::Result<usize> {
 /// ours is assumed.
 #[must_use]
 pub fn somaxconn_of(fd: BorrowedFd<'_>) -> Option<u32> {
-    let ours = new_unix().ok()?;
-    let cookie = |fd| {
-        let mut cookie = [0; 8];
-        read_option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie).map(<[u8]>::to_vec)
-    };
-    if cookie(fd) != cookie(ours.as_fd()) {
+    if !is_in_our_network(fd) {
         return None;
     }
     std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok()?.trim().parse().ok()
+}
+
+/// Whether a socket belongs to our network namespace. Before Linux 5.14 this is not known, and assumed.
+#[must_use]
+pub fn is_in_our_network(fd: BorrowedFd<'_>) -> bool {
+    fn cookie(fd: BorrowedFd<'_>) -> Option<Vec<u8>> {
+        let mut cookie = [0; 8];
+        read_option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie).map(<[u8]>::to_vec)
+    }
+    new_unix().is_ok_and(|ours| cookie(fd) == cookie(ours.as_fd()))
 }
 
 #[cfg(test)]

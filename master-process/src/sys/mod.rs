@@ -26,6 +26,7 @@ pub mod queue_watch;
 pub mod remote_read;
 pub mod reuseport;
 pub mod runtime_directory;
+pub mod sd_notify;
 pub mod seccomp;
 pub mod self_usage;
 pub mod signal_disposition;

@@ -350,6 +350,11 @@ pub fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(rustix::fs::fstat(fd)?.st_ino)
 }
 
+/// The user that made a socket, or to which fchown(2) gave it; `None` if it is not open.
+pub fn owner(fd: BorrowedFd<'_>) -> Option<u32> {
+    rustix::fs::fstat(fd).ok().map(|stat| stat.st_uid)
+}
+
 /// Sets `O_NONBLOCK` on the open file description of a socket.
 ///
 /// # Errors

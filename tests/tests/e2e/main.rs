@@ -44,6 +44,7 @@ mod signals;
 mod slots;
 mod start_gate;
 mod starting;
+mod systemd;
 mod takeover;
 mod terminal;
 mod top;

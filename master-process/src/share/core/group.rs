@@ -20,6 +20,16 @@ impl Group {
         Group { key, order: Vec::new(), selected: None }
     }
 
+    /// A group of an earlier supervisor. Which of its sockets are selected is not known.
+    pub(super) fn restore(&mut self, order: Vec<SocketId>) {
+        self.selected = (order.len() > 1).then(Vec::new);
+        self.order = order;
+    }
+
+    pub(super) fn number(&self, id: SocketId) -> Option<usize> {
+        self.order.iter().position(|member| *member == id)
+    }
+
     pub(super) fn join(&mut self, id: SocketId) {
         if !self.order.contains(&id) {
             self.order.push(id);

@@ -189,6 +189,8 @@ pub(super) struct Core {
     unshared_reported: bool,
     /// The generation to which the reload in progress leads.
     target: Option<u32>,
+    /// The number of changes so far.
+    changes: u64,
 }
 
 impl Core {
@@ -204,6 +206,7 @@ impl Core {
             effects: Vec::new(),
             unshared_reported: false,
             target: None,
+            changes: 0,
         }
     }
 
@@ -222,6 +225,46 @@ impl Core {
         }
         self.names.add_fixed(&key);
         self.remember(&key);
+    }
+
+    /// Adds a listener of an earlier supervisor. The next workers of these slots get it, or its queue.
+    pub(super) fn add_restored(
+        &mut self,
+        id: SocketId,
+        key: &Key,
+        scope: Scope,
+        slots: Vec<u32>,
+        reuseport: bool,
+    ) {
+        let socket = Socket::new(id, key.clone(), scope);
+        self.sockets.push(Socket { active: true, awaited_by: slots, reuseport, ..socket });
+        self.remember(key);
+        self.touch(key);
+    }
+
+    /// Sets the order of a group that existed before, and in which another selection may be in effect.
+    pub(super) fn restore_order(&mut self, key: &Key, order: Vec<SocketId>) {
+        self.group(key).restore(order);
+        self.touch(key);
+    }
+
+    /// Releases a socket without workers: nobody is to get it.
+    pub(super) fn give_up(&mut self, id: SocketId) {
+        let Some(socket) = self.socket_mut(id).filter(|socket| socket.users.is_empty()) else { return };
+        socket.awaited_by.clear();
+        socket.released = true;
+        let key = socket.key.clone();
+        self.touch(&key);
+    }
+
+    /// The number of a socket in the kernel's group, if it is in one.
+    pub(super) fn number(&self, socket: &Socket) -> Option<usize> {
+        self.groups.iter().find(|group| group.key.matches(&socket.key))?.number(socket.id)
+    }
+
+    /// A number that differs from the last one if any socket may have changed since.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Every socket.
@@ -446,6 +489,7 @@ impl Core {
     }
 
     fn touch(&mut self, key: &Key) {
+        self.changes += 1;
         if !self.dirty.iter().any(|dirty| dirty.matches(key)) {
             self.dirty.push(key.clone());
         }

@@ -12,6 +12,7 @@ mod find;
 mod ls;
 mod markdown;
 mod metrics;
+mod order;
 mod reload;
 mod show;
 mod status;

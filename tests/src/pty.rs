@@ -187,6 +187,12 @@ impl Shown {
                     }
                     match sequence.as_str() {
                         "2J" => cells.clear(),
+                        "J" | "0J" => {
+                            cells.truncate(row + 1);
+                            if let Some(line) = cells.get_mut(row) {
+                                line.truncate(column);
+                            }
+                        }
                         "?1049h" => shown.alternate = true,
                         "?1049l" => {
                             shown.alternate = false;
@@ -200,6 +206,8 @@ impl Shown {
                             {
                                 row = to_row.parse().unwrap_or(1) - 1;
                                 column = to_column.parse().unwrap_or(1) - 1;
+                            } else if let Some(up) = other.strip_suffix('A') {
+                                row = row.saturating_sub(up.parse().unwrap_or(1));
                             }
                         }
                     }

@@ -111,6 +111,10 @@ pub fn for_tests() -> Vec<Need> {
         Need::program("tini", &["tini"]),
         Need::program("gosu", &["gosu"]),
         Need::program("promtool", &["prometheus"]),
+        Need::file("/usr/lib/python3/dist-packages/prometheus_client", &["python3-prometheus-client"]),
+        Need::program("curl", &["curl"]),
+        Need::program("socat", &["socat"]),
+        Need::program("jq", &["jq"]),
     ];
     [for_fixtures(), real].concat()
 }

@@ -72,6 +72,12 @@ impl fmt::Display for UsageError {
 impl Error for UsageError {}
 
 fn unknown(error: &clap::Error, arg: &str) -> UsageError {
+    if crate::client::is_command(arg.as_ref()) {
+        return UsageError::new(format!(
+            "unexpected argument {arg:?}: expected it first, as in master-process {arg}, or a program of this name \
+             after --"
+        ));
+    }
     if !arg.starts_with('-') {
         return UsageError::new(format!(
             "unexpected argument {arg:?}: expected the command after --, as in {USAGE}"

@@ -9,6 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::Topic;
 use super::exit::{codes, usage};
+use super::show;
 
 /// Reads the arguments of a command.
 ///
@@ -33,7 +34,7 @@ pub(super) fn command(topic: &Topic) -> Command {
         .about(topic.about)
         .disable_help_flag(true)
         .disable_version_flag(true)
-        .term_width(80);
+        .term_width(show::size().0.min(show::WIDTH));
     (topic.arguments)(command).arg(help)
 }
 

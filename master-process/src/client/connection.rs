@@ -25,11 +25,13 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Failure {
     pub(super) code: u8,
     pub(super) why: String,
+    /// Whether it is that this user may not use the socket.
+    pub(super) is_denied: bool,
 }
 
 impl Failure {
     pub(super) fn new(code: u8, why: impl Into<String>) -> Failure {
-        Failure { code, why: why.into() }
+        Failure { code, why: why.into(), is_denied: false }
     }
 }
 
@@ -126,7 +128,11 @@ impl Connection {
             match self.receive(Some(until))? {
                 Received::Line(Line::Reply(reply), text) => match reply.error {
                     None => return Ok((*reply, text)),
-                    Some(error) => return Err(Failure::new(code_of(&error.code), error.message)),
+                    Some(error) => {
+                        let is_denied = error.code == "not_permitted";
+                        let (code, why) = (code_of(&error.code), error.message);
+                        return Err(Failure { code, why, is_denied });
+                    }
                 },
                 Received::Line(Line::Event(_), _) => {}
                 Received::Nothing => {
@@ -166,9 +172,10 @@ fn code_of(error: &str) -> u8 {
 
 fn failure(path: &Path, error: &io::Error) -> Failure {
     let shown = path.display();
+    let is_denied = is(error, &[Errno::ACCESS, Errno::PERM]);
     let (code, why) = if is(error, &[Errno::NOENT, Errno::CONNREFUSED, Errno::NOTDIR]) {
         (codes::NOT_RUNNING, format!("no master-process runs at {shown}"))
-    } else if is(error, &[Errno::ACCESS, Errno::PERM]) {
+    } else if is_denied {
         (
             codes::UNKNOWN,
             format!("no permission for {shown}: only root, its user and --control-group may use it"),
@@ -178,7 +185,7 @@ fn failure(path: &Path, error: &io::Error) -> Failure {
     } else {
         (codes::UNKNOWN, format!("{shown}: {error}"))
     };
-    Failure { code, why }
+    Failure { code, why, is_denied }
 }
 
 fn is(error: &io::Error, any: &[Errno]) -> bool {

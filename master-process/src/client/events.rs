@@ -30,7 +30,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     loop {
         match connection.receive(None)? {
             Received::Line(Line::Event(event), text) => {
-                show::print(&if json { format!("{text}\n") } else { format!("{}\n", line(&event)) });
+                show::print(&if json {
+                    format!("{text}\n")
+                } else {
+                    show::wrapped(&line(&event), show::columns(), INDENT)
+                });
             }
             Received::Line(Line::Reply(reply), _) => {
                 if let Some(error) = reply.error {
@@ -48,6 +52,9 @@ pub(super) fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         }
     }
 }
+
+/// Where the further lines of an event begin that is longer than the terminal is wide: after the time.
+const INDENT: usize = 13;
 
 /// An event as a line for people.
 pub(super) fn line(event: &Event) -> String {

@@ -6,6 +6,7 @@ use clap::ArgMatches;
 
 use super::connection::{Connection, Failure};
 use super::exit::codes;
+use super::show;
 use crate::control::{directories, file_name, instances, is_name, name_of};
 
 /// The value of a flag, or of its variable. An empty variable is unset.
@@ -26,6 +27,15 @@ pub(super) fn connect(matches: &ArgMatches) -> Result<Connection, Failure> {
         )),
         Some(name) => named(&name),
         None => only(),
+    }
+}
+
+/// The command line of a command for this instance. The name is part of it: more than one instance may run.
+pub(super) fn command_for(words: &str, name: &str, control: &str) -> String {
+    if is_name(name) {
+        format!("master-process {words} --name {name}")
+    } else {
+        format!("master-process {words} --control {}", show::plain(control))
     }
 }
 

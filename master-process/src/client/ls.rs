@@ -19,6 +19,12 @@ const COLUMNS: [Column; 8] = [
     Column { head: ["STATE", "STATE"], width: 16, left: true },
 ];
 
+/// The instances that are named of those that are not shown.
+const NAMED: usize = 12;
+
+/// Where the further lines of a remark begin.
+const INDENT: usize = 2;
+
 /// Where the state is in a row.
 const STATE: usize = 7;
 
@@ -39,6 +45,11 @@ impl Instance {
             Err(failure) => failure.code,
         }
     }
+
+    /// Whether it is one of another user.
+    fn is_denied(&self) -> bool {
+        self.known.as_ref().is_err_and(|failure| failure.is_denied)
+    }
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<u8, Failure> {
@@ -47,13 +58,50 @@ pub(super) fn run(matches: &ArgMatches) -> Result<u8, Failure> {
     let sent: Vec<Result<(), Failure>> = running.iter_mut().map(|of| of.send(Request::Status)).collect();
     let asked = running.into_iter().zip(sent).map(|(connection, sent)| answer(connection, sent));
     let unknown = failed.into_iter().map(|(name, failure)| Instance { name, known: Err(failure) });
-    let mut instances: Vec<Instance> = asked.chain(unknown).collect();
+    let (mut others, mut instances): (Vec<Instance>, Vec<Instance>) =
+        asked.chain(unknown).partition(Instance::is_denied);
     if instances.is_empty() {
-        return Err(Failure::new(codes::NOT_RUNNING, "no master-process runs"));
+        return Err(match others.pop() {
+            None => Failure::new(codes::NOT_RUNNING, "no master-process runs"),
+            Some(Instance { known: Err(failure), .. }) if others.is_empty() => failure,
+            Some(_one_of_several) => {
+                let all = others.len() + 1;
+                Failure::new(codes::UNKNOWN, format!("no permission for any of the {all} instances that run"))
+            }
+        });
     }
     instances.sort_by(|one, other| other.code().cmp(&one.code()).then_with(|| one.name.cmp(&other.name)));
-    show::print(&if matches.get_flag("json") { json(&instances) } else { text(&instances) });
+    if matches.get_flag("json") {
+        show::print(&json(instances.iter().chain(&others)));
+    } else {
+        show::print(&text(&instances));
+        show::print(&remarks(&instances, &others, show::columns()));
+    }
     Ok(instances.iter().map(Instance::code).max().unwrap_or(codes::OK))
+}
+
+/// What is to be done about instances that are not well, and what is not shown.
+fn remarks(instances: &[Instance], others: &[Instance], width: Option<usize>) -> String {
+    let mut text = String::new();
+    for instance in instances {
+        if let Err(failure) = &instance.known {
+            let name = show::plain(&instance.name);
+            text.push_str(&show::wrapped(&format!("{name}  {}", show::plain(&failure.why)), width, INDENT));
+        }
+    }
+    let worst = instances.iter().filter(|instance| instance.code() != codes::OK);
+    if let Some(Ok((snapshot, _))) = worst.map(|instance| &instance.known).find(|known| known.is_ok()) {
+        let command = find::command_for("status", &snapshot.name, &snapshot.control);
+        text.push_str(&show::wrapped(&format!("see: {command}"), width, INDENT));
+    }
+    if !others.is_empty() {
+        let named: Vec<String> = others.iter().take(NAMED).map(|of| show::plain(&of.name)).collect();
+        let more = others.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let line = format!("not shown, no permission: {}{more}", named.join(", "));
+        text.push_str(&show::wrapped(&line, width, INDENT));
+    }
+    if text.is_empty() { text } else { format!("\n{text}") }
 }
 
 fn answer(mut connection: Connection, sent: Result<(), Failure>) -> Instance {
@@ -65,16 +113,16 @@ fn answer(mut connection: Connection, sent: Result<(), Failure>) -> Instance {
     Instance { name, known }
 }
 
-fn json(instances: &[Instance]) -> String {
+fn json<'a>(instances: impl Iterator<Item = &'a Instance>) -> String {
     let one = |instance: &Instance| match &instance.known {
         Ok((_, text)) => status::inner(text),
         Err(failure) => {
-            let message = failure.why.clone();
-            serde_json::json!({ "name": instance.name, "error": { "code": "unknown", "message": message } })
-                .to_string()
+            let code = if failure.is_denied { "not_permitted" } else { "unknown" };
+            let error = serde_json::json!({ "code": code, "message": failure.why });
+            serde_json::json!({ "name": instance.name, "error": error }).to_string()
         }
     };
-    let all: Vec<String> = instances.iter().map(one).collect();
+    let all: Vec<String> = instances.map(one).collect();
     format!("{{\"schema\":{},\"instances\":[{}]}}\n", crate::control::SCHEMA, all.join(","))
 }
 
@@ -88,7 +136,7 @@ fn text(instances: &[Instance]) -> String {
         }
         Some(_) | None => cell.to_owned(),
     };
-    show::table(&COLUMNS, &rows, Some(show::size().0), paint)
+    show::table(&COLUMNS, &rows, show::columns(), paint)
 }
 
 fn row(instance: &Instance) -> Vec<String> {
@@ -158,5 +206,28 @@ worker-eu   -         -         -     -           -     - no answer
 ";
         let rows: Vec<Vec<String>> = instances.iter().map(row).collect();
         assert_eq!(show::table(&COLUMNS, &rows, Some(80), |_, _, cell| cell.to_owned()), expected);
+    }
+
+    #[test]
+    fn what_to_do_follows() {
+        let well = || {
+            let snapshot = Snapshot { state: State::Ready, ..status::tests::example() };
+            Instance { name: "api".to_owned(), known: Ok((snapshot, String::new())) }
+        };
+        let ill = || Instance {
+            name: "worker-eu".to_owned(),
+            known: Ok((
+                Snapshot { name: "worker-eu".to_owned(), state: State::Degraded, ..status::tests::example() },
+                String::new(),
+            )),
+        };
+        let silent = || Instance {
+            name: "billing".to_owned(),
+            known: Err(Failure::new(codes::UNKNOWN, "billing does not answer")),
+        };
+        assert_eq!(remarks(&[well()], &[], Some(80)), "");
+        let expected = "\nbilling  billing does not answer\nsee: master-process status --name worker-eu\n\
+                        not shown, no permission: billing\n";
+        assert_eq!(remarks(&[ill(), silent(), well()], &[silent()], Some(80)), expected);
     }
 }

@@ -12,6 +12,7 @@ mod find;
 mod ls;
 mod markdown;
 mod metrics;
+mod order;
 mod reload;
 mod show;
 mod status;
@@ -20,7 +21,7 @@ mod steer;
 mod top;
 mod why;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
 use clap::ArgMatches;
@@ -149,8 +150,12 @@ pub struct Invocation {
 /// is the name of the program. A program called `status` runs with `master-process -- status`.
 pub fn invocation(mut args: impl Iterator<Item = OsString>) -> Option<Invocation> {
     let word = args.nth(1)?;
-    let is_command = TABLE.iter().any(|topic| word == topic.word) || LATER.iter().any(|later| word == *later);
-    is_command.then(|| Invocation { word, arguments: args.collect() })
+    is_command(&word).then(|| Invocation { word, arguments: args.collect() })
+}
+
+/// Whether a word is a command.
+pub(crate) fn is_command(word: &OsStr) -> bool {
+    TABLE.iter().any(|topic| word == topic.word) || LATER.iter().any(|later| word == *later)
 }
 
 /// Runs a command. The result is the exit code of the process.
@@ -171,14 +176,14 @@ pub fn run(invocation: Invocation) -> ExitCode {
 mod tests {
     use super::*;
 
-    fn is_command(line: &[&str]) -> bool {
+    fn is_line_of_command(line: &[&str]) -> bool {
         invocation(line.iter().map(OsString::from)).is_some()
     }
 
     #[test]
     fn the_first_word_decides() {
-        assert!(is_command(&["master-process", "status"]));
-        assert!(is_command(&["master-process", "doctor", "--json"]));
+        assert!(is_line_of_command(&["master-process", "status"]));
+        assert!(is_line_of_command(&["master-process", "doctor", "--json"]));
         for line in [
             &["master-process"][..],
             &["master-process", "--", "status"],
@@ -186,7 +191,7 @@ mod tests {
             &["master-process", "--name", "status", "--", "./app"],
             &["status"],
         ] {
-            assert!(!is_command(line), "{line:?}");
+            assert!(!is_line_of_command(line), "{line:?}");
         }
     }
 }

@@ -1,50 +1,40 @@
 //! `reload`, and how it goes: each slot as it is decided, and the exit code at the moment when the whole is.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use clap::{ArgMatches, Command};
 
 use super::connection::{Connection, Failure, Received};
 use super::exit::codes;
-use super::{arguments, find, show, status};
+use super::order::{Order, print_result};
+use super::{arguments, show, status};
 use crate::control::{Accepted, Event, FailedReload, Line, ReloadState, Request};
 
 /// From this number of slots on, a line for each would be too many.
-const MANY: u32 = 50;
+const MANY: usize = 50;
 
 /// The slots that are named in the last line.
 const NAMED: usize = 12;
+
+/// Where the further lines of a text begin, and those of a slot.
+const INDENT: usize = 2;
+const DEEP: usize = 10;
 
 pub(super) fn arguments(command: Command) -> Command {
     arguments::waiting(arguments::of_one(command))
 }
 
 pub(super) fn run(matches: &ArgMatches) -> Result<u8, Failure> {
-    let (wait, json) = (matches.get_flag("wait"), matches.get_flag("json"));
-    let mut connection = find::connect(matches)?;
-    let begun = Instant::now();
-    let (reply, text) = connection.ask(Request::Reload { follow: wait })?;
-    let accepted =
-        reply.accepted.ok_or_else(|| Failure::new(codes::UNKNOWN, "the answer is not one to reload"))?;
-    let (number, slots) = (accepted.reload.unwrap_or_default(), accepted.slots_total.unwrap_or_default());
-    let batch = accepted.batch.unwrap_or(slots);
-    if json {
-        show::print(&format!("{text}\n"));
-    } else {
-        let name = show::plain(&accepted.name);
-        let plural = if slots == 1 { "slot" } else { "slots" };
-        show::print(&format!(
-            "reload {number} of {name}, {slots} {plural}, {} at a time\n",
-            batch.min(slots)
-        ));
-    }
-    if !wait {
+    let order = Order::give(matches, |follow| Request::Reload { follow })?;
+    let reload = Progress::new(&order.accepted);
+    let (number, slots) = (reload.number, reload.slots.len());
+    let (plural, batch) = (if slots == 1 { "slot" } else { "slots" }, reload.batch.min(slots.max(1)));
+    order.say(&format!("reload {number} of {}, {slots} {plural}, {batch} at a time", order.name()));
+    if !order.wait {
         return Ok(codes::OK);
     }
-    let until = arguments::timeout(matches).map(|timeout| begun + timeout);
-    let screen = Screen { json, live: !json && show::is_terminal() && slots < MANY, drawn: 0, begun };
-    Watcher { reload: Progress::new(&accepted), screen }.watch(&mut connection, until)
+    let live = !order.json && show::is_terminal() && !reload.is_long();
+    Watcher { reload, order, live, drawn: 0 }.watch()
 }
 
 /// What becomes of a slot.
@@ -90,7 +80,8 @@ pub(super) enum Outcome {
 struct Progress {
     number: u32,
     attempts: u32,
-    batch: u32,
+    /// The slots that are replaced at a time.
+    batch: usize,
     slots: BTreeMap<u32, Slot>,
     complete: bool,
 }
@@ -101,10 +92,15 @@ impl Progress {
         Progress {
             number: accepted.reload.unwrap_or_default(),
             attempts: accepted.attempts.unwrap_or(1),
-            batch: accepted.batch.unwrap_or(slots).max(1),
+            batch: usize::try_from(accepted.batch.unwrap_or(slots).max(1)).unwrap_or(usize::MAX),
             slots: (0..slots).map(|slot| (slot, Slot::default())).collect(),
             complete: false,
         }
+    }
+
+    /// Whether a line for each slot would be too many.
+    fn is_long(&self) -> bool {
+        self.slots.len() >= MANY
     }
 
     /// Takes an event in. Returns how the reload ended, if that is decided now.
@@ -149,186 +145,10 @@ impl Progress {
         }
     }
 
-    fn line(&self, number: u32, slot: &Slot) -> String {
-        let arrow = match (slot.old, slot.new) {
-            (Some((old, _)), Some(new)) => format!("{old} > {new}"),
-            (None, Some(new)) => format!("- > {new}"),
-            (Some((old, _)), None) => format!("{old}"),
-            (None, None) => "-".to_owned(),
-        };
-        let part = |word: &str, seconds: Option<f64>| {
-            seconds.map(|seconds| format!("  {word} {}", show::tenths(seconds))).unwrap_or_default()
-        };
-        let failed = match slot.failed {
-            0 => String::new(),
-            failed => format!("  attempt {} of {}", (failed + 1).min(self.attempts), self.attempts),
-        };
-        let (ready, drained) = (part("ready", slot.ready), part("drained", slot.drained));
-        format!("  slot {number}  {arrow}{ready}{drained}{}{failed}\n", part("left", slot.left))
-    }
-}
-
-/// What was printed.
-#[derive(Debug)]
-struct Screen {
-    json: bool,
-    /// Whether slots that are not decided are shown, and drawn again.
-    live: bool,
-    /// The lines of these slots.
-    drawn: usize,
-    begun: Instant,
-}
-
-struct Watcher {
-    reload: Progress,
-    screen: Screen,
-}
-
-impl Watcher {
-    fn watch(mut self, connection: &mut Connection, until: Option<Instant>) -> Result<u8, Failure> {
-        loop {
-            match connection.receive(until)? {
-                Received::Line(Line::Event(event), text) => {
-                    if self.screen.json {
-                        show::print(&format!("{text}\n"));
-                    }
-                    let outcome = if event.missed.is_some() {
-                        self.catch_up(connection)?
-                    } else {
-                        self.reload.take(&event)
-                    };
-                    if let Some(outcome) = outcome {
-                        return Ok(self.end(&outcome));
-                    }
-                    self.draw();
-                }
-                Received::Line(Line::Reply(_), _) => {}
-                Received::Nothing => return Ok(self.timed_out()),
-                Received::End if self.reload.complete => return Ok(self.end(&Outcome::Complete)),
-                Received::End => {
-                    let why = "the supervisor has ended, or has closed the connection, before the reload was decided";
-                    return Err(Failure::new(codes::UNKNOWN, why));
-                }
-            }
-        }
-    }
-
-    /// Events were missed: the state itself says how far it is.
-    fn catch_up(&mut self, connection: &Connection) -> Result<Option<Outcome>, Failure> {
-        let (snapshot, _) = status::ask(&mut Connection::open(&connection.path)?)?;
-        let Some(reload) = snapshot.reload else { return Ok(None) };
-        if reload.number > self.reload.number {
-            return Ok(Some(Outcome::Superseded(reload.number)));
-        }
-        Ok(match (reload.state, reload.error) {
-            (ReloadState::Complete, _) => Some(Outcome::Complete),
-            (ReloadState::GivenUp, Some(error)) => Some(Outcome::GivenUp(error)),
-            (ReloadState::Stopping, _) => Some(Outcome::Stopping),
-            (ReloadState::Running | ReloadState::GivenUp, _) => None,
-        })
-    }
-
-    /// Prints the slots that are decided, and on a terminal those that are not, in place.
-    fn draw(&mut self) {
-        if self.screen.json {
-            return;
-        }
-        let mut text = self.erased();
-        text.push_str(&self.decided());
-        if self.screen.live {
-            let rows = show::size().1.saturating_sub(2);
-            let open = self.reload.slots.iter().filter(|(_, slot)| !slot.printed);
-            let lines: Vec<String> =
-                open.take(rows).map(|(number, slot)| self.reload.line(*number, slot)).collect();
-            self.screen.drawn = lines.len();
-            text.extend(lines);
-        }
-        if !text.is_empty() {
-            show::print(&text);
-        }
-    }
-
-    /// What takes the drawn lines away again.
-    fn erased(&mut self) -> String {
-        match std::mem::take(&mut self.screen.drawn) {
-            0 => String::new(),
-            drawn => format!("\x1b[{drawn}A\x1b[J"),
-        }
-    }
-
-    /// The lines of the slots that are decided since the last call.
-    fn decided(&mut self) -> String {
-        let over: Vec<u32> = self
-            .reload
-            .slots
-            .iter()
-            .filter(|(_, slot)| slot.is_over() && !slot.printed)
-            .map(|(number, _)| *number)
-            .collect();
-        let mut text = String::new();
-        for number in &over {
-            if let Some(slot) = self.reload.slots.get_mut(number) {
-                slot.printed = true;
-            }
-            if let Some(slot) = self.reload.slots.get(number).filter(|_| !self.is_long()) {
-                text.push_str(&self.reload.line(*number, slot));
-            }
-        }
-        let (done, all) = (self.count_printed(), self.reload.slots.len());
-        let batch = usize::try_from(self.reload.batch).unwrap_or(usize::MAX);
-        if self.is_long() && !over.is_empty() && (done / batch > (done - over.len()) / batch || done == all) {
-            text.push_str(&format!("  {done} of {all} slots done after {}\n", self.took()));
-        }
-        text
-    }
-
-    fn is_long(&self) -> bool {
-        self.reload.slots.len() >= usize::try_from(MANY).unwrap_or(usize::MAX)
-    }
-
-    fn count_printed(&self) -> usize {
-        self.reload.slots.values().filter(|slot| slot.printed).count()
-    }
-
-    fn took(&self) -> String {
-        show::tenths(self.screen.begun.elapsed().as_secs_f64())
-    }
-
-    /// Prints how it ended. Returns the exit code.
-    fn end(&mut self, outcome: &Outcome) -> u8 {
-        let (number, took) = (self.reload.number, self.took());
-        let (code, word, text) = match outcome {
-            Outcome::Complete => (codes::OK, "complete", format!("complete after {took}\n")),
-            Outcome::GivenUp(error) => (codes::GIVEN_UP, "given_up", self.given_up(error)),
-            Outcome::Superseded(by) => {
-                (codes::SUPERSEDED, "superseded", format!("superseded by reload {by} after {took}\n"))
-            }
-            Outcome::Stopping => {
-                (codes::GIVEN_UP, "stopping", format!("given up after {took}: the supervisor is stopping\n"))
-            }
-        };
-        if self.screen.json {
-            let error = match outcome {
-                Outcome::GivenUp(error) => serde_json::to_value(error).unwrap_or_default(),
-                Outcome::Complete => serde_json::Value::Null,
-                Outcome::Superseded(by) => serde_json::json!({ "code": "superseded", "superseded_by": by }),
-                Outcome::Stopping => serde_json::json!({ "code": "stopping" }),
-            };
-            show::print(&result(number, word, &error));
-            return code;
-        }
-        let text = format!("{}{}{text}", self.erased(), self.decided());
-        show::print(&text);
-        code
-    }
-
-    fn given_up(&self, error: &FailedReload) -> String {
-        let FailedReload { slot, attempts, message, output, .. } = error;
-        let most = self.reload.attempts;
-        let mut text = format!("  slot {slot}  failed, {attempts} of {most}: {}\n", show::plain(message));
-        text.extend(output.iter().map(|line| format!("          {}\n", show::plain(line))));
-        let (new, old): (Vec<_>, Vec<_>) = self.reload.slots.iter().partition(|(_, slot)| slot.done);
-        let number = self.reload.number;
+    /// Which slots run what after the reload was given up.
+    fn after_failure(&self) -> String {
+        let (new, old): (Vec<_>, Vec<_>) = self.slots.iter().partition(|(_, slot)| slot.done);
+        let number = self.number;
         let runs = |slots: &[(&u32, &Slot)], verb: &str, number: u32| match slots.len() {
             0 => None,
             1 => Some(format!("slot {} {verb}s reload {number}", slots[0].0)),
@@ -347,32 +167,200 @@ impl Watcher {
             number => runs(&old, "stay", number - 1).map(|text| text.replace(" reload", " with reload")),
         };
         let parts: Vec<String> = [runs(&new, "run", number), kept].into_iter().flatten().collect();
-        format!("{text}given up after {}: {}\n", self.took(), parts.join(", "))
+        parts.join(", ")
+    }
+
+    fn line(&self, number: u32, slot: &Slot) -> String {
+        let arrow = match (slot.old, slot.new) {
+            (Some((old, _)), Some(new)) => format!("{old} > {new}"),
+            (None, Some(new)) => format!("- > {new}"),
+            (Some((old, _)), None) => format!("{old}"),
+            (None, None) => "-".to_owned(),
+        };
+        let part = |word: &str, seconds: Option<f64>| {
+            seconds.map(|seconds| format!("  {word} {}", show::tenths(seconds))).unwrap_or_default()
+        };
+        let failed = match slot.failed {
+            0 => String::new(),
+            failed => format!("  attempt {} of {}", (failed + 1).min(self.attempts), self.attempts),
+        };
+        let (ready, drained) = (part("ready", slot.ready), part("drained", slot.drained));
+        format!("  slot {number}  {arrow}{ready}{drained}{}{failed}", part("left", slot.left))
+    }
+}
+
+struct Watcher {
+    reload: Progress,
+    order: Order,
+    /// Whether slots that are not decided are shown, and drawn again.
+    live: bool,
+    /// The lines of these slots.
+    drawn: usize,
+}
+
+impl Watcher {
+    fn watch(mut self) -> Result<u8, Failure> {
+        loop {
+            match self.order.connection.receive(self.order.until)? {
+                Received::Line(Line::Event(event), text) => {
+                    self.order.pass_on(&text);
+                    let outcome =
+                        if event.missed.is_some() { self.catch_up()? } else { self.reload.take(&event) };
+                    if let Some(outcome) = outcome {
+                        return Ok(self.end(&outcome));
+                    }
+                    self.draw();
+                }
+                Received::Line(Line::Reply(_), _) => {}
+                Received::Nothing => return Ok(self.timed_out()),
+                Received::End if self.reload.complete => return Ok(self.end(&Outcome::Complete)),
+                Received::End => return Err(Order::lost()),
+            }
+        }
+    }
+
+    /// Events were missed: the state itself says how far it is.
+    fn catch_up(&self) -> Result<Option<Outcome>, Failure> {
+        let (snapshot, _) = status::ask(&mut Connection::open(&self.order.connection.path)?)?;
+        let Some(reload) = snapshot.reload else { return Ok(None) };
+        if reload.number > self.reload.number {
+            return Ok(Some(Outcome::Superseded(reload.number)));
+        }
+        Ok(match (reload.state, reload.error) {
+            (ReloadState::Complete, _) => Some(Outcome::Complete),
+            (ReloadState::GivenUp, Some(error)) => Some(Outcome::GivenUp(error)),
+            (ReloadState::Stopping, _) => Some(Outcome::Stopping),
+            (ReloadState::Running | ReloadState::GivenUp, _) => None,
+        })
+    }
+
+    /// Prints the slots that are decided, and on a terminal those that are not, in place.
+    fn draw(&mut self) {
+        if self.order.json {
+            return;
+        }
+        let mut text = self.erased();
+        text.push_str(&self.decided());
+        if self.live {
+            let (columns, rows) = show::size();
+            let open = self.reload.slots.iter().filter(|(_, slot)| !slot.printed);
+            let line = |(number, slot): (&u32, &Slot)| {
+                // A line that the terminal breaks would be two to erase.
+                format!("{}\n", show::cut(&self.reload.line(*number, slot), columns))
+            };
+            let lines: Vec<String> = open.take(rows.saturating_sub(2)).map(line).collect();
+            self.drawn = lines.len();
+            text.extend(lines);
+        }
+        if !text.is_empty() {
+            show::print(&text);
+        }
+    }
+
+    /// What takes the drawn lines away again.
+    fn erased(&mut self) -> String {
+        match std::mem::take(&mut self.drawn) {
+            0 => String::new(),
+            drawn => format!("\x1b[{drawn}A\x1b[J"),
+        }
+    }
+
+    /// The lines of the slots that are decided since the last call.
+    fn decided(&mut self) -> String {
+        let is_new = |(_, slot): &(&u32, &Slot)| slot.is_over() && !slot.printed;
+        let over: Vec<u32> = self.reload.slots.iter().filter(is_new).map(|(number, _)| *number).collect();
+        let mut text = String::new();
+        for number in &over {
+            if let Some(slot) = self.reload.slots.get_mut(number) {
+                slot.printed = true;
+            }
+            if let Some(slot) = self.reload.slots.get(number).filter(|_| !self.reload.is_long()) {
+                text.push_str(&show::wrapped(&self.reload.line(*number, slot), show::columns(), INDENT));
+            }
+        }
+        let (done, all, batch) = (self.count_printed(), self.reload.slots.len(), self.reload.batch);
+        let is_batch = done / batch > (done - over.len()) / batch || done == all;
+        if self.reload.is_long() && !over.is_empty() && is_batch {
+            text.push_str(&format!("  {done} of {all} slots done after {}\n", self.order.took()));
+        }
+        text
+    }
+
+    fn count_printed(&self) -> usize {
+        self.reload.slots.values().filter(|slot| slot.printed).count()
+    }
+
+    /// Prints how it ended. Returns the exit code.
+    fn end(&mut self, outcome: &Outcome) -> u8 {
+        let (number, took) = (self.reload.number, self.order.took());
+        let (code, word, text) = match outcome {
+            Outcome::Complete => (codes::OK, "complete", format!("complete after {took}\n")),
+            Outcome::GivenUp(error) => (codes::GIVEN_UP, "given_up", self.given_up(error)),
+            Outcome::Superseded(by) => {
+                (codes::SUPERSEDED, "superseded", format!("superseded by reload {by} after {took}\n"))
+            }
+            Outcome::Stopping => {
+                (codes::GIVEN_UP, "stopping", format!("given up after {took}: the supervisor is stopping\n"))
+            }
+        };
+        if self.order.json {
+            let error = match outcome {
+                Outcome::GivenUp(error) => serde_json::to_value(error).unwrap_or_default(),
+                Outcome::Complete => serde_json::Value::Null,
+                Outcome::Superseded(by) => serde_json::json!({ "code": "superseded", "superseded_by": by }),
+                Outcome::Stopping => serde_json::json!({ "code": "stopping" }),
+            };
+            print_result(&result(number, word, &error));
+            return code;
+        }
+        let text = format!("{}{}{text}", self.erased(), self.decided());
+        show::print(&text);
+        code
+    }
+
+    fn given_up(&self, error: &FailedReload) -> String {
+        let FailedReload { slot, attempts, message, .. } = error;
+        let next = self.order.next(&format!("why {slot}"));
+        let took = self.order.took();
+        let summary = self.reload.after_failure();
+        let width = show::columns();
+        let mut text = show::wrapped(
+            &format!(
+                "  slot {slot}  failed, {attempts} of {}: {}",
+                self.reload.attempts,
+                show::plain(message)
+            ),
+            width,
+            DEEP,
+        );
+        let output = error.output.iter().map(|line| format!("{}{}", " ".repeat(DEEP), show::plain(line)));
+        text.extend(output.map(|line| show::wrapped(&line, width, DEEP)));
+        text.push_str(&show::wrapped(&format!("given up after {took}: {summary}"), width, INDENT));
+        text.push_str(&show::wrapped(&format!("see: {next}"), width, INDENT));
+        text
     }
 
     fn timed_out(&mut self) -> u8 {
-        let (number, took) = (self.reload.number, self.took());
+        let (number, took) = (self.reload.number, self.order.took());
         let (done, all) = (self.count_printed(), self.reload.slots.len());
-        if self.screen.json {
-            show::print(&result(number, "timed_out", &serde_json::Value::Null));
+        if self.order.json {
+            print_result(&result(number, "timed_out", &serde_json::Value::Null));
         } else {
-            let erased = self.erased();
-            show::print(&format!(
-                "{erased}time-out after {took}: {done} of {all} slots done; reload {number} goes on\n"
-            ));
+            show::print(&self.erased());
+            let text = format!("time-out after {took}: {done} of {all} slots done; reload {number} goes on");
+            self.order.say(&text);
         }
         codes::TIMED_OUT
     }
 }
 
-/// The last line in JSON.
-fn result(number: u32, outcome: &str, error: &serde_json::Value) -> String {
+/// The result in JSON.
+fn result(number: u32, outcome: &str, error: &serde_json::Value) -> serde_json::Value {
     let mut result = serde_json::json!({ "outcome": outcome, "reload": number });
     if !error.is_null() {
         result["error"] = error.clone();
     }
-    let line = serde_json::json!({ "schema": crate::control::SCHEMA, "result": result });
-    format!("{line}\n")
+    result
 }
 
 #[cfg(test)]
@@ -423,7 +411,7 @@ mod tests {
         assert_eq!(progress.take(&ours("reload.complete")), None, "72 serves what it has");
         assert_eq!(progress.take(&ended(1, 72)), Some(Outcome::Complete));
         let line = progress.line(0, &progress.slots[&0]);
-        assert_eq!(line, "  slot 0  71 > 101  ready 0.8s  drained 0.3s  left 0.1s\n");
+        assert_eq!(line, "  slot 0  71 > 101  ready 0.8s  drained 0.3s  left 0.1s");
     }
 
     #[test]
@@ -432,7 +420,7 @@ mod tests {
         progress.take(&of("worker.started", 0, 101));
         progress.take(&of("worker.ended", 0, 101));
         assert_eq!(progress.slots[&0].failed, 1);
-        assert_eq!(progress.line(0, &progress.slots[&0]), "  slot 0  -  attempt 2 of 3\n");
+        assert_eq!(progress.line(0, &progress.slots[&0]), "  slot 0  -  attempt 2 of 3");
         let error = FailedReload {
             code: "exited".to_owned(),
             slot: 0,
@@ -464,17 +452,9 @@ mod tests {
         let mut reload = progress(4);
         replace(&mut reload, 0, 71, 101);
         replace(&mut reload, 1, 72, 102);
-        let screen = Screen { json: false, live: false, drawn: 0, begun: Instant::now() };
-        let watcher = Watcher { reload, screen };
-        let error = FailedReload {
-            code: "exited".to_owned(),
-            slot: 2,
-            attempts: 3,
-            message: "exit 1 after 0.4s".to_owned(),
-            output: vec!["Error: x".to_owned()],
-        };
-        let expected = "  slot 2  failed, 3 of 3: exit 1 after 0.4s\n          Error: x\ngiven up after 0.0s: slots 0 1 run \
-                        reload 13, slots 2 3 stay with reload 12\n";
-        assert_eq!(watcher.given_up(&error), expected);
+        assert_eq!(reload.after_failure(), "slots 0 1 run reload 13, slots 2 3 stay with reload 12");
+        let mut first = progress(1);
+        first.number = 1;
+        assert_eq!(first.after_failure(), "slot 0 stays as it was");
     }
 }

@@ -37,6 +37,11 @@ pub(super) fn size() -> (usize, usize) {
     }
 }
 
+/// The columns that there are room for; `None` if nothing is to be shortened: no terminal shows it, and `COLUMNS` is not set.
+pub(super) fn columns() -> Option<usize> {
+    (is_terminal() || std::env::var_os("COLUMNS").is_some()).then(|| size().0)
+}
+
 /// The colour of a state: red for what needs a person, yellow for what passes, green for what is well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Colour {
@@ -128,6 +133,32 @@ pub(super) fn cut(text: &str, width: usize) -> String {
     }
     let kept: String = text.chars().take(width.saturating_sub(1)).collect();
     format!("{kept}…")
+}
+
+/// Text in lines of at most this width, broken between words. Each line but the first begins with `indent` spaces.
+/// `None`: in one line.
+pub(super) fn wrapped(text: &str, width: Option<usize>, indent: usize) -> String {
+    let Some(width) = width.filter(|width| *width > indent) else { return format!("{text}\n") };
+    let (mut lines, mut line, mut length, mut is_fresh) = (String::new(), String::new(), 0, true);
+    for word in text.split_inclusive(' ') {
+        let mut rest = word;
+        while !rest.trim_end().is_empty() && length + rest.trim_end().chars().count() > width {
+            // A word that no line has room for is broken where the line ends.
+            let taken = if is_fresh { width - length } else { 0 };
+            let at = rest.char_indices().nth(taken).map_or(rest.len(), |(at, _)| at);
+            line.push_str(&rest[..at]);
+            rest = &rest[at..];
+            lines.push_str(line.trim_end());
+            lines.push('\n');
+            (line, length, is_fresh) = (" ".repeat(indent), indent, true);
+        }
+        line.push_str(rest);
+        length += rest.chars().count();
+        is_fresh &= rest.trim_end().is_empty();
+    }
+    lines.push_str(line.trim_end());
+    lines.push('\n');
+    lines
 }
 
 /// Two texts at the two ends of a line. If there is no room, the second one gets a line of its own.
@@ -230,6 +261,24 @@ mod tests {
     fn the_two_ends_of_a_line_or_two_lines() {
         assert_eq!(ends("a", "b", 5), "a   b\n");
         assert_eq!(ends("aaa", "b", 5), "aaa\nb\n");
+    }
+
+    #[test]
+    fn text_is_broken_between_words_and_nothing_is_lost() {
+        let at = |width, text| wrapped(text, width, 2);
+        assert_eq!(at(None, "one two  three"), "one two  three\n");
+        assert_eq!(at(Some(14), "one two  three"), "one two  three\n");
+        assert_eq!(at(Some(13), "one two  three"), "one two\n  three\n");
+        assert_eq!(at(Some(7), "one two three four"), "one two\n  three\n  four\n");
+        assert_eq!(at(Some(5), "a bcdefgh"), "a\n  bcd\n  efg\n  h\n", "a word that is longer than a line");
+        assert_eq!(at(Some(2), "a bc"), "a bc\n", "there is no room at all");
+        for width in 3..40 {
+            let text = "slot 2  accepts nothing on [::]:3000 since 41s";
+            let lines = at(Some(width), text);
+            assert!(lines.lines().all(|line| line.chars().count() <= width), "{width}: {lines}");
+            let letters = |text: &str| text.split_whitespace().collect::<String>();
+            assert_eq!(letters(&lines), letters(text), "{width}");
+        }
     }
 
     #[test]

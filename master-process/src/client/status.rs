@@ -7,8 +7,11 @@ use super::exit::codes;
 use super::find;
 use super::show::{self, Colour, Column};
 use crate::control::{
-    EndReason, LastEnd, Reload, ReloadState, Request, Snapshot, State, Worker, WorkerState,
+    EndReason, FailedReload, LastEnd, Reload, ReloadState, Request, Snapshot, State, Worker, WorkerState,
 };
+
+/// How long a worker may start before that is a problem to be shown.
+const LONG_START_SECONDS: f64 = 10.0;
 
 /// Where the states are in a row.
 pub(super) const STATE: usize = 3;
@@ -47,8 +50,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<u8, Failure> {
         show::print(&format!("{}\n", inner(&text)));
         return Ok(code);
     }
-    let (columns, _) = show::size();
-    let width = (!matches.get_flag("wide")).then_some(columns);
+    let width = show::columns().filter(|_| !matches.get_flag("wide"));
     match matches.get_many::<String>("fields") {
         Some(fields) => show::print(&chosen(&snapshot, &fields.map(String::as_str).collect::<Vec<_>>())?),
         None => show::print(&page(&snapshot, width, show::has_colour())),
@@ -83,8 +85,7 @@ pub(super) fn inner(line: &str) -> String {
 
 /// The whole page. `width`: `None` shortens nothing.
 pub(super) fn page(snapshot: &Snapshot, width: Option<usize>, colours: bool) -> String {
-    let columns = width.unwrap_or(show::WIDTH);
-    let mut text = head(snapshot, columns, colours);
+    let mut text = head(snapshot, width, colours);
     let rows: Vec<Vec<String>> = snapshot.workers.iter().map(row).collect();
     let paint = |row: usize, column: usize, cell: &str| match snapshot.workers.get(row) {
         Some(worker) if column == STATE => Colour::of(worker.state).paint(cell, colours),
@@ -92,7 +93,7 @@ pub(super) fn page(snapshot: &Snapshot, width: Option<usize>, colours: bool) -> 
     };
     text.push('\n');
     text.push_str(&show::table(&COLUMNS, &rows, width, paint));
-    let problems: String = snapshot.workers.iter().filter_map(|worker| problem(worker, snapshot)).collect();
+    let problems: String = problems(snapshot).iter().map(|problem| problem.lines(width)).collect();
     if !problems.is_empty() {
         text.push('\n');
         text.push_str(&problems);
@@ -110,8 +111,9 @@ pub(super) fn state_words(snapshot: &Snapshot) -> (String, Colour) {
     }
 }
 
-/// The lines above the table.
-pub(super) fn head(snapshot: &Snapshot, columns: usize, colours: bool) -> String {
+/// The lines above the table. `width`: `None` shortens nothing.
+pub(super) fn head(snapshot: &Snapshot, width: Option<usize>, colours: bool) -> String {
+    let columns = width.unwrap_or(show::WIDTH);
     let (word, colour) = state_words(snapshot);
     let name = show::plain(&snapshot.name);
     let up = show::long_span(snapshot.uptime_seconds);
@@ -120,28 +122,32 @@ pub(super) fn head(snapshot: &Snapshot, columns: usize, colours: bool) -> String
     let first = first.replacen(&word, &colour.paint(&word, colours), 1);
     let command = show::plain(&snapshot.command.join(" "));
     let addresses = snapshot.addresses.join(", ");
+    // Of a long command line, the beginning is enough. The addresses are what people look for.
+    let room = columns.saturating_sub(addresses.chars().count() + 2).max(LEAST_COMMAND);
+    let command = if width.is_some() { show::cut(&command, room) } else { command };
     let second = if addresses.is_empty() { command } else { format!("{command}  {addresses}") };
+    let second = if width.is_some() { show::cut(&second, columns) } else { second };
     let reload =
         snapshot.reload.as_ref().map_or("no reload yet".to_owned(), |reload| reload_words(reload, snapshot));
     let paused = if snapshot.limits_paused { "limits paused    " } else { "" };
     let cpu = snapshot.cpu_cores.map_or("-".to_owned(), |cores| format!("{cores:.1}"));
     let memory = snapshot.memory_bytes.map_or("-".to_owned(), show::size_of);
     let right = format!("{paused}{}    cpu {cpu}    mem {memory}", snapshot.monitor);
-    format!("{first}{}\n{}", show::cut(&second, columns), show::ends(&reload, &right, columns))
+    format!("{first}{second}\n{}", show::ends(&reload, &right, columns))
 }
+
+/// What is left of the command line where the addresses take more than their part of the line.
+const LEAST_COMMAND: usize = 20;
 
 fn reload_words(reload: &Reload, snapshot: &Snapshot) -> String {
     let (number, state) = (reload.number, reload.state.words());
     let failing = snapshot.workers.iter().find(|worker| worker.failed_starts > 0).map(|worker| worker.slot);
-    match (reload.state, &reload.error, failing) {
-        (ReloadState::Running, _, Some(slot)) => format!("reload {number} running: slot {slot} fails"),
-        (ReloadState::Running, ..) => {
+    match (reload.state, failing) {
+        (ReloadState::Running, Some(slot)) => format!("reload {number} running: slot {slot} fails"),
+        (ReloadState::Running, None) => {
             format!("reload {number} running: {} of {} slots done", reload.slots_done, reload.slots_total)
         }
-        (ReloadState::GivenUp, Some(error), _) => {
-            format!("reload {number} {state}: slot {}: {}", error.slot, show::plain(&error.message))
-        }
-        (ReloadState::Complete | ReloadState::GivenUp | ReloadState::Stopping, ..) => {
+        (ReloadState::Complete | ReloadState::GivenUp | ReloadState::Stopping, _) => {
             format!("reload {number} {state}")
         }
     }
@@ -174,35 +180,98 @@ fn last_end(end: &LastEnd) -> String {
     if long.chars().count() <= 12 { long } else { format!("{words} {ago}") }
 }
 
+/// Something that needs a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// What it is about: `slot 2`.
+    subject: String,
+    /// What is wrong.
+    what: String,
+    /// What to do about it.
+    action: String,
+    /// The last lines that the program has written.
+    output: Vec<String>,
+}
+
+impl Problem {
+    /// The lines about it.
+    pub(super) fn lines(&self, width: Option<usize>) -> String {
+        let Problem { subject, what, action, output } = self;
+        let indent = subject.chars().count() + 2;
+        let words = if output.is_empty() { "" } else { "; its last words:" };
+        let mut text = show::wrapped(&format!("{subject}  {what}{words}"), width, indent);
+        let space = " ".repeat(indent);
+        text.extend(
+            output.iter().map(|line| show::wrapped(&format!("{space}{}", show::plain(line)), width, indent)),
+        );
+        text.push_str(&show::wrapped(&format!("{space}{action}"), width, indent));
+        text
+    }
+}
+
+/// Everything that needs a person, with what to do about it.
+pub(super) fn problems(snapshot: &Snapshot) -> Vec<Problem> {
+    let of_reload = snapshot.reload.as_ref().filter(|reload| reload.state == ReloadState::GivenUp);
+    let failed = of_reload.and_then(|reload| Some(given_up(reload.number, reload.error.as_ref()?, snapshot)));
+    failed.into_iter().chain(snapshot.workers.iter().filter_map(|worker| problem(worker, snapshot))).collect()
+}
+
+fn given_up(number: u32, error: &FailedReload, snapshot: &Snapshot) -> Problem {
+    let FailedReload { slot, attempts, message, output, .. } = error;
+    Problem {
+        subject: format!("reload {number}"),
+        what: format!("given up: slot {slot} failed {attempts} times: {}", show::plain(message)),
+        action: format!("see: {}", next(snapshot, &format!("why {slot}"))),
+        output: output.clone(),
+    }
+}
+
+/// The command line of another command for this instance.
+fn next(snapshot: &Snapshot, words: &str) -> String {
+    find::command_for(words, &snapshot.name, &snapshot.control)
+}
+
 /// What is wrong with a worker, and what to do about it.
-pub(super) fn problem(worker: &Worker, snapshot: &Snapshot) -> Option<String> {
+fn problem(worker: &Worker, snapshot: &Snapshot) -> Option<Problem> {
     let slot = worker.slot;
-    let since =
-        worker.state_seconds.map(|seconds| format!(" since {}", show::span(seconds))).unwrap_or_default();
+    let next = |word: &str| next(snapshot, &format!("{word} {slot}"));
+    let since = || worker.state_seconds.map(|seconds| format!(" since {}", show::span(seconds)));
     let last = worker.last_end.as_ref();
-    let what = match worker.state {
+    let ended = last.map(|end| format!("{}, ", ended(end))).unwrap_or_default();
+    let (what, action) = match worker.state {
         WorkerState::Hung => {
             let address = worker.hung_address.as_deref().map(|at| format!(" on {at}")).unwrap_or_default();
-            format!("accepts nothing{address}{since}; replace it: master-process restart {slot}")
+            let what = format!("accepts nothing{address}{}", since().unwrap_or_default());
+            (what, format!("replace it: {}", next("restart")))
         }
         WorkerState::OverLimit => {
-            let limit = worker.memory_limit_bytes.map(show::size_of).unwrap_or_default();
-            let memory = worker.memory_bytes.map(show::size_of).unwrap_or_default();
-            format!(
-                "over a limit (memory {memory} of {limit}): it is being replaced; see: master-process why {slot}"
-            )
+            (format!("exceeds {}, and is being replaced", exceeded(worker)), format!("see: {}", next("why")))
         }
         WorkerState::Waiting => {
             let wait = worker
                 .wait_seconds
                 .map_or_else(|| "soon".to_owned(), |wait| format!("in {}", show::tenths(wait)));
-            let ended = last.map(|end| format!("{}, ", ended(end))).unwrap_or_default();
-            format!("{ended}starts again {wait}; see: master-process why {slot}")
+            (format!("{ended}starts again {wait}"), format!("see: {}", next("why")))
         }
         WorkerState::Starting if worker.failed_starts > 0 => {
             let (failed, most) = (worker.failed_starts, snapshot.reload_attempts);
-            let ended = last.map(|end| format!("{}, ", ended(end))).unwrap_or_default();
-            format!("{ended}attempt {} of {most}; see: master-process why {slot}", failed + 1)
+            (format!("{ended}attempt {} of {most}", failed + 1), format!("see: {}", next("why")))
+        }
+        WorkerState::Starting if worker.uptime_seconds.is_some_and(|up| up >= LONG_START_SECONDS) => {
+            let up = show::span(worker.uptime_seconds.unwrap_or_default());
+            let action =
+                "see what the program and the supervisor have logged; when a worker is ready: --ready";
+            (format!("not ready after {up}"), action.to_owned())
+        }
+        WorkerState::Ready | WorkerState::Serving if has_full_queue(worker, snapshot) => {
+            let (length, limit) = (worker.queue_length.unwrap_or(0), worker.queue_limit.unwrap_or(0));
+            let what = format!("its accept queue is full: {length} connections, with room for {limit}");
+            let more = find::command_for(
+                &format!("scale {}", snapshot.slots_wanted + 1),
+                &snapshot.name,
+                &snapshot.control,
+            );
+            (what, format!("raise the limit that the log names, or add a worker: {more}"))
         }
         WorkerState::Starting
         | WorkerState::Ready
@@ -210,15 +279,35 @@ pub(super) fn problem(worker: &Worker, snapshot: &Snapshot) -> Option<String> {
         | WorkerState::Draining
         | WorkerState::Stopping => return None,
     };
-    let output =
-        last.filter(|_| worker.state != WorkerState::Hung).map(|end| &end.output[..]).unwrap_or_default();
-    let mut text = format!("slot {slot}  {what}");
-    if !output.is_empty() {
-        text.push_str("; its last words:");
+    let tells = matches!(worker.state, WorkerState::Waiting | WorkerState::Starting);
+    let output = last.filter(|_| tells).map(|end| end.output.clone()).unwrap_or_default();
+    Some(Problem { subject: format!("slot {slot}"), what, action, output })
+}
+
+fn has_full_queue(worker: &Worker, snapshot: &Snapshot) -> bool {
+    let is_full = worker.queue_length.zip(worker.queue_limit).is_some_and(|(length, limit)| length >= limit);
+    snapshot.queue_full && is_full
+}
+
+/// The limits that the last sample of a worker exceeds. Without any, what it uses: the default of `--max-cpu` is not a
+/// number that can be compared.
+fn exceeded(worker: &Worker) -> String {
+    let (cpu, memory) = (worker.cpu_percent, worker.memory_bytes);
+    let over_cpu = cpu.zip(worker.cpu_limit_percent).filter(|(used, most)| used > most);
+    let over_memory = memory.zip(worker.memory_limit_bytes).filter(|(used, most)| used > most);
+    let size = show::size_of;
+    let words = [
+        over_cpu.map(|(used, most)| format!("its CPU limit ({used:.0}% of {most:.0}%)")),
+        over_memory.map(|(used, most)| format!("its memory limit ({} of {})", size(used), size(most))),
+    ];
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    if !words.is_empty() {
+        return words.join(" and ");
     }
-    text.push('\n');
-    text.extend(output.iter().map(|line| format!("        {}\n", show::plain(line))));
-    Some(text)
+    let used =
+        [cpu.map(|used| format!("cpu {used:.0}%")), memory.map(|used| format!("memory {}", size(used)))];
+    let used: Vec<String> = used.into_iter().flatten().collect();
+    if used.is_empty() { "a limit".to_owned() } else { format!("a limit ({})", used.join(", ")) }
 }
 
 /// `exit 1 after 0.4s`.
@@ -266,7 +355,7 @@ fn chosen(snapshot: &Snapshot, fields: &[&str]) -> Result<String, Failure> {
 }
 
 /// The fields of a worker in JSON.
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 21] = [
     "slot",
     "pid",
     "generation",
@@ -276,6 +365,7 @@ const FIELDS: [&str; 20] = [
     "uptime_seconds",
     "cpu_seconds_total",
     "cpu_percent",
+    "cpu_limit_percent",
     "memory_bytes",
     "memory_peak_bytes",
     "memory_limit_bytes",
@@ -326,9 +416,11 @@ SLOT    PID  GEN STATE       UP   CPU   MEMORY QUEUE DROPS RESTARTS LAST END
    3  27695   13 starting    2s     -        -     -     -        4 exit 1 2s
    3  27402   12 serving     6d    3%  390 MiB     0     0        0 -
 
-slot 2  accepts nothing on [::]:3000 since 41s; replace it: master-process restart 2
-slot 3  exit 1 after 0.4s, attempt 2 of 3; see: master-process why 3; its last words:
+slot 2  accepts nothing on [::]:3000 since 41s
+        replace it: master-process restart 2 --name api
+slot 3  exit 1 after 0.4s, attempt 2 of 3; its last words:
         Error: Cannot find module './routes'
+        see: master-process why 3 --name api
 ";
         let squeezed = |text: &str| {
             text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
@@ -336,7 +428,73 @@ slot 3  exit 1 after 0.4s, attempt 2 of 3; see: master-process why 3; its last w
         assert_eq!(squeezed(&page), squeezed(expected), "{page}");
         let table: Vec<&str> = page.lines().skip(4).take(6).collect();
         assert_eq!(table, expected.lines().skip(4).take(6).collect::<Vec<_>>(), "{page}");
-        assert!(page.lines().take(10).all(|line| line.chars().count() <= 80), "{page}");
+        assert!(page.lines().all(|line| line.chars().count() <= 80), "{page}");
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal_and_without_one_nothing_is_shortened() {
+        let mut snapshot = timeless();
+        snapshot.command.extend((0..9).map(|number| format!("--option-{number}=value")));
+        snapshot.limits_paused = true;
+        let error = FailedReload {
+            code: "exited".to_owned(),
+            slot: 3,
+            attempts: 3,
+            message: "not ready in time: it does not listen on [::]:3000 and unix:/run/api.sock".to_owned(),
+            output: Vec::new(),
+        };
+        if let Some(reload) = &mut snapshot.reload {
+            (reload.state, reload.error) = (ReloadState::GivenUp, Some(error));
+        }
+        for width in [60, 70, 80] {
+            let page = page(&snapshot, Some(width), false);
+            assert!(page.lines().all(|line| line.chars().count() <= width), "{width}: {page}");
+            let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
+            for text in [
+                "[::]:3000, unix:/run/api.sock",
+                "limits paused",
+                "reload 13 given up: slot 3 failed 3 times: not ready in time: it does not listen on [::]:3000 and \
+                 unix:/run/api.sock see: master-process why 3 --name api",
+                "replace it: master-process restart 2 --name api",
+            ] {
+                assert!(words.contains(text), "{text}: {page}");
+            }
+        }
+        let whole = page(&snapshot, None, false);
+        assert!(whole.contains("--option-8=value  [::]:3000") && !whole.contains('…'), "{whole}");
+    }
+
+    #[test]
+    fn each_problem_says_what_to_do() {
+        let mut snapshot = example();
+        snapshot.reload = None;
+        let text = |snapshot: &Snapshot| -> Vec<String> {
+            problems(snapshot).iter().map(|problem| problem.lines(None)).collect()
+        };
+        let ready = snapshot.workers[0].clone();
+        let with = |worker: Worker| Snapshot { queue_full: true, workers: vec![worker], ..snapshot.clone() };
+        assert_eq!(text(&with(ready.clone())), [""; 0]);
+        let full = Worker { queue_length: Some(512), queue_limit: Some(511), ..ready.clone() };
+        assert_eq!(
+            text(&with(full)),
+            [
+                "slot 0  its accept queue is full: 512 connections, with room for 511\n        raise the limit that the \
+              log names, or add a worker: master-process scale 5 --name api\n"
+            ]
+        );
+        let over = Worker { state: WorkerState::OverLimit, ..ready.clone() };
+        assert!(
+            text(&with(over.clone()))[0].contains("exceeds a limit (cpu 42%, memory 212 MiB), and is being")
+        );
+        let limits = Worker { cpu_limit_percent: Some(40.0), memory_limit_bytes: Some(200 << 20), ..over };
+        let both = "exceeds its CPU limit (42% of 40%) and its memory limit (212 MiB of 200 MiB), and is being replaced";
+        assert!(text(&with(limits))[0].contains(both));
+        let starting =
+            |up| Worker { state: WorkerState::Starting, uptime_seconds: Some(up), ..ready.clone() };
+        assert!(text(&with(starting(2.0))).is_empty());
+        assert!(text(&with(starting(41.0)))[0].starts_with("slot 0  not ready after 41s\n        see what"));
+        snapshot.name = "with space".to_owned();
+        assert!(text(&snapshot)[0].contains(&format!("restart 2 --control {}", snapshot.control)));
     }
 
     #[test]

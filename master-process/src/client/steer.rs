@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgMatches, Command, value_parser};
 
-use super::connection::{Connection, Failure, Received};
+use super::connection::{Failure, Received};
 use super::exit::codes;
-use super::{arguments, find, show, status};
-use crate::control::{Accepted, Event, Line, Request, Snapshot};
+use super::order::Order;
+use super::{arguments, show, status};
+use crate::control::{Event, Line, Request, Snapshot};
 
 /// The least time between two looks at the state while `scale --wait` waits.
 const LOOK: Duration = Duration::from_millis(100);
@@ -29,76 +30,6 @@ pub(super) fn scale_arguments(command: Command) -> Command {
 
 pub(super) fn restart_arguments(command: Command) -> Command {
     arguments::waiting(arguments::of_one(command)).arg(arguments::slot())
-}
-
-/// What a command has in common with the others.
-struct Order {
-    connection: Connection,
-    accepted: Accepted,
-    wait: bool,
-    json: bool,
-    begun: Instant,
-    until: Option<Instant>,
-}
-
-impl Order {
-    fn give(matches: &ArgMatches, request: impl Fn(bool) -> Request) -> Result<Order, Failure> {
-        let wait = matches.try_get_one::<bool>("wait").ok().flatten().copied().unwrap_or_default();
-        let json = matches.get_flag("json");
-        let begun = Instant::now();
-        let until = if wait { arguments::timeout(matches).map(|timeout| begun + timeout) } else { None };
-        let mut connection = find::connect(matches)?;
-        let (reply, text) = connection.ask(request(wait))?;
-        let accepted =
-            reply.accepted.ok_or_else(|| Failure::new(codes::UNKNOWN, "the answer is another one's"))?;
-        if json {
-            show::print(&format!("{text}\n"));
-        }
-        Ok(Order { connection, accepted, wait, json, begun, until })
-    }
-
-    fn say(&self, text: &str) {
-        if !self.json {
-            show::print(&format!("{text}\n"));
-        }
-    }
-
-    fn took(&self) -> String {
-        show::tenths(self.begun.elapsed().as_secs_f64())
-    }
-
-    fn name(&self) -> String {
-        show::plain(&self.accepted.name)
-    }
-
-    /// Prints how it ended. Returns the code.
-    fn end(&self, code: u8, text: &str) -> u8 {
-        let outcome = match code {
-            codes::OK => "complete",
-            codes::GIVEN_UP => "given_up",
-            codes::SUPERSEDED => "superseded",
-            _timed_out => "timed_out",
-        };
-        if self.json {
-            let result = serde_json::json!({ "outcome": outcome, "message": text });
-            let line = serde_json::json!({ "schema": crate::control::SCHEMA, "result": result });
-            show::print(&format!("{line}\n"));
-        } else {
-            show::print(&format!("{text}\n"));
-        }
-        code
-    }
-
-    fn timed_out(&self) -> u8 {
-        self.end(codes::TIMED_OUT, &format!("time-out after {}; it goes on", self.took()))
-    }
-
-    fn lost() -> Failure {
-        Failure::new(
-            codes::UNKNOWN,
-            "the supervisor has ended, or has closed the connection, before this was decided",
-        )
-    }
 }
 
 pub(super) fn pause(matches: &ArgMatches) -> Result<u8, Failure> {
@@ -127,7 +58,7 @@ pub(super) fn stop(matches: &ArgMatches) -> Result<u8, Failure> {
     let process = order.connection.process();
     loop {
         match order.connection.receive(order.until)? {
-            Received::Line(Line::Event(_), text) if order.json => show::print(&format!("{text}\n")),
+            Received::Line(Line::Event(_), text) => order.pass_on(&text),
             Received::Line(..) => {}
             Received::Nothing => return Ok(order.timed_out()),
             Received::End => break,
@@ -156,17 +87,25 @@ pub(super) fn restart(matches: &ArgMatches) -> Result<u8, Failure> {
     loop {
         match order.connection.receive(order.until)? {
             Received::Line(Line::Event(event), text) => {
-                if order.json {
-                    show::print(&format!("{text}\n"));
-                }
+                order.pass_on(&text);
                 if let Some((code, text)) = restart.take(&event) {
-                    return Ok(order.end(code, &format!("{text} after {}", order.took())));
+                    let text = format!("{text} after {}", order.took());
+                    return Ok(order.end(code, &with_reason(&order, code, text, slot)));
                 }
             }
             Received::Line(Line::Reply(_), _) => {}
             Received::Nothing => return Ok(order.timed_out()),
             Received::End => return Err(Order::lost()),
         }
+    }
+}
+
+/// The text, and where to look further if it is a failure of the program.
+fn with_reason(order: &Order, code: u8, text: String, slot: u32) -> String {
+    if code == codes::GIVEN_UP && text.contains("failed") {
+        format!("{text}; see: {}", order.next(&format!("why {slot}")))
+    } else {
+        text
     }
 }
 
@@ -254,11 +193,10 @@ pub(super) fn scale(matches: &ArgMatches) -> Result<u8, Failure> {
         };
         match order.connection.receive(until)? {
             Received::Line(Line::Event(event), text) => {
-                if order.json {
-                    show::print(&format!("{text}\n"));
-                }
+                order.pass_on(&text);
                 if let Some((code, text)) = scaling.take(&event) {
-                    return Ok(order.end(code, &text));
+                    let slot = event.slot.unwrap_or_default();
+                    return Ok(order.end(code, &with_reason(&order, code, text, slot)));
                 }
                 changed = true;
             }

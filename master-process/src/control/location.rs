@@ -55,12 +55,12 @@ pub fn directories(var: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
 /// # Errors
 /// Those of mkdir(2). That it exists is not an error.
 pub fn create(directory: &Path, is_root: bool) -> io::Result<()> {
-    let mode = match directory.file_name() {
-        _root if directory == Path::new(ROOT) && is_root => 0o755,
-        Some(name) if name == NAME && directory != Path::new(ROOT) => 0o700,
-        Some(_) | None => return Ok(()),
+    let is_ours = if directory == Path::new(ROOT) {
+        is_root
+    } else {
+        directory.file_name().is_some_and(|name| name == NAME)
     };
-    runtime_directory::create(directory, mode)
+    if is_ours { runtime_directory::create(directory) } else { Ok(()) }
 }
 
 /// The control sockets in these directories and, from the kernel's list of sockets, everywhere else. Some may be leftovers.

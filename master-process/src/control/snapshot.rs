@@ -116,6 +116,10 @@ pub struct Worker {
     /// The CPU time at the last sample, in percent of one CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<f64>,
+    /// The limit that `--max-cpu` gives, in percent of one CPU. The default, which applies to single stuck loops only, is
+    /// none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_limit_percent: Option<f64>,
     /// Its resident memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,

@@ -6,6 +6,7 @@
 //! and whatever does not answer in time is a row of its own.
 
 mod advice;
+mod directories;
 mod host;
 mod journal;
 mod limits;
@@ -48,6 +49,10 @@ pub fn examine(config: &Config, worker: Vec<OsString>) -> Report {
     let of_worker = of_worker.unwrap_or_else(Err);
     let of_process =
         within_limit(|| process::Facts::gather(trial::try_poller().map_err(|error| format!("{error:#}"))));
+    let of_directories = {
+        let config = config.clone();
+        within_limit(move || directories::Facts::gather(&config))
+    };
     let of_sharing = within_limit(|| sharing::Facts::gather(HostSelection::probe()));
     let of_monitoring = {
         let config = config.clone();
@@ -61,6 +66,7 @@ pub fn examine(config: &Config, worker: Vec<OsString>) -> Report {
     let in_cgroups = tried.is_ok_and(|tried| matches!(&tried.cgroup, Some(Ok(cgroup)) if cgroup.entered));
     let mut rows = Vec::new();
     rows.extend(rows_or(Group::Processes, of_process, |facts| process::rows(facts, tried, &host)));
+    rows.extend(rows_or(Group::Processes, of_directories, |facts| directories::rows(facts, &host)));
     rows.extend(rows_or(Group::Sharing, of_sharing, |facts| sharing::rows(facts, tried.ok(), &host, config)));
     rows.extend(rows_or(Group::Monitoring, of_monitoring, |facts| {
         monitoring::rows(facts, tried.ok(), &host, config)

@@ -1,6 +1,7 @@
 //! The control socket in the loop: it is opened once the first workers run, and what clients ask for is carried out here.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tracing::info;
 
@@ -55,8 +56,12 @@ impl Control {
             Opening::Claimed(claim) => claim.path().display().to_string(),
             Opening::Search | Opening::Done => String::new(),
         };
-        let memory_limit = config.limits.max_memory;
-        let identity = Identity { name, command, control: path, memory_limit };
+        let limits = &config.limits;
+        let memory_limit = limits.max_memory;
+        // Nanoseconds in a second.
+        let cpu_limit = limits.max_cpu.filter(|_| !limits.cpu_is_default);
+        let cpu_limit = cpu_limit.map(|limit| Duration::from_nanos(limit).as_secs_f64() * 100.0);
+        let identity = Identity { name, command, control: path, memory_limit, cpu_limit };
         Ok(Control {
             opening,
             group: config.control_group,

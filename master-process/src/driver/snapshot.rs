@@ -20,6 +20,8 @@ pub(super) struct Identity {
     pub(super) command: Vec<String>,
     pub(super) control: String,
     pub(super) memory_limit: Option<u64>,
+    /// In percent of one CPU.
+    pub(super) cpu_limit: Option<f64>,
 }
 
 /// The state now.
@@ -189,6 +191,7 @@ fn row(
         uptime_seconds: Some(seconds(cx.now().since(entry.started.0))),
         cpu_seconds_total: usage.map(|usage| seconds(Duration::from_nanos(usage.cpu_ns))),
         cpu_percent: percent,
+        cpu_limit_percent: identity.cpu_limit,
         memory_bytes: usage.map(|usage| usage.memory),
         memory_peak_bytes: used.map(|(usage, peak)| peak.max(usage.memory)),
         memory_limit_bytes: identity.memory_limit.filter(|_| cx.policy.limits_memory_of(view.worker)),
@@ -217,6 +220,7 @@ fn none(slot: u32) -> Worker {
         uptime_seconds: None,
         cpu_seconds_total: None,
         cpu_percent: None,
+        cpu_limit_percent: None,
         memory_bytes: None,
         memory_peak_bytes: None,
         memory_limit_bytes: None,

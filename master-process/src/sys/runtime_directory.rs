@@ -25,11 +25,13 @@ pub fn base_of_user(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     var("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute())
 }
 
-/// Creates the directory, if it is not there, with the mode that is given: 0755 lets other users search and read it.
+/// Creates the directory, if it is not there. Other users can search and read that of root, where members of a
+/// `--control-group` find their sockets. Those of users are for them alone.
 ///
 /// # Errors
 /// Those of mkdir(2) and chmod(2).
-pub fn create(path: &Path, mode: u32) -> io::Result<()> {
+pub fn create(path: &Path) -> io::Result<()> {
+    let mode = if path == Path::new(ROOT) { 0o755 } else { 0o700 };
     match mkdirat(CWD, path, Mode::RWXU) {
         // Whatever the umask is.
         Ok(()) => Ok(rustix::fs::chmod(path, Mode::from_raw_mode(mode))?),

@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags, accessat, flock, openat};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{fds, runtime_directory};
@@ -67,6 +67,14 @@ pub struct Unusable {
     why: io::Error,
 }
 
+impl Unusable {
+    /// What cannot be used: the directory, or a file in it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path.display(), self.why)
@@ -123,6 +131,24 @@ impl Places {
         Ok(OccupiedPlace(Place { file: out_of_reach(file), number }))
     }
 
+    /// Whether the places could be used. Makes the directory, as [`Places::take`] does, and none of the files.
+    ///
+    /// # Errors
+    /// The directory or a file in it cannot be used.
+    pub fn check(&self) -> Result<(), Unusable> {
+        let directory = self.open()?;
+        for number in 0..self.count {
+            match self.open_file(&directory, number, OFlags::empty()) {
+                Err(unusable) if unusable.why.kind() == io::ErrorKind::NotFound => {
+                    accessat(&directory, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
+                        .map_err(|why| Unusable { path: self.directory.clone(), why: why.into() })?;
+                }
+                opened => drop(opened?),
+            }
+        }
+        Ok(())
+    }
+
     /// The numbers of the places that are not held, from another one on each time.
     fn others<'a>(&mut self, held: &'a [Place]) -> impl Iterator<Item = u32> + use<'a> {
         self.first = self.first.wrapping_add(1);
@@ -135,17 +161,21 @@ impl Places {
         let path = &self.directory;
         let opened = match runtime_directory::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                runtime_directory::create(path, 0o755).and_then(|()| runtime_directory::open(path))
+                runtime_directory::create(path).and_then(|()| runtime_directory::open(path))
             }
             opened => opened,
         };
         opened.map_err(|why| Unusable { path: path.clone(), why })
     }
 
-    /// Opens the file of a place. Who can open a file can lock it, so no other user must be able to.
+    /// Opens the file of a place, and makes it if it is not there. Where it is, the directory may be read-only.
     fn open_place(&self, directory: &File, number: u32) -> Result<File, Unusable> {
-        // Where the file exists, the directory may be read-only.
-        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        self.open_file(directory, number, OFlags::CREATE)
+    }
+
+    /// Opens the file of a place. Who can open a file can lock it, so no other user must be able to.
+    fn open_file(&self, directory: &File, number: u32, create: OFlags) -> Result<File, Unusable> {
+        let flags = create | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let name = format!("{PREFIX}{number}");
         let checked = openat(directory, &name, flags, Mode::RUSR | Mode::WUSR)
             .map_err(io::Error::from)
@@ -180,11 +210,9 @@ fn out_of_reach(file: File) -> OwnedFd {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use std::fs::Permissions;
     use std::os::unix::fs::{PermissionsExt, symlink};
-    use std::path::Path;
-
-    use super::*;
 
     fn places(directory: &Path, count: u32) -> Places {
         Places::new(directory.join("master-process"), count)
@@ -256,6 +284,26 @@ mod tests {
             let next = places.next_occupied(&held).expect("the directory can be used");
             assert_eq!(free, [next.0.number]);
         }
+    }
+
+    #[test]
+    fn a_check_makes_no_place_and_finds_what_a_start_would_find() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut places = places(directory.path(), 2);
+        let path = directory.path().join("master-process");
+        places.check().expect("it can be used");
+        assert_eq!(std::fs::read_dir(&path).expect("it was made").count(), 0);
+        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "as the control socket makes it");
+        drop(taken(&mut places, &[]));
+        places.check().expect("it can be used");
+        let file =
+            std::fs::read_dir(&path).expect("there").next().expect("a place").expect("its name").path();
+        std::fs::set_permissions(&file, Permissions::from_mode(0o644)).expect("ours");
+        assert_eq!(places.check().expect_err("others can open it").path(), file);
+        std::fs::remove_file(&file).expect("ours");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("ours");
+        assert_eq!(places.check().expect_err("others can write to it").path(), path);
     }
 
     #[test]

@@ -151,7 +151,7 @@ fn a_release_that_exits_fails_the_reload_with_its_reason() {
     assert_eq!(ran.code, Some(151), "{ran:?}");
     assert!(ran.out.contains("slot 0  failed, 3 of 3: exit 3 after "), "{ran:?}");
     assert!(
-        ran.out.lines().last().is_some_and(|line| line.ends_with("slots 0 1 stay as they were")),
+        ran.out.ends_with(": slots 0 1 stay as they were\nsee: master-process why 0 --name example\n"),
         "{ran:?}"
     );
     assert_eq!(supervisor.workers(), old, "the old ones serve");

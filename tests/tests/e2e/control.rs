@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use master_process_tests::control::{Client, Controlled, Running, command};
 use master_process_tests::supervisor::{Builder, await_gone, binary};
-use master_process_tests::{Supervisor, TIMEOUT, always, eventually, fixtures, flood, needs_root, process};
+use master_process_tests::{
+    Supervisor, TIMEOUT, always, eventually, fixtures, flood, needs_root, process, skip,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -195,6 +197,37 @@ fn the_examples_of_the_documentation_are_true() {
         examples += 1;
     }
     assert!(examples >= 8, "the page was not read");
+}
+
+/// The commands of the page that are for a shell: lines with four spaces before them.
+fn shell_examples(page: &str) -> Vec<&str> {
+    page.lines().filter_map(|line| line.strip_prefix("    ")).filter(|line| line.contains("socat")).collect()
+}
+
+#[test]
+fn the_shell_examples_of_the_documentation_work() {
+    let page = std::fs::read_to_string(fixtures::repository().join("docs/control.md")).expect("the page");
+    let (control, _supervisor) = started(&["-w", "2"]);
+    control.await_ready(2);
+    let socket = control.path.to_str().expect("UTF-8");
+    let mut outputs = Vec::new();
+    for example in shell_examples(&page) {
+        let line = example.replace("/run/master-process/api.sock", socket);
+        assert_ne!(line, example, "it names the socket");
+        let output = std::process::Command::new("sh").args(["-c", &line]).output().expect("a shell");
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        if err.contains("not found") {
+            skip!(format!("{err}: Debian's packages socat and jq"));
+        }
+        assert!(output.status.success(), "{line}: {err}");
+        outputs.push(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    assert_eq!(outputs.first().map(String::as_str), Some("2"), "workers_ready");
+    let states = outputs.get(1).expect("a second example");
+    assert_eq!(states, "0\tready\n1\tready");
+    let event = outputs.get(2).expect("a third example");
+    assert!(event.contains("\"seq\":1,\"event\":\"supervisor.started\""), "{event}");
+    assert_eq!(outputs.len(), 3);
 }
 
 #[test]

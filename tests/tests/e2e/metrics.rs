@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use master_process_tests::control::{Controlled, command};
 use master_process_tests::supervisor::Builder;
-use master_process_tests::{Supervisor, TIMEOUT, address, eventually, fixtures, flood, process, scaled};
+use master_process_tests::{
+    Supervisor, TIMEOUT, address, eventually, fixtures, flood, needs_root, process, scaled, skip,
+};
 use rustix::process::Signal;
 
 fn idle(options: &[&str]) -> Builder {
@@ -135,6 +138,100 @@ fn curl_reads_it_over_tcp_and_a_unix_socket() {
     assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
     assert_eq!(supervisor.stop(), 0);
     assert!(!path.exists(), "the socket goes with the supervisor");
+}
+
+/// Whether `curl` of a user in this group gets the metrics.
+fn is_readable_as(group: &str, path: &Path) -> bool {
+    let mut setpriv = Command::new("setpriv");
+    setpriv.args(["--reuid", "65534", "--regid", group, "--clear-groups", "--", "curl", "-sS", "--fail"]);
+    let socket = path.to_str().expect("UTF-8");
+    let output =
+        setpriv.args(["--max-time", "20", "--unix-socket", socket, "http://localhost/metrics"]).output();
+    let output = output.expect("setpriv is there");
+    output.status.success() && output.stdout.ends_with(b"# EOF\n")
+}
+
+#[test]
+fn a_unix_socket_is_for_its_user_and_the_control_group() {
+    needs_root!();
+    for (options, mode, in_group) in
+        [(&[][..], 0o600, false), (&["--control-group", "54321"][..], 0o660, true)]
+    {
+        let folder = tempfile::tempdir().expect("a folder");
+        let all_search = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), all_search).expect("ours");
+        let path = folder.path().join("metrics.sock");
+        let at = format!("unix:{}", path.display());
+        let _supervisor = idle(&[&["--metrics", &at], options].concat()).spawn();
+        eventually(TIMEOUT, "it listens", || UnixStream::connect(&path).is_ok());
+        assert_eq!(std::fs::metadata(&path).expect("there").mode() & 0o777, mode);
+        assert!(!is_readable_as("65534", &path), "{options:?}");
+        assert_eq!(is_readable_as("54321", &path), in_group, "{options:?}");
+    }
+}
+
+#[test]
+fn a_scrape_names_no_command_path_or_address() {
+    let control = Controlled::default();
+    let (metrics, serves) = (address::tcp(), address::tcp());
+    let at = metrics.to_string();
+    let builder = control.on(Supervisor::builder()).args(["--metrics", &at]);
+    let listen = format!("listen={serves}");
+    let _supervisor = builder.command(fixtures::worker(&[&listen])).spawn();
+    control.await_ready(1);
+    let text = get(metrics, "/metrics");
+    assert!(text.contains(r#"master_process_worker_state{slot="0",state="ready"} 1"#), "{text}");
+    let folder = control.folder().display().to_string();
+    for secret in [serves.to_string().as_str(), &at, &folder, "worker.py", "python", "listen="] {
+        assert!(!text.contains(secret), "{secret}: {text}");
+    }
+}
+
+/// Reads a scrape from standard input with this parser, and prints the value of a series of it.
+const PARSE: &str = "
+import sys
+from prometheus_client import openmetrics, parser
+import prometheus_client.openmetrics.parser
+parse = {'openmetrics': openmetrics.parser, 'text': parser}[sys.argv[1]].text_string_to_metric_families
+found = [(family, sample) for family in parse(sys.stdin.read()) for sample in family.samples]
+assert all(family.documentation for family, _ in found), found
+for family, sample in found:
+    labels = ','.join('%s=%s' % pair for pair in sorted(sample.labels.items()))
+    print(family.type, '%s{%s}' % (sample.name, labels), float(sample.value))
+";
+
+#[test]
+fn the_official_python_client_parses_both_formats() {
+    let (_supervisor, address) = serving(&["-w", "2"]);
+    let ready = || value(&get(address, "/metrics"), "master_process_workers_ready") == Some(2.0);
+    eventually(TIMEOUT, "both are ready", ready);
+    for (format, accept, info) in
+        [("openmetrics", "application/openmetrics-text", "info"), ("text", "text/plain", "gauge")]
+    {
+        let request = format!("GET /metrics HTTP/1.1\r\nAccept: {accept}\r\n\r\n");
+        let answer = exchange(connect(address).expect("it listens"), request.as_bytes());
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let mut python = Command::new("/usr/bin/python3");
+        let pipe = std::process::Stdio::piped;
+        python.args(["-c", PARSE, format]).stdin(pipe()).stdout(pipe()).stderr(pipe());
+        let mut python = python.spawn().expect("python");
+        python.stdin.take().expect("piped").write_all(body.as_bytes()).expect("taken");
+        let output = python.wait_with_output().expect("it ends");
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if err.contains("No module named 'prometheus_client'") {
+            skip!("Debian's python3-prometheus-client is not installed");
+        }
+        assert!(output.status.success(), "{format}: {err}");
+        for line in [
+            "gauge master_process_slots{} 2.0",
+            "gauge master_process_worker_state{slot=1,state=ready} 1.0",
+            "counter master_process_worker_restarts_total{reason=exit,slot=0} 0.0",
+            "histogram master_process_reload_duration_seconds_bucket{le=+Inf} 0.0",
+            &format!("{info} master_process_worker_info{{generation=0,slot=1}} 1.0"),
+        ] {
+            assert!(out.lines().any(|found| found == line), "{format}: {line}:\n{out}");
+        }
+    }
 }
 
 #[test]

@@ -88,8 +88,8 @@ pub(super) fn draw(model: &Model, name: &str, colours: bool, buffer: &mut Buffer
 /// What is wrong with the workers. What does not fit is in `status`.
 fn problem_lines(model: &Model) -> Vec<String> {
     let Some(snapshot) = &model.snapshot else { return Vec::new() };
-    let problems = snapshot.workers.iter().filter_map(|worker| status::problem(worker, snapshot));
-    problems.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    let text: String = status::problems(snapshot).iter().map(|problem| problem.lines(None)).collect();
+    text.lines().map(str::to_owned).collect()
 }
 
 /// The part of the screen that is not drawn yet.
@@ -236,6 +236,7 @@ impl Page<'_> {
             let mut words = vec![format!("slot {}", worker.slot)];
             words.extend(worker.memory_peak_bytes.map(|peak| format!("peak {}", show::size_of(peak))));
             words.extend(worker.memory_limit_bytes.map(|limit| format!("limit {}", show::size_of(limit))));
+            words.extend(worker.cpu_limit_percent.map(|limit| format!("cpu limit {limit:.0}%")));
             words.extend(worker.queue_limit.map(|limit| format!("queue limit {limit}")));
             let end = worker.last_end.as_ref().map(|end| {
                 let ago = show::ago(&end.at).map(|ago| format!(" {} ago", show::span(ago)));
@@ -264,7 +265,7 @@ impl Page<'_> {
 }
 
 fn head_lines(snapshot: &Snapshot, width: usize) -> Vec<String> {
-    status::head(snapshot, width, false).lines().map(str::to_owned).collect()
+    status::head(snapshot, Some(width), false).lines().map(str::to_owned).collect()
 }
 
 /// The keys in words, as many as there is room for. `?` has all of them.
@@ -296,8 +297,8 @@ const HELP: [&str; 14] = [
     "",
     "R, r, + and - ask first; y is yes.",
     "The bars are the last seconds of CPU and memory, the newest at the right. A full",
-    "bar of memory is the limit; without a limit, half a bar is the most that was",
-    "seen. A full bar of CPU is one CPU, or as many as the worker has used.",
+    "bar is the limit. Without a limit, a full bar of CPU is one CPU, or as many as the",
+    "worker has used, and half a bar of memory is the most that was seen.",
 ];
 
 /// The first row that is shown, so that the selected one is.
@@ -385,13 +386,14 @@ fn sparks(worker: &Worker, history: Option<&History>, width: usize) -> [String; 
     let bytes: Vec<f64> = history.memory.iter().map(|bytes| *bytes as f64).collect();
     let cpu: Vec<f64> = history.cpu.iter().copied().collect();
     let most = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
-    // Whole CPUs, so that the scale does not follow each sample.
-    let cpus = (most(&cpu) / 100.0).ceil().max(1.0) * 100.0;
+    // Without a limit whole CPUs, so that the scale does not follow each sample.
+    let cpus = || (most(&cpu) / 100.0).ceil().max(1.0) * 100.0;
+    let most_cpu = worker.cpu_limit_percent.filter(|limit| *limit > 0.0).unwrap_or_else(cpus);
     #[expect(clippy::cast_precision_loss, reason = "a bar has eight steps")]
     let limit = worker.memory_limit_bytes.map(|limit| limit as f64);
     // Without a limit no bar is full: the peak is half of one.
     let full = limit.unwrap_or_else(|| 2.0 * most(&bytes)).max(1.0);
-    [spark(&cpu, cpus, width), spark(&bytes, full, width)]
+    [spark(&cpu, most_cpu, width), spark(&bytes, full, width)]
 }
 
 /// The newest values as bars, the newest at the right.

@@ -29,8 +29,7 @@ pub struct Opened {
 pub fn open(user: WorkerUser<'_>) -> io::Result<Opened> {
     let mut failed = Vec::new();
     for base in bases(|name| std::env::var_os(name), rustix::process::geteuid().is_root()) {
-        let created =
-            if base == Path::new(ROOT_BASE) { runtime_directory::create(&base, 0o755) } else { Ok(()) };
+        let created = if base == Path::new(ROOT_BASE) { runtime_directory::create(&base) } else { Ok(()) };
         match created.and_then(|()| NotifySocket::in_directory(&base, user)) {
             Ok(socket) => return Ok(Opened { socket, failed, is_private: true }),
             Err(error) => failed.push((base, error)),

@@ -67,6 +67,8 @@ pub mod state {
 }
 
 /// A process, and what it and its descendants use.
+///
+/// The first half is one cache line: nothing else is read or written of a worker that is idle.
 #[repr(C, align(128))]
 #[derive(Debug, Default)]
 pub struct Account {
@@ -74,41 +76,47 @@ pub struct Account {
     /// 0 if the account is free. The supervisor sets it last and clears it first; the program clears that of an adopted process
     /// that is gone.
     pub process: AtomicU64,
+    /// The address of the worker's only thread, if it had one thread and no children when it was measured; otherwise 0.
+    pub only_thread: AtomicU64,
+    /// The CPU time of that thread when it was measured, in nanoseconds.
+    pub thread_cpu: AtomicU64,
     /// The account of an adopted process that is charged to the same worker, and so on; 0 after the last one.
     pub next: AtomicU64,
+    /// Bits of [`state`] in the lower half; the number of events in the upper one. An event is a sample at which the
+    /// worker is above a limit, or at which the state has changed.
+    pub state: AtomicU64,
+    /// When the last sample was taken, in nanoseconds of the kernel's monotonic clock; 0 before the first one and while
+    /// the other fields change that the program writes.
+    pub sampled_at: AtomicU64,
+    /// The time from the sample before to this one, in nanoseconds; 0 at the first one.
+    pub span: AtomicU64,
+    /// The CPU time of the worker in this span, in nanoseconds.
+    pub used: AtomicU64,
     /// The most CPU time, in microseconds per second; 0 for no limit.
     pub max_cpu: AtomicU64,
-    /// The most memory, in bytes; 0 for no limit.
+    /// The most memory, in bytes; 0 for no limit. The worker is warned above [`high_memory`] of it.
     pub max_memory: AtomicU64,
-    /// The memory, in bytes, above which the worker is warned; 0 for none.
-    pub high_memory: AtomicU64,
     /// The CPU time of the process and its descendants at the last sample, in nanoseconds.
     pub tree_cpu: AtomicU64,
     /// The memory of the process and its descendants at the last sample, in bytes.
     pub tree_memory: AtomicU64,
     /// The sum that `cpu_ns` was last increased to.
     pub summed: AtomicU64,
-    /// When the last sample was taken, in nanoseconds of the kernel's monotonic clock; 0 before the first one and while
-    /// the fields below change.
-    pub sampled_at: AtomicU64,
-    /// The time from the sample before to this one, in nanoseconds; 0 at the first one.
-    pub span: AtomicU64,
-    /// The CPU time of the worker in this span, in nanoseconds.
-    pub used: AtomicU64,
     /// The CPU time of the worker since it has the account, in nanoseconds. It only grows.
     pub cpu_ns: AtomicU64,
     /// The resident memory of the worker, in bytes.
     pub memory: AtomicU64,
     /// The highest memory of any one of its processes, or of all of them at a sample, in bytes.
     pub peak: AtomicU64,
-    /// Bits of [`state`] in the lower half; the number of events in the upper one. An event is a sample at which the
-    /// worker is above a limit, or at which the state has changed.
-    pub state: AtomicU64,
-    /// Room to 128 bytes.
-    pub reserved: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Account>() == 128 && align_of::<Account>() == 128);
+
+/// The memory above which a worker with this limit is warned.
+#[must_use]
+pub const fn high_memory(max_memory: u64) -> u64 {
+    max_memory / 10 * 8
+}
 
 /// The bit of [`Account::process`] that marks an adopted process.
 pub const ADOPTED: u64 = 1 << 32;
@@ -150,9 +158,19 @@ pub struct Control {
     pub samples: AtomicU64,
     /// The time that the program has run, in nanoseconds.
     pub run_time: AtomicU64,
+    /// When the program has begun to run the last time, in nanoseconds of the kernel's monotonic clock.
+    pub begun: AtomicU64,
+    /// A worker that has not run since it was measured is not measured at a sample, unless the sum of its account's number
+    /// and of [`Self::samples`] has none of these bits.
+    pub idle_samples: AtomicU64,
+    /// The youngest child of the supervisor's first thread when the children were counted the last time: its address, and its
+    /// pid in the initial PID namespace.
+    pub youngest: [AtomicU64; 2],
+    /// [`Self::known`] at that time.
+    pub counted: AtomicU64,
 }
 
-const _: () = assert!(size_of::<Control>() == 192 && align_of::<Control>() == 64);
+const _: () = assert!(size_of::<Control>() == 256 && align_of::<Control>() == 64);
 
 /// The number of seccomp filters of a process that are looked at.
 pub const FILTERS: usize = 8;

@@ -4,17 +4,19 @@ use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{bpf_timer_init, bpf_timer_set_callback, bpf_timer_start};
 use core::ffi::c_void;
-use master_process_common::{ADOPTED, Account, Control, EVENTS_SHIFT, NONE, state};
+use master_process_common::{ADOPTED, Account, Control, EVENTS_SHIFT, NONE, high_memory, state};
 
 use crate::kernel::{Turns, current_tgid, field, identify, process};
 use crate::maps::{CONTROL, EVENTS, TIMER, account, constant, listener};
 use crate::tree;
 use crate::word::{get, set};
 
-/// The number of accounts that are measured at one expiry, and the number of steps after which no further one is: the
-/// kernel runs nothing else on this CPU meanwhile.
-const ACCOUNTS_AT_ONCE: u64 = 512;
+/// The most accounts that are looked at in one expiry, and the number of steps after which no further one is: the kernel runs
+/// nothing else on this CPU meanwhile. A worker that is idle takes one step, a thread or process that is measured another
+/// one, and to find a process takes [`FIND_STEPS`] more.
+const ACCOUNTS_AT_ONCE: u64 = 8192;
 const STEPS_AT_ONCE: u64 = 8192;
+const FIND_STEPS: u64 = 15;
 
 /// The time until an unfinished sample continues, in nanoseconds.
 const PAUSE: u64 = 1_000_000;
@@ -108,6 +110,7 @@ fn sample(control: &Control) {
     // Accounts of adopted processes are above those of workers, and are added to these: the last ones come first.
     let from = if cursor == NONE { highest } else { cursor };
     let (mut events, mut steps, mut next) = (0u64, 0u64, NONE);
+    set(&control.begun, now);
     if cursor == NONE {
         set(&control.known, 0);
     }
@@ -124,8 +127,11 @@ fn sample(control: &Control) {
         if turn == ACCOUNTS_AT_ONCE || steps > STEPS_AT_ONCE {
             break;
         }
-        steps += measure_account(number);
-        events += judge_account(number);
+        steps += 1;
+        if sample_idle(number) == 0 {
+            steps += measure_account(number);
+            events += judge_account(number);
+        }
     }
     turns.end();
     set(&control.cursor, next);
@@ -153,10 +159,40 @@ fn sample(control: &Control) {
     set(&control.run_time, get(&control.run_time) + (end - now));
 }
 
-/// Measures the process of an account, and returns the number of steps that this took.
+/// Takes the sample of a worker that has not run since it was measured, and returns whether it is one: 1 or 0.
+///
+/// Such a worker has used no CPU time, and has neither allocated nor freed memory, started a thread or a child, or called
+/// `exec`. So this reads one line of its memory and writes one of its account; to measure it takes some twenty, which are
+/// in no cache any more after an interval of seconds. The thread may be gone: then it is another one's memory that is read, or
+/// no memory, and compared with what the thread had used. The supervisor learns that a worker has ended by other means.
 ///
 /// This function and those below are verified once, on their own: inlined into the loop that calls them, they are too
 /// much for the verifier. The loader describes such functions as taking and returning one number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sample_idle(number: u64) -> u64 {
+    let (Some(control), Some(worker)) = (CONTROL.get(0), account(number)) else { return 0 };
+    let thread = get(&worker.only_thread);
+    if thread == 0
+        || get(&worker.process) == 0
+        || get(&worker.next) != NONE
+        // Within its limits, and not to be reported.
+        || get(&worker.state) & 0xffff_ffff != 0
+        || (number + get(&control.samples)) & get(&control.idle_samples) == 0
+        || field(thread, constant!(OFFSETS.task_runtime)) != get(&worker.thread_cpu)
+    {
+        return 0;
+    }
+    set(&control.known, get(&control.known) + 1);
+    let (before, now) = (get(&worker.sampled_at), get(&control.begun));
+    set(&worker.sampled_at, 0);
+    set(&worker.span, now.wrapping_sub(before));
+    set(&worker.used, 0);
+    set(&worker.sampled_at, now);
+    1
+}
+
+/// Measures the process of an account, and returns the number of steps that this took.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn measure_account(number: u64) -> u64 {
@@ -178,11 +214,16 @@ extern "C" fn measure_account(number: u64) -> u64 {
         }
     };
     set(&control.known, get(&control.known) + 1);
+    // Before the rest is read: if the thread runs meanwhile, it has another one at the next sample.
+    let thread_cpu = field(leader, constant!(OFFSETS.task_runtime));
     let found = tree::measure(leader);
     // The supervisor may have released the account meanwhile.
     if get(&account.process) != owner {
-        return found.steps;
+        return FIND_STEPS + found.steps;
     }
+    let is_alone = found.is_whole && found.steps == 0 && owner & ADOPTED == 0;
+    set(&account.only_thread, if is_alone { leader } else { 0 });
+    set(&account.thread_cpu, thread_cpu);
     if found.is_whole {
         set(&account.tree_cpu, found.cpu);
         set(&account.tree_memory, found.memory);
@@ -193,7 +234,7 @@ extern "C" fn measure_account(number: u64) -> u64 {
         // The last values stay.
         set(&control.unmeasured, get(&control.unmeasured) + 1);
     }
-    found.steps
+    FIND_STEPS + found.steps
 }
 
 /// Adds what the processes of a worker use, and compares it with the limits. Returns the number of events.
@@ -278,8 +319,7 @@ extern "C" fn compare(number: u64) -> u64 {
     if most != 0 && memory > most {
         found |= state::OVER_MEMORY;
     }
-    let high = get(&worker.high_memory);
-    if high != 0 && memory > high {
+    if most != 0 && memory > high_memory(most) {
         found |= state::HIGH_MEMORY;
     }
     found
@@ -287,12 +327,28 @@ extern "C" fn compare(number: u64) -> u64 {
 
 /// Counts the children of the supervisor that have no account: orphans of workers, which it has adopted. More of them than
 /// before are an event.
+///
+/// A new child is the last one of its list. While that is the same, and as many as before have an account, no child is new,
+/// and the list need not be walked: it has a line or two of each child.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn count_unknown_children(supervisor: u64) -> u64 {
     let (Some(control), Some(leader)) = (CONTROL.get(0), process(supervisor)) else { return 0 };
+    let (known, youngest) = (get(&control.known), tree::youngest_child(leader));
+    let pid = tree::tgid(youngest);
+    let [last, last_pid] = &control.youngest;
+    if youngest != NONE
+        && youngest == get(last)
+        && pid == get(last_pid)
+        && known == get(&control.counted)
+        && get(&control.samples) & get(&control.idle_samples) != 0
+    {
+        return 0;
+    }
+    set(last, youngest);
+    set(last_pid, pid);
+    set(&control.counted, known);
     let children = tree::count_children(leader);
-    let known = get(&control.known);
     let unknown_children = if children > known { children - known } else { 0 };
     let are_more = unknown_children > get(&control.unknown_children);
     set(&control.unknown_children, unknown_children);

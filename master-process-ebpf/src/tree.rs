@@ -227,6 +227,18 @@ pub(crate) fn file(process: u64, fd: u64) -> u64 {
     if file == 0 { NO_FILE } else { file }
 }
 
+/// The last one in the list of the children of a process's first thread; 0 if it has none, or another thread can have some.
+#[inline(always)]
+pub(crate) fn youngest_child(leader: u64) -> u64 {
+    if field(leader, constant!(OFFSETS.task_thread)) != threads_of(leader) {
+        return 0;
+    }
+    let list = leader.wrapping_add(u64::from(constant!(OFFSETS.task_children)));
+    // The second word of the head: `list_head.prev`.
+    let last = field(list, 8);
+    if last == list { 0 } else { last.wrapping_sub(u64::from(constant!(OFFSETS.task_sibling))) }
+}
+
 /// The number of children of a process.
 #[inline(always)]
 pub(crate) fn count_children(leader: u64) -> u64 {

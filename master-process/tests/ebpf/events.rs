@@ -97,13 +97,16 @@ fn a_sample_above_the_limit_of_cpu_time_has_the_time_that_it_covers() {
     worker.ready();
     next_event(&mut bench, &worker);
     for _ in 0..5 {
-        let before = next_event(&mut bench, &worker).before.expect("not the first one");
+        // On a busy machine it does not run in some samples, and the next one is an event as well.
+        let mut before = next_event(&mut bench, &worker).before.expect("not the first one");
+        while before.used_ns * 100 <= before.span_ns {
+            before = next_event(&mut bench, &worker).before.expect("not the first one");
+        }
         assert!(
             before.span_ns >= 1_000_000 && before.ago >= Duration::from_nanos(before.span_ns),
             "{before:?}"
         );
         assert!(u128::from(before.span_ns) <= INTERVAL.as_nanos() * 50, "{before:?}");
-        assert!(before.used_ns * 100 > before.span_ns, "{before:?}");
     }
 }
 

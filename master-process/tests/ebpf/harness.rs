@@ -1,7 +1,8 @@
 //! Loading, starting workers, and asking about them.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, ChildStdout, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::str::FromStr;
 use std::time::Duration;
 
 use master_process::config::Scope;
@@ -57,9 +58,19 @@ impl Bench {
 
     /// Starts a worker in a role.
     pub(crate) fn start(&mut self, role: &str) -> Worker {
+        self.start_command(&mut again(role))
+    }
+
+    /// Starts a worker in python, which has one thread: in a role, the test has one, too.
+    pub(crate) fn start_python(&mut self, text: &str) -> Worker {
+        let mut python = Command::new(master_process_tests::fixtures::python());
+        self.start_command(python.args(["-c", text]).stdin(Stdio::piped()))
+    }
+
+    fn start_command(&mut self, command: &mut Command) -> Worker {
         self.serial += 1;
         let id = WorkerId { slot: 0, serial: self.serial };
-        let mut child = again(role).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a worker");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a worker");
         self.ebpf.watch(id, pid_of(child.id())).expect("an account");
         let output = BufReader::new(child.stdout.take().expect("its output"));
         Worker { id, child, output }
@@ -83,14 +94,29 @@ impl Bench {
 impl Worker {
     /// Waits until the worker, or its child, says that it is ready. The numbers of both and of all between them.
     pub(crate) fn ready(&mut self) -> Vec<u32> {
+        self.ready_with()
+    }
+
+    /// Waits until the worker says that it is ready, and returns the address that it says.
+    pub(crate) fn ready_at(&mut self) -> u64 {
+        *self.ready_with().first().expect("an address")
+    }
+
+    fn ready_with<T: FromStr>(&mut self) -> Vec<T> {
         let mut numbers = Vec::new();
         let mut line = String::new();
         while line.trim() != "ready" {
-            numbers.extend(line.trim().parse::<u32>());
+            numbers.extend(line.trim().parse::<T>());
             line.clear();
             assert_ne!(self.output.read_line(&mut line).expect("a line"), 0, "it ended before it was ready");
         }
         numbers
+    }
+
+    /// Writes a line to its standard input.
+    pub(crate) fn tell(&mut self, line: &str) {
+        let mut input = self.child.stdin.as_ref().expect("its input");
+        writeln!(input, "{line}").expect("it reads");
     }
 
     /// CPU time of its threads that live, in nanoseconds, as the scheduler has it: proc_pid_schedstat(5).

@@ -9,5 +9,6 @@ mod death;
 mod events;
 mod family;
 mod harness;
+mod idle;
 mod places;
 mod role;

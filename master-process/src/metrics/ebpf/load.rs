@@ -182,6 +182,19 @@ fn kernel_types(in_first_namespace: bool, leaves: Leaves) -> Result<KernelTypes,
     Ok(types)
 }
 
+/// A worker that does not run is measured at least as often as this, because others can change its memory: the kernel takes
+/// pages away from it, or joins them into large ones.
+const MEASURE_IDLE_EVERY: Duration = Duration::from_secs(32);
+/// And at one of this many samples.
+const MOST_IDLE_SAMPLES: u64 = 16;
+
+/// The bits of [`Control::idle_samples`].
+fn idle_samples(interval: Duration) -> u64 {
+    let samples = MEASURE_IDLE_EVERY.as_nanos() / interval.as_nanos().max(1);
+    let samples = u64::try_from(samples).unwrap_or(u64::MAX).clamp(1, MOST_IDLE_SAMPLES);
+    (1 << samples.ilog2()) - 1
+}
+
 /// The number of listeners that can be watched: some for each worker, or as many as fill one page.
 fn listeners(accounts: u32) -> u32 {
     accounts.saturating_mul(2).clamp(256, 4096)
@@ -200,6 +213,7 @@ fn run(
     let control: Mapping<Control> = mapping(&loaded, "CONTROL")?;
     if let Some(control) = control.first() {
         control.interval.store(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX), Release);
+        control.idle_samples.store(idle_samples(interval), Release);
     }
     let events = map(&mut loaded, "EVENTS")?;
     let running = Running {
@@ -234,4 +248,20 @@ fn mapping<T: SharedType>(loaded: &Loaded, name: &str) -> Result<Mapping<T>, Loa
         .get(name)
         .ok_or_else(|| LoadError::new("the eBPF object", format_args!("no map {name}")))?;
     Mapping::new(map).map_err(|error| LoadError::new(format_args!("mmap {name}"), error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_worker_is_measured_every_32_seconds_or_sixteenth_sample() {
+        let every = |interval| idle_samples(interval) + 1;
+        assert_eq!(every(Duration::from_millis(10)), 16);
+        assert_eq!(every(Duration::from_secs(2)), 16);
+        assert_eq!(every(Duration::from_secs(3)), 8);
+        assert_eq!(every(Duration::from_secs(16)), 2);
+        assert_eq!(every(Duration::from_secs(3600)), 1, "at each sample");
+        assert_eq!(every(Duration::ZERO), 16, "measuring is off");
+    }
 }

@@ -216,31 +216,31 @@ impl Ebpf {
         let Thresholds { cpu, memory } = self.settings.thresholds;
         let Account {
             process,
+            only_thread,
+            thread_cpu,
             next,
-            max_cpu,
-            max_memory,
-            high_memory,
-            tree_cpu,
-            tree_memory,
-            summed,
+            state: counted,
             sampled_at,
             span,
             used,
+            max_cpu,
+            max_memory,
+            tree_cpu,
+            tree_memory,
+            summed,
             cpu_ns,
             memory: resident,
             peak,
-            state: counted,
-            reserved: _,
         } = of;
         process.store(0, Release);
-        for word in
-            [next, tree_cpu, tree_memory, summed, sampled_at, span, used, cpu_ns, resident, peak, counted]
-        {
+        for word in [only_thread, thread_cpu, next, counted, sampled_at, span, used] {
+            word.store(0, Relaxed);
+        }
+        for word in [tree_cpu, tree_memory, summed, cpu_ns, resident, peak] {
             word.store(0, Relaxed);
         }
         max_cpu.store(cpu.map_or(0, |cpu| (cpu / 1000).max(1)), Relaxed);
         max_memory.store(memory.unwrap_or(0), Relaxed);
-        high_memory.store(memory.map_or(0, |most| most / 10 * 8), Relaxed);
         if let Some(control) = self.running.control.first() {
             control.highest.fetch_max(account.into(), AcqRel);
         }
@@ -261,6 +261,7 @@ impl Ebpf {
         self.running.death_programs.forget(before);
         if let Some(account) = self.running.accounts.get(account as usize) {
             account.process.store(number.into(), Release);
+            account.only_thread.store(0, Release);
         }
         self.record_signals(number);
     }
@@ -340,7 +341,6 @@ impl Ebpf {
     pub fn lift_memory_limit(&self, worker: WorkerId) {
         if let Some(account) = self.account(worker) {
             account.max_memory.store(0, Release);
-            account.high_memory.store(0, Release);
         }
     }
 

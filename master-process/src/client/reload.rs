@@ -325,8 +325,15 @@ impl Watcher {
     fn given_up(&self, error: &FailedReload) -> String {
         let FailedReload { slot, attempts, message, output, .. } = error;
         let most = self.reload.attempts;
-        let mut text = format!("  slot {slot}  failed, {attempts} of {most}: {}\n", show::plain(message));
+        let message = show::plain(message);
+        let mut text = match slot {
+            Some(slot) => format!("  slot {slot}  failed, {attempts} of {most}: {message}\n"),
+            None => format!("  {message}\n"),
+        };
         text.extend(output.iter().map(|line| format!("          {}\n", show::plain(line))));
+        if slot.is_none() {
+            return format!("{text}given up after {}: every slot keeps its worker\n", self.took());
+        }
         let (new, old): (Vec<_>, Vec<_>) = self.reload.slots.iter().partition(|(_, slot)| slot.done);
         let number = self.reload.number;
         let runs = |slots: &[(&u32, &Slot)], verb: &str, number: u32| match slots.len() {
@@ -435,7 +442,7 @@ mod tests {
         assert_eq!(progress.line(0, &progress.slots[&0]), "  slot 0  -  attempt 2 of 3\n");
         let error = FailedReload {
             code: "exited".to_owned(),
-            slot: 0,
+            slot: Some(0),
             attempts: 3,
             message: "exit 1 after 0.4s".to_owned(),
             output: Vec::new(),
@@ -460,6 +467,25 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_preload_command_is_named() {
+        let screen = Screen { json: false, live: false, drawn: 0, begun: Instant::now() };
+        let error = FailedReload {
+            code: "preload_failed".to_owned(),
+            slot: None,
+            attempts: 1,
+            message: "the preload command exited with code 1 after 0.3s".to_owned(),
+            output: Vec::new(),
+        };
+        let given_up = Event { error: Some(error.clone()), ..ours("reload.given_up") };
+        let mut reload = progress(2);
+        assert_eq!(reload.take(&given_up), Some(Outcome::GivenUp(error.clone())));
+        assert_eq!(
+            Watcher { reload, screen }.given_up(&error),
+            "  the preload command exited with code 1 after 0.3s\ngiven up after 0.0s: every slot keeps its worker\n"
+        );
+    }
+
+    #[test]
     fn what_runs_after_a_failure_is_said() {
         let mut reload = progress(4);
         replace(&mut reload, 0, 71, 101);
@@ -468,7 +494,7 @@ mod tests {
         let watcher = Watcher { reload, screen };
         let error = FailedReload {
             code: "exited".to_owned(),
-            slot: 2,
+            slot: Some(2),
             attempts: 3,
             message: "exit 1 after 0.4s".to_owned(),
             output: vec!["Error: x".to_owned()],

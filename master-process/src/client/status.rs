@@ -7,7 +7,7 @@ use super::exit::codes;
 use super::find;
 use super::show::{self, Colour, Column};
 use crate::control::{
-    EndReason, LastEnd, Reload, ReloadState, Request, Snapshot, State, Worker, WorkerState,
+    EndReason, LastEnd, Preload, Reload, ReloadState, Request, Snapshot, State, Worker, WorkerState,
 };
 
 /// Where the states are in a row.
@@ -121,13 +121,26 @@ pub(super) fn head(snapshot: &Snapshot, columns: usize, colours: bool) -> String
     let command = show::plain(&snapshot.command.join(" "));
     let addresses = snapshot.addresses.join(", ");
     let second = if addresses.is_empty() { command } else { format!("{command}  {addresses}") };
-    let reload =
-        snapshot.reload.as_ref().map_or("no reload yet".to_owned(), |reload| reload_words(reload, snapshot));
+    let reload = match (&snapshot.reload, snapshot.preload) {
+        (Some(reload), None) => reload_words(reload, snapshot),
+        (Some(reload), Some(preload)) if reload.number == preload.generation => {
+            format!("reload {} {}: {}", reload.number, reload.state.words(), preload_words(preload))
+        }
+        (Some(_) | None, Some(preload)) => preload_words(preload),
+        (None, None) => "no reload yet".to_owned(),
+    };
     let paused = if snapshot.limits_paused { "limits paused    " } else { "" };
     let cpu = snapshot.cpu_cores.map_or("-".to_owned(), |cores| format!("{cores:.1}"));
     let memory = snapshot.memory_bytes.map_or("-".to_owned(), show::size_of);
     let right = format!("{paused}{}    cpu {cpu}    mem {memory}", snapshot.monitor);
     format!("{first}{}\n{}", show::cut(&second, columns), show::ends(&reload, &right, columns))
+}
+
+fn preload_words(preload: Preload) -> String {
+    match preload.pid {
+        Some(pid) => format!("preload command {pid}"),
+        None => "preload command waits".to_owned(),
+    }
 }
 
 fn reload_words(reload: &Reload, snapshot: &Snapshot) -> String {
@@ -139,7 +152,8 @@ fn reload_words(reload: &Reload, snapshot: &Snapshot) -> String {
             format!("reload {number} running: {} of {} slots done", reload.slots_done, reload.slots_total)
         }
         (ReloadState::GivenUp, Some(error), _) => {
-            format!("reload {number} {state}: slot {}: {}", error.slot, show::plain(&error.message))
+            let slot = error.slot.map(|slot| format!("slot {slot}: ")).unwrap_or_default();
+            format!("reload {number} {state}: {slot}{}", show::plain(&error.message))
         }
         (ReloadState::Complete | ReloadState::GivenUp | ReloadState::Stopping, ..) => {
             format!("reload {number} {state}")

@@ -7,12 +7,12 @@ use std::process::ExitCode;
 use master_process::cli::{self, Command};
 use master_process::client;
 use master_process::config::Config;
-use master_process::driver::{self, Control, Driver, Ending, Endpoint};
+use master_process::driver::{self, Control, Driver, Ending, Endpoint, FirstFailure};
 use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
 use master_process::sys::signalfd::{self, SignalFd};
-use master_process::sys::spawn::{SpawnError, SpawnStep};
+use master_process::sys::spawn::SpawnStep;
 use master_process::sys::{allocator, fds, sd_notify};
 
 fn main() -> ExitCode {
@@ -83,8 +83,9 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     Driver::new(config, signals, cgroups, broker, inherited, (control, endpoint))
 }
 
-fn cannot_start(config: &Config, failure: &SpawnError) -> ExitCode {
-    let command = config.command.first().map(|command| command.to_string_lossy()).unwrap_or_default();
+fn cannot_start(config: &Config, FirstFailure { error: failure, is_preload }: &FirstFailure) -> ExitCode {
+    let words = config.preload.as_ref().filter(|_| *is_preload).unwrap_or(&config.command);
+    let command = words.first().map(|command| command.to_string_lossy()).unwrap_or_default();
     let (code, subject) = match (failure.step, failure.errno) {
         // The command was found, and its interpreter was not. A shell distinguishes the two cases in the same way.
         (SpawnStep::Exec, _) if failure.interpreter.is_some() => (code::NOT_EXECUTABLE, command),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
@@ -35,6 +35,12 @@ impl Gate {
     /// When the file cannot be made.
     pub fn open(&self) {
         fs::write(&self.path, "").expect("the folder is ours");
+    }
+
+    /// The file, for programs that wait for it in another way.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// A python program whose `wait()` returns when the gate is open.

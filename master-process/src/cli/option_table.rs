@@ -213,6 +213,25 @@ pub(super) const OPTIONS: &[Opt] = &[
                   `--throttle`. A supervisor is not limited while no other one starts workers",
     },
     Opt {
+        long: "preload",
+        short: None,
+        kind: Kind::Value("CMD", |_| typed(values::command_line)),
+        variables: &[],
+        unset: Unset::Nothing("none"),
+        meaning: "Command that runs once for each generation, before its first worker. Each worker of the \
+                  generation gets its standard output as a file: `PRELOAD_FILE`. If it fails, or does not end \
+                  within `--ready-timeout`, the reload fails. The words are split as in a shell; nothing is \
+                  expanded, and no shell runs: `sh -c '...'` starts one",
+    },
+    Opt {
+        long: "preload-max",
+        short: None,
+        kind: Kind::Value("SIZE", |_| typed(values::limit)),
+        variables: &[],
+        unset: Unset::Default("1GiB"),
+        meaning: "Largest standard output of the command of `--preload`, and of any other file that it writes",
+    },
+    Opt {
         long: "listen",
         short: None,
         kind: Kind::Repeated("ADDR", |host| typed(move |text| addresses::listen(text, host))),

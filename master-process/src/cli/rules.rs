@@ -47,6 +47,8 @@ pub(super) fn with_command(
         reload_batch: arguments.one("reload-batch"),
         reload_attempts: arguments.one("reload-attempts"),
         start_gate: start_gate(arguments, host),
+        preload: arguments.optional("preload"),
+        preload_max: arguments.one("preload-max"),
         limits,
         monitor: arguments.one("monitor"),
         account: arguments.one("account"),

@@ -62,6 +62,8 @@ fn the_defaults() {
             reload_batch: Batch::All,
             reload_attempts: 3,
             start_gate: Some(32),
+            preload: None,
+            preload_max: 1 << 30,
             limits: Limits {
                 max_cpu: Some(950_000_000),
                 cpu_is_default: true,
@@ -249,7 +251,8 @@ fn sample(opt: &Opt) -> &'static str {
         "chdir" => "/srv/app",
         "orphans" => "keep",
         "stop-group" => "tree",
-        "max-memory" => "300MiB",
+        "max-memory" | "preload-max" => "300MiB",
+        "preload" => "./warm --all 'two words'",
         "max-cpu" => "250",
         "memory-failures" | "cpu-failures" => "3",
         "monitor" => "procfs",

@@ -2,6 +2,7 @@
 //!
 //! A number is digits. `str::parse` would also accept `+5`, `1e3` and `inf`, which are mistakes.
 
+use std::ffi::OsString;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -162,6 +163,30 @@ pub(super) fn give_up(text: &str) -> Parsed<Option<GiveUp>> {
     let within = positive_duration(within_time)
         .map_err(|reason| Reason::from(format!("duration {within_time:?}: {reason}")))?;
     Ok(Some(GiveUp { deaths, within }))
+}
+
+/// `--preload CMD`: the words of a command line, as a shell splits and unquotes them.
+pub(super) fn command_line(text: &str) -> Parsed<Vec<OsString>> {
+    // A line break is a mistake more often than an argument, and makes messages of several lines.
+    if text.contains(char::is_control) {
+        return Err("a control character; expected a command line".into());
+    }
+    match shlex::split(text) {
+        Some(words) if words.first().is_some_and(|command| !command.is_empty()) => {
+            Ok(words.into_iter().map(OsString::from).collect())
+        }
+        Some(_) => Err("no command; expected a command line".into()),
+        None => Err("a quote that is not closed; expected a command line".into()),
+    }
+}
+
+/// A size in bytes, zero and `off` excluded.
+pub(super) fn limit(text: &str) -> Parsed<u64> {
+    match size(text) {
+        Ok(Some(bytes)) => Ok(bytes),
+        Ok(None) => Err("expected a size such as 256MiB".into()),
+        Err(reason) => Err(reason.replace(", or off", "").into()),
+    }
 }
 
 /// A size of memory in bytes, zero excluded. `None` is `off`.

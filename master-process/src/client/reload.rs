@@ -145,6 +145,19 @@ impl Progress {
         }
     }
 
+    /// What failed, the command that says more, and what runs now.
+    fn failure(&self, error: &FailedReload) -> (String, String, String) {
+        let message = show::plain(&error.message);
+        match error.slot {
+            Some(slot) => (
+                format!("  slot {slot}  failed, {} of {}: {message}", error.attempts, self.attempts),
+                format!("why {slot}"),
+                self.after_failure(),
+            ),
+            None => (format!("  {message}"), "events".to_owned(), "every slot keeps its worker".to_owned()),
+        }
+    }
+
     /// Which slots run what after the reload was given up.
     fn after_failure(&self) -> String {
         let (new, old): (Vec<_>, Vec<_>) = self.slots.iter().partition(|(_, slot)| slot.done);
@@ -319,24 +332,14 @@ impl Watcher {
     }
 
     fn given_up(&self, error: &FailedReload) -> String {
-        let FailedReload { slot, attempts, message, .. } = error;
-        let next = self.order.next(&format!("why {slot}"));
         let took = self.order.took();
-        let summary = self.reload.after_failure();
+        let (what, next, summary) = self.reload.failure(error);
         let width = show::columns();
-        let mut text = show::wrapped(
-            &format!(
-                "  slot {slot}  failed, {attempts} of {}: {}",
-                self.reload.attempts,
-                show::plain(message)
-            ),
-            width,
-            DEEP,
-        );
+        let mut text = show::wrapped(&what, width, DEEP);
         let output = error.output.iter().map(|line| format!("{}{}", " ".repeat(DEEP), show::plain(line)));
         text.extend(output.map(|line| show::wrapped(&line, width, DEEP)));
         text.push_str(&show::wrapped(&format!("given up after {took}: {summary}"), width, INDENT));
-        text.push_str(&show::wrapped(&format!("see: {next}"), width, INDENT));
+        text.push_str(&show::wrapped(&format!("see: {}", self.order.next(&next)), width, INDENT));
         text
     }
 
@@ -423,7 +426,7 @@ mod tests {
         assert_eq!(progress.line(0, &progress.slots[&0]), "  slot 0  -  attempt 2 of 3");
         let error = FailedReload {
             code: "exited".to_owned(),
-            slot: 0,
+            slot: Some(0),
             attempts: 3,
             message: "exit 1 after 0.4s".to_owned(),
             output: Vec::new(),
@@ -445,6 +448,23 @@ mod tests {
         scaled.take(&ended(0, 71));
         let down = Event { from: Some(2), to: Some(1), ..event("scaled") };
         assert_eq!(scaled.take(&down), Some(Outcome::Complete), "slot 1 is gone");
+    }
+
+    #[test]
+    fn a_failed_preload_command_is_named() {
+        let error = FailedReload {
+            code: "preload_failed".to_owned(),
+            slot: None,
+            attempts: 1,
+            message: "the preload command exited with code 1 after 0.3s".to_owned(),
+            output: Vec::new(),
+        };
+        let given_up = Event { error: Some(error.clone()), ..ours("reload.given_up") };
+        let mut reload = progress(2);
+        assert_eq!(reload.take(&given_up), Some(Outcome::GivenUp(error.clone())));
+        let (what, next, summary) = reload.failure(&error);
+        assert_eq!(what, "  the preload command exited with code 1 after 0.3s");
+        assert_eq!((next.as_str(), summary.as_str()), ("events", "every slot keeps its worker"));
     }
 
     #[test]

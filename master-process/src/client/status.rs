@@ -7,7 +7,8 @@ use super::exit::codes;
 use super::find;
 use super::show::{self, Colour, Column};
 use crate::control::{
-    EndReason, FailedReload, LastEnd, Reload, ReloadState, Request, Snapshot, State, Worker, WorkerState,
+    EndReason, FailedReload, LastEnd, Preload, Reload, ReloadState, Request, Snapshot, State, Worker,
+    WorkerState,
 };
 
 /// How long a worker may start before that is a problem to be shown.
@@ -127,8 +128,14 @@ pub(super) fn head(snapshot: &Snapshot, width: Option<usize>, colours: bool) -> 
     let command = if width.is_some() { show::cut(&command, room) } else { command };
     let second = if addresses.is_empty() { command } else { format!("{command}  {addresses}") };
     let second = if width.is_some() { show::cut(&second, columns) } else { second };
-    let reload =
-        snapshot.reload.as_ref().map_or("no reload yet".to_owned(), |reload| reload_words(reload, snapshot));
+    let reload = match (&snapshot.reload, snapshot.preload) {
+        (Some(reload), None) => reload_words(reload, snapshot),
+        (Some(reload), Some(preload)) if reload.number == preload.generation => {
+            format!("reload {} {}: {}", reload.number, reload.state.words(), preload_words(preload))
+        }
+        (Some(_) | None, Some(preload)) => preload_words(preload),
+        (None, None) => "no reload yet".to_owned(),
+    };
     let paused = if snapshot.limits_paused { "limits paused    " } else { "" };
     let cpu = snapshot.cpu_cores.map_or("-".to_owned(), |cores| format!("{cores:.1}"));
     let memory = snapshot.memory_bytes.map_or("-".to_owned(), show::size_of);
@@ -138,6 +145,13 @@ pub(super) fn head(snapshot: &Snapshot, width: Option<usize>, colours: bool) -> 
 
 /// What is left of the command line where the addresses take more than their part of the line.
 const LEAST_COMMAND: usize = 20;
+
+fn preload_words(preload: Preload) -> String {
+    match preload.pid {
+        Some(pid) => format!("preload command {pid}"),
+        None => "preload command waits".to_owned(),
+    }
+}
 
 fn reload_words(reload: &Reload, snapshot: &Snapshot) -> String {
     let (number, state) = (reload.number, reload.state.words());
@@ -218,10 +232,15 @@ pub(super) fn problems(snapshot: &Snapshot) -> Vec<Problem> {
 
 fn given_up(number: u32, error: &FailedReload, snapshot: &Snapshot) -> Problem {
     let FailedReload { slot, attempts, message, output, .. } = error;
+    let message = show::plain(message);
+    let (what, see) = match slot {
+        Some(slot) => (format!("slot {slot} failed {attempts} times: {message}"), format!("why {slot}")),
+        None => (message, "events".to_owned()),
+    };
     Problem {
         subject: format!("reload {number}"),
-        what: format!("given up: slot {slot} failed {attempts} times: {}", show::plain(message)),
-        action: format!("see: {}", next(snapshot, &format!("why {slot}"))),
+        what: format!("given up: {what}"),
+        action: format!("see: {}", next(snapshot, &see)),
         output: output.clone(),
     }
 }
@@ -438,7 +457,7 @@ slot 3  exit 1 after 0.4s, attempt 2 of 3; its last words:
         snapshot.limits_paused = true;
         let error = FailedReload {
             code: "exited".to_owned(),
-            slot: 3,
+            slot: Some(3),
             attempts: 3,
             message: "not ready in time: it does not listen on [::]:3000 and unix:/run/api.sock".to_owned(),
             output: Vec::new(),

@@ -138,11 +138,13 @@ impl Restart {
             // A reload replaces the slot anyway.
             "reload.slot_done" | "restart.complete" if here => self.is_ready = true,
             "restart.given_up" | "reload.given_up" => {
-                let error = event.error.as_ref().filter(|error| here || error.slot != slot)?;
+                let error = event.error.as_ref().filter(|error| here || error.slot != Some(slot))?;
+                // Before the command of a reload is complete, no slot is replaced.
+                let failed = error.slot?;
                 let why = show::plain(&error.message);
                 return Some((
                     codes::GIVEN_UP,
-                    format!("slot {} failed {} times: {why}", error.slot, error.attempts),
+                    format!("slot {failed} failed {} times: {why}", error.attempts),
                 ));
             }
             "worker.started" if here => self.new = event.pid,

@@ -43,6 +43,11 @@ pub struct Config {
     pub reload_attempts: u32,
     /// How many starts of all supervisors of this user may be in progress at the same time. `None`: any number.
     pub start_gate: Option<u32>,
+    /// The command that runs once for each generation before its first worker, and its arguments; never empty. `None`:
+    /// there is none.
+    pub preload: Option<Vec<OsString>>,
+    /// The largest output of that command, in bytes; at least 1.
+    pub preload_max: u64,
     /// The resource limits of a worker.
     pub limits: Limits,
     /// The source of the measurements.

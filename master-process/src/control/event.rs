@@ -73,9 +73,12 @@ pub struct Event {
     /// Why a reload or restart was given up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<FailedReload>,
-    /// Why a worker could not be started.
+    /// Why a worker could not be started, or a preload command failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// The size of the output of a preload command.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
     /// The number of workers before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<u32>,
@@ -147,6 +150,17 @@ impl Event {
             What::Throttled { slot, wait_ms } => {
                 Event { slot: Some(*slot), wait_seconds: millis(*wait_ms), ..new("worker.throttled") }
             }
+            What::Preloaded { generation, bytes, took_ms } => Event {
+                generation: Some(*generation),
+                bytes: Some(*bytes),
+                after_seconds: millis(*took_ms),
+                ..new("preload.complete")
+            },
+            What::PreloadFailed { generation, message } => Event {
+                generation: Some(*generation),
+                message: Some(message.to_string()),
+                ..new("preload.failed")
+            },
             What::ReloadBegun { reload, slots, by: who } => {
                 Event { reload: Some(*reload), slots_total: Some(*slots), by: by(who), ..new("reload.begun") }
             }
@@ -158,7 +172,7 @@ impl Event {
             }
             What::ReloadGivenUp { reload, error } => Event {
                 reload: Some(*reload),
-                slot: Some(error.slot),
+                slot: error.slot,
                 error: Some((**error).clone()),
                 ..new("reload.given_up")
             },
@@ -170,7 +184,7 @@ impl Event {
             }
             What::RestartComplete { slot, pid } => of("restart.complete", *slot, *pid),
             What::RestartGivenUp { error } => {
-                Event { slot: Some(error.slot), error: Some((**error).clone()), ..new("restart.given_up") }
+                Event { slot: error.slot, error: Some((**error).clone()), ..new("restart.given_up") }
             }
             What::Scaled { from, to, by: who } => {
                 Event { from: Some(*from), to: Some(*to), by: by(who), ..new("scaled") }

@@ -32,6 +32,10 @@ pub(crate) enum What {
     StartFailed { slot: u32, message: Box<str> },
     /// The throttle delays the next start of a slot.
     Throttled { slot: u32, wait_ms: u32 },
+    /// A preload command is complete.
+    Preloaded { generation: u32, bytes: u64, took_ms: u32 },
+    /// A preload command failed.
+    PreloadFailed { generation: u32, message: Box<str> },
     /// A reload began.
     ReloadBegun { reload: u32, slots: u32, by: Box<str> },
     /// A slot was reloaded.

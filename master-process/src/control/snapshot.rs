@@ -59,6 +59,9 @@ pub struct Snapshot {
     /// The last reload; absent before the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload: Option<Reload>,
+    /// The preload command that runs, or is to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preload: Option<Preload>,
     /// The reloads that have ended, by result.
     #[serde(default)]
     pub reloads_total: ReloadTotals,
@@ -305,6 +308,16 @@ pub struct Sender {
     pub uid: u32,
 }
 
+/// A preload command that runs, or is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preload {
+    /// The generation that it precedes.
+    pub generation: u32,
+    /// The pid of its first process; absent if it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+}
+
 /// A reload.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reload {
@@ -415,10 +428,11 @@ impl ReloadState {
 /// Why a reload or a restart was given up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FailedReload {
-    /// `exec_failed`, `exited`, `signaled`, `oom`, `never_ready`, `over_limit`, `superseded` or `stopping`.
+    /// `preload_failed`, `preload_late`, `exec_failed`, `exited`, `signaled`, `oom`, `never_ready`, `over_limit`, `superseded` or `stopping`.
     pub code: String,
-    /// The slot that failed.
-    pub slot: u32,
+    /// The slot that failed; absent if a preload command did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<u32>,
     /// The failed starts.
     pub attempts: u32,
     /// The failure of the last one.

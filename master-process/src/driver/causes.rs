@@ -40,7 +40,11 @@ pub(super) struct Before {
 
 impl Before {
     pub(super) fn of(policy: &Supervisor) -> Before {
-        Before { generation: policy.generation(), wanted: policy.wanted(), paused: policy.is_paused() }
+        Before {
+            generation: policy.requested_generation(),
+            wanted: policy.wanted(),
+            paused: policy.is_paused(),
+        }
     }
 }
 

@@ -50,6 +50,8 @@ pub(super) enum Token {
     Queues,
     /// Places at the gate.
     Places,
+    /// The output of a preload command was sealed.
+    Sealed,
     /// The controlling terminal.
     Terminal,
     /// The signalfd.
@@ -84,13 +86,14 @@ impl Token {
             Token::Samples => 7 << KIND_AT,
             Token::Queues => 8 << KIND_AT,
             Token::Places => 9 << KIND_AT,
-            Token::Terminal => 10 << KIND_AT,
-            Token::Signals => 11 << KIND_AT,
-            Token::Exit(serial) => 12 << KIND_AT | serial,
-            Token::Control => 13 << KIND_AT,
-            Token::Client(number) => 14 << KIND_AT | number,
-            Token::Metrics => 15 << KIND_AT,
-            Token::Scraper(number) => 16 << KIND_AT | number,
+            Token::Sealed => 10 << KIND_AT,
+            Token::Terminal => 11 << KIND_AT,
+            Token::Signals => 12 << KIND_AT,
+            Token::Exit(serial) => 13 << KIND_AT | serial,
+            Token::Control => 14 << KIND_AT,
+            Token::Client(number) => 15 << KIND_AT | number,
+            Token::Metrics => 16 << KIND_AT,
+            Token::Scraper(number) => 17 << KIND_AT | number,
         }
     }
 
@@ -107,12 +110,13 @@ impl Token {
             7 => Token::Samples,
             8 => Token::Queues,
             9 => Token::Places,
-            10 => Token::Terminal,
-            11 => Token::Signals,
-            12 => Token::Exit(serial),
-            13 => Token::Control,
-            14 => Token::Client(serial),
-            15 => Token::Metrics,
+            10 => Token::Sealed,
+            11 => Token::Terminal,
+            12 => Token::Signals,
+            13 => Token::Exit(serial),
+            14 => Token::Control,
+            15 => Token::Client(serial),
+            16 => Token::Metrics,
             _last => Token::Scraper(serial),
         }
     }
@@ -219,6 +223,8 @@ pub(super) struct Context {
     pub(super) causes: Causes,
     /// What has happened, for `status` and the events.
     pub(super) journal: Journal,
+    /// The first process of the preload command that runs.
+    pub(super) preload_pid: Option<i32>,
     /// Whether another attempt to remove cgroups is scheduled.
     cgroup_removal_scheduled: bool,
 }
@@ -244,6 +250,7 @@ impl Context {
             deferred: DeferredQueue::default(),
             causes: Causes::default(),
             journal: Journal::default(),
+            preload_pid: None,
             cgroup_removal_scheduled: false,
         })
     }
@@ -346,6 +353,7 @@ mod tests {
             Token::Samples,
             Token::Queues,
             Token::Places,
+            Token::Sealed,
             Token::Terminal,
             Token::Signals,
             Token::Exit(SERIAL),

@@ -202,7 +202,7 @@ impl Control {
             Request::Reload { .. } => {
                 cx.request(Event::Reload, cause(peer));
                 done(Accepted {
-                    reload: Some(cx.policy.generation()),
+                    reload: Some(cx.policy.requested_generation()),
                     slots_total: Some(cx.policy.wanted()),
                     batch: Some(u32::try_from(cx.policy.reload_batch()).unwrap_or(u32::MAX)),
                     attempts: Some(cx.policy.attempts()),

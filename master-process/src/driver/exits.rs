@@ -235,9 +235,13 @@ impl Exits {
     }
 
     /// Reads the results of the helper thread.
-    pub(super) fn read_trees(&mut self, cx: &mut Context) {
+    pub(super) fn read_trees(&mut self, cx: &mut Context, starts: &mut Starts) {
         for found in cx.trees.take() {
-            self.found_tree(cx, &found);
+            if found.worker.is_preload() {
+                starts.preloads.found(cx, &found);
+            } else {
+                self.found_tree(cx, &found);
+            }
         }
         for (pid, started, worker) in cx.trees.owned() {
             cx.meter.adopt(worker, pid, started);

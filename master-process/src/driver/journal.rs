@@ -60,10 +60,7 @@ pub(super) fn note(cx: &mut Context, starts: &Starts, report: &Report, cause: &s
         }
         Report::ReloadFailed { generation, slot, attempts, cause, .. } => {
             let error = failure(cx, starts, slot, attempts, cause);
-            let began = cx.journal.reload.as_ref().map(|reload| reload.began);
-            let took = began.and_then(|began| began.elapsed().ok()).unwrap_or_default();
-            end_reload(cx, ReloadState::GivenUp, took, Some(error.clone()));
-            cx.journal.record(What::ReloadGivenUp { reload: generation, error: Box::new(error) });
+            fail_reload(cx, generation, error);
         }
         Report::RestartStarted { slot, worker } => {
             if worker.is_some() {
@@ -90,6 +87,8 @@ pub(super) fn note(cx: &mut Context, starts: &Starts, report: &Report, cause: &s
         Report::Slow { .. }
         | Report::Waits { .. }
         | Report::NoPlace { .. }
+        | Report::Preloaded { .. }
+        | Report::PreloadFailed { .. }
         | Report::Overdue { .. }
         | Report::DefaultDisabled { .. }
         | Report::WatchesItself { .. }
@@ -197,6 +196,14 @@ fn reload_started(cx: &mut Context, generation: u32, slots: usize, cause: &str) 
     });
 }
 
+/// A reload failed with this error.
+pub(super) fn fail_reload(cx: &mut Context, generation: u32, error: FailedReload) {
+    let began = cx.journal.reload.as_ref().map(|reload| reload.began);
+    let took = began.and_then(|began| began.elapsed().ok()).unwrap_or_default();
+    end_reload(cx, ReloadState::GivenUp, took, Some(error.clone()));
+    cx.journal.record(What::ReloadGivenUp { reload: generation, error: Box::new(error) });
+}
+
 fn end_reload(cx: &mut Context, state: ReloadState, took: Duration, error: Option<FailedReload>) {
     cx.journal.count_reload(state, took);
     if let Some(reload) = &mut cx.journal.reload {
@@ -233,7 +240,7 @@ fn failure(cx: &Context, starts: &Starts, slot: u32, attempts: u32, cause: Faile
             ("exec_failed", starts.last_failure().unwrap_or_else(|| "failed to start".to_owned()))
         }
     };
-    FailedReload { code: code.to_owned(), slot, attempts, message, output: Vec::new() }
+    FailedReload { code: code.to_owned(), slot: Some(slot), attempts, message, output: Vec::new() }
 }
 
 /// A worker gets no new connections, and is about to be stopped.

@@ -1,7 +1,7 @@
 //! Builds the spawn template from the configuration, and starts workers from it.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
@@ -18,14 +18,17 @@ use crate::sys::seccomp::{self, Calls, Filter};
 use crate::sys::spawn::{
     Directory, FinishedLaunch, Launch, SpawnArgs, SpawnError, SpawnStep, SpawnTemplate, Spawned, Spawner,
 };
-use crate::sys::{fds, path_lookup};
+use crate::sys::{fds, memfd, path_lookup};
+
+/// The descriptor of standard output.
+const STDOUT: i32 = 1;
 
 /// The directories in which a command without a slash is searched if `PATH` is not set; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// The variables that the supervisor sets for its workers, and their meaning for the documentation. Its own values of these
 /// are not passed on.
-const SET: [(&[&str], &str); 6] = [
+const SET: [(&[&str], &str); 7] = [
     (&["PPID"], "the supervisor's pid"),
     (&["WORKER_INDEX"], "the slot, from 0 on; a replacement keeps it"),
     (&["RELOAD_INDEX"], "how many reloads there have been"),
@@ -38,6 +41,11 @@ const SET: [(&[&str], &str); 6] = [
     (
         &["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"],
         "the sockets of `--listen` and of systemd's socket activation, from descriptor 3 on",
+    ),
+    (
+        &["PRELOAD_FILE"],
+        "with `--preload`: the path of a read-only file with the standard output of the command, `/proc/self/fd/N`. N is the \
+         number of a descriptor of it, after those of the sockets",
     ),
 ];
 
@@ -67,11 +75,24 @@ pub(super) struct Launcher {
     spawner: Spawner,
     command: String,
     directory: String,
+    /// The preload command, and the number of the file with its output in a worker.
+    preload: Option<Preload>,
     ready_fd: Option<i32>,
     /// The filter of the next workers, and the calls it intercepts. `None`: they get no filter.
     filter: Option<(Calls, Arc<Filter>)>,
     /// Whether workers get a filter at all.
     filters: bool,
+}
+
+/// The preload command.
+#[derive(Debug)]
+struct Preload {
+    template: Arc<SpawnTemplate>,
+    command: String,
+    /// The output of the current generation's command.
+    output: Option<OwnedFd>,
+    /// The descriptor of it in a worker.
+    number: i32,
 }
 
 impl Launcher {
@@ -97,21 +118,52 @@ impl Launcher {
         }
         // This is above every descriptor number that a worker receives, so no descriptor is overwritten while it is
         // copied.
-        let lowest = (3 + inherited.count()).max(ready_fd.map_or(0, |fd| fd + 1));
-        let environment = environment(std::env::vars_os(), config.login.as_ref(), &inherited, notify)?;
+        let first_free = 3 + inherited.count();
+        let lowest = first_free.max(ready_fd.map_or(0, |fd| fd + 1));
+        // After the sockets, beside the descriptor that `--ready notify:fd=N` has chosen.
+        let number = if ready_fd == Some(first_free) { first_free + 1 } else { first_free };
+        let lowest = if config.preload.is_some() { lowest.max(number + 1) } else { lowest };
+        let mut common = passed_on(std::env::vars_os(), config.login.as_ref());
+        common.push(format!("PPID={}", std::process::id()).into());
+        let environment = environment(common.clone(), &inherited, notify)?;
         let command = config.command.first().context("no command")?;
         let directory = directory(config)?;
         let named = directory.as_ref().map(|directory| directory.path.to_string_lossy().into_owned());
         let identity = config.identity.clone().filter(|identity| !is_ours(identity));
+        let capabilities = capabilities(config.ambient, identity.as_ref())?;
+        let nofile = Some(fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?);
+        let preload = config.preload.as_deref().map(|words| -> anyhow::Result<Preload> {
+            let command = words.first().context("no command")?;
+            let template = SpawnTemplate {
+                candidates: candidates(command, std::env::var_os("PATH").as_deref())?,
+                argv: words.iter().map(|word| c_string(word)).collect::<Result<_, _>>()?,
+                environment: common.iter().map(|text| c_string(text)).collect::<Result<_, _>>()?,
+                directory: directory.clone(),
+                umask: config.umask,
+                capabilities,
+                identity: identity.clone(),
+                nofile,
+                file_size: Some(config.preload_max),
+                stdin: Some(open_null(3)?),
+                inherited: Vec::new(),
+                filter_needs_no_new_privs: false,
+                no_new_privs: config.no_new_privs,
+                // Nobody else uses its output.
+                dies_with_us: true,
+            };
+            let command = command.to_string_lossy().into_owned();
+            Ok(Preload { template: Arc::new(template), command, output: None, number })
+        });
         let template = SpawnTemplate {
             candidates: candidates(command, std::env::var_os("PATH").as_deref())?,
             argv: config.command.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
             environment,
             directory,
             umask: config.umask,
-            capabilities: capabilities(config.ambient, identity.as_ref())?,
+            capabilities,
             identity,
-            nofile: Some(fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?),
+            nofile,
+            file_size: None,
             stdin: match config.stdin {
                 Stdin::Null => Some(open_null(lowest)?),
                 Stdin::Inherit => None,
@@ -128,6 +180,7 @@ impl Launcher {
             spawner: Spawner::new().context("mmap")?,
             command: command.to_string_lossy().into_owned(),
             directory: named.unwrap_or_default(),
+            preload: preload.transpose()?,
             ready_fd,
             filter: None,
             filters: config.share != Share::Off || watches_listen,
@@ -172,19 +225,55 @@ impl Launcher {
         cgroup: Option<OwnedFd>,
         foreground: bool,
     ) -> Result<(Launch, Option<OwnedFd>), SpawnError> {
-        let (ready_pipe, extra) = match self.ready_fd {
-            None => (None, None),
+        let mut extra = Vec::new();
+        let ready_pipe = match self.ready_fd {
+            None => None,
             Some(at) => {
                 let (reader, writer) = self.pipe(at)?;
-                (Some(reader), Some((writer, at)))
+                extra.push((writer, at));
+                Some(reader)
             }
         };
-        let variable = |name: &str, value: u32| CString::new(format!("{name}={value}")).unwrap_or_default();
-        let environment = vec![variable("RELOAD_INDEX", generation), variable("WORKER_INDEX", worker.slot)];
+        let mut environment =
+            vec![variable("RELOAD_INDEX", generation), variable("WORKER_INDEX", worker.slot)];
+        if let Some(Preload { output: Some(output), number, .. }) = &self.preload {
+            let lowest = self.ready_fd.map_or(0, |fd| fd).max(*number) + 1;
+            let file = memfd::open_for_reading(output.as_fd()).and_then(|file| fds::move_from(file, lowest));
+            extra.push((file.map_err(|error| descriptor_error(&error))?, *number));
+            environment.push(variable("PRELOAD_FILE", memfd::path(*number)));
+        }
         let filter = self.filter.as_ref().map(|(_, filter)| Arc::clone(filter));
         let args = SpawnArgs { filter, environment, extra, cgroup, foreground };
         let launch = self.spawner.start(&self.template, args)?;
         Ok((launch, ready_pipe))
+    }
+
+    /// Begins the start of the preload command of a generation, in the given cgroup, if any. It writes to `output`.
+    pub(super) fn start_preload(
+        &mut self,
+        generation: u32,
+        output: OwnedFd,
+        cgroup: Option<OwnedFd>,
+    ) -> Result<Launch, SpawnError> {
+        let Some(Preload { template, .. }) = &self.preload else {
+            return Err(SpawnError::new(SpawnStep::Exec, libc::ENOENT));
+        };
+        let output = fds::move_from(output, 3).map_err(|error| descriptor_error(&error))?;
+        let environment = vec![variable("RELOAD_INDEX", generation)];
+        let args = SpawnArgs { environment, extra: vec![(output, STDOUT)], cgroup, ..SpawnArgs::default() };
+        self.spawner.start(&Arc::clone(template), args)
+    }
+
+    /// The next workers get this output of the preload command.
+    pub(super) fn use_output(&mut self, output: OwnedFd) {
+        if let Some(preload) = &mut self.preload {
+            preload.output = Some(output);
+        }
+    }
+
+    /// The preload command as messages name it.
+    pub(super) fn preload_command(&self) -> &str {
+        self.preload.as_ref().map_or("", |preload| &preload.command)
     }
 
     /// The result of a finished start.
@@ -208,6 +297,14 @@ impl Launcher {
             .map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
         Ok((reader, made))
     }
+}
+
+fn variable(name: &str, value: impl std::fmt::Display) -> CString {
+    CString::new(format!("{name}={value}")).unwrap_or_default()
+}
+
+fn descriptor_error(error: &std::io::Error) -> SpawnError {
+    SpawnError::new(SpawnStep::Descriptor, error.raw_os_error().unwrap_or(libc::EMFILE))
 }
 
 /// Why the kernel refused a filter.
@@ -272,15 +369,13 @@ fn directory(config: &Config) -> anyhow::Result<Option<Directory>> {
     Ok(Some(Directory { path: c_string(path)?, variable: c_string(&pair("PWD".as_ref(), path))?, optional }))
 }
 
-/// The environment of all workers, except the variables of their directory.
+/// The environment of all workers, except the variables of their directory. `common` is what all that the supervisor starts has.
 fn environment(
-    variables: impl Iterator<Item = (OsString, OsString)>,
-    login: Option<&Login>,
+    common: Vec<OsString>,
     inherited: &InheritedListeners,
     notify: &NotifySocket,
 ) -> anyhow::Result<Vec<CString>> {
-    let mut environment = passed_on(variables, login);
-    environment.push(format!("PPID={}", std::process::id()).into());
+    let mut environment = common;
     environment.push(pair(OsStr::new("NOTIFY_SOCKET"), OsStr::from_bytes(&notify.address())));
     if inherited.count() > 0 {
         environment.push(format!("LISTEN_FDS={}", inherited.count()).into());

@@ -14,6 +14,7 @@ mod fd_store;
 mod gate;
 mod journal;
 mod launch;
+mod preload;
 mod samples;
 mod service_manager;
 pub mod signals;
@@ -38,7 +39,6 @@ use crate::sys::notify::NotifySocket;
 use crate::sys::pidfd;
 use crate::sys::poller::Poller;
 use crate::sys::signalfd::SignalFd;
-use crate::sys::spawn::SpawnError;
 use crate::tree::Trees;
 use calls::Calls;
 use causes::Asked;
@@ -53,6 +53,7 @@ pub use launch::worker_variables;
 use samples::Sampling;
 use service_manager::ServiceManager;
 use signals::Signals;
+pub use starts::FirstFailure;
 use starts::{Greeting, Starts};
 
 /// The number of starts before the loop handles other events. A start takes a fraction of a millisecond, and running
@@ -70,7 +71,7 @@ pub enum Ending {
     /// Too many workers exited early.
     GaveUp,
     /// The first start of the run failed.
-    CannotStart(SpawnError),
+    CannotStart(FirstFailure),
 }
 
 /// The running supervisor.
@@ -126,7 +127,7 @@ impl Driver {
             signals: Signals::new(config, signals, cx.now()),
             cx,
             notify,
-            starts: Starts::new(launcher, greeting),
+            starts: Starts::new(launcher, greeting, (config.preload_max, config.ready_timeout)),
             gate: Gate::new(config),
             calls: Calls::default(),
             exits: Exits::new(config),
@@ -191,12 +192,13 @@ impl Driver {
             Token::Calls(serial) => calls::answer_call(cx, &mut self.exits, serial),
             Token::ReadyPipe(serial) => calls::read_ready_pipe(cx, serial),
             Token::Scans => calls::read_scans(cx),
-            Token::Trees => self.exits.read_trees(cx),
+            Token::Trees => self.exits.read_trees(cx, &mut self.starts),
             Token::Inspected => samples::read_inspection(cx),
             Token::Measuring => self.sampling.begun(cx, &self.signals.tty),
             Token::Samples => self.sampling.read(cx),
             Token::Queues => calls::read_queues(cx),
             Token::Places => self.gate.read(cx),
+            Token::Sealed => self.starts.preloads.read_sealed(cx),
             Token::Terminal => self.signals.tty.check(cx),
             Token::Signals => self.signals.read(cx),
             Token::Exit(serial) => {
@@ -266,6 +268,13 @@ impl Driver {
                     let foreground = self.signals.tty.next_worker_is_in_foreground(&cx.workers);
                     self.starts.launch(cx, worker, generation, foreground);
                 }
+                Action::Preload { id, generation } => {
+                    starts += 1;
+                    self.starts.launch_preload(cx, id, generation);
+                }
+                Action::StopPreload(id) => self.starts.preloads.stop(cx, id),
+                Action::KillPreload(id) => self.starts.preloads.kill(cx, id),
+                Action::UsePreload(id) => self.starts.use_preload(id),
                 Action::RequestPlace => self.gate.give(cx),
                 Action::ReleasePlace => self.gate.release(cx),
                 Action::Target(target) => cx.broker.set_target(now, target),
@@ -330,6 +339,9 @@ impl Driver {
 
     fn report(&mut self, event: &Report) {
         let cx = &mut self.cx;
+        if self.starts.reports_preload(cx, event) {
+            return;
+        }
         let cause = asked(event).map(|asked| cx.causes.take(asked));
         journal::note(cx, &self.starts, event, cause.as_deref().unwrap_or_default());
         if let Report::LaunchFailed { worker, next } = *event {
@@ -368,6 +380,8 @@ fn asked(event: &Report) -> Option<Asked> {
         | Report::Late { .. }
         | Report::LaunchFailed { .. }
         | Report::NoPlace { .. }
+        | Report::Preloaded { .. }
+        | Report::PreloadFailed { .. }
         | Report::Overdue { .. }
         | Report::OverLimit { .. }
         | Report::DefaultDisabled { .. }
@@ -407,6 +421,8 @@ fn report_not_ready(cx: &Context, event: &Report) -> bool {
         }
         Report::Ready { .. }
         | Report::NoPlace { .. }
+        | Report::Preloaded { .. }
+        | Report::PreloadFailed { .. }
         | Report::Died { .. }
         | Report::Left { .. }
         | Report::LaunchFailed { .. }

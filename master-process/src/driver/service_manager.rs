@@ -338,8 +338,14 @@ fn status(cx: &mut Context, left: Option<u32>) -> String {
             }
             (Some((ReloadState::GivenUp, _)), _) => {
                 let error = reload.error.as_ref();
-                let why = error.map(|error| format!(": slot {}: {}", error.slot, error.message));
-                write!(text, ", reload {number} failed{}", why.unwrap_or_default())
+                let slot = error.and_then(|error| error.slot).map(|slot| format!(": slot {slot}"));
+                let why = error.map(|error| format!(": {}", error.message));
+                write!(
+                    text,
+                    ", reload {number} failed{}{}",
+                    slot.unwrap_or_default(),
+                    why.unwrap_or_default()
+                )
             }
             (None, None) | (Some(_), _) => write!(text, ", reload {number}"),
         };

@@ -7,7 +7,8 @@ use rustix::process::{Resource, getrlimit};
 use super::context::Context;
 use super::workers::Entry;
 use crate::control::{
-    Process, Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker, WorkerState, seconds, time,
+    Preload, Process, Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker, WorkerState, seconds,
+    time,
 };
 use crate::policy::{self, WorkerView};
 use crate::share::{AcceptQueues, QueueTotals};
@@ -26,6 +27,7 @@ pub(super) struct Identity {
 
 /// The state now.
 pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
+    let preload = cx.policy.preloads().map(|generation| Preload { generation, pid: cx.preload_pid });
     let uptime = cx.journal.uptime();
     let queues = cx.broker.accept_queues(cx.now());
     let workers = workers(cx, identity, &queues);
@@ -67,6 +69,7 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
         restarts_last_hour: cx.journal.restarts_last_hour(uptime),
         addresses: cx.broker.addresses(),
         reload: reload(cx),
+        preload,
         reloads_total: cx.journal.reloads().0,
         reload_duration_seconds: cx.journal.reloads().1,
         process: process(),

@@ -13,9 +13,10 @@ use tracing::{debug, warn};
 
 use super::context::{Context, Deferred, Token};
 use super::launch::Launcher;
-use super::samples;
+use super::preload::Preloads;
+use super::{journal, samples};
 use crate::control::What;
-use crate::policy::{Event, LaunchFailure, Next, Time, WorkerId};
+use crate::policy::{Event, LaunchFailure, Next, Report, Time, WorkerId};
 use crate::report;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::spawn::{FinishedLaunch, Launch, SpawnError, SpawnStep, Spawned};
@@ -69,6 +70,8 @@ struct Begun {
 /// that failed.
 pub(super) struct Starts {
     launcher: Launcher,
+    /// The preload commands that run.
+    pub(super) preloads: Preloads,
     /// The starts that the loop waits for, the oldest first.
     current: VecDeque<Start>,
     /// Those that it no longer waits for.
@@ -80,7 +83,7 @@ pub(super) struct Starts {
     /// The errors of failed starts that are not reported yet, by the worker's serial.
     failures: HashMap<u64, SpawnError>,
     /// The error of the first start, if it ends the run.
-    first_failure: Option<SpawnError>,
+    first_failure: Option<FirstFailure>,
 }
 
 /// What the log says once the first worker runs.
@@ -88,6 +91,15 @@ pub(super) struct Starts {
 pub(super) struct Greeting {
     pub(super) workers: u32,
     pub(super) shares: bool,
+}
+
+/// The start that ended the run.
+#[derive(Debug)]
+pub struct FirstFailure {
+    /// Why it failed.
+    pub error: SpawnError,
+    /// Whether it was that of the preload command, not of a worker.
+    pub is_preload: bool,
 }
 
 /// A start that was abandoned.
@@ -99,9 +111,14 @@ struct Abandoned {
 }
 
 impl Starts {
-    pub(super) fn new(launcher: Launcher, greeting: Greeting) -> Starts {
+    pub(super) fn new(
+        launcher: Launcher,
+        greeting: Greeting,
+        (preload_max, timeout): (u64, Duration),
+    ) -> Starts {
         Starts {
             launcher,
+            preloads: Preloads::new(preload_max, timeout),
             current: VecDeque::new(),
             late: HashMap::new(),
             abandoned: HashMap::new(),
@@ -112,8 +129,9 @@ impl Starts {
     }
 
     /// The error that ended the run, if one did.
-    pub(super) fn into_failure(self) -> Option<SpawnError> {
-        self.first_failure.or_else(|| self.failures.into_values().next())
+    pub(super) fn into_failure(self) -> Option<FirstFailure> {
+        let of_worker = |error| FirstFailure { error, is_preload: false };
+        self.first_failure.or_else(|| self.failures.into_values().next().map(of_worker))
     }
 
     /// The start that this child belongs to.
@@ -122,7 +140,8 @@ impl Starts {
         let current = self.current.iter().map(|start| (&start.worker.serial, &start.launch));
         let abandoned = self.abandoned.iter().map(|(serial, start)| (serial, &start.launch));
         let mut all = late.chain(current).chain(abandoned);
-        all.find(|(_, launch)| launch.pid() == pid).map(|(serial, _)| *serial)
+        let start = all.find(|(_, launch)| launch.pid() == pid).map(|(serial, _)| *serial);
+        start.or_else(|| self.preloads.is_first(pid))
     }
 
     /// Late starts that are finished: the program runs, or the start failed.
@@ -162,6 +181,41 @@ impl Starts {
         }
     }
 
+    /// Begins to start a preload command, as [`launch`](Self::launch) does with a worker.
+    pub(super) fn launch_preload(&mut self, cx: &mut Context, id: WorkerId, generation: u32) {
+        if self.is_full() {
+            return self.not_launched(cx, id, SpawnError::new(SpawnStep::Clone, libc::EAGAIN));
+        }
+        let since = cx.now();
+        let output = match self.preloads.make_output(id) {
+            Ok(output) => output,
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(libc::EMFILE);
+                return self.not_launched(cx, id, SpawnError::new(SpawnStep::Descriptor, errno));
+            }
+        };
+        let cgroup = cx.trees.make_cgroup(id);
+        let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
+        let started_at = cx.trees.begin_start();
+        let started = self.launcher.start_preload(generation, output, into);
+        cx.trees.start_begun(started.as_ref().ok().map(Launch::pid));
+        match started {
+            Ok(launch) => {
+                let begun = Begun { generation, ready_pipe: None, cgroup, foreground: false, started_at };
+                self.current.push_back(Start { worker: id, launch, begun, since });
+                self.finish_oldest(cx);
+            }
+            Err(failure) => self.not_launched(cx, id, failure),
+        }
+    }
+
+    /// The next workers get the output of this preload command.
+    pub(super) fn use_preload(&mut self, id: WorkerId) {
+        if let Some(output) = self.preloads.take_complete(id) {
+            self.launcher.use_output(output);
+        }
+    }
+
     /// Waits for the oldest start in progress. Returns false if there is none.
     pub(super) fn finish_oldest(&mut self, cx: &mut Context) -> bool {
         let Some(Start { worker, launch, begun, since }) = self.current.pop_front() else {
@@ -186,6 +240,9 @@ impl Starts {
 
     /// Checks a start that is late, or was abandoned.
     pub(super) fn check(&mut self, cx: &mut Context, serial: u64, checks: u32) {
+        if self.preloads.check(cx, serial) {
+            return;
+        }
         if let Some(Start { worker, launch, begun, since }) = self.late.remove(&serial) {
             let launch = match launch.wait(Duration::ZERO) {
                 Ok(over) => return self.finish(cx, worker, over, begun),
@@ -271,6 +328,12 @@ impl Starts {
         let Begun { generation, ready_pipe, cgroup, foreground: _, started_at } = begun;
         self.greet();
         let (serial, pid) = (worker.serial, spawned.pid);
+        if worker.is_preload() {
+            self.first_failure = None;
+            let cgroup = cgroup.filter(|cgroup| spawned.in_cgroup || cgroup.enter(pid).is_ok());
+            cx.trees.started(worker, generation, pid, cgroup, started_at);
+            return self.preloads.launched(cx, worker, pid, spawned.pidfd);
+        }
         cx.watch(spawned.pidfd.as_fd(), Token::Exit(serial));
         if let Some(pipe) = &ready_pipe {
             cx.watch(pipe.as_fd(), Token::ReadyPipe(serial));
@@ -309,13 +372,22 @@ impl Starts {
     }
 
     fn not_launched(&mut self, cx: &mut Context, worker: WorkerId, failure: SpawnError) {
-        cx.broker.leave(cx.now(), worker.serial, true);
-        cx.broker.forget(worker.serial);
         let kind = match failure.within {
             Some(_) => LaunchFailure::NoAnswer,
             None if failure.is_passing() => LaunchFailure::Passing,
             None => LaunchFailure::Lasting,
         };
+        if worker.is_preload() {
+            let why = report::start_failure(&failure, Some(self.launcher.preload_command()));
+            self.preloads.not_launched(worker, format!("failed to start: {why}"));
+            if !self.has_greeted() {
+                // If it ends the run, `main` reports it.
+                self.first_failure = Some(FirstFailure { error: failure, is_preload: true });
+            }
+            return cx.event(Event::PreloadNotLaunched(worker, kind));
+        }
+        cx.broker.leave(cx.now(), worker.serial, true);
+        cx.broker.forget(worker.serial);
         if !cx.policy.expects_end(worker) {
             self.failures.insert(worker.serial, failure);
         }
@@ -345,12 +417,27 @@ impl Starts {
         Some(report::start_failure(failure, Some(self.launcher.command())))
     }
 
+    /// Reports the end of a preload command. Returns false if the report is about something else.
+    pub(super) fn reports_preload(&mut self, cx: &mut Context, event: &Report) -> bool {
+        if let Report::Preloaded { id, generation, took } = *event {
+            self.preloads.report_complete(cx, id, generation, took);
+        } else if let Report::PreloadFailed { id, generation, cause, next, reload } = *event {
+            let error = self.preloads.report_failure(cx, id, generation, (cause, next));
+            if reload {
+                journal::fail_reload(cx, generation, error);
+            }
+        } else {
+            return false;
+        }
+        true
+    }
+
     /// Reports why a worker could not be started.
     pub(super) fn report_failure(&mut self, cx: &Context, worker: WorkerId, next: Next) {
         let Some(failure) = self.failures.remove(&worker.serial) else { return };
         if next == Next::Nothing {
             // `main` reports the failure of the first start, and exits with the matching code.
-            self.first_failure = Some(failure);
+            self.first_failure = Some(FirstFailure { error: failure, is_preload: false });
             return;
         }
         let in_directory = failure.step == SpawnStep::Directory;

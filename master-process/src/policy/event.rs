@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::limits::Limit;
+use super::preload::{AfterPreload, PreloadFailure};
 
 /// One start of one worker. Unlike a pid, it is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,6 +82,12 @@ pub enum Event {
     LaunchFailed(WorkerId, LaunchFailure),
     /// A worker sent a readiness signal.
     ReadySignal(WorkerId, ReadySignal),
+    /// The command of an [`Action::Preload`] runs.
+    PreloadLaunched(WorkerId),
+    /// The command of an [`Action::Preload`] failed to start.
+    PreloadNotLaunched(WorkerId, LaunchFailure),
+    /// A preload command has ended, with all its processes. `true`: it succeeded, and its output can be used.
+    PreloadEnded(WorkerId, bool),
     /// A place at the gate is ours, for the start that waits for it: [`Action::RequestPlace`].
     PlaceGiven,
     /// The result of an [`Action::CheckQueue`].
@@ -169,6 +176,20 @@ pub enum Action {
         /// The generation: its `RELOAD_INDEX`.
         generation: u32,
     },
+    /// Run the preload command of this generation; answered by `PreloadLaunched` or `PreloadNotLaunched`, and by
+    /// `PreloadEnded`.
+    Preload {
+        /// Its id.
+        id: WorkerId,
+        /// The generation: its `RELOAD_INDEX`.
+        generation: u32,
+    },
+    /// Send all processes of this preload command the stop signal: it is not needed any more.
+    StopPreload(WorkerId),
+    /// Kill all processes of this preload command.
+    KillPreload(WorkerId),
+    /// Pass the output of this preload command to the next workers, in the place of the earlier one.
+    UsePreload(WorkerId),
     /// A start waits for a place at the gate. Answered by [`Event::PlaceGiven`] as soon as there is one, and again as long as
     /// [`Supervisor::awaits_place`](super::Supervisor::awaits_place).
     RequestPlace,
@@ -259,10 +280,32 @@ pub enum Report {
         /// What happens next.
         next: Next,
     },
+    /// The preload command of a generation is complete: the workers of the generation can start.
+    Preloaded {
+        /// The command.
+        id: WorkerId,
+        /// The generation.
+        generation: u32,
+        /// Its duration.
+        took: Duration,
+    },
+    /// A preload command failed.
+    PreloadFailed {
+        /// The command.
+        id: WorkerId,
+        /// The generation.
+        generation: u32,
+        /// The kind of the failure.
+        cause: PreloadFailure,
+        /// What happens next.
+        next: AfterPreload,
+        /// Whether the reload to this generation has failed with it.
+        reload: bool,
+    },
     /// A start has waited for a place at the gate for long enough, and begins without one.
     NoPlace {
-        /// The slot of the start.
-        slot: u32,
+        /// The slot of the start; `None`: a preload command.
+        slot: Option<u32>,
         /// The time that it waited.
         after: Duration,
     },

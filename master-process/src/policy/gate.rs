@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::preload::PRELOAD;
 use super::slot::Slot;
 use super::supervisor::{Supervisor, index};
 use super::{Action, Report, Time, WorkerId};
@@ -94,7 +95,7 @@ impl Supervisor {
         let until = since.after(self.longest_wait(id));
         if until <= now {
             if self.gate.leave(id).is_some() {
-                self.push(Report::NoPlace { slot: id, after: now.since(since) });
+                self.push(Report::NoPlace { slot: (id != PRELOAD).then_some(id), after: now.since(since) });
             }
             return false;
         }
@@ -111,6 +112,9 @@ impl Supervisor {
 
     /// The replacement of a crashed worker waits no longer than the throttle lets others wait: nobody serves its slot.
     fn longest_wait(&self, id: u32) -> Duration {
+        if id == PRELOAD {
+            return LONGEST_WAIT;
+        }
         let slot = &self.slots[index(id)];
         let replaces_crashed = slot.serving.is_none() && slot.has_run;
         if replaces_crashed { self.settings.throttle.min(LONGEST_WAIT) } else { LONGEST_WAIT }
@@ -128,6 +132,14 @@ impl Supervisor {
     /// A place is free for the next start.
     pub(super) fn place_given(&mut self, now: Time) {
         while let Some(id) = self.gate.take_first() {
+            if id == PRELOAD {
+                if !self.wants_preload() {
+                    continue;
+                }
+                let worker = self.launch_preload();
+                self.gate.holders.insert(id, Holder { worker, until: now.after(LONGEST_HOLD) });
+                return self.reconcile_preload(now);
+            }
             if !self.wants_launch(id) {
                 continue;
             }
@@ -142,7 +154,11 @@ impl Supervisor {
     pub(super) fn release_place(&mut self, id: u32, now: Time) {
         let Some(holder) = self.gate.holders.get(&id) else { return };
         let starts = |slot: &Slot| slot.starting.as_ref().is_some_and(|start| start.worker == holder.worker);
-        if !starts(&self.slots[index(id)]) || holder.until <= now {
+        let starts = match id {
+            PRELOAD => self.is_preload_starting(holder.worker),
+            _slot => starts(&self.slots[index(id)]),
+        };
+        if !starts || holder.until <= now {
             self.gate.holders.remove(&id);
             self.actions.push_back(Action::ReleasePlace);
         }

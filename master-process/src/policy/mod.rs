@@ -9,6 +9,7 @@ mod event;
 mod gate;
 mod hangup;
 mod limits;
+mod preload;
 mod reconcile;
 mod reload;
 mod replacements;
@@ -31,6 +32,7 @@ pub use event::{
 };
 pub use hangup::{Hangup, Hangups};
 pub use limits::Limit;
+pub use preload::{AfterPreload, PRELOAD, PreloadFailure};
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};
 pub use time::Time;

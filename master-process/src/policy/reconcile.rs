@@ -17,6 +17,7 @@ impl Supervisor {
         for id in 0..slots {
             self.reconcile(id, now);
         }
+        self.reconcile_preload(now);
     }
 
     /// Reconciles a slot, and then the slots that may be replaced now.
@@ -190,6 +191,7 @@ impl Supervisor {
         let replace = || self.rollout.as_ref().is_some_and(|rollout| rollout.is_active(id));
         self.mode == Mode::Running
             && id < self.wanted
+            && self.is_preloaded()
             && slot.starting.is_none()
             && slot
                 .serving

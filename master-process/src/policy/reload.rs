@@ -71,7 +71,18 @@ impl Supervisor {
         if self.mode != Mode::Running {
             return;
         }
-        self.generation += 1;
+        self.requested_generation += 1;
+        let (generation, slots) = (self.requested_generation, index(self.wanted));
+        self.push(Report::ReloadStarted { generation, slots });
+        if self.settings.preload {
+            return self.reload_after_preload(now);
+        }
+        self.begin_generation(generation, now, now);
+    }
+
+    /// The new generation begins: a reload of all slots, which was requested at `since`.
+    pub(super) fn begin_generation(&mut self, generation: u32, since: Time, now: Time) {
+        self.generation = generation;
         self.replacements.clear();
         self.restore_default_memory_limit();
         let (mut serving, mut empty) = (VecDeque::new(), BTreeSet::new());
@@ -88,10 +99,8 @@ impl Supervisor {
                 empty.insert(id);
             }
         }
-        let slots = index(self.wanted);
-        let batch = self.settings.batch_of(slots);
-        self.set_rollout(Some(Rollout::new(now, batch, serving, empty)));
-        self.push(Report::ReloadStarted { generation: self.generation, slots });
+        let batch = self.settings.batch_of(index(self.wanted));
+        self.set_rollout(Some(Rollout::new(since, batch, serving, empty)));
         self.reconcile_all(now);
     }
 

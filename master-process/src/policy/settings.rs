@@ -29,6 +29,8 @@ pub struct Settings {
     pub reload_attempts: u32,
     /// Whether starts wait for the places of the host: see [`Config::start_gate`].
     pub start_gate: bool,
+    /// Whether a command runs before the first worker of each generation: see [`Config::preload`].
+    pub preload: bool,
     /// See [`Limits`].
     pub limits: Limits,
     /// Whether a worker gets a signal when it uses much memory.
@@ -49,6 +51,7 @@ impl From<&Config> for Settings {
             reload_batch: config.reload_batch,
             reload_attempts: config.reload_attempts,
             start_gate: config.start_gate.is_some(),
+            preload: config.preload.is_some(),
             limits: config.limits,
             signals_high_memory: config.memory_high_signal.is_some(),
         }

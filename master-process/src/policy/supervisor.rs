@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::gate::Gate;
+use super::preload::{PRELOAD, Preload};
 use super::reload::Rollout;
 use super::replacements::ReplacementQueue;
 use super::slot::{Logged, Slot, StartPhase, Starting, StopPhase};
@@ -57,6 +58,9 @@ pub struct Supervisor {
     pub(super) wanted: u32,
     pub(super) slots: Vec<Slot>,
     pub(super) generation: u32,
+    /// The generation of the last requested reload. Until its preload command is complete, it is not the current one.
+    pub(super) requested_generation: u32,
+    pub(super) preload: Preload,
     pub(super) rollout: Option<Rollout>,
     pub(super) restart_limiter: RestartLimiter,
     pub(super) timers: Timers,
@@ -86,6 +90,8 @@ impl Supervisor {
             wanted: settings.workers,
             slots: Vec::new(),
             generation: 0,
+            requested_generation: 0,
+            preload: if settings.preload { Preload::first(now) } else { Preload::default() },
             rollout: None,
             restart_limiter: RestartLimiter::new(settings.give_up),
             timers: Timers::default(),
@@ -111,6 +117,9 @@ impl Supervisor {
             Event::Launched(worker) => self.launched(now, worker),
             Event::LaunchFailed(worker, failure) => self.launch_failed(now, worker, failure),
             Event::ReadySignal(worker, signal) => self.ready_signal(now, worker, signal),
+            Event::PreloadLaunched(id) => self.preload_launched(now, id),
+            Event::PreloadNotLaunched(id, failure) => self.preload_not_launched(now, id, failure),
+            Event::PreloadEnded(id, complete) => self.preload_ended(now, id, complete),
             Event::PlaceGiven => self.place_given(now),
             Event::Queue(worker, queue) => self.queue_checked(now, worker, queue),
             Event::Died(worker) => self.died(now, worker),
@@ -137,6 +146,10 @@ impl Supervisor {
     /// Handles what is due at this time.
     pub fn advance(&mut self, now: Time) {
         while let Some(slot) = self.timers.due(now) {
+            if slot == PRELOAD {
+                self.preload_due(now);
+                continue;
+            }
             self.slots[index(slot)].timer = None;
             self.reconcile(slot, now);
         }
@@ -153,6 +166,11 @@ impl Supervisor {
                 self.reconcile(worker.slot, now);
                 continue;
             }
+            if let Action::Preload { id, .. } = action
+                && self.drop_cancelled_preload(now, id)
+            {
+                continue;
+            }
             return Some(action);
         }
     }
@@ -166,13 +184,18 @@ impl Supervisor {
     pub fn outcome(&self) -> Option<Outcome> {
         match self.mode {
             Mode::Running => None,
-            Mode::Stopping { outcome, .. } => self.slots.iter().all(Slot::is_empty).then_some(outcome),
+            Mode::Stopping { outcome, .. } => {
+                (self.preload.is_idle() && self.slots.iter().all(Slot::is_empty)).then_some(outcome)
+            }
         }
     }
 
     /// Whether a worker was being stopped, so that its end loses no connection. A worker on standby was not, although
     /// a successor serves: addresses that the successor does not serve are kept until it has passed its probation.
     pub fn expects_end(&self, worker: WorkerId) -> bool {
+        if worker.is_preload() {
+            return self.expects_end_of_preload(worker);
+        }
         let slot = self.slots.get(index(worker.slot));
         slot.is_some_and(|slot| slot.stopping.iter().any(|stopping| stopping.worker == worker))
     }

@@ -96,6 +96,13 @@ impl RestartLimiter {
         RestartLimiter { limit, deaths: VecDeque::new() }
     }
 
+    /// Whether one more early exit would reach the limit.
+    pub(super) fn is_next_last(&self, now: Time) -> bool {
+        let recent = |limit: GiveUp| self.deaths.iter().filter(|at| now.since(**at) <= limit.within).count();
+        self.limit
+            .is_some_and(|limit| recent(limit) + 1 >= usize::try_from(limit.deaths).unwrap_or(usize::MAX))
+    }
+
     /// Counts an early exit; returns the limit when it is reached.
     pub(super) fn early_death(&mut self, now: Time) -> Option<GiveUp> {
         let limit = self.limit?;

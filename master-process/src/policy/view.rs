@@ -50,6 +50,11 @@ impl Supervisor {
         self.generation
     }
 
+    /// The generation of the last requested reload, which is not the current one while its preload command runs.
+    pub fn requested_generation(&self) -> u32 {
+        self.requested_generation
+    }
+
     /// Whether the limits of all workers are paused.
     pub fn is_paused(&self) -> bool {
         self.paused
@@ -72,7 +77,9 @@ impl Supervisor {
 
     /// The reload in progress.
     pub fn reload_progress(&self) -> Option<Progress> {
-        self.rollout.as_ref().map(|rollout| Progress { left: rollout.count_left(), since: rollout.since })
+        let preloads = self.preload.reload_since().map(|since| Progress { left: index(self.wanted), since });
+        let rollout = self.rollout.as_ref();
+        preloads.or(rollout.map(|rollout| Progress { left: rollout.count_left(), since: rollout.since }))
     }
 
     /// The number of slots, of which those from [`Self::wanted`] on are being removed.

@@ -8,7 +8,7 @@ use tracing::{debug, error, info, warn};
 use super::exit_report::{Cause, Used};
 use super::{ExitReport, Size, Span};
 use crate::policy::{
-    FailedStart, Limit, Measured, Next, NoPss, OverLimit, ReadyBy, ReadySignal, Report, WorkerId,
+    FailedStart, Limit, Measured, Next, NoPss, OverLimit, PRELOAD, ReadyBy, ReadySignal, Report, WorkerId,
 };
 use crate::sys::spawn::SpawnError;
 
@@ -23,6 +23,9 @@ pub struct Named {
 
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.slot == PRELOAD {
+            return f.write_str("the preload command");
+        }
         match self.pid {
             Some(pid) => write!(f, "worker {} (pid {pid})", self.slot),
             None => write!(f, "worker {}", self.slot),
@@ -80,6 +83,8 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
         Report::LaunchFailed { .. }
         | Report::Stopping { .. }
         | Report::ReloadStarted { .. }
+        | Report::Preloaded { .. }
+        | Report::PreloadFailed { .. }
         | Report::Scaled { .. }
         | Report::RestartStarted { .. }
         | Report::Monitoring { .. }
@@ -89,10 +94,8 @@ pub fn note(note: &Report, named: impl Fn(WorkerId) -> Named, exit: &ExitReport)
         | Report::ReloadFailed { .. } => {}
         Report::NoPlace { slot, after } => {
             let after = Span(after);
-            info!(
-                worker = slot,
-                "no place at the start gate within {after}: starting worker {slot} without one"
-            );
+            let start = slot.map_or("the preload command".to_owned(), |slot| format!("worker {slot}"));
+            info!(worker = slot, "no place at the start gate within {after}: starting {start} without one");
         }
         Report::Overdue { worker, after } => {
             let (worker, after) = (named(worker), Span(after));

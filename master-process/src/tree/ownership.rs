@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rustix::process::Pid;
 
+use crate::policy::PRELOAD;
 use crate::sys::peer::Environment;
 
 /// The facts about a worker's process tree.
@@ -157,7 +158,12 @@ pub(super) fn read_environment(
     let is_ours = environment.get("NOTIFY_SOCKET").is_some_and(|address| address == notify_socket)
         || environment.number("PPID") == u32::try_from(supervisor.as_raw_pid()).ok();
     is_ours.then_some(())?;
-    Some((environment.number("WORKER_INDEX")?, environment.number("RELOAD_INDEX")?))
+    // Of what the supervisor starts, only a preload command has no slot.
+    let slot = match environment.get("WORKER_INDEX") {
+        Some(_) => environment.number("WORKER_INDEX")?,
+        None => PRELOAD,
+    };
+    Some((slot, environment.number("RELOAD_INDEX")?))
 }
 
 #[cfg(test)]
@@ -343,7 +349,8 @@ mod tests {
         assert_eq!(read("NOTIFY_SOCKET=/run/b/notify RELOAD_INDEX=3 WORKER_INDEX=7"), None);
         assert_eq!(read("A=1 PPID=42 RELOAD_INDEX=3 WORKER_INDEX=7"), Some((7, 3)));
         assert_eq!(read("PPID=43 RELOAD_INDEX=3 WORKER_INDEX=7"), None);
-        assert_eq!(read("PPID=42 RELOAD_INDEX=3"), None);
+        assert_eq!(read("PPID=42 RELOAD_INDEX=3"), Some((PRELOAD, 3)));
+        assert_eq!(read("PPID=42 RELOAD_INDEX=3 WORKER_INDEX="), None);
         assert_eq!(read("PPID=42 RELOAD_INDEX=x WORKER_INDEX=7"), None);
     }
 }

@@ -52,6 +52,8 @@ const GARBAGE: &[(&str, &[&str])] = &[
     ("--ready-timeout", &["late", "-60s"]),
     ("--reload-batch", &["0", "-1", "0%", "101%", "%", "half", "1.5", "all%"]),
     ("--reload-attempts", &["0", "-3", "three", "1.5"]),
+    ("--preload", &["'a", "''", "#"]),
+    ("--preload-max", &["0", "0B", "100", "-1KiB", "off", "many"]),
     ("--start-gate", &["0", "-1", "on", "1.5", "4097", "4 "]),
     (
         "--listen",

@@ -30,6 +30,7 @@ mod nodejs_module;
 mod notify;
 mod orphans;
 mod pid_one;
+mod preload;
 mod programs;
 mod ready;
 mod ready_addresses;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::sim::{Sim, settings};
+use super::sim::{Command, Sim, settings};
 use crate::config::Batch;
 use crate::policy::{Event, LaunchFailure, Pss, Queue, Settings, WorkerId};
 
@@ -28,6 +28,10 @@ enum Step {
     IsNotShared,
     PauseLimits,
     PlaceGiven,
+    CommandStarts,
+    CommandFails,
+    CommandEnds,
+    CommandSucceeds,
     Restart,
     UntilDue,
     LongTime,
@@ -90,6 +94,25 @@ const GATED: [Step; 12] = [
     Step::LongTime,
 ];
 
+/// The steps for generations that a preload command precedes.
+const PRELOADED: [Step; 15] = [
+    Step::Launch,
+    Step::ReadyOldest,
+    Step::DieOldest,
+    Step::Leave,
+    Step::Reload,
+    Step::Stop,
+    Step::ScaleUp,
+    Step::ScaleDown,
+    Step::Restart,
+    Step::CommandStarts,
+    Step::CommandFails,
+    Step::CommandEnds,
+    Step::CommandSucceeds,
+    Step::UntilDue,
+    Step::LongTime,
+];
+
 /// Plays a step if it is possible, and returns whether it was.
 fn play(sim: &mut Sim, step: Step) -> bool {
     let launching = sim.find(|process| !process.running);
@@ -124,10 +147,24 @@ fn play(sim: &mut Sim, step: Step) -> bool {
         Step::PauseLimits => happens(sim, Event::ToggleMonitoring),
         // At any moment, also when no start waits any more.
         Step::PlaceGiven => sim.free_places > 0 && gives_place(sim),
+        Step::CommandStarts => of_command(sim, |command| !command.running, Sim::launch_command),
+        Step::CommandFails => {
+            of_command(sim, |command| !command.running, |sim| sim.fail_command(LaunchFailure::NoAnswer))
+        }
+        Step::CommandEnds => of_command(sim, |command| command.running, |sim| sim.end_command(false)),
+        Step::CommandSucceeds => of_command(sim, |command| command.running, |sim| sim.end_command(true)),
         Step::Restart => happens(sim, Event::Restart(0)),
         Step::UntilDue => sim.policy.deadline().is_some_and(|at| passes(sim, at.since(sim.now))),
         Step::LongTime => passes(sim, Duration::from_secs(20)),
     }
+}
+
+fn of_command(sim: &mut Sim, is_possible: impl Fn(&Command) -> bool, what: impl Fn(&mut Sim)) -> bool {
+    let possible = sim.command.as_ref().is_some_and(is_possible);
+    if possible {
+        what(sim);
+    }
+    possible
 }
 
 fn samples(sim: &mut Sim, running: &[WorkerId], memory: u64) -> bool {
@@ -256,4 +293,32 @@ fn every_short_history_of_starts_that_wait_for_a_place_keeps_the_invariants() {
         walk(&sim, &GATED, 6, &mut walked);
         assert!(walked > 10_000, "only {walked} histories");
     }
+}
+
+#[test]
+fn every_short_history_of_generations_with_a_preload_command_keeps_the_invariants() {
+    for warm in [false, true] {
+        let mut settings = settings(2);
+        (settings.preload, settings.reload_attempts) = (true, 1);
+        let mut sim = Sim::new(settings);
+        if warm {
+            sim.run_smoothly();
+            sim.event(Event::Reload);
+        }
+        let mut walked = 0;
+        walk(&sim, &PRELOADED, 5, &mut walked);
+        assert!(walked > 10_000, "only {walked} histories");
+    }
+}
+
+#[test]
+fn every_short_history_of_a_preload_command_that_waits_for_a_place_keeps_the_invariants() {
+    let mut settings = settings(1);
+    (settings.preload, settings.start_gate) = (true, true);
+    let mut sim = Sim::new(settings);
+    sim.free_places = 1;
+    let steps = [&PRELOADED[..], &[Step::PlaceGiven]].concat();
+    let mut walked = 0;
+    walk(&sim, &steps, 6, &mut walked);
+    assert!(walked > 10_000, "only {walked} histories");
 }

@@ -6,6 +6,7 @@ mod hangup;
 mod histories;
 mod lifecycle;
 mod limits;
+mod preload;
 mod pss;
 mod reload;
 mod remains;

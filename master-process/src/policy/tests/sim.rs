@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use crate::config::{Batch, Limits, ReadyMode};
 use crate::policy::{
-    Action, Before, Busiest, Event, LaunchFailure, Next, Outcome, Pss, Queue, ReadySignal, Report, Settings,
-    Supervisor, Time, Usage, WorkerId,
+    Action, AfterPreload, Before, Busiest, Event, LaunchFailure, Next, Outcome, Pss, Queue, ReadySignal,
+    Report, Settings, Supervisor, Time, Usage, WorkerId,
 };
 
 /// More actions than this for one event of a few slots are an endless loop.
@@ -32,6 +32,7 @@ pub(super) fn settings(workers: u32) -> Settings {
         reload_batch: Batch::All,
         reload_attempts: 3,
         start_gate: false,
+        preload: false,
         limits: Limits {
             max_cpu: Some(950_000_000),
             cpu_is_default: false,
@@ -58,6 +59,16 @@ pub(super) struct Process {
     pub(super) killed: bool,
 }
 
+/// A preload command in the simulated kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Command {
+    pub(super) id: WorkerId,
+    pub(super) generation: u32,
+    pub(super) running: bool,
+    pub(super) stopped: bool,
+    pub(super) killed: bool,
+}
+
 /// The policy and the simulated kernel.
 #[derive(Clone)]
 pub(super) struct Sim {
@@ -68,6 +79,12 @@ pub(super) struct Sim {
     /// whether they were killed.
     pub(super) remains: BTreeMap<WorkerId, (bool, bool)>,
     pub(super) notes: Vec<Report>,
+    /// The preload command that runs or is being started; there is one at most.
+    pub(super) command: Option<Command>,
+    /// The last command that has ended, and its generation.
+    ended_command: Option<(WorkerId, u32)>,
+    /// The generation whose output the next workers get; `None`: of no command.
+    pub(super) output: Option<u32>,
     /// The places at the gate that are free, and those that the policy has.
     pub(super) free_places: usize,
     pub(super) held_places: usize,
@@ -95,18 +112,23 @@ pub(super) struct Sim {
     /// The workers that have just started: one that was cancelled before that has served no connection.
     just_launched: Option<WorkerId>,
     stopping: bool,
+    /// Whether there is a preload command.
+    preloads: bool,
 }
 
 impl Sim {
     pub(super) fn new(settings: Settings) -> Sim {
         let now = Time::new(Duration::from_secs(1000));
-        let wanted = settings.workers;
+        let (wanted, preloads) = (settings.workers, settings.preload);
         let mut sim = Sim {
             policy: Supervisor::new(settings, now),
             now,
             processes: BTreeMap::new(),
             remains: BTreeMap::new(),
             notes: Vec::new(),
+            command: None,
+            ended_command: None,
+            output: None,
             free_places: 0,
             held_places: 0,
             samples: BTreeMap::new(),
@@ -122,6 +144,7 @@ impl Sim {
             restarted: BTreeSet::new(),
             just_launched: None,
             stopping: false,
+            preloads,
         };
         sim.carry_out();
         sim
@@ -140,6 +163,9 @@ impl Sim {
             Event::ScaleDown
             | Event::Reload
             | Event::PlaceGiven
+            | Event::PreloadLaunched(_)
+            | Event::PreloadNotLaunched(..)
+            | Event::PreloadEnded(..)
             | Event::Launched(_)
             | Event::LaunchFailed(..)
             | Event::ReadySignal(..)
@@ -185,6 +211,11 @@ impl Sim {
                         self.target.is_none_or(|target| target == generation),
                         "{worker:?} comes too late"
                     );
+                    assert!(
+                        self.output == self.preloads.then_some(generation),
+                        "{worker:?} of generation {generation} gets the output of {:?}",
+                        self.output
+                    );
                     let process = Process {
                         generation,
                         running: false,
@@ -194,6 +225,29 @@ impl Sim {
                         killed: false,
                     };
                     assert!(self.processes.insert(worker, process).is_none(), "{worker:?} started twice");
+                }
+                Action::Preload { id, generation } => {
+                    assert!(!self.stopping, "a preload command after the stop");
+                    assert!(self.command.is_none(), "two preload commands at a time");
+                    self.command =
+                        Some(Command { id, generation, running: false, stopped: false, killed: false });
+                }
+                Action::StopPreload(id) => {
+                    let command = self.command.as_mut().filter(|command| command.id == id);
+                    let command = command.expect("only a preload command that is there can be stopped");
+                    assert!(command.running && !command.stopped, "the preload command is stopped in vain");
+                    command.stopped = true;
+                }
+                Action::KillPreload(id) => {
+                    let command = self.command.as_mut().filter(|command| command.id == id);
+                    let command = command.expect("only a preload command that is there can be killed");
+                    assert!(command.stopped && !command.killed, "the preload command is killed in vain");
+                    command.killed = true;
+                }
+                Action::UsePreload(id) => {
+                    let (ended, generation) = self.ended_command.expect("it has ended");
+                    assert_eq!(ended, id, "another command has ended");
+                    self.output = Some(generation);
                 }
                 Action::RequestPlace => assert!(self.policy.awaits_place(), "requested in vain"),
                 Action::ReleasePlace => {
@@ -257,9 +311,14 @@ impl Sim {
                 Action::Report(note) => {
                     if matches!(
                         note,
-                        Report::GaveUp { .. } | Report::LaunchFailed { next: Next::Nothing, .. }
+                        Report::GaveUp { .. }
+                            | Report::LaunchFailed { next: Next::Nothing, .. }
+                            | Report::PreloadFailed { next: AfterPreload::Nothing, .. }
                     ) {
                         self.stopping = true;
+                    }
+                    if let Report::PreloadFailed { next: AfterPreload::Retry(wait), .. } = note {
+                        self.last_wait = Some(wait);
                     }
                     if let Report::Ready { worker, .. } = note {
                         self.processes.get_mut(&worker).expect("it runs").ready = true;
@@ -345,6 +404,39 @@ impl Sim {
         self.free_places -= 1;
         self.held_places += 1;
         self.event(Event::PlaceGiven);
+    }
+
+    /// The preload command starts.
+    pub(super) fn launch_command(&mut self) {
+        let command = self.command.as_mut().expect("a command was requested");
+        command.running = true;
+        let id = command.id;
+        self.event(Event::PreloadLaunched(id));
+    }
+
+    /// The preload command cannot be started.
+    pub(super) fn fail_command(&mut self, failure: LaunchFailure) {
+        let command = self.command.take().expect("a command was requested");
+        self.event(Event::PreloadNotLaunched(command.id, failure));
+    }
+
+    /// The preload command ends.
+    pub(super) fn end_command(&mut self, complete: bool) {
+        let command = self.command.take().expect("only a command that runs can end");
+        self.ended_command = Some((command.id, command.generation));
+        self.event(Event::PreloadEnded(command.id, complete));
+    }
+
+    /// The preload command that waits, if any, starts and succeeds. One that got the stop signal ends.
+    pub(super) fn run_command(&mut self) {
+        while let Some(command) = self.command {
+            if !command.running {
+                self.launch_command();
+            }
+            if let Some(command) = self.command {
+                self.end_command(!command.stopped);
+            }
+        }
     }
 
     pub(super) fn find(&self, filter: impl Fn(&Process) -> bool) -> Vec<WorkerId> {
@@ -456,6 +548,7 @@ impl Sim {
         for _ in 0..100 {
             let before = self.processes.clone();
             self.give_places();
+            self.run_command();
             self.launch_all();
             self.make_all_ready();
             self.answer_queue_requests(Queue::None);
@@ -476,6 +569,7 @@ impl Sim {
             self.event(Event::Stop);
         }
         for _ in 0..100 {
+            self.run_command();
             self.launch_all();
             self.leave_all();
             for worker in self.remains.keys().copied().collect::<Vec<_>>() {

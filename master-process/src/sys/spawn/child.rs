@@ -74,7 +74,7 @@ pub(super) struct Prepared {
     /// `LISTEN_PID=` and room for the pid, which only the child can add.
     listen_pid: [u8; 32],
     fprog: Option<libc::sock_fprog>,
-    extra: Option<(RawFd, RawFd)>,
+    extra: Vec<(RawFd, RawFd)>,
     foreground: bool,
     table: Table,
     parent: c_int,
@@ -114,7 +114,7 @@ impl Prepared {
             envp: environment.chain([ptr::null()]).collect(),
             listen_pid: [0; 32],
             fprog: filter.map(Filter::as_fprog),
-            extra: args.extra.as_ref().map(|(fd, at)| (fd.as_raw_fd(), *at)),
+            extra: args.extra.iter().map(|(fd, at)| (fd.as_raw_fd(), *at)).collect(),
             foreground: args.foreground,
             table: Table::Shared(0),
             parent: rustix::process::getpid().as_raw_pid(),
@@ -124,7 +124,7 @@ impl Prepared {
         };
         prepared.listen_pid[..LISTEN_PID.len()].copy_from_slice(LISTEN_PID);
         let given = template.inherited.iter().chain(&template.stdin).map(AsRawFd::as_raw_fd);
-        let highest = given.chain(prepared.extra.map(|(fd, _)| fd)).fold(2, RawFd::max);
+        let highest = given.chain(prepared.extra.iter().map(|(fd, _)| *fd)).fold(2, RawFd::max);
         prepared.table = match &passing {
             None => Table::Shared((highest + 1).cast_unsigned()),
             Some(socket) => Table::Copied(socket.as_raw_fd()),
@@ -187,6 +187,11 @@ impl ChildContext<'_> {
             };
             // The constant has another type in each C library.
             let resource = libc::RLIMIT_NOFILE as usize;
+            call(SpawnStep::Limit, libc::SYS_prlimit64, [0, resource, address(&limit)])?;
+        }
+        if let Some(size) = template.file_size {
+            let limit = libc::rlimit64 { rlim_cur: size, rlim_max: size };
+            let resource = libc::RLIMIT_FSIZE as usize;
             call(SpawnStep::Limit, libc::SYS_prlimit64, [0, resource, address(&limit)])?;
         }
         self.identity()?;
@@ -281,8 +286,8 @@ impl ChildContext<'_> {
         for (from, to) in template.inherited.iter().zip(3..) {
             dup(from.as_raw_fd(), to)?;
         }
-        if let Some((from, to)) = self.prepared.extra {
-            dup(from, to)?;
+        for (from, to) in &self.prepared.extra {
+            dup(*from, *to)?;
         }
         Ok(())
     }

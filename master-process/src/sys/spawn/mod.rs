@@ -58,6 +58,8 @@ pub struct SpawnTemplate {
     pub capabilities: Option<WorkerCapabilities>,
     /// The limits of open files that the worker gets back.
     pub nofile: Option<Rlimit>,
+    /// The largest size of a file that the worker can write, in bytes; `None` to leave that limit unchanged.
+    pub file_size: Option<u64>,
     /// Standard input, if it is not the supervisor's.
     pub stdin: Option<OwnedFd>,
     /// The descriptors that become 3 and following. Each has a number above all of those.
@@ -71,7 +73,7 @@ pub struct SpawnTemplate {
 }
 
 /// A working directory, which each start resolves anew.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Directory {
     /// Its path.
     pub path: CString,
@@ -88,8 +90,8 @@ pub struct SpawnArgs {
     pub filter: Option<Arc<Filter>>,
     /// `NAME=VALUE` entries that follow the template's.
     pub environment: Vec<CString>,
-    /// A descriptor of the supervisor, and its number in the worker.
-    pub extra: Option<(OwnedFd, RawFd)>,
+    /// Descriptors of the supervisor, and their numbers in the worker. None of the former is one of the latter.
+    pub extra: Vec<(OwnedFd, RawFd)>,
     /// The cgroup that the worker starts in, if it is not the supervisor's.
     pub cgroup: Option<OwnedFd>,
     /// Whether the worker's process group becomes the foreground group of the terminal on its standard input.

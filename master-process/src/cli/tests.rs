@@ -386,12 +386,16 @@ fn the_command_is_kept_byte_for_byte() {
 
 #[test]
 fn a_command_without_the_dashes_shows_the_form() {
-    for args in [&["./app"] as &[&str], &["-w", "2", "./app", "--port", "1"], &["status"]] {
+    for args in [&["./app"] as &[&str], &["-w", "2", "./app", "--port", "1"]] {
+        let error = error_of_line(&[], args);
         assert!(
-            error_of_line(&[], args)
-                .contains("expected the command after --, as in master-process [OPTIONS] -- COMMAND")
+            error.contains("expected the command after --, as in master-process [OPTIONS] -- COMMAND"),
+            "{error}"
         );
     }
+    // A command of the client comes first.
+    let error = error_of_line(&[], &["-w", "2", "status"]);
+    assert!(error.contains("expected it first, as in master-process status"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The benchmarks: what the supervisor costs beside a baseline, and what clients see of its reloads.
 
+mod control;
 mod dense;
 mod measure;
 mod memory;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("reload", matches)) => reload::run(&reload_options(matches)),
         Some(("dense", matches)) => run_dense(matches),
+        Some(("control", matches)) => run_control(matches),
         _ => overhead::run(&overhead_options(&matches)),
     };
     match result {
@@ -65,6 +67,12 @@ fn cli() -> Command {
         .arg(number("supervisors", "500", "Supervisors"))
         .arg(number("workers", "4", "Workers of each"))
         .arg(number("pairs", "3", "Times that the machine is measured with and without them, in turns"));
+    let control = Command::new("control")
+        .about("What it costs to look at a supervisor, and what clients that flood it cost its workers")
+        .arg(number("workers", "1000", "Workers that are looked at"))
+        .arg(number("instances", "100", "Supervisors that are listed"))
+        .arg(number("rounds", "15", "Times that each is measured"))
+        .arg(flag("check", "Fail when a promise is broken"));
     Command::new("cargo xtask bench")
         .about("The supervisor beside the baseline, in one run")
         .arg(
@@ -82,6 +90,7 @@ fn cli() -> Command {
         .args_conflicts_with_subcommands(true)
         .subcommand(reload)
         .subcommand(dense)
+        .subcommand(control)
 }
 
 fn overhead_options(matches: &ArgMatches) -> overhead::Options {
@@ -113,6 +122,20 @@ fn run_dense(matches: &ArgMatches) -> anyhow::Result<()> {
         supervisors: number("supervisors"),
         workers: number("workers"),
         pairs: number("pairs"),
+    })
+}
+
+fn run_control(matches: &ArgMatches) -> anyhow::Result<()> {
+    let number = |name| matches.get_one::<u32>(name).copied().unwrap_or(1);
+    let [program, worker, listener] = overhead::prepare_control()?;
+    control::run(&control::Options {
+        program,
+        worker,
+        listener,
+        workers: number("workers"),
+        instances: number("instances"),
+        rounds: number("rounds"),
+        check: matches.get_flag("check"),
     })
 }
 

@@ -72,6 +72,18 @@ pub(crate) fn prepare_dense() -> Result<[PathBuf; 3]> {
     Ok([dir.join("release/master-process"), worker, pingpong])
 }
 
+/// Builds what [`super::control`] runs.
+pub(crate) fn prepare_control() -> Result<[PathBuf; 3]> {
+    let (_subjects, worker) = prepare(false)?;
+    let dir = run::target_dir()?;
+    let listener = dir.join("bench/listener");
+    compile("listener.c", &listener, &["-static"])?;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .context("raising RLIMIT_NOFILE")?;
+    Ok([dir.join("release/master-process"), worker, listener])
+}
+
 /// Above this load other programs are what the benchmark measures: with two busy ones on two CPUs the baseline was seen
 /// at 0.7 times itself.
 const BUSY: f64 = 1.5;

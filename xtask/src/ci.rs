@@ -93,6 +93,18 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
         ),
         ("static build and its tests", Box::new(test_static)),
         ("other projects' suites", Box::new(move || conformance::run(&SUITES, Some(&tested)))),
+        (
+            "captures of the README",
+            Box::new(|| {
+                let binary = run::target_dir()?.join("release/master-process");
+                run::run(
+                    Command::new("python3")
+                        .arg(run::root().join("examples/captures.py"))
+                        .arg("--check")
+                        .arg(binary),
+                )
+            }),
+        ),
         ("tables of the documentation", Box::new(|| docs::run(true))),
         ("doc tests", cargo("test --workspace --doc")),
         (

@@ -115,6 +115,7 @@ pub fn for_tests() -> Vec<Need> {
         Need::program("curl", &["curl"]),
         Need::program("socat", &["socat"]),
         Need::program("jq", &["jq"]),
+        Need::program("tmux", &["tmux"]),
     ];
     [for_fixtures(), real].concat()
 }

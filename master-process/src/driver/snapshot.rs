@@ -127,7 +127,7 @@ fn serves(cx: &Context, view: &WorkerView, generation: u32) -> bool {
 }
 
 fn workers(cx: &Context, identity: &Identity, queues: &AcceptQueues) -> Vec<Worker> {
-    let mut rows = Vec::new();
+    let mut rows = Vec::with_capacity(usize::try_from(cx.policy.count_slots()).unwrap_or_default());
     for slot in 0..cx.policy.count_slots() {
         let first = rows.len();
         for view in cx.policy.workers_of(slot) {

@@ -77,7 +77,7 @@ fn decode_unix(path: &[u8]) -> Address {
 }
 
 /// A transport protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Protocol {
     /// TCP; also the protocol of an MPTCP socket.
     Tcp,
@@ -86,7 +86,7 @@ pub(super) enum Protocol {
 }
 
 /// The identity of an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     /// An IP address. An IPv6 socket with `IPV6_V6ONLY` has a different key from one without.
     Inet {

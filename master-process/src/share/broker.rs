@@ -1,5 +1,6 @@
 //! The broker: it answers the workers' calls, follows the workers' lives, and lets the parts below do the rest.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
@@ -287,12 +288,13 @@ impl Broker {
     /// The addresses on which workers listen, sorted.
     pub fn addresses(&self) -> Vec<String> {
         let listening = self.sockets.core.sockets().iter().filter(|socket| socket.active);
-        let mut addresses: Vec<String> = listening
-            .map(|socket| match &socket.key {
-                Key::Unix { .. } => format!("unix:{}", socket.key),
-                Key::Inet { .. } | Key::Abstract(_) => socket.key.to_string(),
-            })
-            .collect();
+        // Each slot has a listener at each address.
+        let keys: HashSet<&Key> = listening.map(|socket| &socket.key).collect();
+        let name = |key: &Key| match key {
+            Key::Unix { .. } => format!("unix:{key}"),
+            Key::Inet { .. } | Key::Abstract(_) => key.to_string(),
+        };
+        let mut addresses: Vec<String> = keys.into_iter().map(name).collect();
         addresses.sort();
         addresses.dedup();
         addresses

@@ -24,9 +24,17 @@ pub(super) struct OpenSocket {
     pub(super) drops: u32,
     /// The slot that has it alone, or had it last.
     pub(super) last_slot: Option<u32>,
+    /// The limit of its queue when it was read last; `None`: not since the last `listen`.
+    pub(super) queue_limit: Option<u32>,
 }
 
 impl OpenSocket {
+    /// Records a `listen`. Every `listen` of a worker is one of ours, so nothing else changes the limit.
+    pub(super) fn listens(&mut self, backlog: i32) {
+        self.backlog = Some(backlog);
+        self.queue_limit = None;
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -62,7 +70,14 @@ pub(super) struct Copies {
 impl Copies {
     pub(super) fn insert(&mut self, id: SocketId, fd: OwnedFd) -> &mut OpenSocket {
         let stall = StallDetector::default();
-        self.copies.entry(id).or_insert(OpenSocket { fd, backlog: None, stall, drops: 0, last_slot: None })
+        self.copies.entry(id).or_insert(OpenSocket {
+            fd,
+            backlog: None,
+            stall,
+            drops: 0,
+            last_slot: None,
+            queue_limit: None,
+        })
     }
 
     pub(super) fn get(&self, id: SocketId) -> Option<&OpenSocket> {

@@ -103,7 +103,7 @@ fn listen_on_shard(call: &mut Call<'_>, id: SocketId, key: &Key, backlog: i32) -
         drop_inactive_copy(call, id);
         return Ok(refused(&error));
     }
-    open.backlog = Some(backlog);
+    open.listens(backlog);
     activate(call, id, key, first);
     Ok(ready(call, Answer::Done, Some(id)))
 }
@@ -118,7 +118,7 @@ fn listen_on_kept(call: &mut Call<'_>, id: SocketId, key: &Key, backlog: i32) ->
         if let Err(error) = sockets::listen(open.fd(), requested) {
             return Ok(refused(&error));
         }
-        open.backlog = Some(requested);
+        open.listens(requested);
     }
     // The peers of a Unix socket see the credentials of the last caller of `listen`, so the worker must make this
     // call.

@@ -79,14 +79,14 @@ impl QueueHistory {
         self.by_slot.get(&slot).copied().unwrap_or(0)
     }
 
-    /// Reads a queue and counts its new drops for these slots, unless there can be none. `None`: the kernel does not
-    /// tell.
+    /// Reads a queue and counts its new drops for these slots, unless there can be none. `is_idle`: no connection waits in
+    /// it. `None`: the kernel does not tell.
     pub(super) fn read(
         &mut self,
         copies: &mut Copies,
         socket: &Socket,
         slots: &[u32],
-        may_have_dropped: bool,
+        (is_idle, may_have_dropped): (bool, bool),
     ) -> Option<Reading> {
         let open = copies.get_mut(socket.id)?;
         // The worker may be the next one of its slot, which took the listener of a stalled worker over.
@@ -95,7 +95,11 @@ impl QueueHistory {
             let queue = self.unix.get(socket.id)?;
             return Some(Reading { queue, drops: None, new_drops: 0, stalled_since });
         }
-        let queue = accept_queue::of_tcp(open.fd())?;
+        let queue = match open.queue_limit.filter(|_| is_idle) {
+            Some(limit) => AcceptQueue { length: 0, limit },
+            None => accept_queue::of_tcp(open.fd())?,
+        };
+        open.queue_limit = Some(queue.limit);
         let new_drops = if may_have_dropped { self.count_drops(open, slots) } else { 0 };
         Some(Reading { queue, drops: Some(open.drops), new_drops, stalled_since })
     }

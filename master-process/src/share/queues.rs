@@ -6,7 +6,9 @@
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::BorrowedFd;
 
+use super::copies::Copies;
 use super::core::{Socket, SocketId};
 use super::queue_history::{Reading, is_full};
 use super::scans::{Question, Requested, Scans};
@@ -104,6 +106,21 @@ fn is_unix_listener(socket: &&Socket) -> bool {
     has_queue(socket) && !socket.key.has_group()
 }
 
+/// Which of the sockets with a queue are TCP listeners in whose queue nothing waits and whose limit is known: these need
+/// not be read. One system call for all of them takes a tenth of the time of one for each. The rest counts as not idle.
+fn idle_queues(sockets: &[Socket], copies: &Copies) -> Vec<bool> {
+    let known = |socket: &Socket| {
+        let open =
+            copies.get(socket.id).filter(|open| socket.key.has_group() && open.queue_limit.is_some())?;
+        Some(open.fd())
+    };
+    let listeners = sockets.iter().filter(|socket| has_queue(socket)).take(MAX_READ);
+    let fds: Vec<Option<BorrowedFd<'_>>> = listeners.map(known).collect();
+    let asked: Vec<BorrowedFd<'_>> = fds.iter().flatten().copied().collect();
+    let mut idle = sockets::idle_listeners(&asked).into_iter();
+    fds.iter().map(|fd| fd.is_some() && idle.next().unwrap_or(false)).collect()
+}
+
 impl Sockets {
     /// The accept queues of all workers. Reads at most 4,096 queues, or four of each worker.
     pub(super) fn accept_queues(&mut self, now: Time) -> AcceptQueues {
@@ -119,7 +136,8 @@ impl Sockets {
         history.begin(now);
         history.unix.refresh(now, core.sockets().iter().filter(is_unix_listener).map(|socket| socket.id));
         let may_have_dropped = core.sockets().len() < MANY || history.may_have_dropped();
-        for socket in core.sockets().iter().filter(|socket| has_queue(socket)) {
+        let idle = idle_queues(core.sockets(), copies);
+        for (at, socket) in core.sockets().iter().filter(|socket| has_queue(socket)).enumerate() {
             // A permanent socket can be one of another network namespace.
             let may_have_dropped = may_have_dropped || socket.permanent;
             // Every worker has the sockets of `--listen`, whether it names them in a call or not.
@@ -131,8 +149,10 @@ impl Sockets {
             let is_wanted = socket.permanent
                 || users.iter().any(|serial| has_room(found.workers.get(serial)))
                 || (users.is_empty() && slots.iter().any(|slot| has_room(found.slots.get(slot))));
-            let reading =
-                if is_wanted { history.read(copies, socket, &slots, may_have_dropped) } else { None };
+            let is_idle = idle.get(at).is_some_and(|idle| *idle);
+            let reading = is_wanted
+                .then(|| history.read(copies, socket, &slots, (is_idle, may_have_dropped)))
+                .flatten();
             let waiting = reading.as_ref().map_or(0, |reading| reading.queue.length);
             if let (Some(reading), Some(open)) = (&reading, copies.get(socket.id)) {
                 found.length += u64::from(waiting);
@@ -178,7 +198,7 @@ impl Sockets {
         let slots: Vec<u32> =
             socket.users.iter().filter_map(|serial| core.workers().slot_of(*serial)).collect();
         let slots = if slots.is_empty() { &socket.awaited_by } else { &slots };
-        let Some(reading) = history.read(copies, socket, slots, true) else { return 0 };
+        let Some(reading) = history.read(copies, socket, slots, (false, true)) else { return 0 };
         if let Some(open) = copies.get(id) {
             reports.extend(history.report(now, socket, open, core.workers(), &reading));
         }

@@ -49,6 +49,17 @@ pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
     poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
+/// Which of these listeners have nothing to accept, in one system call. `false` also for one that is not a listener any more.
+pub fn idle_listeners(fds: &[BorrowedFd<'_>]) -> Vec<bool> {
+    let mut polled: Vec<PollFd<'_>> =
+        fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut polled, Some(&now)) {
+        Ok(_ready) => polled.iter().map(|fd| fd.revents().is_empty()).collect(),
+        Err(_no_memory) => vec![false; fds.len()],
+    }
+}
+
 /// Shuts a listener down. Clients in its queue see the end of the connection, and blocked `accept` calls return.
 pub fn shut_down(fd: BorrowedFd<'_>) {
     let _not_listening = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);

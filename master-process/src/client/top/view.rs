@@ -53,7 +53,7 @@ impl Layout {
         let mut left = height - head - 2;
         let has_detail = left >= 6;
         left -= usize::from(has_detail);
-        let problems = problem_lines(model).len().min(left / 4);
+        let problems = problem_lines(model).len().min(left / 3);
         let least_events = (left / 4).min(4);
         let room = left - problems - least_events;
         let is_part = needed > room && room > 1;

@@ -46,7 +46,7 @@ fn listen(sockets: &mut Sockets, serial: u64, address: &str, backlog: i32) -> (S
     let request = BindRequest { serial, id, key: &key, inner: 0, requested_reuseport: false, checked: true };
     assert!(matches!(sockets.core.bind(at(0), request), Bind::Own { .. }));
     sockets::listen(fd.as_fd(), backlog).expect("listening");
-    sockets.copies.insert(id, fd).backlog = Some(backlog);
+    sockets.copies.insert(id, fd).listens(backlog);
     assert!(sockets.core.activated(at(0), serial, id, &key));
     sockets.reconcile(at(0));
     (id, address)
@@ -83,6 +83,31 @@ fn full(sockets: &mut Sockets) -> Vec<(Option<WorkerId>, String)> {
         if let Report::QueueFull { worker, address, .. } = report { Some((worker, address)) } else { None }
     };
     sockets.take_reports().into_iter().filter_map(full).collect()
+}
+
+#[test]
+fn a_queue_that_was_idle_is_read_when_a_connection_waits_or_its_limit_changes() {
+    let mut sockets = no_sockets();
+    start(&mut sockets, 0, 1);
+    let (id, address) = listen(&mut sockets, 1, "127.0.0.1:0", 3);
+    let read = |sockets: &mut Sockets| {
+        let queues = sockets.accept_queues(at(1));
+        let totals = queues.worker(1).expect("known");
+        (totals.length, totals.fullest.limit)
+    };
+    assert_eq!((read(&mut sockets), read(&mut sockets)), ((0, 3), (0, 3)));
+    let client = request(address);
+    eventually(TIMEOUT, "it is queued", || read(&mut sockets) == (1, 3));
+    let accepted = sockets.copies.get(id).map(|open| rustix::net::accept(open.fd()).expect("it waits"));
+    drop((client, accepted));
+    assert_eq!(read(&mut sockets), (0, 3));
+    let open = sockets.copies.get_mut(id).expect("kept");
+    sockets::listen(open.fd(), 7).expect("listening");
+    open.listens(7);
+    assert_eq!(read(&mut sockets), (0, 7));
+    // It is none any more.
+    sockets::shut_down(sockets.copies.get(id).expect("kept").fd());
+    assert!(sockets.accept_queues(at(1)).worker(1).is_none());
 }
 
 #[test]

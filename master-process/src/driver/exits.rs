@@ -97,8 +97,10 @@ pub(super) struct Exits {
     pub(super) daemons: Daemons,
     /// Process groups that were killed because no process of the worker was found, and that are not empty yet.
     dying_groups: Vec<(OwnedFd, Pid)>,
-    /// Whether more of the processes that have ended are to be reaped.
+    /// Whether [`Deferred::Reap`] is scheduled for more of the processes that have ended.
     reap_scheduled: bool,
+    /// Whether processes that have ended are to be reaped after the next actions of the policy.
+    reap_due: bool,
 }
 
 impl Exits {
@@ -110,6 +112,7 @@ impl Exits {
             daemons: Daemons::new(config),
             dying_groups: Vec::new(),
             reap_scheduled: false,
+            reap_due: false,
         }
     }
 
@@ -420,31 +423,32 @@ impl Exits {
     }
 
     /// Reaps the adopted processes that have ended. A worker among them is handled first: otherwise waitid(2) would
-    /// return it again before the adopted processes behind it.
-    pub(super) fn reap(&mut self, cx: &mut Context, starts: &mut Starts, tty: &Tty) {
-        self.reap_zombies(cx, starts, tty);
+    /// return it again before the adopted processes behind it. Returns whether there were any.
+    pub(super) fn reap(&mut self, cx: &mut Context, starts: &mut Starts, tty: &Tty) -> bool {
+        let found = self.reap_zombies(cx, starts, tty);
         self.dying_groups.retain(|(group, pid)| pidfd::has_group(group.as_fd(), *pid));
+        found
     }
 
     /// Reaps the processes that have ended, up to a limit: a worker that forks without end creates zombies as fast as
-    /// they are reaped. The rest follows after the other events.
-    fn reap_zombies(&mut self, cx: &mut Context, starts: &mut Starts, tty: &Tty) {
-        for _ in 0..MAX_REAPED {
-            let Ok(Some(pid)) = pidfd::any_zombie() else { return };
+    /// they are reaped. The rest follows after the other events. Returns whether there were any.
+    fn reap_zombies(&mut self, cx: &mut Context, starts: &mut Starts, tty: &Tty) -> bool {
+        for count in 0..MAX_REAPED {
+            let Ok(Some(pid)) = pidfd::any_zombie() else { return count > 0 };
             if let Some(serial) = cx.workers.serial_of(pid) {
                 self.worker_ended(cx, starts, tty, serial);
                 if cx.workers.get(serial).is_some_and(|entry| entry.pid == pid && !entry.reaped) {
-                    return;
+                    return true;
                 }
             } else if let Some(serial) = starts.serial_of(pid) {
                 // The start reaps its process there, or the next round reaps it as a worker.
                 starts.check(cx, serial, 0);
                 if starts.serial_of(pid).is_some() {
-                    return;
+                    return true;
                 }
             } else if let Err(error) = pidfd::reap_child(pid) {
                 warn!("cannot reap adopted process {}: waitid: {error}", pid.as_raw_pid());
-                return;
+                return true;
             } else {
                 debug!(pid = pid.as_raw_pid(), "reaped adopted process {}", pid.as_raw_pid());
             }
@@ -452,12 +456,18 @@ impl Exits {
         if !std::mem::replace(&mut self.reap_scheduled, true) {
             cx.schedule(Duration::ZERO, Deferred::Reap);
         }
+        true
     }
 
-    /// Reaps the rest of the processes that have ended, after the other events of the round.
-    pub(super) fn continue_reaping(&mut self, cx: &mut Context, starts: &mut Starts, tty: &Tty) {
+    /// Has the processes that have ended reaped after the next actions of the policy.
+    pub(super) fn reap_soon(&mut self) {
         self.reap_scheduled = false;
-        self.reap(cx, starts, tty);
+        self.reap_due = true;
+    }
+
+    /// Reaps the processes that have ended, if that is due. Returns whether there were any.
+    pub(super) fn reap_if_due(&mut self, cx: &mut Context, starts: &mut Starts, tty: &Tty) -> bool {
+        std::mem::take(&mut self.reap_due) && self.reap(cx, starts, tty)
     }
 
     /// Kills the processes that workers left behind, including daemons that left their process groups. Returns false if
@@ -475,12 +485,14 @@ impl Exits {
     }
 }
 
-/// Whether processes of a worker whose first process has ended may live. Two sources tell: the worker's cgroup, and
-/// its filter, which the kernel keeps while a process has it, whatever cgroup that process is in.
+/// Whether processes of a worker whose first process has ended may live. Three sources tell: the worker's cgroup; its
+/// filter, which the kernel keeps while a process has it, whatever cgroup that process is in; and without both of them the
+/// children of the supervisor, which has adopted what is left.
 fn may_have_remains(cx: &Context, serial: u64) -> bool {
     let populated = cx.trees.is_populated(serial);
     let Some((_, listener)) = cx.call_listeners.get(serial) else {
-        return populated.unwrap_or(!cx.call_listeners.has_hung_up(serial));
+        let by_children = || !cx.call_listeners.has_hung_up(serial) && cx.trees.may_have_adopted();
+        return populated.unwrap_or_else(by_children);
     };
     let mut state = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
     let _count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));

@@ -145,6 +145,8 @@ impl Driver {
         self.manager.feed(&mut self.cx);
         loop {
             let mut unfinished = self.carry_out();
+            // After that: to find who has ended takes longer with more children, and a replacement does not wait for it.
+            unfinished |= self.exits.reap_if_due(&mut self.cx, &mut self.starts, &self.signals.tty);
             // When the first starts are over: loading eBPF does not compete with them.
             if !has_begun && self.starts.has_greeted() && !unfinished {
                 has_begun = true;
@@ -228,7 +230,7 @@ impl Driver {
                 Deferred::Sample => self.sampling.sample(cx, tty),
                 Deferred::Inspection(number) => samples::abandon_inspection(cx, number),
                 Deferred::Exit(serial) => self.exits.worker_ended(cx, &mut self.starts, tty, serial),
-                Deferred::Reap => self.exits.continue_reaping(cx, &mut self.starts, tty),
+                Deferred::Reap => self.exits.reap_soon(),
                 Deferred::Remains(serial) => self.exits.check_remains(cx, serial),
                 Deferred::Background(serial, was_starting) => {
                     self.exits.daemons.check(cx, serial, was_starting);
@@ -253,10 +255,21 @@ impl Driver {
     /// Carries out the policy's actions. Returns true if some may be left for the next round.
     fn carry_out(&mut self) -> bool {
         let mut starts = 0;
+        // The ends of workers. They are reported while the kernel executes the programs of the replacements.
+        let mut ends = Vec::new();
         while starts < MAX_STARTS_PER_ROUND {
+            let now = self.cx.now();
+            let action = self.cx.policy.next_action(now);
+            match action {
+                Some(Action::Launch { .. } | Action::RequestPlace) => {}
+                Some(Action::Report(event @ Report::Died { .. })) => {
+                    ends.push(event);
+                    continue;
+                }
+                _ => ends.drain(..).for_each(|end| self.report(&end)),
+            }
             let cx = &mut self.cx;
-            let now = cx.now();
-            let Some(action) = cx.policy.next_action(now) else {
+            let Some(action) = action else {
                 if self.starts.finish_oldest(cx) {
                     continue;
                 }
@@ -267,6 +280,7 @@ impl Driver {
                     starts += 1;
                     let foreground = self.signals.tty.next_worker_is_in_foreground(&cx.workers);
                     self.starts.launch(cx, worker, generation, foreground);
+                    ends.drain(..).for_each(|end| self.report(&end));
                 }
                 Action::Preload { id, generation } => {
                     starts += 1;
@@ -298,6 +312,7 @@ impl Driver {
                 Action::Report(event) => self.report(&event),
             }
         }
+        ends.drain(..).for_each(|end| self.report(&end));
         while self.starts.finish_oldest(&mut self.cx) {}
         true
     }

@@ -151,7 +151,7 @@ impl Signals {
             SignalAction::ScaleDown => cx.request(Event::ScaleDown, cause(received)),
             SignalAction::Suspend => self.tty.suspend(cx, received.number),
             SignalAction::Reap => {
-                // In this round of the loop, after the other events.
+                // After the other events of this round of the loop, and what follows from them.
                 cx.schedule(Duration::ZERO, Deferred::Reap);
                 self.tty.handle_stops(cx);
             }

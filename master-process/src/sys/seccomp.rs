@@ -69,11 +69,13 @@ const fn low_half_at(argument: u32) -> u32 {
 impl Filter {
     /// A program that reports `calls` and allows everything else.
     pub fn new(calls: Calls) -> Filter {
-        let mut program = vec![load(ARCH_AT), jump_if_equal(ARCH, 1, 0), allow(), load(NR_AT)];
-        // The kernel runs a new filter for each call number to find the calls that are always allowed. Most are outside
-        // this range, as are the numbers of the x32 ABI, which has other structures.
+        // The kernel runs a new filter for each call number of each architecture to find the calls that are always allowed,
+        // which takes most of the time to install it. Most numbers are outside this range, as are those of the x32 ABI, which
+        // has other structures.
         let (first, last) = calls.range();
-        program.extend([jump_if_at_least(last + 1, 0, 1), allow(), jump_if_at_least(first, 1, 0), allow()]);
+        let mut program = vec![load(NR_AT), jump_if_at_least(last + 1, 0, 1), allow()];
+        program.extend([jump_if_at_least(first, 1, 0), allow()]);
+        program.extend([load(ARCH_AT), jump_if_equal(ARCH, 1, 0), allow(), load(NR_AT)]);
         if calls.bind {
             program.extend(notify_on(libc::SYS_bind));
         }

@@ -236,6 +236,15 @@ impl Trees {
         self.cgroups.get(&serial)?.is_populated().ok()
     }
 
+    /// Whether a child of the supervisor may be a process that a worker has left behind. When a worker's first process has ended,
+    /// and was waited for, all its children are the supervisor's, and their descendants descend from these: if the supervisor has
+    /// no child but workers, no process of that worker is left. To be called by the thread that starts the workers.
+    pub fn may_have_adopted(&self) -> bool {
+        let are_known =
+            |children: Vec<Pid>| self.workers.has_all(&children, |pid| self.inherited.contains(pid));
+        !children::of_first_thread().is_some_and(are_known)
+    }
+
     /// Begins the start of a worker. Returns the current time, in ticks since boot.
     pub fn begin_start(&self) -> u64 {
         self.workers.begin();

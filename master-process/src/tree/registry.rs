@@ -49,6 +49,12 @@ impl Registry {
         self.pids.lock().unwrap_or_else(PoisonError::into_inner).remove(&pid);
     }
 
+    /// Whether all of these are workers, or satisfy `is_known`.
+    pub(super) fn has_all(&self, children: &[Pid], is_known: impl Fn(&Pid) -> bool) -> bool {
+        let workers = self.pids.lock().unwrap_or_else(PoisonError::into_inner);
+        children.iter().all(|child| workers.contains(child) || is_known(child))
+    }
+
     /// The children of the supervisor that are not workers. The children are listed first and the flag is read after
     /// that: if no child is being made then, every listed worker is registered.
     pub(super) fn others(&self) -> Vec<Pid> {

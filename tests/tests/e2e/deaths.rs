@@ -153,3 +153,19 @@ time.sleep(1000)
         assert_eq!(supervisor.stop(), 0);
     }
 }
+
+#[test]
+fn worker_without_remains_is_replaced_without_a_walk() {
+    for options in [["--share", "off"], ["--share", "auto"]] {
+        let options = [&options[..], &["--ready", "none", "--monitor", "off"]].concat();
+        let supervisor = started(&options, &fixtures::idle());
+        let worker = *supervisor.await_workers(1).first().expect("one");
+        process::signal(worker, Signal::KILL);
+        supervisor.until("the worker is replaced", || {
+            supervisor.workers().first().is_some_and(|now| *now != worker).then_some(())
+        });
+        // The thread that looks for what a worker has left ends a second after its last walk.
+        let threads = process::threads(supervisor.pid());
+        assert!(threads.iter().all(|thread| !thread.contains("trees")), "{threads:?}");
+    }
+}

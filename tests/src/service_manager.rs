@@ -17,7 +17,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use tempfile::TempDir;
 
 use crate::fixtures;
-use crate::supervisor::Builder;
+use crate::supervisor::{Builder, Supervisor};
 use crate::wait::{TIMEOUT, await_some};
 
 /// How soon the reader sees that the test is over.
@@ -120,20 +120,20 @@ impl ServiceManager {
         builder.env("NOTIFY_SOCKET", self.address())
     }
 
-    /// Has a supervisor notify it, keeps descriptors of it, and passes on those that it keeps already.
+    /// Starts a supervisor that notifies it, with the descriptors that it keeps. It keeps up to 64.
     ///
     /// # Panics
     /// When a descriptor cannot be copied.
-    pub fn keeping(&self, builder: Builder) -> Builder {
-        let (mut names, mut numbers) = (Vec::new(), Vec::new());
+    #[must_use]
+    pub fn spawn(&self, builder: Builder) -> Supervisor {
+        let (mut names, mut copies) = (Vec::new(), Vec::new());
         for (name, fd) in &self.state().kept {
             let copy = rustix::io::fcntl_dupfd_cloexec(fd, HIGH).expect("a number is free");
             fcntl_setfd(&copy, FdFlags::empty()).expect("open");
             names.push(name.clone());
-            numbers.push(copy.as_raw_fd().to_string());
-            // The supervisor gets it. This test's own copy of it would keep the socket open, as systemd's does.
-            std::mem::forget(copy);
+            copies.push(copy);
         }
+        let numbers: Vec<String> = copies.iter().map(|copy| copy.as_raw_fd().to_string()).collect();
         let words: [OsString; 5] = [
             fixtures::python().into(),
             "-c".into(),
@@ -141,7 +141,7 @@ impl ServiceManager {
             names.join(":").into(),
             numbers.join(",").into(),
         ];
-        self.notified_by(builder.wrap(words)).env("FDSTORE", "64")
+        self.notified_by(builder.env_first("FDSTORE", "64")).wrap(words).spawn()
     }
 
     /// All messages so far, in their order.

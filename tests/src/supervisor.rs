@@ -81,6 +81,12 @@ impl Builder {
         self
     }
 
+    /// Adds a variable to the supervisor's environment, unless the test has set it already.
+    pub fn env_first(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env.insert(0, (name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
     /// Sets the supervisor's working directory.
     pub fn cwd(mut self, folder: impl AsRef<Path>) -> Self {
         self.cwd = Some(folder.as_ref().to_owned());

@@ -366,6 +366,7 @@ impl Starts {
         if failure.step == SpawnStep::Seccomp && !failure.is_passing() {
             cx.broker.leave(cx.now(), worker.serial, true);
             self.launcher.disable_filter(&failure);
+            cx.broker.give_up_restored(cx.now());
             return self.launch(cx, worker, generation, foreground);
         }
         self.not_launched(cx, worker, failure);

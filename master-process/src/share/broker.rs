@@ -101,6 +101,11 @@ impl Broker {
         }
     }
 
+    /// The workers' calls cannot be intercepted: they bind for themselves.
+    pub fn give_up_restored(&mut self, now: Time) {
+        self.sockets.give_up_restored(now);
+    }
+
     /// The service manager keeps the listeners for the next supervisor.
     pub fn set_kept_by_manager(&mut self) {
         self.sockets.set_kept_by_manager();

@@ -154,6 +154,16 @@ impl KeptSocket {
         Ok(checked)
     }
 
+    /// Whether it is in the way of an address that is to be bound.
+    pub(super) fn blocks(&self, address: &ListenAddr) -> bool {
+        let port = sockets::inet_address(self.fd.as_fd()).map(|address| address.port());
+        match address {
+            ListenAddr::Inet(address) => port == Some(address.port()),
+            ListenAddr::Port(wanted) => port == Some(*wanted),
+            ListenAddr::Unix(path) => sockets::unix_path(self.fd.as_fd()).as_deref() == Some(path.as_path()),
+        }
+    }
+
     /// Whether it is the socket of this address of `--listen`.
     pub(super) fn is_of(&self, address: &ListenAddr, v6only: bool) -> bool {
         if self.name.kind != Kind::Listen {
@@ -243,19 +253,26 @@ impl Sockets {
     pub(super) fn restore(&mut self, kept: Vec<KeptSocket>, restoring: &Restoring<'_>) {
         let mut usable: Vec<Usable> = Vec::new();
         for socket in kept {
+            let Ok(id) = sockets::inode(socket.fd.as_fd()) else { continue };
+            if self.core.socket(id).is_some() || usable.iter().any(|other| other.id == id) {
+                // The same socket under a second name.
+                continue;
+            }
             let checked = socket.check().and_then(|checked| {
                 let scope = restoring.scope(&socket.name, &checked.key)?;
-                let id = sockets::inode(socket.fd.as_fd()).map_err(|_| "it is not open")?;
                 let is_other = |other: &Usable| {
                     other.checked.key.matches(&checked.key)
                         && (scope != Scope::Shard || other.socket.name.number == socket.name.number)
                 };
-                let is_twice = self.core.socket(id).is_some() || usable.iter().any(is_other);
-                if is_twice { Err("another one takes its place") } else { Ok((id, checked, scope)) }
+                if usable.iter().any(is_other) {
+                    Err("another one takes its place")
+                } else {
+                    Ok((checked, scope))
+                }
             });
             match checked {
-                Ok((id, checked, scope)) => usable.push(Usable { socket, id, checked, scope }),
-                Err(why) => self.report(Report::NotRestored { name: socket.name.to_string(), why }),
+                Ok((checked, scope)) => usable.push(Usable { socket, id, checked, scope }),
+                Err(why) => self.reject(&socket, why),
             }
         }
         usable.sort_by_key(|usable| usable.socket.name.number);
@@ -279,10 +296,7 @@ impl Sockets {
             order = of_listen.or(order.first().copied()).into_iter().collect();
             let first = order.first().map(|(_, id)| *id);
             for lost in here.extract_if(.., |usable| Some(usable.id) != first) {
-                let (name, why) =
-                    (lost.socket.name.to_string(), "another socket of its address was not kept");
-                sockets::shut_down(lost.socket.fd.as_fd());
-                self.report(Report::NotRestored { name, why });
+                self.reject(&lost.socket, "another socket of its address was not kept");
             }
         }
         let (mut count, order) = (0, order.into_iter().map(|(_, id)| id).collect());
@@ -302,6 +316,19 @@ impl Sockets {
         if count > 0 {
             self.report(Report::Restored { address: key.to_string(), count });
         }
+    }
+
+    /// Closes a kept socket. The service manager closes its copy a little later; until then the address would be taken.
+    fn reject(&mut self, socket: &KeptSocket, why: &'static str) {
+        sockets::shut_down(socket.fd.as_fd());
+        self.report(Report::NotRestored { name: socket.name.to_string(), why });
+    }
+
+    /// Closes what an earlier supervisor left and no worker has: the workers bind for themselves.
+    pub(super) fn give_up_restored(&mut self, now: Time) {
+        let restored = std::mem::take(&mut self.restored);
+        restored.into_iter().for_each(|(id, _)| self.core.give_up(id));
+        self.reconcile(now);
     }
 
     /// A process of this user binds an address. The kernel would refuse it beside sockets of another user, so what an

@@ -124,21 +124,24 @@ impl InheritedListeners {
             let kernel = |call| move |error| Refused::Kernel(call, error);
             let v6only = leaves_ipv4_alone(&socket.addr, listen);
             let kept = self.take_kept_for(&socket.addr, v6only, access);
-            let mut opened = match kept.map_or_else(|| open_one(&socket.addr, v6only, access), Ok) {
-                Ok(opened) => opened,
-                Err(why) => {
-                    let found = occupants_of(&socket.addr, v6only, &why, takeover);
-                    let is_ended = found.iter().any(|report| matches!(report, Report::TakenOver { .. }));
-                    let again = if is_ended { open_one(&socket.addr, v6only, access) } else { Err(why) };
-                    match again {
-                        Ok(opened) => {
-                            self.reports.extend(found);
-                            opened
+            let open = || open_one(&socket.addr, v6only, access);
+            let opened = kept.map_or_else(open, Ok);
+            let mut opened =
+                match opened.or_else(|why| if self.clear_for(&socket.addr) { open() } else { Err(why) }) {
+                    Ok(opened) => opened,
+                    Err(why) => {
+                        let found = occupants_of(&socket.addr, v6only, &why, takeover);
+                        let is_ended = found.iter().any(|report| matches!(report, Report::TakenOver { .. }));
+                        let again = if is_ended { open_one(&socket.addr, v6only, access) } else { Err(why) };
+                        match again {
+                            Ok(opened) => {
+                                self.reports.extend(found);
+                                opened
+                            }
+                            Err(why) => return Err(OpenError { address: socket.text.clone(), why, found }),
                         }
-                        Err(why) => return Err(OpenError { address: socket.text.clone(), why, found }),
                     }
-                }
-            };
+                };
             if opened.key.has_group() {
                 // Only after the bind: with `SO_REUSEPORT` before it, an unrelated process of our user could share
                 // the port unnoticed.
@@ -169,6 +172,14 @@ impl InheritedListeners {
         }
         let opened = Opened::new(checked.key, fd, checked.file).ok()?;
         Some(Opened { kept_number: Some(name.number), ..opened })
+    }
+
+    /// Closes the sockets that the service manager kept for something else and that are in the way of an address. Returns
+    /// false if there are none.
+    fn clear_for(&mut self, address: &ListenAddr) -> bool {
+        let cleared = self.kept.extract_if(.., |kept| kept.blocks(address));
+        // The service manager closes its copies a little later.
+        cleared.map(|kept| sockets::shut_down(kept.fd.as_fd())).count() > 0
     }
 
     /// Takes the other sockets that the service manager kept.

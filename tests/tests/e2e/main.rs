@@ -48,6 +48,7 @@ mod slots;
 mod start_gate;
 mod starting;
 mod systemd;
+mod systemd_units;
 mod takeover;
 mod terminal;
 mod top;

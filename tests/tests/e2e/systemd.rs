@@ -164,8 +164,8 @@ fn a_service_manager_that_is_gone_costs_one_line() {
 #[test]
 fn workers_find_nothing_that_was_meant_for_the_supervisor() {
     let manager = ServiceManager::new();
-    let builder = manager.keeping(workers("1", &["env", "notify"])).env("WATCHDOG_USEC", "60000000");
-    let supervisor = builder.spawn();
+    let builder = workers("1", &["env", "notify"]).env("WATCHDOG_USEC", "60000000");
+    let supervisor = manager.spawn(builder);
     let environment = supervisor.await_environment(|_| true);
     for name in ["FDSTORE", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_FDNAMES"] {
         assert!(environment[name].is_null(), "{name}={}", environment[name]);
@@ -202,13 +202,13 @@ fn kill(supervisor: &Supervisor) {
 fn listeners_survive_a_killed_supervisor_and_connections_wait() {
     let (manager, address) = (ServiceManager::new(), address::tcp());
     let listen = format!("listen={address}");
-    let first = manager.keeping(workers("3", &[&listen])).spawn();
+    let first = manager.spawn(workers("3", &[&listen]));
     first.await_ready(3);
     let kept = manager.await_kept(3);
     assert!(kept.iter().all(|name| name.starts_with("mp-shard/") && name.contains("/tcp/127.")), "{kept:?}");
     kill(&first);
     let waiting: Vec<Waiting> = (0..12).map(|_| Waiting::new(address)).collect();
-    let second = manager.keeping(workers("3", &[&listen])).spawn();
+    let second = manager.spawn(workers("3", &[&listen]));
     waiting.into_iter().for_each(|waiting| waiting.answered_by(&second));
     second.await_ready(3);
     assert_eq!(second.logged(&["took over 3 listeners of"]).len(), 1, "{:?}", second.log());
@@ -221,14 +221,14 @@ fn listeners_survive_a_killed_supervisor_and_connections_wait() {
 fn listeners_survive_an_orderly_stop_for_a_restart() {
     let (manager, address) = (ServiceManager::new(), address::tcp());
     let listen = format!("listen={address}");
-    let first = manager.keeping(workers("2", &[&listen])).spawn();
+    let first = manager.spawn(workers("2", &[&listen]));
     first.await_ready(2);
     manager.await_kept(2);
     assert_eq!(first.stop(), 0);
     manager.await_line("STOPPING=1", 1);
     assert_eq!(manager.kept().len(), 2, "only the service manager knows whether this is a restart");
     let waiting: Vec<Waiting> = (0..8).map(|_| Waiting::new(address)).collect();
-    let second = manager.keeping(workers("2", &[&listen])).spawn();
+    let second = manager.spawn(workers("2", &[&listen]));
     waiting.into_iter().for_each(|waiting| waiting.answered_by(&second));
     assert_eq!(second.stop(), 0);
 }
@@ -238,7 +238,7 @@ fn a_reload_leaves_only_the_new_listeners_kept() {
     let (manager, address) = (ServiceManager::new(), address::tcp());
     let listen = format!("listen={address}");
     let options = ["--throttle", "50ms", "--throttle-max", "50ms"];
-    let supervisor = manager.keeping(workers("2", &[&listen])).args(options).spawn();
+    let supervisor = manager.spawn(workers("2", &[&listen]).args(options));
     supervisor.await_ready(2);
     manager.await_kept(2);
     for _ in 0..3 {
@@ -251,18 +251,18 @@ fn a_reload_leaves_only_the_new_listeners_kept() {
     });
     kill(&supervisor);
     let waiting: Vec<Waiting> = (0..8).map(|_| Waiting::new(address)).collect();
-    let second = manager.keeping(workers("2", &[&listen])).spawn();
+    let second = manager.spawn(workers("2", &[&listen]));
     waiting.into_iter().for_each(|waiting| waiting.answered_by(&second));
 }
 
 #[test]
 fn a_listener_that_no_worker_serves_any_more_is_not_kept() {
     let (manager, before, after) = (ServiceManager::new(), address::tcp(), address::tcp());
-    let first = manager.keeping(workers("2", &[&format!("listen={before}")])).spawn();
+    let first = manager.spawn(workers("2", &[&format!("listen={before}")]));
     first.await_ready(2);
     manager.await_kept(2);
     kill(&first);
-    let second = manager.keeping(workers("2", &[&format!("listen={after}")])).spawn();
+    let second = manager.spawn(workers("2", &[&format!("listen={after}")]));
     second.await_ready(2);
     let wanted = after.port().to_string();
     eventually(TIMEOUT, "only the new address is kept", || {
@@ -277,13 +277,13 @@ fn a_listener_that_no_worker_serves_any_more_is_not_kept() {
 fn a_kept_socket_that_is_not_what_its_name_says_is_closed() {
     let (manager, address) = (ServiceManager::new(), address::tcp());
     let listen = format!("listen={address}");
-    let first = manager.keeping(workers("1", &[&listen])).spawn();
+    let first = manager.spawn(workers("1", &[&listen]));
     first.await_ready(1);
     manager.await_kept(1);
     kill(&first);
     manager.rename(|name| format!("{name}9"));
     let wrong = manager.kept();
-    let second = manager.keeping(workers("1", &[&listen])).spawn();
+    let second = manager.spawn(workers("1", &[&listen]));
     second.await_ready(1);
     assert_eq!(second.logged(&["closed mp-shard/", "it has another address"]).len(), 1, "{:?}", second.log());
     eventually(TIMEOUT, "it is not kept any more", || manager.kept().len() == 1 && manager.kept() != wrong);
@@ -294,7 +294,7 @@ fn a_kept_socket_that_is_not_what_its_name_says_is_closed() {
 fn a_listen_socket_survives_a_killed_supervisor() {
     let (manager, address) = (ServiceManager::new(), address::tcp());
     let option = format!("web={address}");
-    let start = || manager.keeping(workers("2", &["accept=3", "notify"])).args(["--listen", &option]).spawn();
+    let start = || manager.spawn(workers("2", &["accept=3", "notify"]).args(["--listen", &option]));
     let first = start();
     first.await_ready(2);
     assert!(manager.await_kept(1)[0].starts_with("mp-listen/"));
@@ -311,12 +311,12 @@ fn a_unix_socket_survives_a_killed_supervisor() {
     let (manager, folder) = (ServiceManager::new(), tempfile::tempdir().expect("a temporary folder"));
     let path = folder.path().join("app.sock");
     let listen = format!("listen={}", path.display());
-    let first = manager.keeping(workers("2", &[&listen])).spawn();
+    let first = manager.spawn(workers("2", &[&listen]));
     first.await_ready(2);
     assert!(manager.await_kept(1)[0].starts_with("mp-path/"));
     kill(&first);
     let waiting: Vec<Waiting> = (0..4).map(|_| Waiting::new(path.as_path())).collect();
-    let second = manager.keeping(workers("2", &[&listen])).spawn();
+    let second = manager.spawn(workers("2", &[&listen]));
     waiting.into_iter().for_each(|waiting| waiting.answered_by(&second));
     manager.await_kept(1);
     // This directory is not systemd's to remove.
@@ -329,7 +329,7 @@ fn a_unix_socket_in_a_runtime_directory_survives_an_orderly_stop() {
     let (manager, folder) = (ServiceManager::new(), tempfile::tempdir().expect("a temporary folder"));
     let path = folder.path().join("app.sock");
     let listen = format!("listen={}", path.display());
-    let start = || manager.keeping(workers("2", &[&listen])).env("RUNTIME_DIRECTORY", folder.path()).spawn();
+    let start = || manager.spawn(workers("2", &[&listen]).env("RUNTIME_DIRECTORY", folder.path()));
     let first = start();
     first.await_ready(2);
     manager.await_kept(1);
@@ -345,7 +345,7 @@ fn listeners_without_room_are_named_once_and_the_others_are_kept() {
     let (manager, one, other) = (ServiceManager::new(), address::tcp(), address::tcp());
     let words = [format!("listen={one}"), format!("index=1:listen={other}")];
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let supervisor = manager.keeping(workers("3", &words)).env("FDSTORE", "2").spawn();
+    let supervisor = manager.spawn(workers("3", &words).env("FDSTORE", "2"));
     supervisor.await_ready(3);
     eventually(TIMEOUT, "the address with room is kept", || manager.kept().len() == 2);
     assert_eq!(supervisor.logged(&["raise filedescriptorstoremax="]).len(), 1, "{:?}", supervisor.log());

@@ -284,6 +284,7 @@ impl Core {
         socket.awaited_by.retain(|awaiting| Some(*awaiting) != slot);
         socket.closed = None;
         socket.released = false;
+        socket.restored = false;
         socket.stalled = false;
         socket.requested_reuseport = requested_reuseport;
         let key = socket.key.clone();
@@ -304,14 +305,15 @@ impl Core {
     }
 
     /// The socket that replaces a worker's own when it listens: one that its slot's last worker left, with
-    /// connections that the kernel cannot move.
+    /// connections that the kernel cannot move. One that an earlier supervisor has left gets all connections until then:
+    /// there may be one in the next moment.
     pub(in crate::share) fn inherited_by(&self, serial: u64, own: SocketId, key: &Key) -> Option<SocketId> {
         let slot = self.workers.slot_of(serial)?;
         let inherits = |socket: &&Socket| {
             self.migration == Migration::Resets
                 && socket.scope == Scope::Shard
                 && socket.active
-                && socket.waiting
+                && (socket.waiting || socket.restored)
                 && socket.users.is_empty()
                 && socket.id != own
                 && socket.key.matches(key)

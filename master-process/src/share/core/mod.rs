@@ -110,6 +110,8 @@ pub(super) struct Socket {
     pub(super) permanent: bool,
     /// Whether its path no longer leads to it.
     pub(super) unlinked: bool,
+    /// Whether an earlier supervisor has left it, and no worker of this one has had it.
+    pub(super) restored: bool,
 }
 
 impl Socket {
@@ -132,6 +134,7 @@ impl Socket {
             bound_at: None,
             permanent: false,
             unlinked: false,
+            restored: false,
         }
     }
 
@@ -237,7 +240,7 @@ impl Core {
         reuseport: bool,
     ) {
         let socket = Socket::new(id, key.clone(), scope);
-        self.sockets.push(Socket { active: true, awaited_by: slots, reuseport, ..socket });
+        self.sockets.push(Socket { active: true, awaited_by: slots, reuseport, restored: true, ..socket });
         self.remember(key);
         self.touch(key);
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Bind, BindRequest, Core, Effect, Migration, SocketId};
+use super::{Bind, BindRequest, Core, Effect, Migration, Scope, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
 
@@ -92,6 +92,28 @@ impl Simulation {
             serials: 0,
             lost: 0,
         }
+    }
+
+    /// After a restart of the supervisor: a kept listener for each of these slots, of which the first one is selected. Their
+    /// inode numbers are 1000 and the following.
+    pub(super) fn restored(migration: Migration, slots: &[u32]) -> Simulation {
+        let mut simulation = Simulation::new(migration);
+        let key = simulation.key.clone();
+        for (slot, id) in slots.iter().zip(1000..) {
+            let socket = SimSocket { worker: 0, open: false, listening: true, waiting: 0 };
+            simulation.sockets.insert(id, socket);
+            simulation.group.push(id);
+            simulation.core.add_restored(id, &key, Scope::Shard, vec![*slot], true);
+        }
+        simulation.selected = Some(vec![(1000, 0)]);
+        simulation.core.restore_order(&key, simulation.group.clone());
+        simulation.reconcile();
+        simulation
+    }
+
+    /// The sockets to which a new connection may go.
+    pub(super) fn selected(&self) -> Vec<SocketId> {
+        self.destinations()
     }
 
     fn of_slot(&self, slot: u32) -> impl DoubleEndedIterator<Item = &SimWorker> {

@@ -67,6 +67,55 @@ fn in_long_histories_connections_go_to_served_sockets_only() {
     }
 }
 
+#[test]
+fn in_short_histories_after_a_restart_connections_go_to_served_sockets_only() {
+    for migration in BOTH {
+        let mut count = 0;
+        walk(&Simulation::restored(migration, &[0, 1, 0]), 4, &mut count);
+        assert!(count > 1_000, "{count} histories");
+    }
+}
+
+#[test]
+fn all_kept_listeners_get_connections_until_workers_listen() {
+    for migration in BOTH {
+        assert_eq!(Simulation::restored(migration, &[0, 1, 2]).selected(), [1000, 1001, 1002]);
+    }
+}
+
+#[test]
+fn the_queues_of_kept_listeners_are_lost_to_nobody() {
+    for migration in BOTH {
+        let mut simulation = Simulation::restored(migration, &[0, 1]);
+        let steps = [
+            Step::Connect,
+            Step::Listen(1),
+            Step::EnterRotation(1),
+            Step::Connect,
+            Step::Listen(0),
+            Step::EnterRotation(0),
+            Step::Connect,
+            Step::Pass,
+            Step::Accept,
+            Step::Pass,
+        ];
+        for step in steps {
+            assert!(simulation.step(step), "{step:?}");
+        }
+        assert_eq!((simulation.lost, simulation.waiting(), simulation.members()), (0, 0, 2), "{migration:?}");
+    }
+}
+
+#[test]
+fn a_worker_takes_the_kept_listener_of_its_slot_though_it_is_empty_where_queues_do_not_move() {
+    let mut simulation = Simulation::restored(Migration::Resets, &[0]);
+    assert!(simulation.step(Step::Listen(0)));
+    assert_eq!((simulation.members(), simulation.selected()), (1, vec![1000]));
+    // The next one takes only what waits.
+    assert!(simulation.step(Step::Die(0)) && simulation.step(Step::Listen(0)));
+    assert_ne!(simulation.selected(), [1000]);
+}
+
 fn run(migration: Migration, steps: &[Step]) -> Simulation {
     let mut simulation = Simulation::new(migration);
     for step in steps {

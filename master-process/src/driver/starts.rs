@@ -186,6 +186,13 @@ impl Starts {
 
     /// Checks a start that is late, or was abandoned.
     pub(super) fn check(&mut self, cx: &mut Context, serial: u64, checks: u32) {
+        self.check_start(cx, serial, checks);
+        if self.current.is_empty() && self.late.is_empty() {
+            self.launcher.rest();
+        }
+    }
+
+    fn check_start(&mut self, cx: &mut Context, serial: u64, checks: u32) {
         if let Some(Start { worker, launch, begun, since }) = self.late.remove(&serial) {
             let launch = match launch.wait(Duration::ZERO) {
                 Ok(over) => return self.finish(cx, worker, over, begun),

@@ -1,12 +1,11 @@
 //! Hundreds of supervisors on one machine: what one of them weighs, what all of them cost at rest, and what they make the
 //! rest of the host pay.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::stats::ratio;
@@ -15,7 +14,7 @@ use super::stats::ratio;
 pub(crate) struct Options {
     pub(crate) program: PathBuf,
     pub(crate) worker: PathBuf,
-    pub(crate) pingpong: PathBuf,
+    pub(crate) host: PathBuf,
     pub(crate) supervisors: u32,
     pub(crate) workers: u32,
     /// Times that the host is measured with and without them, in turns.
@@ -24,6 +23,9 @@ pub(crate) struct Options {
 
 /// How long all supervisors are watched at rest.
 const WATCHED: Duration = Duration::from_secs(20);
+
+/// How long they have after the start.
+const AFTER_START: Duration = Duration::from_secs(5);
 
 /// How long hundreds of starts may take on a small machine.
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -92,23 +94,27 @@ impl Measured {
     fn take(options: &Options, source: &'static str) -> Result<Measured> {
         let mut ratios = [const { Vec::new() }; 3];
         let mut first = None;
+        let mut before = host(&options.host)?;
         for _ in 0..options.pairs {
-            let without = host(&options.pingpong)?;
             let begun = Instant::now();
             let all = Supervisors::start(options, source)?;
             let (start, start_cpu) = (begun.elapsed(), all.cpu()?);
             // What they do after the start is over.
-            std::thread::sleep(Duration::from_secs(5));
-            let with = host(&options.pingpong)?;
-            for ((ratios, with), without) in ratios.iter_mut().zip(with).zip(without) {
-                ratios.push(ratio(with, without));
-            }
+            std::thread::sleep(AFTER_START);
+            let with = host(&options.host)?;
             if first.is_none() {
                 let (rest_ms, wakes) = all.at_rest()?;
                 let (pss_kib, kernel_kib) = (all.pss_kib()?, measuring_kib(options, source)?);
                 let reload = all.reload(options.workers)?;
                 first = Some((pss_kib, kernel_kib, rest_ms, wakes, start, start_cpu, reload));
             }
+            drop(all);
+            // The host without them is measured before and after, since it becomes faster and slower by itself.
+            let after = host(&options.host)?;
+            for (number, ratios) in ratios.iter_mut().enumerate() {
+                ratios.push(ratio(2 * with[number], before[number] + after[number]));
+            }
+            before = after;
         }
         let (pss_kib, kernel_kib, rest_ms, wakes, start, start_cpu, reload) =
             first.context("--pairs is at least 1")?;
@@ -269,7 +275,7 @@ fn charged_in(options: &Options, source: &str, cgroup: &Path, file: &str) -> Res
     let all = Supervisors(vec![supervisor(shell, options, source)?]);
     all.await_workers(options.workers, &[])?;
     // What it does after the start is over.
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(AFTER_START);
     let text = std::fs::read_to_string(cgroup.join(file)).context("reading what is charged")?;
     drop(all);
     // Version 2 has lines with names, version 1 the number alone.
@@ -278,41 +284,9 @@ fn charged_in(options: &Options, source: &str, cgroup: &Path, file: &str) -> Res
 }
 
 /// What the rest of the host pays, in nanoseconds, in the order of [`PARTS`].
-fn host(pingpong: &Path) -> Result<[u64; 3]> {
-    std::io::stdout().flush()?;
-    let trips = Command::new(pingpong).arg("100000").output().context("starting pingpong")?;
-    let trip = String::from_utf8_lossy(&trips.stdout).trim().parse().context("pingpong prints no number")?;
-    Ok([trip, signal_ns()?, fork_ns()?])
-}
-
-extern "C" fn ignore(_number: libc::c_int) {}
-
-/// A signal whose default action ends the process, to a process that handles it.
-fn signal_ns() -> Result<u64> {
-    const COUNT: u32 = 200_000;
-    // SAFETY: the handler does nothing.
-    unsafe { libc::signal(libc::SIGUSR1, ignore as *const () as libc::sighandler_t) };
-    let own = rustix::process::getpid();
-    let begun = Instant::now();
-    for _ in 0..COUNT {
-        kill_process(own, Signal::USR1)?;
-    }
-    Ok(u64::try_from(begun.elapsed().as_nanos())? / u64::from(COUNT))
-}
-
-fn fork_ns() -> Result<u64> {
-    const COUNT: u32 = 5_000;
-    let begun = Instant::now();
-    for _ in 0..COUNT {
-        // SAFETY: the child does nothing but to exit.
-        let child = unsafe { libc::fork() };
-        ensure!(child >= 0, "fork: {}", std::io::Error::last_os_error());
-        if child == 0 {
-            // SAFETY: as above.
-            unsafe { libc::_exit(0) };
-        }
-        // SAFETY: no status is asked for.
-        unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
-    }
-    Ok(u64::try_from(begun.elapsed().as_nanos())? / u64::from(COUNT))
+fn host(program: &Path) -> Result<[u64; 3]> {
+    let output = Command::new(program).output().context("starting the program that measures the host")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let numbers: Vec<u64> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    numbers.try_into().map_err(|_| anyhow!("it prints {text:?} instead of three numbers"))
 }

@@ -66,7 +66,7 @@ fn cli() -> Command {
         .about("Hundreds of supervisors on this machine: what each weighs, and what all cost the rest of it")
         .arg(number("supervisors", "500", "Supervisors"))
         .arg(number("workers", "4", "Workers of each"))
-        .arg(number("pairs", "3", "Times that the machine is measured with and without them, in turns"));
+        .arg(number("pairs", "5", "Times that the machine is measured with and without them, in turns"));
     let control = Command::new("control")
         .about("What it costs to look at a supervisor, and what clients that flood it cost its workers")
         .arg(number("workers", "1000", "Workers that are looked at"))
@@ -114,11 +114,11 @@ fn overhead_options(matches: &ArgMatches) -> overhead::Options {
 
 fn run_dense(matches: &ArgMatches) -> anyhow::Result<()> {
     let number = |name| matches.get_one::<u32>(name).copied().unwrap_or(1);
-    let [program, worker, pingpong] = overhead::prepare_dense()?;
+    let [program, worker, host] = overhead::prepare_dense()?;
     dense::run(&dense::Options {
         program,
         worker,
-        pingpong,
+        host,
         supervisors: number("supervisors"),
         workers: number("workers"),
         pairs: number("pairs"),

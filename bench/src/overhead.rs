@@ -67,9 +67,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 pub(crate) fn prepare_dense() -> Result<[PathBuf; 3]> {
     let (_subjects, worker) = prepare(false)?;
     let dir = run::target_dir()?;
-    let pingpong = dir.join("bench/pingpong");
-    compile("pingpong.c", &pingpong, &[])?;
-    Ok([dir.join("release/master-process"), worker, pingpong])
+    let host = dir.join("bench/host");
+    compile("host.c", &host, &[])?;
+    Ok([dir.join("release/master-process"), worker, host])
 }
 
 /// Builds what [`super::control`] runs.

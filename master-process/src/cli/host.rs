@@ -82,7 +82,8 @@ impl Host for ThisHost {
     }
 
     fn stdin_is_terminal(&self) -> bool {
-        io::stdin().is_terminal()
+        // The standard library's would allocate a buffer of 8 KiB, which stays.
+        rustix::stdio::stdin().is_terminal()
     }
 
     fn current_dir(&self) -> io::Result<PathBuf> {

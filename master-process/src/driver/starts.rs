@@ -243,6 +243,13 @@ impl Starts {
         if self.preloads.check(cx, serial) {
             return;
         }
+        self.check_start(cx, serial, checks);
+        if self.current.is_empty() && self.late.is_empty() {
+            self.launcher.rest();
+        }
+    }
+
+    fn check_start(&mut self, cx: &mut Context, serial: u64, checks: u32) {
         if let Some(Start { worker, launch, begun, since }) = self.late.remove(&serial) {
             let launch = match launch.wait(Duration::ZERO) {
                 Ok(over) => return self.finish(cx, worker, over, begun),

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, getpid, getppid};
+use rustix::stdio;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcgetpgrp, tcsetattr, tcsetpgrp};
 
 use super::proc_stat::{self, Stat};
@@ -59,7 +60,7 @@ impl Terminal {
     /// Whether standard input is this terminal.
     pub fn is_stdin(&self) -> bool {
         // The kernel returns the foreground group only for the caller's controlling terminal.
-        tcgetpgrp(std::io::stdin()).is_ok()
+        tcgetpgrp(stdio::stdin()).is_ok()
     }
 }
 
@@ -72,9 +73,8 @@ impl AsFd for Terminal {
 /// Whether a standard descriptor is a terminal that hung up before it could be opened.
 pub fn was_lost() -> bool {
     let hung_up = |fd: BorrowedFd<'_>| tcgetattr(fd).err() == Some(rustix::io::Errno::IO);
-    hung_up(std::io::stdin().as_fd())
-        || hung_up(std::io::stdout().as_fd())
-        || hung_up(std::io::stderr().as_fd())
+    // The standard library would allocate buffers for these, which stay.
+    hung_up(stdio::stdin()) || hung_up(stdio::stdout()) || hung_up(stdio::stderr())
 }
 
 /// The process group of the supervisor; `None` if the group has no number in our PID namespace. getpgrp(2) returns 0 then,

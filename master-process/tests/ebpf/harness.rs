@@ -56,6 +56,12 @@ impl Bench {
         Ok(Bench { ebpf: Ebpf::load(scope, 4, INTERVAL, thresholds)?, serial: 0 })
     }
 
+    pub(crate) fn with_interval(
+        interval: Duration,
+    ) -> Result<Bench, master_process::metrics::ebpf::LoadError> {
+        Ok(Bench { ebpf: Ebpf::load(Scope::Tree, 4, interval, Thresholds::default())?, serial: 0 })
+    }
+
     /// Starts a worker in a role.
     pub(crate) fn start(&mut self, role: &str) -> Worker {
         self.start_command(&mut again(role))

@@ -40,7 +40,8 @@ sys.stdin.readline()
     worker.tell("allocate");
     worker.ready();
     let usage = bench.usage(&worker).expect("a sample");
-    assert!(usage.memory >= before.memory + 50 * MIB, "{usage:?} after {before:?}");
+    // The kernel adds the pages up for each CPU with a delay.
+    assert!(usage.memory >= before.memory + 49 * MIB, "{usage:?} after {before:?}");
     assert_close(usage.memory, worker.resident(), MIB);
     assert!(usage.cpu_ns > before.cpu_ns, "{usage:?} after {before:?}");
 

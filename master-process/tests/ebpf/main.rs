@@ -10,5 +10,6 @@ mod events;
 mod family;
 mod harness;
 mod idle;
+mod interval;
 mod places;
 mod role;

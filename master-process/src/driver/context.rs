@@ -64,6 +64,8 @@ pub(super) enum Token {
     Metrics,
     /// The client of the metrics with this number.
     Scraper(u64),
+    /// What systemd answers about our unit.
+    StopTimeout,
 }
 
 const KIND_AT: u32 = 56;
@@ -91,6 +93,7 @@ impl Token {
             Token::Client(number) => 14 << KIND_AT | number,
             Token::Metrics => 15 << KIND_AT,
             Token::Scraper(number) => 16 << KIND_AT | number,
+            Token::StopTimeout => 17 << KIND_AT,
         }
     }
 
@@ -113,7 +116,8 @@ impl Token {
             13 => Token::Control,
             14 => Token::Client(serial),
             15 => Token::Metrics,
-            _last => Token::Scraper(serial),
+            16 => Token::Scraper(serial),
+            _last => Token::StopTimeout,
         }
     }
 }
@@ -183,6 +187,8 @@ pub(super) enum Deferred {
     ManagerRetry,
     /// Compare the listeners that the service manager keeps with those that it should keep.
     ManagerStore,
+    /// systemd has not answered about our unit.
+    StopTimeout,
     /// Tell the service manager the state in a sentence.
     ManagerStatus,
     /// Check whether the terminal is gone. A SIGHUP waits for the result.
@@ -353,6 +359,7 @@ mod tests {
             Token::Client(SERIAL),
             Token::Metrics,
             Token::Scraper(SERIAL),
+            Token::StopTimeout,
         ];
         let numbers = all.map(Token::encode);
         assert!(numbers.is_sorted());

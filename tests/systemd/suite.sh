@@ -127,6 +127,16 @@ check "Unix socket: kill -9: no connection is refused" none_refused
 systemctl stop master-process@unix
 check "Unix socket: stop removes it" [ ! -e /run/master-process/unix/app.sock ]
 
+# A unit of somebody's own, without notifications, as root and as a user.
+for user in root nobody; do
+  printf '[Service]\nUser=%s\nTimeoutStopSec=10s\nExecStart=master-process --kill-timeout 42s -- sleep infinity\n' $user \
+    > $UNITS/own-$user.service
+  systemctl daemon-reload; systemctl start own-$user
+  warned() { journalctl --no-pager -o cat -u own-$user | grep -q "TimeoutStopSec=10.0s of own-$user.service is shorter"; }
+  check "a stop time-out that is too short is named: $user" eventually 10 warned
+  systemctl kill --signal=KILL own-$user; systemctl stop own-$user 2>/dev/null
+done
+
 # A hundred instances at once.
 names=$(seq -f 'master-process@many%g' 100)
 for number in $(seq 100); do instance "many$number" 1 "listen=127.0.0.1:$((19000 + number))"; done

@@ -66,6 +66,8 @@ pub(super) enum Token {
     Metrics,
     /// The client of the metrics with this number.
     Scraper(u64),
+    /// What systemd answers about our unit.
+    StopTimeout,
 }
 
 const KIND_AT: u32 = 56;
@@ -94,6 +96,7 @@ impl Token {
             Token::Client(number) => 15 << KIND_AT | number,
             Token::Metrics => 16 << KIND_AT,
             Token::Scraper(number) => 17 << KIND_AT | number,
+            Token::StopTimeout => 18 << KIND_AT,
         }
     }
 
@@ -117,7 +120,8 @@ impl Token {
             14 => Token::Control,
             15 => Token::Client(serial),
             16 => Token::Metrics,
-            _last => Token::Scraper(serial),
+            17 => Token::Scraper(serial),
+            _last => Token::StopTimeout,
         }
     }
 }
@@ -187,6 +191,8 @@ pub(super) enum Deferred {
     ManagerRetry,
     /// Compare the listeners that the service manager keeps with those that it should keep.
     ManagerStore,
+    /// systemd has not answered about our unit.
+    StopTimeout,
     /// Tell the service manager the state in a sentence.
     ManagerStatus,
     /// Check whether the terminal is gone. A SIGHUP waits for the result.
@@ -361,6 +367,7 @@ mod tests {
             Token::Client(SERIAL),
             Token::Metrics,
             Token::Scraper(SERIAL),
+            Token::StopTimeout,
         ];
         let numbers = all.map(Token::encode);
         assert!(numbers.is_sorted());

@@ -32,6 +32,8 @@ pub(super) struct FdStore {
     seen: Option<u64>,
     compared_at: Option<Time>,
     scheduled: bool,
+    /// Whether the supervisor stops, and the service manager knows the listeners as the next supervisor is to get them.
+    is_final: bool,
     /// Whether it was logged that there is not enough room.
     overflow_logged: bool,
 }
@@ -44,7 +46,15 @@ impl FdStore {
             // Two sockets with one name are removed together.
             stored.entry(name).and_modify(|id| *id = 0).or_insert(id);
         }
-        FdStore { size, stored, seen: None, compared_at: None, scheduled: false, overflow_logged: false }
+        FdStore {
+            size,
+            stored,
+            seen: None,
+            compared_at: None,
+            scheduled: false,
+            is_final: false,
+            overflow_logged: false,
+        }
     }
 
     /// A comparison is due.
@@ -56,7 +66,7 @@ impl FdStore {
     /// the last state, and it is sent at once.
     pub(super) fn after_round(&mut self, cx: &mut Context, socket: &ManagerSocket) {
         let changes = cx.broker.kept_changes();
-        if self.seen == Some(changes) || self.scheduled {
+        if self.seen == Some(changes) || self.scheduled || self.is_final {
             return;
         }
         let now = cx.now();
@@ -66,9 +76,13 @@ impl FdStore {
         }
         self.compared_at = Some(now);
         self.seen = Some(changes);
-        if self.update(cx, socket).is_err_and(|error| matches!(error, NotSent::Full)) {
-            self.seen = None;
-            self.schedule(cx, RETRY_AFTER);
+        match self.update(cx, socket) {
+            Ok(()) => self.is_final = cx.policy.is_stopping(),
+            Err(NotSent::Full) => {
+                self.seen = None;
+                self.schedule(cx, RETRY_AFTER);
+            }
+            Err(NotSent::Failed(_)) => {}
         }
     }
 

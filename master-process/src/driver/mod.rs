@@ -20,6 +20,7 @@ mod service_manager;
 pub mod signals;
 mod snapshot;
 mod starts;
+mod stop_timeout;
 pub mod trial;
 mod workers;
 
@@ -55,6 +56,7 @@ use service_manager::ServiceManager;
 use signals::Signals;
 pub use starts::FirstFailure;
 use starts::{Greeting, Starts};
+use stop_timeout::StopTimeout;
 
 /// The number of starts before the loop handles other events. A start takes a fraction of a millisecond, and running
 /// workers must not wait for ten thousand starts.
@@ -87,6 +89,7 @@ pub struct Driver {
     control: Control,
     endpoint: Endpoint,
     manager: ServiceManager,
+    stop_timeout: StopTimeout,
 }
 
 impl Driver {
@@ -135,6 +138,7 @@ impl Driver {
             control,
             endpoint,
             manager,
+            stop_timeout: StopTimeout::new(config),
         })
     }
 
@@ -153,6 +157,7 @@ impl Driver {
                 self.sampling.begin(&mut self.cx, &self.signals.tty, self.gate.holds_all());
                 self.control.begin(&mut self.cx);
                 self.endpoint.begin(&mut self.cx);
+                self.stop_timeout.begin(&mut self.cx);
             }
             self.calls.after_round(&mut self.cx);
             unfinished |= calls::report_complete(&mut self.cx);
@@ -210,6 +215,7 @@ impl Driver {
             Token::Client(number) => self.control.client(cx, number),
             Token::Metrics => self.endpoint.accept(cx),
             Token::Scraper(number) => self.endpoint.client(cx, number),
+            Token::StopTimeout => self.stop_timeout.read(cx),
         }
     }
 
@@ -245,6 +251,7 @@ impl Driver {
                 Deferred::ManagerRetry => self.manager.retry(cx),
                 Deferred::ManagerStatus => self.manager.status_due(),
                 Deferred::ManagerStore => self.manager.store_due(),
+                Deferred::StopTimeout => self.stop_timeout.give_up(cx),
                 Deferred::Hangup => tty.continue_hang_up(cx),
                 Deferred::Stops => tty.handle_stops(cx),
                 Deferred::Resume(worker, number) => tty.resume(cx, worker, number),

@@ -240,10 +240,9 @@ impl Starts {
 
     /// Checks a start that is late, or was abandoned.
     pub(super) fn check(&mut self, cx: &mut Context, serial: u64, checks: u32) {
-        if self.preloads.check(cx, serial) {
-            return;
+        if !self.preloads.check(cx, serial) {
+            self.check_start(cx, serial, checks);
         }
-        self.check_start(cx, serial, checks);
         if self.current.is_empty() && self.late.is_empty() {
             self.launcher.rest();
         }

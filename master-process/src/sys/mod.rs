@@ -15,6 +15,7 @@ pub mod fs_identity;
 pub mod helper;
 pub mod holders;
 pub mod inet_diag;
+pub mod manager_bus;
 pub mod memfd;
 pub mod notify;
 pub mod own_code;

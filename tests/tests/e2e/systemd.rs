@@ -223,10 +223,10 @@ fn listeners_survive_an_orderly_stop_for_a_restart() {
     let listen = format!("listen={address}");
     let first = manager.spawn(workers("2", &[&listen]));
     first.await_ready(2);
-    manager.await_kept(2);
+    let kept = manager.await_kept(2);
     assert_eq!(first.stop(), 0);
     manager.await_line("STOPPING=1", 1);
-    assert_eq!(manager.kept().len(), 2, "only the service manager knows whether this is a restart");
+    assert_eq!(manager.kept(), kept, "only the service manager knows whether this is a restart");
     let waiting: Vec<Waiting> = (0..8).map(|_| Waiting::new(address)).collect();
     let second = manager.spawn(workers("2", &[&listen]));
     waiting.into_iter().for_each(|waiting| waiting.answered_by(&second));

@@ -1,9 +1,10 @@
-//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance | docs`.
+//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance | docs | packaging | vm`.
 
 mod ci;
 mod conformance;
 mod docs;
 mod ebpf;
+mod packaging;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
             Err(run::cargo(cargo).args(words).current_dir(".").exec()).context("starting cargo")
         }
         Some(("docs", matches)) => docs::run(matches.get_flag("check")),
+        Some(("packaging", _)) => packaging::check(),
         Some(("conformance", matches)) => {
             let suites: Vec<String> = matches.get_many("suite").into_iter().flatten().cloned().collect();
             conformance::run(&suites, None)
@@ -60,6 +62,7 @@ fn cli() -> Command {
                 .about("Writes the tables of the documentation from the code")
                 .arg(check("Writes nothing, and fails when a table is not up to date")),
         )
+        .subcommand(Command::new("packaging").about("Checks the files for Kubernetes and Nomad"))
         .subcommand(
             Command::new("conformance")
                 .about("Other projects' test suites as the only worker, against the same suites alone")

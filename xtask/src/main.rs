@@ -5,6 +5,7 @@ mod conformance;
 mod docs;
 mod ebpf;
 mod packaging;
+mod vm;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -29,6 +30,10 @@ fn main() -> ExitCode {
         }
         Some(("docs", matches)) => docs::run(matches.get_flag("check")),
         Some(("packaging", _)) => packaging::check(),
+        Some(("vm", matches)) => {
+            let kernels: Vec<String> = matches.get_many("kernel").into_iter().flatten().cloned().collect();
+            vm::run(&kernels, matches.get_flag("all"), matches.get_flag("systemd"))
+        }
         Some(("conformance", matches)) => {
             let suites: Vec<String> = matches.get_many("suite").into_iter().flatten().cloned().collect();
             conformance::run(&suites, None)
@@ -63,6 +68,27 @@ fn cli() -> Command {
                 .arg(check("Writes nothing, and fails when a table is not up to date")),
         )
         .subcommand(Command::new("packaging").about("Checks the files for Kubernetes and Nomad"))
+        .subcommand(
+            Command::new("vm")
+                .about("The end-to-end tests on other kernels, in virtual machines, and on a real systemd")
+                .arg(
+                    Arg::new("all")
+                        .long("all")
+                        .action(ArgAction::SetTrue)
+                        .help("All tests, which takes hours, in the place of the main ones"),
+                )
+                .arg(
+                    Arg::new("systemd")
+                        .long("systemd")
+                        .action(ArgAction::SetTrue)
+                        .help("The tests of the units in a systemd that is pid 1, on this kernel"),
+                )
+                .arg(
+                    Arg::new("kernel")
+                        .num_args(0..)
+                        .help(format!("Kernels [default: {}]", vm::KERNELS.join(" "))),
+                ),
+        )
         .subcommand(
             Command::new("conformance")
                 .about("Other projects' test suites as the only worker, against the same suites alone")

@@ -2,10 +2,41 @@
 
 use crate::fixtures;
 
-/// Becomes a user, where one is named, gives up gaining privileges, denies calls, and turns into the command.
+/// Changes its root, where one is named, becomes a user, where one is named, gives up gaining privileges, denies calls, and
+/// turns into the command. A root is named by a process that is the first one of its PID and mount namespace: the root
+/// becomes read-only, and so do the directories that a container has no room for, but for a volume at `/run/app` and, with the root of the host, the
+/// folder of temporary files, and no capability is left.
 const LAUNCHER: &str = "
 import ctypes, os, platform, struct, sys
-user, denied, command = sys.argv[1], sys.argv[2], sys.argv[3:]
+root, user, denied, command = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
+libc = ctypes.CDLL(None, use_errno=True)
+def check(what, result):
+    if result != 0:
+        sys.exit(what + ': ' + os.strerror(ctypes.get_errno()))
+def mount(source, target, kind, flags, data=''):
+    check('mount ' + target, libc.mount(source.encode(), target.encode(), kind.encode(), flags, data.encode()))
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, PR_CAPBSET_DROP = 1, 32, 4096, 16384, 24
+if root != '-':
+    volume = os.environ.get('TMPDIR', '/tmp')
+    if root == '/':
+        mount(volume, volume, '', MS_BIND | MS_REC)
+    else:
+        mount(root, root, '', MS_BIND | MS_REC)
+        mount('/dev', root + '/dev', '', MS_BIND | MS_REC)
+        os.chroot(root)
+        os.chdir('/')
+    mount('none', '/', '', MS_REMOUNT | MS_BIND | MS_RDONLY)
+    mount('proc', '/proc', 'proc', 0)
+    for closed in ['/run', '/var', '/dev/shm']:
+        if os.path.isdir(closed): mount('none', closed, 'tmpfs', 0)
+        # A volume of the user.
+        if closed == '/run':
+            os.mkdir('/run/app')
+            mount('none', '/run/app', 'tmpfs', 0, 'mode=2775,gid=' + user)
+        if os.path.isdir(closed): mount('none', closed, '', MS_REMOUNT | MS_BIND | MS_RDONLY)
+    last = int(open('/proc/sys/kernel/cap_last_cap').read())
+    for number in range(last + 1):
+        check('PR_CAPBSET_DROP', libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0))
 if user != '-':
     os.setgroups([])
     os.setresgid(int(user), int(user), int(user))
@@ -27,7 +58,6 @@ program.append((RETURN, 0, 0, ALLOW))
 code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *line) for line in program))
 class Program(ctypes.Structure):
     _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_void_p)]
-libc = ctypes.CDLL(None, use_errno=True)
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
     sys.exit('PR_SET_NO_NEW_PRIVS: ' + os.strerror(ctypes.get_errno()))
@@ -55,14 +85,34 @@ pub const CONTAINER: [&str; 13] = [
     "unshare=1",
 ];
 
+/// Words to put in front of a command line, so that it is pid 1 of a container: with this root, which is read-only, as
+/// an ordinary user without any capability, and with what an engine's default profile denies.
+#[must_use]
+pub fn container(root: &str) -> Vec<String> {
+    let namespaces = ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"];
+    let user = ordinary_user().to_string();
+    let launcher = [root.to_owned(), user, CONTAINER.join(",")];
+    namespaces.map(str::to_owned).into_iter().chain(python()).chain(launcher).collect()
+}
+
+/// Whether such a container can be made here.
+#[must_use]
+pub fn can_contain() -> bool {
+    let words = container("/");
+    let tried = std::process::Command::new(&words[0]).args(&words[1..]).arg("/bin/true").output();
+    tried.is_ok_and(|output| output.status.success())
+}
+
+fn python() -> [String; 5] {
+    [fixtures::python(), "-S".into(), "-E".into(), "-c".into(), LAUNCHER.into()]
+}
+
 /// Words to put in front of a command line, so that it runs as `user` (by number; `None`: as the user of the tests) with
 /// `NO_NEW_PRIVS`, and each `NAME=ERRNO` of `denied` fails so.
 #[must_use]
 pub fn launcher(user: Option<u32>, denied: &[&str]) -> Vec<String> {
     let user = user.map_or_else(|| "-".to_owned(), |user| user.to_string());
-    let mut words = vec![fixtures::python(), "-S".into(), "-E".into(), "-c".into(), LAUNCHER.into()];
-    words.extend([user, denied.join(",")]);
-    words
+    python().into_iter().chain(["-".to_owned(), user, denied.join(",")]).collect()
 }
 
 /// A user that no other test uses.

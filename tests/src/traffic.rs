@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::Supervisor;
 use crate::load::{self, Connections, Load, Target};
+use crate::{Supervisor, process};
 
 /// Waits until this many more requests are served.
 ///
@@ -30,12 +30,18 @@ pub fn nothing_is_lost(clients: Load) {
 /// When one of them never does, or another process does.
 pub fn all_answer(supervisor: &Supervisor, target: impl Into<Target>, expected: &BTreeSet<i32>) {
     let target = target.into();
-    let mut seen = BTreeSet::new();
+    let (expected, mut seen) = (&inside(expected), BTreeSet::new());
     supervisor.eventually("each worker answers", || {
         seen.extend(load::who(target.clone()));
         seen.is_superset(expected)
     });
     assert_eq!(&seen, expected, "only they answer");
+}
+
+/// These processes by the pids that they have in their own PID namespace.
+fn inside(pids: &BTreeSet<i32>) -> BTreeSet<i32> {
+    let own = |pid: i32| process::status(pid, "NSpid")?.split_whitespace().last()?.parse().ok();
+    pids.iter().map(|pid| own(*pid).unwrap_or(*pid)).collect()
 }
 
 /// Reloads again and again while clients send requests, of which none may be lost. Gives the last workers.

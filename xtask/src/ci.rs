@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{conformance, docs, ebpf, run, tools};
+use crate::{conformance, docs, ebpf, packaging, run, tools};
 
 type Work = Box<dyn Fn() -> Result<()>>;
 
@@ -37,8 +37,9 @@ const TOOLS: &str = "tools";
 /// The targets of the release artefacts, which are static: one for each kind of CPU.
 const RELEASE_TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-musl"];
 
-/// What the static binary is tested with: start, users and groups, signals at the start. The C library matters there.
-const STATIC_TESTS: &str = "starting::";
+/// What the static binary is tested with: start, users and groups, signals at the start, where the C library matters; and the
+/// image, whose binary it is.
+const STATIC_TESTS: [&str; 2] = ["starting::", "image::"];
 
 /// The suites of other projects that take about a minute or less, what has to be fetched and built included. Those of
 /// Node are not among them: they must be of the version of the installed Node, which need not be Debian's.
@@ -105,6 +106,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
                 )
             }),
         ),
+        ("files for orchestrators", Box::new(packaging::check)),
         ("tables of the documentation", Box::new(|| docs::run(true))),
         ("doc tests", cargo("test --workspace --doc")),
         (
@@ -154,13 +156,18 @@ fn test_static() -> Result<()> {
     let mut build = run::cargo(["build", "--release", "--package", "master-process", "--target", target]);
     run::run(ebpf::with_fresh_object(&mut build)?)?;
     let binary = run::target_dir()?.join(target).join("release/master-process");
-    let tests = ["--package", "master-process-tests", "--test", "e2e", STATIC_TESTS];
-    let runner: &[&str] = match run::find("cargo-nextest") {
-        Some(_) => &["nextest", "run", "--no-fail-fast"],
-        None => &["test"],
+    let tests = ["--package", "master-process-tests", "--test", "e2e"];
+    let (runner, filter): (&[&str], &[&str]) = match run::find("cargo-nextest") {
+        Some(_) => (&["nextest", "run", "--no-fail-fast"], &[]),
+        None => (&["test"], &["--"]),
     };
     run::run(
-        run::cargo(runner).args(tests).env("MASTER_PROCESS_BIN", binary).env("MASTER_PROCESS_NO_SKIP", "1"),
+        run::cargo(runner)
+            .args(tests)
+            .args(filter)
+            .args(STATIC_TESTS)
+            .env("MASTER_PROCESS_BIN", binary)
+            .env("MASTER_PROCESS_NO_SKIP", "1"),
     )
 }
 

@@ -1,9 +1,11 @@
-//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance | docs`.
+//! What CI and contributors run: `cargo xtask ci | ebpf | bench | conformance | docs | packaging | vm`.
 
 mod ci;
 mod conformance;
 mod docs;
 mod ebpf;
+mod packaging;
+mod vm;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -27,6 +29,11 @@ fn main() -> ExitCode {
             Err(run::cargo(cargo).args(words).current_dir(".").exec()).context("starting cargo")
         }
         Some(("docs", matches)) => docs::run(matches.get_flag("check")),
+        Some(("packaging", _)) => packaging::check(),
+        Some(("vm", matches)) => {
+            let kernels: Vec<String> = matches.get_many("kernel").into_iter().flatten().cloned().collect();
+            vm::run(&kernels, matches.get_flag("all"), matches.get_flag("systemd"))
+        }
         Some(("conformance", matches)) => {
             let suites: Vec<String> = matches.get_many("suite").into_iter().flatten().cloned().collect();
             conformance::run(&suites, None)
@@ -59,6 +66,28 @@ fn cli() -> Command {
             Command::new("docs")
                 .about("Writes the tables of the documentation from the code")
                 .arg(check("Writes nothing, and fails when a table is not up to date")),
+        )
+        .subcommand(Command::new("packaging").about("Checks the files for Kubernetes and Nomad"))
+        .subcommand(
+            Command::new("vm")
+                .about("The end-to-end tests on other kernels, in virtual machines, and on a real systemd")
+                .arg(
+                    Arg::new("all")
+                        .long("all")
+                        .action(ArgAction::SetTrue)
+                        .help("All tests, which takes hours, in the place of the main ones"),
+                )
+                .arg(
+                    Arg::new("systemd")
+                        .long("systemd")
+                        .action(ArgAction::SetTrue)
+                        .help("The tests of the units in a systemd that is pid 1, on this kernel"),
+                )
+                .arg(
+                    Arg::new("kernel")
+                        .num_args(0..)
+                        .help(format!("Kernels [default: {}]", vm::KERNELS.join(" "))),
+                ),
         )
         .subcommand(
             Command::new("conformance")

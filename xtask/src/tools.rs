@@ -153,6 +153,11 @@ pub fn for_dependencies() -> Vec<Need> {
     ]
 }
 
+/// What checks the files for orchestrators.
+pub fn for_packaging() -> Vec<Need> {
+    vec![Need::apt(has_venv, &["python3-venv"])]
+}
+
 /// Installs those that are missing, and touches nothing where none is.
 pub fn install(needs: &[Need]) -> Result<()> {
     let missing: Vec<How> = needs.iter().filter(|need| !need.is_met()).map(|need| need.how).collect();

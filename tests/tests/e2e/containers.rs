@@ -14,7 +14,7 @@ use master_process_tests::profile::{self, CONTAINER};
 use master_process_tests::script::{TWO_FAMILIES, said, script, script_with};
 use master_process_tests::supervisor::Builder;
 use master_process_tests::traffic::{all_answer, reload_under_load};
-use master_process_tests::{Supervisor, address, needs_root, process, scaled};
+use master_process_tests::{Supervisor, address, needs_root, process, scaled, skip};
 use rustix::process::Signal;
 
 const TCP: &str = "
@@ -33,6 +33,8 @@ serve(made)";
 enum Place {
     /// As an ordinary user in a container.
     Container,
+    /// As pid 1 of a container with a read-only root and without any capability.
+    PidOne,
     /// As whoever runs the tests, with epoll.
     Epoll,
 }
@@ -44,6 +46,7 @@ impl Place {
                 let user = process::is_root().then(profile::ordinary_user);
                 Supervisor::builder().wrap(profile::launcher(user, &CONTAINER))
             }
+            Place::PidOne => Supervisor::builder().wrap(profile::container("/")),
             Place::Epoll => Supervisor::builder().env("MASTER_PROCESS_LOOP", "epoll"),
         }
     }
@@ -202,6 +205,76 @@ fn in_a_container_ipv4_and_ipv6_listeners_of_a_port_are_separate() {
     for target in [four, six] {
         all_answer(&supervisor, target, &new);
     }
+}
+
+/// Skips where no container can be made, which takes root.
+macro_rules! needs_container {
+    () => {
+        if !profile::can_contain() {
+            skip!("no container can be made");
+        }
+    };
+}
+
+#[test]
+fn as_pid_1_without_capabilities_reloads_lose_no_request() {
+    needs_container!();
+    let (supervisor, address) = four_share(Place::PidOne);
+    let of = |name: &str| process::status(supervisor.pid(), name).unwrap_or_default();
+    assert!(of("NSpid").ends_with("\t1"), "{}", of("NSpid"));
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        assert_eq!(of(set), "0000000000000000", "{set}");
+    }
+    reloads_lose_nothing(&supervisor, address, 4);
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn as_pid_1_without_capabilities_a_crash_loses_no_queued_connection() {
+    needs_container!();
+    a_crash_is_replaced_and_loses_nothing_that_waits(Place::PidOne);
+}
+
+#[test]
+fn as_pid_1_without_capabilities_a_unix_path_is_shared_and_reloaded() {
+    needs_container!();
+    a_unix_path_is_shared_and_reloaded(Place::PidOne);
+}
+
+#[test]
+fn as_pid_1_without_capabilities_a_worker_is_ready_when_it_notifies() {
+    needs_container!();
+    a_worker_that_notifies_is_ready_then_and_not_before(Place::PidOne);
+}
+
+#[test]
+fn as_pid_1_without_capabilities_a_hundred_workers_start_and_stop() {
+    needs_container!();
+    a_hundred_workers_come_and_go(Place::PidOne);
+}
+
+/// Each feature that a container takes away is one line, and costs nothing else.
+#[test]
+fn as_pid_1_without_capabilities_each_lost_feature_is_logged_once() {
+    needs_container!();
+    let address = address::tcp();
+    // As an engine sets it up: where the start gate and the control socket would be, nothing can be written.
+    let options = ["-w", "2", "--throttle", "100ms", "--start-gate", "2", "--preload", "printf shared"];
+    let text = "
+made = bound(HOST, PORT); made.listen(64)
+say('ready', open(os.environ['PRELOAD_FILE']).read())
+serve(made)";
+    let supervisor = Place::PidOne.builder().args(options).command(script(text, address)).spawn();
+    assert_eq!(said(&supervisor, 2), BTreeSet::from(["ready shared".to_owned()]));
+    all_answer(&supervisor, address, &supervisor.await_workers(2));
+    let lost = ["io_uring unavailable", "ebpf unavailable", "start gate unavailable", "no control socket"];
+    for feature in lost {
+        supervisor.eventually(feature, || !supervisor.logged(&[feature]).is_empty());
+        assert_eq!(supervisor.logged(&[feature]).len(), 1, "{:?}", supervisor.log());
+    }
+    assert_eq!(supervisor.logged(&[" warn "]), Vec::<String>::new(), "{:?}", supervisor.log());
+    reloads_lose_nothing(&supervisor, address, 2);
+    assert_eq!(supervisor.stop(), 0);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod faults;
 mod flood;
 mod fork_bomb;
 mod harness;
+mod image;
 mod input;
 mod life;
 mod limits;

@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::context::{ClientCheck, Context, Deferred, RETRY_AFTER, Token};
 use super::snapshot::{self, Identity};
 use crate::config::{self, Config, MAX_WORKERS};
-use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, Server, Snapshot, Why};
+use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, SavedServer, Server, Snapshot, Why};
 use crate::policy::Event;
 use crate::sys::control_socket::{Claim, Peer, Permissions, Unavailable};
+use crate::sys::handover::{Incoming, Outgoing};
 use crate::sys::{own_code, proc_stat};
 
 /// The control socket.
@@ -33,13 +35,54 @@ enum Opening {
     Done,
 }
 
+/// The control socket as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedControl {
+    server: Option<SavedServer>,
+    name: String,
+    path: String,
+}
+
 impl Control {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedControl {
+        let server = self.server.as_ref().map(|server| server.save(out));
+        SavedControl { server, name: self.identity.name.clone(), path: self.identity.control.clone() }
+    }
+
+    /// Goes on with it. [`watch`](Self::watch) comes next.
+    pub(super) fn resume(
+        config: &Config,
+        saved: SavedControl,
+        from: &mut Incoming,
+    ) -> std::io::Result<Control> {
+        let server = saved.server.map(|server| Server::resume(server, config.control_group, from));
+        let memory_limit = config.limits.max_memory;
+        let identity =
+            Identity { name: saved.name, command: command(config), control: saved.path, memory_limit };
+        Ok(Control {
+            opening: Opening::Done,
+            group: config.control_group,
+            server: server.transpose()?,
+            identity,
+            check: ClientCheck::default(),
+        })
+    }
+
+    /// Waits for clients, and for those that are connected.
+    pub(super) fn watch(&mut self, cx: &mut Context) {
+        let now = cx.now();
+        if let Some(server) = &mut self.server {
+            cx.watch(server.listener(), Token::Control);
+            server.watch(now, &mut cx.poller, token);
+        }
+    }
+
     /// Takes the path of the socket, if the user has chosen it or the name.
     ///
     /// # Errors
     /// Another supervisor has it, or it cannot be used.
     pub fn new(config: &Config) -> anyhow::Result<Control> {
-        let command: Vec<String> = config.command.iter().map(|word| word.to_string_lossy().into()).collect();
+        let command = command(config);
         let default = || control::default_name(config.command.first().map_or("".as_ref(), |word| word));
         let name = config.name.clone().unwrap_or_else(default);
         let opening = match (&config.control, &config.name) {
@@ -166,6 +209,7 @@ impl Control {
             Request::Reload { follow }
             | Request::Stop { follow }
             | Request::Scale { follow, .. }
+            | Request::Upgrade { follow }
             | Request::Restart { follow, .. } => follow && reply.error.is_none(),
             Request::Status | Request::Pause(_) | Request::Why { .. } => false,
         };
@@ -228,6 +272,10 @@ impl Control {
                 let attempts = Some(cx.policy.attempts());
                 done(Accepted { slot: Some(slot), pid, attempts, ..accepted })
             }
+            Request::Upgrade { .. } => {
+                cx.request_upgrade(cause(peer));
+                done(accepted)
+            }
             Request::Pause(paused) => {
                 cx.request(Event::PauseMonitoring(paused), cause(peer));
                 cx.meter.report_anew(None);
@@ -243,6 +291,10 @@ impl Control {
             }
         }
     }
+}
+
+fn command(config: &Config) -> Vec<String> {
+    config.command.iter().map(|word| word.to_string_lossy().into()).collect()
 }
 
 fn token(number: u64) -> u64 {

@@ -1,24 +1,28 @@
 //! Builds the spawn template from the configuration, and starts workers from it.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::Rlimit;
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::config::{Capabilities, Config, Identity, Login, Orphans, ReadyMode, Share, Stdin};
 use crate::policy::WorkerId;
 use crate::share::InheritedListeners;
 use crate::sys::capabilities::{OwnCapabilities, WorkerCapabilities};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::notify::NotifySocket;
 use crate::sys::seccomp::{self, Calls, Filter};
 use crate::sys::spawn::{
     Directory, FinishedLaunch, Launch, SpawnArgs, SpawnError, SpawnStep, SpawnTemplate, Spawned, Spawner,
 };
 use crate::sys::{fds, path_lookup};
+use crate::upgrade;
 
 /// The directories in which a command without a slash is searched if `PATH` is not set; execvp(3).
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
@@ -50,7 +54,8 @@ const MEANING_OF_LOGIN: &str = "with `--user`: from that user's entry, as with s
 
 /// Variables that were meant for the supervisor: a worker that had them would talk to the supervisor's service manager in
 /// the supervisor's name.
-const NOT_PASSED_ON: [&str; 4] = ["LISTEN_PIDFDID", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID"];
+const NOT_PASSED_ON: [&str; 5] =
+    ["LISTEN_PIDFDID", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", upgrade::VARIABLE];
 
 /// The variables of a worker, such as `` `LISTEN_FDS`, `LISTEN_PID` ``, and their meaning, for the documentation.
 #[must_use]
@@ -72,6 +77,27 @@ pub(super) struct Launcher {
     filter: Option<(Calls, Arc<Filter>)>,
     /// Whether workers get a filter at all.
     filters: bool,
+    /// `LISTEN_FDNAMES` of the workers.
+    listen_names: String,
+}
+
+/// What a supervisor hands over of it. The rest follows from the configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedLauncher {
+    inherited: Vec<Fd>,
+    listen_names: String,
+    filters: bool,
+    /// The limits of open files that the supervisor was started with; `None`: there is none.
+    nofile: (Option<u64>, Option<u64>),
+}
+
+impl SavedLauncher {
+    /// The sockets of the workers, and the limits of open files.
+    pub(super) fn take(&self, from: &mut Incoming) -> std::io::Result<(InheritedListeners, Rlimit)> {
+        let sockets = self.inherited.iter().map(|fd| from.take(*fd)).collect::<Result<_, _>>()?;
+        let (current, maximum) = self.nofile;
+        Ok((InheritedListeners::resumed(sockets, &self.listen_names), Rlimit { current, maximum }))
+    }
 }
 
 impl Launcher {
@@ -79,6 +105,17 @@ impl Launcher {
         config: &Config,
         inherited: InheritedListeners,
         notify: &NotifySocket,
+    ) -> anyhow::Result<Launcher> {
+        let nofile = fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?;
+        Launcher::with_limit(config, inherited, notify, nofile)
+    }
+
+    /// The same for workers that get these limits of open files.
+    pub(super) fn with_limit(
+        config: &Config,
+        inherited: InheritedListeners,
+        notify: &NotifySocket,
+        nofile: Rlimit,
     ) -> anyhow::Result<Launcher> {
         let ready_fd = match config.ready {
             ReadyMode::NotifyFd(fd) => Some(fd),
@@ -98,6 +135,7 @@ impl Launcher {
         // This is above every descriptor number that a worker receives, so no descriptor is overwritten while it is
         // copied.
         let lowest = (3 + inherited.count()).max(ready_fd.map_or(0, |fd| fd + 1));
+        let listen_names = inherited.names();
         let environment = environment(std::env::vars_os(), config.login.as_ref(), &inherited, notify)?;
         let command = config.command.first().context("no command")?;
         let directory = directory(config)?;
@@ -111,7 +149,7 @@ impl Launcher {
             umask: config.umask,
             capabilities: capabilities(config.ambient, identity.as_ref())?,
             identity,
-            nofile: Some(fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?),
+            nofile: Some(nofile),
             stdin: match config.stdin {
                 Stdin::Null => Some(open_null(lowest)?),
                 Stdin::Inherit => None,
@@ -131,7 +169,23 @@ impl Launcher {
             ready_fd,
             filter: None,
             filters: config.share != Share::Off || watches_listen,
+            listen_names,
         })
+    }
+
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedLauncher {
+        let nofile = self.template.nofile.as_ref();
+        SavedLauncher {
+            inherited: self.template.inherited.iter().map(|socket| out.keep(socket.as_fd())).collect(),
+            listen_names: self.listen_names.clone(),
+            filters: self.filters,
+            nofile: nofile.map_or((None, None), |limits| (limits.current, limits.maximum)),
+        }
+    }
+
+    /// Goes on without filters if the supervisor before did.
+    pub(super) fn resume(&mut self, saved: &SavedLauncher) {
+        self.filters &= saved.filters;
     }
 
     /// The command as messages name it.
@@ -203,7 +257,7 @@ impl Launcher {
         let (reader, writer) =
             rustix::pipe::pipe_with(flags).map_err(|error| failed(error.raw_os_error()))?;
         // Only the reader is nonblocking: the worker chooses the mode of the writer.
-        let made = crate::sys::sockets::set_nonblocking(std::os::fd::AsFd::as_fd(&reader), true)
+        let made = crate::sys::sockets::set_nonblocking(reader.as_fd(), true)
             .and_then(|()| fds::move_from(writer, at + 1))
             .map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
         Ok((reader, made))

@@ -14,10 +14,12 @@ mod gate;
 mod journal;
 mod launch;
 mod samples;
+mod saved;
 pub mod signals;
 mod snapshot;
 mod starts;
 pub mod trial;
+mod upgrade;
 mod workers;
 
 use std::os::fd::AsFd;
@@ -37,6 +39,7 @@ use crate::sys::poller::Poller;
 use crate::sys::signalfd::SignalFd;
 use crate::sys::spawn::SpawnError;
 use crate::tree::Trees;
+use crate::upgrade::OwnProgram;
 use calls::Calls;
 use causes::Asked;
 use context::{Context, Deferred, Token};
@@ -48,8 +51,10 @@ use gate::Gate;
 use launch::Launcher;
 pub use launch::worker_variables;
 use samples::Sampling;
+pub use saved::Saved;
 use signals::Signals;
 use starts::{Greeting, Starts};
+use upgrade::Upgrades;
 
 /// The number of starts before the loop handles other events. A start takes a fraction of a millisecond, and running
 /// workers must not wait for ten thousand starts.
@@ -67,6 +72,8 @@ pub enum Ending {
     GaveUp,
     /// The first start of the run failed.
     CannotStart(SpawnError),
+    /// Another version of the program is to be started by the service manager.
+    Changed,
 }
 
 /// The running supervisor.
@@ -81,6 +88,7 @@ pub struct Driver {
     sampling: Sampling,
     control: Control,
     endpoint: Endpoint,
+    upgrades: Upgrades,
 }
 
 impl Driver {
@@ -127,6 +135,7 @@ impl Driver {
             sampling: Sampling::new(config),
             control,
             endpoint,
+            upgrades: Upgrades::new(config, OwnProgram::find()),
         })
     }
 
@@ -135,7 +144,12 @@ impl Driver {
         let (mut ready, mut has_begun) = (Vec::new(), false);
         self.start_watching();
         loop {
-            let mut unfinished = self.carry_out();
+            let mut unfinished = false;
+            if self.upgrades.is_resting() {
+                self.rest();
+            } else {
+                unfinished = self.carry_out();
+            }
             // When the first starts are over: loading eBPF does not compete with them.
             if !has_begun && self.starts.has_greeted() && !unfinished {
                 has_begun = true;
@@ -147,6 +161,7 @@ impl Driver {
             unfinished |= calls::report_complete(&mut self.cx);
             unfinished |= self.control.after_round(&mut self.cx, self.signals.tty.is_lent());
             unfinished |= self.endpoint.after_round(&mut self.cx, &self.control);
+            self.begin_upgrade();
             if let Some(outcome) = self.cx.policy.outcome() {
                 return self.end(outcome);
             }
@@ -197,6 +212,7 @@ impl Driver {
             Token::Client(number) => self.control.client(cx, number),
             Token::Metrics => self.endpoint.accept(cx),
             Token::Scraper(number) => self.endpoint.client(cx, number),
+            Token::Upgrade => self.read_answer(),
         }
     }
 
@@ -231,6 +247,7 @@ impl Driver {
                 Deferred::Hangup => tty.continue_hang_up(cx),
                 Deferred::Stops => tty.handle_stops(cx),
                 Deferred::Resume(worker, number) => tty.resume(cx, worker, number),
+                Deferred::Upgrade => self.check_upgrade(),
             }
         }
     }
@@ -283,7 +300,9 @@ impl Driver {
     fn end(mut self: Box<Self>, outcome: Outcome) -> Ending {
         self.end_remaining_processes();
         self.signals.tty.restore(&self.cx.workers);
+        let has_changed = self.upgrades.exits();
         match (outcome, self.starts.into_failure()) {
+            (Outcome::Stopped, _) if has_changed => Ending::Changed,
             (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
             (Outcome::GaveUp, _) => Ending::GaveUp,
             (Outcome::Stopped | Outcome::CannotStart, _) => Ending::Stopped,

@@ -12,6 +12,7 @@ mod limits;
 mod reconcile;
 mod reload;
 mod replacements;
+mod saved;
 mod scale;
 mod settings;
 mod slot;
@@ -31,6 +32,7 @@ pub use event::{
 };
 pub use hangup::{Hangup, Hangups};
 pub use limits::Limit;
+pub use saved::Saved;
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};
 pub use time::Time;

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod driver;
 pub mod exit_code;
 pub mod exposition;
+pub mod forms;
 pub mod http;
 pub mod metrics;
 #[cfg(test)]
@@ -17,3 +18,4 @@ pub mod report;
 pub mod share;
 pub mod sys;
 pub mod tree;
+pub mod upgrade;

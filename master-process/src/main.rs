@@ -14,14 +14,24 @@ use master_process::share::{Access, Broker, InheritedListeners, Takeover};
 use master_process::sys::signalfd::{self, SignalFd};
 use master_process::sys::spawn::SpawnStep;
 use master_process::sys::{allocator, fds, sd_notify};
+use master_process::upgrade::{self, Handover};
 
 fn main() -> ExitCode {
     signalfd::block();
     allocator::use_one_heap();
+    if upgrade::is_check(std::env::args_os()) {
+        signalfd::unblock();
+        return upgrade::answer_check();
+    }
     if let Some(invocation) = client::invocation(std::env::args_os()) {
         // A command of the user ends by Ctrl-C as any other program.
         signalfd::unblock();
         return client::run(invocation);
+    }
+    match Handover::from_environment() {
+        Ok(None) => {}
+        Ok(Some(handover)) => return take_over(handover),
+        Err(why) => return fail(code::FATAL, &why),
     }
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
     // descriptor as a socket.
@@ -48,7 +58,53 @@ fn run(config: &Config, inherited: std::io::Result<InheritedListeners>) -> ExitC
             return fail(code::FATAL, errno, &format_args!("{error:#}"));
         }
     };
+    end(config, driver)
+}
+
+/// Goes on from the state of the supervisor that has executed this program, or executes that one again.
+fn take_over(handover: Handover) -> ExitCode {
+    let state = match handover.read() {
+        Ok(state) => state,
+        Err(why) => {
+            let arguments: Vec<_> = std::env::args_os().map(upgrade::Argument).collect();
+            return fail(code::FATAL, &handover.go_back(&arguments, &why));
+        }
+    };
+    let arguments = state.arguments.clone();
+    match resume(&handover, state) {
+        Ok((config, driver)) => {
+            // The descriptors of the state are in use now, and no child may have them.
+            drop(handover);
+            if let Err(error) = fds::close_on_exec() {
+                return fail(code::FATAL, &format_args!("close_range: {error}"));
+            }
+            end(&config, driver)
+        }
+        Err(error) => fail(code::FATAL, &handover.go_back(&arguments, &format!("{error:#}"))),
+    }
+}
+
+#[inline(never)]
+fn resume(handover: &Handover, state: upgrade::State) -> anyhow::Result<(Box<Config>, Box<Driver>)> {
+    use anyhow::Context;
+    let config = match cli::parse(std::env::args_os())? {
+        Command::Run(config) => config,
+        Command::Help(_) | Command::Version(_) => anyhow::bail!("the command line runs nothing"),
+    };
+    let (mut descriptors, closed) = handover.descriptors(&state).map_err(anyhow::Error::msg)?;
+    report::start_logging(config.log_format, &config.verbosity);
+    let signals = SignalFd::new(driver::signals::numbers()).context("signalfd")?;
+    let driver = Driver::resume(&config, signals, state, handover.reason.as_deref(), &mut descriptors)?;
+    let closed = closed + descriptors.count_left();
+    if closed > 0 {
+        report::closed_descriptors(closed);
+    }
+    Ok((config, driver))
+}
+
+fn end(config: &Config, driver: Box<Driver>) -> ExitCode {
     match driver.run() {
+        Ending::Changed => ExitCode::from(code::FATAL),
         Ending::Stopped => ExitCode::from(code::STOPPED),
         Ending::GaveUp => {
             sd_notify::failed(code::GAVE_UP, None, &"gave up: too many workers exited early");

@@ -55,6 +55,7 @@ pub fn binary() -> PathBuf {
 #[must_use]
 pub struct Builder {
     wrapper: Vec<OsString>,
+    program: Option<PathBuf>,
     args: Vec<OsString>,
     command: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
@@ -99,6 +100,12 @@ impl Builder {
         self
     }
 
+    /// Starts this file instead of the binary under test: a copy that the test replaces, for example.
+    pub fn program(mut self, path: impl AsRef<Path>) -> Self {
+        self.program = Some(path.as_ref().to_owned());
+        self
+    }
+
     /// Sets the supervisor's standard input.
     pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
         self.stdin = Some(stdin.into());
@@ -112,7 +119,7 @@ impl Builder {
     #[must_use]
     pub fn spawn(self) -> Supervisor {
         let mut words = self.wrapper;
-        words.push(binary().into());
+        words.push(self.program.unwrap_or_else(binary).into());
         words.extend(self.args);
         if !self.command.is_empty() {
             words.push("--".into());
@@ -266,6 +273,7 @@ impl Supervisor {
     pub fn builder() -> Builder {
         Builder {
             wrapper: Vec::new(),
+            program: None,
             args: Vec::new(),
             command: Vec::new(),
             env: Vec::new(),

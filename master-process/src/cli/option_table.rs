@@ -7,7 +7,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser, ValueParser};
 use super::host::Host;
 use super::usage_error::{Parsed, Reason};
 use super::{addresses, users, values};
-use crate::config::{LogFormat, Monitor, Orphans, Scope, Share, Stdin, StopGroup};
+use crate::config::{LogFormat, Monitor, OnUpgrade, Orphans, Scope, Share, Stdin, StopGroup};
 
 /// One option.
 #[derive(Debug, Clone, Copy)]
@@ -284,6 +284,18 @@ pub(super) const OPTIONS: &[Opt] = &[
         unset: Unset::Default("200ms"),
         meaning: "Time that an old worker keeps serving its connections before the stop signal, once it gets \
                   no new ones and its queue is empty",
+    },
+    Opt {
+        long: "on-upgrade",
+        short: None,
+        kind: Kind::Value("exec|exit|ignore", |_| {
+            choice(&[("exec", OnUpgrade::Exec), ("exit", OnUpgrade::Exit), ("ignore", OnUpgrade::Ignore)])
+        }),
+        variables: &[],
+        unset: Unset::Default("exec"),
+        meaning: "What a reload does when the file of this program has changed. `exec`: the new program takes over with the \
+                  same pid, and the workers are not touched by that; `exit`: stop every worker and exit with 1, so that a \
+                  service manager starts the new program; `ignore`: nothing",
     },
     Opt {
         long: "orphans",

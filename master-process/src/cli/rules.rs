@@ -38,6 +38,7 @@ pub(super) fn with_command(
         give_up: arguments.one("give-up"),
         kill_timeout: arguments.one("kill-timeout"),
         drain: arguments.one("drain"),
+        on_upgrade: arguments.one("on-upgrade"),
         orphans: arguments.one("orphans"),
         takeover: arguments.switch("takeover"),
         stop_signal: arguments.one("stop-signal"),

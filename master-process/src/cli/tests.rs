@@ -8,8 +8,8 @@ use super::host::testing::TestHost;
 use super::option_table::{OPTIONS, Opt};
 use super::*;
 use crate::config::{
-    AddressPattern, Batch, Capabilities, Control, Identity, Limits, ListenAddr, LogFormat, Monitor, Orphans,
-    Owner, ReadyMode, Scope, Share, ShareRules, Signal, Stdin, StopGroup, Verbosity,
+    AddressPattern, Batch, Capabilities, Control, Identity, Limits, ListenAddr, LogFormat, Monitor,
+    OnUpgrade, Orphans, Owner, ReadyMode, Scope, Share, ShareRules, Signal, Stdin, StopGroup, Verbosity,
 };
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
@@ -54,6 +54,7 @@ fn the_defaults() {
             give_up: None,
             kill_timeout: Duration::from_secs(5),
             drain: Duration::from_millis(200),
+            on_upgrade: OnUpgrade::Exec,
             orphans: Orphans::Kill,
             stop_signal: Signal(libc::SIGTERM),
             stop_group: StopGroup::Leader,
@@ -249,6 +250,7 @@ fn sample(opt: &Opt) -> &'static str {
         "group" => "www-data",
         "ambient" => "net_bind_service,CAP_KILL",
         "chdir" => "/srv/app",
+        "on-upgrade" => "exit",
         "orphans" => "keep",
         "stop-group" => "tree",
         "max-memory" | "preload-max" => "300MiB",
@@ -430,7 +432,7 @@ fn an_unknown_option_has_a_suggestion() {
 
 #[test]
 fn options_of_later_versions_are_unknown() {
-    for flag in ["--on-upgrade", "--bogus"] {
+    for flag in ["--later", "--bogus"] {
         assert!(error(&[], &[flag, "1"]).starts_with(&format!("unknown option {flag:?}: ")), "{flag}");
     }
     assert_eq!(

@@ -103,6 +103,13 @@ const TABLE: &[Topic] = &[
         run: steer::resume,
     },
     Topic {
+        word: "upgrade",
+        form: "[--wait] [--timeout DUR]",
+        about: "Have the program that is at the supervisor's path now take over, as SIGUSR1 does; the workers are not touched",
+        arguments: steer::upgrade_arguments,
+        run: steer::upgrade,
+    },
+    Topic {
         word: "events",
         form: "[-f] [--since SEQ]",
         about: "Show the recent events; with -f, each further one as it happens",

@@ -1,4 +1,4 @@
-//! `stop`, `scale`, `restart`, `pause` and `resume`.
+//! `stop`, `scale`, `restart`, `pause`, `resume` and `upgrade`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -19,6 +19,10 @@ pub(super) fn plain_arguments(command: Command) -> Command {
 }
 
 pub(super) fn stop_arguments(command: Command) -> Command {
+    arguments::waiting(arguments::of_one(command))
+}
+
+pub(super) fn upgrade_arguments(command: Command) -> Command {
     arguments::waiting(arguments::of_one(command))
 }
 
@@ -45,6 +49,45 @@ fn set_limits(matches: &ArgMatches, paused: bool) -> Result<u8, Failure> {
     let word = if paused { "paused" } else { "in force" };
     order.say(&format!("the resource limits of {} are {word}", order.name()));
     Ok(codes::OK)
+}
+
+pub(super) fn upgrade(matches: &ArgMatches) -> Result<u8, Failure> {
+    let mut order = Order::give(matches, |follow| Request::Upgrade { follow })?;
+    order.say(&format!("upgrading {}", order.name()));
+    if !order.wait {
+        return Ok(codes::OK);
+    }
+    loop {
+        match order.connection.receive(order.until)? {
+            Received::Line(Line::Event(event), text) => {
+                if order.json {
+                    show::print(&format!("{text}\n"));
+                }
+                if let Some((code, text)) = upgraded(&event) {
+                    return Ok(order.end(code, &text));
+                }
+            }
+            Received::Line(Line::Reply(_), _) => {}
+            Received::Nothing => return Ok(order.timed_out()),
+            Received::End => return Err(Order::lost()),
+        }
+    }
+}
+
+/// How an upgrade ended, if this event tells.
+fn upgraded(event: &Event) -> Option<(u8, String)> {
+    let plain = |text: &Option<String>| show::plain(text.as_deref().unwrap_or("?"));
+    match event.event.as_str() {
+        "supervisor.upgraded" => {
+            let (from, to) = (plain(&event.previous_version), plain(&event.version));
+            let pause = event.pause_seconds.unwrap_or_default() * 1000.0;
+            Some((codes::OK, format!("upgraded from {from} to {to}, with a pause of {pause:.0} ms")))
+        }
+        "supervisor.upgrade_failed" => {
+            Some((codes::GIVEN_UP, format!("not upgraded: {}", plain(&event.message))))
+        }
+        _other => None,
+    }
 }
 
 pub(super) fn stop(matches: &ArgMatches) -> Result<u8, Failure> {

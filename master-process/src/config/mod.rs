@@ -48,6 +48,8 @@ pub struct Config {
     pub preload: Option<Vec<OsString>>,
     /// The largest output of that command, in bytes; at least 1.
     pub preload_max: u64,
+    /// What a reload does when the file of this program has changed.
+    pub on_upgrade: OnUpgrade,
     /// The resource limits of a worker.
     pub limits: Limits,
     /// The source of the measurements.
@@ -133,6 +135,17 @@ pub struct Limits {
     pub interval: Duration,
     /// The time from ready to the first sample that counts.
     pub delay: Duration,
+}
+
+/// `--on-upgrade`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUpgrade {
+    /// The changed program takes over in place.
+    Exec,
+    /// All workers stop, and the supervisor exits with 1, so that the service manager starts the changed program.
+    Exit,
+    /// Nothing.
+    Ignore,
 }
 
 /// `--monitor`.

@@ -1,15 +1,19 @@
 //! One client: what it has sent, what it is still to get, and how long it may take.
 
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use super::connection::{Broken, Connection, Watch};
+use serde::{Deserialize, Serialize};
+
+use super::connection::{Broken, Connection, SavedConnection, Watch};
 use super::event::Event;
 use super::protocol::{MAX_REQUEST, Reply, line};
 use super::rate::Rate;
 use super::ring::{Next, Ring};
 use crate::policy::Time;
-use crate::sys::control_socket::Peer;
+use crate::sys::control_socket::{self, Peer};
+use crate::sys::handover::{Incoming, Outgoing};
 
 /// The time for the first request, and for reading an answer. A client on the same host needs milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -78,7 +82,38 @@ pub(super) struct Client {
 /// The bad requests after which a client is cut off. A person who types makes mistakes.
 const BAD_REQUESTS: u32 = 3;
 
+/// A client as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedClient {
+    connection: SavedConnection,
+    input: Vec<u8>,
+    follows: Option<u64>,
+    has_asked: bool,
+    bad_requests: u32,
+    rate: Rate,
+    queued: bool,
+}
+
 impl Client {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedClient {
+        SavedClient {
+            connection: self.connection.save(out),
+            input: self.input.clone(),
+            follows: self.follows,
+            has_asked: self.has_asked,
+            bad_requests: self.bad_requests,
+            rate: self.rate.clone(),
+            queued: self.queued,
+        }
+    }
+
+    pub(super) fn resume(saved: SavedClient, from: &mut Incoming) -> io::Result<Client> {
+        let SavedClient { connection, input, follows, has_asked, bad_requests, rate, queued } = saved;
+        let connection = Connection::resume(connection, from)?;
+        let peer = control_socket::peer(connection.fd())?;
+        Ok(Client { connection, peer, input, follows, has_asked, bad_requests, rate, queued, watched: None })
+    }
+
     pub(super) fn new(fd: OwnedFd, peer: Peer, now: Time) -> Client {
         Client {
             connection: Connection::new(fd, now),

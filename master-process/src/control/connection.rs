@@ -3,7 +3,10 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use serde::{Deserialize, Serialize};
+
 use crate::policy::Time;
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::poller::Poller;
 
 /// The connection is broken.
@@ -47,7 +50,31 @@ pub(crate) struct Connection {
     pub(crate) input_ended: bool,
 }
 
+/// A connection as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SavedConnection {
+    fd: Fd,
+    output: Vec<u8>,
+    since: Time,
+    input_ended: bool,
+}
+
 impl Connection {
+    pub(crate) fn save(&self, out: &mut Outgoing) -> SavedConnection {
+        let output = self.output.get(self.written..).unwrap_or_default().to_owned();
+        SavedConnection {
+            fd: out.keep(self.fd.as_fd()),
+            output,
+            since: self.since,
+            input_ended: self.input_ended,
+        }
+    }
+
+    pub(crate) fn resume(saved: SavedConnection, from: &mut Incoming) -> io::Result<Connection> {
+        let SavedConnection { fd, output, since, input_ended } = saved;
+        Ok(Connection { fd: from.take(fd)?, output, written: 0, since, input_ended })
+    }
+
     pub(crate) fn new(fd: OwnedFd, now: Time) -> Connection {
         Connection { fd, output: Vec::new(), written: 0, since: now, input_ended: false }
     }

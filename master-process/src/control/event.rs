@@ -73,7 +73,7 @@ pub struct Event {
     /// Why a reload or restart was given up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<FailedReload>,
-    /// Why a worker could not be started, or a preload command failed.
+    /// Why a worker could not be started, a preload command failed, or another version could not take over.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
     /// The size of the output of a preload command.
@@ -94,6 +94,15 @@ pub struct Event {
     /// What measures the workers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub monitor: Option<String>,
+    /// The version of the program that took over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The version of the program before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_version: Option<String>,
+    /// How long no event was handled meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_seconds: Option<f64>,
     /// The number of events that are no longer kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
@@ -132,7 +141,7 @@ impl Event {
             },
             What::Accepting { slot, pid } => of("worker.accepting", *slot, *pid),
             What::OverLimit { slot, pid, limit, used, most } => Event {
-                limit: Some((*limit).to_owned()),
+                limit: Some(limit.to_string()),
                 used: Some(*used),
                 most: Some(*most),
                 ..of("worker.over_limit", *slot, *pid)
@@ -190,13 +199,20 @@ impl Event {
                 Event { from: Some(*from), to: Some(*to), by: by(who), ..new("scaled") }
             }
             What::SupervisorStarted => new("supervisor.started"),
+            What::UpgradeFailed { message } => {
+                Event { message: Some(message.to_string()), ..new("supervisor.upgrade_failed") }
+            }
+            What::Upgraded { from, to, pause_ms } => Event {
+                previous_version: Some(from.to_string()),
+                version: Some(to.to_string()),
+                pause_seconds: millis(*pause_ms),
+                ..new("supervisor.upgraded")
+            },
             What::SupervisorStopping { by: who } => Event { by: by(who), ..new("supervisor.stopping") },
             What::LimitsPaused { paused, by: who } => {
                 Event { limits_paused: Some(*paused), by: by(who), ..new("monitor.changed") }
             }
-            What::Monitor { source } => {
-                Event { monitor: Some((*source).to_owned()), ..new("monitor.changed") }
-            }
+            What::Monitor { source } => Event { monitor: Some(source.to_string()), ..new("monitor.changed") },
         }
     }
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::ring::{Ring, What};
-use super::snapshot::{Durations, EndReason, FailedReload, LastEnd, ReloadState, ReloadTotals};
+use super::snapshot::{Durations, EndReason, FailedReload, LastEnd, ReloadState, ReloadTotals, Upgraded};
+use crate::sys::handover;
 
 /// The ends that are kept for each slot.
 const ENDS: usize = 5;
@@ -85,7 +86,7 @@ fn is_zero(number: &u64) -> bool {
 }
 
 /// An end, as it is kept.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct End {
     /// The exit code, if it exited.
     pub exit_code: Option<i32>,
@@ -131,7 +132,7 @@ impl End {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Slot {
     restarts: Restarts,
     /// The CPU time of the workers that have ended.
@@ -143,7 +144,7 @@ struct Slot {
 }
 
 /// The last reload.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct ReloadRecord {
     pub(crate) number: u32,
     pub(crate) slots: u32,
@@ -169,6 +170,31 @@ pub struct Journal {
     pub(crate) reload: Option<ReloadRecord>,
     reloads: ReloadTotals,
     reload_durations: Durations,
+    upgraded: Option<Upgraded>,
+}
+
+/// A journal as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedJournal {
+    started: SystemTime,
+    /// When the supervisor was started, by the monotonic clock.
+    began: u64,
+    #[serde(default)]
+    ring: Ring,
+    #[serde(default)]
+    slots: Vec<Option<Box<Slot>>>,
+    #[serde(default)]
+    restarts: VecDeque<u32>,
+    #[serde(default)]
+    minute: u64,
+    #[serde(default)]
+    reload: Option<ReloadRecord>,
+    #[serde(default)]
+    reloads: ReloadTotals,
+    #[serde(default)]
+    reload_durations: Durations,
+    #[serde(default)]
+    upgraded: Option<Upgraded>,
 }
 
 impl Default for Journal {
@@ -186,11 +212,62 @@ impl Default for Journal {
             reload: None,
             reloads: ReloadTotals::default(),
             reload_durations: Durations::default(),
+            upgraded: None,
         }
     }
 }
 
 impl Journal {
+    /// What is kept now.
+    pub fn save(&self) -> SavedJournal {
+        SavedJournal {
+            started: self.started,
+            began: handover::monotonic_at(self.began),
+            ring: self.ring.clone(),
+            slots: self.slots.clone(),
+            restarts: self.restarts.clone(),
+            minute: self.minute,
+            reload: self.reload.clone(),
+            reloads: self.reloads,
+            reload_durations: self.reload_durations,
+            upgraded: self.upgraded.clone(),
+        }
+    }
+
+    /// A journal that goes on from there.
+    pub fn resume(saved: SavedJournal) -> Journal {
+        Journal {
+            started: saved.started,
+            began: handover::instant(saved.began),
+            ring: saved.ring,
+            slots: saved.slots,
+            restarts: saved.restarts,
+            minute: saved.minute,
+            reload: saved.reload,
+            reloads: saved.reloads,
+            reload_durations: saved.reload_durations,
+            upgraded: saved.upgraded,
+        }
+    }
+
+    /// Another version has taken over, and no event was handled during the pause.
+    pub fn upgrade(&mut self, from: &str, to: &str, pause: Duration) {
+        let pause_ms = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
+        self.record(What::Upgraded { from: from.into(), to: to.into(), pause_ms });
+        let count = self.upgraded.as_ref().map_or(0, |before| before.count) + 1;
+        self.upgraded = Some(Upgraded {
+            count,
+            at: time(SystemTime::now()),
+            previous_version: from.to_owned(),
+            pause_seconds: seconds(pause),
+        });
+    }
+
+    /// The last time that another version has taken over.
+    pub fn upgraded(&self) -> Option<&Upgraded> {
+        self.upgraded.as_ref()
+    }
+
     /// How long the supervisor has run.
     pub fn uptime(&self) -> Duration {
         self.began.elapsed()

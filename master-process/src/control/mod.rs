@@ -18,9 +18,9 @@ mod snapshot;
 /// The version of the protocol. Fields are only ever added.
 pub const SCHEMA: u32 = 1;
 
-pub(crate) use connection::{Broken, Connection, Watch};
+pub(crate) use connection::{Broken, Connection, SavedConnection, Watch};
 pub use event::Event;
-pub use journal::{End, Journal, Restarts};
+pub use journal::{End, Journal, Restarts, SavedJournal};
 pub(crate) use journal::{ReloadRecord, seconds, time};
 pub use location::{
     MAX_NAME, MAX_NUMBER, create, default_name, directories, file_name, instances, is_name, name_of,
@@ -29,8 +29,8 @@ pub(crate) use log_limit::LogLimit;
 pub use protocol::{Accepted, ErrorReply, Line, MAX_REQUEST, Reply, Request, Why, parse_request};
 pub(crate) use rate::Rate;
 pub(crate) use ring::{Ended, What};
-pub use server::{Asked, Server};
+pub use server::{Asked, SavedServer, Server};
 pub use snapshot::{
     Durations, EndReason, FailedReload, LastEnd, Preload, Process, Reload, ReloadState, ReloadTotals, Sender,
-    Snapshot, State, Worker, WorkerState,
+    Snapshot, State, Upgraded, Worker, WorkerState,
 };

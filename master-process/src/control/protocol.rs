@@ -41,6 +41,11 @@ pub enum Request {
     },
     /// Pause (`true`) or resume the limits.
     Pause(bool),
+    /// An upgrade in place.
+    Upgrade {
+        /// As above.
+        follow: bool,
+    },
     /// The recent events.
     Events {
         /// After this one.
@@ -92,9 +97,14 @@ pub fn parse_request(line: &[u8]) -> Result<Request, ErrorReply> {
         ("restart", Some(slot), None, None) => Request::Restart { slot, follow },
         ("pause", None, None, None) if !follow => Request::Pause(true),
         ("resume", None, None, None) if !follow => Request::Pause(false),
+        ("upgrade", None, None, None) => Request::Upgrade { follow },
         ("events", None, None, since) => Request::Events { since: since.unwrap_or(0), follow },
         ("why", Some(slot), None, None) if !follow => Request::Why { slot },
-        ("status" | "reload" | "stop" | "scale" | "restart" | "pause" | "resume" | "events" | "why", ..) => {
+        (
+            "status" | "reload" | "stop" | "scale" | "restart" | "pause" | "resume" | "upgrade" | "events"
+            | "why",
+            ..,
+        ) => {
             return Err(bad(format!("{} does not take these fields", written.command)));
         }
         _other => return Err(ErrorReply::new("unknown_command", "no such command".to_owned())),
@@ -118,6 +128,7 @@ impl Request {
                 Written { workers: Some(workers), follow, ..written("scale") }
             }
             Request::Restart { slot, follow } => Written { slot: Some(slot), follow, ..written("restart") },
+            Request::Upgrade { follow } => Written { follow, ..written("upgrade") },
             Request::Pause(true) => written("pause"),
             Request::Pause(false) => written("resume"),
             Request::Events { since, follow } => Written { since: Some(since), follow, ..written("events") },

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::policy::Time;
 
 /// The requests that may come at once, and how soon one more may come. `top` makes one in a second; a loop without a pause
@@ -10,7 +12,7 @@ const BURST: u32 = 50;
 const REFILL: Duration = Duration::from_millis(100);
 
 /// The requests that may still come.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Rate {
     left: u32,
     /// When the last one was added.

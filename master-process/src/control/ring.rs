@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use super::event::Event;
 use super::journal::End;
 use super::snapshot::{EndReason, FailedReload};
@@ -12,7 +14,7 @@ use super::snapshot::{EndReason, FailedReload};
 const EVENTS: usize = 256;
 
 /// What has happened.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum What {
     /// A worker runs.
     Started { slot: u32, pid: i32, generation: u32 },
@@ -23,7 +25,7 @@ pub(crate) enum What {
     /// A hung worker accepts again.
     Accepting { slot: u32, pid: i32 },
     /// A worker exceeds a limit.
-    OverLimit { slot: u32, pid: i32, limit: &'static str, used: u64, most: u64 },
+    OverLimit { slot: u32, pid: i32, limit: Box<str>, used: u64, most: u64 },
     /// A worker gets no new connections.
     Draining { slot: u32, pid: i32 },
     /// A worker has ended.
@@ -61,11 +63,15 @@ pub(crate) enum What {
     /// The limits were paused or resumed.
     LimitsPaused { paused: bool, by: Box<str> },
     /// The source of the measurements was chosen.
-    Monitor { source: &'static str },
+    Monitor { source: Box<str> },
+    /// Another version of this program has taken over.
+    Upgraded { from: Box<str>, to: Box<str>, pause_ms: u32 },
+    /// Another version could not take over.
+    UpgradeFailed { message: Box<str> },
 }
 
 /// The end of a worker.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     /// Its slot.
     pub(crate) slot: u32,
@@ -81,14 +87,14 @@ pub(crate) struct Ended {
     pub(crate) stopped_ms: Option<u32>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
     at: SystemTime,
     what: What,
 }
 
 /// The recent events.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Ring {
     records: VecDeque<Record>,
     /// The number of the last event; the first one is 1.

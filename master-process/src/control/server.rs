@@ -4,17 +4,20 @@
 //! may take, and the work of one round of the loop.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
-use super::clients::{Client, Cut};
+use super::clients::{Client, Cut, SavedClient};
 use super::connection::Watch;
 use super::log_limit::LogLimit;
 use super::protocol::{ErrorReply, Reply, Request, parse_request};
 use super::ring::Ring;
 use crate::policy::Time;
-use crate::sys::control_socket::{self, Claim, Peer};
+use crate::sys::control_socket::{self, Claim, Peer, SavedClaim};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::poller::Poller;
 
 /// The most clients at a time. Each can cost an answer's size of memory and a descriptor.
@@ -63,7 +66,50 @@ pub struct Server {
 /// Encodes the numbers of clients as tokens of the poller.
 type Token = fn(u64) -> u64;
 
+/// A server as a supervisor hands it over, with its clients.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedServer {
+    claim: SavedClaim,
+    listener: Fd,
+    clients: Vec<(u64, SavedClient)>,
+    next: u64,
+    queue: VecDeque<u64>,
+}
+
 impl Server {
+    /// The state now.
+    pub fn save(&self, out: &mut Outgoing) -> SavedServer {
+        let clients = self.clients.iter().map(|(id, client)| (*id, client.save(out))).collect();
+        SavedServer {
+            claim: self.claim.save(out),
+            listener: out.keep(self.listener.as_fd()),
+            clients,
+            next: self.next,
+            queue: self.queue.clone(),
+        }
+    }
+
+    /// A server that goes on from this state. [`watch`](Self::watch) has to be called next.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub fn resume(saved: SavedServer, group: Option<u32>, from: &mut Incoming) -> io::Result<Server> {
+        let SavedServer { claim, listener, clients, next, queue } = saved;
+        let mut server = Server::new(Claim::resume(claim, from)?, from.take(listener)?, group);
+        for (id, client) in clients {
+            server.clients.insert(id, Client::resume(client, from)?);
+        }
+        (server.next, server.queue) = (next, queue);
+        Ok(server)
+    }
+
+    /// Waits for what comes next of each client.
+    pub fn watch(&mut self, now: Time, poller: &mut Poller, token: Token) {
+        for id in self.clients.keys().copied().collect::<Vec<_>>() {
+            self.proceed(now, id, poller, token);
+        }
+    }
+
     /// A server on an open socket.
     pub fn new(claim: Claim, listener: OwnedFd, group: Option<u32>) -> Server {
         let allowed = Allowed { uid: rustix::process::geteuid().as_raw(), group };

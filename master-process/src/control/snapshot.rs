@@ -75,6 +75,9 @@ pub struct Snapshot {
     pub last_seq: u64,
     /// The failed starts of one slot after which a reload is given up.
     pub reload_attempts: u32,
+    /// The last upgrade in place; absent: there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgraded: Option<Upgraded>,
     /// The workers, by slot; a slot without one has a row as well. In a slot, the newest comes first.
     pub workers: Vec<Worker>,
 }
@@ -423,6 +426,19 @@ impl ReloadState {
             ReloadState::Stopping => "stopping",
         }
     }
+}
+
+/// The last upgrade in place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Upgraded {
+    /// How many there have been.
+    pub count: u64,
+    /// When.
+    pub at: String,
+    /// The version before.
+    pub previous_version: String,
+    /// How long no event was handled.
+    pub pause_seconds: f64,
 }
 
 /// Why a reload or a restart was given up.

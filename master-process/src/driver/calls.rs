@@ -182,6 +182,15 @@ pub(super) struct Calls {
 }
 
 impl Calls {
+    /// Whether the warning about a call that could not be inspected was logged.
+    pub(super) fn unseen_reported(&self) -> bool {
+        self.unseen_reported
+    }
+
+    pub(super) fn resume(unseen_reported: bool) -> Calls {
+        Calls { check_scheduled: false, unseen_reported }
+    }
+
     /// Handles the consequences of socket sharing: watches new queues, schedules checks of pending binds, and logs the
     /// reports.
     pub(super) fn after_round(&mut self, cx: &mut Context) {

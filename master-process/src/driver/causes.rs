@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::policy::Supervisor;
 
 /// The number of causes that wait for the report of the policy. There are more only if the policy refuses them.
 const MOST: usize = 64;
 
 /// What somebody asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Asked {
     /// All workers are to stop.
     Stop,
@@ -23,7 +25,7 @@ pub(super) enum Asked {
 }
 
 /// The causes of what the policy has not reported yet, oldest first.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Causes {
     waiting: VecDeque<(Asked, String)>,
     /// The reason why all workers stop. It stays: other events of the stop name it.

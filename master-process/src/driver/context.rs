@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::causes::{Asked, Before, Causes};
-use super::workers::{CallListeners, Workers};
+use super::workers::{CallListeners, Entry, Workers};
 use crate::control::Journal;
 use crate::metrics::{Inspector, Meter};
 use crate::policy::{Event, Settings, Supervisor, Time, WorkerId};
@@ -68,6 +69,8 @@ pub(super) enum Token {
     Scraper(u64),
     /// What systemd answers about our unit.
     StopTimeout,
+    /// The answer of the program that is to take over.
+    Upgrade,
 }
 
 const KIND_AT: u32 = 56;
@@ -97,6 +100,7 @@ impl Token {
             Token::Metrics => 16 << KIND_AT,
             Token::Scraper(number) => 17 << KIND_AT | number,
             Token::StopTimeout => 18 << KIND_AT,
+            Token::Upgrade => 19 << KIND_AT,
         }
     }
 
@@ -121,7 +125,8 @@ impl Token {
             15 => Token::Client(serial),
             16 => Token::Metrics,
             17 => Token::Scraper(serial),
-            _last => Token::StopTimeout,
+            18 => Token::StopTimeout,
+            _last => Token::Upgrade,
         }
     }
 }
@@ -141,7 +146,7 @@ impl ClientCheck {
 }
 
 /// Work that is done later, apart from the policy's deadlines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Deferred {
     /// Check whether the queue of the socket with this inode number moves.
     Queue(u64),
@@ -203,13 +208,27 @@ pub(super) enum Deferred {
     Reap,
     /// Continue this worker, which the terminal has stopped with this signal.
     Resume(WorkerId, i32),
+    /// Check whether an upgrade can go on.
+    Upgrade,
 }
 
 /// All deferred operations, earliest first.
 #[derive(Debug, Default)]
-struct DeferredQueue {
+pub(super) struct DeferredQueue {
     by_time: BTreeMap<(Time, u64), Deferred>,
     count: u64,
+}
+
+impl DeferredQueue {
+    pub(super) fn add(&mut self, at: Time, deferred: Deferred) {
+        self.count += 1;
+        self.by_time.insert((at, self.count), deferred);
+    }
+
+    /// All of them with their times, earliest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Time, Deferred)> {
+        self.by_time.iter().map(|((at, _), deferred)| (*at, *deferred))
+    }
 }
 
 /// What all parts of the driver use.
@@ -224,7 +243,7 @@ pub(super) struct Context {
     pub(super) meter: Meter,
     pub(super) inspector: Inspector,
     epoch: Instant,
-    deferred: DeferredQueue,
+    pub(super) deferred: DeferredQueue,
     /// Who asked for what, for the log.
     pub(super) causes: Causes,
     /// What has happened, for `status` and the events.
@@ -233,6 +252,8 @@ pub(super) struct Context {
     pub(super) preload_pid: Option<i32>,
     /// Whether another attempt to remove cgroups is scheduled.
     cgroup_removal_scheduled: bool,
+    /// Who has requested an upgrade, and who a reload, in this round.
+    requested: (Option<String>, Option<String>),
 }
 
 impl Context {
@@ -243,8 +264,20 @@ impl Context {
         trees: Trees,
         meter: Meter,
     ) -> io::Result<Context> {
+        let policy = Supervisor::new(settings, Time::new(Duration::ZERO));
+        Context::with_policy((policy, Instant::now()), poller, broker, trees, meter)
+    }
+
+    /// The same for a policy whose times have this zero.
+    pub(super) fn with_policy(
+        (policy, epoch): (Supervisor, Instant),
+        poller: Poller,
+        broker: Broker,
+        trees: Trees,
+        meter: Meter,
+    ) -> io::Result<Context> {
         Ok(Context {
-            policy: Supervisor::new(settings, Time::new(Duration::ZERO)),
+            policy,
             poller,
             workers: Workers::default(),
             broker,
@@ -252,13 +285,19 @@ impl Context {
             trees,
             meter,
             inspector: Inspector::new()?,
-            epoch: Instant::now(),
+            epoch,
             deferred: DeferredQueue::default(),
             causes: Causes::default(),
             journal: Journal::default(),
             preload_pid: None,
             cgroup_removal_scheduled: false,
+            requested: (None, None),
         })
+    }
+
+    /// The zero of all times.
+    pub(super) fn epoch(&self) -> Instant {
+        self.epoch
     }
 
     pub(super) fn now(&self) -> Time {
@@ -283,8 +322,21 @@ impl Context {
         } else if let Event::Restart(slot) = event {
             self.causes.add(Asked::Restart(slot), cause.clone());
         }
+        if event == Event::Reload {
+            self.requested.1 = Some(cause.clone());
+        }
         self.event(event);
         self.causes.changed(before, Before::of(&self.policy), &cause);
+    }
+
+    /// Requests an upgrade in place.
+    pub(super) fn request_upgrade(&mut self, cause: String) {
+        self.requested.0 = Some(cause);
+    }
+
+    /// Takes who has requested an upgrade since the last call, and who a reload.
+    pub(super) fn take_upgrade_requests(&mut self) -> (Option<String>, Option<String>) {
+        std::mem::take(&mut self.requested)
     }
 
     /// Watches a descriptor. A failure is logged.
@@ -304,9 +356,7 @@ impl Context {
     /// Schedules an operation after this wait.
     pub(super) fn schedule(&mut self, wait: Duration, deferred: Deferred) {
         let at = self.now().after(wait);
-        let queue = &mut self.deferred;
-        queue.count += 1;
-        queue.by_time.insert((at, queue.count), deferred);
+        self.deferred.add(at, deferred);
     }
 
     /// Takes the next operation that is due.
@@ -315,12 +365,22 @@ impl Context {
         (first.key().0 <= now).then(|| first.remove())
     }
 
+    /// What the supervisors before this one have measured of a worker and its present account does not count.
+    pub(super) fn measured_before(&self, entry: &Entry) -> (Duration, u64) {
+        let (cpu, peak) = entry.measured_before;
+        (if self.meter.counts_from_watch() { cpu } else { Duration::ZERO }, peak)
+    }
+
     /// Records how a worker ended, for the report of its end.
     pub(super) fn record_end(&mut self, worker: WorkerId, death: Option<Death>) {
-        let sampled = self.meter.usage(worker).map(|(usage, _)| Duration::from_nanos(usage.cpu_ns));
+        let before = self.workers.get(worker.serial).map(|entry| self.measured_before(entry));
+        let (cpu_before, peak_before) = before.unwrap_or_default();
+        let sampled =
+            self.meter.usage(worker).map(|(usage, _)| cpu_before + Duration::from_nanos(usage.cpu_ns));
         let exact = death.map(|death| death.cpu);
         self.journal.add_cpu(worker.slot, sampled.max(exact).unwrap_or_default());
-        let details = self.meter.ended(worker);
+        let mut details = self.meter.ended(worker);
+        details.peak_memory = details.peak_memory.max(Some(peak_before).filter(|peak| *peak > 0));
         self.inspector.forget(worker);
         self.workers.ended(worker.serial, ExitReport::new(death, details));
     }
@@ -368,6 +428,7 @@ mod tests {
             Token::Metrics,
             Token::Scraper(SERIAL),
             Token::StopTimeout,
+            Token::Upgrade,
         ];
         let numbers = all.map(Token::encode);
         assert!(numbers.is_sorted());

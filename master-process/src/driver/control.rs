@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::context::{ClientCheck, Context, Deferred, RETRY_AFTER, Token};
 use super::snapshot::{self, Identity};
 use crate::config::{self, Config, MAX_WORKERS};
-use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, Server, Snapshot, Why};
+use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, SavedServer, Server, Snapshot, Why};
 use crate::policy::Event;
 use crate::sys::control_socket::{Claim, Peer, Permissions, Unavailable};
+use crate::sys::handover::{Incoming, Outgoing};
 use crate::sys::{own_code, proc_stat};
 
 /// The control socket.
@@ -34,13 +36,58 @@ enum Opening {
     Done,
 }
 
+/// The control socket as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedControl {
+    server: Option<SavedServer>,
+    name: String,
+    path: String,
+}
+
 impl Control {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedControl {
+        let server = self.server.as_ref().map(|server| server.save(out));
+        SavedControl { server, name: self.identity.name.clone(), path: self.identity.control.clone() }
+    }
+
+    /// Goes on with it. [`watch`](Self::watch) comes next.
+    pub(super) fn resume(
+        config: &Config,
+        saved: SavedControl,
+        from: &mut Incoming,
+    ) -> std::io::Result<Control> {
+        let server = saved.server.map(|server| Server::resume(server, config.control_group, from));
+        let identity = Identity {
+            name: saved.name,
+            command: command(config),
+            control: saved.path,
+            memory_limit: config.limits.max_memory,
+            cpu_limit: cpu_limit(config),
+        };
+        Ok(Control {
+            opening: Opening::Done,
+            group: config.control_group,
+            server: server.transpose()?,
+            identity,
+            check: ClientCheck::default(),
+        })
+    }
+
+    /// Waits for clients, and for those that are connected.
+    pub(super) fn watch(&mut self, cx: &mut Context) {
+        let now = cx.now();
+        if let Some(server) = &mut self.server {
+            cx.watch(server.listener(), Token::Control);
+            server.watch(now, &mut cx.poller, token);
+        }
+    }
+
     /// Takes the path of the socket, if the user has chosen it or the name.
     ///
     /// # Errors
     /// Another supervisor has it, or it cannot be used.
     pub fn new(config: &Config) -> anyhow::Result<Control> {
-        let command: Vec<String> = config.command.iter().map(|word| word.to_string_lossy().into()).collect();
+        let command = command(config);
         let default = || control::default_name(config.command.first().map_or("".as_ref(), |word| word));
         let name = config.name.clone().unwrap_or_else(default);
         let opening = match (&config.control, &config.name) {
@@ -56,11 +103,7 @@ impl Control {
             Opening::Claimed(claim) => claim.path().display().to_string(),
             Opening::Search | Opening::Done => String::new(),
         };
-        let limits = &config.limits;
-        let memory_limit = limits.max_memory;
-        // Nanoseconds in a second.
-        let cpu_limit = limits.max_cpu.filter(|_| !limits.cpu_is_default);
-        let cpu_limit = cpu_limit.map(|limit| Duration::from_nanos(limit).as_secs_f64() * 100.0);
+        let (memory_limit, cpu_limit) = (config.limits.max_memory, cpu_limit(config));
         let identity = Identity { name, command, control: path, memory_limit, cpu_limit };
         Ok(Control {
             opening,
@@ -171,6 +214,7 @@ impl Control {
             Request::Reload { follow }
             | Request::Stop { follow }
             | Request::Scale { follow, .. }
+            | Request::Upgrade { follow }
             | Request::Restart { follow, .. } => follow && reply.error.is_none(),
             Request::Status | Request::Pause(_) | Request::Why { .. } => false,
         };
@@ -233,6 +277,10 @@ impl Control {
                 let attempts = Some(cx.policy.attempts());
                 done(Accepted { slot: Some(slot), pid, attempts, ..accepted })
             }
+            Request::Upgrade { .. } => {
+                cx.request_upgrade(cause(peer));
+                done(accepted)
+            }
             Request::Pause(paused) => {
                 cx.request(Event::PauseMonitoring(paused), cause(peer));
                 cx.meter.report_anew(None);
@@ -248,6 +296,17 @@ impl Control {
             }
         }
     }
+}
+
+/// The CPU that a worker may use, in percent of one. The default is none: it gives way to a program that uses more.
+fn cpu_limit(config: &Config) -> Option<f64> {
+    let limit = config.limits.max_cpu.filter(|_| !config.limits.cpu_is_default);
+    // Nanoseconds in a second.
+    limit.map(|limit| Duration::from_nanos(limit).as_secs_f64() * 100.0)
+}
+
+fn command(config: &Config) -> Vec<String> {
+    config.command.iter().map(|word| word.to_string_lossy().into()).collect()
 }
 
 fn token(number: u64) -> u64 {

@@ -50,6 +50,11 @@ impl Daemons {
         }
     }
 
+    /// The serials of those whose listeners are being checked.
+    pub(super) fn checking(&self) -> Vec<u64> {
+        self.checking.iter().copied().collect()
+    }
+
     pub(super) fn forget(&mut self, serial: u64) {
         self.checking.remove(&serial);
     }
@@ -105,12 +110,17 @@ impl Daemons {
         if is_ready || cx.policy.expects_end(id) {
             return;
         }
-        let listeners = cx.broker.listeners(serial);
-        if listeners.is_empty() {
+        if cx.broker.listeners(serial).is_empty() {
             return self.stop(cx, id);
         }
+        self.check_again(cx, serial);
+    }
+
+    /// Asks the helper thread whether a daemon listens.
+    pub(super) fn check_again(&mut self, cx: &mut Context, serial: u64) {
         self.checking.insert(serial);
-        cx.trees.look(serial, Vec::new(), cx.broker.listeners_of_worker(serial), listeners);
+        let (own, listeners) = (cx.broker.listeners_of_worker(serial), cx.broker.listeners(serial));
+        cx.trees.look(serial, Vec::new(), own, listeners);
     }
 
     /// Handles the answer of the helper thread about a daemon.

@@ -4,7 +4,8 @@ use super::context::{ClientCheck, Context, Deferred, RETRY_AFTER, Token};
 use super::control::Control;
 use crate::config::Config;
 use crate::exposition;
-use crate::http::{Listener, Page, Response, Server};
+use crate::http::{Listener, Page, Response, SavedServer, Server};
+use crate::sys::handover::{Incoming, Outgoing};
 
 /// The endpoint.
 #[derive(Debug)]
@@ -26,10 +27,24 @@ impl Endpoint {
         Ok(Endpoint { server, check: ClientCheck::default() })
     }
 
+    pub(super) fn save(&self, out: &mut Outgoing) -> Option<SavedServer> {
+        self.server.as_ref().map(|server| server.save(out))
+    }
+
+    /// Goes on with its clients. [`begin`](Self::begin) comes next.
+    pub(super) fn resume(saved: Option<SavedServer>, from: &mut Incoming) -> std::io::Result<Endpoint> {
+        let server = saved.map(|server| Server::resume(server, from)).transpose()?;
+        Ok(Endpoint { server: server.map(Box::new), check: ClientCheck::default() })
+    }
+
     /// Begins to answer. To be called once.
-    pub(super) fn begin(&self, cx: &mut Context) {
-        if let Some(server) = &self.server {
-            cx.watch(server.listener(), Token::Metrics);
+    pub(super) fn begin(&mut self, cx: &mut Context) {
+        let now = cx.now();
+        let Some(server) = &mut self.server else { return };
+        cx.watch(server.listener(), Token::Metrics);
+        // Those that the supervisor before has accepted.
+        for number in server.clients() {
+            server.event(now, number, &mut cx.poller, token);
         }
     }
 

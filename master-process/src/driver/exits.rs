@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
 use super::context::{Context, Deferred, RETRY_AFTER, Token};
@@ -20,6 +21,7 @@ use crate::config::{Config, Orphans, StopGroup};
 use crate::policy::{Event, Time, WorkerId};
 use crate::sys::cgroup::{self, Leftover, Supervisors};
 use crate::sys::children;
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::holders::Holds;
 use crate::sys::pidfd::{self, Death, Exit};
 use crate::tree::{self, Exited, Found, Member};
@@ -67,7 +69,7 @@ struct Remainder {
     hints: Vec<Pid>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum Phase {
     /// The helper thread is looking for the remaining processes.
     Searching(Option<Death>),
@@ -103,7 +105,84 @@ pub(super) struct Exits {
     reap_due: bool,
 }
 
+/// The ends that are being handled, as a supervisor hands them over.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct SavedExits {
+    remainders: Vec<SavedRemainder>,
+    /// The workers that went into the background whose listeners are being checked.
+    checking: Vec<u64>,
+    dying_groups: Vec<(Fd, i32)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SavedRemainder {
+    worker: WorkerId,
+    end_expected: bool,
+    was_starting: bool,
+    had_stop_signal: bool,
+    phase: Phase,
+    due: Time,
+    first: Fd,
+    #[serde(with = "crate::forms::pid")]
+    first_pid: Pid,
+    hints: Vec<i32>,
+}
+
 impl Exits {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedExits {
+        let remainders = self.remainders.values().map(|remainder| SavedRemainder {
+            worker: remainder.worker,
+            end_expected: remainder.end_expected,
+            was_starting: remainder.was_starting,
+            had_stop_signal: remainder.had_stop_signal,
+            phase: remainder.phase,
+            due: remainder.due,
+            first: out.keep(remainder.first.as_fd()),
+            first_pid: remainder.first_pid,
+            hints: remainder.hints.iter().map(|pid| pid.as_raw_pid()).collect(),
+        });
+        let remainders = remainders.collect();
+        let groups = self.dying_groups.iter().map(|(group, pid)| (out.keep(group.as_fd()), pid.as_raw_pid()));
+        SavedExits { remainders, dying_groups: groups.collect(), checking: self.daemons.checking() }
+    }
+
+    /// Goes on with them: what no helper thread has answered is asked again.
+    pub(super) fn resume(
+        &mut self,
+        cx: &mut Context,
+        saved: SavedExits,
+        from: &mut Incoming,
+    ) -> std::io::Result<()> {
+        for of in saved.remainders {
+            let (serial, first) = (of.worker.serial, from.take(of.first)?);
+            let remainder = Remainder {
+                worker: of.worker,
+                end_expected: of.end_expected,
+                was_starting: of.was_starting,
+                had_stop_signal: of.had_stop_signal,
+                phase: of.phase,
+                question: 0,
+                due: of.due,
+                first,
+                first_pid: of.first_pid,
+                hints: of.hints.into_iter().filter_map(Pid::from_raw).collect(),
+            };
+            let question = match remainder.phase {
+                Phase::Searching(death) => look(cx, &remainder, death),
+                Phase::Stopping(_) => 0,
+            };
+            self.remainders.insert(serial, Remainder { question, ..remainder });
+        }
+        for (group, pid) in saved.dying_groups {
+            self.dying_groups.push((from.take(group)?, Pid::from_raw(pid).unwrap_or(Pid::INIT)));
+        }
+        saved.checking.into_iter().for_each(|serial| self.daemons.check_again(cx, serial));
+        // Some may have ended meanwhile.
+        self.reap_scheduled = true;
+        cx.schedule(Duration::ZERO, Deferred::Reap);
+        Ok(())
+    }
+
     pub(super) fn new(config: &Config) -> Exits {
         Exits {
             stop_signal: config.stop_signal.0,
@@ -183,29 +262,20 @@ impl Exits {
         if !may_have_remains(cx, serial) {
             return self.worker_gone(cx, serial, death);
         }
-        let hints = cx.meter.processes_of(worker);
-        let end_expected = cx.policy.expects_end(worker);
-        // The listeners, if one of the remaining processes may become the worker.
-        let listeners = if !end_expected && death.is_some_and(|death| death.exit == Exit::Code(0)) {
-            cx.broker.listeners(serial)
-        } else {
-            Vec::new()
-        };
-        let own = cx.broker.listeners_of_worker(serial);
-        let question = cx.trees.look(serial, hints.clone(), own, listeners);
         let remainder = Remainder {
             worker,
-            end_expected,
+            end_expected: cx.policy.expects_end(worker),
             was_starting: cx.policy.is_starting(worker),
             had_stop_signal: self.stops_trees && cx.policy.was_asked_to_stop(worker),
             phase: Phase::Searching(death),
-            question,
+            question: 0,
             due: cx.now(),
             first,
             first_pid,
-            hints,
+            hints: cx.meter.processes_of(worker),
         };
-        self.remainders.insert(serial, remainder);
+        let question = look(cx, &remainder, death);
+        self.remainders.insert(serial, Remainder { question, ..remainder });
         self.check_remains_in(cx, ANSWERED_WITHIN, serial);
     }
 
@@ -483,6 +553,17 @@ impl Exits {
         }
         true
     }
+}
+
+/// Asks the helper thread for the remaining processes of a worker. Returns the number of the question.
+fn look(cx: &mut Context, remainder: &Remainder, death: Option<Death>) -> u64 {
+    let serial = remainder.worker.serial;
+    // The listeners, if one of the remaining processes may become the worker.
+    let has_succeeded = death.is_some_and(|death| death.exit == Exit::Code(0));
+    let listeners =
+        if !remainder.end_expected && has_succeeded { cx.broker.listeners(serial) } else { Vec::new() };
+    let own = cx.broker.listeners_of_worker(serial);
+    cx.trees.look(serial, remainder.hints.clone(), own, listeners)
 }
 
 /// Whether processes of a worker whose first process has ended may live. Three sources tell: the worker's cgroup; its

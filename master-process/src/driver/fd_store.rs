@@ -19,7 +19,7 @@ const COMPARE_EVERY: Duration = Duration::from_millis(50);
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// A socket's name and its inode number.
-type Named = (String, u64);
+pub(super) type Named = (String, u64);
 
 /// What the service manager keeps of this service.
 #[derive(Debug)]
@@ -55,6 +55,13 @@ impl FdStore {
             is_final: false,
             overflow_logged: false,
         }
+    }
+
+    /// What it keeps.
+    pub(super) fn stored(&self) -> Vec<Named> {
+        let mut stored: Vec<Named> = self.stored.iter().map(|(name, id)| (name.clone(), *id)).collect();
+        stored.sort();
+        stored
     }
 
     /// A comparison is due.

@@ -5,11 +5,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::context::{Context, Deferred, Token};
 use crate::config::Config;
 use crate::policy::Event;
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::helper::{Helper, Wake};
 use crate::sys::start_places::{self, OccupiedPlace, Place, Places};
 
@@ -38,7 +40,30 @@ pub(super) struct Gate {
     said_unusable: String,
 }
 
+/// The places as a supervisor hands them over. Their locks go with the descriptors.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct SavedGate {
+    held: Vec<(Fd, u32)>,
+    beyond: usize,
+    said_waiting: bool,
+}
+
 impl Gate {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedGate {
+        let held = self.held.iter().map(|place| place.save(out)).collect();
+        SavedGate { held, beyond: self.beyond, said_waiting: self.said_waiting }
+    }
+
+    /// Goes on with them. A start that waits for a place is asked for again by [`give`](Self::give).
+    pub(super) fn resume(config: &Config, saved: SavedGate, from: &mut Incoming) -> std::io::Result<Gate> {
+        let mut gate = Gate::new(config);
+        for place in saved.held {
+            gate.held.push(Place::resume(place, from)?);
+        }
+        (gate.beyond, gate.said_waiting) = (saved.beyond, saved.said_waiting);
+        Ok(gate)
+    }
+
     pub(super) fn new(config: &Config) -> Gate {
         let directory = config.start_gate.and_then(|count| Some((start_places::directory()?, count)));
         Gate {

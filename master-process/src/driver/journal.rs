@@ -43,7 +43,7 @@ pub(super) fn note(cx: &mut Context, starts: &Starts, report: &Report, cause: &s
                 Limit::Cpu => ("cpu", EndReason::Cpu),
                 Limit::Memory => ("memory", EndReason::Memory),
             };
-            let (slot, pid) = (worker.slot, pid_of(cx, worker));
+            let (slot, pid, limit) = (worker.slot, pid_of(cx, worker), limit.into());
             cx.journal.record(What::OverLimit { slot, pid, limit, used: over.used, most: over.most });
             if over.wait.is_none() {
                 cx.journal.to_be_replaced(slot, reason);

@@ -7,18 +7,22 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::Rlimit;
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::config::{Capabilities, Config, Identity, Login, Orphans, ReadyMode, Share, Stdin};
 use crate::policy::WorkerId;
 use crate::share::InheritedListeners;
 use crate::sys::capabilities::{OwnCapabilities, WorkerCapabilities};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::notify::NotifySocket;
 use crate::sys::seccomp::{self, Calls, Filter};
 use crate::sys::spawn::{
     Directory, FinishedLaunch, Launch, SpawnArgs, SpawnError, SpawnStep, SpawnTemplate, Spawned, Spawner,
 };
 use crate::sys::{fds, memfd, path_lookup};
+use crate::upgrade;
 
 /// The descriptor of standard output.
 const STDOUT: i32 = 1;
@@ -58,7 +62,8 @@ const MEANING_OF_LOGIN: &str = "with `--user`: from that user's entry, as with s
 
 /// Variables that were meant for the supervisor: a worker that had them would talk to the supervisor's service manager in
 /// the supervisor's name.
-const NOT_PASSED_ON: [&str; 5] = ["LISTEN_PIDFDID", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", "FDSTORE"];
+const NOT_PASSED_ON: [&str; 6] =
+    ["LISTEN_PIDFDID", "WATCHDOG_USEC", "WATCHDOG_PID", "MAINPID", "FDSTORE", upgrade::VARIABLE];
 
 /// The variables of a worker, such as `` `LISTEN_FDS`, `LISTEN_PID` ``, and their meaning, for the documentation.
 #[must_use]
@@ -82,6 +87,30 @@ pub(super) struct Launcher {
     filter: Option<(Calls, Arc<Filter>)>,
     /// Whether workers get a filter at all.
     filters: bool,
+    /// `LISTEN_FDNAMES` of the workers.
+    listen_names: String,
+}
+
+/// What a supervisor hands over of it. The rest follows from the configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedLauncher {
+    inherited: Vec<Fd>,
+    listen_names: String,
+    filters: bool,
+    /// The limits of open files that the supervisor was started with; `None`: there is none.
+    nofile: (Option<u64>, Option<u64>),
+    /// The output of the current generation's preload command.
+    #[serde(default)]
+    preload: Option<Fd>,
+}
+
+impl SavedLauncher {
+    /// The sockets of the workers, and the limits of open files.
+    pub(super) fn take(&self, from: &mut Incoming) -> std::io::Result<(InheritedListeners, Rlimit)> {
+        let sockets = self.inherited.iter().map(|fd| from.take(*fd)).collect::<Result<_, _>>()?;
+        let (current, maximum) = self.nofile;
+        Ok((InheritedListeners::resumed(sockets, &self.listen_names), Rlimit { current, maximum }))
+    }
 }
 
 /// The preload command.
@@ -100,6 +129,17 @@ impl Launcher {
         config: &Config,
         inherited: InheritedListeners,
         notify: &NotifySocket,
+    ) -> anyhow::Result<Launcher> {
+        let nofile = fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?;
+        Launcher::with_limit(config, inherited, notify, nofile)
+    }
+
+    /// The same for workers that get these limits of open files.
+    pub(super) fn with_limit(
+        config: &Config,
+        inherited: InheritedListeners,
+        notify: &NotifySocket,
+        nofile: Rlimit,
     ) -> anyhow::Result<Launcher> {
         let ready_fd = match config.ready {
             ReadyMode::NotifyFd(fd) => Some(fd),
@@ -123,6 +163,7 @@ impl Launcher {
         // After the sockets, beside the descriptor that `--ready notify:fd=N` has chosen.
         let number = if ready_fd == Some(first_free) { first_free + 1 } else { first_free };
         let lowest = if config.preload.is_some() { lowest.max(number + 1) } else { lowest };
+        let listen_names = inherited.names();
         let mut common = passed_on(std::env::vars_os(), config.login.as_ref());
         common.push(format!("PPID={}", std::process::id()).into());
         let environment = environment(common.clone(), &inherited, notify)?;
@@ -131,7 +172,7 @@ impl Launcher {
         let named = directory.as_ref().map(|directory| directory.path.to_string_lossy().into_owned());
         let identity = config.identity.clone().filter(|identity| !is_ours(identity));
         let capabilities = capabilities(config.ambient, identity.as_ref())?;
-        let nofile = Some(fds::raise_limit().context("setrlimit(RLIMIT_NOFILE)")?);
+        let nofile = Some(nofile);
         let preload = config.preload.as_deref().map(|words| -> anyhow::Result<Preload> {
             let command = words.first().context("no command")?;
             let template = SpawnTemplate {
@@ -184,7 +225,32 @@ impl Launcher {
             ready_fd,
             filter: None,
             filters: config.share != Share::Off || watches_listen,
+            listen_names,
         })
+    }
+
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedLauncher {
+        let nofile = self.template.nofile.as_ref();
+        SavedLauncher {
+            inherited: self.template.inherited.iter().map(|socket| out.keep(socket.as_fd())).collect(),
+            listen_names: self.listen_names.clone(),
+            filters: self.filters,
+            nofile: nofile.map_or((None, None), |limits| (limits.current, limits.maximum)),
+            preload: self
+                .preload
+                .as_ref()
+                .and_then(|of| of.output.as_ref())
+                .map(|file| out.keep(file.as_fd())),
+        }
+    }
+
+    /// Goes on without filters if the supervisor before did, and with the output of its preload command.
+    pub(super) fn resume(&mut self, saved: &SavedLauncher, from: &mut Incoming) -> std::io::Result<()> {
+        self.filters &= saved.filters;
+        if let Some(output) = saved.preload {
+            self.use_output(from.take(output)?);
+        }
+        Ok(())
     }
 
     /// The command as messages name it.
@@ -292,7 +358,7 @@ impl Launcher {
         let (reader, writer) =
             rustix::pipe::pipe_with(flags).map_err(|error| failed(error.raw_os_error()))?;
         // Only the reader is nonblocking: the worker chooses the mode of the writer.
-        let made = crate::sys::sockets::set_nonblocking(std::os::fd::AsFd::as_fd(&reader), true)
+        let made = crate::sys::sockets::set_nonblocking(reader.as_fd(), true)
             .and_then(|()| fds::move_from(writer, at + 1))
             .map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EMFILE)))?;
         Ok((reader, made))

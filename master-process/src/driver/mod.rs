@@ -16,12 +16,14 @@ mod journal;
 mod launch;
 mod preload;
 mod samples;
+mod saved;
 mod service_manager;
 pub mod signals;
 mod snapshot;
 mod starts;
 mod stop_timeout;
 pub mod trial;
+mod upgrade;
 mod workers;
 
 use std::os::fd::AsFd;
@@ -41,6 +43,7 @@ use crate::sys::pidfd;
 use crate::sys::poller::Poller;
 use crate::sys::signalfd::SignalFd;
 use crate::tree::Trees;
+use crate::upgrade::OwnProgram;
 use calls::Calls;
 use causes::Asked;
 use context::{Context, Deferred, Token};
@@ -52,11 +55,13 @@ use gate::Gate;
 use launch::Launcher;
 pub use launch::worker_variables;
 use samples::Sampling;
+pub use saved::Saved;
 use service_manager::ServiceManager;
 use signals::Signals;
 pub use starts::FirstFailure;
 use starts::{Greeting, Starts};
 use stop_timeout::StopTimeout;
+use upgrade::Upgrades;
 
 /// The number of starts before the loop handles other events. A start takes a fraction of a millisecond, and running
 /// workers must not wait for ten thousand starts.
@@ -74,6 +79,8 @@ pub enum Ending {
     GaveUp,
     /// The first start of the run failed.
     CannotStart(FirstFailure),
+    /// Another version of the program is to be started by the service manager.
+    Changed,
 }
 
 /// The running supervisor.
@@ -90,6 +97,7 @@ pub struct Driver {
     endpoint: Endpoint,
     manager: ServiceManager,
     stop_timeout: StopTimeout,
+    upgrades: Upgrades,
 }
 
 impl Driver {
@@ -138,7 +146,8 @@ impl Driver {
             control,
             endpoint,
             manager,
-            stop_timeout: StopTimeout::new(config),
+            stop_timeout: StopTimeout::new(config, false),
+            upgrades: Upgrades::new(config, OwnProgram::find()),
         })
     }
 
@@ -148,7 +157,12 @@ impl Driver {
         self.start_watching();
         self.manager.feed(&mut self.cx);
         loop {
-            let mut unfinished = self.carry_out();
+            let mut unfinished = false;
+            if self.upgrades.is_resting() {
+                self.rest();
+            } else {
+                unfinished = self.carry_out();
+            }
             // After that: to find who has ended takes longer with more children, and a replacement does not wait for it.
             unfinished |= self.exits.reap_if_due(&mut self.cx, &mut self.starts, &self.signals.tty);
             // When the first starts are over: loading eBPF does not compete with them.
@@ -164,6 +178,7 @@ impl Driver {
             unfinished |= self.control.after_round(&mut self.cx, self.signals.tty.is_lent());
             unfinished |= self.endpoint.after_round(&mut self.cx, &self.control);
             self.manager.after_round(&mut self.cx);
+            self.begin_upgrade();
             if let Some(outcome) = self.cx.policy.outcome() {
                 return self.end(outcome);
             }
@@ -216,6 +231,7 @@ impl Driver {
             Token::Metrics => self.endpoint.accept(cx),
             Token::Scraper(number) => self.endpoint.client(cx, number),
             Token::StopTimeout => self.stop_timeout.read(cx),
+            Token::Upgrade => self.read_answer(),
         }
     }
 
@@ -255,6 +271,7 @@ impl Driver {
                 Deferred::Hangup => tty.continue_hang_up(cx),
                 Deferred::Stops => tty.handle_stops(cx),
                 Deferred::Resume(worker, number) => tty.resume(cx, worker, number),
+                Deferred::Upgrade => self.check_upgrade(),
             }
         }
     }
@@ -328,7 +345,9 @@ impl Driver {
         self.end_remaining_processes();
         self.cx.broker.leave_files_in(&runtime_directories());
         self.signals.tty.restore(&self.cx.workers);
+        let has_changed = self.upgrades.exits();
         match (outcome, self.starts.into_failure()) {
+            (Outcome::Stopped, _) if has_changed => Ending::Changed,
             (Outcome::CannotStart, Some(failure)) => Ending::CannotStart(failure),
             (Outcome::GaveUp, _) => Ending::GaveUp,
             (Outcome::Stopped | Outcome::CannotStart, _) => Ending::Stopped,

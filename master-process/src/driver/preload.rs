@@ -7,12 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info, warn};
 
 use super::context::{Context, Deferred, Token};
 use crate::control::{FailedReload, What};
 use crate::policy::{AfterPreload, Event, PreloadFailure, Time, WorkerId};
 use crate::report::{ExitReport, Size, Span};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::helper::{Helper, Wake};
 use crate::sys::memfd;
 use crate::sys::pidfd::{self, Death, Exit};
@@ -41,7 +43,7 @@ struct Running {
     state: State,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum State {
     /// Its first process lives. `killed`: since when it is being killed.
     Alive { killed: Option<Time> },
@@ -56,6 +58,25 @@ type Outcome = Result<u64, String>;
 
 /// The thread that seals, which is asked for one file.
 type Sealer = Helper<(OwnedFd, u64), (OwnedFd, Outcome)>;
+
+/// The commands, as a supervisor hands them over.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct SavedPreloads {
+    running: Option<SavedRunning>,
+    complete: Option<(WorkerId, Fd)>,
+    last: Option<(WorkerId, Outcome)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SavedRunning {
+    id: WorkerId,
+    #[serde(with = "crate::forms::pid")]
+    pid: Pid,
+    pidfd: Fd,
+    since: Time,
+    output: Fd,
+    state: State,
+}
 
 /// The preload commands of a supervisor. All are `None` in a supervisor without one.
 #[derive(Debug, Default)]
@@ -77,6 +98,48 @@ pub(super) struct Preloads {
 impl Preloads {
     pub(super) fn new(most: u64, timeout: Duration) -> Preloads {
         Preloads { most, timeout, ..Preloads::default() }
+    }
+
+    /// Whether no thread is at work.
+    pub(super) fn is_idle(&self) -> bool {
+        self.sealer.is_none()
+    }
+
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedPreloads {
+        let running = self.running.as_ref().map(|running| SavedRunning {
+            id: running.id,
+            pid: running.pid,
+            pidfd: out.keep(running.pidfd.as_fd()),
+            since: running.since,
+            output: out.keep(running.output.as_fd()),
+            state: running.state,
+        });
+        let complete = self.complete.as_ref().map(|(id, output)| (*id, out.keep(output.as_fd())));
+        SavedPreloads { running, complete, last: self.last.clone() }
+    }
+
+    /// Goes on with them.
+    pub(super) fn resume(
+        &mut self,
+        cx: &mut Context,
+        saved: SavedPreloads,
+        from: &mut Incoming,
+    ) -> std::io::Result<()> {
+        let take = |(id, output)| from.take(output).map(|output| (id, output));
+        self.complete = saved.complete.map(take).transpose()?;
+        self.last = saved.last;
+        let Some(SavedRunning { id, pid, pidfd, since, output, state }) = saved.running else {
+            return Ok(());
+        };
+        let (pidfd, output) = (from.take(pidfd)?, from.take(output)?);
+        if let State::Alive { .. } = state {
+            cx.watch(pidfd.as_fd(), Token::Exit(id.serial));
+            cx.preload_pid = Some(pid.as_raw_pid());
+        }
+        self.running = Some(Running { id, pid, pidfd, since, output, state });
+        // What is left of one that has ended, or is being killed, is looked for again.
+        cx.schedule(Duration::ZERO, Deferred::Start(id.serial, 0));
+        Ok(())
     }
 
     /// Makes the output of a command that is about to be started. Returns a second descriptor of it.

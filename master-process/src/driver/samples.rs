@@ -52,7 +52,7 @@ impl Sampling {
         if let Some(says) = says {
             info!("{says}");
         }
-        let source = cx.meter.source();
+        let source = cx.meter.source().into();
         cx.journal.record(What::Monitor { source });
         watch_samples(cx);
         self.start_timer(cx, tty);

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::context::{Context, Deferred};
@@ -33,6 +34,9 @@ const MAX_STATUS: usize = 200;
 
 /// What a stop takes at most in addition to `--kill-timeout`: the end of the processes after SIGKILL.
 const STOP_MARGIN: Duration = Duration::from_secs(7);
+
+/// The sentence while another program takes over.
+const UPGRADING: &str = "upgrading";
 
 /// The connection to the service manager, if one has started this process.
 #[derive(Debug, Default)]
@@ -62,7 +66,8 @@ struct Connection {
 }
 
 /// What the service manager knows.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Known {
     ready: bool,
     generation: u32,
@@ -71,6 +76,16 @@ struct Known {
     status: String,
     /// The slots that were ready, or are replaced.
     progress: u32,
+}
+
+/// What a supervisor hands over of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct SavedManager {
+    known: Known,
+    /// The names and inode numbers of the listeners that the service manager keeps.
+    kept: Vec<(String, u64)>,
+    waiting: VecDeque<String>,
 }
 
 /// The state, as far as the service manager is told of it.
@@ -127,6 +142,29 @@ impl ServiceManager {
             step: attempt.saturating_mul(config.reload_attempts).saturating_add(config.drain),
             stop: config.kill_timeout.saturating_add(STOP_MARGIN),
         })))
+    }
+
+    pub(super) fn save(&self) -> Option<SavedManager> {
+        let connection = self.0.as_ref()?;
+        let kept = connection.store.as_ref().map(FdStore::stored).unwrap_or_default();
+        Some(SavedManager { known: connection.known.clone(), kept, waiting: connection.waiting.clone() })
+    }
+
+    /// The service manager of a supervisor that goes on from another one.
+    pub(super) fn resume(config: &Config, saved: SavedManager) -> ServiceManager {
+        let mut manager = ServiceManager::new(config, saved.kept);
+        if let Some(connection) = &mut manager.0 {
+            (connection.known, connection.waiting) = (saved.known, saved.waiting);
+        }
+        manager
+    }
+
+    /// Tells that another program is about to take over. The next state takes the place of this sentence.
+    pub(super) fn upgrading(&mut self, cx: &mut Context) {
+        let Some(connection) = &mut self.0 else { return };
+        UPGRADING.clone_into(&mut connection.known.status);
+        connection.seen = None;
+        connection.send(cx, format!("STATUS={UPGRADING}\n"));
     }
 
     /// Feeds the watchdog, from the loop, so that a loop that is stuck is noticed.

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
 use super::context::{Context, Deferred, Token};
@@ -41,7 +42,7 @@ enum SignalAction {
     Suspend,
     Reap,
     PassOn,
-    Ignore,
+    Upgrade,
 }
 
 /// Signals with the same effect.
@@ -92,8 +93,9 @@ const TABLE: [Row; 8] = [
     },
     Row {
         numbers: &[libc::SIGUSR1],
-        action: SignalAction::Ignore,
-        effect: "none in this version: it is logged",
+        action: SignalAction::Upgrade,
+        effect: "upgrade in place: the program that is at this program's path now takes over with the same pid, and the \
+                 workers are not touched",
     },
 ];
 
@@ -156,10 +158,7 @@ impl Signals {
                 self.tty.handle_stops(cx);
             }
             SignalAction::PassOn => pass_on_usr2(cx, received),
-            SignalAction::Ignore => {
-                let signal = signal_names::name(received.number);
-                info!("ignored {signal}: not used in this version");
-            }
+            SignalAction::Upgrade => cx.request_upgrade(cause(received)),
         }
     }
 }
@@ -228,7 +227,26 @@ enum Foreground {
     Other,
 }
 
+/// What a supervisor hands over of the terminal. The rest is found anew.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedTty {
+    hangups: Hangups,
+    tostop_is_off: bool,
+    last_hup: String,
+}
+
 impl Tty {
+    pub(super) fn save(&self) -> SavedTty {
+        let (hangups, last_hup) = (self.hangups.clone(), self.last_hup.clone());
+        SavedTty { hangups, tostop_is_off: self.tostop_is_off, last_hup }
+    }
+
+    /// Goes on with it.
+    pub(super) fn take_over(&mut self, saved: SavedTty) {
+        (self.hangups, self.last_hup) = (saved.hangups, saved.last_hup);
+        self.tostop_is_off = saved.tostop_is_off;
+    }
+
     pub(super) fn new(config: &Config, signals: &SignalFd, now: Time) -> Tty {
         let terminal = Terminal::open();
         let ancestors = if terminal.is_some() { Ancestors::collect() } else { Ancestors::default() };

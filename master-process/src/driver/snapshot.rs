@@ -75,6 +75,7 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
         process: process(),
         last_seq: cx.journal.last_seq(),
         reload_attempts: cx.policy.attempts(),
+        upgraded: cx.journal.upgraded().cloned(),
         workers,
     }
 }
@@ -166,6 +167,7 @@ fn row(
     queue: Option<&QueueTotals>,
 ) -> Worker {
     let used = cx.meter.usage(view.worker);
+    let (cpu_before, peak_before) = cx.measured_before(entry);
     let usage = used.map(|(usage, _)| usage);
     let percent = usage.and_then(|usage| usage.before).filter(|before| before.span_ns > 0).map(|before| {
         let used = Duration::from_nanos(before.used_ns).as_secs_f64();
@@ -192,11 +194,11 @@ fn row(
         state_seconds: since.map(|since| seconds(cx.now().since(since))),
         started_at: Some(time(entry.started.1)),
         uptime_seconds: Some(seconds(cx.now().since(entry.started.0))),
-        cpu_seconds_total: usage.map(|usage| seconds(Duration::from_nanos(usage.cpu_ns))),
+        cpu_seconds_total: usage.map(|usage| seconds(cpu_before + Duration::from_nanos(usage.cpu_ns))),
         cpu_percent: percent,
         cpu_limit_percent: identity.cpu_limit,
         memory_bytes: usage.map(|usage| usage.memory),
-        memory_peak_bytes: used.map(|(usage, peak)| peak.max(usage.memory)),
+        memory_peak_bytes: used.map(|(usage, peak)| peak.max(usage.memory).max(peak_before)),
         memory_limit_bytes: identity.memory_limit.filter(|_| cx.policy.limits_memory_of(view.worker)),
         queue_length: queue.map(|queue| queue.length),
         queue_limit: queue.map(|queue| u64::from(queue.fullest.limit)),

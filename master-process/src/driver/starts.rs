@@ -150,6 +150,25 @@ impl Starts {
         over.map(|(serial, _)| *serial).collect()
     }
 
+    /// Whether no start is in progress and none has failed without a report.
+    pub(super) fn is_idle(&self) -> bool {
+        self.current.is_empty()
+            && self.late.is_empty()
+            && self.abandoned.is_empty()
+            && self.failures.is_empty()
+            && self.preloads.is_idle()
+    }
+
+    /// Starts that go on from those of another supervisor.
+    pub(super) fn resume(launcher: Launcher, preload_settings: (u64, Duration)) -> Starts {
+        let greeting = Greeting { workers: 0, shares: false };
+        Starts { greeting: None, ..Starts::new(launcher, greeting, preload_settings) }
+    }
+
+    pub(super) fn launcher(&self) -> &Launcher {
+        &self.launcher
+    }
+
     fn is_full(&self) -> bool {
         self.current.len() + self.late.len() + self.abandoned.len() >= MAX_STARTS
     }

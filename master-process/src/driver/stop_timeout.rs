@@ -21,18 +21,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct StopTimeout {
     kill_timeout: Duration,
     drain: Duration,
+    /// Whether the check was begun, by this supervisor or the one that it has taken over from.
+    begun: bool,
     asked: Option<Box<(Query, Unit)>>,
 }
 
 impl StopTimeout {
-    pub(super) fn new(config: &Config) -> StopTimeout {
-        StopTimeout { kill_timeout: config.kill_timeout, drain: config.drain, asked: None }
+    /// `begun`: another supervisor has begun the check.
+    pub(super) fn new(config: &Config, begun: bool) -> StopTimeout {
+        StopTimeout { kill_timeout: config.kill_timeout, drain: config.drain, begun, asked: None }
     }
 
     /// Asks systemd, if it has started this process and is not notified.
     pub(super) fn begin(&mut self, cx: &mut Context) {
         let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        if var("NOTIFY_SOCKET").is_some() {
+        if std::mem::replace(&mut self.begun, true) || var("NOTIFY_SOCKET").is_some() {
             return;
         }
         let Some(unit) = Unit::own(var) else { return };

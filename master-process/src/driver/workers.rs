@@ -4,14 +4,16 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustix::process::{Pid, Signal};
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::control::EndReason;
 use crate::policy::{Time, WorkerId};
 use crate::report::{ExitReport, Named};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::pidfd;
 
 /// A worker's process.
@@ -35,6 +37,8 @@ pub(super) struct Entry {
     pub(super) generation: u32,
     /// When it was started.
     pub(super) started: (Time, SystemTime),
+    /// What the supervisors before this one have measured: the CPU time, and the peak of the memory in bytes.
+    pub(super) measured_before: (Duration, u64),
     /// What others see of it besides.
     pub(super) history: History,
     /// Set once the end is known.
@@ -42,15 +46,20 @@ pub(super) struct Entry {
 }
 
 /// What has happened to a worker that `status` and the events tell.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct History {
     /// Since when it does not accept connections, and where.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) hung: Option<Box<(Time, String)>>,
     /// Why it is being replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) replaced_for: Option<EndReason>,
     /// When it began to drain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) draining: Option<Time>,
     /// When it got the stop signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) stopped: Option<Time>,
 }
 
@@ -61,7 +70,88 @@ pub(super) struct Workers {
     by_pid: HashMap<Pid, u64>,
 }
 
+/// A worker as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedWorker {
+    id: WorkerId,
+    #[serde(with = "crate::forms::pid")]
+    pid: Pid,
+    pidfd: Fd,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ready_pipe: Option<Fd>,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    is_held: bool,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    stops: u32,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    reaped: bool,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    in_background: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    notifier: Option<i32>,
+    generation: u32,
+    started: (Time, SystemTime),
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    measured_before: (Duration, u64),
+    #[serde(default)]
+    history: History,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    end: Option<Box<ExitReport>>,
+}
+
 impl Workers {
+    /// All of them. `measured` is what is measured of a worker now.
+    pub(super) fn save(
+        &self,
+        measured: impl Fn(&Entry) -> (Duration, u64),
+        out: &mut Outgoing,
+    ) -> Vec<SavedWorker> {
+        let save = |entry: &Entry| SavedWorker {
+            id: entry.id,
+            pid: entry.pid,
+            pidfd: out.keep(entry.pidfd.as_fd()),
+            ready_pipe: entry.ready_pipe.as_ref().map(|pipe| out.keep(pipe.as_fd())),
+            is_held: entry.is_held,
+            stops: entry.stops,
+            reaped: entry.reaped,
+            in_background: entry.in_background,
+            notifier: entry.notifier.map(Pid::as_raw_pid),
+            generation: entry.generation,
+            started: entry.started,
+            measured_before: measured(entry),
+            history: entry.history.clone(),
+            end: entry.end.clone(),
+        };
+        self.entries.values().map(save).collect()
+    }
+
+    pub(super) fn resume(saved: Vec<SavedWorker>, from: &mut Incoming) -> io::Result<Workers> {
+        let mut workers = Workers::default();
+        for of in saved {
+            let entry = Entry {
+                id: of.id,
+                pid: of.pid,
+                pidfd: from.take(of.pidfd)?,
+                ready_pipe: of.ready_pipe.map(|pipe| from.take(pipe)).transpose()?,
+                is_held: of.is_held,
+                stops: of.stops,
+                reaped: of.reaped,
+                in_background: of.in_background,
+                notifier: of.notifier.and_then(Pid::from_raw),
+                generation: of.generation,
+                started: of.started,
+                measured_before: of.measured_before,
+                history: of.history,
+                end: of.end,
+            };
+            if !entry.reaped {
+                workers.by_pid.insert(entry.pid, entry.id.serial);
+            }
+            workers.entries.insert(entry.id.serial, entry);
+        }
+        Ok(workers)
+    }
+
     pub(super) fn insert(
         &mut self,
         (id, generation, now): (WorkerId, u32, Time),
@@ -82,6 +172,7 @@ impl Workers {
             notifier: None,
             generation,
             started: (now, SystemTime::now()),
+            measured_before: (Duration::ZERO, 0),
             history: History::default(),
             end: None,
         };
@@ -197,7 +288,33 @@ pub(super) struct CallListeners {
     hung_up: HashSet<u64>,
 }
 
+/// The same as a supervisor hands it over.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct SavedCallListeners {
+    open: Vec<(WorkerId, Fd)>,
+    hung_up: Vec<u64>,
+}
+
 impl CallListeners {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedCallListeners {
+        let open = self.open.values().map(|(worker, listener)| (*worker, out.keep(listener.as_fd())));
+        SavedCallListeners { open: open.collect(), hung_up: self.hung_up.iter().copied().collect() }
+    }
+
+    pub(super) fn resume(saved: SavedCallListeners, from: &mut Incoming) -> io::Result<CallListeners> {
+        let mut listeners =
+            CallListeners { open: HashMap::new(), hung_up: saved.hung_up.into_iter().collect() };
+        for (worker, listener) in saved.open {
+            listeners.insert(worker, from.take(listener)?);
+        }
+        Ok(listeners)
+    }
+
+    /// All of them, with the serials of their workers.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u64, BorrowedFd<'_>)> {
+        self.open.iter().map(|(serial, (_, listener))| (*serial, listener.as_fd()))
+    }
+
     /// Whether a process of the worker's tree may still make a call.
     pub(super) fn has(&self, serial: u64) -> bool {
         self.open.contains_key(&serial)

@@ -16,9 +16,10 @@ use prometheus_client::registry::Registry;
 use crate::control::Snapshot;
 use family::Families;
 pub use readiness::not_ready;
+use serde::{Deserialize, Serialize};
 
 /// The text formats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Format {
     /// OpenMetrics 1.0.
     OpenMetrics,

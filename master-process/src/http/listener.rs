@@ -4,9 +4,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 
 use crate::config::ListenAddr;
-use crate::sys::control_socket::{Claim, Permissions};
+use crate::sys::control_socket::{Claim, Permissions, SavedClaim};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::sockets::{self, Tcp};
 
 /// The connections that wait until they are accepted.
@@ -19,7 +21,28 @@ pub struct Listener {
     file: Option<Claim>,
 }
 
+/// A listening socket as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedListener {
+    fd: Fd,
+    file: Option<SavedClaim>,
+}
+
 impl Listener {
+    /// The descriptors.
+    pub fn save(&self, out: &mut Outgoing) -> SavedListener {
+        SavedListener { fd: out.keep(self.fd.as_fd()), file: self.file.as_ref().map(|file| file.save(out)) }
+    }
+
+    /// Goes on with them.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub fn resume(saved: SavedListener, from: &mut Incoming) -> std::io::Result<Listener> {
+        let file = saved.file.map(|file| Claim::resume(file, from)).transpose()?;
+        Ok(Listener { fd: from.take(saved.fd)?, file })
+    }
+
     /// Opens a socket; `group` may connect to a Unix socket besides its owner.
     ///
     /// # Errors

@@ -6,4 +6,4 @@ mod server;
 
 pub use listener::Listener;
 pub use request::{MAX_HEAD, Page, Parsed, Refusal, parse};
-pub use server::{Asked, Response, Server};
+pub use server::{Asked, Response, SavedServer, Server};

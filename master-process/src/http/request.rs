@@ -1,5 +1,7 @@
 //! What a client asks for.
 
+use serde::{Deserialize, Serialize};
+
 use crate::exposition::Format;
 
 /// The longest head of a request, in bytes. That of Prometheus has 500.
@@ -9,7 +11,7 @@ pub const MAX_HEAD: usize = 8192;
 const MAX_FIELDS: usize = 64;
 
 /// A page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Page {
     /// `/metrics`.
     Metrics(Format),

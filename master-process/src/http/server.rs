@@ -4,16 +4,19 @@
 //! that each client may take, and the work of one round of the loop.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
-use super::listener::Listener;
+use super::listener::{Listener, SavedListener};
 use super::request::{MAX_HEAD, Page, Parsed, Refusal, parse};
-use crate::control::{Broken, Connection, LogLimit, Rate, Watch};
+use crate::control::{Broken, Connection, LogLimit, Rate, SavedConnection, Watch};
 use crate::policy::Time;
 use crate::sys::control_socket;
+use crate::sys::handover::{Incoming, Outgoing};
 use crate::sys::poller::Poller;
 
 /// The most clients at a time.
@@ -172,7 +175,55 @@ pub struct Server {
 /// Encodes the numbers of clients as tokens of the poller.
 type Token = fn(u64) -> u64;
 
+/// A server as a supervisor hands it over, with its clients.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedServer {
+    listener: SavedListener,
+    clients: Vec<(u64, SavedClient)>,
+    next: u64,
+    queue: VecDeque<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SavedClient {
+    connection: SavedConnection,
+    input: Vec<u8>,
+    asked: Option<(Page, bool)>,
+    answered: bool,
+}
+
 impl Server {
+    /// The state now.
+    pub fn save(&self, out: &mut Outgoing) -> SavedServer {
+        let save = |(id, client): (&u64, &Client)| {
+            let Client { connection, peer: _, input, asked, answered, watched: _ } = client;
+            let (input, asked, answered) = (input.clone(), *asked, *answered);
+            (*id, SavedClient { connection: connection.save(out), input, asked, answered })
+        };
+        let clients = self.clients.iter().map(save).collect();
+        SavedServer { listener: self.listener.save(out), clients, next: self.next, queue: self.queue.clone() }
+    }
+
+    /// A server that goes on from this state. Each client has an event next, so that it is waited for.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub fn resume(saved: SavedServer, from: &mut Incoming) -> io::Result<Server> {
+        let SavedServer { listener, clients, next, queue } = saved;
+        let mut server = Server { next, queue, ..Server::new(Listener::resume(listener, from)?) };
+        for (id, SavedClient { connection, input, asked, answered }) in clients {
+            let connection = Connection::resume(connection, from)?;
+            let peer = peer(&server.listener, connection.fd());
+            server.clients.insert(id, Client { connection, peer, input, asked, answered, watched: None });
+        }
+        Ok(server)
+    }
+
+    /// The clients.
+    pub fn clients(&self) -> Vec<u64> {
+        self.clients.keys().copied().collect()
+    }
+
     /// A server on an open socket.
     pub fn new(listener: Listener) -> Server {
         Server {

@@ -1,7 +1,9 @@
 //! What a source knows about the end of a worker, besides its exit status.
 
+use serde::{Deserialize, Serialize};
+
 /// The sender of the last fatal signal to a worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Killer {
     /// The number of the signal.
     pub signal: i32,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::procfs;
 use super::threads::{self, Threads};
@@ -38,7 +39,7 @@ const MAX_PROCESSES: usize = 1024;
 const MAX_PREVIOUS: usize = 256;
 
 /// What a look is to find out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
     /// The proportional set size of all its processes.
     Pss,
@@ -101,6 +102,12 @@ impl Inspector {
     /// Readable when a result has arrived.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
+    }
+
+    /// The looks that have no result yet. A supervisor that takes over makes them again.
+    pub fn unanswered(&self) -> impl Iterator<Item = (WorkerId, Question)> {
+        let under_way = self.under_way.as_ref().map(|look| (look.worker, look.question));
+        under_way.into_iter().chain(self.waiting.iter().copied())
     }
 
     /// Queues a look, which [`Self::start`] begins. If the queue is full, returns the result at once.

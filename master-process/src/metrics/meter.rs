@@ -74,6 +74,24 @@ impl Meter {
         Ok(meter)
     }
 
+    /// The same for workers that another supervisor has started. eBPF programs are loaded by a thread in any case:
+    /// nothing is measured until they run, and the workers do not wait for that.
+    ///
+    /// # Errors
+    /// The requested source is unavailable.
+    pub fn resume(config: &Config) -> anyhow::Result<Meter> {
+        let monitor = if config.monitor == Monitor::Ebpf { Monitor::Auto } else { config.monitor };
+        Meter::new(&Config { monitor, ..config.clone() })
+    }
+
+    /// Whether the account of a worker begins when it is watched, and not with its first process.
+    pub fn counts_from_watch(&self) -> bool {
+        match self.source {
+            Source::Ebpf(_) => true,
+            Source::Procfs(_) | Source::Off => false,
+        }
+    }
+
     fn choose(
         &mut self,
         wish: Monitor,

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::limits::Limit;
 use super::preload::{AfterPreload, PreloadFailure};
 
 /// One start of one worker. Unlike a pid, it is never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerId {
     /// The slot of the worker, from 0 on.
     pub slot: u32,
@@ -50,7 +52,7 @@ pub enum Pss {
 }
 
 /// Why a worker's proportional set size is unknown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NoPss {
     /// The supervisor may not inspect one of its processes.
     Denied,
@@ -155,7 +157,7 @@ pub enum Queue {
 }
 
 /// A readiness signal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadySignal {
     /// It called `listen(2)` on a stream socket, and listens on all addresses that it is to serve.
     Listen,
@@ -166,7 +168,7 @@ pub enum ReadySignal {
 }
 
 /// An action.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use = "an action that is not carried out is a worker that never starts or never stops"]
 pub enum Action {
     /// Start this worker; answered by `Launched` or `LaunchFailed`.
@@ -221,7 +223,7 @@ pub enum Action {
 }
 
 /// A report for the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
     /// A worker became ready.
     Ready {
@@ -433,7 +435,7 @@ pub enum Report {
 }
 
 /// An exceeded limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverLimit {
     /// Which one.
     pub limit: Limit,
@@ -454,7 +456,7 @@ pub struct OverLimit {
 }
 
 /// What was compared with the limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Measured {
     /// CPU time.
     Cpu,
@@ -465,7 +467,7 @@ pub enum Measured {
 }
 
 /// How a new worker of a reload failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FailedStart {
     /// It ended before it was ready, or early.
     Died,
@@ -476,7 +478,7 @@ pub enum FailedStart {
 }
 
 /// Why a worker counts as ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadyBy {
     /// It sent a readiness signal.
     Signal(ReadySignal),
@@ -487,7 +489,7 @@ pub enum ReadyBy {
 }
 
 /// What happens after a worker's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
     /// It is restarted after this delay.
     Restart(Duration),

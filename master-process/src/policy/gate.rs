@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::preload::PRELOAD;
 use super::slot::Slot;
 use super::supervisor::{Supervisor, index};
@@ -24,8 +26,7 @@ const LONGEST_HOLD: Duration = Duration::from_secs(3);
 const LONGEST_SILENT_HOLD: Duration = Duration::from_millis(100);
 
 /// The starts that wait for a place, and those that have one.
-#[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Gate {
     /// The slots whose start waits.
     waiting: BTreeMap<u32, Wait>,
@@ -35,13 +36,13 @@ pub(super) struct Gate {
     holders: BTreeMap<u32, Holder>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Wait {
     since: Time,
     until: Time,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Holder {
     worker: WorkerId,
     until: Time,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Time;
 
 /// Terminal emulators, `screen` and `sudo` send SIGHUP a moment before they close the terminal. A SIGHUP from an
@@ -34,7 +36,7 @@ pub enum Hangup {
 }
 
 /// The state of the terminal.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum Terminal {
     None,
     There,
@@ -42,7 +44,7 @@ enum Terminal {
 }
 
 /// Distinguishes the two meanings of SIGHUP.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Hangups {
     terminal: Terminal,
     /// Whether SIGHUP was ignored at the start.

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Before, Busiest, Time, Usage};
 use crate::config::Limits;
 
 /// A limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Limit {
     /// `--max-cpu`.
     Cpu,
@@ -50,13 +52,17 @@ pub(super) fn shortest(limits: &Limits, limit: Limit) -> Duration {
 }
 
 /// The samples in a row above one limit.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct Violations {
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     count: u32,
     /// The time of the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<Time>,
     /// The start of the first row that was long enough and was confirmed. If the last row counted instead, a worker
     /// that is above its limit with short breaks would seem to have been within it until then.
+    #[serde(skip_serializing_if = "Option::is_none")]
     first_exceeded: Option<Time>,
 }
 
@@ -113,15 +119,20 @@ impl Share {
 const NS_PER_SECOND: u128 = 1_000_000_000;
 
 /// When to measure the PSS of a worker.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct PssLooks {
     /// The PSS is being measured.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     requested: bool,
     /// The number of inspections that found it within the limit.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     within: u32,
     /// The earliest time of the next inspection, unless the worker has grown.
+    #[serde(skip_serializing_if = "Option::is_none")]
     not_before: Option<Time>,
     /// The resident memory at which the worker has grown by what it was below the limit.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     grown: u64,
 }
 
@@ -139,31 +150,45 @@ impl PssLooks {
 }
 
 /// What a worker's samples have shown since it became ready.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct UsageTracker {
     /// The worker has paused its limits.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     paused: bool,
     /// The number of times it has paused or resumed them.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     changes: u32,
     /// It was judged at least once.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     judged: bool,
     /// Samples count from here on: one whose predecessor is older is the first one.
+    #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<Time>,
     /// The time and the CPU time of the last sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
     last: Option<(Time, u64)>,
     /// The memory at the last sample.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     resident: u64,
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     cpu: Violations,
     /// The CPU time at the first sample of the row.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     row_cpu: u64,
     /// Whether the row counts against the worker. Above the default limit it does so only after its threads were
     /// examined.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     cpu_stands: bool,
     /// Its threads are being examined.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     inspecting: bool,
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     memory: Violations,
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pss: PssLooks,
     /// It was above 80 % of its memory limit at the last sample.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     high: bool,
 }
 

@@ -13,6 +13,7 @@ mod preload;
 mod reconcile;
 mod reload;
 mod replacements;
+mod saved;
 mod scale;
 mod settings;
 mod slot;
@@ -33,6 +34,7 @@ pub use event::{
 pub use hangup::{Hangup, Hangups};
 pub use limits::Limit;
 pub use preload::{AfterPreload, PRELOAD, PreloadFailure};
+pub use saved::Saved;
 pub use settings::Settings;
 pub use supervisor::{Outcome, Supervisor};
 pub use time::Time;

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::supervisor::{Mode, Outcome, Supervisor};
 use super::throttle::Throttle;
 use super::{Action, LaunchFailure, Report, Time, WorkerId};
@@ -24,7 +26,7 @@ impl WorkerId {
 }
 
 /// Why a preload command failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PreloadFailure {
     /// It could not be started.
     NotLaunched,
@@ -35,7 +37,7 @@ pub enum PreloadFailure {
 }
 
 /// What follows the failure of a preload command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AfterPreload {
     /// It is started again after this delay: no generation can serve.
     Retry(Duration),
@@ -46,7 +48,7 @@ pub enum AfterPreload {
 }
 
 /// The command of the generation that comes next.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Wanted {
     generation: u32,
     /// When the generation was requested.
@@ -56,14 +58,14 @@ struct Wanted {
 }
 
 /// A running command.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Process {
     id: WorkerId,
     generation: u32,
     phase: Phase,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 enum Phase {
     /// The driver has not answered yet. `cancelled`: the command is not needed any more.
     Launching { cancelled: bool },
@@ -74,8 +76,8 @@ enum Phase {
 }
 
 /// The preload commands. At most one runs at a time.
-#[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Preload {
     wanted: Option<Wanted>,
     process: Option<Process>,
@@ -90,6 +92,11 @@ impl Preload {
     pub(super) fn first(now: Time) -> Preload {
         let wanted = Some(Wanted { generation: 0, since: now, by_reload: false });
         Preload { wanted, ..Preload::default() }
+    }
+
+    /// When its timer expires.
+    pub(super) fn timer(&self) -> Option<Time> {
+        self.timer
     }
 
     /// Whether no command is running or being stopped.

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use super::replacements::Backoffs;
 use super::slot::Slot;
 use super::supervisor::{Mode, Supervisor, index};
 use super::{Action, FailedStart, Report, Time};
 
 /// A reload in progress.
-#[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Rollout {
     /// The start of the reload.
     pub(super) since: Time,

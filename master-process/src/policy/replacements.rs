@@ -6,6 +6,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::limits::{self, Limit, LimitExceeded};
 use super::reload::Rollout;
 use super::slot::Slot;
@@ -22,12 +24,16 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const WARM_UP: Duration = Duration::from_secs(30);
 
 /// The history of a slot's replacements for one limit.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Backoff {
     /// The time from the last replacement to the next; zero if there was none.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pause: Duration,
+    #[serde(skip_serializing_if = "Option::is_none")]
     until: Option<Time>,
     /// Whether the delay was reported.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     reported: bool,
 }
 
@@ -92,8 +98,7 @@ impl Backoff {
 }
 
 /// The slots that are being replaced, and those that wait, in order of arrival.
-#[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct ReplacementQueue {
     active: BTreeSet<u32>,
     waiting: VecDeque<u32>,
@@ -149,9 +154,12 @@ impl ReplacementQueue {
 }
 
 /// The backoff of a slot, for each limit.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Backoffs {
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     cpu: Backoff,
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     memory: Backoff,
 }
 

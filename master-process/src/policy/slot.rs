@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::limits::UsageTracker;
 use super::replacements::Backoffs;
 use super::throttle::Throttle;
@@ -9,47 +11,59 @@ use super::{Time, WorkerId};
 use crate::config::Limits;
 
 /// A slot and its workers.
-#[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Slot {
     /// The starting worker. It is boxed because most slots have none, and each sample goes through up to ten thousand
     /// slots.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) starting: Option<Box<Starting>>,
     /// The serving worker. While no worker is known to be ready, it may be one that was kept when a reload began.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) serving: Option<Serving>,
     /// The previous worker, out of rotation. It returns to rotation if its successor exits early.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) standby: Option<Box<Serving>>,
     /// The end of the serving worker's probation in a reload.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) probation: Option<Time>,
     /// Workers that are draining, stopping, or killed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) stopping: Vec<Stopping>,
     /// The delay of the next start.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) throttle: Throttle,
     /// The delays of replacements for limits.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) backoffs: Backoffs,
     /// Whether a worker ever ran in the slot.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) has_run: bool,
     /// Whether a worker ever became ready in the slot.
     pub(super) has_been_ready: bool,
     /// The number of failed starts in the current reload or restart.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) failed: u32,
     /// Whether the user has requested the replacement of its worker, until the new one has passed its probation.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) restarts: bool,
     /// The time that the slot's timer is set to.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) timer: Option<Time>,
 }
 
 /// A starting worker.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Starting {
     pub(super) worker: WorkerId,
     pub(super) generation: u32,
     pub(super) phase: StartPhase,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) tracker: UsageTracker,
 }
 
 /// The phase of a start.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) enum StartPhase {
     /// The driver has not answered yet.
     Launching,
@@ -58,16 +72,19 @@ pub(super) enum StartPhase {
 }
 
 /// What was reported about a starting worker.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Logged {
     /// It takes longer than usual.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) long: bool,
     /// It is late.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) late: bool,
 }
 
 /// Whether a worker is ready.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) enum Readiness {
     /// Ready since this time.
     Since(Time),
@@ -77,26 +94,28 @@ pub(super) enum Readiness {
 }
 
 /// A worker that is ready, or is taken to serve because its slot had no other when a reload began.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Serving {
     pub(super) worker: WorkerId,
     pub(super) generation: u32,
     pub(super) since: Time,
     pub(super) readiness: Readiness,
     /// Whether it is to be replaced, for a limit or by request.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) to_be_replaced: bool,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) tracker: UsageTracker,
 }
 
 /// A worker that is on its way out.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Stopping {
     pub(super) worker: WorkerId,
     pub(super) phase: StopPhase,
 }
 
 /// The phase of a stop.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) enum StopPhase {
     /// Its start was in progress when it was cancelled; the driver's answer decides.
     Launching,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A start may take this many times the longest one so far. The workers of a reload start together and beside the
 /// serving ones, so they are slower than one that is replaced alone; two releases on one machine take twice as long.
 /// A larger factor would only delay the failure of a release that never becomes ready.
@@ -16,7 +18,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 const NOT_LONG: Duration = Duration::from_secs(10);
 
 /// The longest times to readiness so far.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct StartTimes {
     /// The longest of the serving release.
     longest: Duration,

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::gate::Gate;
 use super::preload::{PRELOAD, Preload};
 use super::reload::Rollout;
@@ -27,7 +29,7 @@ const AUTO_AGE: Duration = Duration::from_secs(10);
 const SAME_STOP: Duration = Duration::from_millis(500);
 
 /// How the supervisor ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
     /// The user stopped it.
     Stopped,
@@ -37,7 +39,7 @@ pub enum Outcome {
     CannotStart,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Mode {
     Running,
     /// `requested_at` is the time of the first stop signal; `None` if the supervisor stops for another reason.

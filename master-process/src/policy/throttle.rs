@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Settings, Time};
 use crate::config::GiveUp;
 
@@ -11,10 +13,12 @@ use crate::config::GiveUp;
 const FAILED_LAUNCH_WAIT: Duration = Duration::from_millis(100);
 
 /// The history of a slot's early exits.
-#[derive(Debug, Default)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Throttle {
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     early: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
     not_before: Option<Time>,
 }
 
@@ -93,7 +97,17 @@ pub(super) struct RestartLimiter {
 
 impl RestartLimiter {
     pub(super) fn new(limit: Option<GiveUp>) -> RestartLimiter {
-        RestartLimiter { limit, deaths: VecDeque::new() }
+        RestartLimiter::with_deaths(limit, VecDeque::new())
+    }
+
+    /// The same after these early exits.
+    pub(super) fn with_deaths(limit: Option<GiveUp>, deaths: VecDeque<Time>) -> RestartLimiter {
+        RestartLimiter { limit, deaths }
+    }
+
+    /// The early exits so far that may count.
+    pub(super) fn deaths(&self) -> &VecDeque<Time> {
+        &self.deaths
     }
 
     /// Whether one more early exit would reach the limit.

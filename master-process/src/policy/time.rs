@@ -4,11 +4,13 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// A point in time, relative to an epoch of the driver.
 ///
 /// Stored as nanoseconds plus one, so that `Option<Time>` has the same size: each slot has a dozen of these, mostly
 /// unset, and each sample reads all slots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Time(NonZeroU64);
 
 impl Time {

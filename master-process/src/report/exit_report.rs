@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Size, Span};
 use crate::control::{End, Sender};
 use crate::metrics::{ExitDetails, Killer};
@@ -10,7 +12,7 @@ use crate::sys::pidfd::{Death, Exit};
 use crate::sys::signal_names;
 
 /// The details of a worker's end, as far as they are available.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ExitReport {
     exit: Option<Exit>,
     /// CPU time of the worker and of the children that it waited for.

@@ -10,6 +10,7 @@ mod shorten;
 mod size;
 mod span;
 mod spanless;
+mod upgrade;
 mod writer;
 
 pub use exit_report::ExitReport;
@@ -19,3 +20,4 @@ pub use requested::requested;
 pub use setup::start_logging;
 pub use size::Size;
 pub use span::Span;
+pub use upgrade::{came_back, closed_descriptors, upgraded};

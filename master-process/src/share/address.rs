@@ -6,13 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// A socket address as a program wrote it, decoded from a copy of its bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Address {
     /// An IP address and a port that is not 0.
     Inet(SocketAddr),
     /// A path as the program wrote it, possibly relative.
-    Path(PathBuf),
+    Path(#[serde(with = "crate::forms::path")] PathBuf),
     /// A name in the abstract name space, without its leading zero.
     Abstract(Vec<u8>),
     /// An address that is not shared: port 0, unnamed, another family, or malformed.
@@ -77,7 +79,7 @@ fn decode_unix(path: &[u8]) -> Address {
 }
 
 /// A transport protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Protocol {
     /// TCP; also the protocol of an MPTCP socket.
     Tcp,
@@ -86,7 +88,7 @@ pub(super) enum Protocol {
 }
 
 /// The identity of an address.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Key {
     /// An IP address. An IPv6 socket with `IPV6_V6ONLY` has a different key from one without.
     Inet {
@@ -104,8 +106,10 @@ pub(super) enum Key {
         /// Device and inode.
         folder: (u64, u64),
         /// The file's name.
+        #[serde(with = "crate::forms::path")]
         name: OsString,
         /// The path as a worker wrote it.
+        #[serde(with = "crate::forms::path")]
         shown: PathBuf,
     },
     /// A name in the abstract name space.

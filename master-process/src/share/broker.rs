@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::address::Key;
 use super::bind;
@@ -19,16 +20,17 @@ use super::kept::Restoring;
 use super::listen_fds::InheritedListeners;
 use super::listening;
 use super::occupants::{Occupants, Takeover};
-use super::path_use::Paths;
+use super::path_use::{PathUse, Paths};
 use super::paths;
 use super::queues::AcceptQueues;
 use super::readiness::{Expected, Missing};
 use super::report::Report;
-use super::scans::{Found, Owners, Question, Scans, WaitingCall};
-use super::sockets::{Sockets, Watch};
+use super::scans::{Found, Owners, Question, SavedScans, Scans, WaitingCall};
+use super::sockets::{SavedSockets, Sockets, Watch};
 use super::unix::Access;
 use crate::config::{ReadyMode, Share, ShareRules};
 use crate::policy::{Queue, Time, WorkerId};
+use crate::sys::handover::{Incoming, Outgoing};
 use crate::sys::holders::Holder;
 use crate::sys::peer::{self, Peer};
 use crate::sys::seccomp::{self, Answer, Calls, Notification, SocketOption};
@@ -51,6 +53,21 @@ pub struct Broker {
     pub(super) callers: Callers,
     pub(super) paths: Paths,
     pub(super) occupants: Occupants,
+}
+
+/// The state of a broker as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Saved {
+    sockets: SavedSockets,
+    #[serde(default)]
+    callers: Callers,
+    #[serde(default)]
+    scans: SavedScans,
+    #[serde(default)]
+    path_use: PathUse,
+    /// The calls that wait for a look at a process.
+    #[serde(default)]
+    waiting: Vec<WaitingCall>,
 }
 
 impl Broker {
@@ -81,6 +98,38 @@ impl Broker {
         };
         let (expected, callers) = (Expected::default(), Callers::default());
         Ok(Broker { settings, expected, sockets, scans, callers, paths, occupants })
+    }
+
+    /// The state now.
+    pub fn save(&self, out: &mut Outgoing) -> Saved {
+        let waiting = self.scans.waiting_calls().chain(self.occupants.waiting_calls());
+        Saved {
+            sockets: self.sockets.save(out),
+            callers: self.callers.clone(),
+            scans: self.scans.save(),
+            path_use: self.paths.save(),
+            waiting: waiting.collect(),
+        }
+    }
+
+    /// A broker that goes on from this state. Also returns the calls that wait for an answer.
+    ///
+    /// # Errors
+    /// EMFILE, or a descriptor is missing.
+    pub fn resume(
+        (share, rules, access): (Share, ShareRules, Access),
+        saved: Saved,
+        is_checked: impl Fn(SocketId) -> bool,
+        from: &mut Incoming,
+    ) -> io::Result<(Broker, Vec<WaitingCall>)> {
+        let scans = Scans::resume(saved.scans)?;
+        let occupants = Occupants::new(scans.wake().clone());
+        let sockets = Sockets::resume(saved.sockets, is_checked, from)?;
+        let can_copy = peer::try_to_copy().is_ok();
+        let settings = Settings { share, rules, access, notify_address: Vec::new(), can_copy };
+        let (expected, paths) = (Expected::default(), Paths::resume(saved.path_use));
+        let broker = Broker { settings, expected, sockets, scans, callers: saved.callers, paths, occupants };
+        Ok((broker, saved.waiting))
     }
 
     /// Sets how processes are ended that an earlier supervisor has left and that hold an address; `None`: they are

@@ -3,6 +3,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use super::address::Address;
 use super::core::SocketId;
 use crate::sys::seccomp::SocketOption;
@@ -15,26 +17,34 @@ const REMEMBERED_OPTIONS: usize = 32;
 const REMEMBERED_SOCKETS: usize = 256;
 
 /// What is remembered of the calls of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Caller {
     /// The socket with which its last call replaced its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
     given: Option<(SocketId, Address)>,
     /// The sockets given by calls that were interrupted before they returned.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     undelivered: Vec<(SocketId, Address)>,
     /// Pairs of a socket of its own and the socket that replaces it when the worker listens.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     substitutes: Vec<(SocketId, SocketId)>,
     /// `IPV6_V6ONLY` and `SO_REUSEPORT` as it set them, where its sockets cannot be inspected.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     options: NotedOptions,
     /// Its listeners that are not shared, and need no report.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     unshared: Recent,
     /// Whether the log says that further sockets of it are not kept.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     is_full: bool,
     /// The indexes of the `--ready` addresses on which it listens by sockets that are not kept.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     named: Vec<usize>,
 }
 
 /// What is remembered of the calls of all workers, by serial.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Callers(HashMap<u64, Caller>);
 
 impl Callers {
@@ -136,7 +146,7 @@ impl Caller {
 }
 
 /// The options that belong to the identity of an address, as a worker set them.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct NotedOptions(VecDeque<(SocketId, SocketOption, bool)>);
 
 impl NotedOptions {
@@ -154,7 +164,7 @@ impl NotedOptions {
 }
 
 /// The latest sockets of some kind.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Recent(VecDeque<SocketId>);
 
 impl Recent {

@@ -1,14 +1,17 @@
 //! The descriptors of the core's sockets: our copies, and the workers' own.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::core::SocketId;
 use super::stall::StallDetector;
-use super::unix::SocketFile;
+use super::unix::{SavedFile, SocketFile};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::peer::Peer;
 use crate::sys::sockets;
 
@@ -67,7 +70,75 @@ pub(super) struct Copies {
     files: HashMap<SocketId, SocketFile>,
 }
 
+/// All of this as a supervisor hands it over.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct SavedCopies {
+    copies: Vec<SavedCopy>,
+    #[serde(default)]
+    locations: Vec<SavedLocation>,
+    #[serde(default)]
+    files: Vec<(SocketId, SavedFile)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SavedCopy {
+    id: SocketId,
+    fd: Fd,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    backlog: Option<i32>,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    stall: StallDetector,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    drops: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_slot: Option<u32>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SavedLocation {
+    serial: u64,
+    id: SocketId,
+    #[serde(with = "crate::forms::pid")]
+    thread: Pid,
+    fd: RawFd,
+}
+
 impl Copies {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedCopies {
+        let copies = self.copies.iter().map(|(id, open)| SavedCopy {
+            id: *id,
+            fd: out.keep(open.fd()),
+            backlog: open.backlog,
+            stall: open.stall.clone(),
+            drops: open.drops,
+            last_slot: open.last_slot,
+        });
+        let copies = copies.collect();
+        let locations = self.locations.iter().map(|((serial, id), at)| SavedLocation {
+            serial: *serial,
+            id: *id,
+            thread: at.thread,
+            fd: at.fd,
+        });
+        let files = self.files.iter().map(|(id, file)| (*id, file.save(out)));
+        SavedCopies { copies, locations: locations.collect(), files: files.collect() }
+    }
+
+    pub(super) fn resume(saved: SavedCopies, from: &mut Incoming) -> io::Result<Copies> {
+        let mut copies = Copies { relocated: true, ..Copies::default() };
+        for SavedCopy { id, fd, backlog, stall, drops, last_slot } in saved.copies {
+            let open = OpenSocket { fd: from.take(fd)?, backlog, stall, drops, last_slot, queue_limit: None };
+            copies.copies.insert(id, open);
+        }
+        for SavedLocation { serial, id, thread, fd } in saved.locations {
+            copies.locations.insert((serial, id), Location { thread, fd });
+        }
+        for (id, file) in saved.files {
+            copies.files.insert(id, SocketFile::resume(file, from)?);
+        }
+        Ok(copies)
+    }
+
     pub(super) fn insert(&mut self, id: SocketId, fd: OwnedFd) -> &mut OpenSocket {
         let stall = StallDetector::default();
         self.copies.entry(id).or_insert(OpenSocket {

@@ -108,6 +108,12 @@ impl InheritedListeners {
         Ok(inherited)
     }
 
+    /// The sockets that the supervisor before has handed over, with their `LISTEN_FDNAMES`.
+    pub fn resumed(sockets: Vec<OwnedFd>, names: &str) -> InheritedListeners {
+        let names = names.split(':').filter(|_| !sockets.is_empty()).map(str::to_owned).collect();
+        InheritedListeners { sockets, names, ..InheritedListeners::default() }
+    }
+
     /// Opens the sockets of `--listen`; all of them listen when this returns. If `takeover` is set, processes that an
     /// earlier supervisor has left and that hold such an address are ended first.
     ///

@@ -31,7 +31,7 @@ mod stall;
 mod unix;
 mod unix_queues;
 
-pub use broker::Broker;
+pub use broker::{Broker, Saved};
 pub use call::{Decision, Listens, Reply};
 pub use core::CLOSE_CHECK;
 pub use listen_fds::{InheritedListeners, OpenError};

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::address::Key;
 use crate::policy::Time;
@@ -26,8 +27,8 @@ const CALLS: &[i64] = &[
 ];
 
 /// Whether the program listens on a Unix path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum PathUse {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) enum PathUse {
     /// No worker has become ready yet, nor bound a path.
     #[default]
     Unknown,
@@ -56,6 +57,15 @@ pub(super) struct Paths {
 }
 
 impl Paths {
+    /// What is known, without the removals: each lasts for a moment.
+    pub(super) fn save(&self) -> PathUse {
+        self.path_use
+    }
+
+    pub(super) fn resume(path_use: PathUse) -> Paths {
+        Paths { path_use, removals: Vec::new() }
+    }
+
     /// Records that the program listens on a path.
     pub(super) fn set_used(&mut self) {
         self.path_use = PathUse::Used;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::copies::{Copies, OpenSocket};
 use super::core::{Scope, Socket, Workers};
 use super::report::{FullQueue, Report};
@@ -33,7 +35,7 @@ pub(super) struct Reading {
 }
 
 /// The state of the counter of overflows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Overflows {
     read_at: Time,
     count: u64,
@@ -42,7 +44,7 @@ struct Overflows {
 }
 
 /// What is remembered between two readings.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct QueueHistory {
     /// The drops of each slot. Those of a queue that several slots have count in each of them.
     by_slot: BTreeMap<u32, u64>,
@@ -52,6 +54,8 @@ pub(super) struct QueueHistory {
     overflows: Option<Overflows>,
     /// `ListenDrops` when all queues were read last.
     listen_drops: Option<u64>,
+    /// They are tried and read anew.
+    #[serde(skip)]
     pub(super) unix: UnixQueues,
 }
 

@@ -7,6 +7,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::core::SocketId;
 use crate::sys::epoll_entries::{self, Entry};
@@ -138,7 +139,51 @@ pub(super) struct Scans {
     registrations: Vec<(WaitingCall, Vec<Entry>)>,
 }
 
+/// The processes that scans need, as a supervisor hands them over.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct SavedScans {
+    workers: Vec<SavedProcesses>,
+    /// Pid, start time and the worker's serial.
+    owners: Vec<(i32, u64, u64)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SavedProcesses {
+    serial: u64,
+    first: Option<i32>,
+    ended: bool,
+    remains: bool,
+}
+
 impl Scans {
+    pub(super) fn save(&self) -> SavedScans {
+        let workers = self.workers.iter().map(|(serial, worker)| SavedProcesses {
+            serial: *serial,
+            first: worker.first.map(Pid::as_raw_pid),
+            ended: worker.ended,
+            remains: worker.remains,
+        });
+        let owners = self.owners.iter().map(|(pid, (started, serial))| (pid.as_raw_pid(), *started, *serial));
+        SavedScans { workers: workers.collect(), owners: owners.collect() }
+    }
+
+    /// The scans that were in progress are requested again by the calls that waited for them.
+    pub(super) fn resume(saved: SavedScans) -> io::Result<Scans> {
+        let mut scans = Scans::new()?;
+        for SavedProcesses { serial, first, ended, remains } in saved.workers {
+            let first = first.and_then(Pid::from_raw);
+            scans.workers.insert(serial, Processes { first, ended, remains });
+        }
+        let known = |(pid, started, serial)| Some((Pid::from_raw(pid)?, (started, serial)));
+        scans.owners = Arc::new(saved.owners.into_iter().filter_map(known).collect());
+        Ok(scans)
+    }
+
+    /// The calls that wait for a scan.
+    pub(super) fn waiting_calls(&self) -> impl Iterator<Item = WaitingCall> {
+        self.in_progress.iter().filter_map(|(_, _, call)| *call)
+    }
+
     /// # Errors
     /// Those of eventfd(2).
     pub(super) fn new() -> io::Result<Scans> {

@@ -4,9 +4,12 @@
 use std::collections::HashMap;
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use super::address::Key;
 use super::copies::Copies;
 use super::core::{Migration, SocketId};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::reuseport::{self, Selector, Spread};
 
 /// The initial capacity of a selector, in sockets; each takes a word of kernel memory. A larger selector replaces it
@@ -14,7 +17,7 @@ use crate::sys::reuseport::{self, Selector, Spread};
 const FIRST_CAPACITY: u32 = 16;
 
 /// The selection method of a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Method {
     /// `SO_ATTACH_REUSEPORT_EBPF`.
     Program,
@@ -71,7 +74,42 @@ struct Group {
     members: HashMap<SocketId, u32>,
 }
 
+/// The selectors as a supervisor hands them over: a socket can be in one array at a time, so another one could not have
+/// the members.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct SavedSelection {
+    method: Option<Method>,
+    groups: Vec<SavedGroup>,
+    #[serde(default)]
+    refused: Vec<(Key, Vec<SocketId>)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SavedGroup {
+    key: Key,
+    selector: [Fd; 3],
+    members: HashMap<SocketId, u32>,
+}
+
 impl Selection {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedSelection {
+        let groups = self.groups.iter().map(|group| SavedGroup {
+            key: group.key.clone(),
+            selector: group.selector.descriptors().map(|fd| out.keep(fd)),
+            members: group.members.clone(),
+        });
+        SavedSelection { method: self.method, groups: groups.collect(), refused: self.refused.clone() }
+    }
+
+    pub(super) fn resume(saved: SavedSelection, from: &mut Incoming) -> io::Result<Selection> {
+        let mut groups = Vec::new();
+        for SavedGroup { key, selector: [sockets, selection, program], members } in saved.groups {
+            let descriptors = [from.take(sockets)?, from.take(selection)?, from.take(program)?];
+            groups.push(Group { key, selector: Selector::from_descriptors(descriptors)?, members });
+        }
+        Ok(Selection { method: saved.method, groups, refused: saved.refused })
+    }
+
     /// What the kernel does with the queue of a closed listener. The host is probed at the first call.
     pub(super) fn migration(&mut self) -> Migration {
         match self.method() {

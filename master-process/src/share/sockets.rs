@@ -6,20 +6,23 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::address::Key;
 use super::call::is_for_all;
 use super::caller_socket::bound_key;
-use super::copies::Copies;
+use super::copies::{Copies, SavedCopies};
 use super::core::{Core, Effect, Migration, Scope, Socket, SocketId};
 use super::listen_fds::InheritedListeners;
 use super::queue_history::QueueHistory;
 use super::report::Report;
 use super::scans::{Question, Scans};
-use super::selection::Selection;
+use super::selection::{SavedSelection, Selection};
 use super::stall::{Change, StallDetector};
 use super::unix::SocketFile;
 use crate::policy::{Queue, Time};
 use crate::sys::accept_queue;
+use crate::sys::handover::{Incoming, Outgoing};
 use crate::sys::peer::Peer;
 use crate::sys::queue_watch::QueueWatch;
 use crate::sys::sockets;
@@ -32,7 +35,7 @@ const CHECKS_AT_ONCE: usize = 256;
 const CHECKED_FOR: Duration = Duration::from_secs(10);
 
 /// A socket that was opened before the first worker started.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Permanent {
     pub(super) id: SocketId,
     pub(super) key: Key,
@@ -82,7 +85,84 @@ pub(super) struct Sockets {
     pub(super) reports: Vec<Report>,
 }
 
+/// The sockets as a supervisor hands them over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedSockets {
+    core: Core,
+    copies: SavedCopies,
+    #[serde(default)]
+    selection: SavedSelection,
+    #[serde(default)]
+    permanent: Vec<Permanent>,
+    #[serde(default)]
+    pending: Vec<(SocketId, bool)>,
+    #[serde(default)]
+    active_at: Option<Time>,
+    #[serde(default)]
+    history: QueueHistory,
+    #[serde(default)]
+    restored: Vec<(SocketId, Option<u32>)>,
+    #[serde(default)]
+    kept_by_manager: bool,
+}
+
 impl Sockets {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedSockets {
+        SavedSockets {
+            core: self.core.clone(),
+            copies: self.copies.save(out),
+            selection: self.selection.save(out),
+            permanent: self.permanent.clone(),
+            pending: self.pending.clone(),
+            active_at: self.active_at,
+            history: self.history.clone(),
+            restored: self.restored.clone(),
+            kept_by_manager: self.kept_by_manager,
+        }
+    }
+
+    /// `is_checked` tells whether a check of a queue is scheduled, so that its connections are not waited for.
+    pub(super) fn resume(
+        saved: SavedSockets,
+        is_checked: impl Fn(SocketId) -> bool,
+        from: &mut Incoming,
+    ) -> io::Result<Sockets> {
+        let mut sockets = Sockets {
+            queues: QueueWatch::new()?,
+            selection: Selection::resume(saved.selection, from)?,
+            copies: Copies::resume(saved.copies, from)?,
+            core: saved.core,
+            permanent: saved.permanent,
+            pending: saved.pending,
+            active_at: saved.active_at,
+            checked: 0,
+            history: saved.history,
+            restored: saved.restored,
+            // They are all in their groups by now.
+            listen_numbers: Vec::new(),
+            kept_by_manager: saved.kept_by_manager,
+            // A supervisor that stops says so in each round.
+            frozen: false,
+            reports: Vec::new(),
+        };
+        sockets.watch_queues_again(is_checked);
+        Ok(sockets)
+    }
+
+    fn watch_queues_again(&mut self, is_checked: impl Fn(SocketId) -> bool) {
+        let listens = |socket: &&Socket| socket.active && !socket.key.is_datagram();
+        let ids: Vec<SocketId> = self.core.sockets().iter().filter(listens).map(|socket| socket.id).collect();
+        for id in ids {
+            let (is_of_all, is_checked) = (self.is_of_all(id), is_checked(id));
+            let Some(open) = self.copies.get(id).filter(|_| !(is_of_all && is_checked)) else { continue };
+            if let Err(error) = self.queues.watch(open.fd(), id) {
+                self.reports.push(Report::Unwatched { error });
+            } else if is_checked {
+                let _still_watched = self.queues.ignore_connections(open.fd(), id);
+            }
+        }
+    }
+
     /// # Errors
     /// EMFILE.
     pub(super) fn new(inherited: &mut InheritedListeners) -> io::Result<Sockets> {

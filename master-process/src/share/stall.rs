@@ -6,6 +6,8 @@
 
 use std::collections::HashSet;
 
+use serde::{Deserialize, Serialize};
+
 use crate::policy::Time;
 
 /// The number of observations, one a second, in which the queue does not get shorter before it is suspected. Fewer
@@ -13,14 +15,20 @@ use crate::policy::Time;
 const SUSPECT_AFTER: u32 = 4;
 
 /// The recent observations of a socket's queue.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct StallDetector {
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     last: u32,
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     observations: u32,
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     stalled: bool,
     /// The first of the observations in which the queue did not get shorter.
+    #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<Time>,
     /// The connections that waited at the last comparison.
+    #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<HashSet<u64>>,
 }
 

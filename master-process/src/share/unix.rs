@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, RenameFlags, renameat_with};
+use serde::{Deserialize, Serialize};
 
 use super::address::Key;
 use super::occupants::Answerer;
 use crate::config::Owner;
 use crate::sys::fs_identity::FsIdentity;
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::peer::Peer;
 use crate::sys::{fs_identity, path_lookup, sockets};
 
@@ -227,7 +229,7 @@ impl Place {
 pub(super) type FileId = (u64, u64);
 
 /// The access that a file was created with. A later difference is a change by the program.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct InitialAccess {
     uid: u32,
     gid: u32,
@@ -246,7 +248,43 @@ pub(super) struct SocketFile {
     initial: Option<InitialAccess>,
 }
 
+/// A socket's file as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedFile {
+    folder: Fd,
+    #[serde(with = "crate::forms::path")]
+    name: OsString,
+    folder_id: (u64, u64),
+    #[serde(with = "crate::forms::path")]
+    shown: PathBuf,
+    ours: bool,
+    #[serde(with = "crate::forms::path")]
+    now: OsString,
+    id: Option<FileId>,
+    initial: Option<InitialAccess>,
+}
+
 impl SocketFile {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedFile {
+        let SocketFile { place, ours, now, id, initial } = self;
+        SavedFile {
+            folder: out.keep(place.folder.as_fd()),
+            name: place.name.clone(),
+            folder_id: place.id,
+            shown: place.shown.clone(),
+            ours: *ours,
+            now: now.clone(),
+            id: *id,
+            initial: *initial,
+        }
+    }
+
+    pub(super) fn resume(saved: SavedFile, from: &mut Incoming) -> io::Result<SocketFile> {
+        let SavedFile { folder, name, folder_id, shown, ours, now, id, initial } = saved;
+        let place = Place { folder: from.take(folder)?, name, id: folder_id, shown };
+        Ok(SocketFile { place, ours, now, id, initial })
+    }
+
     /// Takes charge of the file that a worker has created, for as long as its socket is kept. It must be a socket of
     /// that worker's user. Its access is set as the user configured it.
     ///

@@ -28,7 +28,7 @@ enum Listed {
 }
 
 /// The queues at the last reading.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct UnixQueues {
     listed: Listed,
     read_at: Option<Time>,

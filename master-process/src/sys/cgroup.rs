@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, mkdirat, openat, unlinkat};
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::cgroup_mounts::{self, Place, Version};
+use super::handover::{Fd, Incoming, Outgoing};
 
 /// The prefix of the names of the supervisor's cgroups. The pid follows.
 const PREFIX: &str = "master-process-";
@@ -96,7 +98,30 @@ enum Progress {
 #[derive(Debug)]
 pub struct Leftover(Folder);
 
+/// A cgroup as a supervisor hands it over. The lock of a supervisor's cgroup goes with its descriptor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Saved {
+    parent: Fd,
+    own: Fd,
+    name: String,
+}
+
 impl Supervisors {
+    /// The descriptors and the name.
+    pub fn save(&self, out: &mut Outgoing) -> Saved {
+        let (parent, own) = (out.keep(self.parent.as_fd()), out.keep(self.own.as_fd()));
+        Saved { parent, own, name: self.name.clone() }
+    }
+
+    /// Goes on with them.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub fn resume(saved: Saved, from: &mut Incoming) -> io::Result<Supervisors> {
+        let (parent, own) = (from.take(saved.parent)?, from.take(saved.own)?);
+        Ok(Supervisors { parent, own, name: saved.name })
+    }
+
     /// Makes the supervisor's cgroup, and finds those that earlier supervisors left beside it. `None`: no cgroup is
     /// delegated to the supervisor; [`why_undelegated`] has the reason.
     ///
@@ -142,6 +167,22 @@ impl Drop for Supervisors {
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Cgroup {
+    /// The descriptors and the name.
+    pub fn save(&self, out: &mut Outgoing) -> Saved {
+        let Folder { parent, own, name } = &self.folder;
+        Saved { parent: out.keep(parent.as_fd()), own: out.keep(own.as_fd()), name: name.clone() }
+    }
+
+    /// Goes on with them.
+    ///
+    /// # Errors
+    /// A descriptor is missing.
+    pub fn resume(saved: Saved, from: &mut Incoming) -> io::Result<Cgroup> {
+        let (parent, own) = (from.take(saved.parent)?, from.take(saved.own)?);
+        let folder = Folder { parent, own, name: saved.name };
+        Ok(Cgroup { folder, cursor: Mutex::new(None) })
+    }
+
     /// For `CLONE_INTO_CGROUP`.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

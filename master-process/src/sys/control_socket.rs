@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read, Seek, Write};
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +18,9 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, socket_with,
     sockopt,
 };
+use serde::{Deserialize, Serialize};
+
+use super::handover::{Fd, Incoming, Outgoing};
 
 /// The connections that wait until they are accepted.
 const BACKLOG: i32 = 128;
@@ -74,7 +77,33 @@ pub struct Claim {
 const CLOSE_CHECK_EVERY: Duration = Duration::from_millis(10);
 const CLOSE_CHECKS: u32 = 100;
 
+/// A path with its socket, as a supervisor hands it over. The lock goes with its descriptor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedClaim {
+    #[serde(with = "crate::forms::path")]
+    path: PathBuf,
+    #[serde(with = "crate::forms::path")]
+    lock_path: PathBuf,
+    lock: Fd,
+    socket: Option<(u64, u64)>,
+}
+
 impl Claim {
+    /// The path and the descriptor.
+    pub fn save(&self, out: &mut Outgoing) -> SavedClaim {
+        let lock = out.keep(self.lock.as_fd());
+        SavedClaim { path: self.path.clone(), lock_path: self.lock_path.clone(), lock, socket: self.socket }
+    }
+
+    /// Goes on with them.
+    ///
+    /// # Errors
+    /// The descriptor is missing.
+    pub fn resume(saved: SavedClaim, from: &mut Incoming) -> io::Result<Claim> {
+        let SavedClaim { path, lock_path, lock, socket } = saved;
+        Ok(Claim { path, lock_path, lock: from.take(lock)?.into(), socket })
+    }
+
     /// Takes a path.
     ///
     /// # Errors

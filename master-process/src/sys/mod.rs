@@ -12,6 +12,7 @@ pub mod deferred_close;
 pub mod epoll_entries;
 pub mod fds;
 pub mod fs_identity;
+pub mod handover;
 pub mod helper;
 pub mod holders;
 pub mod inet_diag;

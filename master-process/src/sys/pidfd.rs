@@ -5,9 +5,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use rustix::process::{Pid, WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use serde::{Deserialize, Serialize};
 
 /// The exit status of a process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// It called `exit` with this code.
     Code(i32),
@@ -31,7 +32,7 @@ impl Exit {
 }
 
 /// The exit status of a process and its resource usage: wait4(2), getrusage(2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Death {
     /// The exit status.
     pub exit: Exit,

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 /// The calls that a worker's filter reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,17 +225,18 @@ pub fn answer_on_callers_cpu(listener: BorrowedFd<'_>) {
 }
 
 /// A call that waits for an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notification {
     id: u64,
     /// The thread that made the call, in our PID namespace.
+    #[serde(with = "crate::forms::pid")]
     pub thread: Pid,
     /// The call.
     pub call: Call,
 }
 
 /// A call and its arguments. Addresses are in the caller's memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Call {
     /// `bind(fd, address, length)`.
     Bind {
@@ -298,7 +300,7 @@ pub enum Call {
 }
 
 /// The options that decide what an address means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SocketOption {
     /// `IPV6_V6ONLY`.
     V6Only,

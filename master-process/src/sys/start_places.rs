@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags, accessat, flock, openat};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::handover::{Fd, Incoming, Outgoing};
 use super::{fds, runtime_directory};
 
 /// The start of a file's name; its number follows.
@@ -35,6 +36,21 @@ pub struct Places {
 pub struct Place {
     file: OwnedFd,
     number: u32,
+}
+
+impl Place {
+    /// The descriptor, with which the lock goes, and the number of the place.
+    pub fn save(&self, out: &mut Outgoing) -> (Fd, u32) {
+        (out.keep(self.file.as_fd()), self.number)
+    }
+
+    /// Goes on with them.
+    ///
+    /// # Errors
+    /// The descriptor is missing.
+    pub fn resume((file, number): (Fd, u32), from: &mut Incoming) -> io::Result<Place> {
+        Ok(Place { file: from.take(file)?, number })
+    }
 }
 
 impl Drop for Place {

@@ -32,10 +32,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::policy::WorkerId;
-use crate::sys::cgroup::{Cgroup, Removal, Supervisors};
+use crate::sys::cgroup::{self, Cgroup, Removal, Supervisors};
 use crate::sys::children;
+use crate::sys::handover::{Incoming, Outgoing};
 use crate::sys::helper::Helper;
 use crate::sys::holders::Holds;
 use crate::sys::proc_stat;
@@ -103,6 +105,22 @@ struct Request {
     listeners: Vec<u64>,
 }
 
+/// The process trees as a supervisor hands them over.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Saved {
+    trees: Vec<TreeFacts>,
+    /// Pid, start time and the worker's serial.
+    owners: Vec<(i32, u64, u64)>,
+    inherited: Vec<i32>,
+    parent: Option<cgroup::Saved>,
+    cgroups: Vec<(u64, cgroup::Saved)>,
+    emptied: Vec<cgroup::Saved>,
+    /// The signals that no walk has sent yet, with the hints.
+    signals: Vec<(u64, i32, Vec<i32>)>,
+    questions: u64,
+    surveys: bool,
+}
+
 /// The process trees of all workers, as the loop sees them.
 #[derive(Debug)]
 pub struct Trees {
@@ -131,6 +149,8 @@ pub struct Trees {
     surveys: bool,
     /// Whether a walk is in progress.
     walks: bool,
+    /// Whether no further walk begins for now.
+    is_held: bool,
     walker: Helper<Walk, Answer>,
 }
 
@@ -157,8 +177,75 @@ impl Trees {
             questions: 0,
             surveys: false,
             walks: false,
+            is_held: false,
             walker,
         })
+    }
+
+    /// Begins no further walk, or goes on. A walk that is in progress ends.
+    pub fn hold(&mut self, held: bool) {
+        self.is_held = held;
+        self.walk();
+    }
+
+    /// Whether no helper thread is at work.
+    pub fn is_idle(&self) -> bool {
+        !self.walks && !self.removes
+    }
+
+    /// The state, while no helper thread is at work. The questions that no walk has answered yet are not part of it: who
+    /// has asked them asks again.
+    pub fn save(&self, out: &mut Outgoing) -> Saved {
+        let number = |pid: &Pid| pid.as_raw_pid();
+        let signals = self.requests.iter().filter_map(|(serial, request)| {
+            Some((*serial, request.signal?, request.hints.iter().map(number).collect()))
+        });
+        let cgroups = self.cgroups.iter().map(|(serial, cgroup)| (*serial, cgroup.save(out)));
+        let cgroups = cgroups.collect();
+        Saved {
+            trees: self.trees.values().cloned().collect(),
+            owners: self.owners.iter().map(|(pid, (at, serial))| (number(pid), *at, *serial)).collect(),
+            inherited: self.inherited.iter().map(number).collect(),
+            parent: self.parent.as_ref().map(|parent| parent.save(out)),
+            cgroups,
+            emptied: self.emptied.iter().map(|cgroup| cgroup.save(out)).collect(),
+            signals: signals.collect(),
+            questions: self.questions,
+            surveys: self.surveys,
+        }
+    }
+
+    /// Trees that go on from this state.
+    ///
+    /// # Errors
+    /// Those of eventfd(2), or a descriptor is missing.
+    pub fn resume(saved: Saved, notify_socket: &[u8], from: &mut Incoming) -> io::Result<Trees> {
+        let mut trees = Trees::new(None, notify_socket)?;
+        let pids = |numbers: Vec<i32>| numbers.into_iter().filter_map(Pid::from_raw);
+        trees.inherited = pids(saved.inherited).collect();
+        trees.questions = saved.questions;
+        for tree in saved.trees {
+            if tree.first_lives {
+                trees.workers.insert(tree.first);
+            }
+            trees.trees.insert(tree.serial, tree);
+        }
+        let known = |(pid, at, serial)| Some((Pid::from_raw(pid)?, (at, serial)));
+        trees.owners = saved.owners.into_iter().filter_map(known).collect();
+        trees.parent = saved.parent.map(|parent| Supervisors::resume(parent, from)).transpose()?;
+        for (serial, cgroup) in saved.cgroups {
+            trees.cgroups.insert(serial, Arc::new(Cgroup::resume(cgroup, from)?));
+        }
+        for cgroup in saved.emptied {
+            trees.emptied.push_back(Arc::new(Cgroup::resume(cgroup, from)?));
+        }
+        for (serial, signal, hints) in saved.signals {
+            trees.signal(serial, signal, pids(hints).collect());
+        }
+        if saved.surveys {
+            trees.survey();
+        }
+        Ok(trees)
     }
 
     /// Readable when [`take`](Self::take) returns results.
@@ -375,7 +462,7 @@ impl Trees {
 
     /// Starts a walk, if none is in progress. One walk answers all requests until then.
     fn walk(&mut self) {
-        if self.walks || (self.requests.is_empty() && !self.surveys) {
+        if self.walks || self.is_held || (self.requests.is_empty() && !self.surveys) {
             return;
         }
         self.surveys = false;

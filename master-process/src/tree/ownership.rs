@@ -3,18 +3,20 @@
 use std::collections::HashMap;
 
 use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
 
 use crate::policy::PRELOAD;
 use crate::sys::peer::Environment;
 
 /// The facts about a worker's process tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TreeFacts {
     pub(super) serial: u64,
     pub(super) slot: u32,
     pub(super) generation: u32,
     /// The process that was started, or the daemon that replaced it. The kernel does not reuse its number while it is
     /// that of a process group or a session.
+    #[serde(with = "crate::forms::pid")]
     pub(super) first: Pid,
     /// The start time of the worker, in ticks since boot.
     pub(super) started: u64,
@@ -23,7 +25,16 @@ pub(super) struct TreeFacts {
     pub(super) first_started: u64,
     pub(super) first_lives: bool,
     /// The earlier first processes, each with its start time.
-    pub(super) former: Vec<(Pid, u64)>,
+    pub(super) former: Vec<Former>,
+}
+
+/// An earlier first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Former {
+    #[serde(with = "crate::forms::pid")]
+    pid: Pid,
+    /// Its start time.
+    started: u64,
 }
 
 /// The number of earlier first processes that are remembered: a daemon forks twice.
@@ -41,15 +52,15 @@ impl TreeFacts {
         if self.former.len() >= MAX_FORMER {
             self.former.remove(1);
         }
-        self.former.push((self.first, self.first_started));
+        self.former.push(Former { pid: self.first, started: self.first_started });
         (self.first, self.first_started, self.first_lives) = (first, started, true);
     }
 
     /// The start time of the process with this number that is or was the first one. `None`: there was no such process.
     fn leader(&self, number: Pid) -> Option<u64> {
-        let own = [(self.first, self.first_started)];
+        let own = [Former { pid: self.first, started: self.first_started }];
         let mut all = own.iter().chain(self.former.iter().rev());
-        all.find(|(pid, _)| *pid == number).map(|(_, started)| *started)
+        all.find(|leader| leader.pid == number).map(|leader| leader.started)
     }
 }
 

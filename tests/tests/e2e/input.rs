@@ -70,6 +70,7 @@ const GARBAGE: &[(&str, &[&str])] = &[
         ],
     ),
     ("--share", &["yes", "SO_REUSEPORT", "on"]),
+    ("--on-upgrade", &["reload", "exec,exit", "1", " "]),
     ("--orphans", &["spare", "keep,kill", "1", " "]),
     ("--socket-mode", &["999", "rw", "-1", "77777", "0x1ff"]),
     ("--socket-owner", &["nobody-such", "root:nobody-such", ":", "-1"]),
@@ -141,7 +142,7 @@ fn the_short_flag_is_checked_like_the_long_one() {
 
 #[test]
 fn options_of_later_versions_are_unknown() {
-    for flag in ["--on-upgrade", "--bogus"] {
+    for flag in ["--later", "--bogus"] {
         let finished = Supervisor::builder().args([flag, "1"]).command(STARTED).run();
         is_wrong_usage(&finished, &[flag]);
     }

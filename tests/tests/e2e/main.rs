@@ -57,3 +57,4 @@ mod trees;
 mod unix_gaps;
 mod unix_generations;
 mod unix_sockets;
+mod upgrade;

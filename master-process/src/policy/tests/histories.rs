@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sim::{Command, Sim, settings};
-use crate::config::Batch;
+use crate::config::{Batch, GiveUp};
 use crate::policy::{Event, LaunchFailure, Pss, Queue, Settings, WorkerId};
 
 #[derive(Debug, Clone, Copy)]
@@ -321,4 +321,34 @@ fn every_short_history_of_a_preload_command_that_waits_for_a_place_keeps_the_inv
     let mut walked = 0;
     walk(&sim, &steps, 6, &mut walked);
     assert!(walked > 10_000, "only {walked} histories");
+}
+
+#[test]
+fn at_every_step_of_a_short_history_another_supervisor_can_take_over() {
+    fn walk(sim: &Sim, steps: &[Step], depth: usize, walked: &mut u64) {
+        *walked += 1;
+        let mut taken = sim.clone();
+        taken.take_over();
+        for step in steps.iter().filter(|_| depth > 0) {
+            let mut next = taken.clone();
+            if play(&mut next, *step) {
+                walk(&next, steps, depth - 1, walked);
+            }
+        }
+        taken.finish();
+    }
+    let mut settings = settings(2);
+    settings.limits.memory_failures = 1;
+    settings.limits.delay = Duration::ZERO;
+    settings.start_gate = true;
+    settings.give_up = Some(GiveUp { deaths: 100, within: Duration::from_secs(60) });
+    let mut sim = Sim::new(settings);
+    sim.free_places = 1;
+    sim.run_smoothly();
+    sim.answers_later = true;
+    let mut walked = 0;
+    for steps in [STEPS.as_slice(), &OVER_LIMIT, &GATED] {
+        walk(&sim, steps, 3, &mut walked);
+    }
+    assert!(walked > 2000, "only {walked} histories");
 }

@@ -11,6 +11,7 @@ mod pss;
 mod reload;
 mod remains;
 mod replacement_queue;
+mod saved;
 mod sim;
 mod sparse;
 mod steering;

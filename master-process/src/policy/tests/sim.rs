@@ -150,6 +150,15 @@ impl Sim {
         sim
     }
 
+    /// Another supervisor goes on from the state of this one, as it was written and read.
+    pub(super) fn take_over(&mut self) {
+        let before = format!("{:?}", self.policy);
+        let written = serde_json::to_string(&self.policy.save()).expect("it can be written");
+        let read = serde_json::from_str(&written).expect("it can be read");
+        self.policy = Supervisor::resume(self.policy.settings.clone(), read);
+        assert_eq!(format!("{:?}", self.policy), before, "nothing of it is lost");
+    }
+
     /// Passes an event to the policy and begins the actions that it requests.
     pub(super) fn event(&mut self, event: Event) {
         match event {

@@ -1,11 +1,13 @@
 //! The sockets of one address in the kernel's order, and the selection of those that get new connections.
 
+use serde::{Deserialize, Serialize};
+
 use super::{CLOSE_GRACE, Core, Effect, LINGER, Migration, Scope, Socket, SocketId};
 use crate::policy::Time;
 use crate::share::address::Key;
 
 /// A `SO_REUSEPORT` group.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Group {
     pub(super) key: Key,
     /// The kernel's order: a new socket joins at the end, and the last one takes the place of one that is removed

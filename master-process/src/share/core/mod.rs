@@ -27,6 +27,7 @@ use crate::policy::{Time, WorkerId};
 pub(super) use binding::{Bind, BindRequest};
 use group::Group;
 use readiness::Names;
+use serde::{Deserialize, Serialize};
 pub(super) use workers::Workers;
 
 /// The inode number of a socket, which is the same in every process that has it.
@@ -55,7 +56,7 @@ pub(super) const STARTUP: Duration = Duration::from_secs(10);
 const MAX_KNOWN: usize = 1024;
 
 /// What the kernel does with the queue of a listener that is closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Migration {
     /// It moves the queue to another listener of the group (`BPF_SK_REUSEPORT_SELECT_OR_MIGRATE`, or
     /// `net.ipv4.tcp_migrate_req`).
@@ -65,7 +66,7 @@ pub(super) enum Migration {
 }
 
 /// Which workers have a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Scope {
     /// One worker has it; it is one socket of a group.
     Shard,
@@ -76,39 +77,53 @@ pub(super) enum Scope {
 }
 
 /// A socket that a worker has bound, or that we opened for workers.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Socket {
     pub(super) id: SocketId,
     pub(super) key: Key,
     pub(super) scope: Scope,
     /// The living workers that have it; at most one for a shard.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) users: Vec<u64>,
     /// Slots whose worker ended while it had this socket, without a stop signal. The next worker of the slot
     /// gets the socket or its queue.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) awaited_by: Vec<u32>,
     /// Whether it is in the kernel's group: a TCP or Unix socket that listens, a UDP socket that is shared.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) active: bool,
     /// Whether the program itself has set `SO_REUSEPORT`.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) requested_reuseport: bool,
     /// Whether it has `SO_REUSEPORT`, set by the program or by us.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) reuseport: bool,
     /// The time at which its living worker was found to have closed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) closed: Option<Time>,
     /// Whether its worker wants the address for another socket.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) released: bool,
     /// The time since which it gets no new connections, while others of its address do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) unselected: Option<Time>,
     /// Whether connections wait in it, as far as is known.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) waiting: bool,
     /// Whether its worker does not accept connections.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) stalled: bool,
     /// The worker of a nested supervisor that has bound it; 0: none.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) inner: u64,
     /// The time of its worker's `bind`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) bound_at: Option<Time>,
     /// Whether the supervisor opened it; then it stays open.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) permanent: bool,
     /// Whether its path no longer leads to it.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) unlinked: bool,
     /// Whether an earlier supervisor has left it, and no worker of this one has had it.
     pub(super) restored: bool,
@@ -176,8 +191,7 @@ pub(super) enum Effect {
 }
 
 /// The state of all shared addresses.
-#[derive(Debug)]
-#[cfg_attr(test, derive(Clone))]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Core {
     migration: Migration,
     sockets: Vec<Socket>,
@@ -188,6 +202,8 @@ pub(super) struct Core {
     names: Names,
     /// Addresses to reconcile.
     dirty: Vec<Key>,
+    /// They are carried out before the state is written.
+    #[serde(skip)]
     effects: Vec<Effect>,
     unshared_reported: bool,
     /// The generation to which the reload in progress leads.

@@ -15,6 +15,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use super::workers::Listening;
 use super::{Core, Socket, SocketId};
 use crate::policy::{Time, WorkerId};
@@ -25,7 +27,7 @@ use crate::share::address::Key;
 const MAX_NAMES: usize = 1024;
 
 /// Which names of Unix sockets are fixed in the program, and which may be generated.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Names {
     /// Names on which one worker has listened, with its serial.
     once: VecDeque<(Key, u64)>,

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use serde::{Deserialize, Serialize};
+
 use super::{STARTUP, SocketId};
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
 
 /// A socket on which a worker has called `listen`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Listening {
     pub(super) id: SocketId,
     /// Whether the worker opened it while it started.
@@ -17,19 +19,24 @@ pub(super) struct Listening {
 }
 
 /// A living worker.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::share) struct Worker {
     pub(in crate::share) id: WorkerId,
     pub(in crate::share) generation: u32,
     /// Whether it is in rotation for new connections.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(in crate::share) in_rotation: bool,
     /// Whether it was sent the stop signal.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(in crate::share) stopping: bool,
     /// The time at which it became ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     ready_at: Option<Time>,
     /// The sockets on which it has called `listen`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) listens: Vec<Listening>,
     /// Whether it has served for a moment, and what earlier workers of its slot had and it has not was released.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     swept: bool,
 }
 
@@ -46,7 +53,7 @@ impl Worker {
 }
 
 /// The living workers, by serial.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(in crate::share) struct Workers {
     workers: HashMap<u64, Worker>,
     /// The worker of each slot that is in rotation.

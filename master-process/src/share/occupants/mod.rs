@@ -132,13 +132,15 @@ pub(super) struct Occupants {
     takeover: Option<Takeover>,
     helper: Helper<Task, Answer>,
     searches: Vec<Search>,
+    /// The calls that wait for one.
+    waiting: Vec<WaitingCall>,
 }
 
 impl Occupants {
     /// Searches whose answers are signalled by `wake`.
     pub(super) fn new(wake: Wake) -> Occupants {
         let helper = Helper::new("occupants", 256 * 1024, MAX_QUEUED, wake, answer);
-        Occupants { takeover: None, helper, searches: Vec::new() }
+        Occupants { takeover: None, helper, searches: Vec::new(), waiting: Vec::new() }
     }
 
     pub(super) fn set_takeover(&mut self, takeover: Option<Takeover>) {
@@ -163,7 +165,13 @@ impl Occupants {
             return Seeking::GoOn;
         }
         self.searches.push(Search { key, begun: now, is_over: false });
+        self.waiting.extend(takeover.map(|_| call));
         if takeover.is_some() { Seeking::Await } else { Seeking::GoOn }
+    }
+
+    /// The calls that wait for a search.
+    pub(super) fn waiting_calls(&self) -> impl Iterator<Item = WaitingCall> {
+        self.waiting.iter().copied()
     }
 
     /// The results since the last call, and the calls that waited for them.
@@ -173,6 +181,7 @@ impl Occupants {
             let search = self.searches.iter_mut().find(|search| search.key.matches(&answer.key));
             search.into_iter().for_each(|search| search.is_over = true);
             reports.extend(answer.outcome.reports(&answer.key));
+            self.waiting.retain(|waiting| Some(*waiting) != answer.call);
             calls.extend(answer.call);
         }
         (reports, calls)

@@ -13,8 +13,10 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
 
 use super::WorkerUser;
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 
 /// The start of a directory's name; a pid and [`RANDOM_DIGITS`] digits follow.
 const PREFIX: &str = "master-process-";
@@ -39,7 +41,31 @@ pub(super) struct PrivateDirectory {
     fd: OwnedFd,
 }
 
+/// A directory as a supervisor hands it over. Its lock goes with the descriptor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedDirectory {
+    base: Fd,
+    fd: Fd,
+    name: String,
+    #[serde(with = "crate::forms::path")]
+    path: PathBuf,
+}
+
 impl PrivateDirectory {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedDirectory {
+        let (base, fd) = (out.keep(self.base.as_fd()), out.keep(self.fd.as_fd()));
+        SavedDirectory { base, fd, name: self.name.clone(), path: self.path.clone() }
+    }
+
+    pub(super) fn resume(
+        saved: SavedDirectory,
+        file: &'static str,
+        from: &mut Incoming,
+    ) -> io::Result<PrivateDirectory> {
+        let SavedDirectory { base, fd, name, path } = saved;
+        Ok(PrivateDirectory { base: from.take(base)?, fd: from.take(fd)?, name, file, path })
+    }
+
     /// Creates a directory below `base` for the socket `file`, and removes leftovers there.
     ///
     /// # Errors

@@ -18,9 +18,11 @@ use std::path::Path;
 use rustix::fs::{AtFlags, Mode, chmodat, chownat, fchmod, fchown};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with, sockopt};
 use rustix::process::{Gid, Pid, Uid};
+use serde::{Deserialize, Serialize};
 
+use super::handover::{Fd, Incoming, Outgoing};
 use super::pidfd;
-use directory::{PrivateDirectory, supervisor_of};
+use directory::{PrivateDirectory, SavedDirectory, supervisor_of};
 pub use location::{BaseGuard, Opened, open};
 pub use protocol::{ParsedMessage, parse};
 use received_fds::ReceivedFds;
@@ -86,7 +88,40 @@ pub fn supervisor_of_address(address: &[u8]) -> Option<Pid> {
     supervisor_of(Path::new(std::ffi::OsStr::from_bytes(address)))
 }
 
+/// A socket as a supervisor hands it over. The messages in it wait.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Saved {
+    fd: Fd,
+    /// `None`: its address is the abstract name.
+    directory: Option<SavedDirectory>,
+    name: Vec<u8>,
+}
+
 impl NotifySocket {
+    /// The descriptors and the address.
+    pub fn save(&self, out: &mut Outgoing) -> Saved {
+        let (directory, name) = match &self.address {
+            Address::Directory(directory) => (Some(directory.save(out)), Vec::new()),
+            Address::Abstract(name) => (None, name.clone()),
+        };
+        Saved { fd: out.keep(self.fd.as_fd()), directory, name }
+    }
+
+    /// Goes on with them.
+    ///
+    /// # Errors
+    /// Those of eventfd(2), or a descriptor is missing.
+    pub fn resume(saved: Saved, from: &mut Incoming) -> io::Result<NotifySocket> {
+        let fd = from.take(saved.fd)?;
+        // The descriptors that made the supervisor before refuse further ones were closed with it.
+        received_fds::accept_descriptors(fd.as_fd());
+        let address = match saved.directory {
+            Some(directory) => Address::Directory(PrivateDirectory::resume(directory, SOCKET, from)?),
+            None => Address::Abstract(saved.name),
+        };
+        NotifySocket::new(fd, address)
+    }
+
     /// Opens the socket in a new directory below `base`, an absolute path, for messages of `user`.
     ///
     /// This removes directories of killed supervisors of the same user.

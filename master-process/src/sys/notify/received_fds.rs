@@ -55,6 +55,12 @@ struct State {
     refusing: bool,
 }
 
+/// Has a socket accept descriptors, as a new one does.
+pub(super) fn accept_descriptors(socket: BorrowedFd<'_>) {
+    // Before Linux 6.16 there is no such option.
+    let _unknown_option = set_option(socket, SO_PASSRIGHTS, true);
+}
+
 impl ReceivedFds {
     /// Closes what `socket` receives.
     ///

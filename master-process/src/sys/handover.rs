@@ -1,0 +1,343 @@
+//! What a process hands over to the program that it executes in its place: open descriptors, and a state in memory that
+//! nobody can change any more.
+//!
+//! execve(2) keeps descriptors without close-on-exec. The old program names each of them with what it is; the new one
+//! takes those that are still the same, and closes all others.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
+use rustix::io::{FdFlags, fcntl_setfd, pread, write};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+/// The number of a descriptor in both programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fd(RawFd);
+
+/// A descriptor, and the file that it is: the device and inode number, and the type in the mode; fstat(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Described {
+    fd: Fd,
+    device: u64,
+    inode: u64,
+    kind: u32,
+}
+
+impl Described {
+    fn of(fd: BorrowedFd<'_>) -> io::Result<Described> {
+        let stat = fstat(fd)?;
+        let kind = stat.st_mode & libc::S_IFMT;
+        Ok(Described { fd: Fd(fd.as_raw_fd()), device: stat.st_dev, inode: stat.st_ino, kind })
+    }
+}
+
+/// The descriptors that a state names.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    kept: BTreeMap<Fd, Described>,
+    failed: Option<io::Error>,
+}
+
+impl Outgoing {
+    /// Names a descriptor, once. An error comes with [`described`](Self::described).
+    pub fn keep(&mut self, fd: BorrowedFd<'_>) -> Fd {
+        let number = Fd(fd.as_raw_fd());
+        match Described::of(fd) {
+            Ok(described) => {
+                if self.kept.insert(number, described).is_some() {
+                    self.failed.get_or_insert_with(|| io::Error::other("a descriptor is named twice"));
+                }
+            }
+            Err(error) => self.failed = Some(error),
+        }
+        number
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// That of a descriptor which cannot be named.
+    pub fn described(&mut self) -> io::Result<Vec<Described>> {
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => Ok(self.kept.values().copied().collect()),
+        }
+    }
+
+    /// Sets whether the next program gets them.
+    ///
+    /// # Errors
+    /// None, as long as they are open; fcntl(2).
+    pub fn set_passed_on(&self, passed_on: bool) -> io::Result<()> {
+        self.kept.keys().try_for_each(|fd| set_passed_on(fd.0, passed_on))
+    }
+}
+
+fn set_passed_on(number: RawFd, passed_on: bool) -> io::Result<()> {
+    let flags = if passed_on { FdFlags::empty() } else { FdFlags::CLOEXEC };
+    // SAFETY: the number is that of an open descriptor of a value that lives; the call changes its flag only.
+    fcntl_setfd(unsafe { BorrowedFd::borrow_raw(number) }, flags).map_err(io::Error::from)
+}
+
+/// Sets whether the next program gets a descriptor.
+///
+/// # Errors
+/// None for an open descriptor; fcntl(2).
+pub fn pass_on(fd: BorrowedFd<'_>, passed_on: bool) -> io::Result<()> {
+    set_passed_on(fd.as_raw_fd(), passed_on)
+}
+
+/// The descriptors that the program before has left open for this one.
+#[derive(Debug)]
+pub struct Incoming {
+    open: BTreeMap<Fd, OwnedFd>,
+}
+
+impl Incoming {
+    /// Takes the descriptors that the state names, and closes every other one from 3 on, apart from those in `spared`.
+    /// It must come before anything else opens a descriptor. Also returns the number of those that were closed.
+    ///
+    /// All of them keep their flags, so that the program can still be changed again.
+    ///
+    /// # Errors
+    /// A descriptor is not what the state says.
+    pub fn take_over(described: &[Described], spared: &[BorrowedFd<'_>]) -> io::Result<(Incoming, usize)> {
+        for of in described {
+            // SAFETY: a number that is not open gives EBADF, and nothing closes one meanwhile: this program has one
+            // thread at this time.
+            let now = Described::of(unsafe { BorrowedFd::borrow_raw(of.fd.0) });
+            if !now.is_ok_and(|now| now == *of) {
+                let why = format!("descriptor {} is not the one that was handed over", of.fd.0);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+        }
+        let mut closed = 0;
+        let spared = spared.iter().map(AsRawFd::as_raw_fd);
+        let known: HashSet<RawFd> = described.iter().map(|of| of.fd.0).chain(spared).collect();
+        for number in open_numbers()? {
+            if !known.contains(&number) {
+                // SAFETY: no value of this program owns the number: it has opened no descriptor but those spared.
+                drop(unsafe { OwnedFd::from_raw_fd(number) });
+                closed += 1;
+            }
+        }
+        // SAFETY: each is open, is named once, and no other value owns it.
+        let own = |of: &Described| (of.fd, unsafe { OwnedFd::from_raw_fd(of.fd.0) });
+        Ok((Incoming { open: described.iter().map(own).collect() }, closed))
+    }
+
+    /// Takes one of them.
+    ///
+    /// # Errors
+    /// It was not named, or was taken before.
+    pub fn take(&mut self, fd: Fd) -> io::Result<OwnedFd> {
+        self.open.remove(&fd).ok_or_else(|| io::Error::other(format!("descriptor {} is missing", fd.0)))
+    }
+
+    /// The number of those that nobody has taken.
+    pub fn count_left(&self) -> usize {
+        self.open.len()
+    }
+}
+
+/// The open descriptors from 3 on, as the kernel lists them, without the one that the list is read from.
+fn open_numbers() -> io::Result<Vec<RawFd>> {
+    let mut numbers: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number >= 3)
+        .collect();
+    // SAFETY: the call only asks whether the number is still open; that of the directory is not.
+    numbers.retain(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0);
+    Ok(numbers)
+}
+
+/// The start of a state: these bytes, the length, and the checksum.
+const MAGIC: &[u8; 8] = b"mpstate1";
+const HEADER: usize = 24;
+
+/// The longest state that is read. One of a hundred thousand workers is shorter.
+const LONGEST: u64 = 1 << 30;
+
+/// Puts a state into memory, and seals it.
+///
+/// # Errors
+/// Those of memfd_create(2) and write(2): ENOMEM, EMFILE.
+pub fn seal(state: &[u8]) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = memfd_create("master-process-state", flags)?;
+    let length = u64::try_from(state.len()).map_err(io::Error::other)?;
+    let header = [*MAGIC, length.to_le_bytes(), checksum(state).to_le_bytes()].concat();
+    for mut rest in [header.as_slice(), state] {
+        while !rest.is_empty() {
+            let count = write(&fd, rest)?;
+            rest = &rest[count..];
+        }
+    }
+    fcntl_add_seals(&fd, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(fd)
+}
+
+/// Reads a state that [`seal`] wrote.
+///
+/// # Errors
+/// `InvalidData` if it is none, is not sealed, or is damaged.
+pub fn unseal(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
+    let seals = fcntl_get_seals(fd).map_err(|_no_memfd| invalid("it is not sealed"))?;
+    if !seals.contains(SealFlags::WRITE | SealFlags::SHRINK) {
+        return Err(invalid("it is not sealed"));
+    }
+    let mut header = [0u8; HEADER];
+    if pread(fd, &mut header, 0)? != HEADER || !header.starts_with(MAGIC) {
+        return Err(invalid("it does not begin as a state does"));
+    }
+    let word = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().unwrap_or_default());
+    let (length, sum) = (word(8), word(16));
+    let is_whole = length <= LONGEST && u64::try_from(fstat(fd)?.st_size) == Ok(length + HEADER as u64);
+    if !is_whole {
+        return Err(invalid("it is cut short"));
+    }
+    let mut state = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+    let mut read = 0;
+    while read < state.len() {
+        match pread(fd, &mut state[read..], (HEADER + read) as u64)? {
+            0 => return Err(invalid("it is cut short")),
+            count => read += count,
+        }
+    }
+    if checksum(&state) == sum { Ok(state) } else { Err(invalid("its checksum is wrong")) }
+}
+
+/// FNV-1a, by words of eight bytes: it finds damage, and protects against nobody.
+fn checksum(bytes: &[u8]) -> u64 {
+    let word = |chunk: &[u8]| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    };
+    let add = |sum: u64, chunk: &[u8]| (sum ^ word(chunk)).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+    bytes.chunks(8).fold(0xcbf2_9ce4_8422_2325, add)
+}
+
+/// A program to execute.
+#[derive(Debug, Clone, Copy)]
+pub enum Executable<'a> {
+    /// At this path.
+    Path(&'a CStr),
+    /// The file of this descriptor, whatever path it has by now.
+    Fd(BorrowedFd<'a>),
+}
+
+/// Executes a program in the place of this one. It returns only if that failed; nothing has changed then.
+///
+/// It must be called on the first thread: children that are killed when their parent dies count the thread that started
+/// them as that parent. The kernel ends the other threads, and cancels what an io_uring of this process waits for.
+pub fn execute(program: Executable<'_>, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |texts: &[CString]| {
+        let all = texts.iter().map(|text| text.as_ptr());
+        all.chain(std::iter::once(std::ptr::null())).collect::<Vec<_>>()
+    };
+    let (argv, envp) = (pointers(arguments), pointers(environment));
+    // SAFETY: the arrays end with a null pointer, and they and their strings live until the call returns, if it does.
+    unsafe {
+        match program {
+            Executable::Path(path) => libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()),
+            Executable::Fd(fd) => {
+                let (at, none) = (fd.as_raw_fd(), c"".as_ptr());
+                let flags = libc::AT_EMPTY_PATH;
+                let result = libc::syscall(libc::SYS_execveat, at, none, argv.as_ptr(), envp.as_ptr(), flags);
+                i32::try_from(result).unwrap_or(-1)
+            }
+        }
+    };
+    io::Error::last_os_error()
+}
+
+/// The descriptor with this number, which an earlier program has left open; `None` if it is not open.
+pub fn left_open(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the call only asks whether the number is open.
+    let is_open = number >= 3 && unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+    // SAFETY: it is open, and the caller is the first who takes it: this program has opened nothing yet.
+    is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// The time of the monotonic clock, in nanoseconds: it goes on over the change of the program.
+pub fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let (seconds, nanos) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanos)
+}
+
+/// The moment at which the monotonic clock showed this time.
+pub fn instant(at: u64) -> Instant {
+    let ago = Duration::from_nanos(monotonic().saturating_sub(at));
+    let now = Instant::now();
+    now.checked_sub(ago).unwrap_or(now)
+}
+
+/// The time that the monotonic clock showed at this moment.
+pub fn monotonic_at(instant: Instant) -> u64 {
+    monotonic().saturating_sub(u64::try_from(instant.elapsed().as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_state_is_read_as_it_was_written_and_cannot_be_changed() {
+        for state in [b"".as_slice(), b"a", &[7; 100_001]] {
+            let fd = seal(state).expect("memory");
+            assert_eq!(unseal(fd.as_fd()).expect("whole"), state);
+            assert!(write(&fd, b"x").is_err(), "it is sealed");
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_cut_short_or_not_sealed_is_no_state() {
+        let damaged = |change: &dyn Fn(&mut Vec<u8>), seals| {
+            let sealed = seal(b"a state of some length").expect("memory");
+            let mut bytes = vec![0; HEADER + 22];
+            pread(&sealed, &mut bytes, 0).expect("it is there");
+            change(&mut bytes);
+            let fd = memfd_create("other", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).expect("memory");
+            write(&fd, &bytes).expect("memory");
+            fcntl_add_seals(&fd, seals).expect("it can be sealed");
+            unseal(fd.as_fd()).expect_err("not a state").to_string()
+        };
+        let all = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW;
+        assert_eq!(damaged(&|bytes| bytes[30] ^= 1, all), "its checksum is wrong");
+        assert_eq!(damaged(&|bytes| bytes.truncate(30), all), "it is cut short");
+        assert_eq!(damaged(&|bytes| bytes[0] ^= 1, all), "it does not begin as a state does");
+        assert_eq!(damaged(&|_| {}, SealFlags::SHRINK), "it is not sealed");
+        let (reader, _writer) = std::io::pipe().expect("a pipe");
+        assert_eq!(unseal(reader.as_fd()).expect_err("no file").to_string(), "it is not sealed");
+    }
+
+    #[test]
+    fn a_descriptor_is_named_once() {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut outgoing = Outgoing::default();
+        outgoing.keep(reader.as_fd());
+        outgoing.keep(writer.as_fd());
+        assert_eq!(outgoing.described().expect("two").len(), 2);
+        outgoing.keep(reader.as_fd());
+        assert!(outgoing.described().is_err());
+    }
+
+    #[test]
+    fn a_moment_survives_as_a_time_of_the_monotonic_clock() {
+        let before = Instant::now();
+        let after = instant(monotonic_at(before));
+        let off = after.max(before) - after.min(before);
+        assert!(off < Duration::from_millis(50), "{off:?}");
+    }
+}

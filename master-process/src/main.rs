@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     match Handover::from_environment() {
         Ok(None) => {}
         Ok(Some(handover)) => return take_over(handover),
-        Err(why) => return fail(code::FATAL, &why),
+        Err(why) => return fail(code::FATAL, None, &why),
     }
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
     // descriptor as a socket.
@@ -67,7 +67,7 @@ fn take_over(handover: Handover) -> ExitCode {
         Ok(state) => state,
         Err(why) => {
             let arguments: Vec<_> = std::env::args_os().map(upgrade::Argument).collect();
-            return fail(code::FATAL, &handover.go_back(&arguments, &why));
+            return fail(code::FATAL, None, &handover.go_back(&arguments, &why));
         }
     };
     let arguments = state.arguments.clone();
@@ -76,11 +76,11 @@ fn take_over(handover: Handover) -> ExitCode {
             // The descriptors of the state are in use now, and no child may have them.
             drop(handover);
             if let Err(error) = fds::close_on_exec() {
-                return fail(code::FATAL, &format_args!("close_range: {error}"));
+                return fail(code::FATAL, error.raw_os_error(), &format_args!("close_range: {error}"));
             }
             end(&config, driver)
         }
-        Err(error) => fail(code::FATAL, &handover.go_back(&arguments, &format!("{error:#}"))),
+        Err(error) => fail(code::FATAL, None, &handover.go_back(&arguments, &format!("{error:#}"))),
     }
 }
 

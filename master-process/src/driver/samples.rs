@@ -52,6 +52,9 @@ impl Sampling {
         if let Some(says) = says {
             info!("{says}");
         }
+        for (pid, started, worker) in cx.trees.owned() {
+            cx.meter.adopt(worker, pid, started);
+        }
         let source = cx.meter.source().into();
         cx.journal.record(What::Monitor { source });
         watch_samples(cx);

@@ -108,18 +108,19 @@ impl Incoming {
     /// # Errors
     /// A descriptor is not what the state says.
     pub fn take_over(described: &[Described], spared: &[BorrowedFd<'_>]) -> io::Result<(Incoming, usize)> {
+        let mut known: HashSet<RawFd> = spared.iter().map(AsRawFd::as_raw_fd).collect();
         for of in described {
-            // SAFETY: a number that is not open gives EBADF, and nothing closes one meanwhile: this program has one
-            // thread at this time.
-            let now = Described::of(unsafe { BorrowedFd::borrow_raw(of.fd.0) });
-            if !now.is_ok_and(|now| now == *of) {
-                let why = format!("descriptor {} is not the one that was handed over", of.fd.0);
+            let number = of.fd.0;
+            // SAFETY: the number is not negative. One that is not open gives EBADF, and nothing closes one meanwhile: this
+            // program has one thread at this time.
+            let is_same =
+                || Described::of(unsafe { BorrowedFd::borrow_raw(number) }).is_ok_and(|now| now == *of);
+            if number < 3 || !is_same() || !known.insert(number) {
+                let why = format!("descriptor {number} is not the one that was handed over");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
         }
         let mut closed = 0;
-        let spared = spared.iter().map(AsRawFd::as_raw_fd);
-        let known: HashSet<RawFd> = described.iter().map(|of| of.fd.0).chain(spared).collect();
         for number in open_numbers()? {
             if !known.contains(&number) {
                 // SAFETY: no value of this program owns the number: it has opened no descriptor but those spared.
@@ -127,7 +128,7 @@ impl Incoming {
                 closed += 1;
             }
         }
-        // SAFETY: each is open, is named once, and no other value owns it.
+        // SAFETY: each is open, is named once, and no other value owns it: those spared are not among them.
         let own = |of: &Described| (of.fd, unsafe { OwnedFd::from_raw_fd(of.fd.0) });
         Ok((Incoming { open: described.iter().map(own).collect() }, closed))
     }

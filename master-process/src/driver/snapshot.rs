@@ -10,7 +10,7 @@ use crate::control::{
     Preload, Process, Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker, WorkerState, seconds,
     time,
 };
-use crate::policy::{self, WorkerView};
+use crate::policy::{self, Time, WorkerView};
 use crate::share::{AcceptQueues, QueueTotals};
 use crate::sys::self_usage;
 
@@ -128,17 +128,18 @@ fn serves(cx: &Context, view: &WorkerView, generation: u32) -> bool {
 }
 
 fn workers(cx: &Context, identity: &Identity, queues: &AcceptQueues) -> Vec<Worker> {
+    let now = cx.now();
     let mut rows = Vec::with_capacity(usize::try_from(cx.policy.count_slots()).unwrap_or_default());
     for slot in 0..cx.policy.count_slots() {
         let first = rows.len();
         for view in cx.policy.workers_of(slot) {
             if let Some(entry) = cx.workers.get(view.worker.serial) {
                 let queue = queues.worker(view.worker.serial);
-                rows.push(row(cx, identity, &view, entry, queue));
+                rows.push(row(cx, now, identity, &view, entry, queue));
             }
         }
         if rows.len() == first && slot < cx.policy.wanted() {
-            rows.push(empty(cx, slot));
+            rows.push(empty(cx, now, slot));
         }
         if let Some(row) = rows.get_mut(first) {
             add_slot(cx, row, queues.slot(slot));
@@ -161,6 +162,7 @@ fn add_slot(cx: &Context, row: &mut Worker, queue: Option<&QueueTotals>) {
 
 fn row(
     cx: &Context,
+    now: Time,
     identity: &Identity,
     view: &WorkerView,
     entry: &Entry,
@@ -191,9 +193,9 @@ fn row(
         pid: Some(entry.pid.as_raw_pid()),
         generation: entry.generation,
         state,
-        state_seconds: since.map(|since| seconds(cx.now().since(since))),
+        state_seconds: since.map(|since| seconds(now.since(since))),
         started_at: Some(time(entry.started.1)),
-        uptime_seconds: Some(seconds(cx.now().since(entry.started.0))),
+        uptime_seconds: Some(seconds(now.since(entry.started.0))),
         cpu_seconds_total: usage.map(|usage| seconds(cpu_before + Duration::from_nanos(usage.cpu_ns))),
         cpu_percent: percent,
         cpu_limit_percent: identity.cpu_limit,
@@ -208,8 +210,8 @@ fn row(
 }
 
 /// The row of a slot that has no process.
-fn empty(cx: &Context, slot: u32) -> Worker {
-    let wait = cx.policy.waits_until(slot).map(|until| seconds(until.since(cx.now())));
+fn empty(cx: &Context, now: Time, slot: u32) -> Worker {
+    let wait = cx.policy.waits_until(slot).map(|until| seconds(until.since(now)));
     let state = if wait.is_some() { WorkerState::Waiting } else { WorkerState::Starting };
     Worker { generation: cx.policy.generation(), state, wait_seconds: wait, ..none(slot) }
 }

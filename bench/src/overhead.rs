@@ -98,10 +98,11 @@ fn prepare(noise: bool) -> Result<(Vec<Box<dyn Subject>>, PathBuf)> {
     let target = run::target_dir()?;
     let (worker, baseline) = build(&target.join("bench"))?;
     let mut subjects: Vec<Box<dyn Subject>> =
-        vec![Box::new(Baseline { name: "baseline", program: baseline.clone() })];
+        vec![Box::new(Baseline { name: "baseline", program: baseline.clone(), filters: false })];
     if noise {
-        subjects.push(Box::new(Baseline { name: "baseline again", program: baseline }));
+        subjects.push(Box::new(Baseline { name: "baseline again", program: baseline, filters: false }));
     } else {
+        subjects.push(Box::new(Baseline { name: "  with a filter", program: baseline, filters: true }));
         run::run(&mut run::cargo(["build", "--release", "--package", "master-process"]))?;
         let program = target.join("release/master-process");
         subjects.push(Box::new(Supervisor {
@@ -179,7 +180,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("xtask-bench-{}-{test}", std::process::id()));
         let (worker, program) = build(&dir)?;
         set_child_subreaper(Some(getpid()))?;
-        Ok((Baseline { name: "baseline", program }, worker))
+        Ok((Baseline { name: "baseline", program, filters: false }, worker))
     }
 
     fn cleaned(worker: &Path) -> Result<()> {
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn a_subject_that_ends_early_is_an_error_and_not_a_hang() -> Result<()> {
         let (_, worker) = prepared("early")?;
-        let early = Baseline { name: "early", program: "/bin/true".into() };
+        let early = Baseline { name: "early", program: "/bin/true".into(), filters: false };
         let error = Running::start(&early, 2, &worker).err().context("the failure was not noticed")?;
         assert_eq!(error.to_string(), "early ended with 0 of 2 workers started");
         cleaned(&worker)

@@ -28,6 +28,8 @@ pub(crate) trait Subject {
 pub(crate) struct Baseline {
     pub(crate) name: &'static str,
     pub(crate) program: PathBuf,
+    /// With a filter for each worker, as sharing needs it.
+    pub(crate) filters: bool,
 }
 
 impl Subject for Baseline {
@@ -38,6 +40,9 @@ impl Subject for Baseline {
     fn command(&self, workers: u32, worker: &Path) -> Command {
         let mut command = Command::new(&self.program);
         command.arg(workers.to_string()).arg(worker);
+        if self.filters {
+            command.arg("filter");
+        }
         command
     }
 

@@ -32,6 +32,10 @@ const MAX_WAITING: usize = 32;
 /// The longest sentence. The reason of a failed reload may contain what a program has printed.
 const MAX_STATUS: usize = 200;
 
+/// The shortest time between two messages for the watchdog: a period of microseconds is a mistake, which must not keep a CPU
+/// busy.
+const FEED_AT_MOST_EVERY: Duration = Duration::from_millis(10);
+
 /// What a stop takes at most in addition to `--kill-timeout`: the end of the processes after SIGKILL.
 const STOP_MARGIN: Duration = Duration::from_secs(7);
 
@@ -138,7 +142,7 @@ impl ServiceManager {
             seen: None,
             status_at: None,
             status_scheduled: false,
-            feed_every: sd_notify::watchdog(var).map(|usec| usec / 2),
+            feed_every: sd_notify::watchdog(var).map(|period| (period / 2).max(FEED_AT_MOST_EVERY)),
             step: attempt.saturating_mul(config.reload_attempts).saturating_add(config.drain),
             stop: config.kill_timeout.saturating_add(STOP_MARGIN),
         })))

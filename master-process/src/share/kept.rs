@@ -224,7 +224,7 @@ impl Restoring<'_> {
         match (name.kind, key) {
             (Kind::Listen, _) => Err("--listen does not name it any more"),
             _ if !is_shared => Err("its address is not shared any more"),
-            (Kind::Path, Key::Unix { .. }) if self.has_shards => Ok(Scope::Generation(0)),
+            (Kind::Path | Kind::Shared, Key::Unix { .. }) if self.has_shards => Ok(Scope::Generation(0)),
             (Kind::Shard | Kind::Shared, Key::Inet { .. }) if self.has_shards => Ok(Scope::Shard),
             (Kind::Shard | Kind::Shared | Kind::Path, _) => Ok(Scope::Shared),
         }
@@ -405,7 +405,7 @@ fn distinct_keys(usable: &[Usable]) -> Vec<Key> {
     keys
 }
 
-/// The inode number of each socket that the service manager kept, by its name. A name that two have is of none.
+/// The name and the inode number of each socket that the service manager kept.
 pub(super) fn named(kept: &[KeptSocket]) -> io::Result<Vec<(String, SocketId)>> {
     kept.iter().map(|socket| Ok((socket.name.to_string(), sockets::inode(socket.fd.as_fd())?))).collect()
 }

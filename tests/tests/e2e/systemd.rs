@@ -307,6 +307,37 @@ fn a_listen_socket_survives_a_killed_supervisor() {
 }
 
 #[test]
+fn kept_listeners_of_workers_give_way_to_a_listen_option_of_their_address() {
+    let (manager, address) = (ServiceManager::new(), address::tcp());
+    let first = manager.spawn(workers("2", &[&format!("listen={address}")]));
+    first.await_ready(2);
+    manager.await_kept(2);
+    kill(&first);
+    let listen = address.to_string();
+    let second = manager.spawn(workers("2", &["accept=3", "notify"]).args(["--listen", &listen]));
+    second.await_ready(2);
+    Waiting::new(address).answered_by(&second);
+    eventually(TIMEOUT, "only the new one is kept", || {
+        let kept = manager.kept();
+        kept.len() == 1 && kept[0].starts_with("mp-listen/")
+    });
+}
+
+#[test]
+fn kept_listeners_do_not_hold_an_address_that_is_not_shared_any_more() {
+    let (manager, address) = (ServiceManager::new(), address::tcp());
+    let listen = format!("listen={address}");
+    let first = manager.spawn(workers("1", &[&listen]));
+    first.await_ready(1);
+    manager.await_kept(1);
+    kill(&first);
+    let second = manager.spawn(workers("1", &[&listen]).args(["--share", "off"]));
+    second.await_ready(1);
+    Waiting::new(address).answered_by(&second);
+    manager.await_kept(0);
+}
+
+#[test]
 fn a_unix_socket_survives_a_killed_supervisor() {
     let (manager, folder) = (ServiceManager::new(), tempfile::tempdir().expect("a temporary folder"));
     let path = folder.path().join("app.sock");

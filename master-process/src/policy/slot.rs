@@ -40,6 +40,7 @@ pub(super) struct Slot {
     #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) has_run: bool,
     /// Whether a worker ever became ready in the slot.
+    #[serde(skip_serializing_if = "crate::forms::is_default")]
     pub(super) has_been_ready: bool,
     /// The number of failed starts in the current reload or restart.
     #[serde(skip_serializing_if = "crate::forms::is_default")]

@@ -42,6 +42,7 @@ pub(super) struct Permanent {
     /// Whether each worker that binds its address can have a shard of its own: true for `--listen` with TCP.
     pub(super) can_be_joined: bool,
     /// Whether it belongs to a socket unit of the service manager.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) external: bool,
 }
 

@@ -337,18 +337,22 @@ fn at_every_step_of_a_short_history_another_supervisor_can_take_over() {
         }
         taken.finish();
     }
-    let mut settings = settings(2);
-    settings.limits.memory_failures = 1;
-    settings.limits.delay = Duration::ZERO;
-    settings.start_gate = true;
-    settings.give_up = Some(GiveUp { deaths: 100, within: Duration::from_secs(60) });
-    let mut sim = Sim::new(settings);
-    sim.free_places = 1;
-    sim.run_smoothly();
-    sim.answers_later = true;
     let mut walked = 0;
-    for steps in [STEPS.as_slice(), &OVER_LIMIT, &GATED] {
-        walk(&sim, steps, 3, &mut walked);
+    for preload in [false, true] {
+        let mut settings = settings(2);
+        settings.limits.memory_failures = 1;
+        settings.limits.delay = Duration::ZERO;
+        settings.start_gate = true;
+        settings.give_up = Some(GiveUp { deaths: 100, within: Duration::from_secs(60) });
+        settings.preload = preload;
+        let mut sim = Sim::new(settings);
+        sim.free_places = 1;
+        sim.run_smoothly();
+        sim.answers_later = true;
+        let steps: &[&[Step]] = if preload { &[&PRELOADED] } else { &[&STEPS, &OVER_LIMIT, &GATED] };
+        for steps in steps {
+            walk(&sim, steps, 3, &mut walked);
+        }
     }
     assert!(walked > 2000, "only {walked} histories");
 }

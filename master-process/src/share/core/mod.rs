@@ -126,6 +126,7 @@ pub(super) struct Socket {
     #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) unlinked: bool,
     /// Whether an earlier supervisor has left it, and no worker of this one has had it.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) restored: bool,
 }
 
@@ -209,6 +210,7 @@ pub(super) struct Core {
     /// The generation to which the reload in progress leads.
     target: Option<u32>,
     /// The number of changes so far.
+    #[serde(skip)]
     changes: u64,
 }
 

@@ -15,7 +15,7 @@ pub(crate) const KERNELS: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
 /// What is run where not everything is: sharing, reloads, the process tree and signals, where they depend on what not every kernel
 /// has in the same way. `doctor` tells the rest. An interpreter takes seconds to start in such a machine, so these are few.
 const MAIN: [&str; 6] = [
-    "cgroups::depth_of_a_worker_cgroup_is_limited",
+    "cgroups::processes_of_a_killed_supervisor_are_killed_by_the_next_one",
     "image::the_image_serves_reloads_and_stops_as_pid_1_with_a_read_only_root",
     "listen_fds::a_listen_socket_survives_crashes_and_reloads",
     "pid_one::as_pid_1_it_serves_replaces_and_stops_on_term",

@@ -6,11 +6,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, error, info, warn};
 
-use super::context::{Context, Deferred, Token};
+use super::context::{Context, Deferred, RETRY_AFTER, Token};
 use crate::control::{FailedReload, What};
 use crate::policy::{AfterPreload, Event, PreloadFailure, Time, WorkerId};
 use crate::report::{ExitReport, Size, Span};
@@ -210,6 +211,10 @@ impl Preloads {
                         let _gone = pidfd::kill_group(running.pidfd.as_fd(), running.pid);
                         running.signal(libc::SIGKILL);
                     }
+                    // A tracer must be notified first.
+                    if running.has_ended() {
+                        cx.schedule(RETRY_AFTER, Deferred::Start(serial, 0));
+                    }
                 }
                 Ok(Some(_)) | Err(_) => {
                     let death = pidfd::wait(running.pidfd.as_fd()).ok().flatten();
@@ -369,6 +374,12 @@ impl Preloads {
 }
 
 impl Running {
+    fn has_ended(&self) -> bool {
+        let mut state = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let count = poll(&mut state, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        count.is_ok_and(|count| count > 0)
+    }
+
     fn signal(&self, number: i32) {
         // If it is gone, the event of its end follows.
         let _gone = pidfd::signal(self.pidfd.as_fd(), number);

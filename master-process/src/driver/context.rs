@@ -301,7 +301,8 @@ impl Context {
         self.journal.add_cpu(worker.slot, sampled.max(exact).unwrap_or_default());
         let details = self.meter.ended(worker);
         self.inspector.forget(worker);
-        self.workers.ended(worker.serial, ExitReport::new(death, details));
+        let met = self.trees.limits_met(worker.serial);
+        self.workers.ended(worker.serial, ExitReport::new(death, details).at_limits(met));
     }
 
     /// Schedules another attempt to remove the cgroups of workers that are gone, if any are left.

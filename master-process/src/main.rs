@@ -127,7 +127,7 @@ fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> a
     let access = Access { mode: config.socket_mode, owner: config.socket_owner };
     let takeover = Takeover::of(config);
     // This comes before any address is opened: processes that an earlier supervisor left behind can hold the address.
-    let cgroups = driver::cgroups(config);
+    let cgroups = driver::cgroups(config)?;
     inherited.open(&config.listen, access, takeover)?;
     let rules = config.share_rules.clone();
     let mut broker = Broker::new(config.share, rules, access, &mut inherited).context("eventfd")?;

@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::XattrFlags;
 
 use crate::Supervisor;
+use crate::supervisor::Builder;
 use crate::wait::{TIMEOUT, eventually};
 
-/// A cgroup of version 2 without controllers, which goes with this value, and everybody in it.
+/// A cgroup of version 2 without processes, which goes with this value, and everybody in it.
 #[derive(Debug)]
 pub struct Place(PathBuf);
 
@@ -18,8 +20,11 @@ impl Place {
     pub fn make(delegated: bool) -> Option<Place> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
+        // Tests of one process can run at the same time.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let path = PathBuf::from(line.split(' ').nth(4)?)
-            .join(format!("master-process-test-{}", std::process::id()));
+            .join(format!("master-process-test-{}-{count}", std::process::id()));
         fs::create_dir(&path).ok()?;
         let place = Place(path);
         if delegated {
@@ -28,10 +33,25 @@ impl Place {
         Some(place)
     }
 
+    /// One that can limit memory, CPU time and processes. `None`: the hierarchy of version 2 cannot do that here.
+    #[must_use]
+    pub fn with_controllers(delegated: bool) -> Option<Place> {
+        let place = Place::make(delegated)?;
+        let available = place.read("cgroup.controllers");
+        let has = |name: &&str| available.split_whitespace().any(|controller| controller == *name);
+        ["cpu", "memory", "pids"].iter().all(has).then_some(place)
+    }
+
     /// Its path.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.0
+    }
+
+    /// A file of it.
+    #[must_use]
+    pub fn read(&self, file: &str) -> String {
+        fs::read_to_string(self.0.join(file)).unwrap_or_default().trim().to_owned()
     }
 
     /// Words to put in front of a command line, so that it runs in it.
@@ -41,22 +61,79 @@ impl Place {
         vec!["sh".to_owned(), "-c".to_owned(), line, "sh".to_owned()]
     }
 
+    /// The same for the cgroup below it that systemd makes with `DelegateSubgroup=supervisor`.
+    #[must_use]
+    pub fn launcher_below(&self) -> Vec<String> {
+        let line = format!(
+            "mkdir -p {0}/supervisor && echo $$ > {0}/supervisor/cgroup.procs; exec \"$@\"",
+            self.0.display()
+        );
+        vec!["sh".to_owned(), "-c".to_owned(), line, "sh".to_owned()]
+    }
+
     /// A supervisor in it.
     #[must_use]
     pub fn start(&self, options: &[&str], command: Vec<String>) -> Supervisor {
         Supervisor::builder().args(options).command(command).wrap(self.launcher()).spawn()
     }
 
-    /// The names of the cgroups below that of the supervisor.
+    /// A supervisor outside of it, whose workers are in it.
+    pub fn builder(&self) -> Builder {
+        Supervisor::builder().args(["--cgroup", &self.0.display().to_string()])
+    }
+
+    /// The cgroups below those of supervisors, by path.
+    fn slots(&self) -> Vec<PathBuf> {
+        let own = folders(&self.0).into_iter().filter(|path| name(path).starts_with("master-process-"));
+        own.flat_map(|path| folders(&path)).collect()
+    }
+
+    /// The names of the cgroups of workers, in order.
     #[must_use]
     pub fn workers(&self) -> Vec<String> {
-        let folders = |path: &PathBuf| -> Vec<PathBuf> {
-            let entries = fs::read_dir(path).into_iter().flatten().flatten();
-            entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+        let mut names: Vec<String> = self.slots().iter().map(|path| name(path)).collect();
+        names.sort();
+        names
+    }
+
+    /// The names of those that contain a process, in order.
+    #[must_use]
+    pub fn in_use(&self) -> Vec<String> {
+        let is_used = |path: &&PathBuf| {
+            let events = fs::read_to_string(path.join("cgroup.events")).unwrap_or_default();
+            events.lines().any(|line| line == "populated 1")
         };
-        let own = folders(&self.0);
-        let workers = own.iter().flat_map(folders);
-        workers.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned())).collect()
+        let mut names: Vec<String> = self.slots().iter().filter(is_used).map(|path| name(path)).collect();
+        names.sort();
+        names
+    }
+
+    /// A file of the cgroup of a worker.
+    #[must_use]
+    pub fn read_of(&self, worker: &str, file: &str) -> String {
+        let path = self.slots().into_iter().find(|path| name(path) == worker);
+        path.and_then(|path| fs::read_to_string(path.join(file)).ok()).unwrap_or_default().trim().to_owned()
+    }
+
+    /// The processes in the cgroup of a worker and in those below.
+    #[must_use]
+    pub fn processes_of(&self, worker: &str) -> Vec<i32> {
+        let slots = self.slots().into_iter().filter(|path| name(path) == worker);
+        let all = slots.flat_map(|path| folders(&path).into_iter().chain([path]));
+        let texts = all.map(|path| fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default());
+        texts.flat_map(|text| text.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()).collect()
+    }
+
+    /// The number after a key in such a file; 0 without it.
+    #[must_use]
+    pub fn number_of(&self, worker: &str, file: &str, key: &str) -> u64 {
+        number(&self.read_of(worker, file), key)
+    }
+
+    /// The cgroups below it that were removed and that the kernel keeps.
+    #[must_use]
+    pub fn dying(&self) -> u64 {
+        number(&self.read("cgroup.stat"), "nr_dying_descendants")
     }
 
     /// Puts a process into the cgroup of a worker.
@@ -64,17 +141,15 @@ impl Place {
     /// # Panics
     /// Where the worker has none.
     pub fn put(&self, pid: u32, worker: &str) {
-        let own = fs::read_dir(&self.0).expect("it is there").flatten().map(|entry| entry.path());
-        let mut files = own.map(|path| path.join(worker).join("cgroup.procs"));
-        let file = files.find(|file| file.exists()).expect("the worker has a cgroup");
-        fs::write(file, pid.to_string()).expect("it is ours");
+        let path = self.slots().into_iter().find(|path| name(path) == worker);
+        let path = path.expect("the worker has a cgroup");
+        fs::write(path.join("cgroup.procs"), pid.to_string()).expect("it is ours");
     }
 
     /// Whether there is no cgroup below it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.filter(|entry| entry.path().is_dir()).count() == 0
+        folders(&self.0).is_empty()
     }
 }
 
@@ -88,9 +163,22 @@ impl Drop for Place {
     }
 }
 
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn number(text: &str, key: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    value.and_then(|value| value.parse().ok()).unwrap_or(0)
+}
+
 /// Removes a cgroup and those below it, as far as they are empty.
 fn remove(cgroup: &Path) {
-    let below = fs::read_dir(cgroup).into_iter().flatten().flatten().map(|entry| entry.path());
-    below.filter(|path| path.is_dir()).for_each(|path| remove(&path));
+    folders(cgroup).iter().for_each(|path| remove(path));
     let _gone_or_in_use = fs::remove_dir(cgroup);
 }

@@ -422,6 +422,51 @@ pub(super) const OPTIONS: &[Opt] = &[
         meaning: "Signal that a worker gets each time its memory rises above 80 % of `--max-memory`",
     },
     Opt {
+        long: "worker-memory-max",
+        short: None,
+        kind: Kind::Value("SIZE|off", |_| typed(values::cgroup_memory)),
+        variables: &[],
+        unset: Unset::Default("off"),
+        meaning: "Memory of the cgroup of a worker, as systemd's `MemoryMax=`: when more is needed, the kernel \
+                  kills all processes of this worker. Takes a cgroup that is delegated to the supervisor \
+                  (`Delegate=yes`), or `--cgroup`",
+    },
+    Opt {
+        long: "worker-memory-high",
+        short: None,
+        kind: Kind::Value("SIZE|off", |_| typed(values::cgroup_memory)),
+        variables: &[],
+        unset: Unset::Default("off"),
+        meaning: "Memory above which the kernel slows a worker down and takes memory back from it, as \
+                  systemd's `MemoryHigh=`; at most `--worker-memory-max`",
+    },
+    Opt {
+        long: "worker-cpu-max",
+        short: None,
+        kind: Kind::Value("PERCENT|off", |_| typed(values::cgroup_cpu)),
+        variables: &[],
+        unset: Unset::Default("off"),
+        meaning: "CPU time of all processes of a worker together, in percent of one CPU, as systemd's \
+                  `CPUQuota=`: they wait while it is used up. At least 1%",
+    },
+    Opt {
+        long: "worker-pids-max",
+        short: None,
+        kind: Kind::Value("N|off", |_| typed(values::cgroup_pids)),
+        variables: &[],
+        unset: Unset::Default("off"),
+        meaning: "Processes and threads of a worker, as systemd's `TasksMax=`: it cannot start more",
+    },
+    Opt {
+        long: "cgroup",
+        short: None,
+        kind: Kind::Value("PATH", |_| typed(values::cgroup_path)),
+        variables: &[],
+        unset: Unset::Nothing("the cgroup that is delegated to the supervisor, if there is one"),
+        meaning: "Path of the cgroup below which each worker gets one, such as `/sys/fs/cgroup/app`. It is made \
+                  if its parent exists. For root where no service manager delegates a cgroup",
+    },
+    Opt {
         long: "user",
         short: None,
         kind: Kind::Value("USER", |host| typed(move |text| users::account(text, host))),

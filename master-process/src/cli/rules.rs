@@ -8,7 +8,9 @@ use super::host::Host;
 use super::usage_error::UsageError;
 use super::values::MAX_START_GATE;
 use super::{addresses, environment, users};
-use crate::config::{Capabilities, Config, Control, Limits, Listen, ReadyMode, ShareRules, Signal, Stdin};
+use crate::config::{
+    Capabilities, CgroupLimits, Config, Control, Limits, Listen, ReadyMode, ShareRules, Signal, Stdin,
+};
 
 /// The first descriptor that is passed on: sd_listen_fds(3).
 const FIRST_SOCKET: i32 = 3;
@@ -51,6 +53,8 @@ pub(super) fn with_command(
         preload: arguments.optional("preload"),
         preload_max: arguments.one("preload-max"),
         limits,
+        cgroup_limits: cgroup_limits(arguments)?,
+        cgroup: arguments.optional("cgroup"),
         monitor: arguments.one("monitor"),
         account: arguments.one("account"),
         memory_high_signal: memory_high_signal(arguments, &limits)?,
@@ -136,6 +140,24 @@ fn limits(arguments: &Arguments) -> Limits {
         interval: arguments.one("monitor-interval"),
         delay: arguments.one("monitor-delay"),
     }
+}
+
+/// The limits of the workers' cgroups: memory is taken back before the kernel kills for it, or never.
+fn cgroup_limits(arguments: &Arguments) -> Result<CgroupLimits, UsageError> {
+    let limits = CgroupLimits {
+        memory_max: arguments.one("worker-memory-max"),
+        memory_high: arguments.one("worker-memory-high"),
+        cpu_max: arguments.one("worker-cpu-max"),
+        pids_max: arguments.one("worker-pids-max"),
+    };
+    if let (Some(high), Some(max)) = (limits.memory_high, limits.memory_max)
+        && high > max
+    {
+        let (source, text) = (arguments.source("worker-memory-max"), arguments.text("worker-memory-max"));
+        let reason = format!("larger than {source} ({text:?}); expected at most that");
+        return Err(arguments.misfit("worker-memory-high", &reason));
+    }
+    Ok(limits)
 }
 
 /// The signal that warns a worker of its memory limit, which must be on.

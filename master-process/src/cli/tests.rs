@@ -8,8 +8,9 @@ use super::host::testing::TestHost;
 use super::option_table::{OPTIONS, Opt};
 use super::*;
 use crate::config::{
-    AddressPattern, Batch, Capabilities, Control, Identity, Limits, ListenAddr, LogFormat, Monitor,
-    OnUpgrade, Orphans, Owner, ReadyMode, Scope, Share, ShareRules, Signal, Stdin, StopGroup, Verbosity,
+    AddressPattern, Batch, Capabilities, CgroupLimits, Control, Identity, Limits, ListenAddr, LogFormat,
+    Monitor, OnUpgrade, Orphans, Owner, ReadyMode, Scope, Share, ShareRules, Signal, Stdin, StopGroup,
+    Verbosity,
 };
 
 fn parsed(vars: &[(&str, &str)], args: &[&str]) -> Result<Command, UsageError> {
@@ -75,6 +76,8 @@ fn the_defaults() {
                 interval: Duration::from_secs(2),
                 delay: Duration::from_secs(30),
             },
+            cgroup_limits: CgroupLimits::default(),
+            cgroup: None,
             monitor: Monitor::Auto,
             account: Scope::Tree,
             memory_high_signal: None,
@@ -148,6 +151,16 @@ fn every_flag_reaches_the_configuration() {
             "worker",
             "--memory-high-signal",
             "USR1",
+            "--worker-memory-max",
+            "1G",
+            "--worker-memory-high",
+            "1024M",
+            "--worker-cpu-max",
+            "150%",
+            "--worker-pids-max",
+            "64",
+            "--cgroup",
+            "/sys/fs/cgroup/api/",
             "--share",
             "off",
             "--takeover",
@@ -205,6 +218,14 @@ fn every_flag_reaches_the_configuration() {
     };
     assert_eq!((config.limits, config.monitor, config.account), (limits, Monitor::Off, Scope::Worker));
     assert_eq!(config.memory_high_signal, Some(Signal(libc::SIGUSR1)));
+    let cgroup_limits = CgroupLimits {
+        memory_max: Some(1 << 30),
+        memory_high: Some(1 << 30),
+        cpu_max: Some(1_500_000_000),
+        pids_max: Some(64),
+    };
+    assert_eq!(config.cgroup_limits, cgroup_limits);
+    assert_eq!(config.cgroup, Some(PathBuf::from("/sys/fs/cgroup/api")));
     assert_eq!((config.share, config.socket_mode), (Share::Off, Some(0o600)));
     assert!(config.takeover);
     assert_eq!(config.socket_owner, Some(Owner { uid: Some(1000), gid: Some(33) }));
@@ -255,6 +276,10 @@ fn sample(opt: &Opt) -> &'static str {
         "stop-group" => "tree",
         "max-memory" | "preload-max" => "300MiB",
         "preload" => "./warm --all 'two words'",
+        "worker-memory-max" | "worker-memory-high" => "256M",
+        "worker-cpu-max" => "50%",
+        "worker-pids-max" => "64",
+        "cgroup" => "/sys/fs/cgroup/app",
         "max-cpu" => "250",
         "memory-failures" | "cpu-failures" => "3",
         "monitor" => "procfs",
@@ -605,6 +630,13 @@ fn a_memory_signal_needs_a_memory_limit() {
         line.starts_with(r#"invalid value "USR1" for --memory-high-signal: no memory limit to warn of"#),
         "{line}"
     );
+}
+
+#[test]
+fn memory_is_taken_back_before_it_is_refused() {
+    let line = error(&[("MASTER_PROCESS_WORKER_MEMORY_MAX", "64M")], &["--worker-memory-high", "65M"]);
+    let expected = "invalid value \"65M\" for --worker-memory-high: larger than MASTER_PROCESS_WORKER_MEMORY_MAX (\"64M\")";
+    assert!(line.starts_with(expected), "{line}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -36,6 +36,15 @@ const PERCENT_NS: f64 = 10_000_000.0;
 
 /// 10,000 CPUs. Any more is a mistake.
 const MAX_PERCENT: f64 = 1_000_000.0;
+
+/// The start of the smallest programs takes a few hundred KiB. A bare `512`, which is bytes, is a mistake for MiB.
+const MIN_CGROUP_MEMORY: u64 = 1 << 20;
+
+/// The kernel's shortest quota in its default period: 1 % of a CPU, in nanoseconds of each second.
+const MIN_CGROUP_CPU: u64 = 10_000_000;
+
+/// The kernel's largest number of processes: `PID_MAX_LIMIT`.
+const MAX_PIDS: u32 = 4_194_304;
 
 /// Twice the CPUs of the largest hosts. A start that finds no place has tried all of them.
 pub(super) const MAX_START_GATE: u32 = 4096;
@@ -221,6 +230,54 @@ pub(super) fn percent(text: &str) -> Parsed<Option<u64>> {
         Some(percent) => Ok(Some((percent * PERCENT_NS).round() as u64)),
         None => Err("expected percent of one CPU, such as 95 or 250, or off".into()),
     }
+}
+
+/// Whether the text says that there is no limit: in our words, or in those of systemd.
+fn is_unlimited(text: &str) -> bool {
+    text.eq_ignore_ascii_case("off") || text == "infinity"
+}
+
+/// `--worker-memory-max SIZE|off`. `None` is `off`. A bare number is bytes, as for systemd.
+pub(super) fn cgroup_memory(text: &str) -> Parsed<Option<u64>> {
+    if is_unlimited(text) {
+        return Ok(None);
+    }
+    let bytes = if is_digits(text) { text.parse().ok() } else { size(text)? };
+    match bytes {
+        Some(bytes) if bytes >= MIN_CGROUP_MEMORY => Ok(Some(bytes)),
+        Some(_) => Err("too small for a program; expected 1MiB or more, such as 512M, or off".into()),
+        None => Err("too large; expected a size such as 512M, or off".into()),
+    }
+}
+
+/// `--worker-cpu-max PERCENT|off`, as CPU nanoseconds in a second. `None` is `off`.
+pub(super) fn cgroup_cpu(text: &str) -> Parsed<Option<u64>> {
+    if is_unlimited(text) {
+        return Ok(None);
+    }
+    match percent(text)? {
+        Some(ns) if ns < MIN_CGROUP_CPU => Err("too little; expected 1% or more of one CPU, or off".into()),
+        parsed => Ok(parsed),
+    }
+}
+
+/// `--worker-pids-max N|off`. `None` is `off`.
+pub(super) fn cgroup_pids(text: &str) -> Parsed<Option<u32>> {
+    if is_unlimited(text) {
+        return Ok(None);
+    }
+    let most = within(text, &(1..=MAX_PIDS)).map(Some);
+    most.ok_or_else(|| format!("expected a number from 1 to {MAX_PIDS}, or off").into())
+}
+
+/// `--cgroup PATH`.
+pub(super) fn cgroup_path(text: &str) -> Parsed<PathBuf> {
+    let path: PathBuf = PathBuf::from(text).components().collect();
+    let is_plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+    if is_plain && !text.contains(char::is_control) {
+        return Ok(path);
+    }
+    Err("expected the absolute path of a cgroup, such as /sys/fs/cgroup/app".into())
 }
 
 /// Permission bits in octal, as for chmod(1) and umask(1): `664`, `0664`, `0o664`.
@@ -435,6 +492,54 @@ mod tests {
     fn what_makes_humantime_panic_is_refused() {
         assert!(duration("18446744073709551615s 1000000000ns").is_err());
         assert!(duration("18446744073709551615s999ms1ms").is_err());
+    }
+
+    #[test]
+    fn the_memory_of_a_cgroup_is_a_size_as_systemd_takes_it() {
+        assert_eq!(cgroup_memory("512M"), Ok(Some(512 << 20)));
+        assert_eq!(cgroup_memory("1.5G"), Ok(Some(3 << 29)));
+        assert_eq!(cgroup_memory("64MiB"), Ok(Some(64 << 20)));
+        assert_eq!(cgroup_memory("67108864"), Ok(Some(64 << 20)));
+        assert_eq!((cgroup_memory("off"), cgroup_memory("infinity")), (Ok(None), Ok(None)));
+        refuses(cgroup_memory, "expected 1MiB or more", &["0", "512", "1048575", "100K"]);
+        refuses(cgroup_memory, "expected a size", &["99999999999999999999999"]);
+        refuses(
+            cgroup_memory,
+            "expected a number with a unit",
+            &["", "10%", "-1M", "much", "1 parsec", "max"],
+        );
+    }
+
+    #[test]
+    fn the_cpu_time_of_a_cgroup_is_percent_of_one_cpu() {
+        assert_eq!(
+            (cgroup_cpu("150%"), cgroup_cpu("150")),
+            (Ok(Some(1_500_000_000)), Ok(Some(1_500_000_000)))
+        );
+        assert_eq!((cgroup_cpu("1%"), cgroup_cpu("infinity")), (Ok(Some(10_000_000)), Ok(None)));
+        refuses(cgroup_cpu, "expected 1% or more", &["0.5%", "0.99"]);
+        refuses(cgroup_cpu, "expected percent of one CPU", &["", "0", "-5", "half", "1.5.5", "20 %"]);
+    }
+
+    #[test]
+    fn the_processes_of_a_cgroup_are_a_number() {
+        assert_eq!((cgroup_pids("1"), cgroup_pids("4194304")), (Ok(Some(1)), Ok(Some(4_194_304))));
+        assert_eq!((cgroup_pids("off"), cgroup_pids("infinity")), (Ok(None), Ok(None)));
+        refuses(
+            cgroup_pids,
+            "expected a number from 1",
+            &["", "0", "-1", "4194305", "10%", "1.5", "many", "max"],
+        );
+    }
+
+    #[test]
+    fn the_path_of_a_cgroup_is_absolute() {
+        assert_eq!(cgroup_path("/sys/fs/cgroup//app/"), Ok(PathBuf::from("/sys/fs/cgroup/app")));
+        refuses(
+            cgroup_path,
+            "expected the absolute path",
+            &["", "app", "./app", "/sys/fs/cgroup/../etc", "/a\nb"],
+        );
     }
 
     #[test]

@@ -78,8 +78,21 @@ fn entry(end: &LastEnd) -> String {
         let dumped = if end.core_dumped { "; core dumped" } else { "" };
         text.push_str(&format!("    {signal}{}{dumped}\n", sender.unwrap_or_default()));
     }
+    text.extend(at_limits(end).iter().map(|line| format!("    {line}\n")));
     text.extend(end.output.iter().map(|line| format!("    {}\n", show::plain(line))));
     text
+}
+
+/// What the worker has met at the limits of its cgroup.
+fn at_limits(end: &LastEnd) -> Vec<String> {
+    let oom = end
+        .oom_limit_bytes
+        .map(|most| format!("out of memory at --worker-memory-max ({})", show::size_of(most)));
+    let forks = end.forks_refused.map(|count| format!("{count} forks refused by a limit of processes"));
+    let cpu = end
+        .cpu_throttled_seconds
+        .map(|waited| format!("waited for CPU time at --worker-cpu-max for {}", show::tenths(waited)));
+    [oom, forks, cpu].into_iter().flatten().collect()
 }
 
 #[cfg(test)]
@@ -97,6 +110,9 @@ mod tests {
             signal_name: Some("SIGSEGV".to_owned()),
             sender: Some(Sender { pid: Some(9), comm: "bash".to_owned(), uid: 5 }),
             core_dumped: true,
+            oom_limit_bytes: Some(64 << 20),
+            forks_refused: Some(12),
+            cpu_throttled_seconds: Some(2.5),
             cpu_seconds: Some(1.25),
             memory_peak_bytes: Some(3 << 20),
             uptime_seconds: 61.0,
@@ -105,7 +121,8 @@ mod tests {
         let text = entry(&end);
         assert!(text.starts_with("2001-02-03 04:05:06 ("), "{text}");
         let rest = "ago)  SIGSEGV (core dumped) after 1m 1s\n    pid 7  cpu 1.2s  peak memory 3.0 MiB\n    SIGSEGV from \
-                    bash (pid 9, uid 5); core dumped\n    oops\n";
+                    bash (pid 9, uid 5); core dumped\n    out of memory at --worker-memory-max (64 MiB)\n    12 forks refused by \
+                    a limit of processes\n    waited for CPU time at --worker-cpu-max for 2.5s\n    oops\n";
         assert!(text.ends_with(rest), "{text}");
         let restarts = Restarts { exit: 3, reload: 2, ..Restarts::default() };
         assert_eq!(counts(&restarts), "5 replacements: 3 exit, 2 reload");

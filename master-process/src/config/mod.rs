@@ -52,6 +52,11 @@ pub struct Config {
     pub on_upgrade: OnUpgrade,
     /// The resource limits of a worker.
     pub limits: Limits,
+    /// The limits of the cgroup of a worker.
+    pub cgroup_limits: CgroupLimits,
+    /// The path of the cgroup below which the workers' cgroups are made. `None`: the one that is delegated to the
+    /// supervisor, if there is one.
+    pub cgroup: Option<PathBuf>,
     /// The source of the measurements.
     pub monitor: Monitor,
     /// The processes whose resource use counts as the worker's.
@@ -146,6 +151,19 @@ pub enum OnUpgrade {
     Exit,
     /// Nothing.
     Ignore,
+}
+
+/// The limits of the cgroup of a worker, which the kernel enforces. `None`: no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CgroupLimits {
+    /// Memory in bytes. The kernel kills all processes of a worker that needs more.
+    pub memory_max: Option<u64>,
+    /// Memory in bytes. The kernel slows a worker that uses more down, and takes back what it can.
+    pub memory_high: Option<u64>,
+    /// CPU time in a second, in nanoseconds, of all processes of a worker together. They wait when they have used it.
+    pub cpu_max: Option<u64>,
+    /// Processes and threads. A worker cannot start more.
+    pub pids_max: Option<u32>,
 }
 
 /// `--monitor`.

@@ -94,6 +94,12 @@ pub struct End {
     pub signal: Option<(i32, bool)>,
     /// Whether the OOM killer ended it.
     pub oom: bool,
+    /// The limit of its cgroup at which the OOM killer did that, in bytes.
+    pub oom_limit: Option<u64>,
+    /// The forks that a limit refused.
+    pub forks_refused: u64,
+    /// How long it waited because it had used the CPU time of its cgroup.
+    pub throttled: Duration,
     /// Who sent the signal.
     pub sender: Option<super::Sender>,
     /// Its CPU time.
@@ -124,6 +130,9 @@ impl End {
             signal_name: self.signal.map(|(number, _)| crate::sys::signal_names::name(number)),
             sender: self.sender.clone(),
             core_dumped: self.signal.is_some_and(|(_, dumped)| dumped),
+            oom_limit_bytes: self.oom_limit,
+            forks_refused: Some(self.forks_refused).filter(|count| *count > 0),
+            cpu_throttled_seconds: (!self.throttled.is_zero()).then(|| seconds(self.throttled)),
             cpu_seconds: self.cpu.map(seconds),
             memory_peak_bytes: self.peak_memory,
             uptime_seconds: seconds(self.uptime),

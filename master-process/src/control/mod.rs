@@ -31,6 +31,6 @@ pub(crate) use rate::Rate;
 pub(crate) use ring::{Ended, What};
 pub use server::{Asked, SavedServer, Server};
 pub use snapshot::{
-    Durations, EndReason, FailedReload, LastEnd, Preload, Process, Reload, ReloadState, ReloadTotals, Sender,
-    Snapshot, State, Upgraded, Worker, WorkerState,
+    CgroupLimits, Durations, EndReason, FailedReload, LastEnd, Preload, Process, Reload, ReloadState,
+    ReloadTotals, Sender, Snapshot, State, Upgraded, Worker, WorkerState,
 };

@@ -71,6 +71,9 @@ pub struct Snapshot {
     /// What the supervisor itself uses.
     #[serde(default)]
     pub process: Process,
+    /// The limits of the cgroup of each worker; absent if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_limits: Option<CgroupLimits>,
     /// The number of the last event.
     pub last_seq: u64,
     /// The failed starts of one slot after which a reload is given up.
@@ -80,6 +83,24 @@ pub struct Snapshot {
     pub upgraded: Option<Upgraded>,
     /// The workers, by slot; a slot without one has a row as well. In a slot, the newest comes first.
     pub workers: Vec<Worker>,
+}
+
+/// The limits of the cgroup of each worker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CgroupLimits {
+    /// `--worker-memory-max`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_max_bytes: Option<u64>,
+    /// `--worker-memory-high`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_high_bytes: Option<u64>,
+    /// `--worker-cpu-max`; 100 is one CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_max_percent: Option<f64>,
+    /// `--worker-pids-max`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_max: Option<u32>,
 }
 
 /// Whether all is well.
@@ -132,9 +153,12 @@ pub struct Worker {
     /// The highest resident memory that was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_peak_bytes: Option<u64>,
-    /// The limit, if there is one.
+    /// The limit, if there is one: the smaller one of `--max-memory` and that of its cgroup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit_bytes: Option<u64>,
+    /// The path of its cgroup, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// The connections in its accept queue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_length: Option<u64>,
@@ -219,6 +243,15 @@ pub struct LastEnd {
     pub sender: Option<Sender>,
     /// Whether it left a core dump.
     pub core_dumped: bool,
+    /// The limit of its cgroup at which the OOM killer ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_limit_bytes: Option<u64>,
+    /// The forks that a limit refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forks_refused: Option<u64>,
+    /// How long it waited because it had used the CPU time of its cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_throttled_seconds: Option<f64>,
     /// Its CPU time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_seconds: Option<f64>,

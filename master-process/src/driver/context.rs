@@ -382,7 +382,8 @@ impl Context {
         let mut details = self.meter.ended(worker);
         details.peak_memory = details.peak_memory.max(Some(peak_before).filter(|peak| *peak > 0));
         self.inspector.forget(worker);
-        self.workers.ended(worker.serial, ExitReport::new(death, details));
+        let met = self.trees.limits_met(worker.serial);
+        self.workers.ended(worker.serial, ExitReport::new(death, details).at_limits(met));
     }
 
     /// Schedules another attempt to remove the cgroups of workers that are gone, if any are left.

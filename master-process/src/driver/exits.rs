@@ -19,7 +19,7 @@ use super::signals::Tty;
 use super::starts::Starts;
 use crate::config::{Config, Orphans, StopGroup};
 use crate::policy::{Event, Time, WorkerId};
-use crate::sys::cgroup::{self, Leftover, Supervisors};
+use crate::sys::cgroup::{self, Leftover, Supervisors, Unusable};
 use crate::sys::children;
 use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::holders::Holds;
@@ -298,7 +298,7 @@ impl Exits {
     }
 
     fn forget_tree(&mut self, cx: &mut Context, serial: u64) {
-        cx.trees.gone(serial);
+        cx.trees.gone(serial, cx.policy.wanted());
         self.daemons.forget(serial);
         cx.schedule_cgroup_removal();
         cx.call_listeners.forget(serial);
@@ -398,8 +398,8 @@ impl Exits {
             0 => format!("worker {slot} left short-lived processes behind"),
             _ => format!("worker {slot} left {count} process{es} behind: {}{more}", named.join(", ")),
         };
-        if cx.policy.was_killed(worker) {
-            // All of its processes are already being killed.
+        if cx.policy.was_killed(worker) || cx.trees.limits_met(serial).oom {
+            // All of its processes are already being killed, by the supervisor or by the kernel.
             debug!(worker = slot, processes = count, "{line}");
         } else {
             info!(worker = slot, processes = count, "{line}");
@@ -607,14 +607,22 @@ fn adopted(cx: &Context) -> Vec<Pid> {
     children::ours().into_iter().filter(|child| !cx.trees.inherited().contains(child)).collect()
 }
 
-/// Makes the cgroups for the workers, if one is delegated. Processes that an earlier supervisor left in the delegated
-/// cgroup are killed, unless its workers were to keep running.
-pub fn cgroups(config: &Config) -> Option<Supervisors> {
-    let (cgroups, leftovers) = match Supervisors::make() {
-        Ok(made) => made?,
+/// Makes the cgroup for the workers' cgroups, if one is delegated. Processes that an earlier supervisor left there are killed,
+/// unless its workers were to keep running.
+///
+/// # Errors
+/// The user asks for limits, or names a cgroup, and that is not possible here.
+pub fn cgroups(config: &Config) -> anyhow::Result<Option<Supervisors>> {
+    let (cgroups, leftovers) = match Supervisors::make(config.cgroup.as_deref(), config.cgroup_limits) {
+        Ok(made) => made,
         Err(error) => {
-            debug!("cgroups unavailable: {error}; telling the processes of workers apart without them");
-            return None;
+            if let Some(option) = asks_for_cgroup(config, &error) {
+                anyhow::bail!("{option}: {error}");
+            }
+            if !matches!(error, Unusable::Undelegated(_)) {
+                debug!("cgroups unavailable: {error}; telling the processes of workers apart without them");
+            }
+            return Ok(None);
         }
     };
     let counts: Vec<usize> = leftovers.iter().map(Leftover::processes).collect();
@@ -640,7 +648,19 @@ pub fn cgroups(config: &Config) -> Option<Supervisors> {
             (_, false) => warn!(processes = count, "found {found} in this cgroup: cannot kill them"),
         }
     }
-    Some(cgroups)
+    Ok(Some(cgroups))
+}
+
+/// The option that cannot be applied because of this error.
+fn asks_for_cgroup(config: &Config, error: &Unusable) -> Option<&'static str> {
+    let options = config.cgroup_limits.options();
+    let of_limit = options.iter().find(|(_, controller)| match error {
+        Unusable::NoController(missing, _) => missing == controller,
+        Unusable::Undelegated(_) | Unusable::NotCgroup(_) | Unusable::Occupied(..) | Unusable::Failed(..) => {
+            config.cgroup.is_none()
+        }
+    });
+    of_limit.map(|(option, _)| *option).or(config.cgroup.as_ref().map(|_| "--cgroup"))
 }
 
 #[cfg(test)]

@@ -258,7 +258,7 @@ impl Preloads {
         let State::Ended { death, .. } = std::mem::replace(&mut running.state, State::Sealing) else {
             return;
         };
-        cx.trees.gone(id.serial);
+        cx.trees.gone(id.serial, cx.policy.wanted());
         cx.schedule_cgroup_removal();
         if cx.policy.expects_end(id) {
             return self.end(cx, Err("stopped".to_owned()));

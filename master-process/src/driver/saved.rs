@@ -127,7 +127,8 @@ impl Driver {
         poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
         let mut launcher = Launcher::with_limit(config, inherited, &notify, nofile)?;
         launcher.resume(&saved.launcher, from).context("the output of the preload command")?;
-        let trees = Trees::resume(saved.trees, &notify.address(), from).context("the process trees")?;
+        let trees = Trees::resume(saved.trees, config.cgroup_limits, &notify.address(), from)
+            .context("the process trees")?;
         let access = Access { mode: config.socket_mode, owner: config.socket_owner };
         let is_checked = |id| saved.deferred.iter().any(|(_, of)| *of == Deferred::Queue(id));
         let settings = (config.share, config.share_rules.clone(), access);

@@ -6,9 +6,10 @@ use rustix::process::{Resource, getrlimit};
 
 use super::context::Context;
 use super::workers::Entry;
+use crate::config;
 use crate::control::{
-    Preload, Process, Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker, WorkerState, seconds,
-    time,
+    CgroupLimits, Preload, Process, Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker,
+    WorkerState, seconds, time,
 };
 use crate::policy::{self, Time, WorkerView};
 use crate::share::{AcceptQueues, QueueTotals};
@@ -73,6 +74,7 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
         reloads_total: cx.journal.reloads().0,
         reload_duration_seconds: cx.journal.reloads().1,
         process: process(),
+        cgroup_limits: cx.trees.limits().map(cgroup_limits),
         last_seq: cx.journal.last_seq(),
         reload_attempts: cx.policy.attempts(),
         upgraded: cx.journal.upgraded().cloned(),
@@ -201,11 +203,28 @@ fn row(
         cpu_limit_percent: identity.cpu_limit,
         memory_bytes: usage.map(|usage| usage.memory),
         memory_peak_bytes: used.map(|(usage, peak)| peak.max(usage.memory).max(peak_before)),
-        memory_limit_bytes: identity.memory_limit.filter(|_| cx.policy.limits_memory_of(view.worker)),
+        memory_limit_bytes: memory_limit(cx, identity, view),
+        cgroup: cx.trees.cgroup_path(view.worker.serial),
         queue_length: queue.map(|queue| queue.length),
         queue_limit: queue.map(|queue| u64::from(queue.fullest.limit)),
         hung_address: hung.filter(|_| state == WorkerState::Hung).map(|(_, address)| address.clone()),
         ..none(view.worker.slot)
+    }
+}
+
+/// The memory with which a worker is replaced by the supervisor or killed by the kernel, whichever comes first.
+fn memory_limit(cx: &Context, identity: &Identity, view: &WorkerView) -> Option<u64> {
+    let replaced = identity.memory_limit.filter(|_| cx.policy.limits_memory_of(view.worker));
+    let killed = cx.trees.limits().and_then(|limits| limits.memory_max);
+    [replaced, killed].into_iter().flatten().min()
+}
+
+fn cgroup_limits(limits: &config::CgroupLimits) -> CgroupLimits {
+    CgroupLimits {
+        memory_max_bytes: limits.memory_max,
+        memory_high_bytes: limits.memory_high,
+        cpu_max_percent: limits.cpu_max.map(|ns| Duration::from_nanos(ns).as_secs_f64() * 100.0),
+        pids_max: limits.pids_max,
     }
 }
 
@@ -231,6 +250,7 @@ fn none(slot: u32) -> Worker {
         memory_bytes: None,
         memory_peak_bytes: None,
         memory_limit_bytes: None,
+        cgroup: None,
         queue_length: None,
         queue_limit: None,
         queue_drops_total: None,

@@ -18,7 +18,7 @@ use super::{journal, samples};
 use crate::control::What;
 use crate::policy::{Event, LaunchFailure, Next, Report, Time, WorkerId};
 use crate::report;
-use crate::sys::cgroup::Cgroup;
+use crate::sys::cgroup::{Cgroup, Unusable};
 use crate::sys::spawn::{FinishedLaunch, Launch, SpawnError, SpawnStep, Spawned};
 use crate::sys::{pidfd, seccomp};
 
@@ -182,14 +182,21 @@ impl Starts {
             return self.not_launched(cx, worker, SpawnError::new(SpawnStep::Clone, libc::EAGAIN));
         }
         let since = cx.now();
-        let cgroup = cx.trees.make_cgroup(worker);
+        let cgroup = match cx.trees.make_cgroup(worker) {
+            Ok(cgroup) => cgroup,
+            Err(error) => return self.not_launched(cx, worker, unconfined(cx, worker, &error)),
+        };
         let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
         let started_at = cx.trees.begin_start();
         let started = self.launcher.start(worker, generation, into, foreground);
         cx.trees.start_begun(started.as_ref().ok().map(|(launch, _)| launch.pid()));
         let (launch, ready_pipe) = match started {
             Ok(started) => started,
-            Err(failure) => return self.start_failed(cx, worker, (generation, foreground), failure),
+            Err(failure) => {
+                // If the reason is the cgroup, the next start has another one.
+                drop(cgroup);
+                return self.start_failed(cx, worker, (generation, foreground), failure);
+            }
         };
         let begun = Begun { generation, ready_pipe, cgroup, foreground, started_at };
         self.current.push_back(Start { worker, launch, begun, since });
@@ -213,7 +220,8 @@ impl Starts {
                 return self.not_launched(cx, id, SpawnError::new(SpawnStep::Descriptor, errno));
             }
         };
-        let cgroup = cx.trees.make_cgroup(id);
+        // Only workers need a cgroup.
+        let cgroup = cx.trees.make_cgroup(id).ok().flatten();
         let into = cgroup.as_ref().and_then(|cgroup| cgroup.fd().try_clone_to_owned().ok());
         let started_at = cx.trees.begin_start();
         let started = self.launcher.start_preload(generation, output, into);
@@ -309,14 +317,9 @@ impl Starts {
         cx.trees.start_failed(over.pid());
         // If the start failed, `result` reaps the process. It closes the listener in any case.
         if let Ok(spawned) = self.launcher.result(over) {
-            // The program may have run for a moment, and may have started processes.
-            let _group_is_empty = pidfd::kill_group(spawned.pidfd.as_fd(), spawned.pid);
-            let _death = pidfd::wait(spawned.pidfd.as_fd());
+            end(&spawned);
         }
-        if let Some(cgroup) = cgroup {
-            cx.trees.end_cgroup(cgroup);
-            cx.schedule_cgroup_removal();
-        }
+        end_cgroup(cx, cgroup);
     }
 
     /// Abandons a start. Its child is killed, and its record is kept until the kernel has ended the child.
@@ -340,9 +343,21 @@ impl Starts {
     fn finish(&mut self, cx: &mut Context, worker: WorkerId, over: FinishedLaunch, begun: Begun) {
         let pid = over.pid();
         match self.launcher.result(over) {
-            Ok(spawned) => self.register(cx, worker, spawned, begun),
+            Ok(spawned) => match confine(cx, worker, &spawned, begun.cgroup.as_ref()) {
+                Ok(is_in) => {
+                    let begun = Begun { cgroup: begun.cgroup.filter(|_| is_in), ..begun };
+                    self.register(cx, worker, spawned, begun);
+                }
+                Err(failure) => {
+                    cx.trees.start_failed(pid);
+                    end(&spawned);
+                    end_cgroup(cx, begun.cgroup);
+                    self.not_launched(cx, worker, failure);
+                }
+            },
             Err(failure) => {
                 cx.trees.start_failed(pid);
+                end_cgroup(cx, begun.cgroup);
                 self.start_failed(cx, worker, (begun.generation, begun.foreground), failure);
             }
         }
@@ -373,9 +388,6 @@ impl Starts {
         cx.journal.record(What::Started { slot: worker.slot, pid: pid.as_raw_pid(), generation });
         cx.broker.launched(worker, pid);
         samples::measure(cx, worker, pid);
-        // If clone3(2) is denied, the supervisor moves the process into the cgroup before the process has had time to
-        // fork.
-        let cgroup = cgroup.filter(|cgroup| spawned.in_cgroup || cgroup.enter(pid).is_ok());
         cx.trees.started(worker, generation, pid, cgroup, started_at);
         debug!(worker = worker.slot, generation, "{} started", cx.workers.name(worker));
         cx.event(Event::Launched(worker));
@@ -470,4 +482,52 @@ impl Starts {
         let subject = if in_directory { self.launcher.directory() } else { self.launcher.command() };
         report::launch_failed(cx.workers.name(worker), subject, &failure, next);
     }
+}
+
+/// Ends a worker whose program may have run for a moment, and may have started processes.
+fn end(spawned: &Spawned) {
+    let _group_is_empty = pidfd::kill_group(spawned.pidfd.as_fd(), spawned.pid);
+    let _death = pidfd::wait(spawned.pidfd.as_fd());
+}
+
+/// Ends what is left in the cgroup of a start that came to nothing.
+fn end_cgroup(cx: &mut Context, cgroup: Option<Cgroup>) {
+    if let Some(cgroup) = cgroup {
+        cx.trees.end_cgroup(cgroup);
+        cx.schedule_cgroup_removal();
+    }
+}
+
+/// Makes sure that a worker whose program runs is in its cgroup, and sets the limits of that. Returns false if it is not in
+/// it; this is an error if there are limits.
+fn confine(
+    cx: &Context,
+    worker: WorkerId,
+    spawned: &Spawned,
+    cgroup: Option<&Cgroup>,
+) -> Result<bool, SpawnError> {
+    let Some(cgroup) = cgroup else { return Ok(false) };
+    // If clone3(2) is denied, the supervisor moves the process into the cgroup before the process has had time to fork.
+    let entered = if spawned.in_cgroup { Ok(()) } else { cgroup.enter(spawned.pid) };
+    match entered {
+        Err(_) if cx.trees.limits().is_none() => return Ok(false),
+        Err(error) => {
+            return Err(unconfined(cx, worker, &Unusable::Failed("cgroup.procs".to_owned(), error)));
+        }
+        Ok(()) => {}
+    }
+    cgroup.limit().map(|()| true).map_err(|error| unconfined(cx, worker, &error))
+}
+
+/// The failure of a start for which there is no cgroup with the limits. The log has the details.
+fn unconfined(cx: &Context, worker: WorkerId, error: &Unusable) -> SpawnError {
+    warn!(worker = worker.slot, "cannot set the limits of {}: {error}", cx.workers.name(worker));
+    let errno = match error {
+        Unusable::Failed(_, error) => error.raw_os_error(),
+        Unusable::Undelegated(_)
+        | Unusable::NotCgroup(_)
+        | Unusable::NoController(..)
+        | Unusable::Occupied(..) => None,
+    };
+    SpawnError::new(SpawnStep::Cgroup, errno.unwrap_or(libc::EBUSY))
 }

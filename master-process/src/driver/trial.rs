@@ -12,11 +12,11 @@ use rustix::process::Pid;
 
 use super::launch::{Launcher, why_no_filter};
 use super::{ChosenPoller, LOOP, calls, choose_poller};
-use crate::config::{Config, Orphans, ReadyMode, Share, ShareRules, Stdin};
+use crate::config::{CgroupLimits, Config, Orphans, ReadyMode, Share, ShareRules, Stdin};
 use crate::policy::{Time, WorkerId};
 use crate::report;
 use crate::share::{Access, Broker, Decision, InheritedListeners};
-use crate::sys::cgroup::{Cgroup, Supervisors};
+use crate::sys::cgroup::{Cgroup, Supervisors, Unusable};
 use crate::sys::notify;
 use crate::sys::peer::{self, Peer};
 use crate::sys::pidfd::{self, Exit};
@@ -175,10 +175,12 @@ fn try_port(config: &Config, command: &[OsString]) -> anyhow::Result<Trial> {
     broker.set_notify_address(&opened.socket.address());
     let mut launcher = Launcher::new(&config, inherited, &opened.socket)?;
     // What earlier supervisors left in the cgroup stays: a trial ends nothing.
-    let cgroups = Supervisors::make().map(|made| made.map(|(cgroups, _leftovers)| cgroups));
+    let cgroups = Supervisors::make(config.cgroup.as_deref(), CgroupLimits::default());
     let made = match &cgroups {
-        Ok(None) => None,
-        Ok(Some(cgroups)) => Some(cgroups.create(WORKER.serial).map_err(|error| error.to_string())),
+        Ok((cgroups, _leftovers)) => {
+            Some(cgroups.create(WORKER.slot, WORKER.serial, None).map_err(|error| error.to_string()))
+        }
+        Err(Unusable::Undelegated(_)) => None,
         Err(error) => Some(Err(error.to_string())),
     };
     let cgroup = made.as_ref().and_then(|made| made.as_ref().ok());

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Size, Span};
 use crate::control::{End, Sender};
 use crate::metrics::{ExitDetails, Killer};
+use crate::sys::cgroup::LimitsMet;
 use crate::sys::pidfd::{Death, Exit};
 use crate::sys::signal_names;
 
@@ -21,6 +22,9 @@ pub struct ExitReport {
     peak_memory: Option<u64>,
     killer: Option<Killer>,
     oom: Option<bool>,
+    /// What the worker has met at the limits of its cgroup.
+    #[serde(default)]
+    met: LimitsMet,
 }
 
 impl ExitReport {
@@ -40,7 +44,20 @@ impl ExitReport {
             peak_memory: death.and_then(|death| death.peak_memory).max(details.peak_memory),
             killer,
             oom: details.oom,
+            met: LimitsMet::default(),
         }
+    }
+
+    /// Adds what the worker has met at the limits of its cgroup.
+    #[must_use]
+    pub fn at_limits(mut self, met: LimitsMet) -> ExitReport {
+        // The OOM killer kills all processes of a cgroup together, and the source of the samples sees the one that it has
+        // chosen.
+        if met.oom {
+            self.oom = Some(true);
+        }
+        self.met = met;
+        self
     }
 
     /// The exit code; `None` if a signal ended the worker.
@@ -75,6 +92,16 @@ impl ExitReport {
         self.oom
     }
 
+    /// The limit of the worker's cgroup at which the OOM killer killed it, in bytes.
+    pub(super) fn oom_limit(&self) -> Option<u64> {
+        self.met.memory_max.filter(|_| self.is_oom())
+    }
+
+    /// The forks that a limit refused; `None` if there were none.
+    pub(super) fn forks_refused(&self) -> Option<u64> {
+        Some(self.met.forks_refused).filter(|count| *count > 0)
+    }
+
     /// The end as the control socket tells it.
     pub fn as_end(&self, uptime: Duration) -> End {
         let sender = self.killer.as_ref().map(|killer| Sender {
@@ -86,6 +113,9 @@ impl ExitReport {
             exit_code: self.code(),
             signal: self.signal(),
             oom: self.is_oom(),
+            oom_limit: self.oom_limit(),
+            forks_refused: self.met.forks_refused,
+            throttled: self.met.throttled,
             sender,
             cpu: self.cpu,
             peak_memory: self.peak_memory,
@@ -116,7 +146,11 @@ impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Cause(end) = self;
         if end.is_oom() {
-            return f.write_str("the OOM killer");
+            f.write_str("the OOM killer")?;
+            return match end.oom_limit() {
+                Some(most) => write!(f, " at --worker-memory-max ({})", Size(most)),
+                None => Ok(()),
+            };
         }
         match end.exit {
             Some(Exit::Code(code)) => write!(f, "exit code {code}")?,
@@ -144,13 +178,13 @@ pub(super) struct Used<'a>(pub(super) &'a ExitReport);
 impl fmt::Display for Used<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Used(report) = self;
-        let peak = report.peak_memory.map(Size);
-        match (report.cpu, peak) {
-            (Some(cpu), Some(peak)) => write!(f, " (cpu {}, peak memory {peak})", Span(cpu)),
-            (Some(cpu), None) => write!(f, " (cpu {})", Span(cpu)),
-            (None, Some(peak)) => write!(f, " (peak memory {peak})"),
-            (None, None) => Ok(()),
-        }
+        let parts = [
+            report.cpu.map(|cpu| format!("cpu {}", Span(cpu))),
+            report.peak_memory.map(|peak| format!("peak memory {}", Size(peak))),
+            report.forks_refused().map(|count| format!("{count} forks refused by a limit")),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        if parts.is_empty() { Ok(()) } else { write!(f, " ({})", parts.join(", ")) }
     }
 }
 
@@ -192,6 +226,30 @@ mod tests {
         assert!(says(libc::SIGKILL, Some(7)).starts_with("killed by SIGKILL from bash (pid 7, uid 1000) ("));
         assert!(says(libc::SIGKILL, None).contains("from bash (outside this PID namespace, uid 1000)"));
         assert!(says(libc::SIGTERM, Some(7)).starts_with("killed by SIGKILL ("));
+    }
+
+    #[test]
+    fn the_limit_of_the_cgroup_is_named_where_it_was_the_one() {
+        let text = |exit, met| {
+            let report = ExitReport::new(death(exit), ExitDetails::default()).at_limits(met);
+            (format!("{report}{}", Used(&report)), report.as_end(Duration::ZERO))
+        };
+        let at_limit = LimitsMet { oom: true, memory_max: Some(64 << 20), ..LimitsMet::default() };
+        let (line, end) = text(killed(libc::SIGKILL), at_limit);
+        assert!(
+            line.starts_with("killed by the OOM killer at --worker-memory-max (64.0 MiB) (cpu "),
+            "{line}"
+        );
+        assert_eq!((end.reason(), end.oom_limit), (crate::control::EndReason::Oom, Some(64 << 20)));
+        let above = LimitsMet { oom: true, ..LimitsMet::default() };
+        assert!(text(killed(libc::SIGKILL), above).0.starts_with("killed by the OOM killer (cpu "));
+        let (line, end) = text(Exit::Code(1), at_limit);
+        assert!(line.starts_with("exited with code 1 (cpu "), "another process was killed: {line}");
+        assert_eq!((end.reason(), end.oom_limit), (crate::control::EndReason::Exit, None));
+        let refused = LimitsMet { forks_refused: 12, ..LimitsMet::default() };
+        let (line, _) = text(Exit::Code(1), refused);
+        let expected = "exited with code 1 (cpu 1.5s, peak memory 3.0 MiB, 12 forks refused by a limit)";
+        assert_eq!(line, expected);
     }
 
     #[test]

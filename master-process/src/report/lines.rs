@@ -271,6 +271,8 @@ macro_rules! end {
             cpu_ms = $end.cpu_ms(),
             peak_memory = $end.peak_memory(),
             oom_killed = $end.oom(),
+            oom_limit = $end.oom_limit(),
+            forks_refused = $end.forks_refused(),
             killer_pid = killer.and_then(|killer| killer.pid),
             killer_uid = killer.map(|killer| killer.uid),
             killer = killer.map(|killer| killer.name.as_str()),

@@ -1,24 +1,33 @@
-//! Control groups of version 2: the kernel tracks the processes of each worker; cgroups(7).
+//! Control groups of version 2: the kernel tracks the processes of each worker, and limits them; cgroups(7).
 //!
 //! A cgroup can be divided where it is *delegated* to the supervisor. systemd marks delegation with an extended
 //! attribute (`Delegate=yes`); a container engine creates a cgroup namespace. Elsewhere the hierarchy belongs to
-//! another manager. The supervisor enables no controller. Its own processes can therefore stay in their cgroup, and the
-//! limits of that cgroup apply to the workers.
+//! another manager, unless the user names a cgroup. Without limits for the workers the supervisor enables no
+//! controller, and the limits of its own cgroup apply to the workers.
+//!
+//! With limits, each slot has a cgroup that outlives its workers (`cgroup_slot.rs`). Two workers of one slot, as in a
+//! reload, have two of them.
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, mkdirat, openat, unlinkat};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::cgroup_mounts::{self, Place, Version};
+use super::cgroup_base::{Base, SavedBase, change};
+pub use super::cgroup_base::{Undelegated, Unusable, why_undelegated};
+use super::cgroup_limits::Counters;
+pub use super::cgroup_limits::LimitsMet;
+pub(crate) use super::cgroup_slot::SavedSlot;
+pub use super::cgroup_slot::Slot;
 use super::handover::{Fd, Incoming, Outgoing};
+use crate::config::CgroupLimits;
 
 /// The prefix of the names of the supervisor's cgroups. The pid follows.
 const PREFIX: &str = "master-process-";
@@ -33,6 +42,9 @@ const MAX_GROUPS: usize = 256;
 const MAX_DEPTH: usize = 32;
 const MAX_DESCENDANTS: usize = 4096;
 
+/// The number of cgroups of one slot. A worker that drains has one, and so has a process that cannot be killed.
+const MAX_OF_SLOT: u32 = 64;
+
 /// The number of cgroups that one step removes or passes. A step takes a few milliseconds.
 const STEPS: usize = 256;
 
@@ -43,16 +55,22 @@ const KILL_TAKES: Duration = Duration::from_secs(1);
 /// The cgroup of a supervisor. It contains the cgroups of the workers.
 #[derive(Debug)]
 pub struct Supervisors {
-    parent: OwnedFd,
     /// Locked while this supervisor runs. If another supervisor finds it unlocked, its owner has ended.
     own: OwnedFd,
     name: String,
+    limits: CgroupLimits,
+    /// The cgroup that contains it.
+    base: Base,
 }
 
 /// The cgroup of one worker. Dropping it removes the cgroup if it contains no process.
 #[derive(Debug)]
 pub struct Cgroup {
     folder: Folder,
+    /// The cgroup that has the limits, if there are any. It contains this one.
+    slot: Option<Arc<Slot>>,
+    /// What the kernel had counted in that when the worker was started.
+    before: Counters,
     /// The progress of the removal of the cgroups below it.
     cursor: Mutex<Option<Cursor>>,
 }
@@ -70,10 +88,10 @@ pub enum Removal {
 
 /// A cgroup: its descriptor, its name, and its parent.
 #[derive(Debug)]
-struct Folder {
+pub(super) struct Folder {
     parent: OwnedFd,
-    own: OwnedFd,
-    name: String,
+    pub(super) own: OwnedFd,
+    pub(super) name: String,
 }
 
 /// A position below a cgroup. It is a descriptor, so no path becomes too long.
@@ -98,89 +116,229 @@ enum Progress {
 #[derive(Debug)]
 pub struct Leftover(Folder);
 
-/// A cgroup as a supervisor hands it over. The lock of a supervisor's cgroup goes with its descriptor.
+/// The cgroup of a supervisor as that hands it over. Its lock goes with its descriptor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Saved {
+pub(crate) struct SavedSupervisors {
+    base: SavedBase,
+    own: Fd,
+    name: String,
+}
+
+/// The cgroup of a worker as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SavedCgroup {
+    #[serde(flatten)]
+    folder: SavedFolder,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    slot: Option<SavedSlot>,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    before: Counters,
+}
+
+/// A cgroup as a supervisor hands it over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct SavedFolder {
     parent: Fd,
     own: Fd,
     name: String,
 }
 
 impl Supervisors {
-    /// The descriptors and the name.
-    pub fn save(&self, out: &mut Outgoing) -> Saved {
-        let (parent, own) = (out.keep(self.parent.as_fd()), out.keep(self.own.as_fd()));
-        Saved { parent, own, name: self.name.clone() }
+    /// The descriptors, the name, and what is known of the cgroup that contains it.
+    pub(crate) fn save(&self, out: &mut Outgoing) -> SavedSupervisors {
+        SavedSupervisors {
+            base: self.base.save(out),
+            own: out.keep(self.own.as_fd()),
+            name: self.name.clone(),
+        }
     }
 
-    /// Goes on with them.
+    /// Goes on with them, and with these limits.
     ///
     /// # Errors
     /// A descriptor is missing.
-    pub fn resume(saved: Saved, from: &mut Incoming) -> io::Result<Supervisors> {
-        let (parent, own) = (from.take(saved.parent)?, from.take(saved.own)?);
-        Ok(Supervisors { parent, own, name: saved.name })
+    pub(crate) fn resume(
+        saved: SavedSupervisors,
+        limits: CgroupLimits,
+        from: &mut Incoming,
+    ) -> io::Result<Supervisors> {
+        let (base, own) = (Base::resume(saved.base, from)?, from.take(saved.own)?);
+        Ok(Supervisors { own, name: saved.name, limits, base })
     }
 
-    /// Makes the supervisor's cgroup, and finds those that earlier supervisors left beside it. `None`: no cgroup is
-    /// delegated to the supervisor; [`why_undelegated`] has the reason.
+    /// Makes the supervisor's cgroup, in the one at this path or else in the one that is delegated to the supervisor, and finds
+    /// those that earlier supervisors left beside it.
     ///
     /// # Errors
-    /// Those of mkdir(2) and open(2), if a cgroup is delegated.
-    pub fn make() -> io::Result<Option<(Supervisors, Vec<Leftover>)>> {
-        let Ok(path) = delegated() else { return Ok(None) };
-        let parent = rustix::fs::open(&path, DIRECTORY, Mode::empty())?;
-        let leftovers = leftovers(&parent);
+    /// There is none, or the limits cannot be set in it.
+    pub fn make(path: Option<&Path>, limits: CgroupLimits) -> Result<(Supervisors, Vec<Leftover>), Unusable> {
+        let base = path.map_or_else(Base::delegated, Base::at)?;
+        let leftovers = leftovers(&base.fd);
         // A name with the pid alone is not unique: the kernel reuses pids, and a restarted container has the same pids
         // again.
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
         let name = format!("{PREFIX}{}.{:x}{:08x}", std::process::id(), now.tv_sec, now.tv_nsec);
-        mkdirat(&parent, &name, Mode::from(0o755))?;
-        let own = openat(&parent, &name, DIRECTORY, Mode::empty())?;
-        flock(&own, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Some((Supervisors { parent, own, name }, leftovers)))
+        let made = mkdirat(&base.fd, &name, Mode::from(0o755))
+            .and_then(|()| openat(&base.fd, &name, DIRECTORY, Mode::empty()))
+            .and_then(|own| flock(&own, FlockOperation::NonBlockingLockExclusive).map(|()| own));
+        let own = match made {
+            Ok(own) => own,
+            Err(error) => return Err(Unusable::Failed(path_in(&base.dir, &name), error.into())),
+        };
+        let mut supervisors = Supervisors { own, name, limits, base };
+        supervisors.enable()?;
+        Ok((supervisors, leftovers))
     }
 
-    /// Makes a cgroup for a worker that is about to be started.
+    /// Enables the controllers of the limits, and tries the limits.
+    fn enable(&mut self) -> Result<(), Unusable> {
+        let controllers = self.limits.controllers();
+        if controllers.is_empty() {
+            return Ok(());
+        }
+        self.base.enable(&controllers)?;
+        for controller in controllers {
+            change(&self.own, '+', controller)
+                .map_err(|error| Unusable::Failed(self.path("cgroup.subtree_control"), error))?;
+        }
+        self.create(0, 0, None).and_then(|tried| tried.limit())
+    }
+
+    /// The path of a file or cgroup in it.
+    fn path(&self, name: &str) -> String {
+        path_in(&self.base.dir.join(&self.name), name)
+    }
+
+    /// The path of the cgroup of a worker: the one that has the limits, if there are any.
+    #[must_use]
+    pub fn path_of(&self, cgroup: &Cgroup) -> String {
+        self.path(cgroup.slot.as_ref().map_or(&cgroup.folder.name, |slot| slot.name()))
+    }
+
+    /// The limits of the workers.
+    #[must_use]
+    pub fn limits(&self) -> &CgroupLimits {
+        &self.limits
+    }
+
+    /// Makes a cgroup for a worker of a slot, with the limits of `kept`, the cgroup of an earlier worker of the slot.
     ///
     /// # Errors
-    /// Those of mkdir(2) and open(2): EAGAIN if there are too many.
-    pub fn create(&self, serial: u64) -> io::Result<Cgroup> {
-        let name = format!("worker-{serial}");
-        mkdirat(&self.own, &name, Mode::from(0o755))?;
-        let own = openat(&self.own, &name, DIRECTORY, Mode::empty())?;
-        for (file, most) in [("cgroup.max.depth", MAX_DEPTH), ("cgroup.max.descendants", MAX_DESCENDANTS)] {
-            // These files exist since Linux 4.14. Without them, the worker runs without this limit.
-            let _unlimited = write(&own, file, &most.to_string());
+    /// Those of mkdir(2) and open(2): EAGAIN if there are too many; and those of a limit.
+    pub fn create(&self, slot: u32, serial: u64, kept: Option<Arc<Slot>>) -> Result<Cgroup, Unusable> {
+        let (mut limits_of, mut before) = (None, Counters::default());
+        let folder = if self.limits == CgroupLimits::default() {
+            self.make_free(&format!("slot-{slot}"))?
+        } else {
+            let prepared = kept.and_then(|kept| kept.prepare().ok().map(|before| (kept, before)));
+            let (of, counted) = match prepared {
+                Some(prepared) => prepared,
+                None => {
+                    let of = Arc::new(Slot::new(self.make_free(&format!("slot-{slot}"))?, slot, self.limits));
+                    let counted = of.prepare()?;
+                    (of, counted)
+                }
+            };
+            let made = of.make_below(serial);
+            let made = made.map_err(|error| Unusable::Failed(self.path(of.name()), error))?;
+            (limits_of, before) = (Some(of), counted);
+            made
+        };
+        bound(&folder);
+        Ok(Cgroup { folder, slot: limits_of, before, cursor: Mutex::new(None) })
+    }
+
+    /// Makes a cgroup with this name for processes that are no worker, and that have no limits.
+    ///
+    /// # Errors
+    /// Those of mkdir(2) and open(2).
+    pub fn create_unlimited(&self, name: &str) -> Result<Cgroup, Unusable> {
+        let folder = self.make_free(name)?;
+        bound(&folder);
+        Ok(Cgroup { folder, slot: None, before: Counters::default(), cursor: Mutex::new(None) })
+    }
+
+    /// Makes the cgroup with the first free one of these names: `slot-3`, `slot-3.2`.
+    fn make_free(&self, first: &str) -> Result<Folder, Unusable> {
+        let mut name = first.to_owned();
+        let mut number = 1;
+        loop {
+            match Folder::make(&self.own, name.clone()) {
+                Ok(folder) => return Ok(folder),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && number < MAX_OF_SLOT => {
+                    number += 1;
+                    name = format!("{first}.{number}");
+                }
+                Err(error) => return Err(Unusable::Failed(self.path(&name), error)),
+            }
         }
-        let folder = Folder { parent: self.own.try_clone()?, own, name };
-        Ok(Cgroup { folder, cursor: Mutex::new(None) })
     }
 }
 
 impl Drop for Supervisors {
     fn drop(&mut self) {
-        let _still_in_use = unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR);
+        let _still_in_use = unlinkat(&self.base.fd, &self.name, AtFlags::REMOVEDIR);
     }
 }
 
-const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// Bounds what the processes of a cgroup can make below it.
+fn bound(folder: &Folder) {
+    for (file, most) in [("cgroup.max.depth", MAX_DEPTH), ("cgroup.max.descendants", MAX_DESCENDANTS)] {
+        // These files exist since Linux 4.14. Without them, there is no such limit.
+        let _unlimited = write(&folder.own, file, &most.to_string());
+    }
+}
+
+fn path_in(dir: &Path, name: &str) -> String {
+    dir.join(name).display().to_string()
+}
+
+pub(super) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Cgroup {
-    /// The descriptors and the name.
-    pub fn save(&self, out: &mut Outgoing) -> Saved {
-        let Folder { parent, own, name } = &self.folder;
-        Saved { parent: out.keep(parent.as_fd()), own: out.keep(own.as_fd()), name: name.clone() }
+    /// The descriptors, the names, and what was counted.
+    pub(crate) fn save(&self, out: &mut Outgoing) -> SavedCgroup {
+        SavedCgroup {
+            folder: self.folder.save(out),
+            slot: self.slot.as_ref().map(|slot| slot.save(out)),
+            before: self.before,
+        }
     }
 
     /// Goes on with them.
     ///
     /// # Errors
     /// A descriptor is missing.
-    pub fn resume(saved: Saved, from: &mut Incoming) -> io::Result<Cgroup> {
-        let (parent, own) = (from.take(saved.parent)?, from.take(saved.own)?);
-        let folder = Folder { parent, own, name: saved.name };
-        Ok(Cgroup { folder, cursor: Mutex::new(None) })
+    pub(crate) fn resume(
+        saved: SavedCgroup,
+        limits: CgroupLimits,
+        from: &mut Incoming,
+    ) -> io::Result<Cgroup> {
+        let folder = Folder::resume(saved.folder, from)?;
+        let slot = saved.slot.map(|slot| Slot::resume(slot, limits, from)).transpose()?;
+        Ok(Cgroup { folder, slot: slot.map(Arc::new), before: saved.before, cursor: Mutex::new(None) })
+    }
+
+    /// The cgroup with the limits, if another worker of the slot can use that.
+    #[must_use]
+    pub fn reusable_slot(&self) -> Option<&Arc<Slot>> {
+        // Reading how much memory files take takes longer than reading the counters.
+        self.slot.as_ref().filter(|slot| !(self.limits_met().oom && slot.is_full_of_files()))
+    }
+
+    /// Sets the limits that hold once the program of the worker runs.
+    ///
+    /// # Errors
+    /// Those of a limit.
+    pub fn limit(&self) -> Result<(), Unusable> {
+        self.slot.as_ref().map_or(Ok(()), |slot| slot.limit())
+    }
+
+    /// What its worker has met at the limits.
+    #[must_use]
+    pub fn limits_met(&self) -> LimitsMet {
+        let met = |slot: &Arc<Slot>| slot.counters().since(&self.before, slot.limits());
+        self.slot.as_ref().map(met).unwrap_or_default()
     }
 
     /// For `CLONE_INTO_CGROUP`.
@@ -361,8 +519,24 @@ fn groups(own: &OwnedFd) -> Vec<OwnedFd> {
 }
 
 impl Folder {
+    pub(super) fn save(&self, out: &mut Outgoing) -> SavedFolder {
+        let (parent, own) = (out.keep(self.parent.as_fd()), out.keep(self.own.as_fd()));
+        SavedFolder { parent, own, name: self.name.clone() }
+    }
+
+    pub(super) fn resume(saved: SavedFolder, from: &mut Incoming) -> io::Result<Folder> {
+        Ok(Folder { parent: from.take(saved.parent)?, own: from.take(saved.own)?, name: saved.name })
+    }
+
+    /// Makes a cgroup.
+    pub(super) fn make(parent: &OwnedFd, name: String) -> io::Result<Folder> {
+        mkdirat(parent, &name, Mode::from(0o755))?;
+        let own = openat(parent, &name, DIRECTORY, Mode::empty())?;
+        Ok(Folder { parent: parent.try_clone()?, own, name })
+    }
+
     /// Removes it, if it has no cgroup below it and contains no process. Returns true if it no longer exists.
-    fn remove(&self) -> bool {
+    pub(super) fn remove(&self) -> bool {
         is_removed(&self.parent, &self.name)
     }
 
@@ -427,87 +601,45 @@ fn subdirectories(folder: &OwnedFd) -> Vec<std::ffi::OsString> {
         .collect()
 }
 
-fn read(folder: &OwnedFd, name: &str) -> io::Result<String> {
+pub(super) fn read(folder: &OwnedFd, name: &str) -> io::Result<String> {
     let mut file = File::from(openat(folder, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?);
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     Ok(text)
 }
 
-fn write(folder: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
-    let mut file = File::from(openat(folder, name, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?);
+pub(super) fn write(folder: &OwnedFd, name: &str, text: &str) -> io::Result<()> {
+    // With `NONBLOCK` the kernel does not reclaim memory before it returns from setting a limit (Linux 6.16).
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = File::from(openat(folder, name, flags, Mode::empty())?);
     file.write_all(text.as_bytes())
+}
+
+/// The processes in a cgroup, without those of PID namespaces outside.
+pub(super) fn pids(folder: &OwnedFd) -> Vec<i32> {
+    let text = read(folder, "cgroup.procs").unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
 }
 
 fn is_populated(folder: &OwnedFd) -> io::Result<bool> {
     Ok(read(folder, "cgroup.events")?.lines().any(|line| line == "populated 1"))
 }
 
-/// Why no cgroup is delegated to the supervisor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Undelegated {
-    /// The hierarchy of version 2 is not mounted here.
-    NotMounted,
-    /// The supervisor is in the root of the hierarchy, which belongs to the init system.
-    Root,
-    /// Nothing marks the cgroup as delegated.
-    Unmarked,
-}
-
-/// Why no cgroup is delegated to the supervisor; `None` if one is.
-#[must_use]
-pub fn why_undelegated() -> Option<Undelegated> {
-    delegated().err()
-}
-
-/// The directory of the supervisor's own cgroup, if the supervisor may divide it.
-fn delegated() -> Result<PathBuf, Undelegated> {
-    let Some(Place { path: below, dir: path, .. }) = place() else { return Err(Undelegated::NotMounted) };
-    // The root of the whole hierarchy has no type, and only the init system may divide it.
-    if !path.join("cgroup.type").exists() {
-        return Err(Undelegated::Root);
-    }
-    let marked = ["trusted.delegate", "user.delegate"].iter().any(|name| {
-        let mut value = [0u8; 8];
-        rustix::fs::getxattr(&path, *name, &mut value[..]).is_ok_and(|length| value[..length] == *b"1")
-    });
-    // A container engine creates a cgroup namespace for containers that may divide their cgroup.
-    let own_namespace = below == "/" && !is_first_namespace();
-    let is_ours = std::fs::metadata(&path).is_ok_and(|metadata| {
-        use std::os::unix::fs::MetadataExt;
-        metadata.uid() != 0 && metadata.uid() == rustix::process::geteuid().as_raw()
-    });
-    if marked || own_namespace || is_ours { Ok(path) } else { Err(Undelegated::Unmarked) }
-}
-
-/// Whether the supervisor is in the first cgroup namespace, which has this inode number: `PROC_CGROUP_INIT_INO` of the
-/// kernel's `include/linux/proc_ns.h`.
-fn is_first_namespace() -> bool {
-    use std::os::unix::fs::MetadataExt;
-    const FIRST: u64 = 0xEFFF_FFFB;
-    std::fs::metadata("/proc/self/ns/cgroup").is_ok_and(|metadata| metadata.ino() == FIRST)
-}
-
-/// The supervisor's cgroup in the hierarchy of version 2.
-fn place() -> Option<Place> {
-    cgroup_mounts::of_this_process(None).into_iter().find(|place| place.version == Version::V2)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::PathBuf;
 
-    /// A supervisor's cgroup below a cgroup of the test. `None`: there is no such hierarchy, or it is not writable.
-    fn supervisors(name: &str) -> Option<(Supervisors, Folder)> {
-        let parent = rustix::fs::open(place()?.mount, DIRECTORY, Mode::empty()).ok()?;
+    use super::*;
+    use crate::sys::cgroup_base::place;
+    use crate::sys::cgroup_slot;
+
+    /// A supervisor's cgroup in one that is removed with it, and the path of that. `None`: there is no such hierarchy, or it
+    /// is not writable.
+    fn supervisors(name: &str) -> Option<(Supervisors, PathBuf)> {
         let name = format!("master-process-unit-{}-{name}", std::process::id());
-        mkdirat(&parent, &name, Mode::from(0o755)).ok()?;
-        let place = openat(&parent, &name, DIRECTORY, Mode::empty()).expect("it is there");
-        mkdirat(&place, "own", Mode::from(0o755)).expect("it is ours");
-        let own = openat(&place, "own", DIRECTORY, Mode::empty()).expect("it is there");
-        let supervisors =
-            Supervisors { parent: place.try_clone().expect("a descriptor"), own, name: "own".to_owned() };
-        Some((supervisors, Folder { parent, own: place, name }))
+        let path = place()?.mount.join(name);
+        let made = Supervisors::make(Some(&path), CgroupLimits::default());
+        made.ok().map(|(supervisors, _)| (supervisors, path))
     }
 
     /// Makes nested cgroups, `depth` levels at most. Returns the number of levels made, and the error that ended it.
@@ -544,11 +676,11 @@ mod tests {
         let Some((supervisors, place)) = supervisors("depth") else {
             return eprintln!("skipped: no cgroup can be made");
         };
-        let cgroup = supervisors.create(1).expect("it is ours");
+        let cgroup = supervisors.create(1, 1, None).expect("it is ours");
         assert_eq!(divide(&cgroup, MAX_DEPTH + 1), (MAX_DEPTH, Err(rustix::io::Errno::AGAIN)));
         remove_in_steps(&cgroup);
         drop((cgroup, supervisors));
-        assert!(place.remove());
+        assert!(!place.exists());
     }
 
     #[test]
@@ -556,17 +688,17 @@ mod tests {
         let Some((supervisors, place)) = supervisors("steps") else {
             return eprintln!("skipped: no cgroup can be made");
         };
-        let deep = supervisors.create(1).expect("it is ours");
+        let deep = supervisors.create(1, 1, None).expect("it is ours");
         take_limits_away(&deep);
         assert_eq!(divide(&deep, 2 * MAX_GROUPS), (2 * MAX_GROUPS, Ok(())));
         assert!(remove_in_steps(&deep) > 2);
-        let wide = supervisors.create(2).expect("it is ours");
+        let wide = supervisors.create(2, 2, None).expect("it is ours");
         for number in 0..2 * MAX_GROUPS {
             mkdirat(&wide.folder.own, number.to_string(), Mode::from(0o755)).expect("it is ours");
         }
         assert!(remove_in_steps(&wide) > 2);
         drop((deep, wide, supervisors));
-        assert!(place.remove());
+        assert!(!place.exists());
     }
 
     #[test]
@@ -574,7 +706,7 @@ mod tests {
         let Some((supervisors, place)) = supervisors("in-use") else {
             return eprintln!("skipped: no cgroup can be made");
         };
-        let cgroup = supervisors.create(1).expect("it is ours");
+        let cgroup = supervisors.create(1, 1, None).expect("it is ours");
         divide(&cgroup, 3).1.expect("it may be that deep");
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("a process");
         let inner = openat(&cgroup.folder.own, "below/below", DIRECTORY, Mode::empty()).expect("made");
@@ -586,6 +718,44 @@ mod tests {
         child.wait().expect("it is ours");
         remove_in_steps(&cgroup);
         drop((cgroup, supervisors));
-        assert!(place.remove());
+        assert!(!place.exists());
+    }
+
+    #[test]
+    fn a_cgroup_has_the_first_free_name_of_its_slot() {
+        let Some((supervisors, place)) = supervisors("names") else {
+            return eprintln!("skipped: no cgroup can be made");
+        };
+        let first = supervisors.create(3, 1, None).expect("it is ours");
+        let second = supervisors.create(3, 2, None).expect("it is ours");
+        assert_eq!((first.folder.name.as_str(), second.folder.name.as_str()), ("slot-3", "slot-3.2"));
+        assert!(supervisors.path_of(&second).ends_with("/slot-3.2"));
+        assert!(first.reusable_slot().is_none(), "without limits there is nothing to keep");
+        drop(first);
+        assert_eq!(supervisors.create(3, 3, None).expect("it is ours").folder.name, "slot-3");
+        drop((second, supervisors));
+        assert!(!place.exists());
+    }
+
+    #[test]
+    fn the_cgroup_of_a_slot_outlives_its_workers_and_is_thawed_for_the_next_one() {
+        let Some((supervisors, place)) = supervisors("slots") else {
+            return eprintln!("skipped: no cgroup can be made");
+        };
+        let slot =
+            supervisors.make_free("slot-0").map(|folder| Slot::new(folder, 0, CgroupLimits::default()));
+        let slot = Arc::new(slot.expect("it is ours"));
+        let frozen = cgroup_slot::fd(&slot);
+        write(frozen, "cgroup.freeze", "1").expect("it is ours");
+        slot.prepare().expect("it has no limits");
+        assert_eq!(read(frozen, "cgroup.freeze").expect("it is ours").trim(), "0");
+        let worker = slot.make_below(7).expect("it is ours");
+        assert_eq!((worker.name.as_str(), slot.name()), ("worker-7", "slot-0"));
+        assert!(worker.remove());
+        drop(slot);
+        assert_eq!(supervisors.make_free("slot-0").expect("it was removed").name, "slot-0");
+        let _left = unlinkat(&supervisors.own, "slot-0", AtFlags::REMOVEDIR);
+        drop(supervisors);
+        assert!(!place.exists());
     }
 }

@@ -34,8 +34,11 @@ use std::time::Duration;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::config::CgroupLimits;
 use crate::policy::WorkerId;
-use crate::sys::cgroup::{self, Cgroup, Removal, Supervisors};
+use crate::sys::cgroup::{
+    Cgroup, LimitsMet, Removal, SavedCgroup, SavedSlot, SavedSupervisors, Slot, Supervisors, Unusable,
+};
 use crate::sys::children;
 use crate::sys::handover::{Incoming, Outgoing};
 use crate::sys::helper::Helper;
@@ -112,13 +115,41 @@ pub struct Saved {
     /// Pid, start time and the worker's serial.
     owners: Vec<(i32, u64, u64)>,
     inherited: Vec<i32>,
-    parent: Option<cgroup::Saved>,
-    cgroups: Vec<(u64, cgroup::Saved)>,
-    emptied: Vec<cgroup::Saved>,
+    parent: Option<SavedSupervisors>,
+    cgroups: Vec<(u64, SavedCgroup)>,
+    emptied: Vec<SavedEmptied>,
     /// The signals that no walk has sent yet, with the hints.
     signals: Vec<(u64, i32, Vec<i32>)>,
     questions: u64,
     surveys: bool,
+    /// For each slot the cgroup with the limits that its next worker gets.
+    #[serde(default)]
+    kept: Vec<SavedSlot>,
+    /// The slots that are wanted, as far as that is known.
+    #[serde(default)]
+    slots: Option<u32>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct SavedEmptied {
+    #[serde(flatten)]
+    cgroup: SavedCgroup,
+    #[serde(default)]
+    slot_is_free: bool,
+}
+
+/// The cgroup of a worker that is gone.
+#[derive(Debug)]
+struct Emptied {
+    cgroup: Arc<Cgroup>,
+    /// Whether another worker may use the cgroup with the limits: none of its processes is left.
+    slot_is_free: bool,
+}
+
+impl Emptied {
+    fn new(cgroup: Arc<Cgroup>) -> Emptied {
+        Emptied { cgroup, slot_is_free: false }
+    }
 }
 
 /// The process trees of all workers, as the loop sees them.
@@ -133,11 +164,15 @@ pub struct Trees {
     inherited: HashSet<Pid>,
     workers: Arc<Registry>,
     notify_socket: Arc<[u8]>,
-    /// The parent of the workers' cgroups. `None`: no cgroup is delegated to the supervisor.
-    parent: Option<Supervisors>,
     cgroups: HashMap<u64, Arc<Cgroup>>,
     /// The cgroups of workers that are gone which cannot be removed yet: the kernel is still ending a process in them.
-    emptied: VecDeque<Arc<Cgroup>>,
+    emptied: VecDeque<Emptied>,
+    /// For each slot the cgroup with the limits that its next worker gets.
+    kept: BTreeMap<u32, Arc<Slot>>,
+    /// The slots that are wanted, as far as that is known.
+    slots: u32,
+    /// The parent of the workers' cgroups, which is removed after them. `None`: the supervisor has no cgroup.
+    parent: Option<Supervisors>,
     /// Removes the cgroups that those workers have made below their own.
     remover: Helper<Vec<Arc<Cgroup>>, bool>,
     /// Whether the remover is busy.
@@ -168,9 +203,11 @@ impl Trees {
             inherited: children::ours().into_iter().collect(),
             workers: Arc::default(),
             notify_socket: notify_socket.into(),
-            parent,
             cgroups: HashMap::new(),
             emptied: VecDeque::new(),
+            kept: BTreeMap::new(),
+            slots: u32::MAX,
+            parent,
             remover: Helper::new("cgroups", 64 * 1024, 1, walker.wake().clone(), remove_some),
             removes: false,
             requests: BTreeMap::new(),
@@ -202,24 +239,36 @@ impl Trees {
         });
         let cgroups = self.cgroups.iter().map(|(serial, cgroup)| (*serial, cgroup.save(out)));
         let cgroups = cgroups.collect();
+        let emptied = self.emptied.iter().map(|emptied| SavedEmptied {
+            cgroup: emptied.cgroup.save(out),
+            slot_is_free: emptied.slot_is_free,
+        });
+        let emptied: Vec<SavedEmptied> = emptied.collect();
         Saved {
             trees: self.trees.values().cloned().collect(),
             owners: self.owners.iter().map(|(pid, (at, serial))| (number(pid), *at, *serial)).collect(),
             inherited: self.inherited.iter().map(number).collect(),
             parent: self.parent.as_ref().map(|parent| parent.save(out)),
             cgroups,
-            emptied: self.emptied.iter().map(|cgroup| cgroup.save(out)).collect(),
+            emptied,
             signals: signals.collect(),
             questions: self.questions,
             surveys: self.surveys,
+            kept: self.kept.values().map(|slot| slot.save(out)).collect(),
+            slots: Some(self.slots),
         }
     }
 
-    /// Trees that go on from this state.
+    /// Trees that go on from this state, with these limits of the workers' cgroups.
     ///
     /// # Errors
     /// Those of eventfd(2), or a descriptor is missing.
-    pub fn resume(saved: Saved, notify_socket: &[u8], from: &mut Incoming) -> io::Result<Trees> {
+    pub fn resume(
+        saved: Saved,
+        limits: CgroupLimits,
+        notify_socket: &[u8],
+        from: &mut Incoming,
+    ) -> io::Result<Trees> {
         let mut trees = Trees::new(None, notify_socket)?;
         let pids = |numbers: Vec<i32>| numbers.into_iter().filter_map(Pid::from_raw);
         trees.inherited = pids(saved.inherited).collect();
@@ -232,13 +281,20 @@ impl Trees {
         }
         let known = |(pid, at, serial)| Some((Pid::from_raw(pid)?, (at, serial)));
         trees.owners = saved.owners.into_iter().filter_map(known).collect();
-        trees.parent = saved.parent.map(|parent| Supervisors::resume(parent, from)).transpose()?;
+        let parent = saved.parent.map(|parent| Supervisors::resume(parent, limits, from));
+        trees.parent = parent.transpose()?;
         for (serial, cgroup) in saved.cgroups {
-            trees.cgroups.insert(serial, Arc::new(Cgroup::resume(cgroup, from)?));
+            trees.cgroups.insert(serial, Arc::new(Cgroup::resume(cgroup, limits, from)?));
         }
-        for cgroup in saved.emptied {
-            trees.emptied.push_back(Arc::new(Cgroup::resume(cgroup, from)?));
+        for SavedEmptied { cgroup, slot_is_free } in saved.emptied {
+            let cgroup = Arc::new(Cgroup::resume(cgroup, limits, from)?);
+            trees.emptied.push_back(Emptied { cgroup, slot_is_free });
         }
+        for slot in saved.kept {
+            let slot = Slot::resume(slot, limits, from)?;
+            trees.kept.insert(slot.number(), Arc::new(slot));
+        }
+        trees.slots = saved.slots.unwrap_or(trees.slots);
         for (serial, signal, hints) in saved.signals {
             trees.signal(serial, signal, pids(hints).collect());
         }
@@ -258,13 +314,46 @@ impl Trees {
         &self.inherited
     }
 
-    /// Makes a cgroup for a worker that is about to be started.
-    pub fn make_cgroup(&self, worker: WorkerId) -> Option<Cgroup> {
-        let made = self.parent.as_ref()?.create(worker.serial);
-        made.inspect_err(|error| {
-            tracing::debug!("cannot make a cgroup: {error}; worker {} starts without one", worker.slot);
-        })
-        .ok()
+    /// Makes a cgroup for a worker that is about to be started. Its limits are those of a cgroup that an earlier worker of the
+    /// slot had, if there is one.
+    ///
+    /// # Errors
+    /// The worker has limits, and there is no cgroup with them.
+    pub fn make_cgroup(&mut self, worker: WorkerId) -> Result<Option<Cgroup>, Unusable> {
+        if self.limits().is_some() && !self.emptied.is_empty() && !self.kept.contains_key(&worker.slot) {
+            self.remove_cgroups();
+        }
+        let Some(parent) = &self.parent else { return Ok(None) };
+        let made = if worker.is_preload() {
+            parent.create_unlimited("preload")
+        } else {
+            parent.create(worker.slot, worker.serial, self.kept.remove(&worker.slot))
+        };
+        match made {
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(error) if self.limits().is_some() && !worker.is_preload() => Err(error),
+            Err(error) => {
+                tracing::debug!("cannot make a cgroup: {error}; worker {} starts without one", worker.slot);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The limits of the cgroups of the workers, if there are any.
+    pub fn limits(&self) -> Option<&CgroupLimits> {
+        let limits = self.parent.as_ref()?.limits();
+        (*limits != CgroupLimits::default()).then_some(limits)
+    }
+
+    /// The path of the cgroup of a worker.
+    pub fn cgroup_path(&self, serial: u64) -> Option<String> {
+        Some(self.parent.as_ref()?.path_of(self.cgroups.get(&serial)?))
+    }
+
+    /// What a worker has met at the limits of its cgroup.
+    pub fn limits_met(&self, serial: u64) -> LimitsMet {
+        let cgroup = self.cgroups.get(&serial).filter(|_| self.limits().is_some());
+        cgroup.map(|cgroup| cgroup.limits_met()).unwrap_or_default()
     }
 
     /// Removes the cgroups of workers that are gone, as far as they contain no process. Returns true if some are left.
@@ -291,23 +380,40 @@ impl Trees {
     fn try_cgroups(&mut self, delegates: bool) {
         let mut divided = Vec::new();
         for _ in 0..self.emptied.len().min(REMOVED_AT_ONCE) {
-            let Some(cgroup) = self.emptied.pop_front() else { break };
-            match cgroup.remove() {
+            let Some(mut emptied) = self.emptied.pop_front() else { break };
+            let removal = emptied.cgroup.remove();
+            if removal != Removal::InUse {
+                self.keep_slot(&mut emptied);
+            }
+            match removal {
                 Removal::Gone => continue,
-                Removal::Divided => divided.push(Arc::clone(&cgroup)),
+                Removal::Divided => divided.push(Arc::clone(&emptied.cgroup)),
                 Removal::InUse => {}
             }
-            self.emptied.push_back(cgroup);
+            self.emptied.push_back(emptied);
         }
         if delegates && !self.removes && !divided.is_empty() {
             self.removes = self.remover.ask(divided);
         }
     }
 
-    /// Kills the processes in the cgroup of an abandoned start whose child has ended, and removes the cgroup.
+    /// Keeps the cgroup with the limits of a worker of which no process is left for the next worker of its slot, if there is
+    /// none yet.
+    fn keep_slot(&mut self, emptied: &mut Emptied) {
+        if std::mem::replace(&mut emptied.slot_is_free, true) {
+            return;
+        }
+        if let Some(slot) = emptied.cgroup.reusable_slot()
+            && slot.number() < self.slots
+        {
+            self.kept.entry(slot.number()).or_insert_with(|| Arc::clone(slot));
+        }
+    }
+
+    /// Kills the processes in the cgroup of a start that failed or was abandoned, and whose child has ended.
     pub fn end_cgroup(&mut self, cgroup: Cgroup) {
         let _before_linux_5_14 = cgroup.kill();
-        self.emptied.push_back(Arc::new(cgroup));
+        self.emptied.push_back(Emptied::new(Arc::new(cgroup)));
         self.remove_cgroups();
     }
 
@@ -388,11 +494,13 @@ impl Trees {
         }
     }
 
-    /// Forgets a worker of which no process is left.
-    pub fn gone(&mut self, serial: u64) {
+    /// Forgets a worker of which no process is left. `slots`: the number that is wanted.
+    pub fn gone(&mut self, serial: u64, slots: u32) {
+        self.slots = slots;
+        drop(self.kept.split_off(&slots));
         self.trees.remove(&serial);
         self.requests.remove(&serial);
-        self.emptied.extend(self.cgroups.remove(&serial));
+        self.emptied.extend(self.cgroups.remove(&serial).map(Emptied::new));
         self.remove_cgroups();
         self.owners.retain(|_, (_, owner)| *owner != serial);
     }

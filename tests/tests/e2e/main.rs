@@ -3,6 +3,7 @@
 mod accept_queues;
 mod bind_calls;
 mod bypass;
+mod cgroup_limits;
 mod cgroups;
 mod closing;
 mod commands;

@@ -128,6 +128,8 @@ struct Cloned {
 pub enum SpawnStep {
     /// `clone3`. If it fails, there is no child.
     Clone,
+    /// The limits of the cgroup. The supervisor sets them.
+    Cgroup,
     /// `prctl(PR_SET_NO_NEW_PRIVS)`.
     NoNewPrivs,
     /// `seccomp(SECCOMP_SET_MODE_FILTER)`.
@@ -206,11 +208,12 @@ impl fmt::Display for Interpreter {
 impl SpawnStep {
     fn of(raw: c_int) -> SpawnStep {
         use SpawnStep::{
-            Ambient, Capabilities, Clone, DeathSignal, Descriptor, Directory, Exec, Group, Groups,
+            Ambient, Capabilities, Cgroup, Clone, DeathSignal, Descriptor, Directory, Exec, Group, Groups,
             KeepCapabilities, Limit, NoNewPrivs, ProcessGroup, Seccomp, Unshare, User,
         };
         let all = [
             Clone,
+            Cgroup,
             NoNewPrivs,
             Seccomp,
             Unshare,
@@ -246,6 +249,7 @@ impl SpawnError {
     pub fn call(&self) -> &'static str {
         match self.step {
             SpawnStep::Clone => "clone3",
+            SpawnStep::Cgroup => "cgroup",
             SpawnStep::NoNewPrivs => "prctl(PR_SET_NO_NEW_PRIVS)",
             SpawnStep::Seccomp => "seccomp",
             SpawnStep::Unshare => "close_range",

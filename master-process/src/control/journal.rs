@@ -87,6 +87,7 @@ fn is_zero(number: &u64) -> bool {
 
 /// An end, as it is kept.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct End {
     /// The exit code, if it exited.
     pub exit_code: Option<i32>,

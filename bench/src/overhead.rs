@@ -72,16 +72,24 @@ pub(crate) fn prepare_dense() -> Result<[PathBuf; 3]> {
     Ok([dir.join("release/master-process"), worker, host])
 }
 
-/// Builds what [`super::control`] runs.
+/// Builds what [`super::control`] runs. A binary that `MASTER_PROCESS_BIN` names is not built.
 pub(crate) fn prepare_control() -> Result<[PathBuf; 3]> {
-    let (_subjects, worker) = prepare(false)?;
     let dir = run::target_dir()?;
+    let (worker, _baseline) = build(&dir.join("bench"))?;
     let listener = dir.join("bench/listener");
-    compile("listener.c", &listener, &["-static"])?;
+    compile("listener.c", &listener, &[])?;
+    let named = std::env::var_os("MASTER_PROCESS_BIN").filter(|path| !path.is_empty());
+    let program = match named {
+        Some(path) => PathBuf::from(path),
+        None => {
+            run::run(&mut run::cargo(["build", "--release", "--package", "master-process"]))?;
+            dir.join("release/master-process")
+        }
+    };
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
         .context("raising RLIMIT_NOFILE")?;
-    Ok([dir.join("release/master-process"), worker, listener])
+    Ok([program, worker, listener])
 }
 
 /// Above this load other programs are what the benchmark measures: with two busy ones on two CPUs the baseline was seen

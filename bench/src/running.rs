@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::{
@@ -114,15 +114,18 @@ impl Running {
             .with_context(|| format!("no Pss in {path}"))
     }
 
-    /// CPU time of the subject's own process, in nanoseconds; /proc/PID/task/TID/schedstat.
+    /// CPU time of the subject's own process, in nanoseconds: that of all threads, also of those that have ended.
     pub(crate) fn cpu_ns(&self) -> Result<u64> {
-        let path = format!("/proc/{}/task", self.child.id());
-        let mut sum = 0;
-        for thread in std::fs::read_dir(&path).with_context(|| format!("reading {path}"))? {
-            let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-            sum += text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).context("no schedstat")?;
-        }
-        Ok(sum)
+        let pid = libc::pid_t::try_from(self.child.id())?;
+        let mut clock: libc::clockid_t = 0;
+        // SAFETY: the function writes a number to `clock`.
+        let failed = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+        ensure!(failed == 0, "clock_getcpuclockid: {}", std::io::Error::from_raw_os_error(failed));
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the function writes a time to `time`.
+        let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+        ensure!(result == 0, "clock_gettime: {}", std::io::Error::last_os_error());
+        Ok(u64::try_from(time.tv_sec)? * 1_000_000_000 + u64::try_from(time.tv_nsec)?)
     }
 
     /// Stops the subject, waits, and checks that no process of it is left.

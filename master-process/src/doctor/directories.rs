@@ -28,8 +28,8 @@ pub(super) struct Facts {
 enum ControlFacts {
     /// Not wanted.
     Off,
-    /// In this directory.
-    In(Directory),
+    /// In this directory. `has_group`: members of a group are to reach it.
+    In { directory: Directory, has_group: bool },
     /// Nowhere, for these reasons. `is_fatal`: the user has chosen the name or the path, so a supervisor does not start.
     Nowhere { failed: Vec<String>, is_fatal: bool },
 }
@@ -97,7 +97,9 @@ fn try_control(config: &Config) -> ControlFacts {
     let mut failed = Vec::new();
     for directory in directories {
         match try_directory(&directory, &control::file_name(&probe)) {
-            Ok(found) => return ControlFacts::In(found),
+            Ok(directory) => {
+                return ControlFacts::In { directory, has_group: config.control_group.is_some() };
+            }
             Err(why) => failed.push(format!("{}: {why}", directory.display())),
         }
     }
@@ -143,10 +145,6 @@ impl Directory {
         let owner = if self.uid == 0 { "root".to_owned() } else { format!("uid {}", self.uid) };
         format!("{} ({owner}, {:04o})", self.path.display(), self.mode)
     }
-
-    fn is_writable_by_all(&self) -> bool {
-        Mode::from_raw_mode(self.mode).contains(Mode::WOTH)
-    }
 }
 
 /// The rows.
@@ -158,12 +156,23 @@ fn control_row(facts: &ControlFacts, host: &Host) -> Row {
     const CHECK: &str = "control_dir";
     match facts {
         ControlFacts::Off => Row::unused(GROUP, CHECK, "no control socket: --control off"),
-        ControlFacts::In(directory) => {
+        ControlFacts::In { directory, has_group } => {
             let uses = directory.words();
-            let row = if directory.is_writable_by_all() {
-                let path = directory.path.display();
+            let (path, mode) = (directory.path.display(), Mode::from_raw_mode(directory.mode));
+            let row = if mode.contains(Mode::WOTH) {
                 let why = "every local user can write to it, and can have the name of the socket before the supervisor";
-                let fix = Fix::command("let nobody else write to it", format!("chmod o-w {path}"));
+                let fix = if mode.contains(Mode::SVTX) {
+                    // Like /tmp, it is meant for all users.
+                    Fix::by_hand(
+                        "name a path in a directory that only this user can write to: --control PATH",
+                    )
+                } else {
+                    Fix::command("let nobody else write to it", format!("chmod o-w {path}"))
+                };
+                Row::degraded(GROUP, CHECK, uses, why, fix)
+            } else if *has_group && !mode.contains(Mode::XOTH) {
+                let why = "the members of --control-group cannot reach the socket in it";
+                let fix = Fix::command("let others search it", format!("chmod o+x {path}"));
                 Row::degraded(GROUP, CHECK, uses, why, fix)
             } else {
                 Row::ok(GROUP, CHECK, uses)
@@ -249,10 +258,16 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o777)).expect("ours");
         let found = try_directory(&path, "a.sock").expect("it can be used");
         assert_eq!(std::fs::read_dir(&path).expect("still there").count(), 0);
-        let row = control_row(&ControlFacts::In(found), &host());
-        assert_eq!(row.state, State::Degraded);
-        let command = row.problem.expect("a problem").fix.command;
-        assert_eq!(command, Some(format!("chmod o-w {}", path.display())));
+        let shown = path.display();
+        let fix = |mode: u32, has_group: bool| {
+            let directory = Directory { path: path.clone(), mode, uid: found.uid };
+            let row = control_row(&ControlFacts::In { directory, has_group }, &host());
+            row.problem.map(|problem| problem.fix.command)
+        };
+        assert_eq!(fix(0o777, false), Some(Some(format!("chmod o-w {shown}"))));
+        assert_eq!(fix(0o1777, false), Some(None), "no command for a directory like /tmp");
+        assert_eq!(fix(0o700, true), Some(Some(format!("chmod o+x {shown}"))));
+        assert_eq!((fix(0o700, false), fix(0o755, true)), (None, None));
         std::fs::remove_dir(&path).expect("empty");
         std::fs::write(&path, "").expect("written");
         assert!(try_directory(&path, "a.sock").expect_err("a file").contains("open: Not a directory"));

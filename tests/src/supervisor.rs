@@ -119,7 +119,8 @@ impl Builder {
     #[must_use]
     pub fn spawn(self) -> Supervisor {
         let mut words = self.wrapper;
-        words.push(self.program.unwrap_or_else(binary).into());
+        let program = self.program.unwrap_or_else(binary);
+        words.push(program.clone().into());
         words.extend(self.args);
         if !self.command.is_empty() {
             words.push("--".into());
@@ -160,6 +161,7 @@ impl Builder {
         Supervisor {
             wrapped: i32::try_from(child.id()).expect("pids are positive and small"),
             child: Mutex::new(child),
+            program,
             tag: format!("{TAG}={tag}"),
             pipes,
             log,
@@ -261,6 +263,8 @@ pub struct Finished {
 #[derive(Debug)]
 pub struct Supervisor {
     child: Mutex<Child>,
+    /// The file that was started.
+    program: PathBuf,
     wrapped: i32,
     tag: String,
     pipes: [PathBuf; 2],
@@ -288,14 +292,20 @@ impl Supervisor {
         Self::builder().args(options).command(command).spawn()
     }
 
+    /// Whether a process executes the supervisor's program, or the one that was at that path before.
+    fn executes_us(&self, pid: i32) -> bool {
+        let Some(file) = process::executable(pid) else { return false };
+        let replaced = file.to_str().and_then(|path| path.strip_suffix(" (deleted)"));
+        file == self.program || replaced.is_some_and(|path| Path::new(path) == self.program)
+    }
+
     /// The supervisor's own pid: that of the wrapper, unless the wrapper has forked it.
     ///
     /// # Panics
     /// When it never comes up.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        let binary = binary();
-        let ours = |pid: i32| process::executable(pid).as_ref() == Some(&binary);
+        let ours = |pid: i32| self.executes_us(pid);
         if ours(self.wrapped) {
             return self.wrapped;
         }
@@ -451,7 +461,7 @@ impl Supervisor {
     #[must_use]
     pub fn survivors(&self) -> Vec<i32> {
         let running = self.marked().into_iter().map(|process| process.pid);
-        running.filter(|pid| *pid != self.wrapped && process::executable(*pid) != Some(binary())).collect()
+        running.filter(|pid| *pid != self.wrapped && !self.executes_us(*pid)).collect()
     }
 
     fn marked(&self) -> Vec<Stat> {

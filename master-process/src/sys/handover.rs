@@ -20,13 +20,27 @@ use serde::{Deserialize, Serialize};
 #[serde(transparent)]
 pub struct Fd(RawFd);
 
-/// A descriptor, and the file that it is: the device and inode number, and the type in the mode; fstat(2).
+/// A descriptor, and the file that it is: the device and inode number, and the type in the mode; fstat(2). It is written
+/// as a list, because a state has thousands of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "(Fd, u64, u64, u32)", from = "(Fd, u64, u64, u32)")]
 pub struct Described {
     fd: Fd,
     device: u64,
     inode: u64,
     kind: u32,
+}
+
+impl From<Described> for (Fd, u64, u64, u32) {
+    fn from(Described { fd, device, inode, kind }: Described) -> (Fd, u64, u64, u32) {
+        (fd, device, inode, kind)
+    }
+}
+
+impl From<(Fd, u64, u64, u32)> for Described {
+    fn from((fd, device, inode, kind): (Fd, u64, u64, u32)) -> Described {
+        Described { fd, device, inode, kind }
+    }
 }
 
 impl Described {
@@ -122,7 +136,7 @@ impl Incoming {
         }
         let mut closed = 0;
         for number in open_numbers()? {
-            if !known.contains(&number) {
+            if !known.contains(&number) && is_open(number) {
                 // SAFETY: no value of this program owns the number: it has opened no descriptor but those spared.
                 drop(unsafe { OwnedFd::from_raw_fd(number) });
                 closed += 1;
@@ -147,15 +161,17 @@ impl Incoming {
     }
 }
 
-/// The open descriptors from 3 on, as the kernel lists them, without the one that the list is read from.
+/// The open descriptors from 3 on, as the kernel lists them, and the one that the list was read from.
 fn open_numbers() -> io::Result<Vec<RawFd>> {
-    let mut numbers: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")?
+    let numbers = std::fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|number| *number >= 3)
-        .collect();
-    // SAFETY: the call only asks whether the number is still open; that of the directory is not.
-    numbers.retain(|number| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0);
-    Ok(numbers)
+        .filter(|number| *number >= 3);
+    Ok(numbers.collect())
+}
+
+fn is_open(number: RawFd) -> bool {
+    // SAFETY: the call only asks whether the number is open.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
 /// The start of a state: these bytes, the length, and the checksum.
@@ -262,10 +278,8 @@ pub fn execute(program: Executable<'_>, arguments: &[CString], environment: &[CS
 
 /// The descriptor with this number, which an earlier program has left open; `None` if it is not open.
 pub fn left_open(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: the call only asks whether the number is open.
-    let is_open = number >= 3 && unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
     // SAFETY: it is open, and the caller is the first who takes it: this program has opened nothing yet.
-    is_open.then(|| unsafe { OwnedFd::from_raw_fd(number) })
+    (number >= 3 && is_open(number)).then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// The time of the monotonic clock, in nanoseconds: it goes on over the change of the program.

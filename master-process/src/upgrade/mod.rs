@@ -63,12 +63,18 @@ impl State {
         struct Schema {
             schema: u32,
         }
-        let Schema { schema } =
-            serde_json::from_slice(bytes).map_err(|error| format!("the state is not readable: {error}"))?;
-        if schema != SCHEMA {
-            return Err(format!("the state has schema {schema}, and this version reads schema {SCHEMA}"));
+        let schema =
+            |schema| format!("the state has schema {schema}, and this version reads schema {SCHEMA}");
+        match serde_json::from_slice::<State>(bytes) {
+            Ok(state) if state.schema == SCHEMA => Ok(state),
+            Ok(state) => Err(schema(state.schema)),
+            Err(error) => {
+                // Another form may be the reason.
+                let other = serde_json::from_slice(bytes).ok().map(|Schema { schema }| schema);
+                let other = other.filter(|other| *other != SCHEMA);
+                Err(other.map_or_else(|| format!("the state is not readable: {error}"), schema))
+            }
         }
-        serde_json::from_slice(bytes).map_err(|error| format!("the state is not readable: {error}"))
     }
 }
 

@@ -373,7 +373,7 @@ fn kill_9_in_an_upgrade_ends_the_workers_as_at_any_time() {
         supervisor.signal(Signal::USR1);
         master_process_tests::offset(Duration::from_millis(wait));
         supervisor.signal(Signal::KILL);
-        let _killed = supervisor.wait_exit(Duration::from_secs(30));
+        assert_eq!(supervisor.wait_exit(Duration::from_secs(30)).code(), None, "a signal has ended it");
         supervisor_is_gone(&supervisor);
     }
 }

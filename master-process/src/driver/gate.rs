@@ -31,9 +31,10 @@ pub(super) struct Gate {
     held: Vec<Place>,
     /// The number of starts that need no place: this supervisor holds all of them, or they cannot be used.
     beyond: usize,
-    wake: Option<Wake>,
-    /// The thread that waits for a place. It ends when it is dropped and has its place.
+    /// Waits for a place. One for all waits: each new thread would keep some pages of its stack.
     waiter: Option<Helper<OccupiedPlace, std::io::Result<Place>>>,
+    /// Whether it waits.
+    waits: bool,
     /// Whether it was logged that starts wait, since the last one that did not.
     said_waiting: bool,
     /// The last reason that was logged for which the places cannot be used.
@@ -70,8 +71,8 @@ impl Gate {
             places: directory.map(|(directory, count)| Places::new(directory, count)),
             held: Vec::new(),
             beyond: 0,
-            wake: None,
             waiter: None,
+            waits: false,
             said_waiting: false,
             said_unusable: String::new(),
         }
@@ -111,9 +112,9 @@ impl Gate {
 
     /// The thread has a place. If no start waits any more, the place is free again at once.
     pub(super) fn read(&mut self, cx: &mut Context) {
-        let _was_set = self.wake.as_ref().map(Wake::clear);
+        let _was_set = self.waiter.as_ref().map(|waiter| waiter.wake().clear());
         for waited in self.waiter.as_mut().map(Helper::take).unwrap_or_default() {
-            self.waiter = None;
+            self.waits = false;
             match waited {
                 Ok(place) if cx.policy.awaits_place() => {
                     self.held.push(place);
@@ -156,7 +157,7 @@ impl Gate {
             let count = places.count();
             info!(places = count, "starts wait for those of other supervisors (--start-gate {count})");
         }
-        if self.waiter.is_none() {
+        if !self.waits {
             let occupied = places.next_occupied(&self.held).map_err(|why| why.to_string())?;
             self.ask(cx, occupied).map_err(|error| error.to_string())?;
         }
@@ -164,17 +165,18 @@ impl Gate {
     }
 
     fn ask(&mut self, cx: &mut Context, occupied: OccupiedPlace) -> std::io::Result<()> {
-        let wake = match &self.wake {
-            Some(wake) => wake.clone(),
-            None => self.wake.insert(Wake::new()?).clone(),
+        let waiter = match &mut self.waiter {
+            Some(waiter) => waiter,
+            None => {
+                self.waiter.insert(Helper::new("start-gate", STACK, 1, Wake::new()?, OccupiedPlace::wait))
+            }
         };
-        let mut waiter = Helper::new("start-gate", STACK, 1, wake, OccupiedPlace::wait);
         if !waiter.ask(occupied) {
             return Err(std::io::Error::other("the thread cannot be started"));
         }
-        // A watch is for one wake-up, and so is the thread.
+        // A watch is for one wake-up.
         cx.watch(waiter.wake().fd(), Token::Places);
-        self.waiter = Some(waiter);
+        self.waits = true;
         Ok(())
     }
 

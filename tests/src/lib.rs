@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `MASTER_PROCESS_BIN` | the binary under test; without it the one that was built last beside the tests |
 //! | `MASTER_PROCESS_NO_SKIP` | a test that cannot run here fails instead of saying so |
+//! | `MASTER_PROCESS_SYSTEMD` | what boots a systemd in a throw-away root and runs a command there: for the ignored test of the units |
 //! | `MASTER_PROCESS_SLOW` | a factor for every deadline: for emulated machines |
 
 pub mod address;

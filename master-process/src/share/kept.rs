@@ -4,11 +4,13 @@
 //! what it is: its kind, the slot whose next worker gets its queue, its number in the kernel's group, and its address.
 //! A name is believed only as far as the socket confirms it.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 use super::address::{Key, Protocol};
 use super::caller_socket::bound_key;
@@ -55,6 +57,11 @@ pub(super) struct Name {
 }
 
 impl Name {
+    /// The path in the address, if it is a Unix path.
+    fn path(&self) -> Option<PathBuf> {
+        Some(PathBuf::from(OsString::from_vec(decoded(self.address.strip_prefix("unix/")?)?)))
+    }
+
     /// Reads a name; `None` if it is not one of ours.
     fn parse(text: &str) -> Option<Name> {
         let mut parts = text.strip_prefix(PREFIX)?.splitn(4, '/');
@@ -108,6 +115,19 @@ fn encoded(bytes: &[u8]) -> String {
     text
 }
 
+/// The bytes of a text that [`encoded`] has written.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let (mut bytes, mut rest) = (Vec::new(), text);
+    while let Some((plain, after)) = rest.split_once('%') {
+        bytes.extend(plain.bytes());
+        let (hex, after) = after.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(hex, 16).ok()?);
+        rest = after;
+    }
+    bytes.extend(rest.bytes());
+    Some(bytes)
+}
+
 /// A socket that the service manager kept, not checked yet.
 #[derive(Debug)]
 pub(super) struct KeptSocket {
@@ -145,7 +165,13 @@ impl KeptSocket {
                 let key = bound_key(fd).ok_or("it has no address")?;
                 Checked { key, file: None }
             }
-            Ok(SocketKind::UnixStream) => unix_place(fd)?,
+            Ok(SocketKind::UnixStream) => match self.name.path() {
+                Some(path) => unix_place(fd, &path)?,
+                None => {
+                    let name = sockets::abstract_name(fd).ok_or("it has no address")?;
+                    Checked { key: Key::Abstract(name), file: None }
+                }
+            },
             Ok(SocketKind::Udp { .. } | SocketKind::Other) | Err(_) => return Err("it is of another kind"),
         };
         if address_text(&checked.key) != self.name.address {
@@ -160,7 +186,7 @@ impl KeptSocket {
         match address {
             ListenAddr::Inet(address) => port == Some(address.port()),
             ListenAddr::Port(wanted) => port == Some(*wanted),
-            ListenAddr::Unix(path) => sockets::unix_path(self.fd.as_fd()).as_deref() == Some(path.as_path()),
+            ListenAddr::Unix(path) => self.name.path().as_ref() == Some(path),
         }
     }
 
@@ -181,14 +207,11 @@ impl KeptSocket {
     }
 }
 
-/// The place of a Unix listener. A file that leads to another socket by now is not ours.
-fn unix_place(fd: BorrowedFd<'_>) -> Result<Checked, &'static str> {
-    let Some(path) = sockets::unix_path(fd).filter(|path| path.is_absolute()) else {
-        let name = sockets::abstract_name(fd).ok_or("it has no address")?;
-        return Ok(Checked { key: Key::Abstract(name), file: None });
-    };
-    let place = Place::own(&path).map_err(|_gone| "its directory is gone")?;
-    let (key, file) = (place.key(), place.restored().ok_or("its path is gone")?);
+/// The place of a Unix listener, which may have been bound under another name. The kernel knows to which socket a file
+/// leads.
+fn unix_place(fd: BorrowedFd<'_>, path: &Path) -> Result<Checked, &'static str> {
+    let place = Place::own(path).map_err(|_gone| "its directory is gone")?;
+    let (key, file) = (place.key(), place.present().ok_or("its path is gone")?);
     let (device, inode) = file.id().ok_or("its path is gone")?;
     let there =
         inet_diag::listeners_at_file(device, inode).map_err(|_| "the kernel does not list Unix sockets")?;
@@ -300,7 +323,10 @@ impl Sockets {
             }
         }
         let (mut count, order) = (0, order.into_iter().map(|(_, id)| id).collect());
-        for Usable { socket, id, checked, scope } in here {
+        for Usable { socket, id, mut checked, scope } in here {
+            if let Some(file) = &mut checked.file {
+                file.take_charge();
+            }
             let slots = restoring.slots(&socket.name, scope);
             let reuseport = sockets::is_reuseport(socket.fd.as_fd());
             let backlog = accept_queue::of_tcp(socket.fd.as_fd());
@@ -408,4 +434,74 @@ fn distinct_keys(usable: &[Usable]) -> Vec<Key> {
 /// The name and the inode number of each socket that the service manager kept.
 pub(super) fn named(kept: &[KeptSocket]) -> io::Result<Vec<(String, SocketId)>> {
     kept.iter().map(|socket| Ok((socket.name.to_string(), sockets::inode(socket.fd.as_fd())?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    fn kept(name: &str, socket: impl Into<OwnedFd>) -> KeptSocket {
+        KeptSocket::new(name, socket.into()).expect("a name of ours")
+    }
+
+    #[test]
+    fn a_name_is_read_as_it_was_written() {
+        for text in [
+            "mp-shard/3/1/tcp/127.0.0.1/80",
+            "mp-listen/0/0/tcp/__1/80/v6only/if2",
+            "mp-path/0/0/unix//run/a",
+        ] {
+            assert_eq!(Name::parse(text).map(|name| name.to_string()).as_deref(), Some(text));
+        }
+        for other in
+            ["http", "mp-", "mp-other/0/0/tcp/1/2", "mp-shard/x/0/tcp/1/2", "mp-shard/0/0", "mp-shard/-1/0/a"]
+        {
+            assert_eq!(Name::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_printable_without_a_colon() {
+        let v6 = Key::tcp("[::1]:80".parse().expect("an address"), true);
+        assert_eq!(address_text(&v6), "tcp/__1/80/v6only");
+        let odd = "/run/a:b%c d\u{e4}";
+        let text = encoded(odd.as_bytes());
+        assert_eq!(text, "/run/a%3ab%25c%20d%c3%a4");
+        assert_eq!(decoded(&text).as_deref(), Some(odd.as_bytes()));
+        assert_eq!((decoded("%"), decoded("%4"), decoded("%zz")), (None, None, None));
+    }
+
+    #[test]
+    fn a_tcp_listener_is_checked_against_its_name() {
+        let listener = || TcpListener::bind("127.0.0.1:0").expect("bound");
+        let (right, wrong) = (listener(), listener());
+        let name = format!("mp-shard/0/0/tcp/127.0.0.1/{}", right.local_addr().expect("it has one").port());
+        assert!(kept(&name, right).check().is_ok());
+        assert_eq!(kept(&name, wrong).check().err(), Some("it has another address"));
+        let bound = sockets::bind_tcp("127.0.0.1:0".parse().expect("an address"), sockets::Tcp::default());
+        assert_eq!(kept(&name, bound.expect("bound")).check().err(), Some("it does not listen"));
+    }
+
+    #[test]
+    fn a_unix_listener_is_known_by_its_file_under_any_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| folder.path().join(name);
+        let name = format!("mp-path/0/0/unix/{}", path("app.sock").display());
+        let first = UnixListener::bind(path(".beside")).expect("bound");
+        std::fs::rename(path(".beside"), path("app.sock")).expect("ours");
+        let first = kept(&name, first);
+        match first.check() {
+            Ok(checked) => assert!(checked.file.is_some_and(|file| file.is_at_path())),
+            // A kernel without unix_diag.
+            Err(why) => return assert_eq!(why, "the kernel does not list Unix sockets"),
+        }
+        let _second = UnixListener::bind(path(".other")).expect("bound");
+        std::fs::rename(path(".other"), path("app.sock")).expect("ours");
+        assert_eq!(first.check().err(), Some("its path leads to another socket"));
+        std::fs::remove_file(path("app.sock")).expect("ours");
+        assert_eq!(first.check().err(), Some("its path is gone"));
+    }
 }

@@ -169,10 +169,11 @@ impl InheritedListeners {
     /// Takes the socket of an address of `--listen` that the service manager kept.
     fn take_kept_for(&mut self, address: &ListenAddr, v6only: bool, access: Access) -> Option<Opened> {
         let at = self.kept.iter().position(|kept| kept.is_of(address, v6only))?;
-        let KeptSocket { name, fd } = self.kept.remove(at);
-        let checked =
-            KeptSocket { name: name.clone(), fd: fds::copy_from(fd.as_fd(), 3).ok()? }.check().ok()?;
-        if let Some(file) = &checked.file {
+        let kept = self.kept.remove(at);
+        let mut checked = kept.check().ok()?;
+        let KeptSocket { name, fd } = kept;
+        if let Some(file) = &mut checked.file {
+            file.take_charge();
             // It has the access that the earlier supervisor gave it, unless that can be changed.
             let _best_effort = file.set_own_access(access);
         }

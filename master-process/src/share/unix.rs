@@ -137,10 +137,11 @@ impl Place {
         SocketFile { place: self, now, id, ours: false, initial: None }
     }
 
-    /// The file at this place, of a socket that an earlier supervisor held; `None`: there is none.
-    pub(super) fn restored(self) -> Option<SocketFile> {
+    /// The file at this place, which may be that of a socket of an earlier supervisor; `None`: there is none. It is not ours
+    /// before [`SocketFile::take_charge`].
+    pub(super) fn present(self) -> Option<SocketFile> {
         let id = Some(self.file_id()?);
-        Some(SocketFile { now: self.name.clone(), place: self, id, ours: true, initial: None })
+        Some(SocketFile { now: self.name.clone(), place: self, id, ours: false, initial: None })
     }
 
     /// The file that a worker is about to create at this place.
@@ -305,6 +306,11 @@ impl SocketFile {
     /// Sets the access that the user configured, if the file belongs to the supervisor's user.
     pub(super) fn set_own_access(&self, access: Access) -> io::Result<()> {
         self.set_access(access, rustix::process::geteuid().as_raw())
+    }
+
+    /// Takes charge of a file that an earlier supervisor held, for as long as its socket is kept.
+    pub(super) fn take_charge(&mut self) {
+        self.ours = true;
     }
 
     /// Device and inode number of the file.

@@ -307,6 +307,24 @@ fn a_listen_socket_survives_a_killed_supervisor() {
 }
 
 #[test]
+fn a_listen_socket_at_a_path_survives_a_killed_supervisor() {
+    let (manager, folder) = (ServiceManager::new(), tempfile::tempdir().expect("a temporary folder"));
+    let path = folder.path().join("app.sock");
+    let option = format!("unix:{}", path.display());
+    let start = || manager.spawn(workers("2", &["accept=3", "notify"]).args(["--listen", &option]));
+    let first = start();
+    first.await_ready(2);
+    assert!(manager.await_kept(1)[0].starts_with("mp-listen/"));
+    kill(&first);
+    let waiting: Vec<Waiting> = (0..4).map(|_| Waiting::new(path.as_path())).collect();
+    let second = start();
+    waiting.into_iter().for_each(|waiting| waiting.answered_by(&second));
+    assert!(second.logged(&["of the service manager"]).is_empty(), "{:?}", second.log());
+    assert_eq!(second.stop(), 0);
+    assert!(!path.exists());
+}
+
+#[test]
 fn kept_listeners_of_workers_give_way_to_a_listen_option_of_their_address() {
     let (manager, address) = (ServiceManager::new(), address::tcp());
     let first = manager.spawn(workers("2", &[&format!("listen={address}")]));
@@ -342,9 +360,15 @@ fn a_unix_socket_survives_a_killed_supervisor() {
     let (manager, folder) = (ServiceManager::new(), tempfile::tempdir().expect("a temporary folder"));
     let path = folder.path().join("app.sock");
     let listen = format!("listen={}", path.display());
-    let first = manager.spawn(workers("2", &[&listen]));
+    let options = ["--throttle", "50ms", "--throttle-max", "50ms"];
+    let first = manager.spawn(workers("2", &[&listen]).args(options));
     first.await_ready(2);
     assert!(manager.await_kept(1)[0].starts_with("mp-path/"));
+    // The next generation's socket was bound under another name.
+    let stored = manager.lines(&["FDSTORE=1"]).len();
+    first.reload(2);
+    eventually(TIMEOUT, "its socket is kept", || manager.lines(&["FDSTORE=1"]).len() > stored);
+    manager.await_kept(1);
     kill(&first);
     let waiting: Vec<Waiting> = (0..4).map(|_| Waiting::new(path.as_path())).collect();
     let second = manager.spawn(workers("2", &[&listen]));

@@ -193,8 +193,7 @@ impl Starts {
         let (launch, ready_pipe) = match started {
             Ok(started) => started,
             Err(failure) => {
-                // If the reason is the cgroup, the next start has another one.
-                drop(cgroup);
+                end_cgroup(cx, cgroup, failure.is_passing());
                 return self.start_failed(cx, worker, (generation, foreground), failure);
             }
         };
@@ -319,7 +318,7 @@ impl Starts {
         if let Ok(spawned) = self.launcher.result(over) {
             end(&spawned);
         }
-        end_cgroup(cx, cgroup);
+        end_cgroup(cx, cgroup, true);
     }
 
     /// Abandons a start. Its child is killed, and its record is kept until the kernel has ended the child.
@@ -351,13 +350,13 @@ impl Starts {
                 Err(failure) => {
                     cx.trees.start_failed(pid);
                     end(&spawned);
-                    end_cgroup(cx, begun.cgroup);
+                    end_cgroup(cx, begun.cgroup, false);
                     self.not_launched(cx, worker, failure);
                 }
             },
             Err(failure) => {
                 cx.trees.start_failed(pid);
-                end_cgroup(cx, begun.cgroup);
+                end_cgroup(cx, begun.cgroup, true);
                 self.start_failed(cx, worker, (begun.generation, begun.foreground), failure);
             }
         }
@@ -490,10 +489,11 @@ fn end(spawned: &Spawned) {
     let _death = pidfd::wait(spawned.pidfd.as_fd());
 }
 
-/// Ends what is left in the cgroup of a start that came to nothing.
-fn end_cgroup(cx: &mut Context, cgroup: Option<Cgroup>) {
+/// Ends what is left in the cgroup of a start that came to nothing. If the cgroup was the reason (`is_sound` is false), the next
+/// start has another one: a worker with enough rights can spoil it.
+fn end_cgroup(cx: &mut Context, cgroup: Option<Cgroup>, is_sound: bool) {
     if let Some(cgroup) = cgroup {
-        cx.trees.end_cgroup(cgroup);
+        cx.trees.end_cgroup(cgroup, is_sound);
         cx.schedule_cgroup_removal();
     }
 }

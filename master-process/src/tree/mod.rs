@@ -142,13 +142,13 @@ struct SavedEmptied {
 #[derive(Debug)]
 struct Emptied {
     cgroup: Arc<Cgroup>,
-    /// Whether another worker may use the cgroup with the limits: none of its processes is left.
-    slot_is_free: bool,
+    /// Whether the cgroup with the limits was kept for another worker, if that can use it.
+    slot_is_settled: bool,
 }
 
 impl Emptied {
     fn new(cgroup: Arc<Cgroup>) -> Emptied {
-        Emptied { cgroup, slot_is_free: false }
+        Emptied { cgroup, slot_is_settled: false }
     }
 }
 
@@ -400,7 +400,7 @@ impl Trees {
     /// Keeps the cgroup with the limits of a worker of which no process is left for the next worker of its slot, if there is
     /// none yet.
     fn keep_slot(&mut self, emptied: &mut Emptied) {
-        if std::mem::replace(&mut emptied.slot_is_free, true) {
+        if std::mem::replace(&mut emptied.slot_is_settled, true) {
             return;
         }
         if let Some(slot) = emptied.cgroup.reusable_slot()
@@ -410,10 +410,11 @@ impl Trees {
         }
     }
 
-    /// Kills the processes in the cgroup of a start that failed or was abandoned, and whose child has ended.
-    pub fn end_cgroup(&mut self, cgroup: Cgroup) {
+    /// Kills the processes in the cgroup of a start that failed or was abandoned, and whose child has ended. `is_sound`: the
+    /// cgroup was not the reason.
+    pub fn end_cgroup(&mut self, cgroup: Cgroup, is_sound: bool) {
         let _before_linux_5_14 = cgroup.kill();
-        self.emptied.push_back(Emptied::new(Arc::new(cgroup)));
+        self.emptied.push_back(Emptied { slot_is_settled: !is_sound, ..Emptied::new(Arc::new(cgroup)) });
         self.remove_cgroups();
     }
 

@@ -38,9 +38,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
         .context("raising RLIMIT_NOFILE")?;
 
-    if let Some(load) = load.filter(|load| *load > BUSY) {
-        println!("the machine is busy (load {load:.1}): believe no ratio, see the spreads");
-    }
+    warn_if_busy(load);
 
     let mut broken = Vec::new();
     if options.start || options.respawn {
@@ -74,6 +72,7 @@ pub(crate) fn prepare_dense() -> Result<[PathBuf; 3]> {
 
 /// Builds what [`super::control`] runs. A binary that `MASTER_PROCESS_BIN` names is not built.
 pub(crate) fn prepare_control() -> Result<[PathBuf; 3]> {
+    warn_if_busy(load_average());
     let dir = run::target_dir()?;
     let (worker, _baseline) = build(&dir.join("bench"))?;
     let listener = dir.join("bench/listener");
@@ -95,6 +94,12 @@ pub(crate) fn prepare_control() -> Result<[PathBuf; 3]> {
 /// Above this load other programs are what the benchmark measures: with two busy ones on two CPUs the baseline was seen
 /// at 0.7 times itself.
 const BUSY: f64 = 1.5;
+
+fn warn_if_busy(load: Option<f64>) {
+    if let Some(load) = load.filter(|load| *load > BUSY) {
+        println!("the machine is busy (load {load:.1}): believe no ratio, see the spreads");
+    }
+}
 
 /// How many threads wanted to run, over the last minute.
 fn load_average() -> Option<f64> {

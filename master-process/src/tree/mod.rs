@@ -135,7 +135,7 @@ struct SavedEmptied {
     #[serde(flatten)]
     cgroup: SavedCgroup,
     #[serde(default)]
-    slot_is_free: bool,
+    slot_is_settled: bool,
 }
 
 /// The cgroup of a worker that is gone.
@@ -241,7 +241,7 @@ impl Trees {
         let cgroups = cgroups.collect();
         let emptied = self.emptied.iter().map(|emptied| SavedEmptied {
             cgroup: emptied.cgroup.save(out),
-            slot_is_free: emptied.slot_is_free,
+            slot_is_settled: emptied.slot_is_settled,
         });
         let emptied: Vec<SavedEmptied> = emptied.collect();
         Saved {
@@ -286,9 +286,9 @@ impl Trees {
         for (serial, cgroup) in saved.cgroups {
             trees.cgroups.insert(serial, Arc::new(Cgroup::resume(cgroup, limits, from)?));
         }
-        for SavedEmptied { cgroup, slot_is_free } in saved.emptied {
+        for SavedEmptied { cgroup, slot_is_settled } in saved.emptied {
             let cgroup = Arc::new(Cgroup::resume(cgroup, limits, from)?);
-            trees.emptied.push_back(Emptied { cgroup, slot_is_free });
+            trees.emptied.push_back(Emptied { cgroup, slot_is_settled });
         }
         for slot in saved.kept {
             let slot = Slot::resume(slot, limits, from)?;

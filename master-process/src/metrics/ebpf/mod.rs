@@ -15,6 +15,7 @@ mod offset_cache;
 mod runtime;
 mod shared;
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::time::Duration;
@@ -358,8 +359,9 @@ impl Ebpf {
     /// since the last sample.
     pub(super) fn orphans_of(&self, worker: WorkerId) -> Vec<Pid> {
         let children = children::ours().into_iter().take(MOST_CHILDREN);
-        let is_first = |pid: Pid| self.accounts.pids().any(|first| first == pid);
-        children.filter(|pid| !is_first(*pid) && self.owner_of(*pid) == Some(worker)).collect()
+        // When a thousand workers stop, each of them asks.
+        let first: HashSet<Pid> = self.accounts.pids().collect();
+        children.filter(|pid| !first.contains(pid) && self.owner_of(*pid) == Some(worker)).collect()
     }
 
     /// The adopted processes of a worker.

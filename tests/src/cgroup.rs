@@ -1,10 +1,10 @@
 //! A cgroup for a supervisor.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::XattrFlags;
+use rustix::fs::{FlockOperation, XattrFlags, flock};
 
 use crate::Supervisor;
 use crate::supervisor::Builder;
@@ -12,12 +12,25 @@ use crate::wait::{TIMEOUT, eventually};
 
 /// A cgroup of version 2 without processes, which goes with this value, and everybody in it.
 #[derive(Debug)]
-pub struct Place(PathBuf);
+pub struct Place(PathBuf, #[expect(dead_code, reason = "held until the end of the test")] Option<File>);
 
 impl Place {
     /// `None`: there is no such hierarchy here, or it may not be written to.
     #[must_use]
     pub fn make(delegated: bool) -> Option<Place> {
+        Place::make_with(delegated, FlockOperation::LockShared)
+    }
+
+    /// The same for a test that makes and removes many cgroups: all of the host take turns with one lock of the kernel, and
+    /// other tests count on the removal of theirs.
+    #[must_use]
+    pub fn make_alone(delegated: bool) -> Option<Place> {
+        Place::make_with(delegated, FlockOperation::LockExclusive)
+    }
+
+    fn make_with(delegated: bool, operation: FlockOperation) -> Option<Place> {
+        let lock = File::create(std::env::temp_dir().join("master-process-test-cgroups.lock")).ok();
+        let lock = lock.filter(|file| flock(file, operation).is_ok());
         let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
         let line = mounts.lines().find(|line| line.contains(" - cgroup2 "))?;
         // Tests of one process can run at the same time.
@@ -26,7 +39,7 @@ impl Place {
         let path = PathBuf::from(line.split(' ').nth(4)?)
             .join(format!("master-process-test-{}-{count}", std::process::id()));
         fs::create_dir(&path).ok()?;
-        let place = Place(path);
+        let place = Place(path, lock);
         if delegated {
             rustix::fs::setxattr(&place.0, "trusted.delegate", b"1", XattrFlags::empty()).ok()?;
         }

@@ -111,7 +111,7 @@ fn crash(place: &Place, options: &[&str], crashes: usize) {
 
 #[test]
 fn crash_loop_of_1000_crashes_has_as_many_cgroups_as_slots() {
-    let Some(place) = Place::make(false) else { skip!("no cgroup can be made") };
+    let Some(place) = Place::make_alone(false) else { skip!("no cgroup can be made") };
     crash(&place, &[], 1000);
 }
 

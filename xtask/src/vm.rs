@@ -14,8 +14,7 @@ pub(crate) const KERNELS: [&str; 5] = ["5.10", "6.1", "6.12", "6.18", "7.3"];
 
 /// What is run where not everything is: sharing, reloads, the process tree and signals, where they depend on what not every kernel
 /// has in the same way. `doctor` tells the rest. An interpreter takes seconds to start in such a machine, so these are few.
-const MAIN: [&str; 6] = [
-    "cgroups::processes_of_a_killed_supervisor_are_killed_by_the_next_one",
+const MAIN: [&str; 5] = [
     "image::the_image_serves_reloads_and_stops_as_pid_1_with_a_read_only_root",
     "listen_fds::a_listen_socket_survives_crashes_and_reloads",
     "pid_one::as_pid_1_it_serves_replaces_and_stops_on_term",
@@ -90,10 +89,17 @@ fn script(folder: &Path, name: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Builds the program and its tests, and returns where they lie: cargo does not run in the machines.
+/// Builds the program, unless `MASTER_PROCESS_BIN` names one, and its tests, and returns where they lie: cargo does not run in
+/// the machines.
 fn build() -> Result<(PathBuf, PathBuf)> {
-    let target = run::target_dir()?;
-    run::run(&mut run::cargo(["build", "--release", "--package", "master-process"]))?;
+    let binary = match std::env::var_os("MASTER_PROCESS_BIN") {
+        Some(given) => PathBuf::from(given).canonicalize().context("MASTER_PROCESS_BIN")?,
+        None => {
+            let target = run::target_dir()?;
+            run::run(&mut run::cargo(["build", "--release", "--package", "master-process"]))?;
+            target.join("release/master-process")
+        }
+    };
     let words =
         ["test", "--no-run", "--package", "master-process-tests", "--test", "e2e", "--message-format=json"];
     let output = run::cargo(words).stderr(Stdio::inherit()).output().context("cargo test --no-run")?;
@@ -103,7 +109,7 @@ fn build() -> Result<(PathBuf, PathBuf)> {
         Some(PathBuf::from(rest.split('"').next()?))
     };
     let tests = text.lines().filter_map(executable).next_back().context("cargo has built no tests")?;
-    Ok((target.join("release/master-process"), tests))
+    Ok((binary, tests))
 }
 
 /// Runs the suite of the units in a systemd that is pid 1, on the kernel of this host.

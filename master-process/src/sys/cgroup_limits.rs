@@ -82,7 +82,7 @@ impl CgroupLimits {
 
     /// What is written before a worker is started in the cgroup. A memory or CPU limit of an earlier worker is lifted:
     /// until the program runs, its process shares the memory of the supervisor, and the OOM killer kills all processes
-    /// that share memory with the one that it has chosen.
+    /// that share memory with the one that it has chosen (`__oom_kill_process` in the kernel's mm/oom_kill.c).
     pub(super) fn before_start(&self) -> Vec<Setting> {
         let mut settings = Vec::new();
         if self.has_memory() {

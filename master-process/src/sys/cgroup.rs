@@ -24,8 +24,8 @@ use super::cgroup_base::{Base, SavedBase, change};
 pub use super::cgroup_base::{Undelegated, Unusable, why_undelegated};
 use super::cgroup_limits::Counters;
 pub use super::cgroup_limits::LimitsMet;
-pub(crate) use super::cgroup_slot::SavedSlot;
 pub use super::cgroup_slot::Slot;
+pub(crate) use super::cgroup_slot::{SavedSlots, SavingSlots};
 use super::handover::{Fd, Incoming, Outgoing};
 use crate::config::CgroupLimits;
 
@@ -130,7 +130,7 @@ pub(crate) struct SavedCgroup {
     #[serde(flatten)]
     folder: SavedFolder,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    slot: Option<SavedSlot>,
+    slot: Option<usize>,
     #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     before: Counters,
 }
@@ -296,11 +296,11 @@ fn path_in(dir: &Path, name: &str) -> String {
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Cgroup {
-    /// The descriptors, the names, and what was counted.
-    pub(crate) fn save(&self, out: &mut Outgoing) -> SavedCgroup {
+    /// The descriptors, the names, and what was counted. The cgroup with the limits is one of `slots`.
+    pub(crate) fn save(&self, slots: &mut SavingSlots, out: &mut Outgoing) -> SavedCgroup {
         SavedCgroup {
             folder: self.folder.save(out),
-            slot: self.slot.as_ref().map(|slot| slot.save(out)),
+            slot: self.slot.as_ref().map(|slot| slots.index(slot)),
             before: self.before,
         }
     }
@@ -309,14 +309,10 @@ impl Cgroup {
     ///
     /// # Errors
     /// A descriptor is missing.
-    pub(crate) fn resume(
-        saved: SavedCgroup,
-        limits: CgroupLimits,
-        from: &mut Incoming,
-    ) -> io::Result<Cgroup> {
+    pub(crate) fn resume(saved: SavedCgroup, slots: &[Arc<Slot>], from: &mut Incoming) -> io::Result<Cgroup> {
         let folder = Folder::resume(saved.folder, from)?;
-        let slot = saved.slot.map(|slot| Slot::resume(slot, limits, from)).transpose()?;
-        Ok(Cgroup { folder, slot: slot.map(Arc::new), before: saved.before, cursor: Mutex::new(None) })
+        let slot = saved.slot.and_then(|index| slots.get(index)).map(Arc::clone);
+        Ok(Cgroup { folder, slot, before: saved.before, cursor: Mutex::new(None) })
     }
 
     /// The cgroup with the limits, if another worker of the slot can use that.
@@ -737,6 +733,26 @@ mod tests {
         assert!(!place.exists());
     }
 
+    /// Two workers of a slot, of which one is gone, have its cgroup in common also in the supervisor that takes over.
+    fn hands_over(slot: &Arc<Slot>, supervisors: &Supervisors) {
+        let worker = |serial| Cgroup {
+            folder: slot.make_below(serial).expect("it is ours"),
+            slot: Some(Arc::clone(slot)),
+            before: Counters::default(),
+            cursor: Mutex::new(None),
+        };
+        let (gone, new) = (worker(1), worker(2));
+        let (mut slots, mut out) = (SavingSlots::default(), Outgoing::default());
+        let (gone, new) = ((gone.save(&mut slots, &mut out), gone), (new.save(&mut slots, &mut out), new));
+        let saved = (supervisors.save(&mut out), slots.save(&mut out));
+        assert_eq!((gone.0.slot, new.0.slot, slots.index(slot)), (Some(0), Some(0), 0));
+        out.described().expect("no descriptor is named twice");
+        let written = serde_json::to_string(&(saved, &gone.0, &new.0)).expect("it can be written");
+        let read: ((SavedSupervisors, SavedSlots), SavedCgroup, SavedCgroup) =
+            serde_json::from_str(&written).expect("it can be read");
+        assert_eq!((read.1.slot, read.2.slot), (Some(0), Some(0)));
+    }
+
     #[test]
     fn the_cgroup_of_a_slot_outlives_its_workers_and_is_thawed_for_the_next_one() {
         let Some((supervisors, place)) = supervisors("slots") else {
@@ -752,6 +768,7 @@ mod tests {
         let worker = slot.make_below(7).expect("it is ours");
         assert_eq!((worker.name.as_str(), slot.name()), ("worker-7", "slot-0"));
         assert!(worker.remove());
+        hands_over(&slot, &supervisors);
         drop(slot);
         assert_eq!(supervisors.make_free("slot-0").expect("it was removed").name, "slot-0");
         let _left = unlinkat(&supervisors.own, "slot-0", AtFlags::REMOVEDIR);

@@ -24,23 +24,50 @@ pub struct Slot {
     limits: CgroupLimits,
 }
 
-/// It as a supervisor hands it over. The workers that use it in turn have one each: which of them removes it last does not matter.
+/// It as a supervisor hands it over.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct SavedSlot {
+struct SavedSlot {
     #[serde(flatten)]
     folder: SavedFolder,
     number: u32,
 }
 
+/// Those of a supervisor as that hands them over, each once: workers of a slot that use it in turn have it in common.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct SavedSlots(Vec<SavedSlot>);
+
+impl SavedSlots {
+    /// Goes on with them. Others name each by its index.
+    pub(crate) fn resume(self, limits: CgroupLimits, from: &mut Incoming) -> io::Result<Vec<Arc<Slot>>> {
+        let resumed = self.0.into_iter().map(|SavedSlot { folder, number }| {
+            Ok(Arc::new(Slot { folder: Folder::resume(folder, from)?, number, limits }))
+        });
+        resumed.collect()
+    }
+}
+
+/// Those that are being saved.
+#[derive(Debug, Default)]
+pub(crate) struct SavingSlots(Vec<Arc<Slot>>);
+
+impl SavingSlots {
+    /// The index of this one.
+    pub(crate) fn index(&mut self, slot: &Arc<Slot>) -> usize {
+        self.0.iter().position(|known| Arc::ptr_eq(known, slot)).unwrap_or_else(|| {
+            self.0.push(Arc::clone(slot));
+            self.0.len() - 1
+        })
+    }
+
+    /// All of them.
+    pub(crate) fn save(&self, out: &mut Outgoing) -> SavedSlots {
+        let save = |slot: &Arc<Slot>| SavedSlot { folder: slot.folder.save(out), number: slot.number };
+        SavedSlots(self.0.iter().map(save).collect())
+    }
+}
+
 impl Slot {
-    pub(crate) fn save(&self, out: &mut Outgoing) -> SavedSlot {
-        SavedSlot { folder: self.folder.save(out), number: self.number }
-    }
-
-    pub(crate) fn resume(saved: SavedSlot, limits: CgroupLimits, from: &mut Incoming) -> io::Result<Slot> {
-        Ok(Slot { folder: Folder::resume(saved.folder, from)?, number: saved.number, limits })
-    }
-
     pub(super) fn new(folder: Folder, number: u32, limits: CgroupLimits) -> Slot {
         Slot { folder, number, limits }
     }

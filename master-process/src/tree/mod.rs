@@ -37,7 +37,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::CgroupLimits;
 use crate::policy::WorkerId;
 use crate::sys::cgroup::{
-    Cgroup, LimitsMet, Removal, SavedCgroup, SavedSlot, SavedSupervisors, Slot, Supervisors, Unusable,
+    Cgroup, LimitsMet, Removal, SavedCgroup, SavedSlots, SavedSupervisors, SavingSlots, Slot, Supervisors,
+    Unusable,
 };
 use crate::sys::children;
 use crate::sys::handover::{Incoming, Outgoing};
@@ -122,9 +123,12 @@ pub struct Saved {
     signals: Vec<(u64, i32, Vec<i32>)>,
     questions: u64,
     surveys: bool,
-    /// For each slot the cgroup with the limits that its next worker gets.
+    /// The cgroups with limits.
     #[serde(default)]
-    kept: Vec<SavedSlot>,
+    limited: SavedSlots,
+    /// Those of them that the next workers of their slots get.
+    #[serde(default)]
+    kept: Vec<usize>,
     /// The slots that are wanted, as far as that is known.
     #[serde(default)]
     slots: Option<u32>,
@@ -237,13 +241,15 @@ impl Trees {
         let signals = self.requests.iter().filter_map(|(serial, request)| {
             Some((*serial, request.signal?, request.hints.iter().map(number).collect()))
         });
-        let cgroups = self.cgroups.iter().map(|(serial, cgroup)| (*serial, cgroup.save(out)));
+        let mut limited = SavingSlots::default();
+        let cgroups = self.cgroups.iter().map(|(serial, cgroup)| (*serial, cgroup.save(&mut limited, out)));
         let cgroups = cgroups.collect();
         let emptied = self.emptied.iter().map(|emptied| SavedEmptied {
-            cgroup: emptied.cgroup.save(out),
+            cgroup: emptied.cgroup.save(&mut limited, out),
             slot_is_settled: emptied.slot_is_settled,
         });
         let emptied: Vec<SavedEmptied> = emptied.collect();
+        let kept = self.kept.values().map(|slot| limited.index(slot)).collect();
         Saved {
             trees: self.trees.values().cloned().collect(),
             owners: self.owners.iter().map(|(pid, (at, serial))| (number(pid), *at, *serial)).collect(),
@@ -254,7 +260,8 @@ impl Trees {
             signals: signals.collect(),
             questions: self.questions,
             surveys: self.surveys,
-            kept: self.kept.values().map(|slot| slot.save(out)).collect(),
+            kept,
+            limited: limited.save(out),
             slots: Some(self.slots),
         }
     }
@@ -283,17 +290,16 @@ impl Trees {
         trees.owners = saved.owners.into_iter().filter_map(known).collect();
         let parent = saved.parent.map(|parent| Supervisors::resume(parent, limits, from));
         trees.parent = parent.transpose()?;
+        let limited = saved.limited.resume(limits, from)?;
         for (serial, cgroup) in saved.cgroups {
-            trees.cgroups.insert(serial, Arc::new(Cgroup::resume(cgroup, limits, from)?));
+            trees.cgroups.insert(serial, Arc::new(Cgroup::resume(cgroup, &limited, from)?));
         }
         for SavedEmptied { cgroup, slot_is_settled } in saved.emptied {
-            let cgroup = Arc::new(Cgroup::resume(cgroup, limits, from)?);
+            let cgroup = Arc::new(Cgroup::resume(cgroup, &limited, from)?);
             trees.emptied.push_back(Emptied { cgroup, slot_is_settled });
         }
-        for slot in saved.kept {
-            let slot = Slot::resume(slot, limits, from)?;
-            trees.kept.insert(slot.number(), Arc::new(slot));
-        }
+        let kept = saved.kept.into_iter().filter_map(|index| limited.get(index));
+        trees.kept = kept.map(|slot| (slot.number(), Arc::clone(slot))).collect();
         trees.slots = saved.slots.unwrap_or(trees.slots);
         for (serial, signal, hints) in saved.signals {
             trees.signal(serial, signal, pids(hints).collect());

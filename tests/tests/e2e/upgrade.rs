@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use master_process_tests::control::Controlled;
 use master_process_tests::load::{self, Connections, Load, Target};
+use master_process_tests::script::{lines, said, script};
+use master_process_tests::service_manager::ServiceManager;
 use master_process_tests::supervisor::{Builder, binary};
 use master_process_tests::traffic::{nothing_is_lost, pass};
 use master_process_tests::{Supervisor, address, fixtures, needs_root, process};
@@ -336,6 +338,64 @@ fn sigusr1_upgrades_and_what_was_set_at_run_time_stays() {
     assert!(after["last_seq"].as_u64() > before["last_seq"].as_u64(), "events are numbered on");
     assert_eq!(supervisor.workers(), workers);
     assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn the_output_of_a_preload_command_and_a_running_one_survive_upgrades() {
+    const READS: &str = "
+say('got', INDEX, RELOAD, open(os.environ['PRELOAD_FILE']).read())
+made = bound(HOST, PORT); made.listen(64); serve(made)";
+    let (upgraded, address) = (Upgraded::new(), address::tcp());
+    let wait = upgraded.controlled.folder().join("wait");
+    let text = format!("while [ -e {} ]; do sleep 0.05; done; printf %s $RELOAD_INDEX", wait.display());
+    let options = ["-w", "2", "--throttle", "20ms", "--preload", &format!("sh -c '{text}'")];
+    let supervisor = upgraded.builder().args(options).command(script(READS, address)).spawn();
+    assert_eq!(said(&supervisor, 2), lines(&["got 0 0 0", "got 1 0 0"]));
+    upgraded.upgrade();
+    let victim = *supervisor.await_workers(2).first().expect("two");
+    process::signal(victim, Signal::KILL);
+    supervisor.eventually("the replacement has the same", || supervisor.output().len() == 3);
+    assert!(supervisor.output()[2].ends_with(" 0 0"), "{:?}", supervisor.output());
+    fs::write(&wait, "").expect("ours");
+    supervisor.signal(Signal::HUP);
+    let running = || upgraded.controlled.status()["preload"]["pid"].as_i64();
+    let command = supervisor.until("the command of the reload runs", running);
+    upgraded.upgrade();
+    assert_eq!(running(), Some(command));
+    fs::remove_file(&wait).expect("ours");
+    supervisor.eventually("the new workers have its output", || supervisor.output().len() == 5);
+    assert_eq!(
+        supervisor.output()[3..].iter().cloned().collect::<BTreeSet<_>>(),
+        lines(&["got 0 1 1", "got 1 1 1"])
+    );
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn what_the_service_manager_knows_and_keeps_survives_upgrades() {
+    const STATES: [&str; 3] = ["READY=", "RELOADING=", "STOPPING="];
+    let (upgraded, address, manager) = (Upgraded::new(), address::tcp(), ServiceManager::new());
+    let wait = upgraded.controlled.folder().join("wait");
+    let word = format!("if={}:delay=1000", wait.display());
+    let command = fixtures::listening(address, &[&word]);
+    let supervisor = manager.spawn(upgraded.builder().args(["-w", "2"]).command(command));
+    manager.await_line("READY=1", 1);
+    let kept = manager.await_kept(2);
+    upgraded.upgrade();
+    manager.await_line("STATUS=upgrading", 1);
+    manager.await_line("STATUS=2 of 2 ready", 1);
+    assert_eq!((manager.kept(), manager.lines(&["FDSTORE"]).len()), (kept, 2), "nothing is sent again");
+    // In a reload, which the next program ends.
+    fs::write(&wait, "").expect("ours");
+    supervisor.signal(Signal::HUP);
+    manager.await_line("RELOADING=1", 1);
+    upgraded.upgrade();
+    fs::remove_file(&wait).expect("ours");
+    supervisor.signal(Signal::HUP);
+    manager.await_line("READY=1", 2);
+    assert_eq!(supervisor.stop(), 0);
+    let states = manager.lines(&STATES);
+    assert_eq!(states, ["READY=1", "RELOADING=1", "RELOADING=1", "READY=1", "STOPPING=1"]);
 }
 
 #[test]

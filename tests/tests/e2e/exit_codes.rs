@@ -180,6 +180,10 @@ fn wrong_usage_is_2() {
 fn done_is_0() {
     let instance = Instance::start("serves");
     for words in OF_ONE.iter().filter(|words| !matches!(words[0], "stop" | "top")) {
+        // What the commands before have begun is over.
+        instance
+            .supervisor
+            .eventually("each slot has a ready worker", || instance.control.status()["state"] == "ready");
         instance.asserts(words, 0);
     }
     instance.asserts_waiting(&["scale", "3"], 0, "complete");

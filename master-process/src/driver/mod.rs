@@ -164,7 +164,8 @@ impl Driver {
                 unfinished = self.carry_out();
             }
             // After that: to find who has ended takes longer with more children, and a replacement does not wait for it.
-            unfinished |= self.exits.reap_if_due(&mut self.cx, &mut self.starts, &self.signals.tty);
+            let reaped = self.exits.reap_if_due(&mut self.cx, &mut self.starts, &self.signals.tty);
+            unfinished |= reaped;
             // When the first starts are over: loading eBPF does not compete with them.
             if !has_begun && self.starts.has_greeted() && !unfinished {
                 has_begun = true;
@@ -179,7 +180,8 @@ impl Driver {
             unfinished |= self.endpoint.after_round(&mut self.cx, &self.control);
             self.manager.after_round(&mut self.cx);
             self.begin_upgrade();
-            if let Some(outcome) = self.cx.policy.outcome() {
+            // What was reaped may be the last worker, whose end is still to be reported.
+            if let Some(outcome) = self.cx.policy.outcome().filter(|_| !reaped) {
                 return self.end(outcome);
             }
             let limit = if unfinished { Some(Duration::ZERO) } else { self.cx.until_deadline() };

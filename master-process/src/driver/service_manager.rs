@@ -64,9 +64,7 @@ struct Connection {
     status_scheduled: bool,
     /// Half of `WATCHDOG_USEC`.
     feed_every: Option<Duration>,
-    /// What one step of a start or a reload takes at most.
-    step: Duration,
-    stop: Duration,
+    limits: Limits,
 }
 
 /// What the service manager knows.
@@ -109,6 +107,7 @@ struct State {
 /// How long the steps take at most.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
+    /// One of a start or a reload.
     step: Duration,
     stop: Duration,
 }
@@ -143,8 +142,10 @@ impl ServiceManager {
             status_at: None,
             status_scheduled: false,
             feed_every: sd_notify::watchdog(var).map(|period| (period / 2).max(FEED_AT_MOST_EVERY)),
-            step: attempt.saturating_mul(config.reload_attempts).saturating_add(config.drain),
-            stop: config.kill_timeout.saturating_add(STOP_MARGIN),
+            limits: Limits {
+                step: attempt.saturating_mul(config.reload_attempts).saturating_add(config.drain),
+                stop: config.kill_timeout.saturating_add(STOP_MARGIN),
+            },
         })))
     }
 
@@ -212,8 +213,7 @@ impl ServiceManager {
             return;
         }
         let state = connection.state(cx);
-        let limits = Limits { step: connection.step, stop: connection.stop };
-        let messages = connection.known.update(&state, limits, sd_notify::monotonic_usec);
+        let messages = connection.known.update(&state, connection.limits, sd_notify::monotonic_usec);
         let any = !messages.is_empty();
         for message in messages {
             connection.send(cx, message);

@@ -273,14 +273,19 @@ fn a_listener_that_no_worker_serves_any_more_is_not_kept() {
     eventually(TIMEOUT, "the old one is closed", refused);
 }
 
+/// Has a killed supervisor of one worker leave a listener.
+fn leave_one(manager: &ServiceManager, listen: &str) {
+    let first = manager.spawn(workers("1", &[listen]));
+    first.await_ready(1);
+    manager.await_kept(1);
+    kill(&first);
+}
+
 #[test]
 fn a_kept_socket_that_is_not_what_its_name_says_is_closed() {
     let (manager, address) = (ServiceManager::new(), address::tcp());
     let listen = format!("listen={address}");
-    let first = manager.spawn(workers("1", &[&listen]));
-    first.await_ready(1);
-    manager.await_kept(1);
-    kill(&first);
+    leave_one(&manager, &listen);
     manager.rename(|name| format!("{name}9"));
     let wrong = manager.kept();
     let second = manager.spawn(workers("1", &[&listen]));
@@ -345,10 +350,7 @@ fn kept_listeners_of_workers_give_way_to_a_listen_option_of_their_address() {
 fn kept_listeners_do_not_hold_an_address_that_is_not_shared_any_more() {
     let (manager, address) = (ServiceManager::new(), address::tcp());
     let listen = format!("listen={address}");
-    let first = manager.spawn(workers("1", &[&listen]));
-    first.await_ready(1);
-    manager.await_kept(1);
-    kill(&first);
+    leave_one(&manager, &listen);
     let second = manager.spawn(workers("1", &[&listen]).args(["--share", "off"]));
     second.await_ready(1);
     Waiting::new(address).answered_by(&second);

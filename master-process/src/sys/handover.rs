@@ -7,13 +7,15 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use rustix::io::{FdFlags, fcntl_setfd, pread, write};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+
+use super::memfd;
 
 /// The number of a descriptor in both programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -186,8 +188,7 @@ const LONGEST: u64 = 1 << 30;
 /// # Errors
 /// Those of memfd_create(2) and write(2): ENOMEM, EMFILE.
 pub fn seal(state: &[u8]) -> io::Result<OwnedFd> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = memfd_create("master-process-state", flags)?;
+    let fd = memfd::create("master-process-state")?;
     let length = u64::try_from(state.len()).map_err(io::Error::other)?;
     let header = [*MAGIC, length.to_le_bytes(), checksum(state).to_le_bytes()].concat();
     for mut rest in [header.as_slice(), state] {
@@ -196,7 +197,7 @@ pub fn seal(state: &[u8]) -> io::Result<OwnedFd> {
             rest = &rest[count..];
         }
     }
-    fcntl_add_seals(&fd, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    memfd::seal(fd.as_fd())?;
     Ok(fd)
 }
 
@@ -303,7 +304,8 @@ pub fn monotonic_at(instant: Instant) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
+
+    use rustix::fs::{MemfdFlags, fcntl_add_seals, memfd_create};
 
     use super::*;
 

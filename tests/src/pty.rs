@@ -10,6 +10,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::{LocalModes, OptionalActions, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
+use crate::{TIMEOUT, eventually};
+
 /// Makes the program that follows the leader of a session whose terminal is its standard input, as a terminal emulator
 /// does it for its shell.
 pub const ITS_TERMINAL: [&str; 2] = ["setsid", "--ctty"];
@@ -131,7 +133,7 @@ impl Pty {
                 written.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&part[..length]);
             }
         });
-        Recording { bytes, _slave: slave }
+        Recording { bytes, slave }
     }
 }
 
@@ -140,7 +142,7 @@ impl Pty {
 pub struct Recording {
     bytes: Arc<Mutex<Vec<u8>>>,
     /// While no process has it open, reading fails.
-    _slave: OwnedFd,
+    slave: OwnedFd,
 }
 
 impl Recording {
@@ -150,7 +152,22 @@ impl Recording {
         String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
     }
 
-    /// What a terminal shows after it.
+    /// What a terminal shows after all that was written before this call, which may be read later.
+    ///
+    /// # Panics
+    /// When it is not read within the time-out.
+    #[must_use]
+    pub fn shown_at_last(&self) -> Shown {
+        // A terminal keeps the order, and shows nothing for this.
+        const MARK: &str = "\0";
+        let marks = || self.text().matches(MARK).count();
+        let before = marks();
+        rustix::io::write(&self.slave, MARK.as_bytes()).expect("it takes text");
+        eventually(TIMEOUT, "all that was written is read", || marks() > before);
+        self.shown()
+    }
+
+    /// What a terminal shows after what has been read.
     #[must_use]
     pub fn shown(&self) -> Shown {
         Shown::after(&self.text())

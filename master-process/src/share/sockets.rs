@@ -652,7 +652,7 @@ impl Sockets {
     pub(super) fn confirm_stall(&mut self, now: Time, id: SocketId, waiting: Option<HashSet<u64>>) {
         let Some(open) = self.copies.get_mut(id) else { return };
         let change = match waiting {
-            Some(waiting) => open.stall.confirm(waiting),
+            Some(waiting) => open.stall.confirm(now, waiting),
             None => open.stall.confirm_unseen(),
         };
         if change == Change::Stalled {

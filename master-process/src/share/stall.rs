@@ -5,6 +5,7 @@
 //! connections themselves are compared. If the worker accepts none, the same ones wait a second later.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,10 @@ use crate::policy::Time;
 /// The number of observations, one a second, in which the queue does not get shorter before it is suspected. Fewer
 /// would suspect a worker that is busy for a moment; more would let clients wait longer.
 const SUSPECT_AFTER: u32 = 4;
+
+/// The time between the lists of connections that are compared. A worker that serves a few connections a second would
+/// not have accepted one in less. It is a little less than the time between observations.
+const COMPARE_AFTER: Duration = Duration::from_millis(900);
 
 /// The recent observations of a socket's queue.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -27,9 +32,12 @@ pub(super) struct StallDetector {
     /// The first of the observations in which the queue did not get shorter.
     #[serde(skip_serializing_if = "Option::is_none")]
     since: Option<Time>,
-    /// The connections that waited at the last comparison.
+    /// The connections that waited when they were first listed.
     #[serde(skip_serializing_if = "Option::is_none")]
     waiting: Option<HashSet<u64>>,
+    /// When that list came. A helper makes it, which may take longer than the time between two observations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listed: Option<Time>,
 }
 
 /// The result of an observation.
@@ -64,21 +72,24 @@ impl StallDetector {
         }
         self.since.get_or_insert(now);
         self.observations += 1;
-        if self.observations > SUSPECT_AFTER { Change::Suspected } else { Change::None }
+        let too_soon = self.listed.is_some_and(|listed| now.since(listed) < COMPARE_AFTER);
+        if self.observations > SUSPECT_AFTER && !too_soon { Change::Suspected } else { Change::None }
     }
 
     fn reset(&mut self, change: Change) -> Change {
         self.observations = 0;
         self.since = None;
         self.waiting = None;
+        self.listed = None;
         change
     }
 
     /// Records which connections wait now, on all sockets of the address. If fewer of them waited at the last comparison
     /// than wait for this worker, it has accepted some.
-    pub(super) fn confirm(&mut self, waiting: HashSet<u64>) -> Change {
+    pub(super) fn confirm(&mut self, now: Time, waiting: HashSet<u64>) -> Change {
         let Some(before) = self.waiting.take() else {
             self.waiting = Some(waiting);
+            self.listed = Some(now);
             return Change::None;
         };
         let same = before.intersection(&waiting).count();
@@ -115,10 +126,10 @@ mod tests {
             assert_eq!(detector.observe(at(second), waiting), Change::None);
         }
         assert_eq!(detector.observe(at(14), 2), Change::Suspected);
-        assert_eq!(detector.confirm(connections(0..2)), Change::None);
+        assert_eq!(detector.confirm(at(14), connections(0..2)), Change::None);
         assert_eq!(detector.observe(at(15), 2), Change::Suspected);
         assert_eq!(detector.stalled_since(), None, "it is not confirmed");
-        assert_eq!(detector.confirm(connections(0..2)), Change::Stalled);
+        assert_eq!(detector.confirm(at(15), connections(0..2)), Change::Stalled);
         assert_eq!(detector.stalled_since(), Some(at(10)), "the first observation counts");
         assert_eq!(detector.observe(at(16), 3), Change::None, "said once");
         assert_eq!(detector.stalled_since(), Some(at(10)));
@@ -134,11 +145,25 @@ mod tests {
             if change == Change::Suspected {
                 // It accepts 50 a second, and 50 arrive.
                 let waiting = connections(second * 50..second * 50 + 128);
-                assert_eq!(detector.confirm(waiting), Change::None, "second {second}");
+                assert_eq!(detector.confirm(at(second), waiting), Change::None, "second {second}");
             } else {
                 assert_eq!(change, Change::None);
             }
         }
+    }
+
+    #[test]
+    fn lists_that_come_late_are_not_compared_with_the_next_ones() {
+        let mut detector = StallDetector::default();
+        for second in 0..4 {
+            assert_eq!(detector.observe(at(second), 5), Change::None);
+        }
+        assert_eq!(detector.observe(at(4), 5), Change::Suspected);
+        let late = Time::new(Duration::from_millis(4950));
+        assert_eq!(detector.confirm(late, connections(0..5)), Change::None);
+        assert_eq!(detector.observe(at(5), 5), Change::None, "50 ms are too little to accept anything");
+        assert_eq!(detector.observe(at(6), 5), Change::Suspected);
+        assert_eq!(detector.confirm(at(6), connections(21..26)), Change::None);
     }
 
     #[test]

@@ -37,13 +37,7 @@ impl Shown {
     fn end(mut self) -> (Option<i32>, Vec<String>) {
         eventually(TIMEOUT, "the command ends", || self.child.try_wait().expect("our child").is_some());
         let code = self.child.wait().expect("it has ended").code();
-        // What it wrote last may still be on the way.
-        eventually(TIMEOUT, "it has printed something", || {
-            let before = self.recording.text();
-            std::thread::yield_now();
-            !before.is_empty() && before == self.recording.text()
-        });
-        (code, self.recording.shown().lines)
+        (code, self.recording.shown_at_last().lines)
     }
 }
 

@@ -4,7 +4,8 @@
 //! and the alignment of each type. Every field that one side writes while the other may read it is a 64-bit atomic: the
 //! BPF target has no others.
 //!
-//! The supervisor maps two arrays. A *worker* has an [`Account`], numbered from 1: its process and what it uses. The
+//! One program measures for all supervisors of the host. Each of them has arrays of its own, which it maps, and which the program
+//! finds by the number of the supervisor's *row*. A *worker* has an [`Account`], numbered from 1: its process and what it uses. The
 //! orphans of a worker that the supervisor has adopted have an account each, linked from that of the worker. Account 0
 //! means "none", as in a fresh map.
 #![no_std]
@@ -128,10 +129,15 @@ pub const EVENTS_SHIFT: u32 = 32;
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct Control {
-    /// The time between two samples, in nanoseconds.
+    /// The time between two samples, in nanoseconds; 0: no further one is taken.
     pub interval: AtomicU64,
+    /// Not 0: the descendants of a process are measured with it.
+    pub tree: AtomicU64,
     /// The supervisor's pid in the initial PID namespace. The program sets it when the supervisor starts it.
     pub supervisor: AtomicU64,
+    /// The address of the supervisor's memory map, as the program found it at that time. Another process with this pid, and
+    /// the program that the supervisor executes in its place, have another one.
+    pub supervisor_mm: AtomicU64,
     /// 1: the timer was started; a negative number: the error with which that failed.
     pub started: AtomicU64,
     /// A pid in the supervisor's PID namespace, which the program replaces by that in the initial one; 0 if there is no such
@@ -186,6 +192,12 @@ pub struct Listener {
 }
 
 const _: () = assert!(size_of::<Listener>() == 16);
+
+/// Who has a row: the pid of a supervisor in the PID namespace of all that share the program, and in the upper half a number by
+/// which it knows itself; 0 if the row is free. The programs do not use it.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct Owner(pub AtomicU64);
 
 /// The end of a worker, as its signals tell it.
 #[repr(C)]

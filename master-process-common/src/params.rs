@@ -85,19 +85,17 @@ const FAR: u32 = 0x00ff_ffff;
 
 const _: () = assert!(size_of::<KernelOffsets>() == 100 && align_of::<KernelOffsets>() == 4);
 
-/// What the programs are to measure.
+/// What else the programs need to know of the machine.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Params {
-    /// Not 0: the descendants of a process are measured with it.
-    pub tree: u32,
     /// The base-2 logarithm of the page size.
     pub page_shift: u32,
 }
 
 impl Params {
-    /// Single processes, with pages of one byte.
-    pub const UNSET: Self = Self { tree: 0, page_shift: 0 };
+    /// Pages of one byte.
+    pub const UNSET: Self = Self { page_shift: 0 };
 }
 
-const _: () = assert!(size_of::<Params>() == 8 && align_of::<Params>() == 4);
+const _: () = assert!(size_of::<Params>() == 4 && align_of::<Params>() == 4);

@@ -17,11 +17,11 @@ mod word;
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 
-/// Not attached to a tracepoint: the supervisor runs it, first to start the timer that measures, and then to identify
-/// processes. One program for both, because each takes some pages of the kernel's memory.
+/// Not attached to a tracepoint: a supervisor runs it with the number of its row, first to start the timer that measures, and
+/// then to identify processes. One program for both, because each takes some pages of the kernel's memory.
 #[raw_tracepoint(tracepoint = "run")]
-pub fn run(_ctx: RawTracePointContext) -> i32 {
-    sampler::run();
+pub fn run(ctx: RawTracePointContext) -> i32 {
+    sampler::run(ctx.arg::<u64>(0) as u32);
     0
 }
 

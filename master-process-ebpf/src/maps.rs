@@ -1,8 +1,14 @@
-//! The maps that the programs share with each other and with the supervisor, and the constants that the loader sets.
+//! The maps that the programs share with each other and with the supervisors, and the constants that the loader sets.
+//!
+//! One program measures for all supervisors of the host. Each of them has maps of its own, which are in the maps of maps here
+//! in the supervisor's row.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_timer};
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_map_def, bpf_map_type, bpf_timer};
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 use master_process_common::{Account, Control, DEFAULT_ENTRIES, Death, KernelOffsets, Listener, Params};
 
 /// Reads one field of the two constants below. The read is volatile, because the loader sets the value after compilation;
@@ -19,46 +25,130 @@ pub(crate) use constant;
 #[unsafe(no_mangle)]
 pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::UNSET;
 
-/// What is to be measured.
+/// What else is to be known of the machine.
 #[unsafe(no_mangle)]
 pub(crate) static PARAMS: Params = Params::UNSET;
 
+/// A map of maps, by the row of the supervisor.
+#[repr(transparent)]
+pub(crate) struct OfEach(bpf_map_def);
+
+// SAFETY: the kernel reads it, and nothing writes it.
+unsafe impl Sync for OfEach {}
+
+impl OfEach {
+    const fn new() -> OfEach {
+        OfEach(bpf_map_def {
+            type_: bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS,
+            key_size: size_of::<u32>() as u32,
+            value_size: size_of::<u32>() as u32,
+            max_entries: DEFAULT_ENTRIES,
+            map_flags: 0,
+            id: 0,
+            pinning: 0,
+        })
+    }
+
+    /// The map of the supervisor in this row.
+    #[inline(always)]
+    pub(crate) fn of(&'static self, row: u32) -> Option<*mut c_void> {
+        let map = (&raw const *self).cast_mut().cast();
+        // SAFETY: a map of maps with keys of four bytes. The result is null or a map, which is not freed before the end of this
+        // program.
+        let found = unsafe { bpf_map_lookup_elem(map, (&raw const row).cast()) };
+        if found.is_null() { None } else { Some(found) }
+    }
+
+    /// A value of the map of the supervisor in this row, whose values have the type `T`.
+    #[inline(always)]
+    fn value<T>(&'static self, row: u32, number: u32) -> Option<&'static T> {
+        let map = self.of(row)?;
+        // SAFETY: an array with keys of four bytes. The result is null or the address of a value, which consists of atomics.
+        unsafe { bpf_map_lookup_elem(map, (&raw const number).cast()).cast::<T>().cast_const().as_ref() }
+    }
+}
+
 /// The accounts of the workers and of adopted processes.
-#[map]
-static ACCOUNTS: Array<Account> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "maps")]
+static ACCOUNTS: OfEach = OfEach::new();
 
 /// The descriptors of listeners.
-#[map]
-static LISTENERS: Array<Listener> = Array::with_max_entries(DEFAULT_ENTRIES, BPF_F_MMAPABLE);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "maps")]
+static LISTENERS: OfEach = OfEach::new();
 
 /// What the supervisor and the programs tell each other.
-#[map]
-pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "maps")]
+static CONTROL: OfEach = OfEach::new();
 
 /// Wakes the supervisor: each record is a number of accounts with an event.
-#[map]
-pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "maps")]
+pub(crate) static EVENTS: OfEach = OfEach::new();
 
-/// The timer, which the kernel finds in its map by the type information that the loader adds.
+/// A timer, which the kernel finds in its map by the type information that the loader adds.
 #[repr(transparent)]
 pub(crate) struct Timer(pub(crate) bpf_timer);
 
-/// The timer that takes the samples.
+/// The timers that take the samples, by the row of the supervisor.
 #[map]
-pub(crate) static TIMER: Array<Timer> = Array::with_max_entries(1, 0);
+pub(crate) static TIMERS: Array<Timer> = Array::with_max_entries(DEFAULT_ENTRIES, 0);
+
+/// The supervisor for which a sample is being taken.
+pub(crate) struct Current {
+    pub(crate) row: u64,
+    /// Its pid in the initial PID namespace.
+    pub(crate) supervisor: u64,
+    /// Not 0: the descendants of a process are measured with it.
+    pub(crate) tree: u64,
+}
+
+/// Of each CPU, because the timers expire on all of them. On one CPU they expire one after the other.
+#[map]
+static CURRENT: PerCpuArray<Current> = PerCpuArray::with_max_entries(1, 0);
 
 /// The workers' own processes whose signals are recorded, by their pids in the initial PID namespace.
 #[map]
 pub(crate) static DEATHS: HashMap<u32, Death> = HashMap::with_max_entries(DEFAULT_ENTRIES, BPF_F_NO_PREALLOC);
 
-/// The account with a number.
+/// The control of the supervisor in this row.
 #[inline(always)]
-pub(crate) fn account(number: u64) -> Option<&'static Account> {
-    ACCOUNTS.get(number as u32)
+pub(crate) fn control_at(row: u32) -> Option<&'static Control> {
+    CONTROL.value(row, 0)
 }
 
-/// The listener with a number.
+/// Has the functions below look for what belongs to this supervisor.
+#[inline(always)]
+pub(crate) fn set_current(current: Current) {
+    if let Some(of_cpu) = CURRENT.get_ptr_mut(0) {
+        // SAFETY: a value of this CPU, which is used in the callback of a timer only.
+        unsafe { of_cpu.write(current) };
+    }
+}
+
+/// The supervisor for which the sample is.
+#[inline(always)]
+pub(crate) fn current() -> Option<&'static Current> {
+    // SAFETY: as above.
+    CURRENT.get_ptr(0).and_then(|current| unsafe { current.as_ref() })
+}
+
+/// Its control.
+#[inline(always)]
+pub(crate) fn control() -> Option<&'static Control> {
+    control_at(current()?.row as u32)
+}
+
+/// Its account with a number.
+#[inline(always)]
+pub(crate) fn account(number: u64) -> Option<&'static Account> {
+    ACCOUNTS.value(current()?.row as u32, number as u32)
+}
+
+/// Its listener with a number.
 #[inline(always)]
 pub(crate) fn listener(number: u64) -> Option<&'static Listener> {
-    LISTENERS.get(number as u32)
+    LISTENERS.value(current()?.row as u32, number as u32)
 }

@@ -2,12 +2,16 @@
 
 use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::helpers::generated::{bpf_timer_init, bpf_timer_set_callback, bpf_timer_start};
+use aya_ebpf::helpers::generated::{
+    bpf_ringbuf_output, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
+};
 use core::ffi::c_void;
 use master_process_common::{ADOPTED, Account, Control, EVENTS_SHIFT, NONE, high_memory, state};
 
 use crate::kernel::{Turns, current_tgid, field, identify, process};
-use crate::maps::{CONTROL, EVENTS, TIMER, account, constant, listener};
+use crate::maps::{
+    Current, EVENTS, TIMERS, account, constant, control, control_at, listener, set_current,
+};
 use crate::tree;
 use crate::word::{get, set};
 
@@ -36,32 +40,37 @@ const MOST_LISTENERS: u64 = 4096;
 /// The number of adopted processes that are added to a worker.
 const MOST_ADOPTED: u64 = 1024;
 
-/// Identifies the process in [`Control::translated`]; if there is none in it, starts the timer, and sets
-/// [`Control::started`].
+/// `-EBUSY`: the row had a supervisor before, which has initialized its timer.
+const BUSY: i64 = -16;
+
+/// Identifies the process in [`Control::translated`] of the supervisor in this row; if there is none in it, starts the timer, and
+/// sets [`Control::started`].
 #[inline(always)]
-pub(crate) fn run() {
-    let Some(control) = CONTROL.get(0) else { return };
+pub(crate) fn run(row: u32) {
+    let Some(control) = control_at(row) else { return };
     let pid = get(&control.translated);
     if pid != 0 {
         translate(control, pid);
     } else {
-        let result = try_start(control).unwrap_or(MISFIT);
+        let result = try_start(control, row).unwrap_or(MISFIT);
         set(&control.started, if result == 0 { 1 } else { result as u64 });
     }
 }
 
 #[inline(always)]
-fn try_start(control: &Control) -> Option<i64> {
+fn try_start(control: &Control, row: u32) -> Option<i64> {
     let supervisor = u64::from(current_tgid());
-    if !tree::describes(process(supervisor)?, supervisor) {
+    let leader = process(supervisor)?;
+    if !tree::describes(leader, supervisor) {
         return Some(MISFIT);
     }
     set(&control.supervisor, supervisor);
-    let timer = TIMER.get_ptr_mut(0)?.cast::<bpf_timer>();
+    set(&control.supervisor_mm, field(leader, constant!(OFFSETS.task_mm)));
+    let timer = TIMERS.get_ptr_mut(row)?.cast::<bpf_timer>();
     // SAFETY: the timer is in a value of this map, as the kernel demands, and the callback has the kernel's signature.
     unsafe {
-        let started = bpf_timer_init(timer, (&raw const TIMER).cast_mut().cast(), MONOTONIC);
-        if started != 0 {
+        let started = bpf_timer_init(timer, (&raw const TIMERS).cast_mut().cast(), MONOTONIC);
+        if started != 0 && started != BUSY {
             return Some(started);
         }
         let callback: unsafe extern "C" fn(*mut c_void, *mut u32, *mut bpf_timer) -> i64 = expired;
@@ -73,14 +82,31 @@ fn try_start(control: &Control) -> Option<i64> {
     Some(start_next(timer, control))
 }
 
-/// The timer has expired. The name is not mangled: it would differ from folder to folder, and so would the object.
+/// The timer of a row has expired. The name is not mangled: it would differ from folder to folder, and so would the object.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn expired(_map: *mut c_void, _key: *mut u32, timer: *mut bpf_timer) -> i64 {
-    if let Some(control) = CONTROL.get(0) {
-        sample(control);
-        start_next(timer, control);
+unsafe extern "C" fn expired(_map: *mut c_void, row: *mut u32, timer: *mut bpf_timer) -> i64 {
+    // SAFETY: the kernel passes the key of the timer.
+    let row = unsafe { row.read() };
+    if let Some(control) = control_at(row) {
+        let supervisor = get(&control.supervisor);
+        let mm = mm_of(supervisor);
+        // The supervisor may have been killed, and the row have no other one yet, or one that has not started: the timer ends.
+        if mm != 0 && mm == get(&control.supervisor_mm) {
+            set_current(Current { row: u64::from(row), supervisor, tree: get(&control.tree) });
+            sample(control, row);
+            start_next(timer, control);
+        }
     }
     0
+}
+
+/// The address of the memory map of the process with this pid in the initial PID namespace; 0 if there is none.
+#[inline(always)]
+fn mm_of(pid: u64) -> u64 {
+    match process(pid) {
+        Some(leader) => field(leader, constant!(OFFSETS.task_mm)),
+        None => 0,
+    }
 }
 
 /// Starts the timer for the next sample, or for the rest of this one. Samples are taken at multiples of the interval, so
@@ -102,7 +128,7 @@ fn start_next(timer: *mut bpf_timer, control: &Control) -> i64 {
 }
 
 #[inline(always)]
-fn sample(control: &Control) {
+fn sample(control: &Control, row: u32) {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     let highest = get(&control.highest);
@@ -127,9 +153,11 @@ fn sample(control: &Control) {
         if turn == ACCOUNTS_AT_ONCE || steps > STEPS_AT_ONCE {
             break;
         }
-        steps += 1;
-        if sample_idle(number) == 0 {
-            steps += measure_account(number);
+        // The sum is of what functions return, and so no number that the verifier knows: it would follow each value.
+        let idle = sample_idle(number);
+        steps += idle;
+        if idle == 0 {
+            steps += 1 + measure_account(number);
             events += judge_account(number);
         }
     }
@@ -151,8 +179,12 @@ fn sample(control: &Control) {
         set(&control.samples, get(&control.samples) + 1);
     }
     if events != 0 {
-        // If there is no room, the supervisor is awake, or will be by an earlier record.
-        let _no_room = EVENTS.output::<u64>(events, 0);
+        if let Some(ring) = EVENTS.of(row) {
+            let record = (&raw mut events).cast();
+            // SAFETY: a ring buffer, and a record of this length. If there is no room, the supervisor is awake, or will be by an
+            // earlier record.
+            let _no_room = unsafe { bpf_ringbuf_output(ring, record, size_of::<u64>() as u64, 0) };
+        }
     }
     // SAFETY: a helper without arguments.
     let end = unsafe { bpf_ktime_get_ns() };
@@ -171,7 +203,7 @@ fn sample(control: &Control) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn sample_idle(number: u64) -> u64 {
-    let (Some(control), Some(worker)) = (CONTROL.get(0), account(number)) else { return 0 };
+    let (Some(control), Some(worker)) = (control(), account(number)) else { return 0 };
     let thread = get(&worker.only_thread);
     if thread == 0
         || get(&worker.process) == 0
@@ -196,7 +228,7 @@ extern "C" fn sample_idle(number: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn measure_account(number: u64) -> u64 {
-    let (Some(control), Some(account)) = (CONTROL.get(0), account(number)) else { return 0 };
+    let (Some(control), Some(account)) = (control(), account(number)) else { return 0 };
     let owner = get(&account.process);
     if owner == 0 {
         return 0;
@@ -333,7 +365,7 @@ extern "C" fn compare(number: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn count_unknown_children(supervisor: u64) -> u64 {
-    let (Some(control), Some(leader)) = (CONTROL.get(0), process(supervisor)) else { return 0 };
+    let (Some(control), Some(leader)) = (control(), process(supervisor)) else { return 0 };
     let (known, youngest) = (get(&control.known), tree::youngest_child(leader));
     let pid = tree::tgid(youngest);
     let [last, last_pid] = &control.youngest;

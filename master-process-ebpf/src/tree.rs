@@ -4,8 +4,7 @@
 //! freed meanwhile, but a list can change. Every step is checked, and a walk that lost its way is given up.
 
 use crate::kernel::{Turns, field, word};
-use crate::maps::{CONTROL, constant};
-use crate::word::get;
+use crate::maps::{constant, current};
 
 /// The most threads and processes of one tree, which bounds the time of a walk to some hundred microseconds.
 pub(crate) const MOST_STEPS: u64 = 8192;
@@ -82,9 +81,9 @@ pub(crate) fn measure(leader: u64) -> Use {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn after(place: u64) -> u64 {
-    let Some(control) = CONTROL.get(0) else { return LOST };
+    let Some(current) = current() else { return LOST };
     let thread = place & !VISITED;
-    if place == thread && constant!(PARAMS.tree) != 0 {
+    if place == thread && current.tree != 0 {
         let children = thread.wrapping_add(u64::from(constant!(OFFSETS.task_children)));
         let first = word(children);
         if first != children {
@@ -101,7 +100,7 @@ extern "C" fn after(place: u64) -> u64 {
     }
     // The next child of its parent, or the parent's next thread.
     let parent = parent_of(process);
-    if tgid(parent) == get(&control.supervisor) {
+    if tgid(parent) == current.supervisor {
         return END;
     }
     let next = field(process, constant!(OFFSETS.task_sibling));
@@ -164,7 +163,7 @@ fn counter(mm: u64, offset: u32) -> u64 {
 fn of_process(process: u64) -> u64 {
     let signal = field(process, constant!(OFFSETS.task_signal));
     let threads = field(signal, constant!(OFFSETS.signal_runtime));
-    if constant!(PARAMS.tree) == 0 {
+    if current().is_none_or(|current| current.tree == 0) {
         return threads;
     }
     let [user, system] = constant!(OFFSETS.signal_children);

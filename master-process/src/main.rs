@@ -19,73 +19,84 @@ use master_process::upgrade::{self, Handover};
 fn main() -> ExitCode {
     signalfd::block();
     allocator::use_one_heap();
+    match begin() {
+        Ok((config, driver)) => end(&config, driver),
+        Err(code) => code,
+    }
+}
+
+/// What runs, in places of its own: the frames that held it while it was made are gone by then, and so is their memory.
+type Prepared = (Box<Config>, Box<Driver>);
+
+/// Does what the command line and the environment ask for, up to the loop of the supervisor. `Err`: that was all.
+#[inline(never)]
+fn begin() -> Result<Prepared, ExitCode> {
     if upgrade::is_check(std::env::args_os()) {
         signalfd::unblock();
-        return upgrade::answer_check();
+        return Err(upgrade::answer_check());
     }
     if let Some(invocation) = client::invocation(std::env::args_os()) {
         // A command of the user ends by Ctrl-C as any other program.
         signalfd::unblock();
-        return client::run(invocation);
+        return Err(client::run(invocation));
     }
     match Handover::from_environment() {
         Ok(None) => {}
         Ok(Some(handover)) => return take_over(handover),
-        Err(why) => return fail(code::FATAL, None, &why),
+        Err(why) => return Err(fail(code::FATAL, None, &why)),
     }
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
     // descriptor as a socket.
     let inherited = InheritedListeners::from_service_manager(|name| std::env::var_os(name));
     match cli::parse(std::env::args_os()) {
-        Ok(Command::Run(config)) => run(&config, inherited),
+        Ok(Command::Run(config)) => start(config, inherited),
         Ok(Command::Help(text) | Command::Version(text)) => {
             // The write fails if standard output is closed. The reader then does not want the text.
             let _closed = std::io::stdout().write_all(text.as_bytes());
-            ExitCode::SUCCESS
+            Err(ExitCode::SUCCESS)
         }
-        Err(error) => fail(code::USAGE, None, &error),
+        Err(error) => Err(fail(code::USAGE, None, &error)),
     }
 }
 
-fn run(config: &Config, inherited: std::io::Result<InheritedListeners>) -> ExitCode {
+fn start(config: Box<Config>, inherited: std::io::Result<InheritedListeners>) -> Result<Prepared, ExitCode> {
     report::start_logging(config.log_format, &config.verbosity);
-    // In a place of its own: frames that hold it while it is made are gone by the time when it runs.
-    let driver = match prepare(config, inherited).map(Box::new) {
-        Ok(driver) => driver,
+    match prepare(&config, inherited) {
+        Ok(driver) => Ok((config, Box::new(driver))),
         Err(error) => {
             let errno =
                 error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
-            return fail(code::FATAL, errno, &format_args!("{error:#}"));
+            Err(fail(code::FATAL, errno, &format_args!("{error:#}")))
         }
-    };
-    end(config, driver)
+    }
 }
 
 /// Goes on from the state of the supervisor that has executed this program, or executes that one again.
-fn take_over(handover: Handover) -> ExitCode {
+fn take_over(handover: Handover) -> Result<Prepared, ExitCode> {
     let state = match handover.read() {
         Ok(state) => state,
         Err(why) => {
             let arguments: Vec<_> = std::env::args_os().map(upgrade::Argument).collect();
-            return fail(code::FATAL, None, &handover.go_back(&arguments, &why));
+            return Err(fail(code::FATAL, None, &handover.go_back(&arguments, &why)));
         }
     };
     let arguments = state.arguments.clone();
     match resume(&handover, state) {
-        Ok((config, driver)) => {
+        Ok(prepared) => {
             // The descriptors of the state are in use now, and no child may have them.
             drop(handover);
-            if let Err(error) = fds::close_on_exec() {
-                return fail(code::FATAL, error.raw_os_error(), &format_args!("close_range: {error}"));
+            match fds::close_on_exec() {
+                Ok(()) => Ok(prepared),
+                Err(error) => {
+                    Err(fail(code::FATAL, error.raw_os_error(), &format_args!("close_range: {error}")))
+                }
             }
-            end(&config, driver)
         }
-        Err(error) => fail(code::FATAL, None, &handover.go_back(&arguments, &format!("{error:#}"))),
+        Err(error) => Err(fail(code::FATAL, None, &handover.go_back(&arguments, &format!("{error:#}")))),
     }
 }
 
-#[inline(never)]
-fn resume(handover: &Handover, state: upgrade::State) -> anyhow::Result<(Box<Config>, Box<Driver>)> {
+fn resume(handover: &Handover, state: upgrade::State) -> anyhow::Result<Prepared> {
     use anyhow::Context;
     let config = match cli::parse(std::env::args_os())? {
         Command::Run(config) => config,
@@ -115,7 +126,6 @@ fn end(config: &Config, driver: Box<Driver>) -> ExitCode {
 }
 
 /// Does everything that can fail before the first worker starts. After that, no error ends the supervisor.
-#[inline(never)]
 fn prepare(config: &Config, inherited: std::io::Result<InheritedListeners>) -> anyhow::Result<Driver> {
     use anyhow::Context;
     let mut inherited = inherited.context("LISTEN_FDS")?;

@@ -94,11 +94,6 @@ impl Gate {
         }
     }
 
-    /// Whether this supervisor holds all places: nobody else starts workers.
-    pub(super) fn holds_all(&self) -> bool {
-        self.places.as_ref().is_some_and(|places| self.held.len() >= places.count())
-    }
-
     /// A start is over. Places are given back when fewer starts are in progress than places are held.
     pub(super) fn release(&mut self, cx: &mut Context) {
         match self.beyond.checked_sub(1) {

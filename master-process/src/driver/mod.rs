@@ -169,7 +169,7 @@ impl Driver {
             // When the first starts are over: loading eBPF does not compete with them.
             if !has_begun && self.starts.has_greeted() && !unfinished {
                 has_begun = true;
-                self.sampling.begin(&mut self.cx, &self.signals.tty, self.gate.holds_all());
+                self.sampling.begin(&mut self.cx, &self.signals.tty);
                 self.control.begin(&mut self.cx);
                 self.endpoint.begin(&mut self.cx);
                 self.stop_timeout.begin(&mut self.cx);

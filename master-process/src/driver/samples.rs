@@ -32,8 +32,8 @@ impl Sampling {
     }
 
     /// Begins to measure. To be called once; see [`Meter::begin`](crate::metrics::Meter::begin).
-    pub(super) fn begin(&mut self, cx: &mut Context, tty: &Tty, is_alone: bool) {
-        let watched = cx.meter.begin(is_alone).map(|fd| cx.poller.watch(fd, Token::Measuring.encode()));
+    pub(super) fn begin(&mut self, cx: &mut Context, tty: &Tty) {
+        let watched = cx.meter.begin().map(|fd| cx.poller.watch(fd, Token::Measuring.encode()));
         match watched {
             Some(Ok(())) => {}
             // Without a watch, the answer is waited for at the next event.
@@ -135,9 +135,6 @@ pub(super) fn measure(cx: &mut Context, worker: WorkerId, pid: Pid) {
     let took_samples = cx.meter.takes_samples();
     let alive = cx.workers.alive().map(|entry| (entry.id, entry.pid));
     cx.meter.launched(worker, pid, alive);
-    if cx.meter.take_events_changed() {
-        watch_samples(cx);
-    }
     if cx.meter.takes_samples() && !took_samples {
         cx.schedule(Duration::ZERO, Deferred::Sample);
     }

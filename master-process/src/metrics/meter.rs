@@ -54,7 +54,7 @@ impl Meter {
     /// # Errors
     /// The requested source is unavailable.
     pub fn new(config: &Config) -> anyhow::Result<Meter> {
-        let Config { monitor: wish, account: scope, workers, limits, start_gate, .. } = config;
+        let Config { monitor: wish, account: scope, workers, limits, .. } = config;
         let (wish, scope) = (*wish, *scope);
         let thresholds = Thresholds { cpu: limits.max_cpu, memory: limits.max_memory };
         let wanted = Wanted {
@@ -62,7 +62,6 @@ impl Meter {
             workers: *workers,
             interval: limits.interval,
             thresholds,
-            start_gate: *start_gate,
         };
         let mut meter = Meter { source: Source::Off, scope, begins: Begins::Choosing(wanted) };
         if wish != Monitor::Auto {
@@ -118,15 +117,9 @@ impl Meter {
     }
 
     /// Begins to measure, once the first workers have been started. A thread loads the eBPF programs, so that neither the
-    /// workers nor the loop wait for that. If this supervisor `is_alone` in starting workers, the thread waits for nobody.
-    /// Returns a descriptor that is readable when [`Self::take_begun`] has an answer;
+    /// workers nor the loop wait for that. Returns a descriptor that is readable when [`Self::take_begun`] has an answer;
     /// `None` if it has one now.
-    pub fn begin(&mut self, is_alone: bool) -> Option<BorrowedFd<'_>> {
-        if let Begins::Choosing(wanted) = &mut self.begins
-            && is_alone
-        {
-            wanted.start_gate = None;
-        }
+    pub fn begin(&mut self) -> Option<BorrowedFd<'_>> {
         if let Begins::Choosing(wanted) = self.begins
             && let Some(loader) = Loader::start(wanted)
         {
@@ -200,14 +193,6 @@ impl Meter {
         match &self.source {
             Source::Ebpf(ebpf) => Some(ebpf.fd()),
             Source::Procfs(_) | Source::Off => None,
-        }
-    }
-
-    /// Whether [`Self::events`] is another descriptor since the last call, and has to be watched anew.
-    pub fn take_events_changed(&mut self) -> bool {
-        match &mut self.source {
-            Source::Ebpf(ebpf) => ebpf.take_fd_changed(),
-            Source::Procfs(_) | Source::Off => false,
         }
     }
 

@@ -1,6 +1,5 @@
 //! What a worker died of.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::process::Command;
 
 use master_process::config::Scope;
@@ -8,7 +7,7 @@ use master_process::config::Scope;
 use crate::harness::{Bench, bench};
 
 /// Has a shell send the worker signals, and waits for its end.
-fn sent(bench: &mut Bench, signals: &[&str]) -> (u32, master_process::metrics::ExitDetails) {
+pub(crate) fn sent(bench: &mut Bench, signals: &[&str]) -> (u32, master_process::metrics::ExitDetails) {
     let mut worker = bench.start("sleep 60000");
     worker.ready();
     let kills: Vec<String> =
@@ -65,35 +64,6 @@ fn a_descendant_that_is_killed_is_not_the_worker() {
     let child = *worker.ready().last().expect("a child");
     Command::new("sh").args(["-c", &format!("kill -9 {child}")]).status().expect("a shell");
     assert_eq!(bench.bury(worker).killer, None);
-}
-
-/// The ids of the links to the tracepoint of signals that this process has open.
-fn links() -> std::collections::BTreeSet<String> {
-    let files = std::fs::read_dir("/proc/self/fdinfo").expect("our own files").flatten();
-    let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
-    let of_signals = texts.filter(|text| text.contains("tp_name:\tsignal_generate"));
-    let id = |text: String| text.lines().find_map(|line| line.strip_prefix("link_id:")).map(str::to_owned);
-    of_signals.filter_map(id).collect()
-}
-
-#[test]
-fn one_set_of_programs_records_the_signals_of_all_supervisors() {
-    // The first supervisor of root makes it.
-    let _exists = std::fs::DirBuilder::new().mode(0o700).create("/run/master-process");
-    let mut first = bench!("one_set_of_programs_records_the_signals_of_all_supervisors", Scope::Worker);
-    if !rustix::process::geteuid().is_root() {
-        master_process_tests::skip!("only the supervisors of root share a directory");
-    }
-    let of_first = links();
-    assert_eq!(of_first.len(), 1);
-    let mut second = bench!("one_set_of_programs_records_the_signals_of_all_supervisors", Scope::Worker);
-    assert_eq!(links(), of_first, "the second supervisor opens what the first has attached");
-    // It records for both, and outlives the one that has attached it.
-    let (_shell, details) = sent(&mut first, &["KILL"]);
-    assert_eq!(details.killer.map(|killer| killer.signal), Some(9));
-    drop(first);
-    let (_shell, details) = sent(&mut second, &["TERM"]);
-    assert_eq!(details.killer.map(|killer| killer.signal), Some(15));
 }
 
 /// To be run alone, on a machine of its own: `--ignored`.

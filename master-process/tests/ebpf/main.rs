@@ -13,3 +13,4 @@ mod idle;
 mod interval;
 mod places;
 mod role;
+mod shared;

@@ -4,6 +4,11 @@ use std::io::Write;
 use std::process::{Command, exit};
 use std::time::{Duration, Instant};
 
+use master_process::config::Scope;
+use master_process::metrics::ebpf::{Ebpf, Thresholds};
+
+use crate::harness::INTERVAL;
+
 /// Names the role.
 pub(crate) const ROLE: &str = "EBPF_TEST_ROLE";
 
@@ -28,6 +33,13 @@ fn perform(name: &str, argument: &str) {
         "sleep" => {
             ready();
             std::thread::sleep(milliseconds(argument));
+        }
+        // A supervisor that measures nothing yet.
+        "supervise" => {
+            let ebpf = Ebpf::load(Scope::Tree, 4, INTERVAL, Thresholds::default()).expect("as in the test");
+            ready();
+            std::thread::sleep(Duration::from_secs(60));
+            drop(ebpf);
         }
         // So many MiB, and then nothing.
         "hold" => {

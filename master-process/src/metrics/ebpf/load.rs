@@ -1,10 +1,8 @@
 //! Loading and starting the programs.
 
 use std::collections::HashMap;
-use std::ffi::CString;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Read};
 use std::os::linux::fs::MetadataExt;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::time::Duration;
@@ -13,22 +11,22 @@ use master_process_common::{Account, Control, FILTERS, Listener, Params};
 use rustix::process::Pid;
 
 use super::btf::Btf;
-use super::death_programs::{self, DeathPrograms, HOST_ENTRIES, Shared};
+use super::death_programs::{self, DeathPrograms, HOST_ENTRIES};
+use super::id_file::IdFile;
 use super::kernel_offsets::{kernel_functions, kernel_offsets};
 use super::load_error::LoadError;
-use super::object::{self, LoadParams, Loaded};
+use super::object::{self, LoadParams};
 use super::offset_cache::{self, KernelTypes};
+use super::rows::Row;
+use super::sampler::{self, HOST_ROWS, OwnMaps, Sampler};
 use super::{Leaves, Settings};
 use crate::config::Scope;
-use crate::sys::bpf::{self, Map, Mapping, Ring, Shared as SharedType};
+use crate::sys::bpf::{Map, Mapping, Ring, Shared as SharedType};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const NAMESPACE: &str = "/proc/self/ns/pid";
 /// The inode of the initial PID namespace: the kernel's `PROC_PID_INIT_INO`.
 const FIRST_NAMESPACE: u64 = 0xefff_fffc;
-
-/// The program that starts the timer, and identifies a process.
-const RUN: &str = "run";
 
 /// The maps and descriptors of the running programs.
 #[derive(Debug)]
@@ -41,12 +39,10 @@ pub(super) struct Running {
     pub(super) ring: Ring,
     /// What is known of the signals to workers.
     pub(super) death_programs: DeathPrograms,
-    /// The timer runs as long as its map is open.
-    _timer: Map,
+    sampler: Sampler,
+    row: Row,
     /// The device, in the kernel's encoding, and the inode of this PID namespace.
     pub(super) namespace: [u64; 2],
-    /// The program that identifies a process.
-    program: OwnedFd,
     /// Whether the pids that the programs use are valid here.
     pub(super) in_first_namespace: bool,
 }
@@ -65,92 +61,110 @@ impl Running {
     pub(super) fn identify(&self, pid: Pid) -> Option<Identity> {
         let control = self.control.first()?;
         control.translated.store(u64::from(pid.as_raw_pid().cast_unsigned()), Release);
-        if let Err(error) = bpf::run(self.program.as_fd()) {
+        if let Err(error) = self.sampler.run(&self.row) {
             tracing::debug!("bpf(BPF_PROG_TEST_RUN): {error}");
             return None;
         }
         let number = u32::try_from(control.translated.load(Acquire)).ok().filter(|number| *number != 0)?;
         Some(Identity { number, filters: control.filters.each_ref().map(|filter| filter.load(Acquire)) })
     }
+
+    /// Takes larger maps, for this number of accounts, without what is in those before. The program goes on with these for some
+    /// milliseconds.
+    pub(super) fn enlarge(&mut self, accounts: u32) -> Result<(), LoadError> {
+        let OwnMaps { accounts, listeners, .. } = OwnMaps::new(accounts, listeners(accounts))?;
+        (self.accounts, self.listeners) =
+            (mapping("ACCOUNTS", &accounts)?, mapping("LISTENERS", &listeners)?);
+        let replaced = self.sampler.replace(&self.row, accounts, listeners);
+        replaced.map_err(|error| LoadError::new("the larger eBPF maps", error))
+    }
 }
 
-/// Loads the programs, attaches them, and starts the timer.
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The timer ends: others keep the map that it is in.
+        if let Some(control) = self.control.first() {
+            control.interval.store(0, Release);
+        }
+    }
+}
+
+/// Loads the programs, or opens those of another supervisor, and starts the timer.
 ///
 /// # Errors
 /// What the kernel refused or lacks.
 pub(super) fn start(settings: Settings, accounts: u32) -> Result<Running, LoadError> {
-    let Settings { scope, interval, leaves, thresholds: _ } = settings;
     let namespace = std::fs::metadata(NAMESPACE).map_err(|error| LoadError::new(NAMESPACE, error))?;
-    let in_first_namespace = namespace.st_ino() == FIRST_NAMESPACE;
     // The kernel's encoding has the minor number in the low 20 bits, unlike that of stat(2).
     let device = namespace.st_dev();
     let device = u64::from(rustix::fs::major(device)) << 20 | u64::from(rustix::fs::minor(device));
-    let KernelTypes { offsets, functions } = kernel_types(in_first_namespace, leaves)?;
-    let params = Params {
-        tree: match scope {
-            Scope::Worker => 0,
-            Scope::Tree => 1,
-        },
-        page_shift: rustix::param::page_size().trailing_zeros(),
-    };
-    let mut shared = Shared::open(object::bytes(), leaves);
-    let found = shared.as_mut().and_then(Shared::find);
-    let records = if shared.is_some() { HOST_ENTRIES } else { accounts };
-    if found.is_some() {
-        // Nobody else has to wait while the other programs are loaded.
-        shared = None;
-    }
-    let entries = HashMap::from([
-        ("ACCOUNTS", accounts),
-        (death_programs::MAP, records),
-        ("LISTENERS", listeners(accounts)),
-    ]);
-    let load_params = LoadParams {
-        kernel_offsets: &offsets,
-        params: &params,
-        entries: &entries,
-        functions: &functions,
-        run_by_hand: &[RUN],
-        timer: "TIMER",
-        omitted: if found.is_some() { &death_programs::PROGRAMS } else { &[] },
-        omitted_map: found.is_some().then_some(death_programs::MAP),
-    };
-    let mut loaded = object::load(&load_params)?;
-    let death_programs = match found {
-        Some(found) => found,
-        None => attach(&mut loaded)?,
-    };
-    if leaves == Leaves::Files
-        && let Some(shared) = &mut shared
-        && let Err(error) = shared.keep(&death_programs)
-    {
-        tracing::debug!("the programs that record signals are not shared: {error}");
-    }
-    drop(shared);
-    run(loaded, death_programs, [device, namespace.st_ino()], interval)
-}
-
-/// Attaches the programs that record signals.
-fn attach(loaded: &mut Loaded) -> Result<DeathPrograms, LoadError> {
-    let mut links = Vec::new();
-    for name in death_programs::PROGRAMS {
-        let Some(program) = loaded.programs.remove(name) else {
-            return Err(LoadError::new("the eBPF object", format_args!("no program {name}")));
-        };
-        let tracepoint = CString::new(name).map_err(|error| LoadError::new(name, error))?;
-        match bpf::attach(program.as_fd(), &tracepoint) {
-            Ok(link) => links.push(link),
-            // This kernel lacks the second tracepoint.
-            Err(error) if !links.is_empty() => {
-                tracing::debug!("bpf(BPF_RAW_TRACEPOINT_OPEN) {name}: {error}");
-            }
-            Err(error) => {
-                return Err(LoadError::new(format_args!("bpf(BPF_RAW_TRACEPOINT_OPEN) {name}"), error));
-            }
+    let namespace = [device, namespace.st_ino()];
+    let own = OwnMaps::new(accounts, listeners(accounts))?;
+    let mut file = IdFile::open(object::bytes(), namespace[1], settings.leaves);
+    if let Some(found) = file.as_ref().and_then(find) {
+        // Nobody else has to wait.
+        file = None;
+        if let Some(row) = found.sampler.take_row()? {
+            return run(settings, namespace, own, found, row);
         }
     }
-    let sees_oom = links.len() == death_programs::PROGRAMS.len();
-    Ok(DeathPrograms { records: map(loaded, death_programs::MAP)?, sees_oom, links, tidied: None })
+    let is_kept = file.is_some() && settings.leaves == Leaves::Files;
+    let rows = if is_kept { HOST_ROWS } else { 1 };
+    let records = if is_kept { HOST_ENTRIES } else { accounts };
+    let entries: HashMap<&str, u32> = own.by_name().iter().map(|(name, _)| (*name, rows)).collect();
+    let entries: HashMap<&str, u32> =
+        entries.into_iter().chain([(sampler::TIMERS, rows), (death_programs::MAP, records)]).collect();
+    let KernelTypes { offsets, functions } = kernel_types(namespace[1] == FIRST_NAMESPACE, settings.leaves)?;
+    let mut loaded = object::load(&LoadParams {
+        kernel_offsets: &offsets,
+        params: &Params { page_shift: rustix::param::page_size().trailing_zeros() },
+        entries: &entries,
+        functions: &functions,
+        inner: &own.by_name(),
+        run_by_hand: sampler::PROGRAM,
+        timers: sampler::TIMERS,
+    })?;
+    let programs = Programs {
+        death_programs: DeathPrograms::attach(&mut loaded)?,
+        sampler: Sampler::new(&mut loaded, rows)?,
+    };
+    if is_kept
+        && let Some(file) = &mut file
+        && let Err(error) = keep(file, &programs)
+    {
+        tracing::debug!("the eBPF programs are not shared: {error}");
+    }
+    drop(file);
+    let row = programs.sampler.take_row()?;
+    let row = row.ok_or_else(|| LoadError::new("the eBPF maps", "no row is free"))?;
+    run(settings, namespace, own, programs, row)
+}
+
+/// The loaded programs.
+#[derive(Debug)]
+struct Programs {
+    death_programs: DeathPrograms,
+    sampler: Sampler,
+}
+
+/// The number of ids in the file.
+const IDS: usize = death_programs::IDS + sampler::IDS;
+
+/// The programs that another supervisor has loaded; `None` if there are none.
+fn find(file: &IdFile) -> Option<Programs> {
+    let ids: [u32; IDS] = file.read()?;
+    let (of_deaths, of_sampler) = ids.split_first_chunk()?;
+    let open = || {
+        let death_programs = DeathPrograms::open(*of_deaths)?;
+        Ok(Programs { death_programs, sampler: Sampler::open(*of_sampler.first_chunk().unwrap_or(&[0; _]))? })
+    };
+    open().inspect_err(|error: &io::Error| tracing::debug!("the shared eBPF programs: {error}")).ok()
+}
+
+/// Keeps the ids of the programs for other supervisors.
+fn keep(file: &mut IdFile, programs: &Programs) -> io::Result<()> {
+    let ids = [&programs.death_programs.ids()?[..], &programs.sampler.ids()?[..]].concat();
+    file.write(&ids)
 }
 
 /// Looks up what the programs need to know of the kernel.
@@ -200,53 +214,51 @@ fn listeners(accounts: u32) -> u32 {
     accounts.saturating_mul(2).clamp(256, 4096)
 }
 
+/// Starts the timer of a row, with these maps.
 fn run(
-    mut loaded: Loaded,
-    death_programs: DeathPrograms,
+    settings: Settings,
     namespace: [u64; 2],
-    interval: Duration,
+    own: OwnMaps,
+    programs: Programs,
+    row: Row,
 ) -> Result<Running, LoadError> {
-    let program = loaded
-        .programs
-        .remove(RUN)
-        .ok_or_else(|| LoadError::new("the eBPF object", format_args!("no program {RUN}")))?;
-    let control: Mapping<Control> = mapping(&loaded, "CONTROL")?;
+    let Settings { scope, interval, .. } = settings;
+    let Programs { death_programs, sampler } = programs;
+    let control: Mapping<Control> = mapping("CONTROL", &own.control)?;
     if let Some(control) = control.first() {
+        let tree = match scope {
+            Scope::Worker => 0,
+            Scope::Tree => 1,
+        };
+        control.tree.store(tree, Release);
         control.interval.store(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX), Release);
         control.idle_samples.store(idle_samples(interval), Release);
     }
-    let events = map(&mut loaded, "EVENTS")?;
+    sampler.give(&row, &own)?;
     let running = Running {
-        accounts: mapping(&loaded, "ACCOUNTS")?,
+        accounts: mapping("ACCOUNTS", &own.accounts)?,
         control,
-        listeners: mapping(&loaded, "LISTENERS")?,
-        ring: Ring::new(&events).map_err(|error| LoadError::new("mmap EVENTS", error))?,
-        events,
+        listeners: mapping("LISTENERS", &own.listeners)?,
+        ring: Ring::new(&own.events).map_err(|error| LoadError::new("mmap EVENTS", error))?,
+        events: own.events,
         death_programs,
-        _timer: map(&mut loaded, "TIMER")?,
+        sampler,
+        row,
         namespace,
-        program,
         in_first_namespace: namespace[1] == FIRST_NAMESPACE,
     };
-    bpf::run(running.program.as_fd()).map_err(|error| LoadError::new("bpf(BPF_PROG_TEST_RUN)", error))?;
+    let ran = running.sampler.run(&running.row);
+    ran.map_err(|error| LoadError::new("bpf(BPF_PROG_TEST_RUN)", error))?;
     let started = running.control.first().map_or(0, |control| control.started.load(Acquire).cast_signed());
     match i32::try_from(started.wrapping_neg()) {
         Ok(-1) => Ok(running),
         Ok(libc::EPROTO) => Err(LoadError::new(BTF, "does not describe the running kernel")),
-        Ok(error) => Err(LoadError::new("bpf_timer_start", std::io::Error::from_raw_os_error(error))),
+        Ok(error) => Err(LoadError::new("bpf_timer_start", io::Error::from_raw_os_error(error))),
         Err(error) => Err(LoadError::new("bpf_timer_start", error)),
     }
 }
 
-fn map(loaded: &mut Loaded, name: &str) -> Result<Map, LoadError> {
-    loaded.maps.remove(name).ok_or_else(|| LoadError::new("the eBPF object", format_args!("no map {name}")))
-}
-
-fn mapping<T: SharedType>(loaded: &Loaded, name: &str) -> Result<Mapping<T>, LoadError> {
-    let map = loaded
-        .maps
-        .get(name)
-        .ok_or_else(|| LoadError::new("the eBPF object", format_args!("no map {name}")))?;
+fn mapping<T: SharedType>(name: &str, map: &Map) -> Result<Mapping<T>, LoadError> {
     Mapping::new(map).map_err(|error| LoadError::new(format_args!("mmap {name}"), error))
 }
 

@@ -8,7 +8,6 @@ use super::{Ebpf, LoadError, Thresholds};
 use crate::config::Scope;
 use crate::sys::allocator;
 use crate::sys::helper::Wake;
-use crate::sys::start_places::{self, Place, Places};
 
 /// What is to be measured, for [`Ebpf::load`].
 #[derive(Debug, Clone, Copy)]
@@ -21,8 +20,6 @@ pub struct Wanted {
     pub interval: Duration,
     /// The limits.
     pub thresholds: Thresholds,
-    /// The places of the start gate; `None`: it is off.
-    pub start_gate: Option<u32>,
 }
 
 impl Wanted {
@@ -43,23 +40,6 @@ pub struct Loader {
     wake: Wake,
 }
 
-/// How often and how long to wait until the supervisors of the host leave a place of the start gate free. The log does not
-/// know who killed a worker until the programs are loaded, so this is short.
-const TRY_EVERY: Duration = Duration::from_millis(100);
-const TRIES: u32 = 20;
-
-/// Waits for a place, as the start of a worker does, but lets all starts go first.
-fn wait_for_place(start_gate: Option<u32>) -> Option<Place> {
-    let mut places = Places::new(start_places::directory()?, start_gate?);
-    for _ in 0..TRIES {
-        match places.take(&[]) {
-            Ok(None) => std::thread::sleep(TRY_EVERY),
-            taken => return taken.ok().flatten(),
-        }
-    }
-    None
-}
-
 /// The parser of the kernel's types is what needs the most.
 const STACK: usize = 256 * 1024;
 
@@ -69,9 +49,7 @@ impl Loader {
         let wake = Wake::new().ok()?;
         let finished = wake.clone();
         let thread = Builder::new().name("ebpf".to_owned()).stack_size(STACK).spawn(move || {
-            let place = wait_for_place(wanted.start_gate);
             let loaded = wanted.load();
-            drop(place);
             allocator::release_thread_stack();
             finished.set();
             loaded

@@ -6,13 +6,16 @@ mod btf;
 mod btf_writer;
 mod clock;
 mod death_programs;
+mod id_file;
 mod kernel_offsets;
 mod load;
 mod load_error;
 mod loader;
 mod object;
 mod offset_cache;
+mod rows;
 mod runtime;
+mod sampler;
 mod shared;
 
 use std::collections::HashSet;
@@ -58,8 +61,6 @@ pub struct Ebpf {
     unknown_children: u64,
     /// The number of descriptors of listeners that were found to be closed at the last call.
     closed: u64,
-    /// Whether [`Self::fd`] is another one since the last call of [`Self::take_fd_changed`].
-    fd_changed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +75,7 @@ struct Settings {
 /// What other supervisors can use of what this one finds out and attaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leaves {
-    /// The offsets of the kernel, and the programs that record signals.
+    /// The offsets of the kernel, and the programs.
     Files,
     /// Nothing: the programs are only tried.
     Nothing,
@@ -91,6 +92,13 @@ const PER_PAGE: u32 = 32;
 /// The number of workers to make room for.
 fn accounts_for(workers: u32) -> u32 {
     workers.saturating_mul(ACCOUNTS_PER_WORKER).max(MIN_WORKERS)
+}
+
+/// The number of accounts for this number of workers, and how many of them are for adopted processes: account 0, one for each
+/// worker, and about as many for adopted processes, in whole pages.
+fn sizes(workers: u32) -> (u32, u32) {
+    let accounts = workers.saturating_mul(2).next_multiple_of(PER_PAGE);
+    (accounts, accounts - 1 - workers)
 }
 
 /// Finds what the programs need in the type information of the kernel.
@@ -136,9 +144,7 @@ impl Ebpf {
     }
 
     fn load_for(workers: u32, settings: Settings) -> Result<Ebpf, LoadError> {
-        // Account 0, one for each worker, and about as many for adopted processes: whole pages.
-        let accounts = workers.saturating_mul(2).next_multiple_of(PER_PAGE);
-        let adopted = accounts - 1 - workers;
+        let (accounts, adopted) = sizes(workers);
         Ok(Ebpf {
             running: load::start(settings, accounts)?,
             accounts: Accounts::new(workers, adopted),
@@ -148,7 +154,6 @@ impl Ebpf {
             unmeasured: 0,
             unknown_children: 0,
             closed: 0,
-            fd_changed: false,
         })
     }
 
@@ -157,16 +162,11 @@ impl Ebpf {
         self.running.events.as_fd()
     }
 
-    /// Whether [`Self::fd`] has to be watched anew: the programs were loaded again.
-    pub fn take_fd_changed(&mut self) -> bool {
-        std::mem::take(&mut self.fd_changed)
-    }
-
     /// Watches a worker until [`Self::ended`] is called, which must be before the kernel can reuse its pid. If there is no
-    /// room, the programs are loaded anew, for twice as many workers.
+    /// room, the maps are replaced, by maps for twice as many workers.
     ///
     /// # Errors
-    /// They cannot be loaded again.
+    /// They cannot be made.
     pub fn watch(&mut self, worker: WorkerId, pid: Pid) -> Result<(), LoadError> {
         let Some(Identity { number, filters }) = self.running.identify(pid) else {
             // It has ended already.
@@ -190,24 +190,24 @@ impl Ebpf {
         Ok(())
     }
 
-    /// Loads the programs anew, for twice as many workers. What the workers have used until now is not counted again.
+    /// Makes room for twice as many workers. What they have used until now is not counted again.
     fn grow(&mut self) -> Result<(), LoadError> {
-        let mut larger = Ebpf::load_for(self.workers.saturating_mul(2), self.settings)?;
-        for (worker, entry) in self.accounts.iter_mut() {
-            larger.watch_as(worker, entry.pid, entry.number, entry.filter)?;
+        let workers = self.workers.saturating_mul(2);
+        let (accounts, adopted) = sizes(workers);
+        let listeners: Vec<u64> =
+            self.running.listeners.iter().map(|listener| listener.place.load(Acquire)).collect();
+        self.running.enlarge(accounts)?;
+        self.workers = workers;
+        let mut before = std::mem::replace(&mut self.accounts, Accounts::new(workers, adopted));
+        for (worker, entry) in before.iter_mut() {
+            self.watch_as(worker, entry.pid, entry.number, entry.filter)?;
             for (pid, _) in &entry.adopted {
-                larger.adopt(worker, *pid);
+                self.adopt(worker, *pid);
             }
         }
-        let places = |running: &Running| running.control.first().map_or(0, |of| of.listeners.load(Acquire));
-        for (new, old) in larger.running.listeners.iter().zip(self.running.listeners.iter()) {
-            new.place.store(old.place.load(Acquire), Release);
+        for (listener, place) in self.running.listeners.iter().zip(listeners) {
+            listener.place.store(place, Release);
         }
-        if let Some(control) = larger.running.control.first() {
-            control.listeners.store(places(&self.running), Release);
-        }
-        larger.fd_changed = true;
-        *self = larger;
         Ok(())
     }
 

@@ -27,8 +27,8 @@ pub(super) fn bytes() -> &'static [u8] {
 /// The loaded programs and maps, by their names in the object.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) maps: HashMap<String, Map>,
-    pub(super) programs: HashMap<String, OwnedFd>,
+    maps: HashMap<String, Map>,
+    programs: HashMap<String, OwnedFd>,
 }
 
 /// What the object does not contain.
@@ -40,13 +40,32 @@ pub(super) struct LoadParams<'a> {
     pub(super) entries: &'a HashMap<&'a str, u32>,
     /// The ids of the kernel's functions, in the order of [`kfunc::NAMES`].
     pub(super) functions: &'a [u32; kfunc::NAMES.len()],
-    /// The programs that the supervisor runs itself.
-    pub(super) run_by_hand: &'a [&'a str],
-    /// The map of the timer.
-    pub(super) timer: &'a str,
-    /// Programs that are not loaded, and the map that only these use.
-    pub(super) omitted: &'a [&'a str],
-    pub(super) omitted_map: Option<&'a str>,
+    /// For each map of maps, a map like those that will be in it.
+    pub(super) inner: &'a [(&'a str, &'a Map)],
+    /// The program that the supervisor runs itself.
+    pub(super) run_by_hand: &'a str,
+    /// The map of the timers.
+    pub(super) timers: &'a str,
+}
+
+impl Loaded {
+    /// Takes a map out.
+    ///
+    /// # Errors
+    /// The object has none of this name.
+    pub(super) fn take_map(&mut self, name: &str) -> Result<Map, LoadError> {
+        self.maps.remove(name).ok_or_else(|| LoadError::new("the eBPF object", format_args!("no map {name}")))
+    }
+
+    /// Takes a program out.
+    ///
+    /// # Errors
+    /// The object has none of this name.
+    pub(super) fn take_program(&mut self, name: &str) -> Result<OwnedFd, LoadError> {
+        self.programs
+            .remove(name)
+            .ok_or_else(|| LoadError::new("the eBPF object", format_args!("no program {name}")))
+    }
 }
 
 /// Makes the maps and loads the programs.
@@ -54,20 +73,13 @@ pub(super) struct LoadParams<'a> {
 /// # Errors
 /// The call that failed, and its error.
 pub(super) fn load(load_params: &LoadParams<'_>) -> Result<Loaded, LoadError> {
-    let LoadParams { kernel_offsets, params, entries, functions, run_by_hand, timer, omitted, omitted_map } =
-        *load_params;
+    let LoadParams { kernel_offsets, params, functions, run_by_hand, .. } = *load_params;
     let mut object = Object::parse(&OBJECT.0).map_err(|error| LoadError::new("the eBPF object", error))?;
     let constants =
         HashMap::from([("OFFSETS", (bytes_of(kernel_offsets), true)), ("PARAMS", (bytes_of(params), true))]);
     object.patch_map_data(constants).map_err(|error| LoadError::new("the eBPF object's constants", error))?;
-    for name in omitted {
-        if let Some(program) = object.programs.remove(*name) {
-            object.functions.remove(&program.function_key());
-        }
-    }
-    object.maps.retain(|name, _| Some(name.as_str()) != omitted_map);
     let own_types = OwnTypes::load()?;
-    let maps = make_maps(&object, entries, timer, &own_types)?;
+    let maps = make_maps(&object, load_params, &own_types)?;
     relocate(&mut object, &maps)?;
     let programs = load_programs(&object, functions, run_by_hand, &own_types)?;
     Ok(Loaded { maps, programs })
@@ -75,10 +87,10 @@ pub(super) fn load(load_params: &LoadParams<'_>) -> Result<Loaded, LoadError> {
 
 fn make_maps(
     object: &Object,
-    entries: &HashMap<&str, u32>,
-    timer: &str,
+    load_params: &LoadParams<'_>,
     own_types: &OwnTypes,
 ) -> Result<HashMap<String, Map>, LoadError> {
+    let LoadParams { entries, inner, timers, .. } = *load_params;
     let mut maps = HashMap::new();
     for (name, definition) in &object.maps {
         let kind = MapKind {
@@ -89,8 +101,13 @@ fn make_maps(
             flags: definition.map_flags(),
         };
         let refused = |error| LoadError::new(format_args!("bpf(BPF_MAP_CREATE) {name}"), error);
-        let map = if name == timer { own_types.timer_map(name, kind) } else { Map::new(name, kind) }
-            .map_err(refused)?;
+        let like = inner.iter().find(|(of, _)| of == name);
+        let map = match like {
+            Some((_, like)) => Map::of_maps(name, kind, like.as_fd()),
+            None if name == timers => own_types.timer_map(name, kind),
+            None => Map::new(name, kind),
+        };
+        let map = map.map_err(refused)?;
         if definition.section_kind() == EbpfSectionKind::Rodata {
             let refused = |error| LoadError::new(format_args!("bpf(BPF_MAP_UPDATE_ELEM) {name}"), error);
             map.update(&0u32.to_ne_bytes(), definition.data())
@@ -147,7 +164,7 @@ fn relocate(object: &mut Object, maps: &HashMap<String, Map>) -> Result<(), Load
 fn load_programs(
     object: &Object,
     functions: &[u32],
-    run_by_hand: &[&str],
+    run_by_hand: &str,
     own_types: &OwnTypes,
 ) -> Result<HashMap<String, OwnedFd>, LoadError> {
     let mut programs = HashMap::new();
@@ -157,11 +174,7 @@ fn load_programs(
         };
         let mut instructions = function.instructions.clone();
         instructions.iter_mut().for_each(|instruction| call_kernel(instruction, functions));
-        let kind = if run_by_hand.contains(&name.as_str()) {
-            ProgramKind::Syscall
-        } else {
-            ProgramKind::RawTracepoint
-        };
+        let kind = if name == run_by_hand { ProgramKind::Syscall } else { ProgramKind::RawTracepoint };
         let of = functions_of(&instructions, own_types);
         let functions = (of.len() > 1).then(|| FunctionInfo { btf: own_types.btf.as_fd(), of });
         let load = |log: Option<&mut [u8]>| {

@@ -1,6 +1,6 @@
 //! Which of the common types may be in shared memory, or be passed to the kernel as bytes.
 
-use master_process_common::{Account, Control, Death, KernelOffsets, Listener, Params};
+use master_process_common::{Account, Control, Death, KernelOffsets, Listener, Owner, Params};
 
 use crate::sys::bpf::{Plain, Shared};
 
@@ -10,10 +10,12 @@ unsafe impl Shared for Account {}
 unsafe impl Shared for Control {}
 // SAFETY: as above.
 unsafe impl Shared for Listener {}
+// SAFETY: as above.
+unsafe impl Shared for Owner {}
 
 // SAFETY: twenty-five 32-bit numbers; the assertion of the type's size leaves no room for padding.
 unsafe impl Plain for KernelOffsets {}
-// SAFETY: two 32-bit numbers, as above.
+// SAFETY: a 32-bit number, as above.
 unsafe impl Plain for Params {}
 // SAFETY: two 64-bit numbers, sixteen bytes and four 32-bit numbers, as above.
 unsafe impl Plain for Death {}

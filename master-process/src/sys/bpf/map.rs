@@ -83,7 +83,16 @@ impl Map {
     /// # Errors
     /// EPERM without the privilege, or before Linux 5.11 if the limit of locked memory is too low; ENOMEM.
     pub fn new(name: &str, kind: MapKind) -> io::Result<Map> {
-        Map::create(name, kind, None)
+        Map::create(name, kind, None, None)
+    }
+
+    /// Creates a map whose values are maps like this one; an array may have another number of entries if it has
+    /// `BPF_F_INNER_MAP`. A value is written as the number of a descriptor.
+    ///
+    /// # Errors
+    /// Those of [`Map::new`]; EINVAL if the other map cannot be in a map.
+    pub fn of_maps(name: &str, kind: MapKind, like: BorrowedFd<'_>) -> io::Result<Map> {
+        Map::create(name, kind, None, Some(like))
     }
 
     /// Creates a map whose keys and values have these types: the kernel must find the timer in a value.
@@ -91,10 +100,15 @@ impl Map {
     /// # Errors
     /// Those of [`Map::new`]; EINVAL if the types do not fit the sizes.
     pub fn with_types(name: &str, kind: MapKind, types: &Types<'_>) -> io::Result<Map> {
-        Map::create(name, kind, Some(types))
+        Map::create(name, kind, Some(types), None)
     }
 
-    fn create(name: &str, kind: MapKind, types: Option<&Types<'_>>) -> io::Result<Map> {
+    fn create(
+        name: &str,
+        kind: MapKind,
+        types: Option<&Types<'_>>,
+        inner: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Map> {
         let mut attr = blank();
         // SAFETY: every member of the union consists of numbers, and all of it is zeroed.
         let create = unsafe { &mut attr.__bindgen_anon_1 };
@@ -107,6 +121,9 @@ impl Map {
         if let Some(Types { btf, key, value }) = types {
             create.btf_fd = number(*btf);
             (create.btf_key_type_id, create.btf_value_type_id) = (*key, *value);
+        }
+        if let Some(inner) = inner {
+            create.inner_map_fd = number(inner);
         }
         // SAFETY: the command only reads the attributes, and they hold no address.
         let fd = owned(unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr) })?;

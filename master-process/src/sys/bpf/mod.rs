@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 
-pub use by_id::{id_of, link_by_id, map_by_id};
+pub use by_id::{id_of, link_by_id, map_by_id, program_by_id};
 pub use map::{Map, MapKind, Mapping, Shared, Types, load_types};
 pub use program::{FunctionInfo, ProgramKind, attach, load, load_reuseport, run};
 pub use ring::Ring;

@@ -107,14 +107,19 @@ pub fn attach(program: BorrowedFd<'_>, tracepoint: &CStr) -> io::Result<OwnedFd>
     owned(unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &mut attr) })
 }
 
-/// Runs a program of the kind [`ProgramKind::Syscall`] once.
+/// Runs a program of the kind [`ProgramKind::Syscall`] once, with a number as its argument.
 ///
 /// # Errors
 /// Those of bpf(2).
-pub fn run(program: BorrowedFd<'_>) -> io::Result<()> {
+pub fn run(program: BorrowedFd<'_>, argument: u64) -> io::Result<()> {
+    let mut context = argument.to_ne_bytes();
     let mut attr = blank();
     // SAFETY: as in `Map::new`.
-    unsafe { &mut attr.test }.prog_fd = number(program);
-    // SAFETY: the attributes hold no address. The kernel writes its result into them.
+    let test = unsafe { &mut attr.test };
+    test.prog_fd = number(program);
+    test.ctx_in = context.as_mut_ptr().expose_provenance() as u64;
+    test.ctx_size_in = u32::try_from(context.len()).map_err(io::Error::other)?;
+    // SAFETY: the argument is borrowed for the call, which may write its eight bytes. The kernel writes its result into the
+    // attributes.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.map(drop)
 }

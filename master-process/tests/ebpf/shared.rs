@@ -1,0 +1,184 @@
+//! One set of programs for all supervisors of the host: who uses it, and what is left when they end.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::DirBuilderExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering::Acquire;
+
+use master_process::config::Scope;
+use master_process::sys::bpf::{self, Mapping};
+use master_process_common::{Control, Owner};
+use master_process_tests::{TIMEOUT, eventually};
+
+use crate::death::sent;
+use crate::harness::{Bench, bench};
+use crate::role::again;
+
+/// The values of a field in the descriptions of a process's descriptors, of those that have these words.
+fn described(pid: u32, words: &str, field: &str) -> BTreeSet<u32> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("its files").flatten();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let value = |text: String| text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok());
+    texts.filter(|text| text.contains(words)).filter_map(value).collect()
+}
+
+fn programs(pid: u32) -> BTreeSet<u32> {
+    // `BPF_PROG_TYPE_SYSCALL`.
+    described(pid, "prog_type:\t31", "prog_id:")
+}
+
+fn links(pid: u32) -> BTreeSet<u32> {
+    described(pid, "tp_name:\tsignal_generate", "link_id:")
+}
+
+fn maps(pid: u32) -> BTreeSet<u32> {
+    described(pid, "map_id:", "map_id:")
+}
+
+/// The first supervisor of root makes the directory.
+fn make_directory() {
+    let _exists = std::fs::DirBuilder::new().mode(0o700).create("/run/master-process");
+}
+
+/// Another supervisor, in a process of its own.
+fn supervisor(command: &mut Command) -> Child {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a process");
+    let output = BufReader::new(child.stdout.take().expect("its output"));
+    assert!(output.lines().map_while(Result::ok).any(|line| line == "ready"), "it loads the programs");
+    child
+}
+
+fn kill(mut child: Child) {
+    child.kill().expect("our child");
+    child.wait().expect("our child");
+}
+
+#[test]
+fn one_set_of_programs_serves_all_supervisors() {
+    make_directory();
+    let mut first = bench!("one_set_of_programs_serves_all_supervisors", Scope::Worker);
+    if !rustix::process::geteuid().is_root() {
+        master_process_tests::skip!("only the supervisors of root share a directory");
+    }
+    let me = std::process::id();
+    let (program, link) = (programs(me), links(me));
+    assert_eq!((program.len(), link.len()), (1, 1));
+    let other = supervisor(&mut again("supervise"));
+    assert_eq!((programs(other.id()), links(other.id())), (program.clone(), link.clone()));
+    // And a supervisor that measures in another way.
+    let mut second = bench!("one_set_of_programs_serves_all_supervisors", Scope::Tree);
+    assert_eq!((programs(me), links(me)), (program, link));
+    kill(other);
+
+    let mut of_first = first.start("parent hold 8");
+    let mut of_second = second.start("parent hold 8");
+    (of_first.ready(), of_second.ready());
+    let memory = |bench: &Bench, worker| bench.usage(worker).expect("it is watched").memory;
+    let (alone, tree) = (memory(&first, &of_first), memory(&second, &of_second));
+    assert!(tree > alone + (7 << 20), "each has its own workers, and counts in its own way: {alone} {tree}");
+
+    // It records for both, and outlives the one that has loaded it.
+    let (_shell, details) = sent(&mut first, &["KILL"]);
+    assert_eq!(details.killer.map(|killer| killer.signal), Some(9));
+    drop(first);
+    let (_shell, details) = sent(&mut second, &["TERM"]);
+    assert_eq!(details.killer.map(|killer| killer.signal), Some(15));
+    assert!(memory(&second, &of_second) > 7 << 20, "it is still measured");
+}
+
+/// The controls of this supervisor in the maps that `holder` has open.
+fn control_of(supervisor: u32, holder: u32) -> Mapping<Control> {
+    // `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+    for id in described(holder, "map_type:\t12", "map_id:") {
+        let of_each = bpf::map_by_id(id).expect("it is open");
+        for row in 0..of_each.kind().entries {
+            let mut inner = [0; 4];
+            if !of_each.lookup(&row.to_ne_bytes(), &mut inner).expect("a row") {
+                continue;
+            }
+            let Ok(map) = bpf::map_by_id(u32::from_ne_bytes(inner)) else { continue };
+            let Ok(control) = Mapping::<Control>::new(&map) else { continue };
+            if control.first().is_some_and(|of| of.supervisor.load(Acquire) == u64::from(supervisor)) {
+                return control;
+            }
+        }
+    }
+    panic!("{supervisor} has no row in the maps of {holder}");
+}
+
+#[test]
+fn the_timer_of_a_supervisor_that_was_killed_ends() {
+    make_directory();
+    let bench = bench!("the_timer_of_a_supervisor_that_was_killed_ends", Scope::Worker);
+    let me = std::process::id();
+    if !rustix::process::geteuid().is_root() || links(me).is_empty() {
+        master_process_tests::skip!("only the supervisors of root share a directory");
+    }
+    let other = supervisor(&mut again("supervise"));
+    let control = control_of(other.id(), me);
+    let samples = || control.first().expect("one").samples.load(Acquire);
+    let at_first = samples();
+    eventually(TIMEOUT, "it is measuring", || samples() > at_first);
+    kill(other);
+    // One that has expired already may be taken to its end.
+    let wait = || {
+        let ours = bench.ebpf.cost().0;
+        eventually(TIMEOUT, "three samples of another one", || bench.ebpf.cost().0 >= ours + 3);
+    };
+    wait();
+    let after = samples();
+    wait();
+    assert_eq!(samples(), after);
+}
+
+#[test]
+fn the_last_supervisor_leaves_nothing_in_the_kernel() {
+    drop(bench!("the_last_supervisor_leaves_nothing_in_the_kernel", Scope::Worker));
+    if !rustix::process::geteuid().is_root() {
+        master_process_tests::skip!("ids can be opened by root only");
+    }
+    make_directory();
+    // With a directory of its own, it is the first and the last one. Its program is another one than ours.
+    let text = "mount -t tmpfs none /run/master-process && exec \"$0\" \"$@\"";
+    let role = again("supervise");
+    let mut command = Command::new("unshare");
+    let program = std::env::current_exe().expect("our own path");
+    command.args(["--mount", "sh", "-c", text]).arg(program).args(role.get_args());
+    command.envs(role.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let child = supervisor(&mut command);
+    let (program, link, maps) = (programs(child.id()), links(child.id()), maps(child.id()));
+    assert_eq!((program.len(), link.len()), (1, 1));
+    let is_there = || {
+        program.iter().any(|id| bpf::program_by_id(*id).is_ok())
+            || link.iter().any(|id| bpf::link_by_id(*id, "signal_generate").is_ok())
+            || maps.iter().any(|id| bpf::map_by_id(*id).is_ok())
+    };
+    assert!(is_there(), "they can be found");
+    kill(child);
+    eventually(TIMEOUT, "the kernel has freed all of it", || !is_there());
+}
+
+#[test]
+fn a_row_is_free_again_when_its_supervisor_measures_no_longer() {
+    make_directory();
+    let first = bench!("a_row_is_free_again_when_its_supervisor_measures_no_longer", Scope::Worker);
+    let me = std::process::id();
+    let owned = || {
+        let tables = described(me, "map_type:\t2", "map_id:").into_iter();
+        let tables = tables.filter_map(|id| Mapping::<Owner>::new(&bpf::map_by_id(id).ok()?).ok());
+        let owners: Vec<_> = tables.collect();
+        let all = owners.iter().flat_map(|table| table.iter());
+        all.filter(|owner| owner.0.load(Acquire) & 0xffff_ffff == u64::from(me)).count()
+    };
+    if owned() == 0 {
+        master_process_tests::skip!("ids can be opened by root only");
+    }
+    assert_eq!(owned(), 1);
+    let second = bench!("a_row_is_free_again_when_its_supervisor_measures_no_longer", Scope::Worker);
+    // Both have the table open.
+    assert_eq!(owned(), 2);
+    drop(second);
+    assert_eq!(owned(), 1);
+    drop(first);
+}

@@ -172,6 +172,8 @@ pub(super) enum Deferred {
     /// Check whether the start of the worker with this serial is finished. The second value is the number of earlier
     /// checks.
     Start(u64, u32),
+    /// Give memory back, if nothing has happened meanwhile.
+    Settle,
     /// Check whether the source of the samples was chosen.
     Measuring,
     /// Try the places at the gate.

@@ -18,6 +18,7 @@ mod preload;
 mod samples;
 mod saved;
 mod service_manager;
+mod settling;
 pub mod signals;
 mod snapshot;
 mod starts;
@@ -57,6 +58,7 @@ pub use launch::worker_variables;
 use samples::Sampling;
 pub use saved::Saved;
 use service_manager::ServiceManager;
+use settling::Settling;
 use signals::Signals;
 pub use starts::FirstFailure;
 use starts::{Greeting, Starts};
@@ -98,6 +100,7 @@ pub struct Driver {
     manager: ServiceManager,
     stop_timeout: StopTimeout,
     upgrades: Upgrades,
+    settling: Settling,
 }
 
 impl Driver {
@@ -148,6 +151,7 @@ impl Driver {
             manager,
             stop_timeout: StopTimeout::new(config, false),
             upgrades: Upgrades::new(config, OwnProgram::find()),
+            settling: Settling::default(),
         })
     }
 
@@ -179,6 +183,9 @@ impl Driver {
             unfinished |= self.control.after_round(&mut self.cx, self.signals.tty.is_lent());
             unfinished |= self.endpoint.after_round(&mut self.cx, &self.control);
             self.manager.after_round(&mut self.cx);
+            if has_begun {
+                self.settling.after_round(&mut self.cx);
+            }
             self.begin_upgrade();
             // What was reaped may be the last worker, whose end is still to be reported.
             if let Some(outcome) = self.cx.policy.outcome().filter(|_| !reaped) {
@@ -250,6 +257,7 @@ impl Driver {
                 Deferred::Call(serial, call) => calls::reply_to(cx, serial, &call),
                 Deferred::Start(serial, checks) => self.starts.check(cx, serial, checks),
                 Deferred::Measuring => self.sampling.begun(cx, tty),
+                Deferred::Settle => self.settling.settle(cx, &mut self.starts),
                 Deferred::TryPlaces => self.gate.give(cx),
                 Deferred::Sample => self.sampling.sample(cx, tty),
                 Deferred::Inspection(number) => samples::abandon_inspection(cx, number),

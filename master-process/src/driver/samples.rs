@@ -13,7 +13,6 @@ use crate::metrics::{Question, TIME_OUT};
 use crate::policy::{Event, Usage, WorkerId};
 use crate::sys::signal_disposition::{self, SignalDisposition};
 use crate::sys::signal_names;
-use crate::sys::{allocator, own_code};
 
 /// The interval of the samples, and their buffer.
 #[derive(Debug)]
@@ -59,9 +58,6 @@ impl Sampling {
         cx.journal.record(What::Monitor { source });
         watch_samples(cx);
         self.start_timer(cx, tty);
-        // The start is over, and what it has run never runs again.
-        allocator::release_unused();
-        own_code::unmap();
     }
 
     /// Starts the timer, if the supervisor takes the samples, or if there is a terminal to be checked.

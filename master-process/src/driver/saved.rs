@@ -17,6 +17,7 @@ use super::launch::{Launcher, SavedLauncher};
 use super::preload::SavedPreloads;
 use super::samples::{self, Sampling};
 use super::service_manager::{SavedManager, ServiceManager};
+use super::settling::Settling;
 use super::signals::{SavedTty, Signals};
 use super::starts::Starts;
 use super::stop_timeout::StopTimeout;
@@ -171,6 +172,7 @@ impl Driver {
             manager: ServiceManager::resume(config, saved.manager.unwrap_or_default()),
             stop_timeout: StopTimeout::new(config, true),
             upgrades: Upgrades::new(config, OwnProgram::at(program)),
+            settling: Settling::default(),
             cx,
         });
         driver.watch_again(saved.inspections);
@@ -240,6 +242,7 @@ fn survives(deferred: &Deferred) -> bool {
         Deferred::CheckListeners
         | Deferred::Cgroups(_)
         | Deferred::Start(..)
+        | Deferred::Settle
         | Deferred::Measuring
         | Deferred::TryPlaces
         | Deferred::Sample

@@ -264,6 +264,15 @@ impl Starts {
         true
     }
 
+    /// Whether starts are in progress. If none is, the memory that they have needed is given back.
+    pub(super) fn is_at_rest(&mut self) -> bool {
+        let is_at_rest = self.current.is_empty() && self.late.is_empty();
+        if is_at_rest {
+            self.launcher.rest();
+        }
+        is_at_rest
+    }
+
     /// Checks a start that is late, or was abandoned.
     pub(super) fn check(&mut self, cx: &mut Context, serial: u64, checks: u32) {
         if !self.preloads.check(cx, serial) {

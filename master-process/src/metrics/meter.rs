@@ -57,12 +57,7 @@ impl Meter {
         let Config { monitor: wish, account: scope, workers, limits, .. } = config;
         let (wish, scope) = (*wish, *scope);
         let thresholds = Thresholds { cpu: limits.max_cpu, memory: limits.max_memory };
-        let wanted = Wanted {
-            scope,
-            workers: *workers,
-            interval: limits.interval,
-            thresholds,
-        };
+        let wanted = Wanted { scope, workers: *workers, interval: limits.interval, thresholds };
         let mut meter = Meter { source: Source::Off, scope, begins: Begins::Choosing(wanted) };
         if wish != Monitor::Auto {
             let says = meter.choose(wish, || wanted.load()).map_err(|why| {

@@ -26,6 +26,11 @@ pub fn release_unused() {
     release_stack();
 }
 
+/// The size in bytes of the stacks of threads that run at the start, one after the other: glibc keeps the stack of a thread that has
+/// ended, with some pages in use, and the next thread gets it if its size is the same. The parser of the kernel's types needs
+/// the most.
+pub const THREAD_STACK: usize = 256 * 1024;
+
 /// How deep earlier calls of the first thread may have been. Nothing else is mapped there: the kernel keeps 1 MiB free below
 /// a stack, `stack_guard_gap` in its command line.
 const DEEPEST: usize = 512 * 1024;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Ebpf, LoadError, Thresholds};
 use crate::config::Scope;
-use crate::sys::allocator;
+use crate::sys::allocator::{self, THREAD_STACK};
 use crate::sys::helper::Wake;
 
 /// What is to be measured, for [`Ebpf::load`].
@@ -40,15 +40,12 @@ pub struct Loader {
     wake: Wake,
 }
 
-/// The parser of the kernel's types is what needs the most.
-const STACK: usize = 256 * 1024;
-
 impl Loader {
     /// Starts the thread; `None` if there can be none.
     pub fn start(wanted: Wanted) -> Option<Loader> {
         let wake = Wake::new().ok()?;
         let finished = wake.clone();
-        let thread = Builder::new().name("ebpf".to_owned()).stack_size(STACK).spawn(move || {
+        let thread = Builder::new().name("ebpf".to_owned()).stack_size(THREAD_STACK).spawn(move || {
             let loaded = wanted.load();
             allocator::release_thread_stack();
             finished.set();

@@ -12,7 +12,7 @@ use master_process_common::{Account, Control, Listener, Owner};
 use super::load_error::LoadError;
 use super::object::Loaded;
 use super::rows::{Row, Rows};
-use crate::sys::allocator;
+use crate::sys::allocator::{self, THREAD_STACK};
 use crate::sys::bpf::{self, Map, MapKind, Mapping};
 
 /// The program, in the object.
@@ -170,7 +170,7 @@ impl Sampler {
         let (accounts_of_each, listeners_of_each) =
             (accounts_of_each.try_clone()?, listeners_of_each.try_clone()?);
         let row = row.number();
-        let thread = std::thread::Builder::new().name("accounts".to_owned()).stack_size(64 * 1024);
+        let thread = std::thread::Builder::new().name("accounts".to_owned()).stack_size(THREAD_STACK);
         thread.spawn(move || {
             for (of_each, own) in [(accounts_of_each, accounts), (listeners_of_each, listeners)] {
                 if let Err(error) = put(&of_each, row, &own) {

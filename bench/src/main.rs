@@ -69,6 +69,13 @@ fn cli() -> Command {
         .arg(number("pairs", "5", "Times that the machine is measured with and without them, in turns"));
     let control = Command::new("control")
         .about("What it costs to look at a supervisor, and what clients that flood it cost its workers")
+        .arg(
+            Arg::new("part")
+                .long("part")
+                .action(ArgAction::Append)
+                .value_parser(control::Part::ALL.map(|(name, _)| name))
+                .help("What is measured; may be repeated [default: all]"),
+        )
         .arg(number("workers", "1000", "Workers that are looked at"))
         .arg(number("instances", "100", "Supervisors that are listed"))
         .arg(number("rounds", "15", "Times that each is measured"))
@@ -127,8 +134,13 @@ fn run_dense(matches: &ArgMatches) -> anyhow::Result<()> {
 
 fn run_control(matches: &ArgMatches) -> anyhow::Result<()> {
     let number = |name| matches.get_one::<u32>(name).copied().unwrap_or(1);
+    let named: Vec<&str> =
+        matches.get_many::<String>("part").into_iter().flatten().map(String::as_str).collect();
+    let is_wanted = |name: &str| named.is_empty() || named.contains(&name);
+    let parts = control::Part::ALL.into_iter().filter(|(name, _)| is_wanted(name)).map(|(_, part)| part);
     let [program, worker, listener] = overhead::prepare_control()?;
     control::run(&control::Options {
+        parts: parts.collect(),
         program,
         worker,
         listener,

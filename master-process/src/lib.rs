@@ -1,5 +1,6 @@
 //! A process supervisor for Linux: the library behind the `master-process` binary.
 
+pub mod by_number;
 pub mod cli;
 pub mod client;
 pub mod config;

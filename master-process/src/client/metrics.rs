@@ -9,7 +9,7 @@ use super::exit::{codes, usage};
 use super::{find, show};
 use crate::cli;
 use crate::config::{ListenAddr, LogFormat, Verbosity};
-use crate::control::Request;
+use crate::control::{NextAccept, Request};
 use crate::exposition::{self, Instance};
 use crate::http::{Listener, Page, Response, Server};
 use crate::policy::Time;
@@ -18,9 +18,6 @@ use crate::sys::poller::Poller;
 
 /// The token of the listening socket. Those of clients are their numbers, from 1 on.
 const LISTENER: u64 = 0;
-
-/// How soon it tries again when it is short of descriptors or memory.
-const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 pub(super) fn arguments(command: Command) -> Command {
     let all = Arg::new("all")
@@ -55,25 +52,25 @@ fn serve(mut server: Server, mut poller: Poller) -> Result<u8, Failure> {
     let token = |client: u64| client;
     let epoch = Instant::now();
     let now = || Time::new(epoch.elapsed());
-    let (mut ready, mut is_short) = (Vec::new(), false);
+    // When to accept again without an event.
+    let (mut ready, mut accept_at) = (Vec::new(), None::<Time>);
     poller.watch(server.listener(), LISTENER).map_err(failed)?;
     loop {
-        let due = server.next_due().map(|due| due.since(now()));
-        let limit = match (server.has_work(), is_short) {
-            (true, _) => Some(Duration::ZERO),
-            (false, true) => Some(RETRY_AFTER.min(due.unwrap_or(RETRY_AFTER))),
-            (false, false) => due,
-        };
+        let due = [server.next_due(), accept_at].into_iter().flatten().min();
+        let limit = if server.has_work() { Some(Duration::ZERO) } else { due.map(|due| due.since(now())) };
         poller.wait(limit, &mut ready).map_err(failed)?;
-        if is_short {
+        if accept_at.is_some_and(|at| at <= now()) {
             ready.push(LISTENER);
         }
         for event in ready.drain(..) {
             if event == LISTENER {
-                is_short = !server.accept(now(), &mut poller, token);
-                if !is_short {
-                    poller.watch(server.listener(), LISTENER).map_err(failed)?;
-                }
+                accept_at = match server.accept(now(), &mut poller, token) {
+                    NextAccept::After(pause) => Some(now().after(pause)),
+                    NextAccept::Watch => {
+                        poller.watch(server.listener(), LISTENER).map_err(failed)?;
+                        None
+                    }
+                };
             } else {
                 server.event(now(), event, &mut poller, token);
             }

@@ -182,7 +182,7 @@ pub(super) fn row(worker: &Worker) -> Vec<String> {
         number(worker.queue_length),
         number(worker.queue_drops_total),
         worker.restarts_total.unasked().to_string(),
-        or_dash(worker.last_end.as_ref().map(last_end)),
+        or_dash(worker.last_end.as_deref().map(last_end)),
     ]
 }
 

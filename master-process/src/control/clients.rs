@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::connection::{Broken, Connection, SavedConnection, Watch};
 use super::event::Event;
 use super::protocol::{MAX_REQUEST, Reply, line};
-use super::rate::Rate;
+use super::rate::{REQUESTS, Rate};
 use super::ring::{Next, Ring};
 use crate::policy::Time;
 use crate::sys::control_socket::{self, Peer};
@@ -122,7 +122,7 @@ impl Client {
             follows: None,
             has_asked: false,
             bad_requests: 0,
-            rate: Rate::new(),
+            rate: Rate::new(REQUESTS),
             queued: false,
             watched: None,
         }
@@ -207,7 +207,7 @@ impl Client {
         if self.input.is_empty() {
             self.input = Vec::new();
         }
-        if !self.rate.allow(now) {
+        if !self.rate.allow(REQUESTS, now) {
             return Err(Cut::Flood);
         }
         (self.has_asked, self.connection.since) = (true, now);
@@ -230,8 +230,8 @@ impl Client {
     }
 
     /// Adds a line to what it is to get.
-    pub(super) fn send(&mut self, now: Time, text: &str) {
-        self.connection.send(now, text.as_bytes());
+    pub(super) fn send(&mut self, now: Time, text: String) {
+        self.connection.send(now, text.into_bytes());
     }
 
     /// Adds the next events, if it has read the last ones. Without `endless`, a line tells where they end.
@@ -259,7 +259,7 @@ impl Client {
             text.push_str(&Reply { end_of_events: Some(seq), ..Reply::new() }.line());
         }
         if !text.is_empty() {
-            self.send(now, &text);
+            self.send(now, text);
         }
     }
 

@@ -101,12 +101,13 @@ impl Connection {
         }
     }
 
-    /// Adds to what is to be written.
-    pub(crate) fn send(&mut self, now: Time, bytes: &[u8]) {
+    /// Adds to what is to be written. An answer about a thousand workers has a megabyte, which is not copied.
+    pub(crate) fn send(&mut self, now: Time, mut bytes: Vec<u8>) {
         if self.pending_output() == 0 {
-            self.since = now;
+            (self.output, self.written, self.since) = (bytes, 0, now);
+        } else {
+            self.output.append(&mut bytes);
         }
-        self.output.extend_from_slice(bytes);
     }
 
     /// Writes what there is room for. Returns whether any was written.

@@ -3,6 +3,7 @@
 //! [`Snapshot`] is the one model of the state, [`Event`] that of what happens; both sides of the socket, and all
 //! commands, use them. `docs/control.md` is the protocol.
 
+mod accepting;
 mod clients;
 mod connection;
 mod event;
@@ -18,6 +19,8 @@ mod snapshot;
 /// The version of the protocol. Fields are only ever added.
 pub const SCHEMA: u32 = 1;
 
+pub(crate) use accepting::Accepting;
+pub use accepting::NextAccept;
 pub(crate) use connection::{Broken, Connection, SavedConnection, Watch};
 pub use event::Event;
 pub use journal::{End, Journal, Restarts, SavedJournal};
@@ -27,7 +30,7 @@ pub use location::{
 };
 pub(crate) use log_limit::LogLimit;
 pub use protocol::{Accepted, ErrorReply, Line, MAX_REQUEST, Reply, Request, Why, parse_request};
-pub(crate) use rate::Rate;
+pub(crate) use rate::{REQUESTS, Rate};
 pub(crate) use ring::{Ended, What};
 pub use server::{Asked, SavedServer, Server};
 pub use snapshot::{

@@ -140,11 +140,20 @@ impl Request {
 
 /// A value as a line.
 pub(super) fn line(value: &impl Serialize) -> String {
-    // Our own types have nothing that JSON cannot hold.
-    let mut line = serde_json::to_string(value).unwrap_or_default();
-    line.push('\n');
-    line
+    line_of(value, 0)
 }
+
+/// The same, with room for this many bytes from the start.
+fn line_of(value: &impl Serialize, room: usize) -> String {
+    let mut line = Vec::with_capacity(room);
+    // Our own types have nothing that JSON cannot hold, and JSON nothing that text cannot.
+    let _always = serde_json::to_writer(&mut line, value);
+    line.push(b'\n');
+    String::from_utf8(line).unwrap_or_default()
+}
+
+/// The bytes of a worker's row, at most as a rule.
+const ROW: usize = 400;
 
 /// The answer to a request.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -181,7 +190,8 @@ impl Reply {
 
     /// The line of the answer, with its newline.
     pub fn line(&self) -> String {
-        line(self)
+        let rows = self.status.as_ref().map_or(0, |status| status.workers.len());
+        line_of(self, rows * ROW)
     }
 }
 

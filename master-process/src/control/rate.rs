@@ -1,4 +1,4 @@
-//! A limit on requests: some at once, and then one after the other.
+//! A limit on what clients do: some at once, and then one after the other.
 
 use std::time::Duration;
 
@@ -6,12 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::Time;
 
-/// The requests that may come at once, and how soon one more may come. `top` makes one in a second; a loop without a pause
-/// would keep the supervisor busy.
-const BURST: u32 = 50;
-const REFILL: Duration = Duration::from_millis(100);
+/// How many may come at once, and how soon one more may come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    pub(crate) burst: u32,
+    pub(crate) refill: Duration,
+}
 
-/// The requests that may still come.
+/// The limit on requests. `top` makes one in a second; a loop without a pause would keep the supervisor busy.
+pub(crate) const REQUESTS: Limit = Limit { burst: 50, refill: Duration::from_millis(100) };
+
+/// How many may still come.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Rate {
     left: u32,
@@ -20,21 +25,32 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    pub(crate) fn new() -> Rate {
-        Rate { left: BURST, refilled: None }
+    pub(crate) fn new(limit: Limit) -> Rate {
+        Rate { left: limit.burst, refilled: None }
     }
 
-    /// Whether one more request may be carried out; it counts then.
-    pub(crate) fn allow(&mut self, now: Time) -> bool {
+    /// Whether one more may come; it counts then.
+    pub(crate) fn allow(&mut self, limit: Limit, now: Time) -> bool {
+        let is_allowed = self.left(limit, now) > 0;
+        self.count(u32::from(is_allowed));
+        is_allowed
+    }
+
+    /// How many more may come now.
+    pub(crate) fn left(&mut self, limit: Limit, now: Time) -> u32 {
+        let Limit { burst, refill } = limit;
         let since = *self.refilled.get_or_insert(now);
-        let refills = now.nanoseconds_since(since) / u64::try_from(REFILL.as_nanos()).unwrap_or(1);
+        let refills = now.nanoseconds_since(since) / u64::try_from(refill.as_nanos()).unwrap_or(1);
         if refills > 0 {
-            self.left = BURST.min(self.left.saturating_add(u32::try_from(refills).unwrap_or(BURST)));
+            self.left = burst.min(self.left.saturating_add(u32::try_from(refills).unwrap_or(burst)));
             self.refilled = Some(now);
         }
-        let left = self.left.checked_sub(1);
-        self.left = left.unwrap_or(0);
-        left.is_some()
+        self.left
+    }
+
+    /// Counts some that have come.
+    pub(crate) fn count(&mut self, some: u32) {
+        self.left = self.left.saturating_sub(some);
     }
 }
 
@@ -45,10 +61,11 @@ mod tests {
     #[test]
     fn after_a_burst_one_comes_after_the_other() {
         let at = |millis| Time::new(Duration::from_millis(millis));
-        let mut rate = Rate::new();
-        assert!((0..BURST).all(|_| rate.allow(at(0))));
-        assert!(!rate.allow(at(0)) && !rate.allow(at(99)));
-        assert!(rate.allow(at(100)) && !rate.allow(at(100)));
-        assert_eq!((0..2 * BURST).filter(|_| rate.allow(at(60_000))).count(), BURST as usize);
+        let mut rate = Rate::new(REQUESTS);
+        let mut allow = |millis| rate.allow(REQUESTS, at(millis));
+        assert!((0..REQUESTS.burst).all(|_| allow(0)));
+        assert!(!allow(0) && !allow(99));
+        assert!(allow(100) && !allow(100));
+        assert_eq!((0..2 * REQUESTS.burst).filter(|_| allow(60_000)).count(), REQUESTS.burst as usize);
     }
 }

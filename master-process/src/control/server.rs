@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, info};
 
+use super::accepting::{Accepting, NextAccept};
 use super::clients::{Client, Cut, SavedClient};
 use super::connection::Watch;
 use super::log_limit::LogLimit;
@@ -22,9 +23,6 @@ use crate::sys::poller::Poller;
 
 /// The most clients at a time. Each can cost an answer's size of memory and a descriptor.
 const MAX_CLIENTS: usize = 64;
-
-/// The connections that one round accepts: their handling takes a few hundred microseconds.
-const ACCEPTS_PER_ROUND: usize = 8;
 
 /// The answers that one round makes. One of a thousand workers takes about a millisecond.
 const REQUESTS_PER_ROUND: usize = 1;
@@ -60,6 +58,7 @@ pub struct Server {
     next: u64,
     /// The clients whose requests are complete, in the order in which these came.
     queue: VecDeque<u64>,
+    accepting: Accepting,
     log_limit: LogLimit,
 }
 
@@ -120,6 +119,7 @@ impl Server {
             clients: BTreeMap::new(),
             next: 0,
             queue: VecDeque::new(),
+            accepting: Accepting::new(),
             log_limit: LogLimit::default(),
         }
     }
@@ -148,17 +148,16 @@ impl Server {
         self.clients.values().map(Client::pending_output).sum()
     }
 
-    /// Accepts connections, a few at a time: the caller watches the listener again. Returns false if the process has no
-    /// descriptor left: then the caller tries again later.
-    pub fn accept(&mut self, now: Time, poller: &mut Poller, token: Token) -> bool {
-        let (accepted, result) = control_socket::accept_some(self.listener.as_fd(), ACCEPTS_PER_ROUND);
+    /// Accepts connections, a few at a time, and says when to accept the next ones.
+    pub fn accept(&mut self, now: Time, poller: &mut Poller, token: Token) -> NextAccept {
+        let (accepted, next, result) = self.accepting.accept(now, self.listener.as_fd());
         for fd in accepted {
             self.add(now, fd, poller, token);
         }
         if let Err(error) = &result {
             debug!("cannot accept a client of the control socket: {error}");
         }
-        result.is_ok()
+        next
     }
 
     fn add(&mut self, now: Time, fd: OwnedFd, poller: &mut Poller, token: Token) {
@@ -175,7 +174,7 @@ impl Server {
             None
         };
         if let Some((code, message)) = refusal {
-            client.send(now, &Reply::error(ErrorReply::new(code, message.to_owned())).line());
+            client.send(now, Reply::error(ErrorReply::new(code, message.to_owned())).line());
             let _not_read = client.write(now);
             self.report(now, peer, message);
             return;
@@ -272,7 +271,7 @@ impl Server {
     /// Sends an answer.
     pub fn answer(&mut self, now: Time, id: u64, reply: &Reply, poller: &mut Poller, token: Token) {
         let Some(client) = self.clients.get_mut(&id) else { return };
-        client.send(now, &reply.line());
+        client.send(now, reply.line());
         self.write(now, id, poller, token);
     }
 
@@ -354,7 +353,7 @@ impl Server {
         }
         if let Some(reason) = cut.reason() {
             if client.pending_output() == 0 {
-                client.send(now, &Reply::error(ErrorReply::new("closed", reason.to_owned())).line());
+                client.send(now, Reply::error(ErrorReply::new("closed", reason.to_owned())).line());
                 let _may_not_read = client.write(now);
             }
             self.report(now, client.peer, reason);

@@ -182,7 +182,7 @@ pub struct Worker {
     pub restarts_total: Restarts,
     /// The last end in the slot that nobody asked for. In the first row of the slot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_end: Option<LastEnd>,
+    pub last_end: Option<Box<LastEnd>>,
 }
 
 /// What a worker does.

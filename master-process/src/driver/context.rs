@@ -186,11 +186,11 @@ pub(super) enum Deferred {
     Call(u64, Notification),
     /// Check whether clients of the control socket take too long.
     Clients,
-    /// Watch the control socket again, after a shortage of descriptors.
+    /// Accept clients of the control socket again: there were many, or no descriptor was left.
     Accept,
     /// Check whether clients of the metrics take too long.
     Scrapers,
-    /// Watch the socket of the metrics again, after a shortage of descriptors.
+    /// Accept clients of the metrics again, likewise.
     AcceptScrapers,
     /// Feed the service manager's watchdog.
     Watchdog,

@@ -6,10 +6,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::context::{ClientCheck, Context, Deferred, RETRY_AFTER, Token};
+use super::context::{ClientCheck, Context, Deferred, Token};
 use super::snapshot::{self, Identity};
 use crate::config::{self, Config, MAX_WORKERS};
-use crate::control::{self, Accepted, Asked, ErrorReply, Reply, Request, SavedServer, Server, Snapshot, Why};
+use crate::control::{
+    self, Accepted, Asked, ErrorReply, NextAccept, Reply, Request, SavedServer, Server, Snapshot, Why,
+};
 use crate::policy::Event;
 use crate::sys::control_socket::{Claim, Peer, Permissions, Unavailable};
 use crate::sys::handover::{Incoming, Outgoing};
@@ -146,10 +148,9 @@ impl Control {
     /// Accepts clients.
     pub(super) fn accept(&mut self, cx: &mut Context) {
         let (now, Some(server)) = (cx.now(), &mut self.server) else { return };
-        if server.accept(now, &mut cx.poller, token) {
-            cx.watch(server.listener(), Token::Control);
-        } else {
-            cx.schedule(RETRY_AFTER, Deferred::Accept);
+        match server.accept(now, &mut cx.poller, token) {
+            NextAccept::Watch => cx.watch(server.listener(), Token::Control),
+            NextAccept::After(pause) => cx.schedule(pause, Deferred::Accept),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The metrics in the loop: `/metrics`, `/healthz` and `/readyz`. Without `--metrics` nothing of it is there.
 
-use super::context::{ClientCheck, Context, Deferred, RETRY_AFTER, Token};
+use super::context::{ClientCheck, Context, Deferred, Token};
 use super::control::Control;
 use crate::config::Config;
+use crate::control::NextAccept;
 use crate::exposition;
 use crate::http::{Listener, Page, Response, SavedServer, Server};
 use crate::sys::handover::{Incoming, Outgoing};
@@ -51,10 +52,9 @@ impl Endpoint {
     /// Accepts clients.
     pub(super) fn accept(&mut self, cx: &mut Context) {
         let (now, Some(server)) = (cx.now(), &mut self.server) else { return };
-        if server.accept(now, &mut cx.poller, token) {
-            cx.watch(server.listener(), Token::Metrics);
-        } else {
-            cx.schedule(RETRY_AFTER, Deferred::AcceptScrapers);
+        match server.accept(now, &mut cx.poller, token) {
+            NextAccept::Watch => cx.watch(server.listener(), Token::Metrics),
+            NextAccept::After(pause) => cx.schedule(pause, Deferred::AcceptScrapers),
         }
     }
 

@@ -134,7 +134,7 @@ fn workers(cx: &Context, identity: &Identity, queues: &AcceptQueues) -> Vec<Work
     let mut rows = Vec::with_capacity(usize::try_from(cx.policy.count_slots()).unwrap_or_default());
     for slot in 0..cx.policy.count_slots() {
         let first = rows.len();
-        for view in cx.policy.workers_of(slot) {
+        for view in cx.policy.views_of(slot) {
             if let Some(entry) = cx.workers.get(view.worker.serial) {
                 let queue = queues.worker(view.worker.serial);
                 rows.push(row(cx, now, identity, &view, entry, queue));
@@ -158,7 +158,7 @@ fn add_slot(cx: &Context, row: &mut Worker, queue: Option<&QueueTotals>) {
         row.cpu_seconds_total = Some(row.cpu_seconds_total.unwrap_or_default() + seconds(before));
     }
     row.restarts_total = cx.journal.restarts_of(row.slot);
-    row.last_end = cx.journal.ends_of(row.slot).next().cloned();
+    row.last_end = cx.journal.ends_of(row.slot).next().cloned().map(Box::new);
     row.failed_starts = cx.policy.failed_starts(row.slot);
 }
 

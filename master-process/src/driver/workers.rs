@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::by_number::ByNumber;
 use crate::control::EndReason;
 use crate::policy::{Time, WorkerId};
 use crate::report::{ExitReport, Named};
@@ -66,7 +67,7 @@ pub(super) struct History {
 /// All workers, by serial, and by pid while they are not reaped.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
-    entries: HashMap<u64, Entry>,
+    entries: ByNumber<u64, Entry>,
     by_pid: HashMap<Pid, u64>,
 }
 

@@ -13,7 +13,9 @@ use tracing::{debug, info};
 
 use super::listener::{Listener, SavedListener};
 use super::request::{MAX_HEAD, Page, Parsed, Refusal, parse};
-use crate::control::{Broken, Connection, LogLimit, Rate, SavedConnection, Watch};
+use crate::control::{
+    Accepting, Broken, Connection, LogLimit, NextAccept, REQUESTS, Rate, SavedConnection, Watch,
+};
 use crate::policy::Time;
 use crate::sys::control_socket;
 use crate::sys::handover::{Incoming, Outgoing};
@@ -21,9 +23,6 @@ use crate::sys::poller::Poller;
 
 /// The most clients at a time.
 const MAX_CLIENTS: usize = 64;
-
-/// The connections that one round accepts.
-const ACCEPTS_PER_ROUND: usize = 8;
 
 /// The output that waits for all clients together, in bytes, above which no further request is carried out.
 const MAX_OUTPUT: usize = 8 << 20;
@@ -169,6 +168,7 @@ pub struct Server {
     /// The limit on the requests of all clients together. Each is a connection of its own, so a single client cannot be told
     /// from many.
     rate: Rate,
+    accepting: Accepting,
     log_limit: LogLimit,
 }
 
@@ -231,7 +231,8 @@ impl Server {
             clients: BTreeMap::new(),
             next: 0,
             queue: VecDeque::new(),
-            rate: Rate::new(),
+            rate: Rate::new(REQUESTS),
+            accepting: Accepting::new(),
             log_limit: LogLimit::default(),
         }
     }
@@ -248,17 +249,16 @@ impl Server {
         !self.queue.is_empty() && waiting() < MAX_OUTPUT
     }
 
-    /// Accepts connections, a few at a time: the caller watches the listener again. Returns false if the process has no
-    /// descriptor left: then the caller tries again later.
-    pub fn accept(&mut self, now: Time, poller: &mut Poller, token: Token) -> bool {
-        let (accepted, result) = control_socket::accept_some(self.listener.fd(), ACCEPTS_PER_ROUND);
+    /// Accepts connections, a few at a time, and says when to accept the next ones.
+    pub fn accept(&mut self, now: Time, poller: &mut Poller, token: Token) -> NextAccept {
+        let (accepted, next, result) = self.accepting.accept(now, self.listener.fd());
         for fd in accepted {
             self.add(now, fd, poller, token);
         }
         if let Err(error) = &result {
             debug!("cannot accept a client of the metrics: {error}");
         }
-        result.is_ok()
+        next
     }
 
     fn add(&mut self, now: Time, fd: OwnedFd, poller: &mut Poller, token: Token) {
@@ -339,7 +339,7 @@ impl Server {
         while self.has_work() {
             let client = self.queue.pop_front()?;
             let Some((page, _)) = self.clients.get(&client).and_then(|client| client.asked) else { continue };
-            if self.rate.allow(now) {
+            if self.rate.allow(REQUESTS, now) {
                 return Some(Asked { client, page });
             }
             self.cut(now, client, Cut::Flood, poller, token);
@@ -351,7 +351,7 @@ impl Server {
     pub fn answer(&mut self, now: Time, id: u64, response: &Response, poller: &mut Poller, token: Token) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         let with_body = client.asked.is_none_or(|(_, body)| body);
-        client.connection.send(now, &response.bytes(with_body));
+        client.connection.send(now, response.bytes(with_body));
         client.answered = true;
         self.write(now, id, poller, token);
     }
@@ -392,7 +392,7 @@ impl Server {
         }
         if let Some((status, reason)) = cut.reason() {
             if client.connection.pending_output() == 0 {
-                client.connection.send(now, &Response::line(status, reason).bytes(true));
+                client.connection.send(now, Response::line(status, reason).bytes(true));
                 let _may_not_read = client.connection.write();
             }
             self.report(now, &client.peer, reason);

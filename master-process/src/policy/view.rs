@@ -112,12 +112,17 @@ impl Supervisor {
 
     /// The workers of a slot that have a process: the one that starts or serves the current generation first.
     pub fn workers_of(&self, slot: u32) -> Vec<WorkerView> {
-        self.slots.get(index(slot)).map(Slot::view).unwrap_or_default()
+        self.views_of(slot).collect()
+    }
+
+    /// The same one by one.
+    pub fn views_of(&self, slot: u32) -> impl Iterator<Item = WorkerView> {
+        self.slots.get(index(slot)).into_iter().flat_map(Slot::view)
     }
 }
 
 impl Slot {
-    fn view(&self) -> Vec<WorkerView> {
+    fn view(&self) -> impl Iterator<Item = WorkerView> {
         let starting = self.starting.as_deref().and_then(|starting| match starting.phase {
             StartPhase::Launching => None,
             StartPhase::Waiting { .. } => {
@@ -135,7 +140,7 @@ impl Slot {
             };
             Some(WorkerView { worker: stopping.worker, state })
         });
-        starting.into_iter().chain(serving).chain(standby).chain(stopping).collect()
+        starting.into_iter().chain(serving).chain(standby).chain(stopping)
     }
 
     fn view_of(&self, serving: &Serving) -> WorkerView {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::core::SocketId;
 use super::stall::StallDetector;
 use super::unix::{SavedFile, SocketFile};
+use crate::by_number::ByNumber;
 use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::peer::Peer;
 use crate::sys::sockets;
@@ -61,7 +62,7 @@ impl Location {
 /// All copies, locations and socket files.
 #[derive(Debug, Default)]
 pub(super) struct Copies {
-    copies: HashMap<SocketId, OpenSocket>,
+    copies: ByNumber<SocketId, OpenSocket>,
     /// By worker's serial and socket.
     locations: HashMap<(u64, SocketId), Location>,
     /// Whether they have changed since they were last listed.

@@ -34,6 +34,21 @@ pub(super) struct Reading {
     pub(super) stalled_since: Option<Time>,
 }
 
+impl Reading {
+    /// That of a TCP listener in whose queue nothing waits and which has dropped nothing more; `None`: its limit is not known.
+    pub(super) fn idle(socket: &Socket, open: &OpenSocket) -> Option<Reading> {
+        let queue = AcceptQueue { length: 0, limit: open.queue_limit? };
+        let stalled_since = stalled_since(socket, open);
+        Some(Reading { queue, drops: Some(open.drops), new_drops: 0, stalled_since })
+    }
+}
+
+/// Since when the worker of a listener stalls. It may be the next one of its slot, which took the listener of a stalled
+/// worker over.
+fn stalled_since(socket: &Socket, open: &OpenSocket) -> Option<Time> {
+    open.stall.stalled_since().filter(|_| socket.stalled)
+}
+
 /// The state of the counter of overflows.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Overflows {
@@ -93,8 +108,7 @@ impl QueueHistory {
         (is_idle, may_have_dropped): (bool, bool),
     ) -> Option<Reading> {
         let open = copies.get_mut(socket.id)?;
-        // The worker may be the next one of its slot, which took the listener of a stalled worker over.
-        let stalled_since = open.stall.stalled_since().filter(|_| socket.stalled);
+        let stalled_since = stalled_since(socket, open);
         if !socket.key.has_group() {
             let queue = self.unix.get(socket.id)?;
             return Some(Reading { queue, drops: None, new_drops: 0, stalled_since });

@@ -385,14 +385,14 @@ impl Ebpf {
 
     /// What a worker used at the last sample; `None` before its first one.
     pub fn usage(&self, worker: WorkerId) -> Option<Usage> {
-        let account = self.account(worker)?;
-        (account.sampled_at.load(Acquire) != 0).then(|| usage(account, self.clock.now()))
+        self.usage_and_peak(worker).map(|(usage, _)| usage)
     }
 
     /// The same, with the highest memory so far, in bytes.
     pub(super) fn usage_and_peak(&self, worker: WorkerId) -> Option<(Usage, u64)> {
-        let peak = self.account(worker)?.peak.load(Acquire);
-        Some((self.usage(worker)?, peak))
+        let account = self.account(worker).filter(|account| account.sampled_at.load(Acquire) != 0)?;
+        let peak = account.peak.load(Acquire);
+        Some((usage(account, self.clock.now()), peak))
     }
 
     /// The number of samples that were taken, and the time that this took in the kernel.

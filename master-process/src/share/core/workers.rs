@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::{STARTUP, SocketId};
+use crate::by_number::ByNumber;
 use crate::policy::{Time, WorkerId};
 use crate::share::address::Key;
 
@@ -55,7 +56,7 @@ impl Worker {
 /// The living workers, by serial.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(in crate::share) struct Workers {
-    workers: HashMap<u64, Worker>,
+    workers: ByNumber<u64, Worker>,
     /// The worker of each slot that is in rotation.
     serving: HashMap<u32, u64>,
     /// The addresses of the last worker that served in a slot when it ended, until another one serves there.

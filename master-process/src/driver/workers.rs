@@ -125,14 +125,14 @@ impl Workers {
         self.entries.values().map(save).collect()
     }
 
-    pub(super) fn resume(saved: Vec<SavedWorker>, from: &mut Incoming) -> io::Result<Workers> {
+    pub(super) fn resume(saved: Vec<SavedWorker>, from: &mut Incoming) -> Workers {
         let mut workers = Workers::default();
         for of in saved {
             let entry = Entry {
                 id: of.id,
                 pid: of.pid,
-                pidfd: from.take(of.pidfd)?,
-                ready_pipe: of.ready_pipe.map(|pipe| from.take(pipe)).transpose()?,
+                pidfd: from.take(of.pidfd),
+                ready_pipe: of.ready_pipe.map(|pipe| from.take(pipe)),
                 is_held: of.is_held,
                 stops: of.stops,
                 reaped: of.reaped,
@@ -149,7 +149,7 @@ impl Workers {
             }
             workers.entries.insert(entry.id.serial, entry);
         }
-        Ok(workers)
+        workers
     }
 
     pub(super) fn insert(
@@ -301,13 +301,13 @@ impl CallListeners {
         SavedCallListeners { open: open.collect(), hung_up: self.hung_up.iter().copied().collect() }
     }
 
-    pub(super) fn resume(saved: SavedCallListeners, from: &mut Incoming) -> io::Result<CallListeners> {
+    pub(super) fn resume(saved: SavedCallListeners, from: &mut Incoming) -> CallListeners {
         let mut listeners =
             CallListeners { open: HashMap::new(), hung_up: saved.hung_up.into_iter().collect() };
         for (worker, listener) in saved.open {
-            listeners.insert(worker, from.take(listener)?);
+            listeners.insert(worker, from.take(listener));
         }
-        Ok(listeners)
+        listeners
     }
 
     /// All of them, with the serials of their workers.

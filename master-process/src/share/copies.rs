@@ -106,7 +106,7 @@ impl Copies {
     pub(super) fn save(&self, out: &mut Outgoing) -> SavedCopies {
         let copies = self.copies.iter().map(|(id, open)| SavedCopy {
             id: *id,
-            fd: out.keep(open.fd()),
+            fd: out.keep_socket(open.fd(), *id),
             backlog: open.backlog,
             stall: open.stall.clone(),
             drops: open.drops,

@@ -4,7 +4,7 @@
 //! execve(2) keeps descriptors without close-on-exec. The old program names each of them with what it is; the new one
 //! takes those that are still the same, and closes all others.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io;
@@ -58,22 +58,39 @@ impl Described {
 #[derive(Debug, Default)]
 pub struct Outgoing {
     kept: BTreeMap<Fd, Described>,
+    /// The device of all sockets.
+    socket_device: Option<u64>,
     failed: Option<io::Error>,
 }
 
 impl Outgoing {
     /// Names a descriptor, once. An error comes with [`described`](Self::described).
     pub fn keep(&mut self, fd: BorrowedFd<'_>) -> Fd {
-        let number = Fd(fd.as_raw_fd());
         match Described::of(fd) {
             Ok(described) => {
-                if self.kept.insert(number, described).is_some() {
-                    self.failed.get_or_insert_with(|| io::Error::other("a descriptor is named twice"));
+                if described.kind == libc::S_IFSOCK {
+                    self.socket_device = Some(described.device);
                 }
+                self.add(described);
             }
             Err(error) => self.failed = Some(error),
         }
-        number
+        Fd(fd.as_raw_fd())
+    }
+
+    /// The same for a socket whose inode number is known, without a system call for each: there are thousands of them.
+    pub fn keep_socket(&mut self, fd: BorrowedFd<'_>, inode: u64) -> Fd {
+        let Some(device) = self.socket_device else { return self.keep(fd) };
+        let described = Described { fd: Fd(fd.as_raw_fd()), device, inode, kind: libc::S_IFSOCK };
+        debug_assert_eq!(Described::of(fd).ok(), Some(described), "it has another inode number");
+        self.add(described);
+        described.fd
+    }
+
+    fn add(&mut self, described: Described) {
+        if self.kept.insert(described.fd, described).is_some() {
+            self.failed.get_or_insert_with(|| io::Error::other("a descriptor is named twice"));
+        }
     }
 
     /// All of them.
@@ -127,7 +144,7 @@ pub trait WayBack: fmt::Debug {
 #[derive(Debug)]
 pub struct Incoming {
     /// Those that the state names and that are not taken yet. They are not owned: dropped, they stay open.
-    left: HashSet<Fd>,
+    left: Numbers,
     /// The others that are open.
     unnamed: Vec<RawFd>,
     way_back: Box<dyn WayBack>,
@@ -137,8 +154,9 @@ impl Incoming {
     /// Checks the descriptors that the state names. The others from 3 on are closed at the end, apart from those in
     /// `spared`. It must come before anything else opens a descriptor. It goes back if one of them is not what the state says.
     pub fn new(described: &[Described], spared: &[RawFd], way_back: Box<dyn WayBack>) -> Incoming {
-        let mut incoming = Incoming { left: HashSet::new(), unnamed: Vec::new(), way_back };
-        let mut known: HashSet<RawFd> = spared.iter().copied().collect();
+        let mut incoming = Incoming { left: Numbers::default(), unnamed: Vec::new(), way_back };
+        let mut known = Numbers::default();
+        spared.iter().for_each(|number| _ = known.insert(*number));
         for of in described {
             let number = of.fd.0;
             // SAFETY: the number is not negative. One that is not open gives EBADF, and nothing closes one meanwhile: this
@@ -149,22 +167,22 @@ impl Incoming {
                 let why = format!("descriptor {number} is not the one that was handed over");
                 incoming.way_back.go_back(&why);
             }
-            incoming.left.insert(of.fd);
+            incoming.left.insert(number);
         }
         // To list thousands of descriptors takes some milliseconds, and mostly there are no others.
         let standard = (0..3).filter(|number| is_open(*number)).count();
         let open = self_usage::open_descriptors().and_then(|open| usize::try_from(open).ok());
-        if open != Some(known.len() + standard) {
+        if open != Some(known.count + standard) {
             let numbers = incoming.need(open_numbers(), "/proc/self/fd");
             incoming.unnamed =
-                numbers.into_iter().filter(|number| !known.contains(number) && is_open(*number)).collect();
+                numbers.into_iter().filter(|number| !known.contains(*number) && is_open(*number)).collect();
         }
         incoming
     }
 
     /// Takes one of them. It goes back if that was not named, or was taken before.
     pub fn take(&mut self, fd: Fd) -> OwnedFd {
-        if !self.left.remove(&fd) {
+        if !self.left.remove(fd.0) {
             self.way_back.go_back(&format_args!("descriptor {} is missing", fd.0));
         }
         // SAFETY: it was open when this value was made, and this program closes only what it has taken. It is taken once.
@@ -189,11 +207,47 @@ impl Incoming {
     pub fn decide(self) -> usize {
         self.need(fds::close_on_exec(), "close_range");
         let Incoming { left, unnamed, way_back } = self;
-        let others = left.into_iter().map(|fd| fd.0).chain(unnamed);
+        let others = left.numbers().chain(unnamed);
         // SAFETY: each was open when this value was made, is in one of the lists once, and no other value owns it.
         let closed = others.map(|number| drop(unsafe { OwnedFd::from_raw_fd(number) })).count();
         drop(way_back);
         closed
+    }
+}
+
+/// A set of descriptors, by their numbers: these are small.
+#[derive(Debug, Default)]
+struct Numbers {
+    has: Vec<bool>,
+    count: usize,
+}
+
+impl Numbers {
+    /// Returns false if it was in the set, or is negative.
+    fn insert(&mut self, number: RawFd) -> bool {
+        let Ok(at) = usize::try_from(number) else { return false };
+        if at >= self.has.len() {
+            self.has.resize(at + 1, false);
+        }
+        let is_new = !std::mem::replace(&mut self.has[at], true);
+        self.count += usize::from(is_new);
+        is_new
+    }
+
+    /// Returns whether it was in the set.
+    fn remove(&mut self, number: RawFd) -> bool {
+        let at = usize::try_from(number).ok().and_then(|at| self.has.get_mut(at));
+        let was_in = at.is_some_and(std::mem::take);
+        self.count -= usize::from(was_in);
+        was_in
+    }
+
+    fn contains(&self, number: RawFd) -> bool {
+        usize::try_from(number).ok().and_then(|at| self.has.get(at)).is_some_and(|has| *has)
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        (0..).zip(&self.has).filter(|(_, has)| **has).map(|(number, _)| number)
     }
 }
 

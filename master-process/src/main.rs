@@ -11,6 +11,7 @@ use master_process::driver::{self, Control, Driver, Ending, Endpoint, FirstFailu
 use master_process::exit_code as code;
 use master_process::report;
 use master_process::share::{Access, Broker, InheritedListeners, Takeover};
+use master_process::sys::handover::{Incoming, WayBack};
 use master_process::sys::signalfd::{self, SignalFd};
 use master_process::sys::spawn::SpawnStep;
 use master_process::sys::{allocator, fds, sd_notify};
@@ -42,7 +43,7 @@ fn begin() -> Result<Prepared, ExitCode> {
     }
     match Handover::from_environment() {
         Ok(None) => {}
-        Ok(Some(handover)) => return take_over(handover),
+        Ok(Some(handover)) => return Ok(take_over(handover)),
         Err(why) => return Err(fail(code::FATAL, None, &why)),
     }
     // This comes before the first descriptor is opened: with a wrong count in `LISTEN_FDS`, it would treat that
@@ -72,45 +73,45 @@ fn start(config: Box<Config>, inherited: std::io::Result<InheritedListeners>) ->
 }
 
 /// Goes on from the state of the supervisor that has executed this program, or executes that one again.
-fn take_over(handover: Handover) -> Result<Prepared, ExitCode> {
+fn take_over(handover: Handover) -> Prepared {
     let state = match handover.read() {
         Ok(state) => state,
         Err(why) => {
-            let arguments: Vec<_> = std::env::args_os().map(upgrade::Argument).collect();
-            return Err(fail(code::FATAL, None, &handover.go_back(&arguments, &why)));
+            let arguments = std::env::args_os().map(upgrade::Argument).collect();
+            Back { handover, arguments }.go_back(&why)
         }
     };
     let arguments = state.arguments.clone();
-    match resume(&handover, state) {
-        Ok(prepared) => {
-            // The descriptors of the state are in use now, and no child may have them.
-            drop(handover);
-            match fds::close_on_exec() {
-                Ok(()) => Ok(prepared),
-                Err(error) => {
-                    Err(fail(code::FATAL, error.raw_os_error(), &format_args!("close_range: {error}")))
-                }
-            }
-        }
-        Err(error) => Err(fail(code::FATAL, None, &handover.go_back(&arguments, &format!("{error:#}")))),
+    resume(Back { handover, arguments }, state)
+}
+
+/// The way back to the supervisor that has executed this program.
+#[derive(Debug)]
+struct Back {
+    handover: Handover,
+    arguments: Vec<upgrade::Argument>,
+}
+
+impl WayBack for Back {
+    fn go_back(&self, why: &dyn Display) -> ! {
+        let why = self.handover.go_back(&self.arguments, &why.to_string());
+        let _code = fail(code::FATAL, None, &why);
+        std::process::exit(code::FATAL.into())
     }
 }
 
-fn resume(handover: &Handover, state: upgrade::State) -> anyhow::Result<Prepared> {
-    use anyhow::Context;
-    let config = match cli::parse(std::env::args_os())? {
-        Command::Run(config) => config,
-        Command::Help(_) | Command::Version(_) => anyhow::bail!("the command line runs nothing"),
+fn resume(back: Back, state: upgrade::State) -> Prepared {
+    let config = match cli::parse(std::env::args_os()) {
+        Ok(Command::Run(config)) => config,
+        Ok(Command::Help(_) | Command::Version(_)) => back.go_back(&"the command line runs nothing"),
+        Err(error) => back.go_back(&error),
     };
-    let (mut descriptors, closed) = handover.descriptors(&state).map_err(anyhow::Error::msg)?;
+    let (reason, spared) = (back.handover.reason.clone(), back.handover.own_descriptors());
+    let descriptors = Incoming::new(&state.descriptors, &spared, Box::new(back));
     report::start_logging(config.log_format, &config.verbosity);
-    let signals = SignalFd::new(driver::signals::numbers()).context("signalfd")?;
-    let driver = Driver::resume(&config, signals, state, handover.reason.as_deref(), &mut descriptors)?;
-    let closed = closed + descriptors.count_left();
-    if closed > 0 {
-        report::closed_descriptors(closed);
-    }
-    Ok((config, driver))
+    let signals = descriptors.need(SignalFd::new(driver::signals::numbers()), "signalfd");
+    let driver = Driver::resume(&config, signals, state, reason.as_deref(), descriptors);
+    (config, driver)
 }
 
 fn end(config: &Config, driver: Box<Driver>) -> ExitCode {

@@ -27,6 +27,7 @@ pub mod script;
 pub mod service_manager;
 pub mod supervisor;
 pub mod traffic;
+pub mod upgraded;
 pub mod wait;
 
 pub use supervisor::{Event, Finished, Supervisor};

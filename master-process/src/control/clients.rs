@@ -1,6 +1,5 @@
 //! One client: what it has sent, what it is still to get, and how long it may take.
 
-use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -107,11 +106,11 @@ impl Client {
         }
     }
 
-    pub(super) fn resume(saved: SavedClient, from: &mut Incoming) -> io::Result<Client> {
+    pub(super) fn resume(saved: SavedClient, from: &mut Incoming) -> Client {
         let SavedClient { connection, input, follows, has_asked, bad_requests, rate, queued } = saved;
-        let connection = Connection::resume(connection, from)?;
-        let peer = control_socket::peer(connection.fd())?;
-        Ok(Client { connection, peer, input, follows, has_asked, bad_requests, rate, queued, watched: None })
+        let connection = Connection::resume(connection, from);
+        let peer = from.need(control_socket::peer(connection.fd()), "a client");
+        Client { connection, peer, input, follows, has_asked, bad_requests, rate, queued, watched: None }
     }
 
     pub(super) fn new(fd: OwnedFd, peer: Peer, now: Time) -> Client {

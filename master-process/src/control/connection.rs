@@ -70,9 +70,9 @@ impl Connection {
         }
     }
 
-    pub(crate) fn resume(saved: SavedConnection, from: &mut Incoming) -> io::Result<Connection> {
+    pub(crate) fn resume(saved: SavedConnection, from: &mut Incoming) -> Connection {
         let SavedConnection { fd, output, since, input_ended } = saved;
-        Ok(Connection { fd: from.take(fd)?, output, written: 0, since, input_ended })
+        Connection { fd: from.take(fd), output, written: 0, since, input_ended }
     }
 
     pub(crate) fn new(fd: OwnedFd, now: Time) -> Connection {

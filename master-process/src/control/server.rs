@@ -4,7 +4,6 @@
 //! may take, and the work of one round of the loop.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
@@ -89,17 +88,14 @@ impl Server {
     }
 
     /// A server that goes on from this state. [`watch`](Self::watch) has to be called next.
-    ///
-    /// # Errors
-    /// A descriptor is missing.
-    pub fn resume(saved: SavedServer, group: Option<u32>, from: &mut Incoming) -> io::Result<Server> {
+    pub fn resume(saved: SavedServer, group: Option<u32>, from: &mut Incoming) -> Server {
         let SavedServer { claim, listener, clients, next, queue } = saved;
-        let mut server = Server::new(Claim::resume(claim, from)?, from.take(listener)?, group);
+        let mut server = Server::new(Claim::resume(claim, from), from.take(listener), group);
         for (id, client) in clients {
-            server.clients.insert(id, Client::resume(client, from)?);
+            server.clients.insert(id, Client::resume(client, from));
         }
         (server.next, server.queue) = (next, queue);
-        Ok(server)
+        server
     }
 
     /// Waits for what comes next of each client.

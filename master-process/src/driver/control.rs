@@ -53,11 +53,7 @@ impl Control {
     }
 
     /// Goes on with it. [`watch`](Self::watch) comes next.
-    pub(super) fn resume(
-        config: &Config,
-        saved: SavedControl,
-        from: &mut Incoming,
-    ) -> std::io::Result<Control> {
+    pub(super) fn resume(config: &Config, saved: SavedControl, from: &mut Incoming) -> Control {
         let server = saved.server.map(|server| Server::resume(server, config.control_group, from));
         let identity = Identity {
             name: saved.name,
@@ -66,13 +62,13 @@ impl Control {
             memory_limit: config.limits.max_memory,
             cpu_limit: cpu_limit(config),
         };
-        Ok(Control {
+        Control {
             opening: Opening::Done,
             group: config.control_group,
-            server: server.transpose()?,
+            server,
             identity,
             check: ClientCheck::default(),
-        })
+        }
     }
 
     /// Waits for clients, and for those that are connected.

@@ -33,9 +33,9 @@ impl Endpoint {
     }
 
     /// Goes on with its clients. [`begin`](Self::begin) comes next.
-    pub(super) fn resume(saved: Option<SavedServer>, from: &mut Incoming) -> std::io::Result<Endpoint> {
-        let server = saved.map(|server| Server::resume(server, from)).transpose()?;
-        Ok(Endpoint { server: server.map(Box::new), check: ClientCheck::default() })
+    pub(super) fn resume(saved: Option<SavedServer>, from: &mut Incoming) -> Endpoint {
+        let server = saved.map(|server| Box::new(Server::resume(server, from)));
+        Endpoint { server, check: ClientCheck::default() }
     }
 
     /// Begins to answer. To be called once.

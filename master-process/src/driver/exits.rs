@@ -147,14 +147,9 @@ impl Exits {
     }
 
     /// Goes on with them: what no helper thread has answered is asked again.
-    pub(super) fn resume(
-        &mut self,
-        cx: &mut Context,
-        saved: SavedExits,
-        from: &mut Incoming,
-    ) -> std::io::Result<()> {
+    pub(super) fn resume(&mut self, cx: &mut Context, saved: SavedExits, from: &mut Incoming) {
         for of in saved.remainders {
-            let (serial, first) = (of.worker.serial, from.take(of.first)?);
+            let (serial, first) = (of.worker.serial, from.take(of.first));
             let remainder = Remainder {
                 worker: of.worker,
                 end_expected: of.end_expected,
@@ -174,13 +169,12 @@ impl Exits {
             self.remainders.insert(serial, Remainder { question, ..remainder });
         }
         for (group, pid) in saved.dying_groups {
-            self.dying_groups.push((from.take(group)?, Pid::from_raw(pid).unwrap_or(Pid::INIT)));
+            self.dying_groups.push((from.take(group), Pid::from_raw(pid).unwrap_or(Pid::INIT)));
         }
         saved.checking.into_iter().for_each(|serial| self.daemons.check_again(cx, serial));
         // Some may have ended meanwhile.
         self.reap_scheduled = true;
         cx.schedule(Duration::ZERO, Deferred::Reap);
-        Ok(())
     }
 
     pub(super) fn new(config: &Config) -> Exits {

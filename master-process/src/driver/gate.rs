@@ -54,13 +54,11 @@ impl Gate {
     }
 
     /// Goes on with them. A start that waits for a place is asked for again by [`give`](Self::give).
-    pub(super) fn resume(config: &Config, saved: SavedGate, from: &mut Incoming) -> std::io::Result<Gate> {
+    pub(super) fn resume(config: &Config, saved: SavedGate, from: &mut Incoming) -> Gate {
         let mut gate = Gate::new(config);
-        for place in saved.held {
-            gate.held.push(Place::resume(place, from)?);
-        }
+        gate.held.extend(saved.held.into_iter().map(|place| Place::resume(place, from)));
         (gate.beyond, gate.said_waiting) = (saved.beyond, saved.said_waiting);
-        Ok(gate)
+        gate
     }
 
     pub(super) fn new(config: &Config) -> Gate {

@@ -106,10 +106,10 @@ pub(super) struct SavedLauncher {
 
 impl SavedLauncher {
     /// The sockets of the workers, and the limits of open files.
-    pub(super) fn take(&self, from: &mut Incoming) -> std::io::Result<(InheritedListeners, Rlimit)> {
-        let sockets = self.inherited.iter().map(|fd| from.take(*fd)).collect::<Result<_, _>>()?;
+    pub(super) fn take(&self, from: &mut Incoming) -> (InheritedListeners, Rlimit) {
+        let sockets = self.inherited.iter().map(|fd| from.take(*fd)).collect();
         let (current, maximum) = self.nofile;
-        Ok((InheritedListeners::resumed(sockets, &self.listen_names), Rlimit { current, maximum }))
+        (InheritedListeners::resumed(sockets, &self.listen_names), Rlimit { current, maximum })
     }
 }
 
@@ -245,12 +245,11 @@ impl Launcher {
     }
 
     /// Goes on without filters if the supervisor before did, and with the output of its preload command.
-    pub(super) fn resume(&mut self, saved: &SavedLauncher, from: &mut Incoming) -> std::io::Result<()> {
+    pub(super) fn resume(&mut self, saved: &SavedLauncher, from: &mut Incoming) {
         self.filters &= saved.filters;
         if let Some(output) = saved.preload {
-            self.use_output(from.take(output)?);
+            self.use_output(from.take(output));
         }
-        Ok(())
     }
 
     /// The command as messages name it.

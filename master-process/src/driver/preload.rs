@@ -120,19 +120,11 @@ impl Preloads {
     }
 
     /// Goes on with them.
-    pub(super) fn resume(
-        &mut self,
-        cx: &mut Context,
-        saved: SavedPreloads,
-        from: &mut Incoming,
-    ) -> std::io::Result<()> {
-        let take = |(id, output)| from.take(output).map(|output| (id, output));
-        self.complete = saved.complete.map(take).transpose()?;
+    pub(super) fn resume(&mut self, cx: &mut Context, saved: SavedPreloads, from: &mut Incoming) {
+        self.complete = saved.complete.map(|(id, output)| (id, from.take(output)));
         self.last = saved.last;
-        let Some(SavedRunning { id, pid, pidfd, since, output, state }) = saved.running else {
-            return Ok(());
-        };
-        let (pidfd, output) = (from.take(pidfd)?, from.take(output)?);
+        let Some(SavedRunning { id, pid, pidfd, since, output, state }) = saved.running else { return };
+        let (pidfd, output) = (from.take(pidfd), from.take(output));
         if let State::Alive { .. } = state {
             cx.watch(pidfd.as_fd(), Token::Exit(id.serial));
             cx.preload_pid = Some(pid.as_raw_pid());
@@ -140,7 +132,6 @@ impl Preloads {
         self.running = Some(Running { id, pid, pidfd, since, output, state });
         // What is left of one that has ended, or is being killed, is looked for again.
         cx.schedule(Duration::ZERO, Deferred::Start(id.serial, 0));
-        Ok(())
     }
 
     /// Makes the output of a command that is about to be started. Returns a second descriptor of it.

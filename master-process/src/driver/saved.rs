@@ -3,7 +3,6 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 
 use super::calls::Calls;
@@ -109,41 +108,41 @@ impl Driver {
     /// A driver that goes on from the state of another one. `came_back`: that was this program, and another one could not
     /// take over for this reason.
     ///
-    /// # Errors
-    /// A system call that failed, or a descriptor that is missing.
+    /// It goes back to the other one where something fails. Until that is decided, nothing is changed that the other one
+    /// would see: no process gets a signal, no client an answer, and nothing that was taken is dropped.
     pub fn resume(
         config: &Config,
         signals: SignalFd,
         state: State,
         came_back: Option<&str>,
-        from: &mut Incoming,
-    ) -> anyhow::Result<Box<Driver>> {
+        mut from: Incoming,
+    ) -> Box<Driver> {
         let State { driver: saved, program, version, paused_at, .. } = state;
-        // What can fail without anything of the other one comes first.
-        let ChosenPoller { mut poller, refused: _ } = choose_poller(std::env::var(LOOP).ok().as_deref())?;
-        poller.watch(signals.as_fd(), Token::Signals.encode()).context("watching")?;
-        let meter = Meter::resume(config)?;
-        let (inherited, nofile) = saved.launcher.take(from)?;
-        let notify = NotifySocket::resume(saved.notify, from).context("the notify socket")?;
-        poller.watch(notify.watched(), Token::Messages.encode()).context("watching")?;
-        let mut launcher = Launcher::with_limit(config, inherited, &notify, nofile)?;
-        launcher.resume(&saved.launcher, from).context("the output of the preload command")?;
-        let trees = Trees::resume(saved.trees, config.cgroup_limits, &notify.address(), from)
-            .context("the process trees")?;
+        let chosen = choose_poller(std::env::var(LOOP).ok().as_deref());
+        let ChosenPoller { mut poller, refused: _ } =
+            chosen.unwrap_or_else(|error| from.go_back(&format_args!("{error:#}")));
+        from.need(poller.watch(signals.as_fd(), Token::Signals.encode()), "watching");
+        let meter = Meter::resume(config).unwrap_or_else(|error| from.go_back(&format_args!("{error:#}")));
+        let (inherited, nofile) = saved.launcher.take(&mut from);
+        let notify = NotifySocket::resume(saved.notify, &mut from);
+        from.need(poller.watch(notify.watched(), Token::Messages.encode()), "watching");
+        let launcher = Launcher::with_limit(config, inherited, &notify, nofile);
+        let mut launcher = launcher.unwrap_or_else(|error| from.go_back(&format_args!("{error:#}")));
+        launcher.resume(&saved.launcher, &mut from);
+        let trees = Trees::resume(saved.trees, config.cgroup_limits, &notify.address(), &mut from);
         let access = Access { mode: config.socket_mode, owner: config.socket_owner };
         let is_checked = |id| saved.deferred.iter().any(|(_, of)| *of == Deferred::Queue(id));
         let settings = (config.share, config.share_rules.clone(), access);
-        let (mut broker, waiting) =
-            Broker::resume(settings, saved.share, is_checked, from).context("the sockets")?;
+        let (mut broker, waiting) = Broker::resume(settings, saved.share, is_checked, &mut from);
         broker.set_takeover(Takeover::of(config));
         broker.set_notify_address(&notify.address());
         let _was_checked_at_the_start = broker.set_ready_mode(&config.ready);
         let policy = Supervisor::resume(Settings::from(config), saved.policy);
         let epoch = handover::instant(saved.epoch);
-        let mut cx =
-            Context::with_policy((policy, epoch), poller, broker, trees, meter).context("eventfd")?;
-        cx.workers = Workers::resume(saved.workers, from).context("the workers")?;
-        cx.call_listeners = CallListeners::resume(saved.call_listeners, from).context("the workers")?;
+        let cx = Context::with_policy((policy, epoch), poller, broker, trees, meter);
+        let mut cx = from.need(cx, "eventfd");
+        cx.workers = Workers::resume(saved.workers, &mut from);
+        cx.call_listeners = CallListeners::resume(saved.call_listeners, &mut from);
         cx.journal = Journal::resume(saved.journal);
         cx.causes = saved.causes;
         saved.deferred.into_iter().for_each(|(at, deferred)| cx.deferred.add(at, deferred));
@@ -151,14 +150,14 @@ impl Driver {
             .into_iter()
             .for_each(|(serial, call)| cx.schedule(Duration::ZERO, Deferred::Call(serial, call)));
         let mut exits = Exits::new(config);
-        exits.resume(&mut cx, saved.exits, from).context("the processes of the workers")?;
+        exits.resume(&mut cx, saved.exits, &mut from);
         let mut starts = Starts::resume(launcher, (config.preload_max, config.ready_timeout));
-        starts.preloads.resume(&mut cx, saved.preloads, from).context("the preload command")?;
+        starts.preloads.resume(&mut cx, saved.preloads, &mut from);
         let mut signals = Signals::new(config, signals, cx.now());
         signals.tty.take_over(saved.tty);
-        let gate = Gate::resume(config, saved.gate, from).context("the start gate")?;
-        let control = Control::resume(config, saved.control, from).context("the control socket")?;
-        let endpoint = Endpoint::resume(saved.endpoint, from).context("--metrics")?;
+        let gate = Gate::resume(config, saved.gate, &mut from);
+        let control = Control::resume(config, saved.control, &mut from);
+        let endpoint = Endpoint::resume(saved.endpoint, &mut from);
         let mut driver = Box::new(Driver {
             signals,
             notify,
@@ -175,7 +174,9 @@ impl Driver {
             settling: Settling::default(),
             cx,
         });
+        let closed = from.decide();
         driver.watch_again(saved.inspections);
+        driver.cx.trees.hold(false);
         let pause = Duration::from_nanos(handover::monotonic().saturating_sub(paused_at));
         match came_back {
             None => {
@@ -187,7 +188,10 @@ impl Driver {
                 report::came_back(reason, pause);
             }
         }
-        Ok(driver)
+        if closed > 0 {
+            report::closed_descriptors(closed);
+        }
+        driver
     }
 
     /// Waits for all that the other one has waited for.

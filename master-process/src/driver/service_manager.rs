@@ -49,7 +49,7 @@ pub(super) struct ServiceManager(Option<Box<Connection>>);
 #[derive(Debug)]
 struct Connection {
     socket: ManagerSocket,
-    known: Known,
+    known: State,
     /// `None`: it keeps no descriptors.
     store: Option<FdStore>,
     /// Messages that found the queue full.
@@ -67,31 +67,19 @@ struct Connection {
     limits: Limits,
 }
 
-/// What the service manager knows.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Known {
-    ready: bool,
-    generation: u32,
-    reloading: bool,
-    stopping: bool,
-    status: String,
-    /// The slots that were ready, or are replaced.
-    progress: u32,
-}
-
 /// What a supervisor hands over of it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct SavedManager {
-    known: Known,
+    known: State,
     /// The names and inode numbers of the listeners that the service manager keeps.
     kept: Vec<(String, u64)>,
     waiting: VecDeque<String>,
 }
 
-/// The state, as far as the service manager is told of it.
-#[derive(Debug, Clone, Default)]
+/// The state, as far as the service manager is told of it: as it is, and as that knows it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct State {
     /// Whether each slot has had a ready worker.
     ready: bool,
@@ -100,7 +88,9 @@ struct State {
     /// Whether a reload is in progress.
     reloading: bool,
     stopping: bool,
+    /// It in a sentence.
     status: String,
+    /// The slots that were ready, or are replaced.
     progress: u32,
 }
 
@@ -131,7 +121,7 @@ impl ServiceManager {
         let attempt = config.ready_timeout + config.kill_timeout + config.throttle_max;
         ServiceManager(Some(Box::new(Connection {
             socket,
-            known: Known::default(),
+            known: State::default(),
             store: Some(sd_notify::store_size(var))
                 .filter(|size| *size > 0)
                 .map(|size| FdStore::new(size, kept)),
@@ -300,8 +290,8 @@ fn is_status(message: &str) -> bool {
     message.starts_with("STATUS=")
 }
 
-impl Known {
-    /// The messages that lead from what is known to the state.
+impl State {
+    /// The messages that lead from this state, which is known, to the other one.
     fn update(&mut self, state: &State, limits: Limits, clock: impl Fn() -> u64) -> Vec<String> {
         let mut messages = Vec::new();
         let mut add = |lines: &str, extend: Option<Duration>| {
@@ -415,7 +405,7 @@ mod tests {
     /// A service manager, and the messages that it got, without the sentences.
     #[derive(Default)]
     struct Manager {
-        known: Known,
+        known: State,
         clock: u64,
     }
 

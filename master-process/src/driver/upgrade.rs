@@ -47,6 +47,9 @@ pub(super) struct Upgrades {
     stage: Stage,
     /// Whether all workers are stopped so that the service manager starts the new program.
     exits: bool,
+    /// The length of the last state in bytes. The next one, which is written while nothing is handled, gets as much room at
+    /// once.
+    length: usize,
 }
 
 enum Stage {
@@ -78,7 +81,7 @@ enum Child {
 
 impl Upgrades {
     pub(super) fn new(config: &Config, program: OwnProgram) -> Upgrades {
-        Upgrades { program, wish: config.on_upgrade, stage: Stage::Idle, exits: false }
+        Upgrades { program, wish: config.on_upgrade, stage: Stage::Idle, exits: false, length: 0 }
     }
 
     /// Whether the supervisor carries out nothing more, because the new program is about to take over.
@@ -298,7 +301,10 @@ impl Driver {
             descriptors: out.described()?,
             driver,
         };
-        Ok((serde_json::to_vec(&state)?, out))
+        let mut bytes = Vec::with_capacity(self.upgrades.length + self.upgrades.length / 8);
+        serde_json::to_writer(&mut bytes, &state)?;
+        self.upgrades.length = bytes.len();
+        Ok((bytes, out))
     }
 
     fn upgrade_failed(&mut self, why: &str) {

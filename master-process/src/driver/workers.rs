@@ -64,6 +64,22 @@ pub(super) struct History {
     pub(super) stopped: Option<Time>,
 }
 
+impl History {
+    /// Whether nothing has happened.
+    fn is_empty(&self) -> bool {
+        let History { hung, replaced_for, draining, stopped } = self;
+        hung.is_none() && replaced_for.is_none() && draining.is_none() && stopped.is_none()
+    }
+}
+
+fn nanoseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn since_1970(time: SystemTime) -> u64 {
+    nanoseconds(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
 /// All workers, by serial, and by pid while they are not reaped.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
@@ -90,11 +106,14 @@ pub(super) struct SavedWorker {
     in_background: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     notifier: Option<i32>,
-    generation: u32,
-    started: (Time, SystemTime),
     #[serde(default, skip_serializing_if = "crate::forms::is_default")]
-    measured_before: (Duration, u64),
-    #[serde(default)]
+    generation: u32,
+    /// The second one in nanoseconds since 1970.
+    started: (Time, u64),
+    /// The first one in nanoseconds.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
+    measured_before: (u64, u64),
+    #[serde(default, skip_serializing_if = "History::is_empty")]
     history: History,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     end: Option<Box<ExitReport>>,
@@ -118,30 +137,33 @@ impl Workers {
             in_background: entry.in_background,
             notifier: entry.notifier.map(Pid::as_raw_pid),
             generation: entry.generation,
-            started: entry.started,
-            measured_before: measured(entry),
+            started: (entry.started.0, since_1970(entry.started.1)),
+            measured_before: {
+                let (cpu, peak) = measured(entry);
+                (nanoseconds(cpu), peak)
+            },
             history: entry.history.clone(),
             end: entry.end.clone(),
         };
         self.entries.values().map(save).collect()
     }
 
-    pub(super) fn resume(saved: Vec<SavedWorker>, from: &mut Incoming) -> io::Result<Workers> {
+    pub(super) fn resume(saved: Vec<SavedWorker>, from: &mut Incoming) -> Workers {
         let mut workers = Workers::default();
         for of in saved {
             let entry = Entry {
                 id: of.id,
                 pid: of.pid,
-                pidfd: from.take(of.pidfd)?,
-                ready_pipe: of.ready_pipe.map(|pipe| from.take(pipe)).transpose()?,
+                pidfd: from.take(of.pidfd),
+                ready_pipe: of.ready_pipe.map(|pipe| from.take(pipe)),
                 is_held: of.is_held,
                 stops: of.stops,
                 reaped: of.reaped,
                 in_background: of.in_background,
                 notifier: of.notifier.and_then(Pid::from_raw),
                 generation: of.generation,
-                started: of.started,
-                measured_before: of.measured_before,
+                started: (of.started.0, SystemTime::UNIX_EPOCH + Duration::from_nanos(of.started.1)),
+                measured_before: (Duration::from_nanos(of.measured_before.0), of.measured_before.1),
                 history: of.history,
                 end: of.end,
             };
@@ -150,7 +172,7 @@ impl Workers {
             }
             workers.entries.insert(entry.id.serial, entry);
         }
-        Ok(workers)
+        workers
     }
 
     pub(super) fn insert(
@@ -302,13 +324,13 @@ impl CallListeners {
         SavedCallListeners { open: open.collect(), hung_up: self.hung_up.iter().copied().collect() }
     }
 
-    pub(super) fn resume(saved: SavedCallListeners, from: &mut Incoming) -> io::Result<CallListeners> {
+    pub(super) fn resume(saved: SavedCallListeners, from: &mut Incoming) -> CallListeners {
         let mut listeners =
             CallListeners { open: HashMap::new(), hung_up: saved.hung_up.into_iter().collect() };
         for (worker, listener) in saved.open {
-            listeners.insert(worker, from.take(listener)?);
+            listeners.insert(worker, from.take(listener));
         }
-        Ok(listeners)
+        listeners
     }
 
     /// All of them, with the serials of their workers.

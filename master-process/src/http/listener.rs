@@ -35,12 +35,9 @@ impl Listener {
     }
 
     /// Goes on with them.
-    ///
-    /// # Errors
-    /// A descriptor is missing.
-    pub fn resume(saved: SavedListener, from: &mut Incoming) -> std::io::Result<Listener> {
-        let file = saved.file.map(|file| Claim::resume(file, from)).transpose()?;
-        Ok(Listener { fd: from.take(saved.fd)?, file })
+    pub fn resume(saved: SavedListener, from: &mut Incoming) -> Listener {
+        let file = saved.file.map(|file| Claim::resume(file, from));
+        Listener { fd: from.take(saved.fd), file }
     }
 
     /// Opens a socket; `group` may connect to a Unix socket besides its owner.

@@ -4,7 +4,6 @@
 //! that each client may take, and the work of one round of the loop.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -205,18 +204,15 @@ impl Server {
     }
 
     /// A server that goes on from this state. Each client has an event next, so that it is waited for.
-    ///
-    /// # Errors
-    /// A descriptor is missing.
-    pub fn resume(saved: SavedServer, from: &mut Incoming) -> io::Result<Server> {
+    pub fn resume(saved: SavedServer, from: &mut Incoming) -> Server {
         let SavedServer { listener, clients, next, queue } = saved;
-        let mut server = Server { next, queue, ..Server::new(Listener::resume(listener, from)?) };
+        let mut server = Server { next, queue, ..Server::new(Listener::resume(listener, from)) };
         for (id, SavedClient { connection, input, asked, answered }) in clients {
-            let connection = Connection::resume(connection, from)?;
+            let connection = Connection::resume(connection, from);
             let peer = peer(&server.listener, connection.fd());
             server.clients.insert(id, Client { connection, peer, input, asked, answered, watched: None });
         }
-        Ok(server)
+        server
     }
 
     /// The clients.

@@ -2,18 +2,25 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::limits::Limit;
 use super::preload::{AfterPreload, PreloadFailure};
 
 /// One start of one worker. Unlike a pid, it is never reused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 pub struct WorkerId {
     /// The slot of the worker, from 0 on.
     pub slot: u32,
     /// The number of this start.
     pub serial: u64,
+}
+
+/// As a list, because a state has many of them. It is read in both forms.
+impl Serialize for WorkerId {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        (self.slot, self.serial).serialize(to)
+    }
 }
 
 /// What a worker used at a sample.

@@ -97,8 +97,10 @@ pub(super) enum Key {
         /// Address and port.
         address: SocketAddr,
         /// `IPV6_V6ONLY`.
+        #[serde(default, skip_serializing_if = "crate::forms::is_default")]
         v6only: bool,
         /// The index of the interface that it is bound to, or 0.
+        #[serde(default, skip_serializing_if = "crate::forms::is_default")]
         interface: u32,
     },
     /// A name in a folder, independent of the path that leads there.

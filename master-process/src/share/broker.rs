@@ -113,23 +113,20 @@ impl Broker {
     }
 
     /// A broker that goes on from this state. Also returns the calls that wait for an answer.
-    ///
-    /// # Errors
-    /// EMFILE, or a descriptor is missing.
     pub fn resume(
         (share, rules, access): (Share, ShareRules, Access),
         saved: Saved,
         is_checked: impl Fn(SocketId) -> bool,
         from: &mut Incoming,
-    ) -> io::Result<(Broker, Vec<WaitingCall>)> {
-        let scans = Scans::resume(saved.scans)?;
+    ) -> (Broker, Vec<WaitingCall>) {
+        let scans = from.need(Scans::resume(saved.scans), "eventfd");
         let occupants = Occupants::new(scans.wake().clone());
-        let sockets = Sockets::resume(saved.sockets, is_checked, from)?;
+        let sockets = Sockets::resume(saved.sockets, is_checked, from);
         let can_copy = peer::try_to_copy().is_ok();
         let settings = Settings { share, rules, access, notify_address: Vec::new(), can_copy };
         let (expected, paths) = (Expected::default(), Paths::resume(saved.path_use));
         let broker = Broker { settings, expected, sockets, scans, callers: saved.callers, paths, occupants };
-        Ok((broker, saved.waiting))
+        (broker, saved.waiting)
     }
 
     /// Sets how processes are ended that an earlier supervisor has left and that hold an address; `None`: they are

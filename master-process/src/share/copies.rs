@@ -1,7 +1,6 @@
 //! The descriptors of the core's sockets: our copies, and the workers' own.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
@@ -108,7 +107,7 @@ impl Copies {
     pub(super) fn save(&self, out: &mut Outgoing) -> SavedCopies {
         let copies = self.copies.iter().map(|(id, open)| SavedCopy {
             id: *id,
-            fd: out.keep(open.fd()),
+            fd: out.keep_socket(open.fd(), *id),
             backlog: open.backlog,
             stall: open.stall.clone(),
             drops: open.drops,
@@ -125,19 +124,19 @@ impl Copies {
         SavedCopies { copies, locations: locations.collect(), files: files.collect() }
     }
 
-    pub(super) fn resume(saved: SavedCopies, from: &mut Incoming) -> io::Result<Copies> {
+    pub(super) fn resume(saved: SavedCopies, from: &mut Incoming) -> Copies {
         let mut copies = Copies { relocated: true, ..Copies::default() };
         for SavedCopy { id, fd, backlog, stall, drops, last_slot } in saved.copies {
-            let open = OpenSocket { fd: from.take(fd)?, backlog, stall, drops, last_slot, queue_limit: None };
+            let open = OpenSocket { fd: from.take(fd), backlog, stall, drops, last_slot, queue_limit: None };
             copies.copies.insert(id, open);
         }
         for SavedLocation { serial, id, thread, fd } in saved.locations {
             copies.locations.insert((serial, id), Location { thread, fd });
         }
         for (id, file) in saved.files {
-            copies.files.insert(id, SocketFile::resume(file, from)?);
+            copies.files.insert(id, SocketFile::resume(file, from));
         }
-        Ok(copies)
+        copies
     }
 
     pub(super) fn insert(&mut self, id: SocketId, fd: OwnedFd) -> &mut OpenSocket {

@@ -151,7 +151,9 @@ pub(super) struct SavedScans {
 struct SavedProcesses {
     serial: u64,
     first: Option<i32>,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     ended: bool,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     remains: bool,
 }
 

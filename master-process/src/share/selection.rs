@@ -101,13 +101,14 @@ impl Selection {
         SavedSelection { method: self.method, groups: groups.collect(), refused: self.refused.clone() }
     }
 
-    pub(super) fn resume(saved: SavedSelection, from: &mut Incoming) -> io::Result<Selection> {
+    pub(super) fn resume(saved: SavedSelection, from: &mut Incoming) -> Selection {
         let mut groups = Vec::new();
         for SavedGroup { key, selector: [sockets, selection, program], members } in saved.groups {
-            let descriptors = [from.take(sockets)?, from.take(selection)?, from.take(program)?];
-            groups.push(Group { key, selector: Selector::from_descriptors(descriptors)?, members });
+            let descriptors = [from.take(sockets), from.take(selection), from.take(program)];
+            let selector = from.need(Selector::from_descriptors(descriptors), "the selector of an address");
+            groups.push(Group { key, selector, members });
         }
-        Ok(Selection { method: saved.method, groups, refused: saved.refused })
+        Selection { method: saved.method, groups, refused: saved.refused }
     }
 
     /// What the kernel does with the queue of a closed listener. The host is probed at the first call.

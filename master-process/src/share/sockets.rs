@@ -22,7 +22,7 @@ use super::stall::{Change, StallDetector};
 use super::unix::SocketFile;
 use crate::policy::{Queue, Time};
 use crate::sys::accept_queue;
-use crate::sys::handover::{Incoming, Outgoing};
+use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::peer::Peer;
 use crate::sys::queue_watch::QueueWatch;
 use crate::sys::sockets;
@@ -105,6 +105,9 @@ pub(super) struct SavedSockets {
     restored: Vec<(SocketId, Option<u32>)>,
     #[serde(default)]
     kept_by_manager: bool,
+    /// What watches the queues.
+    #[serde(default)]
+    queues: Option<Fd>,
 }
 
 impl Sockets {
@@ -119,19 +122,23 @@ impl Sockets {
             history: self.history.clone(),
             restored: self.restored.clone(),
             kept_by_manager: self.kept_by_manager,
+            queues: Some(self.queues.save(out)),
         }
     }
 
-    /// `is_checked` tells whether a check of a queue is scheduled, so that its connections are not waited for.
+    /// `is_checked` tells whether a check of a queue is scheduled, so that its connections are not waited for. That
+    /// matters only if what watches the queues was not handed over.
     pub(super) fn resume(
         saved: SavedSockets,
         is_checked: impl Fn(SocketId) -> bool,
         from: &mut Incoming,
-    ) -> io::Result<Sockets> {
+    ) -> Sockets {
+        let queues = saved.queues.map(|queues| QueueWatch::resume(queues, from));
+        let are_watched = queues.is_some();
         let mut sockets = Sockets {
-            queues: QueueWatch::new()?,
-            selection: Selection::resume(saved.selection, from)?,
-            copies: Copies::resume(saved.copies, from)?,
+            queues: queues.unwrap_or_else(|| from.need(QueueWatch::new(), "epoll_create1")),
+            selection: Selection::resume(saved.selection, from),
+            copies: Copies::resume(saved.copies, from),
             core: saved.core,
             permanent: saved.permanent,
             pending: saved.pending,
@@ -146,8 +153,10 @@ impl Sockets {
             frozen: false,
             reports: Vec::new(),
         };
-        sockets.watch_queues_again(is_checked);
-        Ok(sockets)
+        if !are_watched {
+            sockets.watch_queues_again(is_checked);
+        }
+        sockets
     }
 
     fn watch_queues_again(&mut self, is_checked: impl Fn(SocketId) -> bool) {

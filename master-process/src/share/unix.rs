@@ -280,10 +280,10 @@ impl SocketFile {
         }
     }
 
-    pub(super) fn resume(saved: SavedFile, from: &mut Incoming) -> io::Result<SocketFile> {
+    pub(super) fn resume(saved: SavedFile, from: &mut Incoming) -> SocketFile {
         let SavedFile { folder, name, folder_id, shown, ours, now, id, initial } = saved;
-        let place = Place { folder: from.take(folder)?, name, id: folder_id, shown };
-        Ok(SocketFile { place, ours, now, id, initial })
+        let place = Place { folder: from.take(folder), name, id: folder_id, shown };
+        SocketFile { place, ours, now, id, initial }
     }
 
     /// Takes charge of the file that a worker has created, for as long as its socket is kept. It must be a socket of

@@ -154,16 +154,9 @@ impl Supervisors {
     }
 
     /// Goes on with them, and with these limits.
-    ///
-    /// # Errors
-    /// A descriptor is missing.
-    pub(crate) fn resume(
-        saved: SavedSupervisors,
-        limits: CgroupLimits,
-        from: &mut Incoming,
-    ) -> io::Result<Supervisors> {
-        let (base, own) = (Base::resume(saved.base, from)?, from.take(saved.own)?);
-        Ok(Supervisors { own, name: saved.name, limits, base })
+    pub(crate) fn resume(saved: SavedSupervisors, limits: CgroupLimits, from: &mut Incoming) -> Supervisors {
+        let (base, own) = (Base::resume(saved.base, from), from.take(saved.own));
+        Supervisors { own, name: saved.name, limits, base }
     }
 
     /// Makes the supervisor's cgroup, in the one at this path or else in the one that is delegated to the supervisor, and finds
@@ -306,13 +299,10 @@ impl Cgroup {
     }
 
     /// Goes on with them.
-    ///
-    /// # Errors
-    /// A descriptor is missing.
-    pub(crate) fn resume(saved: SavedCgroup, slots: &[Arc<Slot>], from: &mut Incoming) -> io::Result<Cgroup> {
-        let folder = Folder::resume(saved.folder, from)?;
+    pub(crate) fn resume(saved: SavedCgroup, slots: &[Arc<Slot>], from: &mut Incoming) -> Cgroup {
+        let folder = Folder::resume(saved.folder, from);
         let slot = saved.slot.and_then(|index| slots.get(index)).map(Arc::clone);
-        Ok(Cgroup { folder, slot, before: saved.before, cursor: Mutex::new(None) })
+        Cgroup { folder, slot, before: saved.before, cursor: Mutex::new(None) }
     }
 
     /// The cgroup with the limits, if another worker of the slot can use that.
@@ -520,8 +510,8 @@ impl Folder {
         SavedFolder { parent, own, name: self.name.clone() }
     }
 
-    pub(super) fn resume(saved: SavedFolder, from: &mut Incoming) -> io::Result<Folder> {
-        Ok(Folder { parent: from.take(saved.parent)?, own: from.take(saved.own)?, name: saved.name })
+    pub(super) fn resume(saved: SavedFolder, from: &mut Incoming) -> Folder {
+        Folder { parent: from.take(saved.parent), own: from.take(saved.own), name: saved.name }
     }
 
     /// Makes a cgroup.

@@ -128,9 +128,9 @@ impl Base {
         }
     }
 
-    pub(super) fn resume(saved: SavedBase, from: &mut Incoming) -> io::Result<Base> {
+    pub(super) fn resume(saved: SavedBase, from: &mut Incoming) -> Base {
         let SavedBase { dir, fd, contains_us, has_moved, enabled, is_made } = saved;
-        Ok(Base { dir, fd: from.take(fd)?, contains_us, has_moved, enabled, is_made })
+        Base { dir, fd: from.take(fd), contains_us, has_moved, enabled, is_made }
     }
 
     /// The cgroup that is delegated to this process.

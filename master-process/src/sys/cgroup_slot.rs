@@ -39,9 +39,9 @@ pub(crate) struct SavedSlots(Vec<SavedSlot>);
 
 impl SavedSlots {
     /// Goes on with them. Others name each by its index.
-    pub(crate) fn resume(self, limits: CgroupLimits, from: &mut Incoming) -> io::Result<Vec<Arc<Slot>>> {
+    pub(crate) fn resume(self, limits: CgroupLimits, from: &mut Incoming) -> Vec<Arc<Slot>> {
         let resumed = self.0.into_iter().map(|SavedSlot { folder, number }| {
-            Ok(Arc::new(Slot { folder: Folder::resume(folder, from)?, number, limits }))
+            Arc::new(Slot { folder: Folder::resume(folder, from), number, limits })
         });
         resumed.collect()
     }

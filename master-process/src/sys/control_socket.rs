@@ -96,12 +96,9 @@ impl Claim {
     }
 
     /// Goes on with them.
-    ///
-    /// # Errors
-    /// The descriptor is missing.
-    pub fn resume(saved: SavedClaim, from: &mut Incoming) -> io::Result<Claim> {
+    pub fn resume(saved: SavedClaim, from: &mut Incoming) -> Claim {
         let SavedClaim { path, lock_path, lock, socket } = saved;
-        Ok(Claim { path, lock_path, lock: from.take(lock)?.into(), socket })
+        Claim { path, lock_path, lock: from.take(lock).into(), socket }
     }
 
     /// Takes a path.

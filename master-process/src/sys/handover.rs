@@ -4,8 +4,9 @@
 //! execve(2) keeps descriptors without close-on-exec. The old program names each of them with what it is; the new one
 //! takes those that are still the same, and closes all others.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
+use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use rustix::io::{FdFlags, fcntl_setfd, pread, write};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::memfd;
+use super::{fds, memfd, self_usage};
 
 /// The number of a descriptor in both programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,22 +58,39 @@ impl Described {
 #[derive(Debug, Default)]
 pub struct Outgoing {
     kept: BTreeMap<Fd, Described>,
+    /// The device of all sockets.
+    socket_device: Option<u64>,
     failed: Option<io::Error>,
 }
 
 impl Outgoing {
     /// Names a descriptor, once. An error comes with [`described`](Self::described).
     pub fn keep(&mut self, fd: BorrowedFd<'_>) -> Fd {
-        let number = Fd(fd.as_raw_fd());
         match Described::of(fd) {
             Ok(described) => {
-                if self.kept.insert(number, described).is_some() {
-                    self.failed.get_or_insert_with(|| io::Error::other("a descriptor is named twice"));
+                if described.kind == libc::S_IFSOCK {
+                    self.socket_device = Some(described.device);
                 }
+                self.add(described);
             }
             Err(error) => self.failed = Some(error),
         }
-        number
+        Fd(fd.as_raw_fd())
+    }
+
+    /// The same for a socket whose inode number is known, without a system call for each: there are thousands of them.
+    pub fn keep_socket(&mut self, fd: BorrowedFd<'_>, inode: u64) -> Fd {
+        let Some(device) = self.socket_device else { return self.keep(fd) };
+        let described = Described { fd: Fd(fd.as_raw_fd()), device, inode, kind: libc::S_IFSOCK };
+        debug_assert_eq!(Described::of(fd).ok(), Some(described), "it has another inode number");
+        self.add(described);
+        described.fd
+    }
+
+    fn add(&mut self, described: Described) {
+        if self.kept.insert(described.fd, described).is_some() {
+            self.failed.get_or_insert_with(|| io::Error::other("a descriptor is named twice"));
+        }
     }
 
     /// All of them.
@@ -109,22 +127,36 @@ pub fn pass_on(fd: BorrowedFd<'_>, passed_on: bool) -> io::Result<()> {
     set_passed_on(fd.as_raw_fd(), passed_on)
 }
 
+/// The way back to the program before, for a program that cannot go on from the state.
+pub trait WayBack: fmt::Debug {
+    /// Executes that program, or ends this process if that fails, too. The reason is the error of what failed.
+    ///
+    /// Nothing is dropped: the program before finds each descriptor, file and lock as it was, and also what this one has
+    /// taken already.
+    fn go_back(&self, why: &dyn fmt::Display) -> !;
+}
+
 /// The descriptors that the program before has left open for this one.
+///
+/// Until [`decide`](Self::decide), this program can give way to the one before. So what goes on from the state has no
+/// errors to return: an error on the way would drop what was taken, and with it close descriptors and remove files that the
+/// program before needs. [`take`](Self::take) and [`need`](Self::need) go back where they fail.
 #[derive(Debug)]
 pub struct Incoming {
-    open: BTreeMap<Fd, OwnedFd>,
+    /// Those that the state names and that are not taken yet. They are not owned: dropped, they stay open.
+    left: Numbers,
+    /// The others that are open.
+    unnamed: Vec<RawFd>,
+    way_back: Box<dyn WayBack>,
 }
 
 impl Incoming {
-    /// Takes the descriptors that the state names, and closes every other one from 3 on, apart from those in `spared`.
-    /// It must come before anything else opens a descriptor. Also returns the number of those that were closed.
-    ///
-    /// All of them keep their flags, so that the program can still be changed again.
-    ///
-    /// # Errors
-    /// A descriptor is not what the state says.
-    pub fn take_over(described: &[Described], spared: &[BorrowedFd<'_>]) -> io::Result<(Incoming, usize)> {
-        let mut known: HashSet<RawFd> = spared.iter().map(AsRawFd::as_raw_fd).collect();
+    /// Checks the descriptors that the state names. The others from 3 on are closed at the end, apart from those in
+    /// `spared`. It must come before anything else opens a descriptor. It goes back if one of them is not what the state says.
+    pub fn new(described: &[Described], spared: &[RawFd], way_back: Box<dyn WayBack>) -> Incoming {
+        let mut incoming = Incoming { left: Numbers::default(), unnamed: Vec::new(), way_back };
+        let mut known = Numbers::default();
+        spared.iter().for_each(|number| _ = known.insert(*number));
         for of in described {
             let number = of.fd.0;
             // SAFETY: the number is not negative. One that is not open gives EBADF, and nothing closes one meanwhile: this
@@ -133,33 +165,89 @@ impl Incoming {
                 || Described::of(unsafe { BorrowedFd::borrow_raw(number) }).is_ok_and(|now| now == *of);
             if number < 3 || !is_same() || !known.insert(number) {
                 let why = format!("descriptor {number} is not the one that was handed over");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                incoming.way_back.go_back(&why);
             }
+            incoming.left.insert(number);
         }
-        let mut closed = 0;
-        for number in open_numbers()? {
-            if !known.contains(&number) && is_open(number) {
-                // SAFETY: no value of this program owns the number: it has opened no descriptor but those spared.
-                drop(unsafe { OwnedFd::from_raw_fd(number) });
-                closed += 1;
-            }
+        // To list thousands of descriptors takes some milliseconds, and mostly there are no others.
+        let standard = (0..3).filter(|number| is_open(*number)).count();
+        let open = self_usage::open_descriptors().and_then(|open| usize::try_from(open).ok());
+        if open != Some(known.count + standard) {
+            let numbers = incoming.need(open_numbers(), "/proc/self/fd");
+            incoming.unnamed =
+                numbers.into_iter().filter(|number| !known.contains(*number) && is_open(*number)).collect();
         }
-        // SAFETY: each is open, is named once, and no other value owns it: those spared are not among them.
-        let own = |of: &Described| (of.fd, unsafe { OwnedFd::from_raw_fd(of.fd.0) });
-        Ok((Incoming { open: described.iter().map(own).collect() }, closed))
+        incoming
     }
 
-    /// Takes one of them.
-    ///
-    /// # Errors
-    /// It was not named, or was taken before.
-    pub fn take(&mut self, fd: Fd) -> io::Result<OwnedFd> {
-        self.open.remove(&fd).ok_or_else(|| io::Error::other(format!("descriptor {} is missing", fd.0)))
+    /// Takes one of them. It goes back if that was not named, or was taken before.
+    pub fn take(&mut self, fd: Fd) -> OwnedFd {
+        if !self.left.remove(fd.0) {
+            self.way_back.go_back(&format_args!("descriptor {} is missing", fd.0));
+        }
+        // SAFETY: it was open when this value was made, and this program closes only what it has taken. It is taken once.
+        unsafe { OwnedFd::from_raw_fd(fd.0) }
     }
 
-    /// The number of those that nobody has taken.
-    pub fn count_left(&self) -> usize {
-        self.open.len()
+    /// The value of a result; goes back at an error. `what` has failed then.
+    pub fn need<T, E: fmt::Display>(&self, result: Result<T, E>, what: &str) -> T {
+        match result {
+            Ok(value) => value,
+            Err(error) => self.way_back.go_back(&format_args!("{what}: {error}")),
+        }
+    }
+
+    /// Goes back for this reason.
+    pub fn go_back(&self, why: &dyn fmt::Display) -> ! {
+        self.way_back.go_back(why)
+    }
+
+    /// This program goes on: there is no way back from here. It closes the descriptors that nobody has taken, and no program that
+    /// is executed from now on gets the others. Returns the number of those that it has closed.
+    pub fn decide(self) -> usize {
+        self.need(fds::close_on_exec(), "close_range");
+        let Incoming { left, unnamed, way_back } = self;
+        let others = left.numbers().chain(unnamed);
+        // SAFETY: each was open when this value was made, is in one of the lists once, and no other value owns it.
+        let closed = others.map(|number| drop(unsafe { OwnedFd::from_raw_fd(number) })).count();
+        drop(way_back);
+        closed
+    }
+}
+
+/// A set of descriptors, by their numbers: these are small.
+#[derive(Debug, Default)]
+struct Numbers {
+    has: Vec<bool>,
+    count: usize,
+}
+
+impl Numbers {
+    /// Returns false if it was in the set, or is negative.
+    fn insert(&mut self, number: RawFd) -> bool {
+        let Ok(at) = usize::try_from(number) else { return false };
+        if at >= self.has.len() {
+            self.has.resize(at + 1, false);
+        }
+        let is_new = !std::mem::replace(&mut self.has[at], true);
+        self.count += usize::from(is_new);
+        is_new
+    }
+
+    /// Returns whether it was in the set.
+    fn remove(&mut self, number: RawFd) -> bool {
+        let at = usize::try_from(number).ok().and_then(|at| self.has.get_mut(at));
+        let was_in = at.is_some_and(std::mem::take);
+        self.count -= usize::from(was_in);
+        was_in
+    }
+
+    fn contains(&self, number: RawFd) -> bool {
+        usize::try_from(number).ok().and_then(|at| self.has.get(at)).is_some_and(|has| *has)
+    }
+
+    fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        (0..).zip(&self.has).filter(|(_, has)| **has).map(|(number, _)| number)
     }
 }
 
@@ -234,13 +322,15 @@ pub fn unseal(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
 
 /// FNV-1a, by words of eight bytes: it finds damage, and protects against nobody.
 fn checksum(bytes: &[u8]) -> u64 {
-    let word = |chunk: &[u8]| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        u64::from_le_bytes(word)
-    };
-    let add = |sum: u64, chunk: &[u8]| (sum ^ word(chunk)).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
-    bytes.chunks(8).fold(0xcbf2_9ce4_8422_2325, add)
+    let add = |sum: u64, word: u64| (sum ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
+    let (words, rest) = bytes.as_chunks::<8>();
+    let sum = words.iter().fold(0xcbf2_9ce4_8422_2325, |sum, word| add(sum, u64::from_le_bytes(*word)));
+    if rest.is_empty() {
+        return sum;
+    }
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    add(sum, u64::from_le_bytes(last))
 }
 
 /// A program to execute.
@@ -348,6 +438,45 @@ mod tests {
         assert_eq!(outgoing.described().expect("two").len(), 2);
         outgoing.keep(reader.as_fd());
         assert!(outgoing.described().is_err());
+    }
+
+    /// There is no program to go back to in a test.
+    #[derive(Debug)]
+    struct Unwinds;
+
+    impl WayBack for Unwinds {
+        fn go_back(&self, why: &dyn fmt::Display) -> ! {
+            std::panic::panic_any(why.to_string())
+        }
+    }
+
+    /// Why it goes back.
+    fn why<T>(goes_back: impl FnOnce() -> T) -> Option<String> {
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(goes_back));
+        result.err().and_then(|why| why.downcast().ok()).map(|why| *why)
+    }
+
+    #[test]
+    fn a_program_that_goes_back_has_closed_nothing() {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut outgoing = Outgoing::default();
+        let (one, other) = (outgoing.keep(reader.as_fd()), outgoing.keep(writer.as_fd()));
+        let described = outgoing.described().expect("two");
+        let wrong = [described[0], Described { inode: described[1].inode + 1, ..described[1] }];
+        let reason = why(|| Incoming::new(&wrong, &[], Box::new(Unwinds)));
+        assert_eq!(reason, Some(format!("descriptor {} is not the one that was handed over", wrong[1].fd.0)));
+        let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
+        let mut incoming = Incoming::new(&described, &[], Box::new(Unwinds));
+        std::mem::forget(reader);
+        let reader = incoming.take(one);
+        assert_eq!(why(|| incoming.take(one)), Some(format!("descriptor {} is missing", one.0)));
+        assert_eq!(incoming.need(Ok::<_, io::Error>(7), "a value"), 7);
+        assert_eq!(
+            why(|| incoming.need(Err::<(), _>("no room"), "eventfd")),
+            Some("eventfd: no room".to_owned())
+        );
+        drop(incoming);
+        assert!(is_open(reader.as_raw_fd()) && is_open(other.0), "{writer:?}");
     }
 
     #[test]

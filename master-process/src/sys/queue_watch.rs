@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
+use super::handover::{Fd, Incoming, Outgoing};
+
 /// The number of events that one call takes.
 const MAX_EVENTS: usize = 64;
 
@@ -23,6 +25,16 @@ impl QueueWatch {
     /// EMFILE, ENFILE, ENOMEM; see epoll_create(2).
     pub fn new() -> io::Result<QueueWatch> {
         Ok(QueueWatch { epoll: epoll::create(CreateFlags::CLOEXEC)? })
+    }
+
+    /// The instance. It watches the same listeners in the next program, which has them under the same numbers.
+    pub fn save(&self, out: &mut Outgoing) -> Fd {
+        out.keep(self.epoll.as_fd())
+    }
+
+    /// Goes on with it.
+    pub fn resume(saved: Fd, from: &mut Incoming) -> QueueWatch {
+        QueueWatch { epoll: from.take(saved) }
     }
 
     /// Watches a listener for connections and for its shutdown.

@@ -199,12 +199,16 @@ impl Trees {
     /// # Errors
     /// Those of eventfd(2).
     pub fn new(parent: Option<Supervisors>, notify_socket: &[u8]) -> io::Result<Trees> {
+        Trees::with(parent, children::ours().into_iter().collect(), notify_socket)
+    }
+
+    fn with(parent: Option<Supervisors>, inherited: HashSet<Pid>, notify_socket: &[u8]) -> io::Result<Trees> {
         let walker = walker::walker()?;
         Ok(Trees {
             trees: BTreeMap::new(),
             owners: Owners::new(),
             unreadable: Processes::new(),
-            inherited: children::ours().into_iter().collect(),
+            inherited,
             workers: Arc::default(),
             notify_socket: notify_socket.into(),
             cgroups: HashMap::new(),
@@ -266,19 +270,12 @@ impl Trees {
         }
     }
 
-    /// Trees that go on from this state, with these limits of the workers' cgroups.
-    ///
-    /// # Errors
-    /// Those of eventfd(2), or a descriptor is missing.
-    pub fn resume(
-        saved: Saved,
-        limits: CgroupLimits,
-        notify_socket: &[u8],
-        from: &mut Incoming,
-    ) -> io::Result<Trees> {
-        let mut trees = Trees::new(None, notify_socket)?;
+    /// Trees that go on from this state, with these limits of the workers' cgroups. They are held: no walk begins.
+    pub fn resume(saved: Saved, limits: CgroupLimits, notify_socket: &[u8], from: &mut Incoming) -> Trees {
         let pids = |numbers: Vec<i32>| numbers.into_iter().filter_map(Pid::from_raw);
-        trees.inherited = pids(saved.inherited).collect();
+        let made = Trees::with(None, pids(saved.inherited).collect(), notify_socket);
+        let mut trees = from.need(made, "eventfd");
+        trees.is_held = true;
         trees.questions = saved.questions;
         for tree in saved.trees {
             if tree.first_lives {
@@ -288,14 +285,13 @@ impl Trees {
         }
         let known = |(pid, at, serial)| Some((Pid::from_raw(pid)?, (at, serial)));
         trees.owners = saved.owners.into_iter().filter_map(known).collect();
-        let parent = saved.parent.map(|parent| Supervisors::resume(parent, limits, from));
-        trees.parent = parent.transpose()?;
-        let limited = saved.limited.resume(limits, from)?;
+        trees.parent = saved.parent.map(|parent| Supervisors::resume(parent, limits, from));
+        let limited = saved.limited.resume(limits, from);
         for (serial, cgroup) in saved.cgroups {
-            trees.cgroups.insert(serial, Arc::new(Cgroup::resume(cgroup, &limited, from)?));
+            trees.cgroups.insert(serial, Arc::new(Cgroup::resume(cgroup, &limited, from)));
         }
         for SavedEmptied { cgroup, slot_is_settled } in saved.emptied {
-            let cgroup = Arc::new(Cgroup::resume(cgroup, &limited, from)?);
+            let cgroup = Arc::new(Cgroup::resume(cgroup, &limited, from));
             trees.emptied.push_back(Emptied { cgroup, slot_is_settled });
         }
         let kept = saved.kept.into_iter().filter_map(|index| limited.get(index));
@@ -307,7 +303,7 @@ impl Trees {
         if saved.surveys {
             trees.survey();
         }
-        Ok(trees)
+        trees
     }
 
     /// Readable when [`take`](Self::take) returns results.

@@ -13,6 +13,7 @@ use crate::sys::peer::Environment;
 pub(super) struct TreeFacts {
     pub(super) serial: u64,
     pub(super) slot: u32,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) generation: u32,
     /// The process that was started, or the daemon that replaced it. The kernel does not reuse its number while it is
     /// that of a process group or a session.
@@ -25,6 +26,7 @@ pub(super) struct TreeFacts {
     pub(super) first_started: u64,
     pub(super) first_lives: bool,
     /// The earlier first processes, each with its start time.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) former: Vec<Former>,
 }
 

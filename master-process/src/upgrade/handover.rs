@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
 use super::{Argument, State};
-use crate::sys::handover::{self, Executable, Incoming};
+use crate::sys::handover::{self, Executable};
 
 /// `PID:STATE:BACK:REASON`: the pid, so that it has a meaning for this process only; the descriptor of the state; that
 /// of the program before, or nothing if there is no way back; and why a program could not take over.
@@ -64,17 +64,15 @@ impl Handover {
         State::parse(&bytes)
     }
 
-    /// Takes the descriptors of the state, and closes all that it does not name. Also returns the number of those.
-    ///
-    /// # Errors
-    /// One of them is not what the state says.
-    pub fn descriptors(&self, state: &State) -> Result<(Incoming, usize), String> {
-        let spared: Vec<BorrowedFd<'_>> = self.back.iter().chain([&self.state]).map(AsFd::as_fd).collect();
-        Incoming::take_over(&state.descriptors, &spared).map_err(|error| error.to_string())
+    /// The descriptors of the state and of the program before.
+    #[must_use]
+    pub fn own_descriptors(&self) -> Vec<RawFd> {
+        self.back.iter().chain([&self.state]).map(AsRawFd::as_raw_fd).collect()
     }
 
     /// Executes the program before again, with the same state. It returns only if there is no way back: why.
-    pub fn go_back(self, arguments: &[Argument], reason: &str) -> String {
+    #[must_use]
+    pub fn go_back(&self, arguments: &[Argument], reason: &str) -> String {
         let Some(back) = &self.back else { return reason.to_owned() };
         let words = arguments.iter().map(|argument| CString::new(argument.0.as_bytes()));
         let tried = words.collect::<Result<Vec<_>, _>>().map_err(io::Error::from).and_then(|arguments| {

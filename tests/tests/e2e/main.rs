@@ -59,3 +59,4 @@ mod unix_gaps;
 mod unix_generations;
 mod unix_sockets;
 mod upgrade;
+mod upgrade_faults;

@@ -16,6 +16,7 @@ pub(super) struct Listening {
     /// Whether the worker opened it while it started.
     pub(super) at_start: bool,
     /// Whether a process in a session of its own called `listen`: a daemon that the worker has started.
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(super) by_daemon: bool,
 }
 
@@ -23,6 +24,7 @@ pub(super) struct Listening {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(in crate::share) struct Worker {
     pub(in crate::share) id: WorkerId,
+    #[serde(default, skip_serializing_if = "crate::forms::is_default")]
     pub(in crate::share) generation: u32,
     /// Whether it is in rotation for new connections.
     #[serde(default, skip_serializing_if = "crate::forms::is_default")]

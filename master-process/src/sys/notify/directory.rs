@@ -57,13 +57,9 @@ impl PrivateDirectory {
         SavedDirectory { base, fd, name: self.name.clone(), path: self.path.clone() }
     }
 
-    pub(super) fn resume(
-        saved: SavedDirectory,
-        file: &'static str,
-        from: &mut Incoming,
-    ) -> io::Result<PrivateDirectory> {
+    pub(super) fn resume(saved: SavedDirectory, file: &'static str, from: &mut Incoming) -> PrivateDirectory {
         let SavedDirectory { base, fd, name, path } = saved;
-        Ok(PrivateDirectory { base: from.take(base)?, fd: from.take(fd)?, name, file, path })
+        PrivateDirectory { base: from.take(base), fd: from.take(fd), name, file, path }
     }
 
     /// Creates a directory below `base` for the socket `file`, and removes leftovers there.

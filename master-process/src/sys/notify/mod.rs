@@ -108,18 +108,15 @@ impl NotifySocket {
     }
 
     /// Goes on with them.
-    ///
-    /// # Errors
-    /// Those of eventfd(2), or a descriptor is missing.
-    pub fn resume(saved: Saved, from: &mut Incoming) -> io::Result<NotifySocket> {
-        let fd = from.take(saved.fd)?;
+    pub fn resume(saved: Saved, from: &mut Incoming) -> NotifySocket {
+        let fd = from.take(saved.fd);
         // The descriptors that made the supervisor before refuse further ones were closed with it.
         received_fds::accept_descriptors(fd.as_fd());
         let address = match saved.directory {
-            Some(directory) => Address::Directory(PrivateDirectory::resume(directory, SOCKET, from)?),
+            Some(directory) => Address::Directory(PrivateDirectory::resume(directory, SOCKET, from)),
             None => Address::Abstract(saved.name),
         };
-        NotifySocket::new(fd, address)
+        from.need(NotifySocket::new(fd, address), "the notify socket")
     }
 
     /// Opens the socket in a new directory below `base`, an absolute path, for messages of `user`.

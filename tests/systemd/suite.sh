@@ -24,7 +24,7 @@ all_answered() { [[ $outcome =~ ^ok:\ [0-9]+\ \( ]]; }
 
 # One instance, with the template as it is but for a shorter watchdog.
 instance web 4 "listen=$ADDRESS"
-drop_in web WatchdogSec=2s
+drop_in web WatchdogSec=5s
 systemctl daemon-reload
 check "systemctl start waits until all workers are ready" systemctl start master-process@web
 check "the status is a sentence" status_is web "4 of 4 ready"

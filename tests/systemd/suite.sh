@@ -2,39 +2,10 @@
 # The units of packaging/systemd/ on a real systemd, which is pid 1: suite.sh BINARY REPOSITORY
 #
 # It installs the units, starts instances, and disturbs them under load. Run it in a throw-away system only, as root.
-# Each check is one line that begins with "ok" or "not ok"; the exit status is 1 if one of them is "not ok".
 set -u
-BINARY=$1 REPOSITORY=$2
-FIXTURES=$REPOSITORY/tests UNITS=/etc/systemd/system
+. "$2/tests/systemd/common.sh"
 ADDRESS=127.0.0.1:18080
-failed=0
 begun=begun
-
-check() { # WHAT CONDITION...
-  local what=$1; shift
-  if "$@"; then echo "ok - $what"; else echo "not ok - $what"; failed=1; fi
-}
-eventually() { # SECONDS CONDITION...: a condition with a deadline
-  local until=$(($(date +%s) + $1)); shift
-  until "$@"; do [ "$(date +%s)" -lt "$until" ] || return 1; sleep 0.05; done
-}
-show() { systemctl show -P "$2" "master-process@$1"; }
-is() { [ "$(show "$1" "$2")" = "$3" ]; }
-restarts_reach() { [ "$(show "$1" NRestarts)" -ge "$2" ]; }
-status_is() { is "$1" StatusText "$2"; }
-ready_again() { [[ $(show web StatusText) == "4 of 4 ready"* ]]; }
-serves() { is "$1" ActiveState active && status_is "$1" "4 of 4 ready"; }
-log_of() { journalctl --no-pager -o cat -u "master-process@$1"; }
-
-instance() { # NAME WORKERS WORD...
-  local name=$1 workers=$2; shift 2
-  printf 'COMMAND=/usr/bin/python3 -S -E /srv/worker.py %s\nMASTER_PROCESS_WORKERS=%s\n' "$*" "$workers" \
-    > "/etc/master-process/$name.env"
-}
-drop_in() { # NAME LINE...
-  local folder=$UNITS/master-process@$1.service.d; shift
-  mkdir -p "$folder"; { echo '[Service]'; printf '%s\n' "$@"; } > "$folder/test.conf"
-}
 
 # Runs a command while clients ask, and then until a condition holds. What became of their requests is in $outcome.
 under_load() { # TARGET COMMAND CONDITION...
@@ -51,17 +22,9 @@ answered() { [[ $outcome == *"ok: "* ]]; }
 none_refused() { answered && [[ $outcome != *refused* && $outcome != *"no file"* && $outcome != *"no answer"* && $outcome != *connect* ]]; }
 all_answered() { [[ $outcome =~ ^ok:\ [0-9]+\ \( ]]; }
 
-mkdir -p /usr/local/bin /etc/master-process /srv "$UNITS"
-ln -sf "$BINARY" /usr/local/bin/master-process
-cp "$FIXTURES/fixtures/worker.py" "$FIXTURES/systemd/load.py" /srv/; chmod 755 /srv /srv/*.py
-cp "$REPOSITORY"/packaging/systemd/master-process{@.service,.slice} "$UNITS/"
-systemd-tmpfiles --create "$REPOSITORY/packaging/systemd/master-process.tmpfiles.conf"
-systemctl daemon-reload
-echo "systemd $(systemctl --version | sed -n '1s/systemd //p'), Linux $(uname -r)"
-
 # One instance, with the template as it is but for a shorter watchdog.
 instance web 4 "listen=$ADDRESS"
-drop_in web WatchdogSec=2s
+drop_in web WatchdogSec=5s
 systemctl daemon-reload
 check "systemctl start waits until all workers are ready" systemctl start master-process@web
 check "the status is a sentence" status_is web "4 of 4 ready"
@@ -69,7 +32,8 @@ main=$(show web MainPID)
 worker=$(pgrep -P "$main" python3 | head -n 1)
 check "the supervisor runs as a dynamic user" [ "$(stat -c %u "/proc/$main")" -ge 61184 ]
 check "its workers have no capability" grep -q '^CapPrm:.0*$' "/proc/$worker/status"
-check "each worker has a cgroup of its own" [ "$(find /sys/fs/cgroup"$(show web ControlGroup)" -name 'worker-*' | wc -l)" = 4 ]
+slots=$(find "$(cgroup_of web)" -name 'slot-*' -printf '%f ' | tr ' ' '\n' | sort | xargs)
+check "each worker has a cgroup of its own" [ "$slots" = "slot-0 slot-1 slot-2 slot-3" ]
 check "eBPF measures, without root" eventually 10 eval 'log_of web | grep -q "monitor: eBPF"'
 check "it is in the slice" is web Slice master-process.slice
 
@@ -83,10 +47,23 @@ check "kill -9 of the supervisor: no connection is refused" none_refused
 under_load $ADDRESS 'kill -STOP $(show web MainPID)' eval 'restarts_reach web 2 && serves web'
 check "watchdog: the stopped loop is killed, and no connection is refused" none_refused
 check "watchdog: it was one" eval 'log_of web | grep -q "Watchdog timeout"'
+check "the status is new" status_is web "4 of 4 ready"
+restarts=0
+restarted() { status_is web "4 of 4 ready, $restarts restart$([ $restarts = 1 ] || echo s) in the last hour"; }
 for signal in TERM KILL; do
-  under_load $ADDRESS "kill -$signal $(pgrep -P "$(show web MainPID)" python3 | head -n 1)" ready_again
+  restarts=$((restarts + 1))
+  under_load $ADDRESS "kill -$signal $(pgrep -P "$(show web MainPID)" python3 | head -n 1)" restarted
   check "a worker that is sent $signal: no connection is refused" none_refused
+  check "a worker that is sent $signal: the status counts it" restarted
 done
+main=$(show web MainPID)
+OURS="SYSLOG_IDENTIFIER=master-process _SYSTEMD_UNIT=master-process@web.service _TRANSPORT=stdout _PID=$main"
+check "journal: a worker that is ready is information" journal_has web "worker \d+ \(pid \d+\) ready after .*: listening" $OURS PRIORITY=6
+check "journal: a worker that was killed is a warning" \
+  journal_has web "worker \d+ \(pid \d+\) killed by SIGKILL from .*; restarting now" $OURS PRIORITY=4
+worker=$(pgrep -P "$main" python3 | head -n 1)
+check "journal: a line of a worker has the worker's pid" \
+  journal_has web "ready pid=$worker .*" SYSLOG_IDENTIFIER=master-process _SYSTEMD_UNIT=master-process@web.service "_PID=$worker" PRIORITY=6
 under_load $ADDRESS 'systemctl stop master-process@web' is web ActiveState inactive
 check "stop: connections are refused afterwards" eval '[[ $outcome == *refused* ]]'
 check "stop: it is no failure" is web Result success
@@ -99,7 +76,20 @@ systemctl daemon-reload; systemctl start master-process@broken
 under_load 127.0.0.1:18081 'systemctl reload master-process@broken'
 check "a reload that fails: every request is answered" all_answered
 check "a reload that fails: the status has the reason" eval '[[ $(show broken StatusText) == "4 of 4 ready, reload 1 failed: slot "* ]]'
+check "a reload that fails: it is an error in the journal" journal_has broken "reload 1 failed: .* old workers keep serving" \
+  SYSLOG_IDENTIFIER=master-process _SYSTEMD_UNIT=master-process@broken.service PRIORITY=3
 systemctl stop master-process@broken
+
+# What has left its worker's session and process group ends with the supervisor.
+instance tree 4 orphan=10000 "listen=127.0.0.1:18084"
+systemctl start master-process@tree
+orphans_run() { [ "$(processes_of tree | wc -l)" -ge 9 ]; }
+check "each worker has a process that is nobody's child" eventually 10 orphans_run
+processes=$(processes_of tree)
+kill -9 "$(show tree MainPID)"
+check "kill -9: the service is back" eventually 30 eval 'restarts_reach tree 1 && serves tree'
+check "kill -9: nothing of the workers is left" eventually 10 are_gone $processes
+systemctl stop master-process@tree
 
 # Socket activation, with the example.
 sed 's/8080/18082/' "$REPOSITORY/packaging/systemd/master-process@.socket" > "$UNITS/master-process@act.socket"
@@ -173,7 +163,4 @@ check "user: kill -9: no connection is refused" none_refused
 check "user: stop" as_user stop master-process@web
 systemctl stop user-manager
 
-if [ $failed = 1 ]; then
-  for name in web broken act unix; do echo "--- $name"; log_of $name | grep -v '^[a-z_]* pid=' | tail -n 60; done
-fi
-exit $failed
+end web broken act unix tree

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{conformance, docs, ebpf, packaging, run, tools};
+use crate::{conformance, docs, ebpf, packaging, run, tools, vm};
 
 type Work = Box<dyn Fn() -> Result<()>>;
 
@@ -47,7 +47,7 @@ const SUITES: [&str; 4] = ["cpython-asyncio", "go-net", "go-http", "ruby"];
 
 fn steps() -> Result<Vec<(&'static str, Work)>> {
     let binary = run::target_dir()?.join("release/master-process");
-    let tested = binary.clone();
+    let (tested, of_units) = (binary.clone(), binary.clone());
     let cargo = |words: &'static str| -> Work {
         Box::new(move || run::run(ebpf::with_fresh_object(&mut run::cargo(words.split_whitespace()))?))
     };
@@ -92,6 +92,7 @@ fn steps() -> Result<Vec<(&'static str, Work)>> {
                 )
             }),
         ),
+        ("units on a real systemd", Box::new(move || vm::systemd(&of_units))),
         ("static build and its tests", Box::new(test_static)),
         ("other projects' suites", Box::new(move || conformance::run(&SUITES, Some(&tested)))),
         (

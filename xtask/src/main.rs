@@ -81,7 +81,7 @@ fn cli() -> Command {
                     Arg::new("systemd")
                         .long("systemd")
                         .action(ArgAction::SetTrue)
-                        .help("The tests of the units in a systemd that is pid 1, on this kernel"),
+                        .help("The tests of the units in a systemd that is pid 1: on this kernel, and those of limits in a machine"),
                 )
                 .arg(
                     Arg::new("kernel")

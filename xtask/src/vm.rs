@@ -22,6 +22,15 @@ const MAIN: [&str; 5] = [
     "signals::two_stop_signals_at_once_are_one",
 ];
 
+/// The tests that are ignored on hosts like those of CI, whose controllers version 1 has, and that a machine can run.
+const LIMITS: &str = "cgroup_limits::";
+
+/// The kernels without a function that eBPF needs.
+const WITHOUT_EBPF: [&str; 2] = ["5.10", "6.1"];
+
+/// The kernel of the machine with a systemd and all controllers: that of Debian's release.
+const SYSTEMD_KERNEL: &str = "6.12";
+
 /// The time for the main tests of a kernel on a busy host, and for all of them, in seconds.
 const TIMES: [u32; 2] = [1800, 6 * 3600];
 
@@ -29,9 +38,12 @@ const TIMES: [u32; 2] = [1800, 6 * 3600];
 const SLOW: &str = "10";
 
 /// What was found on a kernel.
+#[derive(Default)]
 struct Outcome {
     kernel: String,
     release: String,
+    /// The exit code of a supervisor with `--monitor ebpf`: 0 if it has started.
+    ebpf: Option<i32>,
     passed: u32,
     failed: Vec<String>,
     skipped: u32,
@@ -43,10 +55,14 @@ pub(crate) fn run(kernels: &[String], all: bool, systemd: bool) -> Result<()> {
     let (binary, tests) = build()?;
     let mut is_failed = false;
     if systemd {
-        is_failed |= on_systemd(&folder, &binary, &tests).is_err_and(|error| {
-            println!("systemd: {error:#}");
-            true
-        });
+        let mut on_systemd = |name: &str, result: Result<()>| {
+            is_failed |= result.is_err_and(|error| {
+                println!("{name}: {error:#}");
+                true
+            });
+        };
+        on_systemd("systemd", suite_on_systemd(&folder, &binary, &tests));
+        on_systemd("limits on systemd", limits_on_systemd(&folder, &binary));
     }
     let kernels: Vec<String> = match kernels {
         [] if systemd => Vec::new(),
@@ -57,13 +73,13 @@ pub(crate) fn run(kernels: &[String], all: bool, systemd: bool) -> Result<()> {
         println!("fetching what is missing of the kernels {}", kernels.join(", "));
         run::run(script(&folder, "setup")?.args(&kernels))?;
     }
+    let expected = if all { None } else { Some(MAIN.len() + ignored(&tests)?) };
     let mut outcomes = Vec::new();
     for kernel in &kernels {
         println!("==> {kernel}");
         let outcome = on_kernel(&folder, kernel, (&binary, &tests), all)?;
-        let found = usize::try_from(outcome.passed + outcome.skipped)? + outcome.failed.len();
-        if !all && found != MAIN.len() {
-            println!("{kernel}: {found} of the {} main tests have a result", MAIN.len());
+        for complaint in outcome.complaints(expected) {
+            println!("{kernel}: {complaint}");
             is_failed = true;
         }
         is_failed |= !outcome.failed.is_empty();
@@ -100,6 +116,10 @@ fn build() -> Result<(PathBuf, PathBuf)> {
             target.join("release/master-process")
         }
     };
+    Ok((binary, build_tests()?))
+}
+
+fn build_tests() -> Result<PathBuf> {
     let words =
         ["test", "--no-run", "--package", "master-process-tests", "--test", "e2e", "--message-format=json"];
     let output = run::cargo(words).stderr(Stdio::inherit()).output().context("cargo test --no-run")?;
@@ -108,30 +128,63 @@ fn build() -> Result<(PathBuf, PathBuf)> {
         let (_, rest) = line.split_once("\"executable\":\"")?;
         Some(PathBuf::from(rest.split('"').next()?))
     };
-    let tests = text.lines().filter_map(executable).next_back().context("cargo has built no tests")?;
-    Ok((binary, tests))
+    text.lines().filter_map(executable).next_back().context("cargo has built no tests")
+}
+
+/// The number of tests that only a machine can run.
+fn ignored(tests: &Path) -> Result<usize> {
+    let output =
+        Command::new(tests).args(["--list", "--ignored", LIMITS]).output().context("listing the tests")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let count = text.lines().filter(|line| line.ends_with(": test")).count();
+    anyhow::ensure!(count > 0, "there are no tests {LIMITS}");
+    Ok(count)
+}
+
+/// The suite of the units with this program, as a step of CI: it takes no machine, and a minute or two.
+pub(crate) fn systemd(binary: &Path) -> Result<()> {
+    suite_on_systemd(&folder()?, binary, &build_tests()?)
 }
 
 /// Runs the suite of the units in a systemd that is pid 1, on the kernel of this host.
-fn on_systemd(folder: &Path, binary: &Path, tests: &Path) -> Result<()> {
+fn suite_on_systemd(folder: &Path, binary: &Path, tests: &Path) -> Result<()> {
     let boot = run::root().join("xtask/vm/run-systemd");
     // Without a test of this name, its runner would be content.
-    anyhow::ensure!(
-        run::root().join("tests/systemd/suite.sh").is_file(),
-        "tests/systemd/suite.sh is missing"
-    );
+    anyhow::ensure!(suite("suite.sh").is_file(), "tests/systemd/suite.sh is missing");
     let mut command = Command::new(tests);
     command.args(["--ignored", "--nocapture", "systemd_units::"]).current_dir(run::root().join("tests"));
     command.env("VMDIR", folder).env("MASTER_PROCESS_BIN", binary).env("MASTER_PROCESS_SYSTEMD", boot);
+    command.env("MASTER_PROCESS_NO_SKIP", "1");
     run::run(&mut command)
+}
+
+/// Runs the suite of the limits in a machine: a systemd on the kernel of this host has no controllers where version 1 has them.
+fn limits_on_systemd(folder: &Path, binary: &Path) -> Result<()> {
+    run::run(script(folder, "setup")?.arg(SYSTEMD_KERNEL))?;
+    let [seconds, _] = TIMES;
+    let mut command = script(folder, "run")?;
+    command.args(["--systemd", SYSTEMD_KERNEL, &seconds.to_string(), "env"]);
+    command.arg(format!("MASTER_PROCESS_SLOW={SLOW}")).args([
+        suite("limits.sh"),
+        binary.into(),
+        run::root().to_owned(),
+    ]);
+    run::run(&mut command)
+}
+
+fn suite(name: &str) -> PathBuf {
+    run::root().join("tests/systemd").join(name)
 }
 
 fn on_kernel(folder: &Path, kernel: &str, (binary, tests): (&Path, &Path), all: bool) -> Result<Outcome> {
     let filter = if all { String::new() } else { format!("--exact {}", MAIN.join(" ")) };
     let (binary, tests) = (binary.display(), tests.display());
+    // A worker that ends its supervisor: the exit code says whether that has started.
+    let ends = "-- sh -c 'kill $PPID; exec sleep 60'";
     let task = format!(
-        "echo \"release: $(uname -r)\"; {binary} doctor; MASTER_PROCESS_SLOW={SLOW} MASTER_PROCESS_BIN={binary} {tests} \
-         --test-threads=1 --show-output {filter}"
+        "echo \"release: $(uname -r)\"; {binary} doctor; {binary} --monitor ebpf --ready none {ends} 2>&1; echo \"--monitor ebpf: $?\"; \
+         export MASTER_PROCESS_SLOW={SLOW} MASTER_PROCESS_BIN={binary}; {tests} --test-threads=1 --show-output {filter}; \
+         export MASTER_PROCESS_NO_SKIP=1; {tests} --test-threads=1 --show-output --ignored {LIMITS}"
     );
     let [most, most_of_all] = TIMES;
     let seconds = if all { most_of_all } else { most }.to_string();
@@ -146,28 +199,57 @@ fn on_kernel(folder: &Path, kernel: &str, (binary, tests): (&Path, &Path), all: 
     Ok(outcome(kernel, &text))
 }
 
-/// Reads what the tests have printed.
+/// Reads what the runs of the tests have printed, of which each begins with their number.
 fn outcome(kernel: &str, text: &str) -> Outcome {
-    let release = text.lines().find_map(|line| line.strip_prefix("release: ")).unwrap_or_default().to_owned();
-    let summary = text.lines().rev().find_map(|line| line.strip_prefix("test result: "));
-    let count = |word: &str| -> Option<u32> {
-        let parts = summary?.split([';', '.']).map(str::trim);
-        parts.filter_map(|part| part.strip_suffix(word)?.trim().parse().ok()).next()
-    };
-    let skipped = text.lines().filter(|line| line.starts_with("SKIPPED: ")).count();
-    let skipped = u32::try_from(skipped).unwrap_or(u32::MAX);
-    // The list at the end, after the output of each.
-    let list = text.rsplit("\nfailures:\n").next().filter(|_| count("failed") != Some(0)).unwrap_or_default();
-    let names = list.lines().map(str::trim).take_while(|line| !line.starts_with("test result"));
-    let mut failed: Vec<String> = names.filter(|line| line.contains("::")).map(str::to_owned).collect();
-    if summary.is_none() {
-        failed = vec!["no result".to_owned()];
+    let (before, runs) = text.split_once("\nrunning ").unwrap_or((text, ""));
+    let mut outcome = Outcome { kernel: kernel.to_owned(), ..Outcome::default() };
+    let value = |name: &str| before.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    outcome.release = value("release: ").to_owned();
+    outcome.ebpf = value("--monitor ebpf: ").parse().ok();
+    outcome.doctor =
+        before.lines().filter(|line| !line.starts_with("release: ")).map(str::to_owned).collect();
+    for run in runs.split("\nrunning ") {
+        outcome.add(run);
     }
-    let doctor = text.lines().skip_while(|line| !line.starts_with("release: ")).skip(1);
-    let doctor = doctor.take_while(|line| !line.starts_with("running ")).map(str::to_owned).collect();
-    // A test that was skipped has passed as far as its runner knows.
-    let passed = count("passed").unwrap_or(0).saturating_sub(skipped);
-    Outcome { kernel: kernel.to_owned(), release, passed, failed, skipped, doctor }
+    outcome
+}
+
+impl Outcome {
+    /// Adds what one run has printed.
+    fn add(&mut self, text: &str) {
+        let summary = text.lines().rev().find_map(|line| line.strip_prefix("test result: "));
+        let Some(summary) = summary else {
+            self.failed.push("no result".to_owned());
+            return;
+        };
+        let count = |word: &str| -> u32 {
+            let parts = summary.split([';', '.']).map(str::trim);
+            parts.filter_map(|part| part.strip_suffix(word)?.trim().parse().ok()).next().unwrap_or(0)
+        };
+        let skipped = text.lines().filter(|line| line.starts_with("SKIPPED: ")).count();
+        let skipped = u32::try_from(skipped).unwrap_or(u32::MAX);
+        self.skipped += skipped;
+        // A test that was skipped has passed as far as its runner knows.
+        self.passed += count("passed").saturating_sub(skipped);
+        // The list at the end, after the output of each.
+        let list = text.rsplit("\nfailures:\n").next().filter(|_| count("failed") > 0).unwrap_or_default();
+        let names = list.lines().map(str::trim).take_while(|line| !line.starts_with("test result"));
+        self.failed.extend(names.filter(|line| line.contains("::")).map(str::to_owned));
+    }
+
+    /// What is not as it should be there, besides the tests that have failed. `expected`: how many there are.
+    fn complaints(&self, expected: Option<usize>) -> Vec<String> {
+        let mut complaints = Vec::new();
+        let found = usize::try_from(self.passed + self.skipped).unwrap_or(usize::MAX) + self.failed.len();
+        if let Some(expected) = expected.filter(|expected| *expected != found) {
+            complaints.push(format!("{found} of {expected} tests have a result"));
+        }
+        let code = if WITHOUT_EBPF.contains(&self.kernel.as_str()) { 1 } else { 0 };
+        if KERNELS.contains(&self.kernel.as_str()) && self.ebpf != Some(code) {
+            complaints.push(format!("--monitor ebpf ends with {:?} instead of {code}", self.ebpf));
+        }
+        complaints
+    }
 }
 
 fn print(outcomes: &[Outcome]) {
@@ -189,20 +271,25 @@ mod tests {
 
     #[test]
     fn the_result_of_the_tests_is_read() {
-        let text = "release: 6.1.0\nmonitor  ebpf\n\nrunning 3 tests\ntest a::b ... ok\ntest a::c ... FAILED\ntest a::d ... ok\n\n\
-                    successes:\n\n---- a::d stdout ----\nSKIPPED: a::d: it needs root\n\nfailures:\n\n---- a::c stdout ----\n\
-                    thread panicked\n\nfailures:\n    a::c\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored\n";
-        let read = outcome("6.1", text);
-        assert_eq!((read.release.as_str(), read.passed, read.skipped), ("6.1.0", 1, 1));
+        let first = "running 3 tests\ntest a::b ... ok\ntest a::c ... FAILED\ntest a::d ... ok\n\nsuccesses:\n\n\
+                     ---- a::d stdout ----\nSKIPPED: a::d: it needs root\n\nfailures:\n\n---- a::c stdout ----\nthread panicked\n\n\
+                     failures:\n    a::c\n\ntest result: FAILED. 2 passed; 1 failed; 0 ignored\n";
+        let second =
+            "\nrunning 1 test\ntest limits::a ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored\n";
+        let head = "release: 6.1.0\nmonitor  ebpf\n--monitor ebpf: 1\n\n";
+        let read = outcome("6.1", &format!("{head}{first}{second}"));
+        assert_eq!((read.release.as_str(), read.passed, read.skipped, read.ebpf), ("6.1.0", 2, 1, Some(1)));
         assert_eq!(
-            (read.failed, read.doctor),
-            (vec!["a::c".to_owned()], vec!["monitor  ebpf".to_owned(), String::new()])
+            (read.failed.as_slice(), read.doctor[0].as_str()),
+            (&["a::c".to_owned()][..], "monitor  ebpf")
         );
-        assert_eq!(outcome("6.1", "release: 6.1.0\n").failed, ["no result"]);
-        let good = outcome(
-            "6.1",
-            "running 1 test\ntest a::b ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored\n",
-        );
-        assert_eq!((good.passed, good.failed.len()), (1, 0));
+        assert_eq!(read.complaints(Some(13)), ["4 of 13 tests have a result"]);
+        assert!(read.complaints(None).is_empty() && read.complaints(Some(4)).is_empty());
+        // The second run has no result.
+        let cut = outcome("6.1", &format!("{head}{first}\nrunning 1 test\n"));
+        assert_eq!(cut.failed, ["a::c", "no result"]);
+        let nothing = outcome("6.12", "release: 6.12.0\n");
+        assert_eq!(nothing.failed, ["no result"]);
+        assert_eq!(nothing.complaints(None), ["--monitor ebpf ends with None instead of 0"]);
     }
 }

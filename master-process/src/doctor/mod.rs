@@ -6,6 +6,7 @@
 //! and whatever does not answer in time is a row of its own.
 
 mod advice;
+mod cgroups;
 mod directories;
 mod host;
 mod journal;
@@ -65,7 +66,9 @@ pub fn examine(config: &Config, worker: Vec<OsString>) -> Report {
     let tried = of_worker.as_ref().map_err(String::as_str);
     let in_cgroups = tried.is_ok_and(|tried| matches!(&tried.cgroup, Some(Ok(cgroup)) if cgroup.entered));
     let mut rows = Vec::new();
-    rows.extend(rows_or(Group::Processes, of_process, |facts| process::rows(facts, tried, &host)));
+    rows.extend(rows_or(Group::Processes, of_process, |facts| {
+        process::rows(facts, tried, &config.cgroup_limits, &host)
+    }));
     rows.extend(rows_or(Group::Processes, of_directories, |facts| directories::rows(facts, &host)));
     rows.extend(rows_or(Group::Sharing, of_sharing, |facts| sharing::rows(facts, tried.ok(), &host, config)));
     rows.extend(rows_or(Group::Monitoring, of_monitoring, |facts| {

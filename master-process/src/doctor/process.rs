@@ -1,11 +1,12 @@
 //! Starting and stopping workers, and waiting for events.
 
-use super::advice::{Manager, Setting};
+use super::advice::Setting;
+use super::cgroups;
 use super::host::{self, Host};
 use super::row::{Fix, Group, Row};
-use crate::driver::trial::{CgroupTrial, PollerTrial, Trial};
-use crate::sys::cgroup::Undelegated;
-use crate::sys::{cgroup, fds};
+use crate::config::CgroupLimits;
+use crate::driver::trial::{PollerTrial, Trial};
+use crate::sys::fds;
 
 const GROUP: Group = Group::Processes;
 
@@ -16,7 +17,7 @@ pub(super) struct Facts {
     /// Value of `kernel.io_uring_disabled`, if there is one.
     pub(super) io_uring_disabled: Option<u64>,
     pub(super) has_close_range: bool,
-    pub(super) undelegated: Option<Undelegated>,
+    pub(super) cgroups: cgroups::Facts,
     /// Whether `/proc` shows this process.
     pub(super) has_proc: bool,
 }
@@ -27,14 +28,19 @@ impl Facts {
             poller,
             io_uring_disabled: host::number("/proc/sys/kernel/io_uring_disabled"),
             has_close_range: fds::has_close_range(),
-            undelegated: cgroup::why_undelegated(),
+            cgroups: cgroups::Facts::gather(),
             has_proc: std::path::Path::new("/proc/self/exe").exists(),
         }
     }
 }
 
 /// The rows. `trial` is the worker that was started, or why there is none.
-pub(super) fn rows(facts: &Facts, trial: Result<&Trial, &str>, host: &Host) -> Vec<Row> {
+pub(super) fn rows(
+    facts: &Facts,
+    trial: Result<&Trial, &str>,
+    limits: &CgroupLimits,
+    host: &Host,
+) -> Vec<Row> {
     let mut rows = vec![start(trial, facts.has_proc)];
     if let Ok(trial) = trial {
         rows.push(clone3(trial, host));
@@ -43,7 +49,7 @@ pub(super) fn rows(facts: &Facts, trial: Result<&Trial, &str>, host: &Host) -> V
     rows.push(close_range(facts.has_close_range, host));
     rows.push(event_loop(facts, host));
     if let Ok(trial) = trial {
-        rows.push(cgroups(trial.cgroup.as_ref(), facts.undelegated, host));
+        rows.extend(cgroups::rows(&facts.cgroups, trial, limits, host));
         rows.push(runtime_directory(trial, host));
     }
     rows
@@ -115,57 +121,6 @@ fn event_loop(facts: &Facts, host: &Host) -> Row {
     row.with("io_uring_disabled", facts.io_uring_disabled)
 }
 
-fn cgroups(made: Option<&Result<CgroupTrial, String>>, undelegated: Option<Undelegated>, host: &Host) -> Row {
-    const WITHOUT: &str = "none for the workers";
-    const EFFECT: &str = "the processes of a worker are found by reading /proc";
-    let is_delegated = made.is_some();
-    let row = match made {
-        Some(Ok(CgroupTrial { entered: true, kills: true })) => {
-            Row::ok(GROUP, "cgroup", "one for each worker, killed at once")
-        }
-        Some(Ok(CgroupTrial { entered: true, kills: false })) => {
-            let why =
-                "cgroup.kill is missing before Linux 5.14; the processes of a worker are killed one by one";
-            Row::degraded(GROUP, "cgroup", "one for each worker", why, Fix::kernel("5.14"))
-        }
-        Some(Ok(CgroupTrial { entered: false, .. })) => {
-            let fix = Fix::by_hand("keep processes out of the parents of the supervisor's cgroup");
-            let why = format!("a cgroup was made, and a worker cannot enter it; {EFFECT}");
-            Row::degraded(GROUP, "cgroup", WITHOUT, why, fix)
-        }
-        Some(Err(error)) => {
-            let fix = Fix::by_hand("mount the cgroup file system so that the supervisor can write to it");
-            let why = format!("the cgroup is delegated, and none can be made in it: {error}; {EFFECT}");
-            Row::degraded(GROUP, "cgroup", WITHOUT, why, fix)
-        }
-        None => undelegated_row(undelegated, host.manager, WITHOUT, EFFECT),
-    };
-    row.with("is_delegated", is_delegated)
-}
-
-fn undelegated_row(undelegated: Option<Undelegated>, manager: Manager, without: &str, effect: &str) -> Row {
-    let (why, fix) = match undelegated {
-        Some(Undelegated::NotMounted) => (
-            "cgroup v2 is not mounted here",
-            Fix::by_hand("boot with systemd.unified_cgroup_hierarchy=1, or mount cgroup2 into the container"),
-        ),
-        Some(Undelegated::Root) => (
-            "this process is in the root cgroup, which belongs to the init system",
-            match manager {
-                Manager::Systemd => Fix::command(
-                    "start it as a service with its own cgroup",
-                    "systemd-run -p Delegate=yes COMMAND",
-                ),
-                Manager::Container | Manager::Other => manager.give(Setting::Delegation),
-            },
-        ),
-        Some(Undelegated::Unmarked) | None => {
-            ("the cgroup is not delegated to this process", manager.give(Setting::Delegation))
-        }
-    };
-    Row::degraded(GROUP, "cgroup", without, format!("{why}; {effect}"), fix)
-}
-
 fn runtime_directory(trial: &Trial, host: &Host) -> Row {
     const CHECK: &str = "runtime_dir";
     let notify = &trial.notify;
@@ -199,6 +154,7 @@ fn base_of(address: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::advice::Manager;
     use crate::doctor::row::State;
 
     fn host(is_filtered: bool) -> Host {
@@ -206,7 +162,13 @@ mod tests {
     }
 
     fn facts(poller: Result<PollerTrial, String>) -> Facts {
-        Facts { poller, io_uring_disabled: None, has_close_range: true, undelegated: None, has_proc: true }
+        Facts {
+            poller,
+            io_uring_disabled: None,
+            has_close_range: true,
+            cgroups: cgroups::Facts::default(),
+            has_proc: true,
+        }
     }
 
     fn refused(io_uring_disabled: Option<u64>, is_filtered: bool) -> Fix {
@@ -231,19 +193,9 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_is_not_delegated_has_its_reason() {
-        let why = |of| cgroups(None, Some(of), &host(false)).problem.expect("a problem").why;
-        assert!(why(Undelegated::NotMounted).contains("not mounted"));
-        assert!(why(Undelegated::Root).contains("root cgroup"));
-        assert!(why(Undelegated::Unmarked).contains("not delegated"));
-        let all = Ok(CgroupTrial { entered: true, kills: true });
-        assert_eq!(cgroups(Some(&all), None, &host(false)).state, State::Ok);
-    }
-
-    #[test]
     fn without_a_worker_only_what_needs_none_is_reported() {
         let poller = Ok(PollerTrial { is_io_uring: true, refused: None });
-        let rows = rows(&facts(poller), Err("clone3: no"), &host(false));
+        let rows = rows(&facts(poller), Err("clone3: no"), &CgroupLimits::default(), &host(false));
         let checks: Vec<&str> = rows.iter().map(|row| row.check).collect();
         assert_eq!(checks, ["start", "close_range", "io_uring"]);
         assert_eq!(rows[0].state, State::Missing);

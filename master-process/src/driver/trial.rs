@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -16,7 +17,7 @@ use crate::config::{CgroupLimits, Config, Orphans, ReadyMode, Share, ShareRules,
 use crate::policy::{Time, WorkerId};
 use crate::report;
 use crate::share::{Access, Broker, Decision, InheritedListeners};
-use crate::sys::cgroup::{Cgroup, Supervisors, Unusable};
+use crate::sys::cgroup::{self, Cgroup, Controller, Supervisors, Unusable};
 use crate::sys::notify;
 use crate::sys::peer::{self, Peer};
 use crate::sys::pidfd::{self, Exit};
@@ -54,6 +55,8 @@ pub struct Trial {
     pub notify: NotifyTrial,
     /// Whether the cgroup of the worker can be made; `None`: no cgroup is delegated.
     pub cgroup: Option<Result<CgroupTrial, String>>,
+    /// Limits of workers.
+    pub limits: LimitsTrial,
     /// Whether clone3(2) started the worker.
     pub by_clone3: bool,
     /// Whether the worker had `NO_NEW_PRIVS` for its filter.
@@ -90,6 +93,19 @@ pub struct CgroupTrial {
     pub entered: bool,
     /// Whether the kernel kills all its processes at once.
     pub kills: bool,
+}
+
+/// The limits that a trial's worker could have.
+#[derive(Debug)]
+pub struct LimitsTrial {
+    /// The controllers that are there.
+    pub usable: Vec<Controller>,
+    /// Why those that were asked for cannot be set.
+    pub refused: Option<Unusable>,
+    /// Whether the user has named the cgroup.
+    pub is_named: bool,
+    /// The cgroups above that do not give the missing controller to those below them, the uppermost first.
+    pub closed: Vec<PathBuf>,
 }
 
 /// What became of the worker's `bind` and `listen`.
@@ -174,7 +190,11 @@ fn try_port(config: &Config, command: &[OsString]) -> anyhow::Result<Trial> {
     let mut broker = Broker::new(config.share, rules, access, &mut inherited).context("eventfd")?;
     broker.set_notify_address(&opened.socket.address());
     let mut launcher = Launcher::new(&config, inherited, &opened.socket)?;
-    // What earlier supervisors left in the cgroup stays: a trial ends nothing.
+    // What earlier supervisors left in the cgroup stays: a trial ends nothing. Limits take more than a cgroup does.
+    let refused = match config.cgroup_limits.controllers().is_empty() {
+        true => None,
+        false => Supervisors::make(config.cgroup.as_deref(), config.cgroup_limits).err(),
+    };
     let cgroups = Supervisors::make(config.cgroup.as_deref(), CgroupLimits::default());
     let made = match &cgroups {
         Ok((cgroups, _leftovers)) => {
@@ -183,6 +203,12 @@ fn try_port(config: &Config, command: &[OsString]) -> anyhow::Result<Trial> {
         Err(Unusable::Undelegated(_)) => None,
         Err(error) => Some(Err(error.to_string())),
     };
+    let usable = cgroups.as_ref().map_or_else(|_| Vec::new(), |(cgroups, _)| cgroups.controllers());
+    let closed = match &refused {
+        Some(Unusable::NoController(controller, dir)) => cgroup::closed_above(dir, *controller),
+        _ => Vec::new(),
+    };
+    let limits = LimitsTrial { usable, refused, is_named: config.cgroup.is_some(), closed };
     let cgroup = made.as_ref().and_then(|made| made.as_ref().ok());
     let (spawned, filter_refused) = start(&mut launcher, &mut broker, cgroup)?;
     let Spawned { pid, pidfd, listener, in_cgroup, by_clone3 } = spawned;
@@ -206,6 +232,7 @@ fn try_port(config: &Config, command: &[OsString]) -> anyhow::Result<Trial> {
     Ok(Trial {
         notify,
         cgroup,
+        limits,
         by_clone3,
         needs_no_new_privs: !seccomp::may_filter_with_privileges(),
         filter_refused,

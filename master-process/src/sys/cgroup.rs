@@ -21,9 +21,9 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::cgroup_base::{Base, SavedBase, change};
-pub use super::cgroup_base::{Undelegated, Unusable, why_undelegated};
+pub use super::cgroup_base::{Undelegated, Unusable, closed_above, why_undelegated};
 use super::cgroup_limits::Counters;
-pub use super::cgroup_limits::LimitsMet;
+pub use super::cgroup_limits::{Controller, LimitsMet};
 pub use super::cgroup_slot::Slot;
 pub(crate) use super::cgroup_slot::{SavedSlots, SavingSlots};
 use super::handover::{Fd, Incoming, Outgoing};
@@ -212,6 +212,12 @@ impl Supervisors {
     #[must_use]
     pub fn limits(&self) -> &CgroupLimits {
         &self.limits
+    }
+
+    /// The controllers that the limits of workers can use here.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<Controller> {
+        self.base.controllers()
     }
 
     /// Makes a cgroup for a worker of a slot, with the limits of `kept`, the cgroup of an earlier worker of the slot.

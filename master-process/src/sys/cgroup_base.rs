@@ -161,6 +161,12 @@ impl Base {
         if is_cgroup { Ok(base) } else { Err(Unusable::NotCgroup(dir.to_owned())) }
     }
 
+    /// The controllers that it can give to the cgroups below it.
+    pub(super) fn controllers(&self) -> Vec<Controller> {
+        let available = read(&self.fd, "cgroup.controllers").unwrap_or_default();
+        Controller::ALL.into_iter().filter(|controller| controller.is_in(&available)).collect()
+    }
+
     /// Gives these controllers to the cgroups below it.
     pub(super) fn enable(&mut self, controllers: &[Controller]) -> Result<(), Unusable> {
         let available = read(&self.fd, "cgroup.controllers").unwrap_or_default();
@@ -252,6 +258,21 @@ fn move_all(from: &OwnedFd, to: &OwnedFd) -> io::Result<bool> {
         }
     }
     Ok(pids(from).is_empty())
+}
+
+/// The cgroups above this one that do not give a controller to those below them, the uppermost first.
+#[must_use]
+pub fn closed_above(dir: &Path, controller: Controller) -> Vec<PathBuf> {
+    let mut closed = Vec::new();
+    for above in dir.ancestors().skip(1) {
+        // Above the root of the hierarchy there is no such file.
+        let Ok(enabled) = std::fs::read_to_string(above.join("cgroup.subtree_control")) else { break };
+        if !controller.is_in(&enabled) {
+            closed.push(above.to_owned());
+        }
+    }
+    closed.reverse();
+    closed
 }
 
 /// Why no cgroup is delegated to the supervisor; `None` if one is.
@@ -346,6 +367,20 @@ mod tests {
         let parent = folder.path().parent().expect("it has one").display();
         assert!(error.ends_with(&format!("; expected memory in {parent}/cgroup.subtree_control")), "{error}");
         assert_eq!(enabled(&folder), "", "nothing was enabled");
+    }
+
+    #[test]
+    fn cgroups_that_do_not_give_a_controller_are_found_from_the_top() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let (a, b) = (folder.path().join("a"), folder.path().join("a/b"));
+        std::fs::create_dir_all(b.join("c")).expect("ours");
+        let write =
+            |dir: &Path, text| std::fs::write(dir.join("cgroup.subtree_control"), text).expect("ours");
+        write(folder.path(), "cpu memory\n");
+        write(&a, "cpu\n");
+        write(&b, "\n");
+        assert_eq!(closed_above(&b.join("c"), Controller::Memory), [a, b.clone()]);
+        assert_eq!(closed_above(&b.join("c"), Controller::Cpu), [b]);
     }
 
     #[test]

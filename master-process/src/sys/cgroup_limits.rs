@@ -29,6 +29,9 @@ pub enum Controller {
 }
 
 impl Controller {
+    /// All of them.
+    pub const ALL: [Controller; 3] = [Controller::Memory, Controller::Cpu, Controller::Pids];
+
     /// Its name in `cgroup.controllers`.
     #[must_use]
     pub fn name(self) -> &'static str {

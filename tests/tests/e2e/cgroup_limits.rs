@@ -1,7 +1,7 @@
 //! The cgroup of each slot, and the limits that it has.
 //!
 //! Limits take controllers of version 2. Where version 1 has them, as on many hosts of containers, nothing can be limited,
-//! and the tests of limits are ignored: `cargo xtask vm`, or a virtual machine by hand, runs them with `--ignored`.
+//! and the tests of limits are ignored: `cargo xtask vm` runs them in each of its machines with `--ignored`.
 
 use std::path::Path;
 use std::time::Duration;

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::Path;
 
+use master_process_tests::cgroup::Place;
 use master_process_tests::profile::{CONTAINER, launcher, ordinary_user};
 use master_process_tests::pty::Pty;
 use master_process_tests::script::{said, script};
 use master_process_tests::supervisor::Finished;
-use master_process_tests::{Supervisor, address, fixtures, needs_root, network, process};
+use master_process_tests::{Supervisor, address, fixtures, needs_root, network, process, skip};
 use serde_json::Value;
 
 /// The code of a report with a problem.
@@ -211,6 +212,36 @@ fn what_a_container_denies_is_named_and_the_rest_works() {
 }
 
 #[test]
+fn controllers_of_limits_are_told_apart_and_a_limit_that_cannot_be_set_is_missing() {
+    let Some(place) = Place::make(true) else { skip!("no cgroup can be made") };
+    let available = place.read("cgroup.controllers");
+    let has = |name: &str| available.split_whitespace().any(|controller| controller == name);
+    let report = Report::of(&place.launcher(), &[]);
+    report.says("cgroup_limits", "unused", "");
+    for name in ["memory", "cpu", "pids"] {
+        assert_eq!(
+            report.row("cgroup_limits")["facts"][format!("has_{name}")],
+            has(name),
+            "{name}: {available}"
+        );
+    }
+    let report = Report::of(&place.launcher(), &["--worker-pids-max", "64"]);
+    report.says("cgroup_limits", if has("pids") { "ok" } else { "missing" }, "");
+    // The new cgroup gets no controller from the one above it, wherever that has some.
+    let below = place.path().join("below").display().to_string();
+    let options = ["--cgroup", &below, "--worker-pids-max", "64", "--worker-cpu-max", "50%"];
+    let report = Report::of(&NOTHING, &options);
+    report.says("cgroup_limits", "missing", "the cpu controller is not enabled for ");
+    report.says("cgroup_limits", "missing", "--worker-cpu-max and --worker-pids-max: ");
+    if has("cpu") && has("pids") {
+        let command = report.row("cgroup_limits")["command"].as_str().unwrap_or_default();
+        let expected = format!("echo +cpu +pids | tee {}/cgroup.subtree_control", place.path().display());
+        assert_eq!(command, expected);
+    }
+    assert!(place.is_empty(), "nothing remains");
+}
+
+#[test]
 fn a_monitor_that_was_asked_for_and_cannot_be_had_is_missing() {
     let report = Report::of(&launcher(None, &CONTAINER), &["--monitor", "ebpf"]);
     report.says("sampling", "missing", "bpf(BPF_");
@@ -238,10 +269,7 @@ fn the_settings_of_the_network_are_those_of_its_namespace() {
         in_network(&format!("echo 100 > /proc/sys/net/core/somaxconn && {set} && {}", loopback_up()))
     };
     if !Path::new("/proc/sys/net/ipv4/tcp_migrate_req").exists() {
-        master_process_tests::skip!(
-            "the_settings_of_the_network_are_those_of_its_namespace",
-            "before Linux 5.14"
-        );
+        skip!("the_settings_of_the_network_are_those_of_its_namespace", "before Linux 5.14");
     }
     let as_user = as_user();
     let user = |migrate| [set(migrate).as_slice(), &as_user].concat();

@@ -11,7 +11,6 @@ use tracing::info;
 use super::context::{Context, Deferred, Token};
 use crate::config::Config;
 use crate::policy::Event;
-use crate::sys::allocator::THREAD_STACK;
 use crate::sys::handover::{Fd, Incoming, Outgoing};
 use crate::sys::helper::{Helper, Wake};
 use crate::sys::start_places::{self, OccupiedPlace, Place, Places};
@@ -20,6 +19,9 @@ use crate::sys::start_places::{self, OccupiedPlace, Place, Places};
 /// then: the kernel gives it to the next one within microseconds on an idle machine. Without the pause, a supervisor with
 /// many workers would never pass a place on.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// The stack of the thread, which makes one system call.
+const STACK: usize = 64 * 1024;
 
 /// The places of this supervisor.
 #[derive(Debug)]
@@ -158,13 +160,9 @@ impl Gate {
     fn ask(&mut self, cx: &mut Context, occupied: OccupiedPlace) -> std::io::Result<()> {
         let waiter = match &mut self.waiter {
             Some(waiter) => waiter,
-            None => self.waiter.insert(Helper::new(
-                "start-gate",
-                THREAD_STACK,
-                1,
-                Wake::new()?,
-                OccupiedPlace::wait,
-            )),
+            None => {
+                self.waiter.insert(Helper::new("start-gate", STACK, 1, Wake::new()?, OccupiedPlace::wait))
+            }
         };
         if !waiter.ask(occupied) {
             return Err(std::io::Error::other("the thread cannot be started"));

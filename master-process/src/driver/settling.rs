@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::context::{Context, Deferred};
 use super::starts::Starts;
-use crate::sys::{allocator, own_code};
+use crate::sys::{allocator, own_code, thread};
 
-/// How long nothing has happened when the supervisor is at rest. The next worker of a reload starts sooner as a rule.
-const AFTER: Duration = Duration::from_secs(1);
+/// How long nothing has happened when the supervisor is at rest. The next worker of a reload starts sooner as a rule, and helper
+/// threads have ended by then.
+const AFTER: Duration = Duration::from_secs(2);
 
 /// What has happened, and whether the supervisor has come to rest since.
 #[derive(Debug, Default)]
@@ -34,12 +35,13 @@ impl Settling {
         cx.schedule(AFTER, Deferred::Settle);
     }
 
-    /// Gives memory back, unless something has happened in the last second.
+    /// Gives memory back, unless something has happened meanwhile.
     pub(super) fn settle(&mut self, cx: &mut Context, starts: &mut Starts) {
         self.is_due = false;
         if self.seen != Some(cx.journal.last_seq()) || !starts.is_at_rest() {
             return self.wait(cx);
         }
+        thread::reap();
         allocator::release_unused();
         own_code::unmap();
     }

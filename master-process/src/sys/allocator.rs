@@ -1,7 +1,6 @@
 //! Giving memory back to the kernel, and taking less of it.
 
 use std::hint::black_box;
-use std::mem::MaybeUninit;
 
 use rustix::mm::{Advice, madvise};
 
@@ -26,11 +25,6 @@ pub fn release_unused() {
     release_stack();
 }
 
-/// The size in bytes of the stacks of threads that run at the start, one after the other: glibc keeps the stack of a thread that has
-/// ended, with some pages in use, and the next thread gets it if its size is the same. The parser of the kernel's types needs
-/// the most.
-pub const THREAD_STACK: usize = 256 * 1024;
-
 /// How deep earlier calls of the first thread may have been. Nothing else is mapped there: the kernel keeps 1 MiB free below
 /// a stack, `stack_guard_gap` in its command line.
 const DEEPEST: usize = 512 * 1024;
@@ -38,52 +32,14 @@ const DEEPEST: usize = 512 * 1024;
 /// Frees the pages of the first thread's stack below the calls that are in progress.
 #[inline(never)]
 fn release_stack() {
-    // SAFETY: the range is on the stack of this thread, or where nothing is mapped.
-    unsafe { release_below_here(|end| end.wrapping_sub(DEEPEST)) };
-}
-
-/// Frees the pages of another thread's stack, which calls it when it is about to end. The C library keeps the stack for the
-/// next thread, with up to 16 KiB that are in use.
-#[inline(never)]
-pub fn release_thread_stack() {
-    let Some(start) = thread_stack() else { return };
-    // SAFETY: the range is on the stack of this thread.
-    unsafe { release_below_here(|end| end.wrapping_sub(end.addr().saturating_sub(start))) };
-}
-
-/// The lowest address of the stack of this thread, above its guard: pthread_getattr_np(3).
-fn thread_stack() -> Option<usize> {
-    let mut attributes = MaybeUninit::uninit();
-    let (mut start, mut size, mut guard) = (std::ptr::null_mut(), 0, 0);
-    // SAFETY: the first call initializes the attributes if it succeeds, the others read them, and the last frees them.
-    unsafe {
-        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
-            return None;
-        }
-        let attributes = attributes.assume_init_mut();
-        let found = libc::pthread_attr_getstack(attributes, &mut start, &mut size) == 0
-            && libc::pthread_attr_getguardsize(attributes, &mut guard) == 0;
-        libc::pthread_attr_destroy(attributes);
-        found.then(|| start.addr() + guard)
-    }
-}
-
-/// Frees the whole pages from `start`, which is given their end, to the page below the caller's frame.
-///
-/// # Safety
-/// Nothing but the stack of this thread may be mapped in that range.
-#[inline(always)]
-unsafe fn release_below_here(start: impl FnOnce(*const u8) -> *const u8) {
     let here = 0u8;
     let (page, here) = (rustix::param::page_size(), black_box(&raw const here));
     let end = here.wrapping_sub(here.addr() % page).wrapping_sub(page);
-    let start = start(end);
-    // SAFETY: the range is a page or more below the newest frame, on the stack of this thread, as the caller guarantees; the
+    let start = end.wrapping_sub(DEEPEST).cast_mut().cast();
+    // SAFETY: the range is a page or more below the newest frame, on the stack of this thread, or where nothing is mapped; the
     // system call itself has no frame there. Later calls find zeroes there, which they cannot tell from what earlier ones
     // have left.
-    let _beyond_the_stack_nothing_is_mapped = unsafe {
-        madvise(start.cast_mut().cast(), end.addr().saturating_sub(start.addr()), Advice::LinuxDontNeed)
-    };
+    let _beyond_the_stack_nothing_is_mapped = unsafe { madvise(start, DEEPEST, Advice::LinuxDontNeed) };
 }
 
 #[cfg(test)]
@@ -113,13 +69,6 @@ mod tests {
         let after = anonymous();
         assert_eq!(deep(), value);
         before.saturating_sub(after)
-    }
-
-    #[test]
-    fn a_thread_can_release_its_stack_and_go_on() {
-        let thread = std::thread::Builder::new().stack_size(2 * TOUCHED);
-        let freed = thread.spawn(|| freed_by(release_thread_stack)).expect("a thread").join();
-        assert!(freed.is_ok_and(|freed| freed >= TOUCHED / 2));
     }
 
     #[test]

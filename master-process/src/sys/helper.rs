@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::allocator;
+use super::thread;
 
 /// Wakes the loop when an answer is available: an eventfd that several threads can share.
 #[derive(Debug, Clone)]
@@ -135,8 +135,7 @@ impl<Q: Send + 'static, A: Send + 'static> Helper<Q, A> {
 
     fn start(&self) -> bool {
         let (answer, shared, wake) = (self.answer, Arc::clone(&self.shared), self.wake.clone());
-        let thread = std::thread::Builder::new().name(self.name.to_owned()).stack_size(self.stack);
-        thread.spawn(move || run(answer, &shared, &wake)).is_ok()
+        thread::spawn(self.name, self.stack, move || run(answer, &shared, &wake)).is_ok()
     }
 }
 
@@ -153,7 +152,6 @@ fn run<Q, A>(answer: fn(Q) -> A, shared: &Shared<Q, A>, wake: &Wake) {
         shared.queue().answers.push(found);
         wake.set();
     }
-    allocator::release_thread_stack();
 }
 
 #[cfg(test)]

@@ -44,4 +44,5 @@ pub mod sockets;
 pub mod spawn;
 pub mod start_places;
 pub mod terminal;
+pub mod thread;
 pub mod user_database;

@@ -15,6 +15,7 @@ use rustix::process::{Pid, test_kill_process};
 use super::load_error::LoadError;
 use super::object::Loaded;
 use crate::sys::bpf::{self, Map, bytes_of, bytes_of_mut};
+use crate::sys::thread;
 
 /// The map of the records, in the object.
 pub(super) const MAP: &str = "DEATHS";
@@ -111,8 +112,7 @@ impl DeathPrograms {
         {
             self.tidied = Some(Instant::now());
             if let Ok(records) = self.records.try_clone() {
-                let thread = std::thread::Builder::new().name("deaths".to_owned()).stack_size(64 * 1024);
-                let _next_time = thread.spawn(move || remove_gone(&records, is_gone));
+                let _next_time = thread::spawn("deaths", 64 * 1024, move || remove_gone(&records, is_gone));
             }
         }
     }

@@ -1,13 +1,13 @@
 //! The thread that loads the programs.
 
 use std::os::fd::BorrowedFd;
-use std::thread::{Builder, JoinHandle};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use super::{Ebpf, LoadError, Thresholds};
 use crate::config::Scope;
-use crate::sys::allocator::{self, THREAD_STACK};
 use crate::sys::helper::Wake;
+use crate::sys::thread;
 
 /// What is to be measured, for [`Ebpf::load`].
 #[derive(Debug, Clone, Copy)]
@@ -35,23 +35,36 @@ impl Wanted {
 /// A thread that loads the programs.
 #[derive(Debug)]
 pub struct Loader {
-    thread: Option<JoinHandle<Result<Ebpf, LoadError>>>,
+    loaded: Receiver<Result<Ebpf, LoadError>>,
     /// Set by the thread when it is about to end.
     wake: Wake,
+}
+
+/// The parser of the kernel's types is what needs the most.
+const STACK: usize = 256 * 1024;
+
+/// Wakes the loop at the end of the thread, also if it panics.
+struct Finished(Wake);
+
+impl Drop for Finished {
+    fn drop(&mut self) {
+        self.0.set();
+    }
 }
 
 impl Loader {
     /// Starts the thread; `None` if there can be none.
     pub fn start(wanted: Wanted) -> Option<Loader> {
         let wake = Wake::new().ok()?;
-        let finished = wake.clone();
-        let thread = Builder::new().name("ebpf".to_owned()).stack_size(THREAD_STACK).spawn(move || {
-            let loaded = wanted.load();
-            allocator::release_thread_stack();
-            finished.set();
-            loaded
-        });
-        Some(Loader { thread: Some(thread.ok()?), wake })
+        let finished = Finished(wake.clone());
+        let (sender, loaded) = sync_channel(1);
+        let work = move || {
+            let _finished = finished;
+            // Nobody receives it if the supervisor ends meanwhile.
+            let _unwanted = sender.send(wanted.load());
+        };
+        thread::spawn("ebpf", STACK, work).ok()?;
+        Some(Loader { loaded, wake })
     }
 
     /// Readable when [`Self::take`] has an answer.
@@ -59,13 +72,12 @@ impl Loader {
         self.wake.fd()
     }
 
-    /// The programs, or why they cannot be loaded; `None` while the thread is at it. Afterwards the thread is gone, with the
-    /// memory that it kept for further use.
+    /// The programs, or why they cannot be loaded; `None` while the thread is at it.
     pub fn take(&mut self) -> Option<Result<Ebpf, LoadError>> {
         if !self.wake.clear() {
             return None;
         }
         let panicked = |_| LoadError::new("the eBPF programs", "the thread that loads them panicked");
-        Some(self.thread.take()?.join().unwrap_or_else(|reason| Err(panicked(reason))))
+        Some(self.loaded.try_recv().unwrap_or_else(|reason| Err(panicked(reason))))
     }
 }

@@ -12,8 +12,8 @@ use master_process_common::{Account, Control, Listener, Owner};
 use super::load_error::LoadError;
 use super::object::Loaded;
 use super::rows::{Row, Rows};
-use crate::sys::allocator::{self, THREAD_STACK};
 use crate::sys::bpf::{self, Map, MapKind, Mapping};
+use crate::sys::thread;
 
 /// The program, in the object.
 pub(super) const PROGRAM: &str = "run";
@@ -170,16 +170,13 @@ impl Sampler {
         let (accounts_of_each, listeners_of_each) =
             (accounts_of_each.try_clone()?, listeners_of_each.try_clone()?);
         let row = row.number();
-        let thread = std::thread::Builder::new().name("accounts".to_owned()).stack_size(THREAD_STACK);
-        thread.spawn(move || {
+        thread::spawn("accounts", 64 * 1024, move || {
             for (of_each, own) in [(accounts_of_each, accounts), (listeners_of_each, listeners)] {
                 if let Err(error) = put(&of_each, row, &own) {
                     tracing::debug!("bpf(BPF_MAP_UPDATE_ELEM): {error}");
                 }
             }
-            allocator::release_thread_stack();
-        })?;
-        Ok(())
+        })
     }
 
     /// Runs the program for a row.

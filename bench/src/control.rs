@@ -66,14 +66,15 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const PORT: &str = "18765";
 
 /// A supervisor with both of its doors open.
-struct Steered<'a> {
-    program: &'a Path,
-    folder: &'a Path,
-    listens: bool,
+pub(crate) struct Steered<'a> {
+    pub(crate) program: &'a Path,
+    pub(crate) folder: &'a Path,
+    /// Whether its workers listen, and are ready when they do.
+    pub(crate) listens: bool,
 }
 
 impl Steered<'_> {
-    fn socket(&self, name: &str) -> PathBuf {
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 }

@@ -10,6 +10,7 @@ mod running;
 mod stats;
 mod subject;
 mod timing;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Some(("reload", matches)) => reload::run(&reload_options(matches)),
         Some(("dense", matches)) => run_dense(matches),
         Some(("control", matches)) => run_control(matches),
+        Some(("upgrade", matches)) => run_upgrade(matches),
         _ => overhead::run(&overhead_options(&matches)),
     };
     match result {
@@ -80,6 +82,18 @@ fn cli() -> Command {
         .arg(number("instances", "100", "Supervisors that are listed"))
         .arg(number("rounds", "15", "Times that each is measured"))
         .arg(flag("check", "Fail when a promise is broken"));
+    let upgrade = Command::new("upgrade")
+        .about("Upgrades in place: requests that fail meanwhile, the pause, and what many of them leave")
+        .arg(number("requests", "50000", "Requests during the upgrades under load, at least"))
+        .arg(number("upgrades", "20", "Upgrades under load"))
+        .arg(number("workers", "1000", "Idle workers whose supervisor is upgraded"))
+        .arg(number("rounds", "15", "Times that it is"))
+        .arg(number(
+            "repeats",
+            "1000",
+            "Upgrades one after the other, with descriptors and memory before and after",
+        ))
+        .arg(flag("check", "Fail when a promise is broken"));
     Command::new("cargo xtask bench")
         .about("The supervisor beside the baseline, in one run")
         .arg(
@@ -98,6 +112,7 @@ fn cli() -> Command {
         .subcommand(reload)
         .subcommand(dense)
         .subcommand(control)
+        .subcommand(upgrade)
 }
 
 fn overhead_options(matches: &ArgMatches) -> overhead::Options {
@@ -147,6 +162,23 @@ fn run_control(matches: &ArgMatches) -> anyhow::Result<()> {
         workers: number("workers"),
         instances: number("instances"),
         rounds: number("rounds"),
+        check: matches.get_flag("check"),
+    })
+}
+
+fn run_upgrade(matches: &ArgMatches) -> anyhow::Result<()> {
+    let number = |name| matches.get_one::<u32>(name).copied().unwrap_or(1);
+    // The harness of the tests runs this one.
+    let program = reload::settle_binary(&xtask::run::target_dir()?)?;
+    let [_program, _worker, listener] = overhead::prepare_control()?;
+    upgrade::run(&upgrade::Options {
+        program,
+        listener,
+        requests: number("requests").into(),
+        upgrades: number("upgrades").into(),
+        workers: number("workers"),
+        rounds: number("rounds"),
+        repeats: number("repeats"),
         check: matches.get_flag("check"),
     })
 }

@@ -83,6 +83,9 @@ struct Section {
 /// Measures, prints the tables, and with `check` fails when a promise is broken.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let target = run::target_dir()?;
+    if let Err(error) = tools::install(&[tools::for_fixtures(), tools::for_reloads()].concat()) {
+        eprintln!("some programs will be left out: {error:#}");
+    }
     let binary = settle_binary(&target)?;
     let programs = Programs::new(target.join("bench"), &options.programs);
     let sections: Vec<Section> = Part::ALL
@@ -122,14 +125,11 @@ const BINARY: &str = "MASTER_PROCESS_BIN";
 /// Makes the harness run a copy of the binary, which no build replaces meanwhile: the one that was named, or
 /// one built now. The harness reads its environment, which only a new program image can change without `unsafe`, so
 /// at first this function starts this program again and does not return.
-fn settle_binary(target: &Path) -> Result<PathBuf> {
+pub(crate) fn settle_binary(target: &Path) -> Result<PathBuf> {
     let copy = target.join("bench/master-process");
     let named = env::var_os(BINARY).filter(|path| !path.is_empty()).map(PathBuf::from);
     if named.as_ref() == Some(&copy) {
         return Ok(copy);
-    }
-    if let Err(error) = tools::install(&[tools::for_fixtures(), tools::for_reloads()].concat()) {
-        eprintln!("some programs will be left out: {error:#}");
     }
     let built = match named {
         Some(path) => path,
@@ -161,7 +161,7 @@ fn heading(binary: &Path) -> String {
 }
 
 /// A table in Markdown: the first row is its head, the first column text, the others numbers.
-fn table(rows: &[Vec<String>]) -> String {
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     for (index, row) in rows.iter().enumerate() {
         let _ = writeln!(text, "| {} |", row.join(" | "));
@@ -179,7 +179,7 @@ fn left_out(name: &str, columns: usize, why: &str) -> Vec<String> {
     row
 }
 
-fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
+pub(crate) fn row<const N: usize>(cells: [&dyn std::fmt::Display; N]) -> Vec<String> {
     cells.iter().map(ToString::to_string).collect()
 }
 

@@ -41,17 +41,28 @@ fn make_directory() {
     let _exists = std::fs::DirBuilder::new().mode(0o700).create("/run/master-process");
 }
 
-/// Another supervisor, in a process of its own.
-fn supervisor(command: &mut Command) -> Child {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a process");
-    let output = BufReader::new(child.stdout.take().expect("its output"));
-    assert!(output.lines().map_while(Result::ok).any(|line| line == "ready"), "it loads the programs");
-    child
+/// Another supervisor, in a process of its own. It is killed when it is dropped.
+struct Other(Child);
+
+impl Other {
+    fn start(command: &mut Command) -> Other {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a process");
+        let output = BufReader::new(child.stdout.take().expect("its output"));
+        let other = Other(child);
+        assert!(output.lines().map_while(Result::ok).any(|line| line == "ready"), "it loads the programs");
+        other
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
 }
 
-fn kill(mut child: Child) {
-    child.kill().expect("our child");
-    child.wait().expect("our child");
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _status = self.0.wait();
+    }
 }
 
 #[test]
@@ -64,16 +75,17 @@ fn one_set_of_programs_serves_all_supervisors() {
     let me = std::process::id();
     let (program, link) = (programs(me), links(me));
     assert_eq!((program.len(), link.len()), (1, 1));
-    let other = supervisor(&mut again("supervise"));
-    assert_eq!((programs(other.id()), links(other.id())), (program.clone(), link.clone()));
+    let other = Other::start(&mut again("supervise"));
+    assert_eq!((programs(other.pid()), links(other.pid())), (program.clone(), link.clone()));
     // And a supervisor that measures in another way.
     let mut second = bench!("one_set_of_programs_serves_all_supervisors", Scope::Tree);
     assert_eq!((programs(me), links(me)), (program, link));
-    kill(other);
+    drop(other);
 
     let mut of_first = first.start("parent hold 8");
     let mut of_second = second.start("parent hold 8");
-    (of_first.ready(), of_second.ready());
+    of_first.ready();
+    of_second.ready();
     let memory = |bench: &Bench, worker| bench.usage(worker).expect("it is watched").memory;
     let (alone, tree) = (memory(&first, &of_first), memory(&second, &of_second));
     assert!(tree > alone + (7 << 20), "each has its own workers, and counts in its own way: {alone} {tree}");
@@ -115,12 +127,12 @@ fn the_timer_of_a_supervisor_that_was_killed_ends() {
     if !rustix::process::geteuid().is_root() || links(me).is_empty() {
         master_process_tests::skip!("only the supervisors of root share a directory");
     }
-    let other = supervisor(&mut again("supervise"));
-    let control = control_of(other.id(), me);
+    let other = Other::start(&mut again("supervise"));
+    let control = control_of(other.pid(), me);
     let samples = || control.first().expect("one").samples.load(Acquire);
     let at_first = samples();
     eventually(TIMEOUT, "it is measuring", || samples() > at_first);
-    kill(other);
+    drop(other);
     // One that has expired already may be taken to its end.
     let wait = || {
         let ours = bench.ebpf.cost().0;
@@ -146,8 +158,8 @@ fn the_last_supervisor_leaves_nothing_in_the_kernel() {
     let program = std::env::current_exe().expect("our own path");
     command.args(["--mount", "sh", "-c", text]).arg(program).args(role.get_args());
     command.envs(role.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let child = supervisor(&mut command);
-    let (program, link, maps) = (programs(child.id()), links(child.id()), maps(child.id()));
+    let last = Other::start(&mut command);
+    let (program, link, maps) = (programs(last.pid()), links(last.pid()), maps(last.pid()));
     assert_eq!((program.len(), link.len()), (1, 1));
     let is_there = || {
         program.iter().any(|id| bpf::program_by_id(*id).is_ok())
@@ -155,7 +167,7 @@ fn the_last_supervisor_leaves_nothing_in_the_kernel() {
             || maps.iter().any(|id| bpf::map_by_id(*id).is_ok())
     };
     assert!(is_there(), "they can be found");
-    kill(child);
+    drop(last);
     eventually(TIMEOUT, "the kernel has freed all of it", || !is_there());
 }
 

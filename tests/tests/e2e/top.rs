@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use master_process_tests::control::{Controlled, command};
 use master_process_tests::pty::{INTERRUPT, ITS_TERMINAL, Pty, Recording, SUSPEND, Shown};
 use master_process_tests::supervisor::binary;
+use master_process_tests::upgraded::Upgraded;
 use master_process_tests::{Supervisor, TIMEOUT, eventually, fixtures, process};
 use rustix::process::Signal;
 
@@ -94,6 +95,31 @@ fn shows_a_row_for_each_worker_and_quits_with_q() {
     assert!(top.recording.shown().alternate && top.recording.shown().hides_cursor);
     assert_ne!(top.pty.modes(), top.before, "raw");
     assert!(top.recording.text().contains("\x1b[38;5;2;"), "the state is green");
+    top.pty.press("q");
+    assert_eq!(top.wait().code(), Some(0));
+    top.assert_restored();
+    assert_eq!(supervisor.stop(), 0);
+}
+
+#[test]
+fn goes_on_over_an_upgrade_of_the_supervisor() {
+    let upgraded = Upgraded::new();
+    let control = &upgraded.controlled;
+    let supervisor =
+        upgraded.builder().args(["-w", "2", "--ready", "none"]).command(fixtures::idle()).spawn();
+    control.await_ready(2);
+    let mut top = Top::start(control);
+    top.await_words("example  ready: 2 of 2");
+    let workers = supervisor.workers();
+    upgraded.replace_by_copy();
+    upgraded.upgrade();
+    top.await_words("upgrade");
+    // What it shows is new: a worker more.
+    assert_eq!(control.run(&["scale", "3", "--wait"]).code, Some(0));
+    top.await_words("example  ready: 3 of 3");
+    for pid in workers {
+        top.await_words(&format!(" {pid} "));
+    }
     top.pty.press("q");
     assert_eq!(top.wait().code(), Some(0));
     top.assert_restored();

@@ -9,9 +9,7 @@ use core::ffi::c_void;
 use master_process_common::{ADOPTED, Account, Control, EVENTS_SHIFT, NONE, high_memory, state};
 
 use crate::kernel::{Turns, current_tgid, field, identify, process};
-use crate::maps::{
-    Current, EVENTS, TIMERS, account, constant, control, control_at, listener, set_current,
-};
+use crate::maps::{Current, EVENTS, TIMERS, account, constant, control, control_at, listener, set_current};
 use crate::tree;
 use crate::word::{get, set};
 

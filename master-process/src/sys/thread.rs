@@ -48,11 +48,14 @@ struct Thread {
     _stack: Stack,
 }
 
+// SAFETY: an id is valid in all threads. It is a number in one C library and an address in another, which nobody uses as one.
+unsafe impl Send for Thread {}
+
 impl Thread {
     fn start(size: usize, work: Work) -> io::Result<Thread> {
         let stack = Stack::new(size)?;
         let argument = Box::into_raw(Box::new(work));
-        let (mut attributes, mut id) = (MaybeUninit::uninit(), 0);
+        let (mut attributes, mut id) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: the attributes are initialized before they are used, and freed once. The stack is mapped, and stays so until the
         // thread has ended. The argument is a box that the thread takes.
         let error = unsafe {
@@ -61,7 +64,7 @@ impl Thread {
                     let attributes = attributes.assume_init_mut();
                     let set = libc::pthread_attr_setstack(attributes, stack.usable(), stack.size);
                     let error = match set {
-                        0 => libc::pthread_create(&mut id, attributes, run, argument.cast()),
+                        0 => libc::pthread_create(id.as_mut_ptr(), attributes, run, argument.cast()),
                         error => error,
                     };
                     libc::pthread_attr_destroy(attributes);
@@ -75,7 +78,8 @@ impl Thread {
             drop(unsafe { Box::from_raw(argument) });
             return Err(io::Error::from_raw_os_error(error));
         }
-        Ok(Thread { id, _stack: stack })
+        // SAFETY: the thread was created.
+        Ok(Thread { id: unsafe { id.assume_init() }, _stack: stack })
     }
 
     /// Whether the thread has ended; it must not be asked again then.

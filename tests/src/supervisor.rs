@@ -555,6 +555,11 @@ impl Supervisor {
         });
     }
 
+    /// Waits until it has what it measures with, whose descriptors and memory count.
+    pub fn await_measuring(&self) {
+        self.eventually("it measures", || !self.logged(&["monitor: "]).is_empty());
+    }
+
     /// Waits for the environment that some worker printed, matching `wanted`.
     ///
     /// # Panics

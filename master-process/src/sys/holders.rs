@@ -2,10 +2,11 @@
 //! loop.
 
 use std::collections::HashSet;
-use std::fs::read_dir;
+use std::fs::{read_dir, read_link};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, RawFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::Pid;
 
@@ -46,9 +47,32 @@ const DESCRIPTORS_FOR_LISTENERS: usize = 256;
 /// The number of threads of one process that are examined. Each can have its own descriptor table.
 const MAX_THREADS: usize = 4096;
 
+/// How often, and after which time, a search is repeated while a process of the tree has descriptors on their way to it: nobody
+/// has them open until it receives them.
+const TRIES: u32 = 20;
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(1);
+
 /// Searches for the socket with this inode number in two groups of processes: `root`, if any, and its descendants; and
 /// the children of the supervisor that, according to `whose`, do not belong to another worker.
 pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Holder {
+    let mut is_certain = false;
+    for _ in 0..TRIES {
+        let (found, processes) = find_once(inode, root, &whose);
+        if found != Holder::NoProcess || is_certain {
+            return found;
+        }
+        if are_on_their_way(&processes) {
+            std::thread::sleep(TRY_AGAIN_AFTER);
+        } else {
+            // It may have been received since its new process was examined.
+            is_certain = true;
+        }
+    }
+    Holder::Unknown
+}
+
+/// The same, once. Returns the processes that were examined, too.
+fn find_once(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> (Holder, HashSet<Pid>) {
     let mut walk = Walk::new(&[inode], MAX_DESCRIPTORS);
     let (mut own, mut unowned) = (Vec::from_iter(root), Vec::new());
     for child in children::ours() {
@@ -58,14 +82,37 @@ pub fn find(inode: u64, root: Option<Pid>, whose: impl Fn(Pid) -> Whose) -> Hold
             Whose::Unknown => unowned.push(child),
         }
     }
-    if let Some((thread, fd)) = walk.trees(own) {
-        return Holder::Found(thread, fd);
-    }
-    match walk.trees(unowned) {
-        Some(_) => Holder::Unowned,
-        None if walk.unknown => Holder::Unknown,
-        None => Holder::NoProcess,
-    }
+    let found = match walk.trees(own) {
+        Some((thread, fd)) => Holder::Found(thread, fd),
+        None => match walk.trees(unowned) {
+            Some(_) => Holder::Unowned,
+            None if walk.unknown => Holder::Unknown,
+            None => Holder::NoProcess,
+        },
+    };
+    (found, walk.seen)
+}
+
+/// The number of sockets that are asked whether descriptors are on their way to them.
+const MAX_RECEIVERS: usize = 4096;
+
+/// Whether a socket of one of these processes has messages with descriptors in its queue: `scm_fds` of proc_pid_fdinfo(5), since
+/// Linux 5.6.
+fn are_on_their_way(processes: &HashSet<Pid>) -> bool {
+    let mut left = MAX_RECEIVERS;
+    processes.iter().any(|process| {
+        let of = |name| format!("/proc/{}/{name}", process.as_raw_pid());
+        let entries = read_dir(of("fd")).into_iter().flatten().flatten();
+        let sockets = entries.filter(|entry| read_link(entry.path()).is_ok_and(|to| inode_of(&to).is_some()));
+        sockets.take(left).any(|entry| {
+            left -= 1;
+            let info = std::fs::read_to_string(Path::new(&of("fdinfo")).join(entry.file_name()));
+            let count = |info: String| {
+                info.lines().find_map(|line| line.strip_prefix("scm_fds:")?.trim().parse::<u64>().ok())
+            };
+            info.ok().and_then(count).is_some_and(|count| count > 0)
+        })
+    })
 }
 
 /// Whether a process has a socket open. The variants are ordered; the strongest evidence comes first.
@@ -141,7 +188,7 @@ pub fn of_host(inodes: &[u64]) -> Vec<Pid> {
         let table = read_dir(format!("/proc/{}/fd", process.as_raw_pid())).into_iter().flatten().flatten();
         table.take(left.min(DESCRIPTORS_OF_ONE)).any(|entry| {
             left = left.saturating_sub(1);
-            let target = std::fs::read_link(entry.path()).unwrap_or_default();
+            let target = read_link(entry.path()).unwrap_or_default();
             targets.iter().any(|wanted| target.as_os_str() == wanted.as_str())
         })
     };
@@ -225,7 +272,7 @@ impl Walk {
                 return None;
             };
             self.left = left;
-            match std::fs::read_link(entry.path()) {
+            match read_link(entry.path()) {
                 Ok(target) if inode_of(&target).is_some_and(|inode| self.targets.contains(&inode)) => {
                     return entry.file_name().to_str()?.parse().ok();
                 }
@@ -265,6 +312,37 @@ mod tests {
             matches!(find(inode, Some(me), |_| Whose::Unknown), Holder::Found(_, fd) if fd == listener.as_raw_fd())
         );
         drop(listener);
+        assert_eq!(find(inode, Some(me), |_| Whose::Unknown), Holder::NoProcess);
+    }
+
+    #[test]
+    fn a_socket_on_its_way_to_a_process_is_not_closed() {
+        use rustix::net::{
+            AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+            SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+        };
+        let me = rustix::process::getpid();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let inode = crate::sys::sockets::inode(listener.as_fd()).expect("open");
+        let (to, from) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .expect("a pair of sockets");
+        {
+            let fds = [listener.as_fd()];
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+            let data = [std::io::IoSlice::new(b"x")];
+            sendmsg(&to, &data, &mut control, SendFlags::empty()).expect("there is room");
+        }
+        drop(listener);
+        assert_eq!(find(inode, Some(me), |_| Whose::Unknown), Holder::Unknown);
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut data = [0; 1];
+        let mut data = [std::io::IoSliceMut::new(&mut data)];
+        recvmsg(&from, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).expect("it is there");
+        assert!(matches!(find(inode, Some(me), |_| Whose::Unknown), Holder::Found(..)));
+        drop(control);
         assert_eq!(find(inode, Some(me), |_| Whose::Unknown), Holder::NoProcess);
     }
 

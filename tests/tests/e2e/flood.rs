@@ -75,6 +75,7 @@ while True: signal.pause()"
     let command = gate.script(&text, address::tcp());
     let supervisor = Supervisor::start(&["--ready", "notify"], command);
     supervisor.eventually("it serves", || !served(&supervisor, 0).is_empty());
+    supervisor.await_measuring();
     supervisor.await_rest();
     let before = process::descriptors(supervisor.pid());
     gate.open();
@@ -160,6 +161,7 @@ while True: signal.pause()"
         (0..2).all(|slot| !served(&supervisor, slot).is_empty())
             && supervisor.output().contains(&"floods".to_owned())
     });
+    supervisor.await_measuring();
     let before = process::descriptors(supervisor.pid()).len();
     for _ in 0..5 {
         is_replaced_in_time(&supervisor, 1);

@@ -86,6 +86,7 @@ const HELPERS: usize = 3;
 fn reloads_leak_no_descriptor_and_no_memory() {
     let (supervisor, _, _) = fixtures::listening_workers(4, &[], &[]);
     let pid = supervisor.pid();
+    supervisor.await_measuring();
     for _ in 0..3 {
         supervisor.reload(4);
     }
@@ -182,6 +183,7 @@ fn listening_workers_recover_from_the_descriptor_limit() {
     let options = ["--throttle", "20ms", "--throttle-max", "20ms"];
     let supervisor = Supervisor::start(&options, fixtures::listening(address, &[]));
     supervisor.await_events(1, "ready");
+    supervisor.await_measuring();
     let pid = supervisor.pid();
     let before = process::descriptors(pid);
     limit(&supervisor, &[], "nofile", 3);
@@ -228,6 +230,8 @@ import signal; signal.pause()";
     // As many as beside a worker that has sent nothing but its readiness.
     let quiet = Supervisor::start(&["--ready", "notify"], fixtures::worker(&["notify"]));
     quiet.await_events(1, "ready");
+    supervisor.await_measuring();
+    quiet.await_measuring();
     let (flooded, expected) = (process::descriptors(pid), process::descriptors(quiet.pid()));
     assert_eq!(flooded.len(), expected.len(), "{flooded:?}");
     assert_eq!(supervisor.workers(), worker);

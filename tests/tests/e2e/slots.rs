@@ -286,6 +286,7 @@ fn hundred_reloads_leave_at_most_two_sockets_a_slot() {
     let options = ["--throttle", "1ms", "--drain", "1ms"];
     let (supervisor, address, _) = fixtures::listening_workers(SLOTS, &options, &[]);
     let pid = supervisor.pid();
+    supervisor.await_measuring();
     for _ in 0..2 {
         supervisor.reload(SLOTS);
     }

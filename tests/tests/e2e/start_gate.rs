@@ -200,7 +200,9 @@ fn added_and_removed_workers_and_a_reload_go_on_when_a_place_is_free() {
 fn line_of_unusable(builder: Builder) -> String {
     let supervisor = builder.args(["-w", "2", "--ready", "none"]).command(fixtures::idle()).spawn();
     supervisor.await_workers(2);
-    let lines = supervisor.logged(&["start gate unavailable"]);
+    let lines = || supervisor.logged(&["start gate unavailable"]);
+    supervisor.eventually("it says so", || !lines().is_empty());
+    let lines = lines();
     assert_eq!((lines.len(), supervisor.stop()), (1, 0), "{lines:?}");
     lines.concat()
 }

@@ -18,7 +18,7 @@ use super::load_error::LoadError;
 use super::object::{self, LoadParams};
 use super::offset_cache::{self, KernelTypes};
 use super::rows::Row;
-use super::sampler::{self, HOST_ROWS, OwnMaps, Sampler};
+use super::sampler::{self, HOST_ROWS, OwnMaps, Sampler, Shared};
 use super::{Leaves, Settings};
 use crate::config::Scope;
 use crate::sys::bpf::{Map, Mapping, Ring, Shared as SharedType};
@@ -104,7 +104,7 @@ pub(super) fn start(settings: Settings, accounts: u32) -> Result<Running, LoadEr
     if let Some(found) = file.as_ref().and_then(find) {
         // Nobody else has to wait.
         file = None;
-        if let Some(row) = found.sampler.take_row()? {
+        if let Some(row) = found.shared.take_row()? {
             return run(settings, namespace, own, found, row);
         }
     }
@@ -126,7 +126,7 @@ pub(super) fn start(settings: Settings, accounts: u32) -> Result<Running, LoadEr
     })?;
     let programs = Programs {
         death_programs: DeathPrograms::attach(&mut loaded)?,
-        sampler: Sampler::new(&mut loaded, rows)?,
+        shared: Shared::new(&mut loaded, rows)?,
     };
     if is_kept
         && let Some(file) = &mut file
@@ -135,7 +135,7 @@ pub(super) fn start(settings: Settings, accounts: u32) -> Result<Running, LoadEr
         tracing::debug!("the eBPF programs are not shared: {error}");
     }
     drop(file);
-    let row = programs.sampler.take_row()?;
+    let row = programs.shared.take_row()?;
     let row = row.ok_or_else(|| LoadError::new("the eBPF maps", "no row is free"))?;
     run(settings, namespace, own, programs, row)
 }
@@ -144,7 +144,7 @@ pub(super) fn start(settings: Settings, accounts: u32) -> Result<Running, LoadEr
 #[derive(Debug)]
 struct Programs {
     death_programs: DeathPrograms,
-    sampler: Sampler,
+    shared: Shared,
 }
 
 /// The number of ids in the file.
@@ -156,14 +156,14 @@ fn find(file: &IdFile) -> Option<Programs> {
     let (of_deaths, of_sampler) = ids.split_first_chunk()?;
     let open = || {
         let death_programs = DeathPrograms::open(*of_deaths)?;
-        Ok(Programs { death_programs, sampler: Sampler::open(*of_sampler.first_chunk().unwrap_or(&[0; _]))? })
+        Ok(Programs { death_programs, shared: Shared::open(*of_sampler.first_chunk().unwrap_or(&[0; _]))? })
     };
     open().inspect_err(|error: &io::Error| tracing::debug!("the shared eBPF programs: {error}")).ok()
 }
 
 /// Keeps the ids of the programs for other supervisors.
 fn keep(file: &mut IdFile, programs: &Programs) -> io::Result<()> {
-    let ids = [&programs.death_programs.ids()?[..], &programs.sampler.ids()?[..]].concat();
+    let ids = [&programs.death_programs.ids()?[..], &programs.shared.ids()?[..]].concat();
     file.write(&ids)
 }
 
@@ -223,7 +223,7 @@ fn run(
     row: Row,
 ) -> Result<Running, LoadError> {
     let Settings { scope, interval, .. } = settings;
-    let Programs { death_programs, sampler } = programs;
+    let Programs { death_programs, shared } = programs;
     let control: Mapping<Control> = mapping("CONTROL", &own.control)?;
     if let Some(control) = control.first() {
         let tree = match scope {
@@ -234,7 +234,7 @@ fn run(
         control.interval.store(u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX), Release);
         control.idle_samples.store(idle_samples(interval), Release);
     }
-    sampler.give(&row, &own)?;
+    let sampler = shared.enter(&row, &own)?;
     let running = Running {
         accounts: mapping("ACCOUNTS", &own.accounts)?,
         control,

@@ -73,36 +73,45 @@ fn refused(name: &str, error: io::Error) -> LoadError {
     LoadError::new(format_args!("bpf(BPF_MAP_CREATE) {name}"), error)
 }
 
-/// The number of [`Sampler::ids`].
+/// The number of [`Shared::ids`].
 pub(super) const IDS: usize = 7;
 
-/// The loaded program.
+/// The loaded program, and what a supervisor needs of it to take part.
+#[derive(Debug)]
+pub(super) struct Shared {
+    sampler: Sampler,
+    /// The maps of maps that stay as they are once they have been written.
+    control_of_each: Map,
+    events_of_each: Map,
+    /// Which supervisor has which row.
+    owners: Map,
+}
+
+/// The program, and what a supervisor keeps open of it.
 #[derive(Debug)]
 pub(super) struct Sampler {
     program: OwnedFd,
     /// The timers run as long as this map is open.
     timers: Map,
-    /// The maps of maps: accounts, listeners, control and events.
-    of_each: [Map; 4],
-    /// Which supervisor has which row.
-    owners: Map,
+    accounts_of_each: Map,
+    listeners_of_each: Map,
 }
 
-impl Sampler {
+impl Shared {
     /// Takes what was loaded of the object, with so many rows.
     ///
     /// # Errors
     /// The object has other maps; ENOMEM.
-    pub(super) fn new(loaded: &mut Loaded, rows: u32) -> Result<Sampler, LoadError> {
-        Ok(Sampler {
-            program: loaded.take_program(PROGRAM)?,
-            timers: loaded.take_map(TIMERS)?,
-            of_each: [
-                loaded.take_map("ACCOUNTS")?,
-                loaded.take_map("LISTENERS")?,
-                loaded.take_map("CONTROL")?,
-                loaded.take_map("EVENTS")?,
-            ],
+    pub(super) fn new(loaded: &mut Loaded, rows: u32) -> Result<Shared, LoadError> {
+        Ok(Shared {
+            sampler: Sampler {
+                program: loaded.take_program(PROGRAM)?,
+                timers: loaded.take_map(TIMERS)?,
+                accounts_of_each: loaded.take_map("ACCOUNTS")?,
+                listeners_of_each: loaded.take_map("LISTENERS")?,
+            },
+            control_of_each: loaded.take_map("CONTROL")?,
+            events_of_each: loaded.take_map("EVENTS")?,
             owners: array::<Owner>("OWNERS", rows, 0)?,
         })
     }
@@ -111,17 +120,22 @@ impl Sampler {
     ///
     /// # Errors
     /// There is none; EPERM without CAP_SYS_ADMIN.
-    pub(super) fn open(ids: [u32; IDS]) -> io::Result<Sampler> {
+    pub(super) fn open(ids: [u32; IDS]) -> io::Result<Shared> {
         let [program, timers, accounts, listeners, control, events, owners] = ids;
         let of_maps = |id| {
             let map = bpf::map_by_id(id)?;
             let is_one = map.kind().number == bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
             if is_one { Ok(map) } else { Err(io::Error::from(io::ErrorKind::NotFound)) }
         };
-        Ok(Sampler {
-            program: bpf::program_by_id(program)?,
-            timers: bpf::map_by_id(timers)?,
-            of_each: [of_maps(accounts)?, of_maps(listeners)?, of_maps(control)?, of_maps(events)?],
+        Ok(Shared {
+            sampler: Sampler {
+                program: bpf::program_by_id(program)?,
+                timers: bpf::map_by_id(timers)?,
+                accounts_of_each: of_maps(accounts)?,
+                listeners_of_each: of_maps(listeners)?,
+            },
+            control_of_each: of_maps(control)?,
+            events_of_each: of_maps(events)?,
             owners: bpf::map_by_id(owners)?,
         })
     }
@@ -131,8 +145,10 @@ impl Sampler {
     /// # Errors
     /// Those of reading `/proc/self/fdinfo`.
     pub(super) fn ids(&self) -> io::Result<[u32; IDS]> {
-        let mut ids = [bpf::id_of(self.program.as_fd(), "prog_id")?; IDS];
-        let maps = [&self.timers].into_iter().chain(&self.of_each).chain([&self.owners]);
+        let Shared { sampler, control_of_each, events_of_each, owners } = self;
+        let Sampler { program, timers, accounts_of_each, listeners_of_each } = sampler;
+        let mut ids = [bpf::id_of(program.as_fd(), "prog_id")?; IDS];
+        let maps = [timers, accounts_of_each, listeners_of_each, control_of_each, events_of_each, owners];
         for (id, map) in ids.iter_mut().skip(1).zip(maps) {
             *id = bpf::id_of(map.as_fd(), "map_id")?;
         }
@@ -153,22 +169,26 @@ impl Sampler {
     ///
     /// # Errors
     /// Those of bpf(2).
-    pub(super) fn give(&self, row: &Row, own: &OwnMaps) -> Result<(), LoadError> {
-        for (of_each, (name, own)) in self.of_each.iter().zip(own.by_name()) {
+    pub(super) fn enter(self, row: &Row, own: &OwnMaps) -> Result<Sampler, LoadError> {
+        let Shared { sampler, control_of_each, events_of_each, owners: _ } = self;
+        let of_each =
+            [&sampler.accounts_of_each, &sampler.listeners_of_each, &control_of_each, &events_of_each];
+        for (of_each, (name, own)) in of_each.into_iter().zip(own.by_name()) {
             put(of_each, row.number(), own)
                 .map_err(|error| LoadError::new(format_args!("bpf(BPF_MAP_UPDATE_ELEM) {name}"), error))?;
         }
-        Ok(())
+        Ok(sampler)
     }
+}
 
+impl Sampler {
     /// Has the program find larger maps in a row, from now on or soon: a thread waits for the kernel.
     ///
     /// # Errors
     /// EMFILE; EAGAIN if there can be no thread.
     pub(super) fn replace(&self, row: &Row, accounts: Map, listeners: Map) -> io::Result<()> {
-        let [accounts_of_each, listeners_of_each, ..] = &self.of_each;
         let (accounts_of_each, listeners_of_each) =
-            (accounts_of_each.try_clone()?, listeners_of_each.try_clone()?);
+            (self.accounts_of_each.try_clone()?, self.listeners_of_each.try_clone()?);
         let row = row.number();
         thread::spawn("accounts", 64 * 1024, move || {
             for (of_each, own) in [(accounts_of_each, accounts), (listeners_of_each, listeners)] {

@@ -110,6 +110,7 @@ pub fn for_tests() -> Vec<Need> {
         Need::program("dumb-init", &["dumb-init"]),
         Need::program("tini", &["tini"]),
         Need::program("gosu", &["gosu"]),
+        Need::program("sudo", &["sudo"]),
         Need::program("promtool", &["prometheus"]),
         Need::file("/usr/lib/python3/dist-packages/prometheus_client", &["python3-prometheus-client"]),
         Need::program("curl", &["curl"]),

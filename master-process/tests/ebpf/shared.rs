@@ -99,36 +99,46 @@ fn one_set_of_programs_serves_all_supervisors() {
     assert!(memory(&second, &of_second) > 7 << 20, "it is still measured");
 }
 
-/// The controls of this supervisor in the maps that `holder` has open.
-fn control_of(supervisor: u32, holder: u32) -> Mapping<Control> {
-    // `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
-    for id in described(holder, "map_type:\t12", "map_id:") {
-        let of_each = bpf::map_by_id(id).expect("it is open");
-        for row in 0..of_each.kind().entries {
-            let mut inner = [0; 4];
-            if !of_each.lookup(&row.to_ne_bytes(), &mut inner).expect("a row") {
-                continue;
-            }
-            let Ok(map) = bpf::map_by_id(u32::from_ne_bytes(inner)) else { continue };
-            let Ok(control) = Mapping::<Control>::new(&map) else { continue };
-            if control.first().is_some_and(|of| of.supervisor.load(Acquire) == u64::from(supervisor)) {
-                return control;
-            }
+/// The ids of the programs and maps that this process uses, as the file of them says; `None`: it has loaded its own.
+fn shared_ids() -> Option<Vec<u32>> {
+    let ours = programs(std::process::id());
+    let files = std::fs::read_dir("/run/master-process").ok()?.flatten();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let ids = texts.map(|text| text.split_whitespace().filter_map(|word| word.parse().ok()).collect());
+    // The boot's id is no number. The program is after the map and the links of the signals.
+    ids.into_iter().find(|ids: &Vec<u32>| ids.get(3).is_some_and(|program| ours.contains(program)))
+}
+
+/// The map of maps of the controls, and the table of the owners, in their order in the file.
+const CONTROL: usize = 7;
+const OWNERS: usize = 9;
+
+/// The control of this supervisor.
+fn control_of(supervisor: u32, ids: &[u32]) -> Mapping<Control> {
+    let of_each = bpf::map_by_id(ids[CONTROL]).expect("we use it");
+    for row in 0..of_each.kind().entries {
+        let mut inner = [0; 4];
+        if !of_each.lookup(&row.to_ne_bytes(), &mut inner).expect("a row") {
+            continue;
+        }
+        let Ok(map) = bpf::map_by_id(u32::from_ne_bytes(inner)) else { continue };
+        let Ok(control) = Mapping::<Control>::new(&map) else { continue };
+        if control.first().is_some_and(|of| of.supervisor.load(Acquire) == u64::from(supervisor)) {
+            return control;
         }
     }
-    panic!("{supervisor} has no row in the maps of {holder}");
+    panic!("{supervisor} has no row");
 }
 
 #[test]
 fn the_timer_of_a_supervisor_that_was_killed_ends() {
     make_directory();
     let bench = bench!("the_timer_of_a_supervisor_that_was_killed_ends", Scope::Worker);
-    let me = std::process::id();
-    if !rustix::process::geteuid().is_root() || links(me).is_empty() {
+    let Some(ids) = shared_ids() else {
         master_process_tests::skip!("only the supervisors of root share a directory");
-    }
+    };
     let other = Other::start(&mut again("supervise"));
-    let control = control_of(other.pid(), me);
+    let control = control_of(other.pid(), &ids);
     let samples = || control.first().expect("one").samples.load(Acquire);
     let at_first = samples();
     eventually(TIMEOUT, "it is measuring", || samples() > at_first);
@@ -176,19 +186,13 @@ fn a_row_is_free_again_when_its_supervisor_measures_no_longer() {
     make_directory();
     let first = bench!("a_row_is_free_again_when_its_supervisor_measures_no_longer", Scope::Worker);
     let me = std::process::id();
-    let owned = || {
-        let tables = described(me, "map_type:\t2", "map_id:").into_iter();
-        let tables = tables.filter_map(|id| Mapping::<Owner>::new(&bpf::map_by_id(id).ok()?).ok());
-        let owners: Vec<_> = tables.collect();
-        let all = owners.iter().flat_map(|table| table.iter());
-        all.filter(|owner| owner.0.load(Acquire) & 0xffff_ffff == u64::from(me)).count()
+    let Some(ids) = shared_ids() else {
+        master_process_tests::skip!("only the supervisors of root share a directory");
     };
-    if owned() == 0 {
-        master_process_tests::skip!("ids can be opened by root only");
-    }
+    let owners = Mapping::<Owner>::new(&bpf::map_by_id(ids[OWNERS]).expect("it is kept")).expect("a table");
+    let owned = || owners.iter().filter(|owner| owner.0.load(Acquire) & 0xffff_ffff == u64::from(me)).count();
     assert_eq!(owned(), 1);
     let second = bench!("a_row_is_free_again_when_its_supervisor_measures_no_longer", Scope::Worker);
-    // Both have the table open.
     assert_eq!(owned(), 2);
     drop(second);
     assert_eq!(owned(), 1);

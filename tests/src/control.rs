@@ -84,9 +84,14 @@ impl Controlled {
     /// # Panics
     /// When they are not.
     pub fn await_ready(&self, workers: u64) {
-        eventually(TIMEOUT, &format!("{workers} workers are ready"), || {
-            self.status()["workers_ready"] == workers
-        });
+        // The one that answers next may not be there yet, and the one before have just been killed.
+        let ready = || {
+            let mut client = Client::of(UnixStream::connect(&self.path).ok()?);
+            writeln!(client.stream(), r#"{{"command":"status"}}"#).ok()?;
+            let answer: Value = serde_json::from_str(&client.line()?).ok()?;
+            answer["status"]["workers_ready"].as_u64()
+        };
+        eventually(TIMEOUT, &format!("{workers} workers are ready"), || ready() == Some(workers));
     }
 }
 
@@ -163,7 +168,10 @@ impl Client {
     /// When nobody listens.
     #[must_use]
     pub fn connect(path: &Path) -> Client {
-        let stream = UnixStream::connect(path).expect("it listens");
+        Client::of(UnixStream::connect(path).expect("it listens"))
+    }
+
+    fn of(stream: UnixStream) -> Client {
         stream.set_read_timeout(Some(scaled(TIMEOUT))).expect("a time-out");
         Client(BufReader::new(stream))
     }

@@ -38,7 +38,7 @@ impl Settling {
     /// Gives memory back, unless something has happened meanwhile.
     pub(super) fn settle(&mut self, cx: &mut Context, starts: &mut Starts) {
         self.is_due = false;
-        if self.seen != Some(cx.journal.last_seq()) || !starts.is_at_rest() {
+        if self.seen != Some(cx.journal.last_seq()) || !starts.rest() {
             return self.wait(cx);
         }
         thread::reap();

@@ -264,13 +264,13 @@ impl Starts {
         true
     }
 
-    /// Whether starts are in progress. If none is, the memory that they have needed is given back.
-    pub(super) fn is_at_rest(&mut self) -> bool {
-        let is_at_rest = self.current.is_empty() && self.late.is_empty();
-        if is_at_rest {
+    /// Gives back the memory that starts have needed, if none is in progress. Returns whether that is so.
+    pub(super) fn rest(&mut self) -> bool {
+        let is_over = self.current.is_empty() && self.late.is_empty();
+        if is_over {
             self.launcher.rest();
         }
-        is_at_rest
+        is_over
     }
 
     /// Checks a start that is late, or was abandoned.
@@ -278,9 +278,7 @@ impl Starts {
         if !self.preloads.check(cx, serial) {
             self.check_start(cx, serial, checks);
         }
-        if self.current.is_empty() && self.late.is_empty() {
-            self.launcher.rest();
-        }
+        self.rest();
     }
 
     fn check_start(&mut self, cx: &mut Context, serial: u64, checks: u32) {

@@ -24,9 +24,8 @@ pub(crate) struct Options {
 /// How long all supervisors are watched at rest.
 const WATCHED: Duration = Duration::from_secs(20);
 
-/// How long they have after the start: hundreds that start at once wait for the kernel one after the other, and give memory back when
-/// they have come to rest.
-const AFTER_START: Duration = Duration::from_secs(45);
+/// How long they have after the start: they give memory back when they have come to rest.
+const AFTER_START: Duration = Duration::from_secs(10);
 
 /// How long hundreds of starts may take on a small machine.
 const TIMEOUT: Duration = Duration::from_secs(300);

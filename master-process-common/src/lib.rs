@@ -138,6 +138,8 @@ pub struct Control {
     /// The address of the supervisor's memory map, as the program found it at that time. Another process with this pid, and
     /// the program that the supervisor executes in its place, have another one.
     pub supervisor_mm: AtomicU64,
+    /// When the next sample is to be taken, in nanoseconds of the kernel's monotonic clock; 0 if none is. The programs set it.
+    pub due: AtomicU64,
     /// 1: the timer was started; a negative number: the error with which that failed.
     pub started: AtomicU64,
     /// A pid in the supervisor's PID namespace, which the program replaces by that in the initial one; 0 if there is no such

@@ -85,17 +85,19 @@ const FAR: u32 = 0x00ff_ffff;
 
 const _: () = assert!(size_of::<KernelOffsets>() == 100 && align_of::<KernelOffsets>() == 4);
 
-/// What else the programs need to know of the machine.
+/// What else the programs need to know.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Params {
     /// The base-2 logarithm of the page size.
     pub page_shift: u32,
+    /// The number of supervisors that can share the programs, a power of two.
+    pub rows: u32,
 }
 
 impl Params {
-    /// Pages of one byte.
-    pub const UNSET: Self = Self { page_shift: 0 };
+    /// Pages of one byte, and no supervisor.
+    pub const UNSET: Self = Self { page_shift: 0, rows: 0 };
 }
 
-const _: () = assert!(size_of::<Params>() == 4 && align_of::<Params>() == 4);
+const _: () = assert!(size_of::<Params>() == 8 && align_of::<Params>() == 4);

@@ -4,11 +4,12 @@
 //! in the supervisor's row.
 
 use core::ffi::c_void;
+use core::sync::atomic::AtomicU64;
 
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_map_def, bpf_map_type, bpf_timer};
 use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap};
 use master_process_common::{Account, Control, DEFAULT_ENTRIES, Death, KernelOffsets, Listener, Params};
 
 /// Reads one field of the two constants below. The read is volatile, because the loader sets the value after compilation;
@@ -25,7 +26,7 @@ pub(crate) use constant;
 #[unsafe(no_mangle)]
 pub(crate) static OFFSETS: KernelOffsets = KernelOffsets::UNSET;
 
-/// What else is to be known of the machine.
+/// What else is to be known.
 #[unsafe(no_mangle)]
 pub(crate) static PARAMS: Params = Params::UNSET;
 
@@ -81,20 +82,31 @@ static LISTENERS: OfEach = OfEach::new();
 /// What the supervisor and the programs tell each other.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "maps")]
-static CONTROL: OfEach = OfEach::new();
+pub(crate) static CONTROL: OfEach = OfEach::new();
 
 /// Wakes the supervisor: each record is a number of accounts with an event.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "maps")]
 pub(crate) static EVENTS: OfEach = OfEach::new();
 
-/// A timer, which the kernel finds in its map by the type information that the loader adds.
-#[repr(transparent)]
-pub(crate) struct Timer(pub(crate) bpf_timer);
+/// The timer that takes the samples of all supervisors, and what is to be known from one expiry to the next.
+#[repr(C)]
+pub(crate) struct Ticker {
+    /// The kernel finds it in its map by the type information that the loader adds.
+    timer: bpf_timer,
+    /// Another number for each supervisor that has started.
+    pub(crate) newcomer: AtomicU64,
+    /// The row whose sample was taken last.
+    pub(crate) from: AtomicU64,
+    /// The number of steps in this expiry.
+    pub(crate) steps: AtomicU64,
+}
 
-/// The timers that take the samples, by the row of the supervisor.
+const _: () = assert!(size_of::<Ticker>() == 40);
+
+/// The only one.
 #[map]
-pub(crate) static TIMERS: Array<Timer> = Array::with_max_entries(DEFAULT_ENTRIES, 0);
+pub(crate) static TICKER: Array<Ticker> = Array::with_max_entries(1, 0);
 
 /// The supervisor for which a sample is being taken.
 pub(crate) struct Current {
@@ -105,13 +117,26 @@ pub(crate) struct Current {
     pub(crate) tree: u64,
 }
 
-/// Of each CPU, because the timers expire on all of them. On one CPU they expire one after the other.
+/// One, because the timer expires on one CPU at a time.
 #[map]
-static CURRENT: PerCpuArray<Current> = PerCpuArray::with_max_entries(1, 0);
+static CURRENT: Array<Current> = Array::with_max_entries(1, 0);
 
 /// The workers' own processes whose signals are recorded, by their pids in the initial PID namespace.
 #[map]
 pub(crate) static DEATHS: HashMap<u32, Death> = HashMap::with_max_entries(DEFAULT_ENTRIES, BPF_F_NO_PREALLOC);
+
+/// The timer.
+#[inline(always)]
+pub(crate) fn timer() -> Option<*mut bpf_timer> {
+    TICKER.get_ptr_mut(0).map(|ticker| ticker.cast())
+}
+
+/// What is beside it.
+#[inline(always)]
+pub(crate) fn ticker() -> Option<&'static Ticker> {
+    // SAFETY: a value of this map, of which everything but the timer consists of atomics.
+    TICKER.get_ptr(0).and_then(|ticker| unsafe { ticker.as_ref() })
+}
 
 /// The control of the supervisor in this row.
 #[inline(always)]
@@ -123,7 +148,7 @@ pub(crate) fn control_at(row: u32) -> Option<&'static Control> {
 #[inline(always)]
 pub(crate) fn set_current(current: Current) {
     if let Some(of_cpu) = CURRENT.get_ptr_mut(0) {
-        // SAFETY: a value of this CPU, which is used in the callback of a timer only.
+        // SAFETY: a value that is used in the callback of the timer only.
         unsafe { of_cpu.write(current) };
     }
 }

@@ -1,4 +1,5 @@
-//! Taking the samples: at each expiry of the timer, every worker is measured and compared with its limits.
+//! Taking the samples: at each expiry of the timer, the workers of each supervisor whose sample is due are measured and compared
+//! with their limits.
 
 use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
@@ -9,18 +10,21 @@ use core::ffi::c_void;
 use master_process_common::{ADOPTED, Account, Control, EVENTS_SHIFT, NONE, high_memory, state};
 
 use crate::kernel::{Turns, current_tgid, field, identify, process};
-use crate::maps::{Current, EVENTS, TIMERS, account, constant, control, control_at, listener, set_current};
+use crate::maps::{
+    CONTROL, Current, EVENTS, TICKER, Ticker, account, constant, control, control_at, listener, set_current,
+    ticker, timer,
+};
 use crate::tree;
 use crate::word::{get, set};
 
-/// The most accounts that are looked at in one expiry, and the number of steps after which no further one is: the kernel runs
-/// nothing else on this CPU meanwhile. A worker that is idle takes one step, a thread or process that is measured another
+/// The most accounts of a supervisor that are looked at in one expiry, and the number of steps after which no further account
+/// of any supervisor is: the kernel runs nothing else on this CPU meanwhile. A worker that is idle takes one step, a thread or process that is measured another
 /// one, and to find a process takes [`FIND_STEPS`] more.
 const ACCOUNTS_AT_ONCE: u64 = 8192;
 const STEPS_AT_ONCE: u64 = 8192;
 const FIND_STEPS: u64 = 15;
 
-/// The time until an unfinished sample continues, in nanoseconds.
+/// The time until unfinished samples continue, and until a supervisor that has come is looked at, in nanoseconds.
 const PAUSE: u64 = 1_000_000;
 
 /// `BPF_F_TIMER_ABS`: the time of expiry is absolute.
@@ -38,11 +42,14 @@ const MOST_LISTENERS: u64 = 4096;
 /// The number of adopted processes that are added to a worker.
 const MOST_ADOPTED: u64 = 1024;
 
-/// `-EBUSY`: the row had a supervisor before, which has initialized its timer.
+/// `-EBUSY`: another supervisor has initialized the timer.
 const BUSY: i64 = -16;
 
-/// Identifies the process in [`Control::translated`] of the supervisor in this row; if there is none in it, starts the timer, and
-/// sets [`Control::started`].
+/// A time that does not come.
+const NEVER: u64 = u64::MAX;
+
+/// Identifies the process in [`Control::translated`] of the supervisor in this row; if there is none in it, has the timer take
+/// the supervisor's samples, and sets [`Control::started`].
 #[inline(always)]
 pub(crate) fn run(row: u32) {
     let Some(control) = control_at(row) else { return };
@@ -64,10 +71,10 @@ fn try_start(control: &Control, row: u32) -> Option<i64> {
     }
     set(&control.supervisor, supervisor);
     set(&control.supervisor_mm, field(leader, constant!(OFFSETS.task_mm)));
-    let timer = TIMERS.get_ptr_mut(row)?.cast::<bpf_timer>();
+    let (timer, ticker) = (timer()?, ticker()?);
     // SAFETY: the timer is in a value of this map, as the kernel demands, and the callback has the kernel's signature.
     unsafe {
-        let started = bpf_timer_init(timer, (&raw const TIMERS).cast_mut().cast(), MONOTONIC);
+        let started = bpf_timer_init(timer, (&raw const TICKER).cast_mut().cast(), MONOTONIC);
         if started != 0 && started != BUSY {
             return Some(started);
         }
@@ -77,25 +84,93 @@ fn try_start(control: &Control, row: u32) -> Option<i64> {
             return Some(set);
         }
     }
-    Some(start_next(timer, control))
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    set(&control.due, next_sample(control, now));
+    // In this order: a callback that runs meanwhile and has passed this row finds another number than before, or has started the
+    // timer before it is started here.
+    set(&ticker.newcomer, now << ROW_BITS | u64::from(row));
+    Some(start(timer, now + PAUSE))
 }
 
-/// The timer of a row has expired. The name is not mangled: it would differ from folder to folder, and so would the object.
+/// The bits of a number of a row.
+const ROW_BITS: u64 = 10;
+
+/// Starts the timer, or has it expire at another time.
+#[inline(always)]
+fn start(timer: *mut bpf_timer, at: u64) -> i64 {
+    // SAFETY: the timer was initialized before.
+    unsafe { bpf_timer_start(timer, at, TIMER_ABS) }
+}
+
+/// The timer has expired. The name is not mangled: it would differ from folder to folder, and so would the object.
+///
+/// All supervisors share one timer, because the kernel does not wait for the memory of a timer: where all slabs of its size are full,
+/// there is none. Of 500 supervisors that started at once, 100 to 200 had none.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn expired(_map: *mut c_void, row: *mut u32, timer: *mut bpf_timer) -> i64 {
-    // SAFETY: the kernel passes the key of the timer.
-    let row = unsafe { row.read() };
-    if let Some(control) = control_at(row) {
-        let supervisor = get(&control.supervisor);
-        let mm = mm_of(supervisor);
-        // The supervisor may have been killed, and the row have no other one yet, or one that has not started: the timer ends.
-        if mm != 0 && mm == get(&control.supervisor_mm) {
-            set_current(Current { row: u64::from(row), supervisor, tree: get(&control.tree) });
-            sample(control, row);
-            start_next(timer, control);
+unsafe extern "C" fn expired(_map: *mut c_void, _key: *mut u32, timer: *mut bpf_timer) -> i64 {
+    let Some(ticker) = ticker() else { return 0 };
+    let newcomer = get(&ticker.newcomer);
+    set(&ticker.steps, 0);
+    let rows = constant!(PARAMS.rows);
+    // Who had to wait comes first.
+    let from = get(&ticker.from);
+    let mut earliest = NEVER;
+    let mut turns = Turns::new();
+    turns.start(u64::from(rows));
+    while let Some(turn) = turns.next() {
+        let row = (from + turn) & u64::from(rows.wrapping_sub(1));
+        if CONTROL.of(row as u32).is_some() {
+            let due = sample_row(row);
+            if due < earliest {
+                earliest = due;
+            }
         }
     }
+    turns.end();
+    if earliest != NEVER {
+        // SAFETY: a helper without arguments.
+        let soon = unsafe { bpf_ktime_get_ns() } + PAUSE;
+        start(timer, if earliest < soon { soon } else { earliest });
+    }
+    if get(&ticker.newcomer) != newcomer {
+        // SAFETY: a helper without arguments.
+        let soon = unsafe { bpf_ktime_get_ns() } + PAUSE;
+        start(timer, soon);
+    }
     0
+}
+
+/// Takes the sample of the supervisor in a row if it is due, and returns when the next one is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn sample_row(row: u64) -> u64 {
+    let (Some(ticker), Some(control)) = (ticker(), control_at(row as u32)) else { return NEVER };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let due = get(&control.due);
+    if due == NONE {
+        return NEVER;
+    }
+    if due > now {
+        return due;
+    }
+    if get(&ticker.steps) > STEPS_AT_ONCE {
+        return due;
+    }
+    set(&ticker.from, row);
+    let supervisor = get(&control.supervisor);
+    let mm = mm_of(supervisor);
+    // The supervisor may have been killed.
+    let due = if mm != 0 && mm == get(&control.supervisor_mm) {
+        set_current(Current { row, supervisor, tree: get(&control.tree) });
+        sample(control, ticker, row as u32);
+        next_sample(control, now)
+    } else {
+        NONE
+    };
+    set(&control.due, due);
+    if due == NONE { NEVER } else { due }
 }
 
 /// The address of the memory map of the process with this pid in the initial PID namespace; 0 if there is none.
@@ -107,33 +182,29 @@ fn mm_of(pid: u64) -> u64 {
     }
 }
 
-/// Starts the timer for the next sample, or for the rest of this one. Samples are taken at multiples of the interval, so
-/// that many supervisors wake a CPU once.
+/// When the next sample, or the rest of this one, is to be taken; [`NONE`] if none is. Samples are taken at multiples of the
+/// interval, so that many supervisors wake a CPU once.
 #[inline(always)]
-fn start_next(timer: *mut bpf_timer, control: &Control) -> i64 {
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+fn next_sample(control: &Control, now: u64) -> u64 {
     let interval = get(&control.interval);
-    let at = if get(&control.cursor) != NONE {
-        now + PAUSE
+    if get(&control.cursor) != NONE {
+        now
     } else if interval == 0 {
-        return 0;
+        NONE
     } else {
         (now / interval + 1) * interval
-    };
-    // SAFETY: the timer was initialized before.
-    unsafe { bpf_timer_start(timer, at, TIMER_ABS) }
+    }
 }
 
 #[inline(always)]
-fn sample(control: &Control, row: u32) {
+fn sample(control: &Control, ticker: &Ticker, row: u32) {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     let highest = get(&control.highest);
     let cursor = get(&control.cursor);
     // Accounts of adopted processes are above those of workers, and are added to these: the last ones come first.
     let from = if cursor == NONE { highest } else { cursor };
-    let (mut events, mut steps, mut next) = (0u64, 0u64, NONE);
+    let (mut events, mut steps, mut next) = (0u64, get(&ticker.steps), NONE);
     set(&control.begun, now);
     if cursor == NONE {
         set(&control.known, 0);
@@ -161,6 +232,7 @@ fn sample(control: &Control, row: u32) {
     }
     turns.end();
     set(&control.cursor, next);
+    set(&ticker.steps, steps + 1);
     if next == NONE {
         let mut closed = 0;
         turns.start(MOST_LISTENERS);

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use master_process::config::Scope;
 use master_process::metrics::ebpf::{Ebpf, Thresholds};
 
+use master_process_tests::{TIMEOUT, eventually};
+
 use crate::harness::INTERVAL;
 
 /// Names the role.
@@ -21,6 +23,17 @@ fn role() {
     perform(name, argument);
     #[expect(clippy::exit, reason = "the end of a worker, not of a test")]
     exit(0);
+}
+
+/// The threads that load at the same time: most of the time they wait for the kernel.
+const LOADERS: usize = 20;
+
+/// Allows as many descriptors as there can be.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })
+        .expect("the limit is not raised above its maximum");
 }
 
 fn perform(name: &str, argument: &str) {
@@ -40,6 +53,32 @@ fn perform(name: &str, argument: &str) {
             ready();
             std::thread::sleep(Duration::from_secs(60));
             drop(ebpf);
+        }
+        // So many of them in one process, each of which takes samples.
+        "supervise-many" => {
+            let count: usize = argument.parse().expect("a number");
+            raise_descriptors();
+            let load = || {
+                let load = || Ebpf::load(Scope::Worker, 4, INTERVAL, Thresholds::default());
+                (0..count / LOADERS).map(|_| load().expect("as in the test")).collect::<Vec<_>>()
+            };
+            let all: Vec<Ebpf> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..LOADERS).map(|_| scope.spawn(load)).collect();
+                threads.into_iter().flat_map(|thread| thread.join().expect("it loads them")).collect()
+            });
+            for ebpf in &all {
+                eventually(TIMEOUT, "a sample", || ebpf.cost().0 > 0);
+            }
+            ready();
+        }
+        // One that takes a sample an hour, and then one that takes many.
+        "supervise-rarely-and-often" => {
+            let load = |interval| Ebpf::load(Scope::Worker, 4, interval, Thresholds::default());
+            let rarely = load(Duration::from_secs(3600)).expect("as in the test");
+            let often = load(INTERVAL).expect("as in the test");
+            eventually(TIMEOUT, "samples", || often.cost().0 > 2);
+            assert!(rarely.cost().0 <= 1, "the hour of the kernel's clock can end meanwhile");
+            ready();
         }
         // So many MiB, and then nothing.
         "hold" => {

@@ -131,9 +131,9 @@ fn control_of(supervisor: u32, ids: &[u32]) -> Mapping<Control> {
 }
 
 #[test]
-fn the_timer_of_a_supervisor_that_was_killed_ends() {
+fn a_supervisor_that_was_killed_is_measured_no_longer() {
     make_directory();
-    let bench = bench!("the_timer_of_a_supervisor_that_was_killed_ends", Scope::Worker);
+    let bench = bench!("a_supervisor_that_was_killed_is_measured_no_longer", Scope::Worker);
     let Some(ids) = shared_ids() else {
         master_process_tests::skip!("only the supervisors of root share a directory");
     };
@@ -154,21 +154,25 @@ fn the_timer_of_a_supervisor_that_was_killed_ends() {
     assert_eq!(samples(), after);
 }
 
+/// A command in a role, with a directory of its own: it shares its programs with nobody outside.
+fn alone(role: &str) -> Command {
+    make_directory();
+    let text = "mount -t tmpfs -o mode=700 none /run/master-process && exec \"$0\" \"$@\"";
+    let role = again(role);
+    let mut command = Command::new("unshare");
+    let program = std::env::current_exe().expect("our own path");
+    command.args(["--mount", "sh", "-c", text]).arg(program).args(role.get_args());
+    command.envs(role.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
 #[test]
 fn the_last_supervisor_leaves_nothing_in_the_kernel() {
     drop(bench!("the_last_supervisor_leaves_nothing_in_the_kernel", Scope::Worker));
     if !rustix::process::geteuid().is_root() {
         master_process_tests::skip!("ids can be opened by root only");
     }
-    make_directory();
-    // With a directory of its own, it is the first and the last one. Its program is another one than ours.
-    let text = "mount -t tmpfs none /run/master-process && exec \"$0\" \"$@\"";
-    let role = again("supervise");
-    let mut command = Command::new("unshare");
-    let program = std::env::current_exe().expect("our own path");
-    command.args(["--mount", "sh", "-c", text]).arg(program).args(role.get_args());
-    command.envs(role.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let last = Other::start(&mut command);
+    let last = Other::start(&mut alone("supervise"));
     let (program, link, maps) = (programs(last.pid()), links(last.pid()), maps(last.pid()));
     assert_eq!((program.len(), link.len()), (1, 1));
     let is_there = || {
@@ -177,6 +181,14 @@ fn the_last_supervisor_leaves_nothing_in_the_kernel() {
             || maps.iter().any(|id| bpf::map_by_id(*id).is_ok())
     };
     assert!(is_there(), "they can be found");
+    let kept =
+        std::fs::read_dir(format!("/proc/{}/root/run/master-process", last.pid())).expect("its directory");
+    let kept = kept.flatten().filter_map(|file| std::fs::read_to_string(file.path()).ok());
+    let id = program.first().expect("one").to_string();
+    assert!(
+        kept.into_iter().any(|text| text.split_whitespace().any(|word| word == id)),
+        "others can open them"
+    );
     drop(last);
     eventually(TIMEOUT, "the kernel has freed all of it", || !is_there());
 }
@@ -197,4 +209,23 @@ fn a_row_is_free_again_when_its_supervisor_measures_no_longer() {
     drop(second);
     assert_eq!(owned(), 1);
     drop(first);
+}
+
+#[test]
+fn hundreds_of_supervisors_are_measured() {
+    drop(bench!("hundreds_of_supervisors_are_measured", Scope::Worker));
+    if !rustix::process::geteuid().is_root() {
+        master_process_tests::skip!("only the supervisors of root share a directory");
+    }
+    // The kernel has no memory for as many timers at once.
+    drop(Other::start(&mut alone("supervise-many 700")));
+}
+
+#[test]
+fn a_supervisor_does_not_wait_for_the_sample_of_another_one() {
+    drop(bench!("a_supervisor_does_not_wait_for_the_sample_of_another_one", Scope::Worker));
+    if !rustix::process::geteuid().is_root() {
+        master_process_tests::skip!("only the supervisors of root share a directory");
+    }
+    drop(Other::start(&mut alone("supervise-rarely-and-often")));
 }

@@ -82,14 +82,14 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // The timer ends: others keep the map that it is in.
+        // No further sample is taken: others keep the map that the timer is in.
         if let Some(control) = self.control.first() {
             control.interval.store(0, Release);
         }
     }
 }
 
-/// Loads the programs, or opens those of another supervisor, and starts the timer.
+/// Loads the programs, or opens those of another supervisor, and has the timer take samples.
 ///
 /// # Errors
 /// What the kernel refused or lacks.
@@ -112,17 +112,16 @@ pub(super) fn start(settings: Settings, accounts: u32) -> Result<Running, LoadEr
     let rows = if is_kept { HOST_ROWS } else { 1 };
     let records = if is_kept { HOST_ENTRIES } else { accounts };
     let entries: HashMap<&str, u32> = own.by_name().iter().map(|(name, _)| (*name, rows)).collect();
-    let entries: HashMap<&str, u32> =
-        entries.into_iter().chain([(sampler::TIMERS, rows), (death_programs::MAP, records)]).collect();
+    let entries: HashMap<&str, u32> = entries.into_iter().chain([(death_programs::MAP, records)]).collect();
     let KernelTypes { offsets, functions } = kernel_types(namespace[1] == FIRST_NAMESPACE, settings.leaves)?;
     let mut loaded = object::load(&LoadParams {
         kernel_offsets: &offsets,
-        params: &Params { page_shift: rustix::param::page_size().trailing_zeros() },
+        params: &Params { page_shift: rustix::param::page_size().trailing_zeros(), rows },
         entries: &entries,
         functions: &functions,
         inner: &own.by_name(),
         run_by_hand: sampler::PROGRAM,
-        timers: sampler::TIMERS,
+        ticker: sampler::TICKER,
     })?;
     let programs = Programs {
         death_programs: DeathPrograms::attach(&mut loaded)?,
@@ -214,7 +213,7 @@ fn listeners(accounts: u32) -> u32 {
     accounts.saturating_mul(2).clamp(256, 4096)
 }
 
-/// Starts the timer of a row, with these maps.
+/// Has the timer take the samples of a row, with these maps.
 fn run(
     settings: Settings,
     namespace: [u64; 2],
@@ -247,14 +246,31 @@ fn run(
         namespace,
         in_first_namespace: namespace[1] == FIRST_NAMESPACE,
     };
-    let ran = running.sampler.run(&running.row);
-    ran.map_err(|error| LoadError::new("bpf(BPF_PROG_TEST_RUN)", error))?;
-    let started = running.control.first().map_or(0, |control| control.started.load(Acquire).cast_signed());
-    match i32::try_from(started.wrapping_neg()) {
-        Ok(-1) => Ok(running),
-        Ok(libc::EPROTO) => Err(LoadError::new(BTF, "does not describe the running kernel")),
-        Ok(error) => Err(LoadError::new("bpf_timer_start", io::Error::from_raw_os_error(error))),
-        Err(error) => Err(LoadError::new("bpf_timer_start", error)),
+    start_timer(&running)?;
+    Ok(running)
+}
+
+/// The waits between the attempts to start the timer, as powers of two of a millisecond: one second in all.
+const WAITS: std::ops::Range<u32> = 0..10;
+
+/// Starts the timer. `bpf_timer_init` does not wait for memory (`kmalloc_nolock` in mm/slub.c): it fails with ENOMEM where all slabs
+/// of the size are full, or another CPU is about to change them. That is over when anybody allocates or frees in them.
+fn start_timer(running: &Running) -> Result<(), LoadError> {
+    let mut waits = WAITS.map(|power| Duration::from_millis(1 << power));
+    loop {
+        let ran = running.sampler.run(&running.row);
+        ran.map_err(|error| LoadError::new("bpf(BPF_PROG_TEST_RUN)", error))?;
+        let started =
+            running.control.first().map_or(0, |control| control.started.load(Acquire).cast_signed());
+        match (i32::try_from(started.wrapping_neg()), waits.next()) {
+            (Ok(-1), _) => return Ok(()),
+            (Ok(libc::EPROTO), _) => return Err(LoadError::new(BTF, "does not describe the running kernel")),
+            (Ok(libc::ENOMEM), Some(wait)) => std::thread::sleep(wait),
+            (Ok(error), _) => {
+                return Err(LoadError::new("bpf_timer_init", io::Error::from_raw_os_error(error)));
+            }
+            (Err(error), _) => return Err(LoadError::new("bpf_timer_init", error)),
+        }
     }
 }
 

@@ -44,8 +44,8 @@ pub(super) struct LoadParams<'a> {
     pub(super) inner: &'a [(&'a str, &'a Map)],
     /// The program that the supervisor runs itself.
     pub(super) run_by_hand: &'a str,
-    /// The map of the timers.
-    pub(super) timers: &'a str,
+    /// The map with the timer.
+    pub(super) ticker: &'a str,
 }
 
 impl Loaded {
@@ -90,7 +90,7 @@ fn make_maps(
     load_params: &LoadParams<'_>,
     own_types: &OwnTypes,
 ) -> Result<HashMap<String, Map>, LoadError> {
-    let LoadParams { entries, inner, timers, .. } = *load_params;
+    let LoadParams { entries, inner, ticker, .. } = *load_params;
     let mut maps = HashMap::new();
     for (name, definition) in &object.maps {
         let kind = MapKind {
@@ -104,7 +104,7 @@ fn make_maps(
         let like = inner.iter().find(|(of, _)| of == name);
         let map = match like {
             Some((_, like)) => Map::of_maps(name, kind, like.as_fd()),
-            None if name == timers => own_types.timer_map(name, kind),
+            None if name == ticker => own_types.timer_map(name, kind),
             None => Map::new(name, kind),
         };
         let map = map.map_err(refused)?;
@@ -131,12 +131,15 @@ struct OwnTypes {
     global: u32,
 }
 
+/// The size of a value of the map with the timer: the timer and three numbers.
+const TICKER_SIZE: u32 = 40;
+
 impl OwnTypes {
     fn load() -> Result<OwnTypes, LoadError> {
         let mut writer = BtfWriter::new();
         let (key, number) = (writer.int("u32", 4), writer.int("u64", 8));
         let timer = writer.structure("bpf_timer", 16, &[("first", number, 0), ("second", number, 8)]);
-        let value = writer.structure("value", 16, &[("timer", timer, 0)]);
+        let value = writer.structure("value", TICKER_SIZE, &[("timer", timer, 0)]);
         let function = writer.function("function", number, false);
         let global = writer.function("global", number, true);
         let loaded = bpf::load_types(&writer.finish());

@@ -53,8 +53,8 @@ impl Drop for Row {
     }
 }
 
-/// Takes the first row that is free or whose owner is gone. A row that this process had as another program comes first: its
-/// timer still runs.
+/// Takes the first row that is free or whose owner is gone. A row that this process had as another program comes first: no
+/// other supervisor takes it as long as this process lives.
 fn take(owners: &[Owner], me: u64, is_gone: impl Fn(u64) -> bool) -> Option<u32> {
     let is_mine = |owner: u64| owner & PID == me & PID && owner != me;
     let wanted: [&dyn Fn(u64) -> bool; 2] = [&is_mine, &|owner| owner == 0 || is_gone(owner)];

@@ -17,10 +17,10 @@ use crate::sys::thread;
 
 /// The program, in the object.
 pub(super) const PROGRAM: &str = "run";
-/// The map of the timers, in the object.
-pub(super) const TIMERS: &str = "TIMERS";
+/// The map with the timer, in the object.
+pub(super) const TICKER: &str = "TICKER";
 
-/// The number of supervisors that share the program. The next one loads another program, for itself.
+/// The number of supervisors that share the program, a power of two. The next one loads another program, for itself.
 pub(super) const HOST_ROWS: u32 = 1024;
 
 /// The maps of one supervisor.
@@ -91,8 +91,8 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Sampler {
     program: OwnedFd,
-    /// The timers run as long as this map is open.
-    timers: Map,
+    /// The timer runs as long as this map is open.
+    ticker: Map,
     accounts_of_each: Map,
     listeners_of_each: Map,
 }
@@ -106,7 +106,7 @@ impl Shared {
         Ok(Shared {
             sampler: Sampler {
                 program: loaded.take_program(PROGRAM)?,
-                timers: loaded.take_map(TIMERS)?,
+                ticker: loaded.take_map(TICKER)?,
                 accounts_of_each: loaded.take_map("ACCOUNTS")?,
                 listeners_of_each: loaded.take_map("LISTENERS")?,
             },
@@ -121,7 +121,7 @@ impl Shared {
     /// # Errors
     /// There is none; EPERM without CAP_SYS_ADMIN.
     pub(super) fn open(ids: [u32; IDS]) -> io::Result<Shared> {
-        let [program, timers, accounts, listeners, control, events, owners] = ids;
+        let [program, ticker, accounts, listeners, control, events, owners] = ids;
         let of_maps = |id| {
             let map = bpf::map_by_id(id)?;
             let is_one = map.kind().number == bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
@@ -130,7 +130,7 @@ impl Shared {
         Ok(Shared {
             sampler: Sampler {
                 program: bpf::program_by_id(program)?,
-                timers: bpf::map_by_id(timers)?,
+                ticker: bpf::map_by_id(ticker)?,
                 accounts_of_each: of_maps(accounts)?,
                 listeners_of_each: of_maps(listeners)?,
             },
@@ -146,9 +146,9 @@ impl Shared {
     /// Those of reading `/proc/self/fdinfo`.
     pub(super) fn ids(&self) -> io::Result<[u32; IDS]> {
         let Shared { sampler, control_of_each, events_of_each, owners } = self;
-        let Sampler { program, timers, accounts_of_each, listeners_of_each } = sampler;
+        let Sampler { program, ticker, accounts_of_each, listeners_of_each } = sampler;
         let mut ids = [bpf::id_of(program.as_fd(), "prog_id")?; IDS];
-        let maps = [timers, accounts_of_each, listeners_of_each, control_of_each, events_of_each, owners];
+        let maps = [ticker, accounts_of_each, listeners_of_each, control_of_each, events_of_each, owners];
         for (id, map) in ids.iter_mut().skip(1).zip(maps) {
             *id = bpf::id_of(map.as_fd(), "map_id")?;
         }

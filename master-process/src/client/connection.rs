@@ -76,7 +76,7 @@ impl Connection {
 
     /// Sends a request.
     pub(super) fn send(&mut self, request: Request) -> Result<(), Failure> {
-        let sent = self.reader.get_mut().write_all(request.line().as_bytes());
+        let sent = self.reader.get_mut().write_all(&request.line());
         sent.map_err(|error| failure(&self.path, &error))
     }
 

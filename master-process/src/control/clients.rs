@@ -229,8 +229,8 @@ impl Client {
     }
 
     /// Adds a line to what it is to get.
-    pub(super) fn send(&mut self, now: Time, text: String) {
-        self.connection.send(now, text.into_bytes());
+    pub(super) fn send(&mut self, now: Time, text: Vec<u8>) {
+        self.connection.send(now, text);
     }
 
     /// Adds the next events, if it has read the last ones. Without `endless`, a line tells where they end.
@@ -239,7 +239,7 @@ impl Client {
         if self.pending_output() > 0 {
             return;
         }
-        let mut text = String::new();
+        let mut text = Vec::new();
         loop {
             if endless && text.len() >= EVENTS_AT_A_TIME {
                 break;
@@ -247,15 +247,15 @@ impl Client {
             let (next, at) = ring.after(seq);
             seq = at;
             match next {
-                Next::Event(event) => text.push_str(&line(&*event)),
-                Next::Missed(count) => text.push_str(&line(&Event::missed(count, at))),
+                Next::Event(event) => text.append(&mut line(&*event)),
+                Next::Missed(count) => text.append(&mut line(&Event::missed(count, at))),
                 Next::End => break,
             }
         }
         self.follows = Some(seq);
         if !endless {
             self.follows = None;
-            text.push_str(&Reply { end_of_events: Some(seq), ..Reply::new() }.line());
+            text.append(&mut Reply { end_of_events: Some(seq), ..Reply::new() }.line());
         }
         if !text.is_empty() {
             self.send(now, text);

@@ -35,5 +35,5 @@ pub(crate) use ring::{Ended, What};
 pub use server::{Asked, SavedServer, Server};
 pub use snapshot::{
     CgroupLimits, Durations, EndReason, FailedReload, LastEnd, Preload, Process, Reload, ReloadState,
-    ReloadTotals, Sender, Snapshot, State, Upgraded, Worker, WorkerState,
+    ReloadTotals, Sender, Snapshot, Stamp, State, Upgraded, Worker, WorkerState,
 };

@@ -114,7 +114,7 @@ pub fn parse_request(line: &[u8]) -> Result<Request, ErrorReply> {
 
 impl Request {
     /// The line of the request, with its newline.
-    pub fn line(self) -> String {
+    pub fn line(self) -> Vec<u8> {
         let written = |command: &str| Written {
             schema: Some(SCHEMA),
             command: command.to_owned(),
@@ -139,17 +139,17 @@ impl Request {
 }
 
 /// A value as a line.
-pub(super) fn line(value: &impl Serialize) -> String {
+pub(super) fn line(value: &impl Serialize) -> Vec<u8> {
     line_of(value, 0)
 }
 
 /// The same, with room for this many bytes from the start.
-fn line_of(value: &impl Serialize, room: usize) -> String {
+fn line_of(value: &impl Serialize, room: usize) -> Vec<u8> {
     let mut line = Vec::with_capacity(room);
-    // Our own types have nothing that JSON cannot hold, and JSON nothing that text cannot.
+    // Our own types have nothing that JSON cannot hold.
     let _always = serde_json::to_writer(&mut line, value);
     line.push(b'\n');
-    String::from_utf8(line).unwrap_or_default()
+    line
 }
 
 /// The bytes of a worker's row, at most as a rule.
@@ -189,7 +189,7 @@ impl Reply {
     }
 
     /// The line of the answer, with its newline.
-    pub fn line(&self) -> String {
+    pub fn line(&self) -> Vec<u8> {
         let rows = self.status.as_ref().map_or(0, |status| status.workers.len());
         line_of(self, rows * ROW)
     }
@@ -314,8 +314,9 @@ mod tests {
             Request::Why { slot: 3 },
         ] {
             let line = request.line();
-            assert!(line.ends_with('\n') && line.len() <= MAX_REQUEST);
-            assert_eq!(parse_request(line.trim_end().as_bytes()), Ok(request), "{line}");
+            assert!(line.ends_with(b"\n") && line.len() <= MAX_REQUEST);
+            let text = String::from_utf8_lossy(&line);
+            assert_eq!(parse_request(line.trim_ascii_end()), Ok(request), "{text}");
         }
     }
 
@@ -346,9 +347,9 @@ mod tests {
     #[test]
     fn a_line_of_the_supervisor_is_an_event_or_an_answer() {
         let event = Event::missed(3, 9);
-        assert_eq!(Line::parse(line(&event).as_bytes()).expect("a line"), Line::Event(Box::new(event)));
+        assert_eq!(Line::parse(&line(&event)).expect("a line"), Line::Event(Box::new(event)));
         let reply = Reply { end_of_events: Some(4), ..Reply::new() };
-        assert_eq!(Line::parse(reply.line().as_bytes()).expect("a line"), Line::Reply(Box::new(reply)));
+        assert_eq!(Line::parse(&reply.line()).expect("a line"), Line::Reply(Box::new(reply)));
         assert!(Line::parse(b"garbage").is_err());
     }
 
@@ -371,7 +372,7 @@ mod tests {
         ];
         for round in 0..20_000 {
             let mut bytes = match round % 3 {
-                0 => Request::Scale { workers: 3, follow: true }.line().into_bytes(),
+                0 => Request::Scale { workers: 3, follow: true }.line(),
                 1 => noise.some_of(pieces, 12),
                 _ => b"[".repeat(noise.below(MAX_REQUEST)),
             };

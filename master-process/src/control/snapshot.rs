@@ -2,7 +2,10 @@
 //!
 //! A number has its unit in its name, times are RFC 3339, and what is unknown is absent.
 
-use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::journal::Restarts;
 
@@ -85,6 +88,23 @@ pub struct Snapshot {
     pub workers: Vec<Worker>,
 }
 
+/// A time, as RFC 3339 in UTC, with milliseconds. It becomes text when it is written: an answer about a thousand workers has as many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp(pub SystemTime);
+
+impl Serialize for Stamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_rfc3339_millis(self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Stamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Stamp, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        humantime::parse_rfc3339(&text).map(Stamp).map_err(serde::de::Error::custom)
+    }
+}
+
 /// The limits of the cgroup of each worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -132,7 +152,7 @@ pub struct Worker {
     pub state_seconds: Option<f64>,
     /// When it was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<String>,
+    pub started_at: Option<Stamp>,
     /// How long it has run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uptime_seconds: Option<f64>,

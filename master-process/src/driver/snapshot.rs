@@ -8,7 +8,7 @@ use super::context::Context;
 use super::workers::Entry;
 use crate::config;
 use crate::control::{
-    CgroupLimits, Preload, Process, Reload, ReloadState, Restarts, SCHEMA, Snapshot, State, Worker,
+    CgroupLimits, Preload, Process, Reload, ReloadState, Restarts, SCHEMA, Snapshot, Stamp, State, Worker,
     WorkerState, seconds, time,
 };
 use crate::policy::{self, Time, WorkerView};
@@ -31,11 +31,9 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
     let preload = cx.policy.preloads().map(|generation| Preload { generation, pid: cx.preload_pid });
     let uptime = cx.journal.uptime();
     let queues = cx.broker.accept_queues(cx.now());
-    let workers = workers(cx, identity, &queues);
+    let (workers, sums) = workers(cx, identity, &queues);
     let (wanted, generation) = (cx.policy.wanted(), cx.policy.generation());
-    let hung: Vec<u32> =
-        workers.iter().filter(|worker| worker.state == WorkerState::Hung).map(|worker| worker.slot).collect();
-    let ready = (0..wanted).filter(|slot| cx.policy.is_ready(*slot) && !hung.contains(slot)).count();
+    let ready = (0..wanted).filter(|slot| cx.policy.is_ready(*slot) && !sums.hung.contains(slot)).count();
     let workers_ready = u32::try_from(ready).unwrap_or(u32::MAX);
     let state = if cx.policy.is_stopping() {
         State::Stopping
@@ -44,8 +42,6 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
     } else {
         State::Degraded
     };
-    let sum = |of: fn(&Worker) -> Option<u64>| workers.iter().filter_map(of).reduce(u64::saturating_add);
-    let cpu = workers.iter().filter_map(|worker| worker.cpu_percent).reduce(|one, other| one + other);
     Snapshot {
         schema: SCHEMA,
         name: identity.name.clone(),
@@ -62,10 +58,10 @@ pub(super) fn snapshot(cx: &mut Context, identity: &Identity) -> Snapshot {
         generation,
         monitor: cx.meter.source().to_owned(),
         limits_paused: cx.policy.is_paused(),
-        cpu_cores: cpu.map(|percent| (percent * 10.0).round() / 1000.0),
-        memory_bytes: sum(|worker| worker.memory_bytes),
+        cpu_cores: sums.cpu_percent.map(|percent| (percent * 10.0).round() / 1000.0),
+        memory_bytes: sums.memory,
         // A queue that several workers share counts once.
-        queue_length: workers.iter().any(|worker| worker.queue_length.is_some()).then_some(queues.length),
+        queue_length: sums.has_queue.then_some(queues.length),
         queue_full: queues.is_any_full,
         restarts_last_hour: cx.journal.restarts_last_hour(uptime),
         addresses: cx.broker.addresses(),
@@ -129,15 +125,40 @@ fn serves(cx: &Context, view: &WorkerView, generation: u32) -> bool {
     is_of && matches!(view.state, policy::WorkerState::Ready | policy::WorkerState::OverLimit)
 }
 
-fn workers(cx: &Context, identity: &Identity, queues: &AcceptQueues) -> Vec<Worker> {
-    let now = cx.now();
+/// What all rows have together. It is summed up while they are made: each is several lines of memory.
+#[derive(Default)]
+struct Sums {
+    /// The slots whose worker hangs.
+    hung: Vec<u32>,
+    memory: Option<u64>,
+    cpu_percent: Option<f64>,
+    has_queue: bool,
+}
+
+impl Sums {
+    fn add(&mut self, row: &Worker) {
+        self.hung.extend((row.state == WorkerState::Hung).then_some(row.slot));
+        if let Some(memory) = row.memory_bytes {
+            self.memory = Some(self.memory.unwrap_or(0).saturating_add(memory));
+        }
+        if let Some(percent) = row.cpu_percent {
+            self.cpu_percent = Some(self.cpu_percent.unwrap_or(0.0) + percent);
+        }
+        self.has_queue |= row.queue_length.is_some();
+    }
+}
+
+fn workers(cx: &Context, identity: &Identity, queues: &AcceptQueues) -> (Vec<Worker>, Sums) {
+    let (now, mut sums) = (cx.now(), Sums::default());
     let mut rows = Vec::with_capacity(usize::try_from(cx.policy.count_slots()).unwrap_or_default());
     for slot in 0..cx.policy.count_slots() {
         let first = rows.len();
         for view in cx.policy.views_of(slot) {
             if let Some(entry) = cx.workers.get(view.worker.serial) {
                 let queue = queues.worker(view.worker.serial);
-                rows.push(row(cx, now, identity, &view, entry, queue));
+                let row = row(cx, now, identity, &view, entry, queue);
+                sums.add(&row);
+                rows.push(row);
             }
         }
         if rows.len() == first && slot < cx.policy.wanted() {
@@ -147,7 +168,7 @@ fn workers(cx: &Context, identity: &Identity, queues: &AcceptQueues) -> Vec<Work
             add_slot(cx, row, queues.slot(slot));
         }
     }
-    rows
+    (rows, sums)
 }
 
 /// What belongs to the slot, not to one of its workers.
@@ -196,7 +217,7 @@ fn row(
         generation: entry.generation,
         state,
         state_seconds: since.map(|since| seconds(now.since(since))),
-        started_at: Some(time(entry.started.1)),
+        started_at: Some(Stamp(entry.started.1)),
         uptime_seconds: Some(seconds(now.since(entry.started.0))),
         cpu_seconds_total: usage.map(|usage| seconds(cpu_before + Duration::from_nanos(usage.cpu_ns))),
         cpu_percent: percent,

@@ -6,14 +6,17 @@ use std::time::SystemTime;
 use prometheus_client::metrics::MetricType;
 
 use super::family::{Families, Head, Labels, in_bytes, in_seconds, plain};
-use crate::control::{Restarts, Snapshot, Worker};
+use crate::control::{Restarts, Snapshot, Stamp, Worker};
 
 /// A slot: its instance, and the rows of its workers, the newest first.
 type Slot<'a> = (Option<&'a str>, &'a [Worker]);
 
 /// A time, in seconds since 1970.
 pub(super) fn unix_time(text: &str) -> Option<f64> {
-    let at = humantime::parse_rfc3339(text).ok()?;
+    since_1970(humantime::parse_rfc3339(text).ok()?)
+}
+
+fn since_1970(at: SystemTime) -> Option<f64> {
     at.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs_f64())
 }
 
@@ -96,8 +99,8 @@ fn usage(families: &mut Families<'_>, slots: &[Slot<'_>]) -> fmt::Result {
     let started =
         in_seconds("master_process_worker_start_time", "When the newest worker was started, since 1970");
     let times = slots.iter().filter_map(|slot| {
-        let at = slot.1.iter().find_map(|row| row.started_at.as_deref())?;
-        Some((labels(*slot), unix_time(at)?))
+        let Stamp(at) = slot.1.iter().find_map(|row| row.started_at)?;
+        Some((labels(*slot), since_1970(at)?))
     });
     families.gauges(&started, times)
 }

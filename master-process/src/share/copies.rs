@@ -29,6 +29,8 @@ pub(super) struct OpenSocket {
     pub(super) last_slot: Option<u32>,
     /// The limit of its queue when it was read last; `None`: not since the last `listen`.
     pub(super) queue_limit: Option<u32>,
+    /// Whether a connection in its queue is an event. After an upgrade nobody knows until the next one.
+    pub(super) is_watched: bool,
 }
 
 impl OpenSocket {
@@ -127,7 +129,9 @@ impl Copies {
     pub(super) fn resume(saved: SavedCopies, from: &mut Incoming) -> Copies {
         let mut copies = Copies { relocated: true, ..Copies::default() };
         for SavedCopy { id, fd, backlog, stall, drops, last_slot } in saved.copies {
-            let open = OpenSocket { fd: from.take(fd), backlog, stall, drops, last_slot, queue_limit: None };
+            let fd = from.take(fd);
+            let open =
+                OpenSocket { fd, backlog, stall, drops, last_slot, queue_limit: None, is_watched: false };
             copies.copies.insert(id, open);
         }
         for SavedLocation { serial, id, thread, fd } in saved.locations {
@@ -148,6 +152,7 @@ impl Copies {
             drops: 0,
             last_slot: None,
             queue_limit: None,
+            is_watched: false,
         })
     }
 

@@ -10,9 +10,9 @@ use super::core::{Socket, SocketId};
 use super::queue_history::{Reading, is_full};
 use super::scans::{Question, Requested, Scans};
 use super::sockets::Sockets;
-use crate::by_number::ByNumber;
 use crate::policy::Time;
 use crate::sys::accept_queue::AcceptQueue;
+use crate::sys::queue_watch::QueueWatch;
 use crate::sys::sockets;
 
 /// The number of queues that one call reads, divided among the workers. Each takes about a microsecond, in which the
@@ -67,11 +67,37 @@ impl QueueTotals {
     }
 }
 
+/// Totals by serial or by slot, in the order of these: with a thousand workers a map takes several times the memory, which nothing
+/// else needs.
+#[derive(Debug, Default)]
+struct Table<K> {
+    keys: Vec<K>,
+    totals: Vec<QueueTotals>,
+}
+
+impl<K: Ord + Copy> Table<K> {
+    /// With totals of nothing.
+    fn new(mut keys: Vec<K>) -> Table<K> {
+        keys.sort_unstable();
+        keys.dedup();
+        let totals = vec![QueueTotals::default(); keys.len()];
+        Table { keys, totals }
+    }
+
+    fn get(&self, key: K) -> Option<&QueueTotals> {
+        self.totals.get(self.keys.binary_search(&key).ok()?)
+    }
+
+    fn get_mut(&mut self, key: K) -> Option<&mut QueueTotals> {
+        self.totals.get_mut(self.keys.binary_search(&key).ok()?)
+    }
+}
+
 /// The accept queues of all workers at one moment.
 #[derive(Debug, Default)]
 pub struct AcceptQueues {
-    workers: ByNumber<u64, QueueTotals>,
-    slots: ByNumber<u32, QueueTotals>,
+    workers: Table<u64>,
+    slots: Table<u32>,
     /// The number of connections that wait, in all queues. A queue of several workers counts once.
     pub length: u64,
     /// The packets that all TCP listeners have dropped since the supervisor started, counted once.
@@ -84,14 +110,14 @@ impl AcceptQueues {
     /// The queues of a worker; `None` if no queue of it can be read, as with `--share off`.
     #[must_use]
     pub fn worker(&self, serial: u64) -> Option<&QueueTotals> {
-        self.workers.get(&serial).filter(|totals| totals.read > 0)
+        self.workers.get(serial).filter(|totals| totals.read > 0)
     }
 
     /// The queues of a slot: those of its workers, and those that wait for its next worker, each counted once. `None`
     /// as for a worker.
     #[must_use]
     pub fn slot(&self, slot: u32) -> Option<&QueueTotals> {
-        self.slots.get(&slot).filter(|totals| totals.read > 0)
+        self.slots.get(slot).filter(|totals| totals.read > 0)
     }
 }
 
@@ -104,21 +130,29 @@ fn is_unix_listener(socket: &&Socket) -> bool {
     has_queue(socket) && !socket.key.has_group()
 }
 
-/// What is read of the TCP listeners in whose queue nothing waits and whose limit is known, without a call for each: one
-/// system call for all of them takes a tenth of that time. It is in the order of the sockets that have a queue, and `None`
-/// for the rest.
-fn idle_queues(sockets: &[Socket], copies: &Copies) -> Vec<Option<Reading>> {
+/// What is read of the TCP listeners in whose queue nothing waits and whose limit is known, without a call for each. Those that are
+/// watched and have no event are idle; one system call for all others takes a tenth of the time of a call for each. It is in
+/// the order of the sockets that have a queue, and `None` for the rest.
+fn idle_queues(sockets: &[Socket], copies: &Copies, watch: &QueueWatch) -> Vec<Option<Reading>> {
+    let events = watch.peek();
+    let has_event = |id: SocketId| events.as_ref().is_none_or(|events| events.contains(&id));
     let count = sockets.len().min(MAX_READ);
-    let (mut readings, mut asked) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    let (mut readings, mut asked) = (Vec::with_capacity(count), Vec::new());
     for socket in sockets.iter().filter(|socket| has_queue(socket)).take(MAX_READ) {
         let open = copies.get(socket.id).filter(|_| socket.key.has_group());
         let reading = open.and_then(|open| Reading::idle(socket, open));
-        asked.extend(open.filter(|_| reading.is_some()).map(|open| open.fd()));
+        if let Some(open) =
+            open.filter(|open| reading.is_some() && (!open.is_watched || has_event(socket.id)))
+        {
+            asked.push((readings.len(), open.fd()));
+        }
         readings.push(reading);
     }
-    let mut idle = sockets::idle_listeners(&asked).into_iter();
-    for reading in readings.iter_mut().filter(|reading| reading.is_some()) {
-        reading.take_if(|_| !idle.next().unwrap_or(false));
+    let (places, fds): (Vec<usize>, Vec<_>) = asked.into_iter().unzip();
+    for (place, is_idle) in places.into_iter().zip(sockets::idle_listeners(&fds)) {
+        if !is_idle && let Some(reading) = readings.get_mut(place) {
+            *reading = None;
+        }
     }
     readings
 }
@@ -126,34 +160,40 @@ fn idle_queues(sockets: &[Socket], copies: &Copies) -> Vec<Option<Reading>> {
 impl Sockets {
     /// The accept queues of all workers. Reads at most 4,096 queues, or four of each worker.
     pub(super) fn accept_queues(&mut self, now: Time) -> AcceptQueues {
-        let Sockets { core, copies, history, reports, .. } = self;
+        let Sockets { core, copies, history, reports, queues, .. } = self;
         let workers = core.workers();
-        let everyone: Vec<u64> = workers.iter().map(|worker| worker.id.serial).collect();
-        let most = MIN_READ_PER_WORKER.max(MAX_READ / everyone.len().max(1));
+        let mut everyone: Vec<(u64, u32)> =
+            workers.iter().map(|worker| (worker.id.serial, worker.id.slot)).collect();
+        everyone.sort_unstable();
+        let (serials, slots_of): (Vec<u64>, Vec<u32>) = everyone.into_iter().unzip();
+        let awaiting = core.sockets().iter().flat_map(|socket| &socket.awaited_by);
+        let all_slots = slots_of.iter().chain(awaiting).copied().collect();
+        let slot_of = |serial: &u64| slots_of.get(serials.binary_search(serial).ok()?).copied();
+        let most = MIN_READ_PER_WORKER.max(MAX_READ / serials.len().max(1));
         let has_room = |totals: Option<&QueueTotals>| totals.is_none_or(|totals| totals.read < most);
         let mut found = AcceptQueues {
-            workers: everyone.iter().map(|serial| (*serial, QueueTotals::default())).collect(),
+            workers: Table::new(serials.clone()),
+            slots: Table::new(all_slots),
             ..AcceptQueues::default()
         };
-        found.slots.reserve(everyone.len());
         history.begin(now);
         history.unix.refresh(now, core.sockets().iter().filter(is_unix_listener).map(|socket| socket.id));
         let may_have_dropped = core.sockets().len() < MANY || history.may_have_dropped();
-        let mut idle = idle_queues(core.sockets(), copies);
+        let mut idle = idle_queues(core.sockets(), copies, queues);
         let mut slots = Vec::new();
         for (at, socket) in core.sockets().iter().filter(|socket| has_queue(socket)).enumerate() {
             // A permanent socket can be one of another network namespace.
             let may_have_dropped = may_have_dropped || socket.permanent;
             // Every worker has the sockets of `--listen`, whether it names them in a call or not.
-            let users = if socket.permanent { &everyone } else { &socket.users };
+            let users = if socket.permanent { &serials } else { &socket.users };
             slots.clear();
-            slots.extend(users.iter().filter_map(|serial| workers.slot_of(*serial)));
+            slots.extend(users.iter().filter_map(slot_of));
             slots.extend(&socket.awaited_by);
             slots.sort_unstable();
             slots.dedup();
             let is_wanted = socket.permanent
-                || users.iter().any(|serial| has_room(found.workers.get(serial)))
-                || (users.is_empty() && slots.iter().any(|slot| has_room(found.slots.get(slot))));
+                || users.iter().any(|serial| has_room(found.workers.get(*serial)))
+                || (users.is_empty() && slots.iter().any(|slot| has_room(found.slots.get(*slot))));
             let idle = idle.get_mut(at).and_then(Option::take);
             let reading = match idle {
                 _ if !is_wanted => None,
@@ -175,16 +215,18 @@ impl Sockets {
                 continue;
             }
             for serial in users {
-                if let Some(totals) = found.workers.get_mut(serial) {
+                if let Some(totals) = found.workers.get_mut(*serial) {
                     totals.add(reading.as_ref(), users.len() > 1);
                 }
             }
             for slot in &slots {
-                found.slots.entry(*slot).or_default().add(reading.as_ref(), slots.len() > 1);
+                if let Some(totals) = found.slots.get_mut(*slot) {
+                    totals.add(reading.as_ref(), slots.len() > 1);
+                }
             }
         }
         found.drops = history.drops();
-        for (slot, totals) in &mut found.slots {
+        for (slot, totals) in found.slots.keys.iter().zip(&mut found.slots.totals) {
             let counted = history.drops_of(*slot);
             totals.drops = (totals.drops.is_some() || counted > 0).then_some(counted);
         }

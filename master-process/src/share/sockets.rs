@@ -63,7 +63,7 @@ pub(super) struct Sockets {
     pub(super) core: Core,
     pub(super) copies: Copies,
     selection: Selection,
-    queues: QueueWatch,
+    pub(super) queues: QueueWatch,
     /// The sockets that were opened before the first worker started.
     permanent: Vec<Permanent>,
     /// UDP sockets that are about to be bound, and stand-in sockets that do not listen yet; each with whether its
@@ -164,11 +164,12 @@ impl Sockets {
         let ids: Vec<SocketId> = self.core.sockets().iter().filter(listens).map(|socket| socket.id).collect();
         for id in ids {
             let (is_of_all, is_checked) = (self.is_of_all(id), is_checked(id));
-            let Some(open) = self.copies.get(id).filter(|_| !(is_of_all && is_checked)) else { continue };
-            if let Err(error) = self.queues.watch(open.fd(), id) {
-                self.reports.push(Report::Unwatched { error });
-            } else if is_checked {
-                let _still_watched = self.queues.ignore_connections(open.fd(), id);
+            if is_of_all && is_checked {
+                continue;
+            }
+            self.watch_for_connections(id);
+            if is_checked {
+                self.ignore_connections(id);
             }
         }
     }
@@ -211,9 +212,7 @@ impl Sockets {
         open.backlog = backlog;
         // The drops of the time before are not counted.
         open.drops = accept_queue::drops(open.fd()).unwrap_or(0);
-        if let Err(error) = self.queues.watch(open.fd(), id) {
-            self.reports.push(Report::Unwatched { error });
-        }
+        self.watch_for_connections(id);
         if let Some(file) = file {
             self.copies.set_file(id, file);
         }
@@ -525,9 +524,7 @@ impl Sockets {
                 return self.may_have_queued(*id);
             }
             self.note_activity(now);
-            if let Some(open) = self.copies.get(*id) {
-                let _still_watched = self.queues.ignore_connections(open.fd(), *id);
-            }
+            self.ignore_connections(*id);
             self.on_queue_event(scans, now, *id) == Watch::Soon
         });
         ids
@@ -540,8 +537,9 @@ impl Sockets {
 
     /// A socket of all workers has an event; whether connections may wait there. It is no longer watched: a Unix
     /// socket that a worker has shut down has events for ever.
-    fn may_have_queued(&self, id: SocketId) -> bool {
-        let Some(open) = self.copies.get(id) else { return false };
+    fn may_have_queued(&mut self, id: SocketId) -> bool {
+        let Some(open) = self.copies.get_mut(id) else { return false };
+        open.is_watched = false;
         self.queues.forget(open.fd());
         sockets::is_listening(open.fd()) && !sockets::is_shut_down(open.fd())
     }
@@ -549,11 +547,23 @@ impl Sockets {
     /// Watches a socket for the next connection.
     pub(super) fn watch_queue(&mut self, now: Time, id: u64) {
         self.history.begin(now);
-        if let Some(open) = self.copies.get(id)
-            && let Err(error) = self.queues.watch(open.fd(), id)
-        {
+        self.watch_for_connections(id);
+    }
+
+    fn watch_for_connections(&mut self, id: SocketId) {
+        let Some(open) = self.copies.get_mut(id) else { return };
+        let watched = self.queues.watch(open.fd(), id);
+        open.is_watched = watched.is_ok();
+        if let Err(error) = watched {
             self.report(Report::Unwatched { error });
         }
+    }
+
+    /// Waits no longer for connections, but for the shutdown of a socket.
+    fn ignore_connections(&mut self, id: SocketId) {
+        let Some(open) = self.copies.get_mut(id) else { return };
+        open.is_watched = false;
+        let _still_watched = self.queues.ignore_connections(open.fd(), id);
     }
 
     /// Whether connections wait for a worker that is out of rotation.

@@ -1,6 +1,7 @@
 //! The accept queue of a listening socket: its length, its limit, and what was dropped because of it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::socket_options::read_option;
@@ -85,12 +86,17 @@ pub struct ListenCounters {
 /// # Errors
 /// Those of reading the file; it has no such counters.
 pub fn listen_counters() -> io::Result<ListenCounters> {
-    let text = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
+    let mut text = String::with_capacity(NETSTAT);
+    File::open("/proc/thread-self/net/netstat")?.read_to_string(&mut text)?;
     let read = |name| {
         counter(&text, "TcpExt:", name).ok_or_else(|| io::Error::other(format!("no {name} in netstat")))
     };
     Ok(ListenCounters { overflows: read("ListenOverflows")?, drops: read("ListenDrops")? })
 }
+
+/// More than the file has, so that two calls read it. Without room, the standard library reads 32 bytes first, and then as many
+/// as it has.
+const NETSTAT: usize = 16 * 1024;
 
 /// The value of a counter. A line with names comes before a line with the values in the same order.
 fn counter(text: &str, group: &str, name: &str) -> Option<u64> {

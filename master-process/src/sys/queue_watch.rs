@@ -71,11 +71,23 @@ impl QueueWatch {
 
     /// Appends the ids of the sockets that have events. Does not block.
     pub fn take(&self, ids: &mut Vec<u64>) {
-        let mut events: Vec<Event> = Vec::with_capacity(MAX_EVENTS);
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now)).is_ok() {
+        if let Ok(events) = self.events() {
             ids.extend(events.iter().map(|event| event.data.u64()));
         }
+    }
+
+    /// The ids of all sockets that have events, which they keep; `None`: they are many. The others that are watched for connections
+    /// have none, which takes no look at each of them.
+    pub fn peek(&self) -> Option<Vec<u64>> {
+        let events = self.events().ok().filter(|events| events.len() < MAX_EVENTS)?;
+        Some(events.iter().map(|event| event.data.u64()).collect())
+    }
+
+    fn events(&self) -> io::Result<Vec<Event>> {
+        let mut events: Vec<Event> = Vec::with_capacity(MAX_EVENTS);
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&now))?;
+        Ok(events)
     }
 }
 
@@ -103,8 +115,10 @@ mod tests {
         let address = listener.local_addr().expect("it has one");
         watch.watch(listener.as_fd(), 7).expect("watched");
         assert_eq!(taken(&watch), [0; 0]);
+        assert_eq!(watch.peek(), Some(Vec::new()));
         let _client = TcpStream::connect(address).expect("it listens");
-        assert_eq!(taken(&watch), [7]);
+        assert_eq!(watch.peek(), Some(vec![7]));
+        assert_eq!(taken(&watch), [7], "it is still there");
         watch.ignore_connections(listener.as_fd(), 7).expect("watched");
         assert_eq!(taken(&watch), [0; 0], "connections are ignored");
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).expect("shut down");

@@ -87,9 +87,19 @@ fn full(sockets: &mut Sockets) -> Vec<(Option<WorkerId>, String)> {
 
 #[test]
 fn a_queue_that_was_idle_is_read_when_a_connection_waits_or_its_limit_changes() {
+    // As after an upgrade, until its next connection.
+    is_read_after_it_was_idle(false);
+    is_read_after_it_was_idle(true);
+}
+
+fn is_read_after_it_was_idle(is_watched: bool) {
     let mut sockets = no_sockets();
     start(&mut sockets, 0, 1);
     let (id, address) = listen(&mut sockets, 1, "127.0.0.1:0", 3);
+    if is_watched {
+        sockets.watch_queue(at(0), id);
+    }
+    assert_eq!(sockets.copies.get(id).expect("kept").is_watched, is_watched);
     let read = |sockets: &mut Sockets| {
         let queues = sockets.accept_queues(at(1));
         let totals = queues.worker(1).expect("known");

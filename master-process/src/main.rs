@@ -19,7 +19,7 @@ use master_process::upgrade::{self, Handover};
 
 fn main() -> ExitCode {
     signalfd::block();
-    allocator::use_one_heap();
+    allocator::set_up();
     match begin() {
         Ok((config, driver)) => end(&config, driver),
         Err(code) => code,

@@ -4,12 +4,14 @@ use std::hint::black_box;
 
 use rustix::mm::{Advice, madvise};
 
-/// Has all threads allocate from one heap. glibc gives each thread one of its own, of which some pages stay in use for good;
+/// Sets the allocator up: it has one heap, and keeps some memory.
+///
+/// All threads allocate from one heap. glibc gives each thread one of its own, of which some pages stay in use for good;
 /// the helper threads allocate little, and one of them runs at a time as a rule. mallopt(3), `M_ARENA_MAX`.
 ///
-/// And keeps the memory of an answer about a thousand workers for the next one, until [`release_unused`]: to take it from the kernel
-/// anew is a fifth of the time of such an answer.
-pub fn use_one_heap() {
+/// The memory of an answer about a thousand workers is kept for the next one, until [`release_unused`]: to take it from the kernel
+/// anew is a fifth of the time of such an answer. `M_MMAP_THRESHOLD`, `M_TRIM_THRESHOLD`.
+pub fn set_up() {
     #[cfg(target_env = "gnu")]
     // SAFETY: calls with numbers.
     unsafe {

@@ -17,8 +17,9 @@ use super::usage_error::{USAGE, UsageError};
 const WORKER: &str = "COMMAND";
 
 const AFTER_HELP: &str = "\
-A running instance is seen and steered with master-process status, ls, reload,
-stop, scale, restart, pause, resume, events, why; each has a --help.
+A running instance is seen and steered with master-process status, ls, top,
+reload, stop, scale, restart, pause, resume, upgrade, events, why, metrics; what
+this host gives says doctor. Each has a --help.
 
 Every option that takes a value can also be given as a variable: --ready-timeout
 as MASTER_PROCESS_READY_TIMEOUT. A flag wins over that, and that over the older

@@ -2,10 +2,11 @@
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::Topic;
 use super::exit::{codes, usage};
@@ -81,7 +82,14 @@ pub(super) fn timeout(matches: &ArgMatches) -> Option<Duration> {
 
 /// The number of a slot.
 pub(super) fn slot() -> Arg {
-    Arg::new("SLOT").required(true).value_parser(value_parser!(u32)).help("Number of the slot, from 0 on")
+    let parser = |text: &str| number(text, 0u32, "the number of a slot, from 0 on");
+    Arg::new("SLOT").required(true).value_parser(parser).help("Number of the slot, from 0 on")
+}
+
+/// A number from `least` on; otherwise the error says what was expected.
+pub(super) fn number<T: FromStr + PartialOrd>(text: &str, least: T, expected: &str) -> Result<T, String> {
+    let number = text.parse().ok().filter(|number| *number >= least);
+    number.ok_or_else(|| format!("expected {expected}"))
 }
 
 /// One line for an error of clap, which has several with usage and tips.

@@ -1,6 +1,6 @@
 //! `events`: what has happened, and with `-f` what happens.
 
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::connection::{Failure, Received};
 use super::exit::codes;
@@ -16,7 +16,7 @@ pub(super) fn arguments(command: Command) -> Command {
     let since = Arg::new("since")
         .long("since")
         .value_name("SEQ")
-        .value_parser(value_parser!(u64))
+        .value_parser(|text: &str| arguments::number(text, 0u64, "the number of an event"))
         .help("Only the events after this number");
     arguments::of_one(command).arg(follow).arg(since)
 }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 use crate::control::WorkerState;
-use crate::report::Size;
+use crate::report::{Size, wants_colour};
 
 /// The width that the layouts are made for.
 pub(super) const WIDTH: usize = 80;
@@ -22,9 +22,7 @@ pub(super) fn is_terminal() -> bool {
 
 /// Whether to use colours.
 pub(super) fn has_colour() -> bool {
-    let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    is_terminal() && !forbidden && !dumb
+    is_terminal() && wants_colour()
 }
 
 /// The columns and rows of the terminal, `COLUMNS`, or those that the layouts are made for.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgMatches, Command};
 
 use super::connection::{Failure, Received};
 use super::exit::codes;
@@ -27,8 +27,8 @@ pub(super) fn upgrade_arguments(command: Command) -> Command {
 }
 
 pub(super) fn scale_arguments(command: Command) -> Command {
-    let workers =
-        Arg::new("N").required(true).value_parser(value_parser!(u32).range(1..)).help("Number of workers");
+    let parser = |text: &str| arguments::number(text, 1u32, "a number of workers, from 1 on");
+    let workers = Arg::new("N").required(true).value_parser(parser).help("Number of workers");
     arguments::waiting(arguments::of_one(command)).arg(workers)
 }
 
@@ -132,7 +132,11 @@ pub(super) fn restart(matches: &ArgMatches) -> Result<u8, Failure> {
             Received::Line(Line::Event(event), text) => {
                 order.pass_on(&text);
                 if let Some((code, text)) = restart.take(&event) {
-                    let text = format!("{text} after {}", order.took());
+                    let took = order.took();
+                    let text = match code {
+                        codes::GIVEN_UP => format!("given up after {took}: {text}"),
+                        _decided => format!("{text} after {took}"),
+                    };
                     return Ok(order.end(code, &with_reason(&order, code, text, slot)));
                 }
             }

@@ -344,7 +344,10 @@ fn claim_named(name: &str) -> anyhow::Result<Claim> {
             Err(error) => failed.push(format!("{}: {}", directory.display(), error)),
         }
     }
-    anyhow::bail!("--name {name}: no directory for the control socket ({})", failed.join("; "))
+    anyhow::bail!(
+        "--name {name}: no directory for the control socket ({}); set XDG_RUNTIME_DIR, or say where with --control",
+        failed.join("; ")
+    )
 }
 
 /// Takes the first free socket among the default names.

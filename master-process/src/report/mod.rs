@@ -18,6 +18,7 @@ pub use late::{FailedReload, late, reload_failed, slow, waits};
 pub use lines::{Named, banner, launch_failed, note, start_failure};
 pub use requested::requested;
 pub use setup::start_logging;
+pub(crate) use setup::wants_colour;
 pub use size::Size;
 pub use span::Span;
 pub use upgrade::{came_back, closed_descriptors, upgraded};

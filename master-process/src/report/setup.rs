@@ -12,12 +12,19 @@ use super::spanless::Spanless;
 use super::writer::Stderr;
 use crate::config::{LogFormat, Verbosity};
 
+/// Whether the environment leaves colours to us: `NO_COLOR` (no-color.org) is not set, and the terminal can show some.
+pub(crate) fn wants_colour() -> bool {
+    let forbidden = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    !forbidden && !dumb
+}
+
 /// Starts the log on stderr. A second call has no effect.
 pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
     let filter = filter(verbosity);
     let format = resolve(format);
     let layer = tracing_subscriber::fmt::layer().with_writer(Stderr::new(format));
-    let terminal = std::io::stderr().is_terminal();
+    let has_colour = std::io::stderr().is_terminal() && wants_colour();
     let subscriber: Box<dyn tracing::Subscriber + Send + Sync> = match format {
         LogFormat::Json => {
             let layer = layer.json().flatten_event(true).with_current_span(false).with_span_list(false);
@@ -28,7 +35,7 @@ pub fn start_logging(format: LogFormat, verbosity: &Verbosity) {
             Box::new(Spanless.with(filter).with(layer))
         }
         LogFormat::Pretty | LogFormat::Auto => {
-            let layer = layer.with_ansi(terminal).event_format(ForPeople::Plain);
+            let layer = layer.with_ansi(has_colour).event_format(ForPeople::Plain);
             Box::new(Spanless.with(filter).with(layer))
         }
     };

@@ -95,6 +95,17 @@ fn the_exit_code_is_the_answer() {
         let lines = ran.err.lines().count();
         assert_eq!(lines, usize::from(code != 0), "{words:?}: {ran:?}");
     }
+    for (words, what) in [
+        (&["scale", "0"][..], "invalid value \"0\" for <N>: expected a number of workers, from 1 on"),
+        (&["why", "x"], "invalid value \"x\" for <SLOT>: expected the number of a slot, from 0 on"),
+        (
+            &["events", "--since", "x"],
+            "invalid value \"x\" for --since <SEQ>: expected the number of an event",
+        ),
+    ] {
+        let ran = of.run(words);
+        assert!(ran.err.contains(what), "{words:?}: {ran:?}");
+    }
     assert_eq!(of.run(&["stop", "--wait"]).code, Some(0));
     for word in ["status", "stop", "pause"] {
         assert_eq!(of.run(&[word]).code, Some(3), "{word}");

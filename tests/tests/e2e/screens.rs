@@ -6,6 +6,7 @@ use master_process_tests::control::{Controlled, Running, command};
 use master_process_tests::pty::{Pty, Recording};
 use master_process_tests::supervisor::{Builder, binary};
 use master_process_tests::{Supervisor, TIMEOUT, eventually, fixtures, needs_root};
+use rustix::process::{Pid, Signal};
 
 /// The widths that are tried: the design's, and one that shortens everything.
 const WIDTHS: [u16; 2] = [80, 60];
@@ -266,4 +267,21 @@ fn a_command_line_in_the_wrong_order_says_the_right_one() {
     let ran = Running::of(command(&["--name", "api", "status"])).wait();
     assert_eq!(ran.code, Some(2), "{ran:?}");
     assert!(ran.err.contains("master-process status"), "{ran:?}");
+}
+
+#[test]
+fn log_in_a_terminal_is_coloured_unless_the_environment_forbids_it() {
+    let raw = |variables: &[(&str, &str)]| {
+        let words = ["--ready", "none", "--workers", "1", "--", "sleep", "600"];
+        let mut shown = Shown::begin(80, &words, variables);
+        eventually(TIMEOUT, "the worker", || shown.recording.text().contains("running 1 worker"));
+        rustix::process::kill_process(Pid::from_child(&shown.child), Signal::TERM).expect("our child");
+        eventually(TIMEOUT, "the end", || shown.child.try_wait().expect("our child").is_some());
+        shown.recording.text()
+    };
+    assert!(raw(&[]).contains("\x1b[32m"));
+    for (name, value) in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let text = raw(&[(name, value)]);
+        assert!(!text.contains("\x1b["), "{name}: {text}");
+    }
 }

@@ -98,6 +98,9 @@ impl Prompt {
                 let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
                 format!("restart slot {slot}{pid}? y: yes, any other key: no")
             }
+            Prompt::Scale { from, to } if from == to => {
+                format!("{from} slots, as now. + -: change it, any other key: no")
+            }
             Prompt::Scale { from, to } => {
                 format!("scale from {from} to {to}? y: yes, + -: change it, any other key: no")
             }

@@ -70,7 +70,11 @@ pub(super) fn draw(model: &Model, name: &str, colours: bool, buffer: &mut Buffer
     let layout = Layout::of(model, area.height.into());
     page.head(model, name, layout.head);
     if model.shows_help {
-        page.lines(HELP.iter().copied(), usize::from(area.height).saturating_sub(layout.head + 1));
+        let help = HELP.map(|line| show::wrapped(line, Some(area.width.into()), key_width(line))).concat();
+        page.lines(
+            help.lines().collect::<Vec<_>>().into_iter(),
+            usize::from(area.height).saturating_sub(layout.head + 1),
+        );
     } else if area.height >= 4 {
         page.table(model, &layout);
         page.lines(problem_lines(model).iter().map(String::as_str), layout.problems);
@@ -277,14 +281,14 @@ fn keys(model: &Model, width: usize) -> String {
         Sort::Cpu | Sort::Memory | Sort::Queue | Sort::Restarts => format!("s sort: {}", model.sort.word()),
     };
     let long = format!("? help  q quit  R reload  r restart  + - scale  {limits}  {sort}");
-    let short = format!("? help  q quit  R r reload  + - scale  {limits}  s sort");
+    let short = format!("? help  q quit  R reload  r restart  + -  {limits}  s sort");
     [long, short]
         .into_iter()
         .find(|text| text.chars().count() <= width)
         .unwrap_or("? help  q quit".to_owned())
 }
 
-const HELP: [&str; 14] = [
+const HELP: [&str; 12] = [
     "up, down, k, j     select a worker; also PgUp, PgDn, Home, End",
     "R                  reload: replace all workers",
     "r                  restart: replace the worker of the selected slot",
@@ -296,10 +300,15 @@ const HELP: [&str; 14] = [
     "Ctrl-L             draw everything again",
     "",
     "R, r, + and - ask first; y is yes.",
-    "The bars are the last seconds of CPU and memory, the newest at the right. A full",
-    "bar is the limit. Without a limit, a full bar of CPU is one CPU, or as many as the",
-    "worker has used, and half a bar of memory is the most that was seen.",
+    "The bars are the last seconds of CPU and memory, the newest at the right. A full bar is the limit. Without a \
+     limit, a full bar of CPU is one CPU, or as many as the worker has used, and half a bar of memory is the most \
+     that was seen.",
 ];
+
+/// Where the words begin that say what a key does; 0 in a line about no key.
+fn key_width(line: &str) -> usize {
+    line.rfind("  ").map_or(0, |at| at + 2)
+}
 
 /// The first row that is shown, so that the selected one is.
 fn first_row(model: &Model, shown: usize) -> usize {

@@ -69,10 +69,13 @@ pub fn descendants(pid: i32) -> Vec<Stat> {
     all.into_iter().filter(|process| found[1..].contains(&process.pid)).collect()
 }
 
-/// Whether the process runs: a zombie does not.
+/// Whether the process runs: a zombie does not. As long as another thread runs, also after a kill, until it comes out of the kernel,
+/// the process has its descriptors and locks.
 #[must_use]
 pub fn alive(pid: i32) -> bool {
-    stat(pid).is_some_and(|process| !matches!(process.state, 'Z' | 'X'))
+    let has_threads =
+        || fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.flatten().count() > 1);
+    stat(pid).is_some_and(|process| !matches!(process.state, 'Z' | 'X') || has_threads())
 }
 
 /// What each thread of a process is at: its name and state, what it waits for in the kernel, and the call that it is in.

@@ -119,7 +119,8 @@ fn without_the_kernels_types_procfs_measures() {
     if !process::is_root() {
         skip!("without_the_kernels_types_procfs_measures", "to hide a folder takes root");
     }
-    let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+    // And the programs of other supervisors, which need none.
+    let hide = "mount -t tmpfs none /sys/kernel/btf && mount -t tmpfs none /run && exec \"$@\"";
     let wrapper = ["unshare", "--mount", "sh", "-c", hide, "sh"];
     let expected = ["monitor: procfs; ebpf unavailable: /sys/kernel/btf/vmlinux: no such file"];
     says(&wrapper, &[], &expected);

@@ -67,7 +67,13 @@ struct Remainder {
     first_pid: Pid,
     /// The processes that were known to belong to it when its first process ended.
     hints: Vec<Pid>,
+    /// How often it was looked for them again.
+    repeats: u8,
 }
+
+/// How often the remaining processes are looked for again when none is found and the kernel says that there is one. One that was
+/// listed can end before it is looked at, and leave a child that was not in the list.
+const MOST_REPEATS: u8 = 3;
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 enum Phase {
@@ -161,6 +167,7 @@ impl Exits {
                 first,
                 first_pid: of.first_pid,
                 hints: of.hints.into_iter().filter_map(Pid::from_raw).collect(),
+                repeats: 0,
             };
             let question = match remainder.phase {
                 Phase::Searching(death) => look(cx, &remainder, death),
@@ -267,6 +274,7 @@ impl Exits {
             first,
             first_pid,
             hints: cx.meter.processes_of(worker),
+            repeats: 0,
         };
         let question = look(cx, &remainder, death);
         self.remainders.insert(serial, Remainder { question, ..remainder });
@@ -329,7 +337,9 @@ impl Exits {
                 if unseen {
                     self.leaves_behind(cx, found.worker, death, &[]);
                 } else if found.members.is_empty() {
-                    self.none_found(cx, serial, death);
+                    if !self.look_again(cx, serial, death) {
+                        self.none_found(cx, serial, death);
+                    }
                 } else if let Some((main, holds)) = find_daemon(cx, remainder, found, death) {
                     self.becomes_daemon(cx, found.worker, main, holds);
                 } else {
@@ -340,6 +350,18 @@ impl Exits {
             Phase::Stopping(None) if found.unheeded => cx.event(Event::RemainsUnheeding(found.worker)),
             Phase::Stopping(_) => {}
         }
+    }
+
+    /// Looks again for remaining processes, if there may be some; `false` if that was done often enough.
+    fn look_again(&mut self, cx: &mut Context, serial: u64, death: Option<Death>) -> bool {
+        let may_have_remains = may_have_remains(cx, serial);
+        let remainder = self.remainders.get_mut(&serial);
+        let Some(remainder) = remainder.filter(|of| may_have_remains && of.repeats < MOST_REPEATS) else {
+            return false;
+        };
+        remainder.repeats += 1;
+        remainder.question = look(cx, remainder, death);
+        true
     }
 
     /// Handles an answer without processes although, according to the kernel, a process still has the worker's filter.
@@ -677,6 +699,7 @@ mod tests {
             first: std::fs::File::open("/dev/null").expect("it is everywhere").into(),
             first_pid: Pid::INIT,
             hints: Vec::new(),
+            repeats: 0,
         }
     }
 

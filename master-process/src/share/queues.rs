@@ -148,6 +148,9 @@ fn idle_queues(sockets: &[Socket], copies: &Copies, watch: &QueueWatch) -> Vec<O
         }
         readings.push(reading);
     }
+    if asked.is_empty() {
+        return readings;
+    }
     let (places, fds): (Vec<usize>, Vec<_>) = asked.into_iter().unzip();
     for (place, is_idle) in places.into_iter().zip(sockets::idle_listeners(&fds)) {
         if !is_idle && let Some(reading) = readings.get_mut(place) {
